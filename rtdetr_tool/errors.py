@@ -1,0 +1,49 @@
+"""The exceptions of this package.
+
+::
+
+    RtdetrError                 our failure; exit code 1
+    └── UserError               the user's input is wrong; exit code 2, shown as one message without a traceback
+        ├── SpecError           the spec file or an override on the command line (carries every problem found)
+        ├── DataError           annotation files, images, class ids
+        └── CheckpointError     a weights file that cannot or must not be loaded
+
+The command line turns `KeyboardInterrupt` into exit code 130. A message says what is wrong, where, what is allowed and
+what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RtdetrError(Exception):
+    """Base of every exception raised on purpose by this package."""
+
+    exit_code = 1
+
+
+class UserError(RtdetrError):
+    """Something the user can mend: a file, a value, an option."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """One or more problems in a spec; `problems` holds one line of text each."""
+
+    def __init__(self, problems: str | Sequence[str], source: str | None = None) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.source = source
+        where = f" in {source}" if source else ""
+        count = len(self.problems)
+        head = f"{count} problem{'s' if count != 1 else ''}{where}:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DataError(UserError):
+    """A data set, annotation file or image that cannot be used as it is."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, foreign or unsafe."""
