@@ -1,0 +1,11 @@
+"""`rtdetr train`: fit a detector on the data sets of a spec."""
+
+from __future__ import annotations
+
+from rtdetr_tool.spec import ExperimentSpec
+
+
+def run(spec: ExperimentSpec) -> None:
+    from rtdetr_tool.training.fit import fit
+
+    fit(spec)

@@ -1,0 +1,112 @@
+"""Building blocks shared by the detectors: convolution with norm, RepVGG, CSPRep, MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "gelu": nn.GELU,
+    "silu": lambda: nn.SiLU(inplace=True),
+    "prelu": nn.PReLU,
+    "selu": nn.SELU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+}
+
+
+def build_activation(name: str | None) -> nn.Module:
+    """The activation called `name`; None means identity."""
+    if name is None:
+        return nn.Identity()
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation '{name}' is not known; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation; padding keeps the size at stride 1."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, act: str | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.act = build_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+    def fused(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of the one convolution that equals convolution plus norm in eval mode."""
+        scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
+
+
+class RepVggBlock(nn.Module):
+    """Sum of a 3x3 and a 1x1 ConvNorm, then an activation (Ding et al. 2021, arXiv:2101.03697, without identity branch)."""
+
+    def __init__(self, inputs: int, outputs: int, act: str | None) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(inputs, outputs, 3)
+        self.conv2 = ConvNorm(inputs, outputs, 1)
+        self.act = build_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "conv"):
+            return self.act(self.conv(x))
+        return self.act(self.conv1(x) + self.conv2(x))
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Replace both branches by one equal 3x3 convolution; only meaningful in eval mode."""
+        if hasattr(self, "conv"):
+            return
+        kernel3, bias3 = self.conv1.fused()
+        kernel1, bias1 = self.conv2.fused()
+        conv = nn.Conv2d(kernel3.shape[1], kernel3.shape[0], 3, padding=1).to(kernel3)
+        conv.weight.copy_(kernel3 + F.pad(kernel1, [1, 1, 1, 1]))
+        conv.bias.copy_(bias3 + bias1)
+        self.conv = conv
+        del self.conv1, self.conv2
+
+
+class CSPRepLayer(nn.Module):
+    """Cross-stage partial layer of RepVGG blocks (RT-DETR's fusion block): two 1x1 branches, one through the blocks, summed."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, expansion: float, act: str) -> None:
+        super().__init__()
+        hidden = int(outputs * expansion)
+        self.conv1 = ConvNorm(inputs, hidden, 1, act=act)
+        self.conv2 = ConvNorm(inputs, hidden, 1, act=act)
+        self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden, hidden, act) for _ in range(blocks)))
+        self.conv3 = ConvNorm(hidden, outputs, 1, act=act) if hidden != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int, act: str = "relu") -> None:
+        super().__init__()
+        widths = [inputs, *[hidden] * (depth - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.act = build_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.act(layer(x))
+        return self.layers[-1](x)
+
+
+def fuse_reparameterized(module: nn.Module) -> None:
+    """Fuse every RepVGG block below `module` in place."""
+    for child in module.modules():
+        if isinstance(child, RepVggBlock):
+            child.fuse()

@@ -1,0 +1,38 @@
+"""From raw predictions to detections: sigmoid, top-k over queries and classes, boxes in pixels. No suppression (DETR)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
+from rtdetr_tool.ops.structures import Detections, Predictions, Target
+
+
+def select_top(predictions: Predictions, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Best `num_select` (query, class) pairs of each image.
+
+    Returns:
+        scores [B, K], labels [B, K], boxes [B, K, 4] cxcywh 0..1; K = min(num_select, queries * classes), best first.
+    """
+    classes = predictions.logits.shape[-1]
+    scores = predictions.logits.float().sigmoid().flatten(1)
+    scores, index = scores.topk(min(num_select, scores.shape[1]), dim=1)
+    query = index // classes
+    boxes = predictions.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
+    return scores, index % classes, boxes
+
+
+def postprocess(predictions: Predictions, targets: Sequence[Target], num_select: int) -> list[Detections]:
+    """Detections of each image in pixels of its original, padding undone and clipped to the image.
+
+    `targets` are read for `box_scale` and `original_size` only. The result stays on the device of `predictions`.
+    """
+    scores, labels, boxes = select_top(predictions, num_select)
+    scale = boxes.new_tensor([target.box_scale * 2 for target in targets])  # [B, 4] x, y, x, y
+    limit = boxes.new_tensor([(target.original_size[1], target.original_size[0]) * 2 for target in targets])
+    boxes = (cxcywh_to_xyxy(boxes) * scale[:, None]).clamp(min=0)
+    boxes = torch.minimum(boxes, limit[:, None])
+    return [Detections(b, s, c) for b, s, c in zip(boxes, scores, labels, strict=True)]
