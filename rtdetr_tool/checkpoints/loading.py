@@ -1,0 +1,95 @@
+"""Putting weights into a detector, never silently: every tensor is loaded, or named with the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_tool.errors import CheckpointError
+
+# Heads that have one row per class; their sizes may differ between a pretrained file and a new data set.
+CLASS_HEADS = ("dec_score_head", "enc_score_head", "denoising_class_embed")
+_SMALLEST_SHARE = 0.5
+
+
+@dataclass
+class LoadReport:
+    """What happened to each tensor of a file and of the module that it was loaded into."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    reinitialised: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)  # (file, module)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Loaded tensors of all tensors that the module has."""
+        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
+        return len(self.loaded) / total if total else 0.0
+
+    @property
+    def complete(self) -> bool:
+        return not (self.reinitialised or self.missing or self.unused)
+
+    def summary(self) -> str:
+        """One line, then one per group of tensors that did not fit."""
+        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
+        lines = [f"Loaded {len(self.loaded)} of {total} tensors from {self.source}."]
+        if self.reinitialised:
+            shapes = [f"{name} (file {list(a)}, model {list(b)})" for name, (a, b) in self.reinitialised.items()]
+            lines.append(f"Another shape, left at their initial values: {_some(shapes)}.")
+        if self.missing:
+            lines.append(f"Not in the file, left at their initial values: {_some(self.missing)}.")
+        if self.unused:
+            lines.append(f"In the file but not in the model: {_some(self.unused)}.")
+        return "\n".join(lines)
+
+
+def load_into(
+    module: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, strict: bool = True, what: str = "detector"
+) -> LoadReport:
+    """Copy tensors by name. `strict` (evaluate, inference, resume) takes nothing but a complete fit.
+
+    Otherwise (a pretrained model) tensors of another shape keep their initial values and the report says so;
+    when less than half of the module's tensors fit, it is another model and an error.
+    """
+    own = module.state_dict()
+    report = LoadReport(source)
+    for name, tensor in own.items():
+        given = state_dict.get(name)
+        if given is None:
+            if not name.endswith("num_batches_tracked"):  # frozen batch norms have none; it has no effect on results
+                report.missing.append(name)
+        elif given.shape != tensor.shape:
+            report.reinitialised[name] = (tuple(given.shape), tuple(tensor.shape))
+        else:
+            report.loaded.append(name)
+    report.unused = [name for name in state_dict if name not in own and not name.endswith("num_batches_tracked")]
+    if strict and not report.complete:
+        raise CheckpointError(f"{source} does not fit this {what}{_class_hint(report)}.\n{report.summary()}")
+    if report.share < _SMALLEST_SHARE:
+        raise CheckpointError(
+            f"{source} is not the weights of this {what}: only {len(report.loaded)} of {len(own)} tensors fit "
+            f"(at least half must).\n{report.summary()}"
+        )
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(state_dict[name])
+    return report
+
+
+def _class_hint(report: LoadReport) -> str:
+    """Say it in words when only the number of classes differs."""
+    for name, (in_file, in_model) in report.reinitialised.items():
+        if "score_head" in name and in_file[1:] == in_model[1:]:
+            return f": the file has {in_file[0]} classes, the model {in_model[0]} (dataset.num_classes)"
+    return ""
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
