@@ -1,0 +1,33 @@
+"""Losses of a whole stack of predictions: one number per stage.
+
+Shape legend: S stages, B batch, Q queries, C classes, P matched pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def varifocal_loss(
+    logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Varifocal loss (Zhang et al. 2020, arXiv:2008.13367), summed per stage: logits [S, B, Q, C] -> [S].
+
+    Args:
+        positive: index tensors [P] of (stage, image, query, class) of the matched entries, each at most once.
+        quality: [P], IoU of the matched boxes: the target and the weight of a positive entry. All other entries have
+            target 0 and weight alpha * p^gamma.
+    """
+    logits = logits.float()
+    with torch.no_grad():
+        target = torch.zeros_like(logits).index_put(positive, quality.float())
+        weight = (alpha * logits.sigmoid() ** gamma).index_put(positive, quality.float())
+    losses = F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none")
+    return losses.flatten(1).sum(1)
+
+
+def sum_by_stage(values: Tensor, stage: Tensor, stages: int) -> Tensor:
+    """Sum of values [P] over the pairs of each stage -> [S]."""
+    return values.new_zeros(stages).index_add(0, stage, values)

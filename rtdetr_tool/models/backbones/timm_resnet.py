@@ -1,0 +1,90 @@
+"""ResNet and ResNet-d (He et al. 2015, arXiv:1512.03385; He et al. 2018, arXiv:1812.01187) with timm's blocks.
+
+The children carry timm's names (`conv1`, `bn1`, `layer1` ... `layer4`), which are also the names in TAO's checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import timm
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class ResNetBackbone(nn.Module):
+    """Feature maps of the stages in `indices` (0..3 = strides 4, 8, 16, 32).
+
+    Args:
+        name: a ResNet of timm, for example `resnet18d`.
+        indices: stages to return, ascending.
+        pretrained: ask timm for its published weights.
+        activation_checkpoint: recompute the stages in the backward pass to save memory.
+    """
+
+    def __init__(
+        self, name: str, indices: Sequence[int], pretrained: bool = False, activation_checkpoint: bool = False
+    ) -> None:
+        super().__init__()
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        self.conv1, self.bn1, self.act1, self.maxpool = network.conv1, network.bn1, network.act1, network.maxpool
+        self.indices = tuple(indices)
+        self.stages = STAGES[: max(indices) + 1]
+        for stage in self.stages:
+            self.add_module(stage, getattr(network, stage))
+        info = {entry["module"]: entry for entry in network.feature_info}
+        self.channels = tuple(info[STAGES[index]]["num_chs"] for index in self.indices)
+        self.strides = tuple(info[STAGES[index]]["reduction"] for index in self.indices)
+        self.activation_checkpoint = activation_checkpoint
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
+        maps = []
+        for index, name in enumerate(self.stages):
+            x = self._stage(getattr(self, name), x)
+            if index in self.indices:
+                maps.append(x)
+        return maps
+
+    def _stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.activation_checkpoint and self.training):
+            return stage(x)
+        return checkpoint(
+            stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(stage))
+        )
+
+    def freeze_stem_and_norms(self) -> None:
+        """Fix the stem and the statistics of every norm, as TAO does when it fine-tunes a pretrained ResNet."""
+        for parameter in self.conv1.parameters():
+            parameter.requires_grad_(False)
+        freeze_batch_norm(self)
+
+
+class _StatisticsKept:
+    """While active, batch norms do not update their running statistics: the recomputation sees each batch a second time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = False
+
+    def __exit__(self, *exception: object) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = True
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm2d below `module` by one with fixed statistics and scale, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"})
+            setattr(module, name, frozen)
+        else:
+            freeze_batch_norm(child)

@@ -1,0 +1,307 @@
+"""RT-DETR's decoder: query selection, deformable cross-attention, iterative box refinement (arXiv:2304.08069).
+
+Names of the children are those of the public weights.
+
+Shape legend: B batch, S tokens of all levels, Q queries (denoising first when present), D hidden_dim, C classes,
+K decoder layers, L levels, H heads, P points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.models.rtdetr.denoising import DenoisingQueries, build_denoising
+from rtdetr_tool.ops.boxes import inverse_sigmoid
+from rtdetr_tool.ops.deformable import Shapes, deformable_sample
+from rtdetr_tool.ops.layers import MLP, build_activation
+from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target
+
+ANCHOR_SIZE = 0.05  # side of an anchor on the finest level, relative; doubles with each level
+ANCHOR_MARGIN = 0.01  # anchors with a coordinate outside (margin, 1 - margin) are not used
+
+
+class RTDETRDecoder(nn.Module):
+    """Levels of the encoder in, `Predictions` out.
+
+    Args:
+        channels: channels of each level.
+        eval_idx: layer whose prediction is returned in eval mode; negative counts from the end.
+        num_denoising: wanted denoising queries of one kind; 0 switches denoising off.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        hidden_dim: int = 256,
+        num_queries: int = 300,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        num_points: int = 4,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.0,
+        eval_idx: int = -1,
+        num_denoising: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 1.0,
+        act: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_queries = num_classes, num_queries
+        self.num_denoising, self.label_noise, self.box_noise = num_denoising, label_noise, box_noise
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(
+                OrderedDict(conv=nn.Conv2d(inputs, hidden_dim, 1, bias=False), norm=nn.BatchNorm2d(hidden_dim))
+            )
+            for inputs in channels
+        )
+        self.decoder = TransformerDecoder(
+            num_layers, hidden_dim, num_heads, len(channels), num_points, dim_feedforward, dropout, act, eval_idx
+        )
+        if num_denoising > 0:
+            self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
+        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
+        self.enc_output = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim))
+        self.enc_score_head = nn.Linear(hidden_dim, num_classes)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(num_layers))
+        self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(num_layers))
+        self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Class scores start at 0.01 (focal loss prior), boxes at their reference."""
+        prior = -math.log((1 - 0.01) / 0.01)
+        for head in [self.enc_score_head, *self.dec_score_head]:
+            nn.init.constant_(head.bias, prior)
+        for head in [self.enc_bbox_head, *self.dec_bbox_head]:
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+        nn.init.xavier_uniform_(self.enc_output[0].weight)
+        for layer in self.query_pos_head.layers:
+            nn.init.xavier_uniform_(layer.weight)
+        if self.num_denoising > 0:
+            nn.init.normal_(self.denoising_class_embed.weight[:-1])
+
+    def forward(self, maps: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Predictions:
+        memory, shapes = self._flatten([project(m) for project, m in zip(self.input_proj, maps, strict=True)])
+        content, reference, encoder_logits, encoder_boxes = self._select_queries(memory, shapes)
+        denoising = None
+        if self.training and targets is not None:
+            denoising = build_denoising(
+                targets, self.num_classes, content.shape[1], self.num_denoising, self.label_noise, self.box_noise
+            )
+            content, reference = self._prepend(denoising, content, reference)
+        logits, boxes = self.decoder(
+            content,
+            reference,
+            memory,
+            shapes,
+            self.dec_score_head,
+            self.dec_bbox_head,
+            self.query_pos_head,
+            None if denoising is None else denoising.attention_mask,
+        )
+        if not self.training:
+            return Predictions(logits[-1], boxes[-1])
+        return _training_predictions(logits, boxes, encoder_logits, encoder_boxes, denoising)
+
+    @staticmethod
+    def _flatten(levels: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
+        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes
+
+    def _prepend(
+        self, denoising: DenoisingQueries | None, content: Tensor, reference: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if denoising is None:
+            if self.num_denoising > 0:  # a batch without objects: every parameter still takes part in the step (DDP)
+                content = content + 0.0 * self.denoising_class_embed.weight.sum()
+            return content, reference
+        embedded = self.denoising_class_embed(denoising.labels)
+        return (
+            torch.cat([embedded.to(content.dtype), content], dim=1),
+            torch.cat([denoising.boxes.to(reference.dtype), reference], dim=1),
+        )
+
+    def anchors(self, shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Box logits [1, S, 4] of the anchor at each cell, and which cells are used [1, S, 1]."""
+        key = (*shapes, device)
+        if key not in self._anchors:
+            with torch.inference_mode(False):  # anchors made during inference must serve training too
+                self._anchors[key] = build_anchors(shapes, device)
+        return self._anchors[key]
+
+    def _select_queries(self, memory: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The tokens with the best class score become queries: content [B, Q, D], box logits, class logits, boxes."""
+        anchors, valid = self.anchors(shapes, memory.device)
+        tokens = self.enc_output(memory * valid.to(memory.dtype))
+        scores = self.enc_score_head(tokens)  # [B, S, C]
+        best = scores.amax(-1).topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]  # [B, Q, 1]
+        content = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
+        logits = scores.gather(1, best.expand(-1, -1, scores.shape[-1]))
+        anchor = anchors.expand(len(best), -1, -1).gather(1, best.expand(-1, -1, 4))
+        reference = self.enc_bbox_head(content).float() + anchor
+        return content.detach(), reference.detach(), logits, reference.sigmoid()
+
+
+def build_anchors(shapes: Shapes, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """One anchor per cell: logits of its cxcywh box [1, S, 4] (infinite where unused), and whether it is used [1, S, 1]."""
+    boxes = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = torch.meshgrid(
+            torch.arange(height, dtype=torch.float32, device=device),
+            torch.arange(width, dtype=torch.float32, device=device),
+            indexing="ij",
+        )
+        centre = torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=-1).reshape(-1, 2)
+        boxes.append(torch.cat([centre, torch.full_like(centre, ANCHOR_SIZE * 2.0**level)], dim=-1))
+    anchors = torch.cat(boxes)[None]
+    valid = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1, keepdim=True)
+    return torch.log(anchors / (1 - anchors)).masked_fill(~valid, torch.inf), valid
+
+
+def _training_predictions(
+    logits: Tensor, boxes: Tensor, encoder_logits: Tensor, encoder_boxes: Tensor, denoising: DenoisingQueries | None
+) -> Predictions:
+    noisy = None
+    if denoising is not None:
+        count = denoising.labels.shape[1]
+        noisy = DenoisingPredictions(
+            logits[:, :, :count], boxes[:, :, :count], denoising.positive_index, denoising.groups
+        )
+        logits, boxes = logits[:, :, count:], boxes[:, :, count:]
+    return Predictions(logits[-1], boxes[-1], logits, boxes, encoder_logits, encoder_boxes, noisy)
+
+
+class TransformerDecoder(nn.Module):
+    """The layers and the box refinement between them."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        dim_feedforward: int,
+        dropout: float,
+        act: str,
+        eval_idx: int,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, num_heads, num_levels, num_points, dim_feedforward, dropout, act)
+            for _ in range(num_layers)
+        )
+        self.eval_idx = eval_idx % num_layers
+
+    def forward(
+        self,
+        content: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        score_heads: nn.ModuleList,
+        box_heads: nn.ModuleList,
+        query_pos_head: nn.Module,
+        attention_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of every layer in training mode, of `eval_idx` alone (K = 1) otherwise.
+
+        The reference a layer attends around carries no gradient; its box prediction does pass one to the layer before.
+        """
+        reference = reference.sigmoid()
+        previous = reference
+        all_logits, all_boxes = [], []
+        for index, layer in enumerate(self.layers):
+            content = layer(content, reference, memory, shapes, query_pos_head(reference), attention_mask)
+            if not self.training and index < self.eval_idx:
+                reference = (box_heads[index](content).float() + inverse_sigmoid(reference)).sigmoid()
+                continue
+            delta = box_heads[index](content).float()
+            all_logits.append(score_heads[index](content))
+            all_boxes.append((delta + inverse_sigmoid(previous)).sigmoid())
+            if not self.training:
+                break
+            previous = all_boxes[0] if index == 0 else (delta + inverse_sigmoid(reference)).sigmoid()
+            reference = previous.detach()
+        return torch.stack(all_logits), torch.stack(all_boxes)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(
+        self, dim: int, num_heads: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float, act: str
+    ) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.cross_attn = DeformableAttention(dim, num_heads, num_levels, num_points)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = build_activation(act)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self,
+        content: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        position: Tensor,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        query = content + position
+        attended = self.self_attn(query, query, content, attn_mask=attention_mask, need_weights=False)[0]
+        content = self.norm1(content + self.dropout(attended))
+        sampled = self.cross_attn(content + position, reference, memory, shapes)
+        content = self.norm2(content + self.dropout(sampled))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
+        return self.norm3(content + self.dropout(hidden))
+
+
+class DeformableAttention(nn.Module):
+    """Each query samples P points per level and head around its reference box (arXiv:2010.04159, 4-dimensional reference)."""
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Heads look in evenly spread directions, point p at distance p; all weights equal."""
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        distance = torch.arange(1, self.points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None] * distance[:, None]  # [H, 1, P, 2]
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.levels, -1, -1).reshape(-1))
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
+        """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] -> [B, Q, D]."""
+        value = self.value_proj(memory).unflatten(-1, (self.heads, -1))
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.heads, self.levels, self.points, 2))
+        weights = self.attention_weights(query).float().unflatten(-1, (self.heads, self.levels * self.points))
+        weights = F.softmax(weights, dim=-1).unflatten(-1, (self.levels, self.points))
+        centre, size = reference[:, :, None, None, None, :2], reference[:, :, None, None, None, 2:]
+        locations = centre + offsets / self.points * size * 0.5  # [B, Q, H, L, P, 2]
+        return self.output_proj(deformable_sample(value, shapes, locations, weights))

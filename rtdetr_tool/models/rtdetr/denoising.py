@@ -1,0 +1,87 @@
+"""Contrastive denoising queries (DINO, Zhang et al. 2022, arXiv:2203.03605, section 3.3), as RT-DETR uses them.
+
+Each group repeats the ground truth twice: once with small noise (positive, must find its object again) and once with large
+noise (negative, must say "no object").
+
+Shape legend: B batch, M most objects of an image in the batch, G groups, D = G * 2 * M denoising queries, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from rtdetr_tool.ops.structures import Target
+
+
+@dataclass
+class DenoisingQueries:
+    labels: Tensor  # [B, D] class index, padding = num_classes
+    boxes: Tensor  # [B, D, 4] cxcywh as logits
+    attention_mask: Tensor  # [D + Q, D + Q] bool, True = may not be seen
+    positive_index: list[Tensor]  # per image [G * N], group-major
+    groups: int
+
+
+def build_denoising(
+    targets: Sequence[Target],
+    num_classes: int,
+    num_queries: int,
+    num_denoising: int,
+    label_noise: float = 0.5,
+    box_noise: float = 1.0,
+) -> DenoisingQueries | None:
+    """Noisy copies of the ground truth; None when switched off or when no image of the batch has an object.
+
+    A label is replaced by a random one with probability `label_noise / 2`. Each corner moves by up to `box_noise` times
+    half the side: factor 0..1 for positives, 1..2 for negatives, random direction.
+    """
+    counts = [len(target.labels) for target in targets]
+    most = max(counts, default=0)
+    if num_denoising <= 0 or most == 0:
+        return None
+    groups = max(1, num_denoising // most)
+    device = targets[0].boxes.device
+
+    labels = torch.nn.utils.rnn.pad_sequence([t.labels for t in targets], True, num_classes)  # [B, M]
+    boxes = torch.nn.utils.rnn.pad_sequence([t.boxes for t in targets], True, 0.0)  # [B, M, 4]
+    real = torch.arange(most)[None] < torch.tensor(counts)[:, None]
+    real = real.to(device, non_blocking=True).repeat(1, 2 * groups)  # [B, D]
+    labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)
+    negative = (torch.arange(2 * groups, device=device) % 2).repeat_interleave(most).to(boxes.dtype)  # [D]
+
+    labels = _noisy_labels(labels, real, num_classes, label_noise)
+    boxes = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise))
+    starts = torch.arange(groups)[:, None] * 2 * most
+    positive_index = [(starts + torch.arange(count)).flatten().to(device, non_blocking=True) for count in counts]
+    mask = denoising_attention_mask(groups, 2 * most, num_queries, device)
+    return DenoisingQueries(labels, boxes, mask, positive_index, groups)
+
+
+def _noisy_labels(labels: Tensor, real: Tensor, num_classes: int, noise: float) -> Tensor:
+    if noise <= 0:
+        return labels
+    flip = (torch.rand(labels.shape, device=labels.device) < noise * 0.5) & real
+    return torch.where(flip, torch.randint_like(labels, num_classes), labels)
+
+
+def _noisy_boxes(boxes: Tensor, negative: Tensor, noise: float) -> Tensor:
+    if noise <= 0:
+        return boxes
+    reach = (boxes[..., 2:] / 2).repeat(1, 1, 2) * noise
+    sign = torch.randint_like(boxes, 2) * 2 - 1
+    factor = torch.rand_like(boxes) + negative[None, :, None]
+    moved = cxcywh_to_xyxy(boxes) + sign * factor * reach
+    return xyxy_to_cxcywh(moved.clamp(0, 1))
+
+
+def denoising_attention_mask(groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
+    """Matching queries cannot see denoising queries, groups cannot see each other; [D + Q, D + Q], True = hidden."""
+    group = torch.arange(groups, device=device).repeat_interleave(group_size)
+    group = torch.cat([group, torch.full((num_queries,), groups, device=device)])
+    key_is_denoising = group < groups
+    return key_is_denoising[None, :] & (group[None, :] != group[:, None])

@@ -1,0 +1,145 @@
+"""RT-DETR's hybrid encoder (Zhao et al. 2023, arXiv:2304.08069, section 4.2).
+
+Attention inside chosen levels (AIFI), then a top-down and a bottom-up fusion across levels (CCFM).
+Names of the children are those of the public weights.
+
+Shape legend: B batch, D hidden_dim, h, w size of a level; levels run from fine to coarse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.ops.layers import ConvNorm, CSPRepLayer, build_activation
+from rtdetr_tool.ops.position import sincos_position_2d
+
+
+class EncoderOutput(NamedTuple):
+    """`maps`: fused levels for the decoder. `projected`: the levels after projection and attention, before fusion."""
+
+    maps: list[Tensor]  # [B, D, h, w] each
+    projected: list[Tensor]  # [B, D, h, w] each
+
+
+class HybridEncoder(nn.Module):
+    """Backbone levels in, as many levels of `hidden_dim` channels out.
+
+    Args:
+        channels: channels of each backbone level, fine to coarse; each level has half the size of the one before.
+        attention_levels: levels (index into `channels`) that get the transformer encoder.
+        expansion, depth_mult: width and number (`round(3 * depth_mult)`) of the RepVGG blocks in each fusion block.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        hidden_dim: int = 256,
+        attention_levels: Sequence[int] = (2,),
+        num_heads: int = 8,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.0,
+        num_layers: int = 1,
+        pe_temperature: float = 10000.0,
+        expansion: float = 1.0,
+        depth_mult: float = 1.0,
+        enc_act: str = "gelu",
+        act: str = "silu",
+    ) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.attention_levels = tuple(attention_levels)
+        self.pe_temperature = pe_temperature
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, hidden_dim, 1, bias=False), nn.BatchNorm2d(hidden_dim)) for inputs in channels
+        )
+        self.encoder = nn.ModuleList(
+            TransformerEncoder(num_layers, hidden_dim, num_heads, dim_feedforward, dropout, enc_act)
+            for _ in self.attention_levels
+        )
+        steps, blocks = len(channels) - 1, round(3 * depth_mult)
+
+        def fusion_blocks() -> nn.ModuleList:
+            return nn.ModuleList(
+                CSPRepLayer(2 * hidden_dim, hidden_dim, blocks, expansion, act) for _ in range(steps)
+            )
+
+        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1, act=act) for _ in range(steps))
+        self.fpn_blocks = fusion_blocks()
+        self.downsample_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act) for _ in range(steps))
+        self.pan_blocks = fusion_blocks()
+        self._positions: dict[tuple, Tensor] = {}
+
+    def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
+        levels = [project(feature) for project, feature in zip(self.input_proj, features, strict=True)]
+        for layers, index in zip(self.encoder, self.attention_levels, strict=True):
+            levels[index] = self._attend(layers, levels[index])
+        return EncoderOutput(self._fuse(levels), levels)
+
+    def _attend(self, layers: TransformerEncoder, level: Tensor) -> Tensor:
+        height, width = level.shape[-2:]
+        tokens = layers(level.flatten(2).transpose(1, 2), self._position(height, width, level))
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    def _position(self, height: int, width: int, like: Tensor) -> Tensor:
+        """[1, h * w, D], kept per size: any input size works in training and in eval mode."""
+        key = (height, width, like.device)
+        if key not in self._positions:
+            with torch.inference_mode(False):  # a table made during inference must serve training too
+                table = sincos_position_2d(height, width, self.hidden_dim, self.pe_temperature, like.device)
+            self._positions[key] = table[None]
+        return self._positions[key]
+
+    def _fuse(self, levels: list[Tensor]) -> list[Tensor]:
+        """Top-down, then bottom-up. The lists of blocks run from coarse to fine and from fine to coarse."""
+        fine_to_coarse = [levels[-1]]
+        for step, lower in enumerate(reversed(levels[:-1])):
+            upper = self.lateral_convs[step](fine_to_coarse[0])
+            fine_to_coarse[0] = upper
+            raised = F.interpolate(upper, size=lower.shape[-2:], mode="nearest")
+            fine_to_coarse.insert(0, self.fpn_blocks[step](torch.cat([raised, lower], dim=1)))
+        maps = [fine_to_coarse[0]]
+        for step, upper in enumerate(fine_to_coarse[1:]):
+            lowered = self.downsample_convs[step](maps[-1])
+            maps.append(self.pan_blocks[step](torch.cat([lowered, upper], dim=1)))
+        return maps
+
+
+class TransformerEncoder(nn.Module):
+    """Post-norm transformer encoder; the position embedding is added to queries and keys of every layer."""
+
+    def __init__(
+        self, num_layers: int, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, num_heads, dim_feedforward, dropout, act) for _ in range(num_layers)
+        )
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens, position)
+        return tokens
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = build_activation(act)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        query = tokens + position
+        attended = self.self_attn(query, query, tokens, need_weights=False)[0]
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
+        return self.norm2(tokens + self.dropout(hidden))
