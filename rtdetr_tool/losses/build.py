@@ -1,0 +1,17 @@
+"""Builds the criterion from the `model` section of a spec; the only place in `losses` that sees a spec."""
+
+from __future__ import annotations
+
+from rtdetr_tool.losses.criterion import SetCriterion
+from rtdetr_tool.losses.matcher import HungarianMatcher
+from rtdetr_tool.spec import ModelSpec
+
+
+def build_criterion(spec: ModelSpec) -> SetCriterion:
+    matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
+    weights = {
+        "loss_vfl": spec.vfl_loss_coef,
+        "loss_bbox": spec.bbox_loss_coef,
+        "loss_giou": spec.giou_loss_coef,
+    }
+    return SetCriterion(matcher, weights, spec.loss_types, spec.alpha, spec.gamma, spec.aux_loss)
