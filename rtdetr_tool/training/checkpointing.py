@@ -1,0 +1,178 @@
+"""Which checkpoint files a training run writes, under TAO's names, and which one a run resumes from.
+
+::
+
+    model_epoch_007.pth            every checkpoint_interval epochs (counted from 0) and after the last one
+    model_epoch_007_step_00320.pth with checkpoint_interval_unit: step
+    model_epoch_007-EMA.pth        its twin when EMA is on: the averages in `state_dict`, the rest as in the other
+    rtdetr_model_latest.pth        link to the newest of them (the twin when there is one)
+    rtdetr_model_best.pth          the best validation mAP so far; a file of its own, so the others may be deleted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
+from rtdetr_tool.training.ema import ExponentialMovingAverage
+
+logger = logging.getLogger(__name__)
+
+LATEST, BEST = "rtdetr_model_latest.pth", "rtdetr_model_best.pth"
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Lets Lightning read and write through `checkpoints.io`: atomic, and nothing but weights and plain data."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class PeriodicCheckpoint(Checkpoint):
+    """Writes the files named at the top of this module; `folder` is the run's results folder."""
+
+    def __init__(self, folder: str | os.PathLike, interval: int = 1, unit: str = "epoch", monitor: str = "val_mAP") -> None:
+        self.folder = Path(folder)
+        self.interval, self.unit, self.monitor = interval, unit, monitor
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self.latest_path: Path | None = None
+        self._last_step = 0
+        self._validated_epoch = -1
+
+    @property
+    def best_path(self) -> Path | None:
+        return self.folder / BEST if self.best_score is not None else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if self.unit != "step" or step == self._last_step:
+            return
+        self._last_step = step
+        if step % self.interval == 0:
+            self._save_periodic(trainer, f"model_epoch_{trainer.current_epoch:03d}_step_{step:05d}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validated_epoch = trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch
+        improved = self._improved(trainer, epoch)
+        last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
+        due = self.unit == "epoch" and (epoch + 1) % self.interval == 0
+        saved = self._save_periodic(trainer, f"model_epoch_{epoch:03d}") if due or last or trainer.should_stop else {}
+        if improved:
+            self._save_best(trainer, saved)
+
+    def _improved(self, trainer: Trainer, epoch: int) -> bool:
+        """Whether this epoch was validated and beats all before it."""
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or self._validated_epoch != epoch:
+            return False
+        score = float(score)
+        if self.best_score is not None and not score > self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, epoch
+        return True
+
+    def _save_periodic(self, trainer: Trainer, stem: str) -> dict[str, Path]:
+        """Write the file, its EMA twin and the latest link; the written paths by the kind of weights in them."""
+        saved = {"raw": self._save(trainer, self.folder / f"{stem}.pth", averages=False)}
+        if _ema(trainer) is not None:
+            saved["ema"] = self._save(trainer, self.folder / f"{stem}-EMA.pth", averages=True)
+        self.latest_path = saved.get("ema", saved["raw"])
+        if trainer.is_global_zero:
+            point_link(self.folder / LATEST, self.latest_path)
+        return saved
+
+    def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
+        """The best file holds the weights that were validated."""
+        ema = _ema(trainer)
+        kind = "ema" if ema is not None and not ema.validate_original_weights else "raw"
+        best = self.folder / BEST
+        if kind not in saved:
+            self._save(trainer, best, averages=kind == "ema")
+        elif trainer.is_global_zero:
+            share_file(saved[kind], best)
+
+    def _save(self, trainer: Trainer, path: Path, averages: bool) -> Path:
+        ema = _ema(trainer)
+        if ema is not None:
+            ema.saving_averages = averages
+        try:
+            trainer.save_checkpoint(path)
+        finally:
+            if ema is not None:
+                ema.saving_averages = False
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+
+def find_resume_path(folder: str | os.PathLike, explicit: str | None = None) -> Path | None:
+    """The explicit path, else what the latest link in `folder` stands for, else None."""
+    if explicit:
+        return Path(explicit)
+    latest = Path(folder) / LATEST
+    if latest.is_symlink() and latest.exists():
+        return latest.resolve()
+    return latest if latest.exists() else None
+
+
+def point_link(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to `target` in one step; a copy where the file system has no links."""
+    with _beside(link) as temporary:
+        try:
+            os.symlink(os.path.relpath(target, link.parent), temporary)
+        except OSError:
+            shutil.copyfile(target, temporary)
+        os.replace(temporary, link)
+
+
+def share_file(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source` without using space twice; a copy where that is not possible."""
+    with _beside(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path):
+    """A free name in the same folder, gone afterwards whatever happens (replacing one hard link by another keeps both)."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _ema(trainer: Trainer) -> ExponentialMovingAverage | None:
+    return next((c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)), None)

@@ -1,0 +1,48 @@
+"""Ranks and exchange between the processes of one run; all of it also works in a single process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """This process's number among all; before the group exists, what the launcher said."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
+
+
+def world_size() -> int:
+    """How many processes work on this run (1 as long as no process group exists)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_objects(items: list[Any]) -> list[Any]:
+    """The lists of all ranks joined in rank order on rank 0; an empty list on the others."""
+    if world_size() == 1:
+        return list(items)
+    received: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(items, received, dst=0)
+    return [item for part in received for item in part] if received is not None else []
+
+
+def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nodes: int = 1) -> torch.device:
+    """Join (or, as the first process, start) the processes of an evaluation or inference run; this one's device.
+
+    Like training, it starts the same command once per further device, or takes the place that torchrun or SLURM gave
+    it. Afterwards `rank()`, `world_size()` and `gather_objects` hold for the run.
+    """
+    from lightning_fabric import Fabric
+
+    from rtdetr_tool.training.trainer import choose_devices
+
+    accelerator, devices = choose_devices(num_gpus, gpu_ids)
+    count = devices if isinstance(devices, int) else len(devices)
+    strategy = "ddp" if count * num_nodes > 1 else "auto"
+    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
+    fabric.launch()
+    return fabric.device

@@ -1,0 +1,135 @@
+"""Exponential moving average of all weights and batch-norm statistics."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+AVERAGED_KEY = "ema_state_dict"  # in a file whose `state_dict` holds the weights being trained
+RAW_KEY = "raw_state_dict"  # in a file whose `state_dict` holds the averaged weights
+
+
+class ExponentialMovingAverage(Callback):
+    """Keeps `ema = d * ema + (1 - d) * weights` after every `every_n_steps`-th optimizer step and validates with it.
+
+    Floating tensors (weights, running means and variances) are averaged, integer ones copied. With `ramp` (the default)
+    update n uses `d = min(decay, (1 + n) / (10 + n))`, so that short runs are not left with their random start:
+    after n updates the average reaches back over about n / 9 of them until `decay` is met. `ramp=False` is the plain
+    `decay` of TAO.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        every_n_steps: int = 1,
+        validate_original_weights: bool = False,
+        cpu_offload: bool = False,
+        ramp: bool = True,
+    ) -> None:
+        self.decay, self.every_n_steps, self.ramp = decay, every_n_steps, ramp
+        self.validate_original_weights, self.cpu_offload = validate_original_weights, cpu_offload
+        self.updates = 0
+        self.averages: dict[str, Tensor] = {}
+        self.saving_averages = False  # while true, `on_save_checkpoint` puts the averages in the main place
+        self._live: dict[str, Tensor] = {}
+        self._originals: list[Tensor] | None = None
+        self._last_step = 0
+
+    def decay_at(self, update: int) -> float:
+        """The decay of the `update`-th update, counted from 1."""
+        return min(self.decay, (1 + update) / (10 + update)) if self.ramp else self.decay
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._live = dict(pl_module.state_dict(keep_vars=False))
+        restored, self.averages = self.averages, {}
+        for name, tensor in self._live.items():
+            start = restored.get(name, tensor)
+            device = "cpu" if self.cpu_offload else tensor.device
+            average = torch.empty_like(tensor, device=device)
+            if self.cpu_offload and tensor.is_cuda:
+                average = average.pin_memory()
+            self.averages[name] = average.copy_(start)
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if step == self._last_step:  # gradient accumulation: the optimizer has not stepped
+            return
+        self._last_step = step
+        if step % self.every_n_steps == 0:
+            self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages one step towards the weights as they are."""
+        self.updates += 1
+        floating = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
+        averages = [self.averages[name] for name in floating]
+        weights = [self._live[name] for name in floating]
+        if self.cpu_offload:
+            weights = [tensor.to("cpu") for tensor in weights]
+        torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.updates))
+        for name, tensor in self._live.items():
+            if not tensor.is_floating_point():
+                self.averages[name].copy_(tensor)
+
+    @torch.no_grad()
+    def swap_in(self) -> None:
+        """Put the averages into the module, keeping the weights aside."""
+        if self._originals is None and self.averages and self._live:
+            self._originals = [tensor.clone() for tensor in self._live.values()]
+            self._write(self.averages.values())
+
+    @torch.no_grad()
+    def swap_out(self) -> None:
+        """Put the weights back as they were."""
+        if self._originals is not None:
+            self._write(self._originals)
+            self._originals = None
+
+    def _write(self, values: Any) -> None:
+        for live, value in zip(self._live.values(), values, strict=True):
+            live.copy_(value)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not self.validate_original_weights:
+            self.swap_in()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_out()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.swap_out()
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training ends with the averages in the module: they are what was validated and what is used afterwards."""
+        if not self.validate_original_weights and self.updates:
+            self._write(self.averages.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates = state_dict["updates"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint["state_dict"]
+        if self._originals is not None:  # saved while the averages stand in for the weights
+            weights = dict(zip(self._live, self._originals, strict=True))
+        if self.saving_averages:
+            checkpoint["state_dict"], checkpoint[RAW_KEY] = dict(self.averages), weights
+        else:
+            checkpoint["state_dict"], checkpoint[AVERAGED_KEY] = weights, dict(self.averages)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """`DetectorModule.on_load_checkpoint` has by now put the weights being trained under `state_dict`."""
+        self.averages = dict(checkpoint.get(AVERAGED_KEY, {}))
+        if not self.averages:
+            logger.warning("The checkpoint has no averaged weights (it was trained without EMA): EMA starts from it.")
