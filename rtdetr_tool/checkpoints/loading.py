@@ -26,10 +26,13 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     @property
+    def total(self) -> int:
+        """Tensors that the module has and that matter (not the counters of batch norms)."""
+        return len(self.loaded) + len(self.reinitialised) + len(self.missing)
+
+    @property
     def share(self) -> float:
-        """Loaded tensors of all tensors that the module has."""
-        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
-        return len(self.loaded) / total if total else 0.0
+        return len(self.loaded) / self.total if self.total else 0.0
 
     @property
     def complete(self) -> bool:
@@ -37,8 +40,7 @@ class LoadReport:
 
     def summary(self) -> str:
         """One line, then one per group of tensors that did not fit."""
-        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
-        lines = [f"Loaded {len(self.loaded)} of {total} tensors from {self.source}."]
+        lines = [f"Loaded {len(self.loaded)} of {self.total} tensors from {self.source}."]
         if self.reinitialised:
             shapes = [f"{name} (file {list(a)}, model {list(b)})" for name, (a, b) in self.reinitialised.items()]
             lines.append(f"Another shape, left at their initial values: {_some(shapes)}.")
@@ -73,7 +75,7 @@ def load_into(
         raise CheckpointError(f"{source} does not fit this {what}{_class_hint(report)}.\n{report.summary()}")
     if report.share < _SMALLEST_SHARE:
         raise CheckpointError(
-            f"{source} is not the weights of this {what}: only {len(report.loaded)} of {len(own)} tensors fit "
+            f"{source} is not the weights of this {what}: only {len(report.loaded)} of {report.total} tensors fit "
             f"(at least half must).\n{report.summary()}"
         )
     with torch.no_grad():

@@ -24,6 +24,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
+from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,13 @@ class SafeCheckpointIO(CheckpointIO):
         save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_checkpoint(path)
+        payload = load_checkpoint(path)
+        if KEY not in payload or "loops" not in payload:
+            raise CheckpointError(
+                f"{path} holds weights but not the state of a training run of this tool, so it cannot be resumed; "
+                "give it as train.pretrained_model_path to start from its weights."
+            )
+        return payload
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -47,7 +55,9 @@ class SafeCheckpointIO(CheckpointIO):
 class PeriodicCheckpoint(Checkpoint):
     """Writes the files named at the top of this module; `folder` is the run's results folder."""
 
-    def __init__(self, folder: str | os.PathLike, interval: int = 1, unit: str = "epoch", monitor: str = "val_mAP") -> None:
+    def __init__(
+        self, folder: str | os.PathLike, interval: int = 1, unit: str = "epoch", monitor: str = "val_mAP"
+    ) -> None:
         self.folder = Path(folder)
         self.interval, self.unit, self.monitor = interval, unit, monitor
         self.best_score: float | None = None
@@ -165,7 +175,7 @@ def share_file(source: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path):
-    """A free name in the same folder, gone afterwards whatever happens (replacing one hard link by another keeps both)."""
+    """A free name in the same folder, gone afterwards whatever happens (renaming onto the same file keeps both)."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     try:

@@ -31,8 +31,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one named group.
 
-    Three learning rates (`backbone`, `linear_proj`, `main`), each split by weight decay: norms, biases and other vectors
-    (layer scales) get none. A norm is known by its class, not by its name, so `input_proj.0.1` counts as one.
+    Three learning rates (`backbone`, `linear_proj`, `main`), each split by weight decay: norms, biases and other
+    vectors (layer scales) get none. A norm is known by its class, not by its name, so `input_proj.0.1` counts as one.
     """
     rates = {"backbone": lr_backbone, "linear_proj": lr * lr_linear_proj_mult, "main": lr}
     undecayed = {id(p) for module in detector.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
@@ -125,4 +125,4 @@ class StagedSchedule(LRScheduler):
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower() and not list(module.children())
+    return isinstance(module, _NORMS) or ("norm" in type(module).__name__.lower() and not list(module.children()))

@@ -183,5 +183,5 @@ def test_another_programs_checkpoint_is_named(tmp_path, names, found):
 
 def test_a_file_without_weights_says_what_it_holds(tmp_path):
     save_checkpoint({"epoch": 3, "lr": 0.1}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="no weights.*'epoch', 'lr'"):
+    with pytest.raises(CheckpointError, match=r"no weights.*'epoch', 'lr'"):
         read_weights(tmp_path / "a.pth")

@@ -1,0 +1,74 @@
+"""The Lightning data module of a spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from rtdetr_tool.data.build import build_eval_dataset, build_inference_dataset, build_loader, build_train_dataset
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.distributed import rank, world_size
+
+
+class DetectionDataModule(pl.LightningDataModule):
+    """Builds each data set of a spec once, when it is first needed.
+
+    The loaders deal the images out to the processes themselves (`use_distributed_sampler=False` in the trainer), in
+    training without overlap, in evaluation without repeating any.
+    """
+
+    def __init__(self, spec: ExperimentSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self._datasets: dict[str, Dataset] = {}
+
+    def setup(self, stage: str) -> None:
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
+            if split != "val" or self.spec.dataset.val_data_sources:
+                self.dataset(split)
+
+    def dataset(self, split: str) -> Any:
+        """`train`, `val`, `test` or `predict`."""
+        if split not in self._datasets:
+            self._datasets[split] = self._build(split)
+        return self._datasets[split]
+
+    def _build(self, split: str) -> Any:
+        if split == "train":
+            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed)
+        if split == "predict":
+            return build_inference_dataset(self.spec.dataset)
+        known = self._datasets.get("train")
+        return build_eval_dataset(self.spec.dataset, split=split, class_map=known.class_map if known else None)
+
+    @property
+    def class_map(self) -> ClassMap:
+        """The classes of the training data (of whichever split is built when that is not)."""
+        for split in ("train", "val", "test"):
+            if split in self._datasets:
+                return self._datasets[split].class_map
+        return self.dataset("train").class_map
+
+    def _loader(self, split: str) -> DataLoader:
+        return build_loader(
+            self.dataset(split),
+            self.spec.dataset,
+            training=split == "train",
+            rank=rank(),
+            world_size=world_size(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._loader("val") if self.spec.dataset.val_data_sources else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("predict")

@@ -1,0 +1,94 @@
+"""One training run from a spec, as `rtdetr train` does it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path
+from rtdetr_tool.training.datamodule import DetectionDataModule
+from rtdetr_tool.training.module import DetectorModule
+from rtdetr_tool.training.reporting import say_resumed
+from rtdetr_tool.training.trainer import build_trainer, seed_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FitResult:
+    """What a run left behind. `metrics` are of the last validation; paths are None when nothing was written."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_score: float | None = None
+    best_epoch: int | None = None
+    best_path: Path | None = None
+    latest_path: Path | None = None
+    resumed_from: Path | None = None
+    epochs: int = 0
+    dry_run: bool = False
+
+
+def fit(spec: ExperimentSpec, callbacks: Sequence[Callback] = (), **trainer_kwargs: Any) -> FitResult:
+    """Train as `spec` says, going on from `train.resume_training_checkpoint_path` or the results folder's newest file.
+
+    With `train.is_dry_run` everything is built and one batch goes through the model forwards and backwards, but nothing
+    is trained and nothing is written.
+    """
+    seed_run(spec.train.seed)
+    datamodule = DetectionDataModule(spec)
+    datamodule.setup("fit")
+    module = DetectorModule(spec, datamodule.class_map)
+    if spec.train.is_dry_run:
+        return rehearse(spec, module, datamodule)
+    trainer = build_trainer(spec, callbacks=list(callbacks), **trainer_kwargs)
+    resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
+    if resume:
+        say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
+    trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
+    return _result(trainer, module, resume)
+
+
+def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:
+    """Everything a run needs, once: initial weights, optimizer, a training batch with gradients, a validation batch."""
+    trainer = build_trainer(spec, logger=False)
+    device = trainer.strategy.root_device if trainer.num_devices == 1 else torch.device("cpu")
+    module.load_initial_weights()
+    module.to(device).train()
+    module.configure_optimizers()
+    batch = next(iter(datamodule.train_dataloader())).to(device)
+    with trainer.precision_plugin.forward_context():
+        loss = module.compute_losses(batch)["loss"]
+    loss.backward()
+    module.zero_grad(set_to_none=True)
+    metrics = {"train_loss": loss.item()}
+    if spec.dataset.val_data_sources:
+        module.eval()
+        batch = next(iter(datamodule.val_dataloader())).to(device)
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            predictions = module.detector(module.prepare_images(batch, multi_scale=False))
+            metrics["val_loss"] = module.criterion(predictions, batch.targets)["loss"].item()
+    logger.info("Dry run: everything was built, one batch went through (%s); nothing was trained or written.", metrics)
+    return FitResult(metrics=metrics, dry_run=True)
+
+
+def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> FitResult:
+    checkpoint = next(c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint))
+    if trainer.global_step and checkpoint.latest_path is None and resume is not None:
+        logger.warning("Nothing was left to train: %s already has train.num_epochs epochs.", resume)
+    numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return FitResult(
+        metrics={**numbers, **module.metrics},
+        best_score=checkpoint.best_score,
+        best_epoch=checkpoint.best_epoch,
+        best_path=checkpoint.best_path,
+        latest_path=checkpoint.latest_path or resume,
+        resumed_from=resume,
+        epochs=trainer.current_epoch,
+    )

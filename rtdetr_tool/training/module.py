@@ -1,0 +1,267 @@
+"""The Lightning module of a detector: steps, metrics, optimizer, and its place in a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import FSDPStrategy
+from torch import Tensor, nn
+
+from rtdetr_tool.checkpoints.loading import load_into
+from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
+from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.losses.build import build_criterion
+from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.postprocess import postprocess
+from rtdetr_tool.ops.structures import Batch, Detections
+from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.training.distributed import gather_objects
+from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
+from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
+from rtdetr_tool.training.weights import load_initial_weights
+
+logger = logging.getLogger(__name__)
+
+_FINITE_CHECK_INTERVAL = 50  # steps
+_MAIN_TERMS = ("loss_vfl", "loss_bbox", "loss_giou")
+
+
+class DetectorModule(pl.LightningModule):
+    """A detector with everything that Lightning needs to fit, validate, test and predict with it.
+
+    `self.detector` is the network; in a checkpoint its names have TAO's prefix `model.model.`. Convolutions run in
+    channels_last, which is faster on CPUs and GPUs alike.
+    """
+
+    def __init__(self, spec: ExperimentSpec, class_map: ClassMap) -> None:
+        super().__init__()
+        self.spec, self.class_map = spec, class_map
+        detector = build_detector(
+            spec.model, spec.dataset.num_classes, activation_checkpoint=spec.train.activation_checkpoint
+        )
+        if spec.model.pretrained_backbone_path and spec.model.train_backbone and not spec.train.pretrained_model_path:
+            detector.backbone.freeze_stem_and_norms()
+        detector.freeze(spec.train.freeze or ())
+        self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
+        self.criterion = build_criterion(spec.model)
+        self.last_loss: Tensor | None = None  # of the latest training step, on the device; read without haste
+        self.validated_epoch = -1
+        self.metrics: dict[str, float] = {}  # of the latest validation or test
+        self._evaluator: CocoEvaluator | None = None
+        self._not_finite: Tensor | None = None
+        self._initialised = False
+
+    @property
+    def detector(self) -> nn.Module:
+        return self.model["model"]
+
+    def forward(self, images: Tensor) -> Any:
+        """Raw predictions for float images 0..1, [B, 3, H, W]."""
+        return self.detector(images)
+
+    def setup(self, stage: str) -> None:
+        """A fit that does not resume starts from the weights that the spec names."""
+        if stage == "fit" and not self.trainer.ckpt_path:
+            self.load_initial_weights()
+
+    def load_initial_weights(self) -> None:
+        if not self._initialised:
+            self._initialised = True
+            load_initial_weights(self.detector, self.spec)
+
+    # Steps
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device, non_blocking=True) if isinstance(batch, Batch) else batch
+
+    def prepare_images(self, batch: Batch, multi_scale: bool) -> Tensor:
+        """uint8 to float 0..1; in training the whole batch takes the size drawn for this optimizer step."""
+        images = to_float(batch.images)
+        scales = self.spec.dataset.augmentation.multi_scales
+        if multi_scale and scales:
+            images = resize_batch(images, draw_scale(scales, max(0, self.spec.train.seed), self.global_step))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All loss terms of a training batch; `loss` is their sum. Distillation overrides this."""
+        predictions = self.detector(self.prepare_images(batch, multi_scale=True), batch.targets)
+        return self.criterion(predictions, batch.targets)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._seed_step()
+        losses = self.compute_losses(batch)
+        loss = losses["loss"]
+        self.last_loss = loss.detach()
+        size = len(batch)
+        self.log("train_loss", self.last_loss, on_step=True, on_epoch=True, batch_size=size, sync_dist=False)
+        terms = {f"train_{name}": losses[name].detach() for name in _MAIN_TERMS if name in losses}
+        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("lr", self._main_rate(), on_step=True, on_epoch=False, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        predictions = self.detector(self.prepare_images(batch, multi_scale=False))
+        losses = self.criterion(predictions, batch.targets)
+        terms = {"val_loss": losses["loss"], **{f"val_{name}": losses[name] for name in _MAIN_TERMS if name in losses}}
+        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self._collect(batch, predictions)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._collect(batch, self.detector(self.prepare_images(batch, multi_scale=False)))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+        predictions = self.detector(self.prepare_images(batch, multi_scale=False))
+        return postprocess(predictions, batch.targets, self.spec.model.num_select)
+
+    def _seed_step(self) -> None:
+        """Make the random draws of a step (denoising, dropout) a function of seed, step and rank.
+
+        A resumed run then draws what the unbroken one would have drawn, and ranks draw different noise.
+        """
+        if self.spec.train.seed >= 0:
+            step = self.spec.train.seed * 1_000_003 + self.global_step
+            torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
+
+    def _main_rate(self) -> float:
+        """The learning rate of everything but the backbone (of the backbone when nothing else is trained)."""
+        groups = self.optimizers().param_groups
+        return next((group["lr"] for group in groups if group["name"].startswith("main")), groups[0]["lr"])
+
+    # Metrics
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.val_dataloaders)
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.test_dataloaders)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def _start_evaluation(self, loaders: Any) -> None:
+        loader = loaders[0] if isinstance(loaders, Sequence) else loaders
+        truth = loader.dataset.coco_ground_truth()
+        self._evaluator = CocoEvaluator(truth, self.class_map, eval_class_ids=self.spec.dataset.eval_class_ids)
+
+    def _collect(self, batch: Batch, predictions: Any) -> None:
+        detections = postprocess(predictions, batch.targets, self.spec.model.num_select)
+        self._evaluator.update([target.image_id for target in batch.targets], detections)
+
+    def _finish_evaluation(self, phase: str) -> None:
+        """Bring the detections of all ranks together and log the same numbers on each of them."""
+        states = gather_objects([self._evaluator.state()])
+        numbers: dict[str, float] = {}
+        if self.global_rank == 0:
+            self._evaluator.merge(states[1:])
+            stats = self._evaluator.compute().stats
+            numbers = {f"{phase}_mAP": float(stats["AP"]), f"{phase}_mAP50": float(stats["AP50"])}
+        numbers = self.trainer.strategy.broadcast(numbers, 0)
+        self.metrics = numbers
+        self.validated_epoch = self.current_epoch
+        self.log_dict(numbers, rank_zero_only=False, sync_dist=False)
+        self._evaluator = None
+
+    # Optimizer
+
+    def configure_optimizers(self) -> Any:
+        train, optim = self.spec.train, self.spec.train.optim
+        groups = parameter_groups(
+            self.detector,
+            lr=optim.lr,
+            lr_backbone=optim.lr_backbone,
+            weight_decay=optim.weight_decay,
+            linear_proj_names=self.spec.model.linear_proj_names,
+            lr_linear_proj_mult=optim.lr_linear_proj_mult,
+        )
+        fused = train.precision != "fp16" and self.device.type in ("cpu", "cuda")
+        optimizer = build_optimizer(optim.optimizer, groups, momentum=optim.momentum, fused=fused)
+        schedule = StagedSchedule(
+            optimizer,
+            kind=optim.lr_scheduler,
+            decay=optim.lr_decay,
+            milestones=optim.lr_steps,
+            step_size=optim.lr_step_size,
+            warmup_steps=optim.warmup_steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        schedules = self.lr_schedulers()
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            if isinstance(schedule, StagedSchedule):
+                before = schedule.get_last_lr()
+                schedule.start_epoch(self.current_epoch)
+                if self.spec.train.verbose and before != schedule.get_last_lr():
+                    logger.info("Learning rate from epoch %d on: %g", self.current_epoch, self._main_rate())
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Remember a loss that is not finite without waiting for the device; look at it now and then."""
+        bad = ~torch.isfinite(self.last_loss)
+        self._not_finite = bad if self._not_finite is None else self._not_finite | bad
+        if self.global_step % _FINITE_CHECK_INTERVAL == 0:
+            self._check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite()  # before the epoch's checkpoint is written
+
+    def _check_finite(self) -> None:
+        bad, self._not_finite = self._not_finite, None
+        if bad is not None and bool(bad):
+            raise RtdetrError(
+                f"The training loss became infinite or NaN by step {self.global_step} (epoch {self.current_epoch}). "
+                "Lower train.optim.lr, set train.clip_grad_norm, or use bf16 or fp32 instead of fp16. "
+                "The checkpoints already written are from before."
+            )
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tao_model"] = "rtdetr"
+        checkpoint[KEY] = build_metadata(
+            _version(),
+            spec_to_dict(self.spec),
+            self.class_map.to_list(),
+            weights="ema" if RAW_KEY in checkpoint else "raw",
+            metrics=self.metrics,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the file is of this run's kind; to go on training, put the weights being trained in place."""
+        meta = checkpoint.get(KEY)
+        if not isinstance(meta, Mapping):
+            raise CheckpointError("The checkpoint is not one of this tool's; give it as train.pretrained_model_path.")
+        fitting = self.trainer.state.fn == "fit"
+        check_against(self.spec, meta, source="the checkpoint", every_field=fitting)
+        if meta["classes"] != self.class_map.to_list():
+            raise CheckpointError(
+                f"The classes differ: the data has {_names(self.class_map.to_list())}, "
+                f"the checkpoint {_names(meta['classes'])}."
+            )
+        if fitting and RAW_KEY in checkpoint:
+            checkpoint[AVERAGED_KEY] = checkpoint["state_dict"]
+            checkpoint["state_dict"] = checkpoint.pop(RAW_KEY)
+        if not isinstance(self.trainer.strategy, FSDPStrategy):  # its weights are in shards by now
+            load_into(self, checkpoint["state_dict"], source="the checkpoint", what="run")
+
+
+def _version() -> str:
+    try:
+        return version("rtdetr-tool")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _names(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:
+    names = [f"{entry.get('id', '?')}: {entry.get('name')}" for entry in classes]
+    return "{" + ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") + "}"

@@ -1,0 +1,160 @@
+"""What the console shows while a run trains: epoch, step, loss, images per second, time left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from rtdetr_tool.training.distributed import world_size
+
+logger = logging.getLogger(__name__)
+
+
+class Pace:
+    """Speed and time left of a run. Validation does not count as training time, but does count towards the end."""
+
+    def __init__(self, total_steps: int, done_steps: int = 0) -> None:
+        self.total_steps, self.first_step = total_steps, done_steps
+        self.started = time.monotonic()
+        self.steps = done_steps
+        self.recent_images, self.recent_since, self.images_per_second = 0, self.started, 0.0
+
+    def add(self, images: int, step: int) -> None:
+        self.steps = step
+        self.recent_images += images
+        elapsed = time.monotonic() - self.recent_since
+        if elapsed >= 2.0 or self.images_per_second == 0.0:
+            self.images_per_second = self.recent_images / max(elapsed, 1e-9)
+            self.recent_images, self.recent_since = 0, time.monotonic()
+
+    def pause_over(self) -> None:
+        """Training goes on after something else (validation, saving)."""
+        self.recent_images, self.recent_since = 0, time.monotonic()
+
+    def seconds_left(self) -> float | None:
+        done = self.steps - self.first_step
+        if done <= 0:
+            return None
+        return (time.monotonic() - self.started) / done * max(self.total_steps - self.steps, 0)
+
+
+class ProgressReport(ProgressBar):
+    """A moving bar on a terminal; elsewhere (a file, a pipe) one plain line every `line_every` seconds and per epoch.
+
+    The loss is copied from the device only when something is drawn, at most `redraw_every` seconds apart.
+    """
+
+    def __init__(
+        self, console: Console | None = None, line_every: float = 20.0, redraw_every: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.console = console or Console(stderr=True)
+        self.line_every, self.redraw_every = line_every, redraw_every
+        self.pace: Pace | None = None
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._last_drawn = 0.0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    @property
+    def active(self) -> bool:
+        return self._enabled and self.trainer.is_global_zero
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        done = trainer.current_epoch * int(trainer.num_training_batches)
+        self.pace = Pace(total, done)
+        self._last_drawn = time.monotonic()
+        if self.active and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.pace.pause_over()
+        self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", int(trainer.num_training_batches))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        self.pace.add(len(batch) * world_size(), done)
+        if not self.active:
+            return
+        wait = self.redraw_every if self._bar else self.line_every
+        if time.monotonic() - self._last_drawn < wait:
+            return
+        self._last_drawn = time.monotonic()
+        text = self._describe(pl_module)
+        if self._bar:
+            self._bar.update(self._task, completed=batch_idx + 1, text=text)
+        else:
+            where = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {batch_idx + 1}"
+            logger.info("%s/%d: %s", where, int(trainer.num_training_batches), text)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._show("validation", sum(int(n) for n in trainer.num_val_batches))
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        if self._bar and self._task is not None:
+            self._bar.advance(self._task)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.active:
+            return
+        metrics = trainer.callback_metrics
+        names = ["train_loss"]
+        if pl_module.validated_epoch == trainer.current_epoch:
+            names += ["val_loss", "val_mAP", "val_mAP50"]
+        parts = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
+        left = self.pace.seconds_left()
+        speed = f"{self.pace.images_per_second:.1f} images/s"
+        parts += [speed] + ([f"{as_clock(left)} left"] if left else [])
+        logger.info("Epoch %d/%s done: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _show(self, description: str, total: int) -> None:
+        """Replace what the bar counts."""
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(description, total=total, text="")
+
+    def _describe(self, pl_module: LightningModule) -> str:
+        loss = f"loss {pl_module.last_loss.item():.4f}"
+        left = self.pace.seconds_left()
+        return f"{loss}, {self.pace.images_per_second:.1f} images/s, {as_clock(left) if left is not None else '?'} left"
+
+    def _close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = self._task = None
+
+
+def as_clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

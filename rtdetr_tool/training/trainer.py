@@ -1,0 +1,198 @@
+"""Building a Lightning trainer from a spec."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
+
+from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
+from rtdetr_tool.training.ema import ExponentialMovingAverage
+from rtdetr_tool.training.reporting import ProgressReport, StatusReport
+
+logger = logging.getLogger(__name__)
+
+_PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
+    """A trainer that does what the spec's `train` section says.
+
+    `trainer_kwargs` go to `pytorch_lightning.Trainer` and win over the spec, but for `callbacks` and `plugins`,
+    which are added to the built-in ones (a progress bar of yours takes the place of ours).
+
+    fp32 means fp32: matrix products use TF32 only in fp16 and bf16 runs, for the few that autocast leaves in float32.
+    """
+    train = spec.train
+    accelerator, devices = choose_devices(train.num_gpus, train.gpu_ids, train.accelerator)
+    check_precision(train.precision, accelerator)
+    several = (devices if isinstance(devices, int) else len(devices)) * train.num_nodes > 1
+    torch.set_float32_matmul_precision("highest" if train.precision == "fp32" else "high")
+    torch.backends.cudnn.deterministic = train.cudnn.deterministic
+    folder = Path(train.results_dir or ".")
+    callbacks = [*built_in_callbacks(spec, folder), *_as_list(trainer_kwargs.pop("callbacks", None))]
+    arguments: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": train.num_nodes,
+        "strategy": choose_strategy(train.distributed_strategy, several, accelerator, train.enable_ema),
+        "precision": _PRECISIONS[train.precision],
+        "sync_batchnorm": several and accelerator == "gpu",  # DetectorModule sees to it on the CPU
+        "benchmark": train.cudnn.benchmark,
+        "max_epochs": train.num_epochs,
+        "check_val_every_n_epoch": train.validation_interval,
+        "gradient_clip_val": train.clip_grad_norm or None,
+        "gradient_clip_algorithm": "norm",
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(folder),
+        "limit_val_batches": 1.0 if spec.dataset.val_data_sources else 0,
+    }
+    if "logger" not in trainer_kwargs:
+        arguments["logger"] = build_loggers(spec, folder)
+    plugins = [SafeCheckpointIO(), *_as_list(trainer_kwargs.pop("plugins", None))]
+    return Trainer(callbacks=_one_progress_bar(callbacks), plugins=plugins, **{**arguments, **trainer_kwargs})
+
+
+def choose_devices(
+    num_gpus: int, gpu_ids: Sequence[int] | None, accelerator: str = "auto"
+) -> tuple[str, int | list[int]]:
+    """Lightning's accelerator and devices: the named GPUs, or on a CPU as many processes as `num_gpus` says."""
+    ids = list(gpu_ids) if gpu_ids else list(range(num_gpus))
+    if len(ids) != num_gpus:
+        raise SpecError(f"gpu_ids names {len(ids)} GPUs ({ids}), num_gpus says {num_gpus}")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise SpecError("train.accelerator is gpu, but torch sees no CUDA GPU here; auto falls back to the CPU")
+    if accelerator != "cpu" and torch.cuda.is_available():
+        found = torch.cuda.device_count()
+        missing = [index for index in ids if not 0 <= index < found]
+        if missing:
+            raise SpecError(f"gpu_ids names {missing}, but this machine has {found} GPU(s), numbered from 0")
+        return "gpu", ids
+    processes = f" with {num_gpus} processes" if num_gpus > 1 else ""
+    logger.info("%s on the CPU%s.", "Running" if accelerator == "cpu" else "No GPU was found: running", processes)
+    return "cpu", num_gpus
+
+
+def check_precision(precision: str, accelerator: str) -> None:
+    """fp16 needs a GPU: on a CPU it is neither faster nor supported by every kernel."""
+    if precision not in _PRECISIONS:
+        raise SpecError(f"train.precision is {precision!r}; it can be {', '.join(_PRECISIONS)}")
+    if precision == "fp16" and accelerator == "cpu":
+        raise SpecError("train.precision fp16 needs a GPU and there is none; on a CPU use bf16 (or fp32)")
+
+
+def choose_strategy(name: str, several: bool, accelerator: str, enable_ema: bool) -> str | Strategy:
+    """ddp or fsdp for several processes, nothing for one.
+
+    FSDP keeps the asked precision. It shards every weight, so an average of whole weights has no place to live, and it
+    needs GPUs; both are said instead of done by halves. Which weights a step uses depends on the spec (`aux_loss`,
+    `loss_types`), hence `find_unused_parameters`.
+    """
+    if name == "fsdp":
+        problems = []
+        if accelerator == "cpu":
+            problems.append("train.distributed_strategy fsdp needs GPUs and there is none; on CPUs use ddp")
+        if enable_ema:
+            problems.append("train.enable_ema does not work with train.distributed_strategy fsdp; use ddp")
+        if problems:
+            raise SpecError(problems)
+        return FSDPStrategy(state_dict_type="full", use_orig_params=True) if several else "auto"
+    return DDPStrategy(find_unused_parameters=True) if several else "auto"
+
+
+def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
+    """EMA (if on), checkpoints, console progress and status lines, in the order in which they must act."""
+    train = spec.train
+    callbacks: list[Callback] = []
+    if train.enable_ema:
+        callbacks.append(
+            ExponentialMovingAverage(
+                decay=train.ema.decay,
+                every_n_steps=train.ema.every_n_steps,
+                validate_original_weights=train.ema.validate_original_weights,
+                cpu_offload=train.ema.cpu_offload,
+            )
+        )
+    callbacks += [ProgressReport(), StatusReport()]
+    callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit))
+    return callbacks
+
+
+def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
+    """TensorBoard and CSV under `lightning_logs`, Weights & Biases where it is wanted and set up."""
+    root = folder / "lightning_logs"
+    numbers = [int(d.name[8:]) for d in root.glob("version_*") if d.name[8:].isdigit()] if root.is_dir() else []
+    version = max(numbers, default=-1) + 1
+    loggers: list[Logger] = [CSVLogger(folder, name="lightning_logs", version=version)]
+    try:
+        loggers.insert(0, TensorBoardLogger(folder, name="lightning_logs", version=version))
+    except ModuleNotFoundError:
+        logger.info("tensorboard is not installed; metrics go to %s/version_%d/metrics.csv.", root, version)
+    wandb = _wandb_logger(spec, folder)
+    return [*loggers, wandb] if wandb else loggers
+
+
+def _wandb_logger(spec: ExperimentSpec, folder: Path) -> Logger | None:
+    """None unless enabled, installed and logged in; whatever goes wrong is said and never ends the run."""
+    settings = spec.wandb
+    if not settings.enable or not _wandb_credentials():
+        return None
+    try:
+        from pytorch_lightning.loggers import WandbLogger
+
+        run = WandbLogger(
+            save_dir=folder,
+            project=settings.project,
+            entity=settings.entity or None,
+            name=settings.name,
+            id=settings.run_id or None,
+            tags=list(settings.tags),
+            reinit=settings.reinit,
+            save_code=settings.save_code,
+            sync_tensorboard=settings.sync_tensorboard,
+        )
+        _ = run.experiment  # logs in now, so that a failure is met here
+    except Exception as error:
+        logger.warning("Weights & Biases is left out: %s", error)
+        return None
+    return run
+
+
+def _wandb_credentials() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")
+
+
+def _one_progress_bar(callbacks: list[Callback]) -> list[Callback]:
+    """Lightning allows one; the user's wins."""
+    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    if any(not isinstance(bar, ProgressReport) for bar in bars):
+        return [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
+    return callbacks
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def seed_run(seed: int) -> None:
+    """Fix the random state of weights and loaders; a negative seed leaves it to chance."""
+    if seed >= 0:
+        pl.seed_everything(seed, workers=True, verbose=False)
