@@ -1,0 +1,230 @@
+"""Between plain data (dicts, lists, numbers, strings) and the dataclasses of a spec, collecting every problem on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.tables import FIELD_ALIASES, VALUE_ALIASES
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The resolved type of each field."""
+    return typing.get_type_hints(cls)
+
+
+def section_type(hint: Any) -> type | None:
+    """The dataclass in `hint` (`X` or `X | None`), or None."""
+    for candidate in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(candidate):
+            return candidate if typing.get_origin(hint) is not list else None
+    return None
+
+
+def walk_fields(cls: type = ExperimentSpec, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(dotted name, field, type) of every field and sub-section, in order of declaration."""
+    for entry in dataclasses.fields(cls):
+        hint = hints_of(cls)[entry.name]
+        yield prefix + entry.name, entry, hint
+        section = section_type(hint)
+        if section:
+            yield from walk_fields(section, f"{prefix}{entry.name}.")
+
+
+@cache
+def field_names() -> tuple[str, ...]:
+    """Dotted names of all fields and sections."""
+    return tuple(name for name, _, _ in walk_fields())
+
+
+def suggestion(name: str) -> str:
+    """`; did you mean 'x'?` for an unknown dotted name, or nothing."""
+    parent, _, leaf = name.rpartition(".")
+    siblings = {n.rpartition(".")[2]: n for n in field_names() if n.rpartition(".")[0] == parent}
+    near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{siblings[near[0]]}'?"
+    same_leaf = [n for n in field_names() if n.rpartition(".")[2] == leaf]
+    near = same_leaf[:1] or difflib.get_close_matches(name, field_names(), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def spec_to_dict(spec: Any) -> dict[str, Any]:
+    """A spec or section as plain dicts, lists, numbers and strings."""
+    return dataclasses.asdict(spec)
+
+
+def from_plain(cls: type, data: dict[str, Any], problems: list[str], prefix: str = "") -> Any:
+    """An instance of the dataclass `cls`; every problem is appended and its field keeps the default."""
+    hints, values = hints_of(cls), {}
+    known = {entry.name: entry for entry in dataclasses.fields(cls)}
+    for key, value in data.items():
+        name = FIELD_ALIASES.get(f"{prefix}{key}", f"{prefix}{key}")
+        key = name[len(prefix) :]
+        if key not in known:
+            problems.append(f"{name}: no such field{suggestion(name)}")
+            continue
+        try:
+            values[key] = _convert(value, hints[key], known[key], name, problems)
+        except _Wrong as wrong:
+            problems.append(f"{wrong.name or name}: {wrong.found} is not allowed; allowed: {wrong.allowed}")
+    return cls(**values)
+
+
+class _Wrong(Exception):
+    def __init__(self, found: Any, allowed: str, name: str | None = None) -> None:
+        self.found, self.allowed, self.name = repr(found), allowed, name
+
+
+def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problems: list[str]) -> Any:
+    """`value` as `hint` within the bounds of `entry`, or `_Wrong`."""
+    optional = type(None) in typing.get_args(hint)
+    if optional:
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if value is None:
+        if optional or hint is Any:
+            return None
+        raise _Wrong(value, allowed_text(entry, hint))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise _Wrong(value, "a section of fields")
+        return from_plain(hint, value, problems, f"{name}.")
+    if value == MISSING:
+        return MISSING
+    origin = typing.get_origin(hint)
+    if origin is list:
+        return _convert_list(value, typing.get_args(hint)[0], entry, name, problems)
+    if origin is dict:
+        return _convert_dict(value, typing.get_args(hint)[1], entry, name)
+    return _convert_scalar(value, hint, entry, name)
+
+
+def _convert_list(value: Any, item: Any, entry: dataclasses.Field, name: str, problems: list[str]) -> list[Any]:
+    if isinstance(value, dict) and typing.get_origin(item) is dict:
+        value = [value]  # a single source stands for a list of one
+    if not isinstance(value, (list, tuple)):
+        raise _Wrong(value, allowed_text(entry, list[item]))
+    result = []
+    for index, element in enumerate(value):
+        place = f"{name}[{index}]"
+        if dataclasses.is_dataclass(item):
+            if not isinstance(element, dict):
+                raise _Wrong(element, "a mapping", place)
+            result.append(from_plain(item, element, problems, f"{place}."))
+        elif typing.get_origin(item) is dict:
+            result.append(_convert_dict(element, typing.get_args(item)[1], entry, place))
+        else:
+            result.append(_convert_scalar(element, item, entry, place))
+    return result
+
+
+def _convert_dict(value: Any, item: Any, entry: dataclasses.Field, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Wrong(value, "a mapping", name)
+    return {str(k): _convert_scalar(v, item, entry, f"{name}.{k}") for k, v in value.items()}
+
+
+def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field, name: str) -> Any:
+    if hint is Any:
+        return value
+    value = VALUE_ALIASES.get(name, {}).get(value, value) if isinstance(value, str) else value
+    result = _CASTS[hint](value)
+    rules = entry.metadata
+    wrong = (
+        result is None
+        or (rules["min"] is not None and result < rules["min"])
+        or (rules["max"] is not None and result > rules["max"])
+        or (rules["above"] is not None and result <= rules["above"])
+    )
+    if not wrong and rules["options"] is not None and result not in rules["options"]:
+        match = [o for o in rules["options"] if str(o).lower() == str(result).lower()]
+        wrong, result = not match, match[0] if match else None
+    if wrong:
+        raise _Wrong(value, allowed_text(entry, hint, value), name)
+    return result
+
+
+def _to_bool(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def _to_int(value: Any) -> int | None:
+    number = _to_float(value)
+    return int(number) if number is not None and math.isfinite(number) and number == int(number) else None
+
+
+def _to_float(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def _to_str(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+_CASTS = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"}
+
+
+def allowed_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str:
+    """What the field allows, in words, with the nearest option to `found`."""
+    rules = entry.metadata
+    if isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint):
+        inner = next(a for a in typing.get_args(hint) if a is not type(None))
+        return f"{allowed_text(entry, inner)} or null"
+    if dataclasses.is_dataclass(hint):
+        return "a section of fields"
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        return "a mapping"
+    if origin is list:
+        return f"a list, each item {allowed_text(entry, arguments[0])}"
+    if rules["options"] is not None:
+        near = difflib.get_close_matches(str(found), [str(o) for o in rules["options"]], n=1, cutoff=0.5)
+        hint_text = f" (did you mean '{near[0]}'?)" if near else ""
+        return f"one of {', '.join(str(o) for o in rules['options'])}{hint_text}"
+    return _WORDS.get(hint, "a value") + bounds_text(entry)
+
+
+def bounds_text(entry: dataclasses.Field) -> str:
+    """` from 1 to 4`, ` of at least 1`, ` above 0`, or nothing."""
+    low, high, above = (entry.metadata[key] for key in ("min", "max", "above"))
+    high = None if high is not None and math.isinf(high) else high
+    if above is not None:
+        return f" above {above:g}" + (f" and up to {high:g}" if high is not None else "")
+    if low is not None:
+        return f" from {low:g} to {high:g}" if high is not None else f" of at least {low:g}"
+    return f" of at most {high:g}" if high is not None else ""
+
+
+def changed_from_default(name: str, spec: ExperimentSpec) -> bool:
+    """Whether the field with this dotted name has another value than its default; False inside an absent section."""
+    value: Any = spec
+    cls: type = ExperimentSpec
+    entry = None
+    for part in name.split("."):
+        if value is None:
+            return False
+        entry = next(e for e in dataclasses.fields(cls) if e.name == part)
+        value = getattr(value, part)
+        cls = section_type(hints_of(cls)[part]) or cls
+    return value != default_of(entry)

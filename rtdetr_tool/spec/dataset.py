@@ -1,0 +1,82 @@
+"""The `dataset` section: sources, loading and augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rtdetr_tool.spec.fields import INF, field
+
+
+@dataclass(frozen=True)
+class AugmentationSpec:
+    """Sizes and training augmentation."""
+
+    multi_scales: list[Any] = field(
+        [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+        "Sizes of which one is drawn for each training step: a side, or [height, width]; multiples of 32. "
+        "[] keeps train_spatial_size.",
+        unit="pixels",
+    )
+    train_spatial_size: list[int] = field(
+        [640, 640], "Input size in training, [height, width]; multiples of 32.", min=32, unit="pixels"
+    )
+    eval_spatial_size: list[int] = field(
+        [640, 640], "Input size outside training, [height, width]; multiples of 32.", min=32, unit="pixels"
+    )
+    distortion_prob: float = field(
+        0.8, "Probability of each photometric distortion (brightness, contrast, saturation, hue, channel order).",
+        min=0.0, max=1.0, automl=True,
+    )
+    iou_crop_prob: float = field(0.8, "Probability of a crop that keeps a minimum IoU with an object.",
+                                 min=0.0, max=1.0, automl=True)
+    preserve_aspect_ratio: bool = field(
+        False, "Keep the aspect ratio and pad on the right and at the bottom, in training and outside."
+    )
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Where images and labels are and how they are loaded."""
+
+    train_data_sources: list[dict[str, str]] | None = field(
+        None, "Training sets, each {image_dir, json_file}: a folder of images and a COCO annotation file."
+    )
+    val_data_sources: dict[str, str] | None = field(None, "Validation set {image_dir, json_file}.")
+    test_data_sources: dict[str, str] | None = field(None, "Test set {image_dir, json_file}, used by evaluate.")
+    infer_data_sources: dict[str, Any] | None = field(
+        None,
+        "Images for inference {image_dir, classmap}: a folder or a list of folders, and a text file with one class "
+        "name per line (optional where the checkpoint knows its classes).",
+    )
+    quant_calibration_data_sources: dict[str, str] | None = field(
+        None, "Calibration images for quantize {image_dir, json_file}; json_file is optional."
+    )
+    batch_size: int = field(4, "Images per step and device, in every command.", min=1, max=INF, automl=True)
+    workers: int = field(8, "Loader processes per device; 0 loads in the main process.", min=0, max=INF, automl=True)
+    remap_mscoco_category: bool = field(
+        False, "Map the 80 category ids of COCO (1..90) to 0..79. Only for the original COCO files."
+    )
+    pin_memory: bool = field(True, "Load into page-locked memory for faster copies to a GPU.")
+    dataset_type: str = field(
+        "serialized",
+        "serialized: records lie once in shared memory whatever the number of workers; default: each worker holds them.",
+        options=("serialized", "default"),
+    )
+    num_classes: int = field(80, "Number of class logits.", min=1, max=INF)
+    eval_class_ids: list[int] | None = field(None, "Category ids to evaluate; null = all.", min=0)
+    augmentation: AugmentationSpec = field(AugmentationSpec, "Sizes and training augmentation.")
+    class_ids: str = field(
+        "auto",
+        "How category ids become class indices. raw: index = id; contiguous: categories in id order become 0, 1, 2, "
+        "...; auto: raw if every id is below num_classes, else contiguous.",
+        options=("auto", "raw", "contiguous"),
+        origin="ours",
+    )
+    on_bad_image: str = field(
+        "skip",
+        "What training does with an image that cannot be read. skip: name it once and take another one; error: stop. "
+        "Validation and test always stop.",
+        options=("skip", "error"),
+        origin="ours",
+    )

@@ -1,0 +1,162 @@
+"""The sections of the other commands: evaluate, inference, export, gen_trt_engine, distill, quantize."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rtdetr_tool.spec.fields import MISSING, field
+from rtdetr_tool.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """Score a model on the test set."""
+
+    num_gpus: int = field(1, "Devices per node.", min=1)
+    gpu_ids: list[int] = field([0], "Which GPUs; as many as num_gpus.", min=0)
+    num_nodes: int = field(1, "Machines.", min=1)
+    checkpoint: str = field(MISSING, "Weights to evaluate.")
+    trt_engine: str | None = field(None, "TensorRT engine to evaluate instead of a checkpoint.")
+    results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/evaluate.")
+    batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
+    input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=1, unit="pixels")
+    input_height: int | None = field(None, "Input height; null = the height of eval_spatial_size.", min=1, unit="pixels")
+    conf_threshold: float = field(0.0, "Leave out detections with a lower score before scoring.", min=0.0, max=1.0)
+    is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
+
+
+@dataclass(frozen=True)
+class InferenceSpec:
+    """Detect objects in folders of images."""
+
+    num_gpus: int = field(1, "Devices per node.", min=1)
+    gpu_ids: list[int] = field([0], "Which GPUs; as many as num_gpus.", min=0)
+    num_nodes: int = field(1, "Machines.", min=1)
+    checkpoint: str = field(MISSING, "Weights to use.")
+    trt_engine: str | None = field(None, "TensorRT engine to use instead of a checkpoint.")
+    results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/inference.")
+    batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
+    color_map: dict[str, str] | None = field(
+        None, "Class name to box colour (name or #rrggbb); classes left out get a colour of their own."
+    )
+    conf_threshold: float = field(0.5, "Smallest score that is drawn and written.", min=0.0, max=1.0)
+    is_internal: bool = field(False, "One output folder per image sequence, boxes drawn without text.")
+    input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=32, unit="pixels")
+    input_height: int | None = field(None, "Input height; null = the height of eval_spatial_size.", min=32, unit="pixels")
+    outline_width: int = field(3, "Width of the box outline.", min=1, unit="pixels")
+    is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """Write a checkpoint as ONNX."""
+
+    results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/export.")
+    gpu_id: int = field(0, "Device to export on.", min=0)
+    checkpoint: str = field(MISSING, "Weights to export.")
+    onnx_file: str = field(MISSING, "File to write.")
+    on_cpu: bool = field(False, "Export on the CPU.")
+    input_channel: int = field(3, "Channels of the input.", min=1, options=(1, 3))
+    input_width: int | None = field(None, "Input width; null = the checkpoint's evaluation width.", min=32, unit="pixels")
+    input_height: int | None = field(
+        None, "Input height; null = the checkpoint's evaluation height.", min=32, unit="pixels"
+    )
+    opset_version: int = field(17, "ONNX operator set.", min=1)
+    batch_size: int = field(-1, "Batch size of the graph; -1 = dynamic.", min=-1)
+    verbose: bool = field(False, "Log what the exporter does.")
+    format: str = field("onnx", "File format.", options=("onnx", "xdl"))
+    serialize_nvdsinfer: bool = field(False, "Also write labels.txt and nvdsinfer_config.yaml for DeepStream.")
+    is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Images for INT8 calibration."""
+
+    cal_image_dir: list[str] = field(MISSING, "Folders of calibration images.")
+    cal_cache_file: str = field(MISSING, "Calibration cache; reused if it exists.")
+    cal_batch_size: int = field(1, "Images per calibration batch.", min=1)
+    cal_batches: int = field(1, "Calibration batches.", min=1)
+
+
+@dataclass(frozen=True)
+class TensorRTSpec:
+    """Engine settings."""
+
+    workspace_size: int = field(1024, "Memory TensorRT may use while it builds.", min=0, unit="MB")
+    min_batch_size: int = field(1, "Smallest batch of the profile.", min=1)
+    opt_batch_size: int = field(1, "Batch the engine is tuned for.", min=1)
+    max_batch_size: int = field(4, "Largest batch of the profile.", min=1)
+    layers_precision: list[str] | None = field([], "Precision of single layers, each `layer:precision`; * = all others.")
+    data_type: str = field("FP32", "Precision of the engine.", options=("FP32", "FP16", "INT8"))
+    calibration: CalibrationSpec = field(CalibrationSpec, "INT8 calibration.")
+
+
+@dataclass(frozen=True)
+class GenTrtEngineSpec:
+    """Build a TensorRT engine from ONNX."""
+
+    results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/gen_trt_engine.")
+    gpu_id: int = field(0, "Device to build on.", min=0)
+    onnx_file: str = field(MISSING, "ONNX file to read.")
+    trt_engine: str | None = field(MISSING, "Engine file to write.")
+    timing_cache: str | None = field(None, "Timing cache, read and updated.")
+    batch_size: int = field(-1, "Batch size of the engine; -1 = that of the ONNX file.", min=-1)
+    verbose: bool = field(False, "Log what TensorRT does.")
+    tensorrt: TensorRTSpec = field(TensorRTSpec, "Engine settings.")
+    input_channel: int | None = field(None, "Accepted for old specs; read from the ONNX file.", origin="seed")
+    input_width: int | None = field(None, "Accepted for old specs; read from the ONNX file.", origin="seed")
+    input_height: int | None = field(None, "Accepted for old specs; read from the ONNX file.", origin="seed")
+
+
+@dataclass(frozen=True)
+class BindingSpec:
+    """One pair of teacher and student outputs to bring together."""
+
+    teacher_module_name: str = field(MISSING, "Module of the teacher, or srcs, dsrcs, bb_feats.")
+    student_module_name: str = field(MISSING, "Module of the student, or srcs, dsrcs, bb_feats.")
+    criterion: str = field("L2", "How they are compared.", options=("L1", "L2", "KL", "IOU"))
+    weight: float = field(1.0, "Weight of this binding.")
+
+
+@dataclass(frozen=True)
+class DistillSpec:
+    """Train a student with a teacher."""
+
+    teacher: ModelSpec = field(ModelSpec, "The teacher's model section.")
+    pretrained_teacher_model_path: str | None = field(MISSING, "Weights of the teacher.")
+    bindings: list[BindingSpec] | None = field([], "Pairs of outputs to bring together.")
+    results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/distill.")
+
+
+@dataclass(frozen=True)
+class LayerQuantizationSpec:
+    """Quantization of the modules that a pattern names."""
+
+    module_name: str = field(MISSING, "Pattern on the module's path or class name.")
+    weights: dict[str, Any] | None = field(None, "dtype, observer_or_fake_quant, quant_axis, ... of the weights.")
+    activations: dict[str, Any] | None = field(None, "The same of the activations.")
+
+
+@dataclass(frozen=True)
+class QuantizeSpec:
+    """Quantize a checkpoint after training."""
+
+    backend: str | None = field(
+        "torchao", "Library that quantizes.", options=("modelopt.pytorch", "torchao", "modelopt.onnx")
+    )
+    mode: str | None = field(
+        "weight_only_ptq", "static_ptq needs calibration images.", options=("static_ptq", "weight_only_ptq")
+    )
+    algorithm: str | None = field(
+        "minmax",
+        "Calibration algorithm.",
+        options=("minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"),
+    )
+    layers: list[LayerQuantizationSpec] | None = field([], "What to quantize and how.")
+    skip_names: list[str] | None = field([], "Modules to leave alone, by pattern.")
+    model_path: str | None = field("", "Checkpoint to quantize.")
+    results_dir: str | None = field("", "Folder of this command's results; empty = <results_dir>/quantize.")
+    backend_kwargs: dict[str, Any] | None = field({}, "Further arguments of the library.")
+    device: str = field("cuda", "Device to quantize on: cuda, cpu, cuda:1.")

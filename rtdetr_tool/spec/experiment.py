@@ -1,0 +1,52 @@
+"""The whole spec: one section per part of the program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtdetr_tool.spec.dataset import DatasetSpec
+from rtdetr_tool.spec.deploy import (
+    DistillSpec,
+    EvaluateSpec,
+    ExportSpec,
+    GenTrtEngineSpec,
+    InferenceSpec,
+    QuantizeSpec,
+)
+from rtdetr_tool.spec.fields import field
+from rtdetr_tool.spec.model import ModelSpec
+from rtdetr_tool.spec.train import TrainSpec
+
+
+@dataclass(frozen=True)
+class WandbSpec:
+    """Weights & Biases logging; only active when the wandb package and a login are there."""
+
+    enable: bool = field(True, "Log to Weights & Biases if it is installed and logged in.")
+    project: str = field("TAO Toolkit", "Project.")
+    entity: str | None = field("", "Team or user.")
+    tags: list[str] = field(["tao-toolkit"], "Tags of the run.")
+    reinit: bool = field(False, "Allow several runs in one process.")
+    sync_tensorboard: bool = field(False, "Copy what TensorBoard logs.")
+    save_code: bool = field(False, "Save the calling script with the run.")
+    name: str = field("TAO Toolkit Training", "Name of the run.")
+    run_id: str = field("", "Id of a run to go on with.")
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """Everything a spec file can say."""
+
+    model_name: str | None = field(None, "Accepted for TAO's launcher.")
+    encryption_key: str | None = field(None, "Accepted for old specs; files are not encrypted.")
+    results_dir: str | None = field("/results", "Root of all results; each command writes into a folder below it.")
+    wandb: WandbSpec = field(WandbSpec, "Weights & Biases logging.")
+    model: ModelSpec = field(ModelSpec, "Architecture, matcher and loss weights.")
+    dataset: DatasetSpec = field(DatasetSpec, "Sources, loading and augmentation.")
+    train: TrainSpec = field(TrainSpec, "How to train.")
+    evaluate: EvaluateSpec = field(EvaluateSpec, "How to evaluate.")
+    inference: InferenceSpec = field(InferenceSpec, "How to run inference.")
+    export: ExportSpec = field(ExportSpec, "How to export.")
+    gen_trt_engine: GenTrtEngineSpec = field(GenTrtEngineSpec, "How to build a TensorRT engine.")
+    distill: DistillSpec | None = field(None, "How to distill.")
+    quantize: QuantizeSpec = field(QuantizeSpec, "How to quantize.")

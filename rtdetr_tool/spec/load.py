@@ -1,0 +1,188 @@
+"""From a spec file and overrides on the command line to a checked `ExperimentSpec`. Hydra and OmegaConf stop here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec.convert import field_names, from_plain, spec_to_dict, suggestion, walk_fields
+from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import MISSING
+from rtdetr_tool.spec.tables import FIELD_ALIASES
+from rtdetr_tool.spec.validate import find_problems, inert_notes
+
+COMMANDS = ("train", "evaluate", "inference", "export", "gen_trt_engine", "distill", "quantize")
+
+
+@dataclass(frozen=True)
+class LoadedSpec:
+    """A spec and what is known about where it came from."""
+
+    spec: ExperimentSpec
+    explicit: dict[str, Any] = field(default_factory=dict)  # nested plain data: only what the user gave
+    notes: list[str] = field(default_factory=list)  # one line per accepted field without effect
+    source: str | None = None
+
+
+def load_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> ExperimentSpec:
+    """The checked spec of a YAML or JSON file with Hydra overrides applied; `SpecError` names every problem at once."""
+    return read_spec(path, overrides, command).spec
+
+
+def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str | None = None) -> ExperimentSpec:
+    """The checked spec of plain data, for example from a checkpoint."""
+    problems: list[str] = []
+    spec = from_plain(ExperimentSpec, data, problems)
+    problems += find_problems(spec, command)
+    if problems:
+        raise SpecError(problems, source)
+    return fill_results_dir(spec, command)
+
+
+def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> LoadedSpec:
+    """`load_spec`, with what the user gave explicitly and notes on fields without effect."""
+    source = None if path is None else str(path)
+    data = {} if path is None else read_file(Path(path))
+    problems: list[str] = []
+    config = _compose(data, overrides, problems)
+    plain = _resolve(config, problems)
+    spec = from_plain(ExperimentSpec, plain, problems)
+    problems += find_problems(spec, command)
+    if problems:
+        raise SpecError(list(dict.fromkeys(problems)), source)
+    return LoadedSpec(fill_results_dir(spec, command), plain, inert_notes(spec), source)
+
+
+def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpec:
+    """`<command>.results_dir` as given, else `results_dir/<command>`."""
+    if command not in COMMANDS:
+        return spec
+    section = getattr(spec, command)
+    if section is None or section.results_dir:
+        return spec
+    if not spec.results_dir:
+        raise SpecError(f"results_dir: a value is missing; `{command}` needs it (or {command}.results_dir)")
+    return replace(spec, **{command: replace(section, results_dir=str(Path(spec.results_dir) / command))})
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file, interpolations untouched."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf._utils import get_yaml_loader
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError("the file does not exist", str(path)) from None
+    except IsADirectoryError:
+        raise SpecError("this is a folder, not a file", str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"the file cannot be read: {error}", str(path)) from None
+    try:
+        if path.suffix.lower() == ".json":
+            data = json.loads(text, object_pairs_hook=_without_duplicates)
+        else:
+            data = yaml.load(text, Loader=get_yaml_loader())  # omegaconf's loader: safe, 1e-4 is a number
+    except json.JSONDecodeError as error:
+        raise SpecError(f"not valid JSON, line {error.lineno}: {error.msg}", str(path)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SpecError(f"not valid YAML{where}: {getattr(error, 'problem', None) or error}", str(path)) from None
+    if data is None:
+        raise SpecError("the file is empty", str(path))
+    if not isinstance(data, dict):
+        raise SpecError(f"a mapping of sections is expected, found {type(data).__name__}", str(path))
+    try:
+        OmegaConf.create(data)
+    except Exception as error:  # e.g. malformed ${...}: OmegaConf's errors have no common public base
+        raise SpecError(f"cannot be read: {str(error).splitlines()[0]}", str(path)) from None
+    return data
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"duplicate key '{key}'")
+    return dict(pairs)
+
+
+def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> Any:
+    """The user's data with the overrides applied by Hydra."""
+    from hydra import compose, initialize
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]
+    if not accepted:
+        return OmegaConf.create(data)
+    ConfigStore.instance().store(name="experiment", node=OmegaConf.create(data))
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(config_path=None, version_base=None):
+            return compose("experiment", overrides=accepted)
+    except Exception as error:  # hydra and omegaconf raise many types for a bad override
+        problems.append(f"command line: {str(error).splitlines()[0]}")
+        return OmegaConf.create(data)
+
+
+def _accepted(override: str, problems: list[str]) -> str | None:
+    """The override in Hydra's force-add form, or None with the problem noted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        problems.append(f"command line: '{override}' is not key=value: {str(error).splitlines()[0]}")
+        return None
+    name = FIELD_ALIASES.get(parsed.key_or_group, parsed.key_or_group)
+    if parsed.is_sweep_override():
+        problems.append(f"{name}: '{override}' is a list of alternatives; write a list as [a,b], a text as '\"a,b\"'")
+        return None
+    if not _is_field(name):
+        problems.append(f"{name}: no such field{suggestion(name)}")
+        return None
+    text = override.lstrip("+")
+    return text if parsed.is_delete() else f"++{text}"
+
+
+def _is_field(name: str) -> bool:
+    """Whether a dotted name is a field or lies inside a free-form field (a mapping or a list)."""
+    if name in field_names():
+        return True
+    free = [n for n, _, hint in walk_fields() if "dict" in str(hint) or "list" in str(hint)]
+    return any(name.startswith(f"{parent}.") for parent in free)
+
+
+def _resolve(config: Any, problems: list[str]) -> dict[str, Any]:
+    """Plain data with every `${...}` replaced; references see the defaults of fields that the user left out."""
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    if "${" not in json.dumps(raw, default=str):
+        return raw
+    full = OmegaConf.merge(OmegaConf.create(spec_to_dict(ExperimentSpec())), config)
+
+    def visit(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {k: visit(v, f"{path}.{k}" if path else str(k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [visit(v, f"{path}[{i}]") for i, v in enumerate(value)]
+        if not (isinstance(value, str) and "${" in value):
+            return value
+        try:
+            found = OmegaConf.select(full, path, throw_on_missing=True)
+            return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        except Exception as error:  # omegaconf: missing key, unsupported resolver, missing value, grammar
+            problems.append(f"{path}: '{value}' cannot be resolved: {str(error).splitlines()[0]}")
+            return MISSING
+
+    return visit(raw, "")

@@ -1,0 +1,91 @@
+"""The `model` section: architecture, matcher and loss weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtdetr_tool.catalog import BACKBONES
+from rtdetr_tool.spec.fields import INF, field
+
+ENCODER_ACTIVATIONS = ("relu", "gelu", "silu", "prelu", "selu", "leaky_relu")
+
+
+@dataclass(frozen=True)
+class FrozenFmSpec:
+    """A frozen foundation model beside the backbone."""
+
+    enabled: bool = field(False, "Add the features of a frozen foundation model to encoder and decoder.")
+    backbone: str = field(
+        "radio_v2-l", "Which foundation model.", options=("radio_v2-b", "radio_v2-l", "radio_v2-h")
+    )
+    checkpoint: str | None = field(None, "Weights file of the foundation model.")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the detector is made of and how its predictions are matched and scored."""
+
+    pretrained_backbone_path: str | None = field(
+        None,
+        "Weights for the backbone: a file, or `timm` (or `timm/<tag>`) for the weights timm publishes. Not read when "
+        "train.pretrained_model_path is set.",
+    )
+    backbone: str = field("resnet_50", "Name of the backbone.", options=tuple(BACKBONES))
+    train_backbone: bool = field(True, "Train the backbone; false fixes its weights and statistics.")
+    load_teacher_enc_dec: bool = field(
+        False, "distill: start encoder and decoder from those tensors of the teacher that have the same shape."
+    )
+    num_queries: int = field(300, "Object queries: the best encoder tokens that go on to the decoder.",
+                             min=1, max=INF, automl=True)
+    num_select: int = field(
+        300, "Detections kept per image: the best (query, class) pairs. At most num_queries * num_classes exist.",
+        min=1, max=1000, automl=True,
+    )
+    num_feature_levels: int = field(3, "Number of feature levels; as many as return_interm_indices has.", min=1, max=4)
+    return_interm_indices: list[int] = field(
+        [1, 2, 3], "Backbone stages to use, fine to coarse: 0, 1, 2, 3 have strides 4, 8, 16, 32.", min=0, max=3
+    )
+    feat_strides: list[int] = field([8, 16, 32], "Stride of each level; must be those of the chosen stages.",
+                                    min=1, unit="pixels")
+    feat_channels: list[int] = field([256, 256, 256], "Channels of each level at the decoder; equal to hidden_dim.",
+                                     min=1)
+    use_encoder_idx: list[int] = field(
+        [2], "Levels (position in return_interm_indices) that get the transformer encoder.", min=0, max=3
+    )
+    hidden_dim: int = field(256, "Width of tokens and fused levels; a multiple of 4 and of nheads.", min=4)
+    nheads: int = field(8, "Attention heads of encoder and decoder.", min=1)
+    dropout_ratio: float = field(0.0, "Dropout in encoder and decoder layers.", min=0.0, max=1.0)
+    enc_layers: int = field(1, "Transformer layers on each level of use_encoder_idx.", min=1, automl=True)
+    dim_feedforward: int = field(1024, "Width of the feed-forward network in encoder and decoder layers.", min=1)
+    pe_temperature: int = field(10000, "Temperature of the encoder's sine-cosine position embedding.", min=1, max=INF)
+    expansion: float = field(1.0, "Width of a fusion block inside, relative to hidden_dim.", min=0.0, max=INF)
+    depth_mult: int = field(1, "Depth of the fusion blocks: 3 * depth_mult RepVGG blocks each.", min=1, max=INF)
+    enc_act: str = field("gelu", "Activation of the encoder's feed-forward network.", options=ENCODER_ACTIVATIONS)
+    act: str = field("silu", "Activation of the fusion convolutions.", options=ENCODER_ACTIVATIONS)
+    dec_layers: int = field(6, "Decoder layers.", min=1, automl=True)
+    dn_number: int = field(100, "Denoising queries in training, positives of all groups together; 0 = none.",
+                           min=0, max=INF)
+    eval_idx: int = field(
+        -1, "Decoder layer whose prediction is used outside training; later ones are skipped. -1 = the last.",
+        min=-1, max=INF,
+    )
+    vfl_loss_coef: float = field(1.0, "Weight of the varifocal (class) loss.", min=0.0, max=INF)
+    bbox_loss_coef: float = field(5.0, "Weight of the L1 box loss.", min=0.0, max=INF)
+    giou_loss_coef: float = field(2.0, "Weight of the generalized IoU loss.", min=0.0, max=INF)
+    class_cost: float = field(2.0, "Weight of the class term when queries are matched to objects.", min=0.0, max=INF)
+    bbox_cost: float = field(5.0, "Weight of the L1 box term in the matching.", min=0.0, max=INF)
+    giou_cost: float = field(2.0, "Weight of the generalized IoU term in the matching.", min=0.0, max=INF)
+    alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0)
+    gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0)
+    clip_max_norm: float = field(0.1, "Accepted for old specs; gradients are clipped by train.clip_grad_norm.")
+    aux_loss: bool = field(True, "Supervise every decoder layer and the encoder, not only the last layer.")
+    loss_types: list[str] = field(["vfl", "boxes"], "Losses to use.", options=("vfl", "boxes"))
+    backbone_names: list[str] = field(
+        ["backbone.0"], "Accepted for old specs; the backbone is known without a name."
+    )
+    linear_proj_names: list[str] = field(
+        ["reference_points", "sampling_offsets"],
+        "Parameters whose name contains one of these learn at lr * train.optim.lr_linear_proj_mult.",
+    )
+    distillation_loss_coef: float = field(1.0, "distill: weight of the sum of all binding losses.", min=0.0)
+    frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model beside the backbone.")

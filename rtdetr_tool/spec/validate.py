@@ -1,0 +1,201 @@
+"""Checks between fields: lengths that must agree, indices that must exist, values a command needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rtdetr_tool.catalog import BACKBONES, BUILT_BACKBONES
+from rtdetr_tool.spec.convert import changed_from_default
+from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
+from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import MISSING
+from rtdetr_tool.spec.model import ModelSpec
+from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED
+from rtdetr_tool.spec.train import TrainSpec
+
+SIZE_MULTIPLE = 32  # stride of the coarsest level
+
+
+def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]:
+    """Every disagreement between fields, and what `command` needs and does not have."""
+    problems = [*_model(spec.model, "model"), *_dataset(spec.dataset), *_train(spec.train)]
+    if spec.distill is not None:
+        problems += _model(spec.distill.teacher, "distill.teacher")
+    for name in ("train", "evaluate", "inference"):
+        problems += _devices(getattr(spec, name), name)
+    for name in ("evaluate", "inference"):
+        problems += _input_size(getattr(spec, name), name)
+    problems += _engine(spec)
+    if command in ("train", "evaluate", "inference"):
+        problems += _built(spec, command)
+        problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
+    if command:
+        problems += _missing(spec, command)
+    return problems
+
+
+def inert_notes(spec: ExperimentSpec) -> list[str]:
+    """One line for each field that the spec sets although it has no effect."""
+    return [f"{name} has no effect: {reason}" for name, reason in INERT.items() if changed_from_default(name, spec)]
+
+
+def value_of(spec: Any, name: str) -> Any:
+    """The value at a dotted name; None below an absent section."""
+    for part in name.split("."):
+        spec = None if spec is None else getattr(spec, part)
+    return spec
+
+
+def _model(model: ModelSpec, name: str) -> Iterator[str]:
+    levels = model.num_feature_levels
+    for field in ("return_interm_indices", "feat_strides", "feat_channels"):
+        values = getattr(model, field)
+        if len(values) != levels:
+            yield (
+                f"{name}.{field}: {values} has {len(values)} items; allowed: as many as "
+                f"{name}.num_feature_levels, which is {levels}"
+            )
+    indices = model.return_interm_indices
+    if indices != list(range(indices[0], indices[0] + len(indices))) if indices else True:
+        yield f"{name}.return_interm_indices: {indices} is not allowed; allowed: neighbouring stages, ascending"
+    for index in model.use_encoder_idx:
+        if index >= levels:
+            yield f"{name}.use_encoder_idx: {index} is not allowed; allowed: 0 to {levels - 1}, one of the levels"
+    if len(set(model.use_encoder_idx)) != len(model.use_encoder_idx):
+        yield f"{name}.use_encoder_idx: {model.use_encoder_idx} names a level twice"
+    if any(channels != model.hidden_dim for channels in model.feat_channels):
+        yield (
+            f"{name}.feat_channels: {model.feat_channels} is not allowed; allowed: {name}.hidden_dim "
+            f"({model.hidden_dim}) for every level, which is what the encoder gives"
+        )
+    if model.hidden_dim % 4:
+        yield f"{name}.hidden_dim: {model.hidden_dim} is not allowed; allowed: a multiple of 4"
+    if model.hidden_dim % model.nheads:
+        yield (
+            f"{name}.nheads: {model.nheads} is not allowed; allowed: a divisor of {name}.hidden_dim ({model.hidden_dim})"
+        )
+    if model.eval_idx >= model.dec_layers:
+        yield (
+            f"{name}.eval_idx: {model.eval_idx} is not allowed; allowed: -1 to {model.dec_layers - 1} "
+            f"({name}.dec_layers is {model.dec_layers})"
+        )
+    if not model.loss_types:
+        yield f"{name}.loss_types: [] is not allowed; allowed: at least one of vfl, boxes"
+    row = BACKBONES.get(model.backbone)
+    if row and row.built and len(indices) == levels and len(model.feat_strides) == levels:
+        strides = [row.strides[index] for index in indices]
+        if model.feat_strides != strides:
+            yield (
+                f"{name}.feat_strides: {model.feat_strides} is not allowed; allowed: {strides}, the strides of stages "
+                f"{indices} of {model.backbone}"
+            )
+
+
+def _built(spec: ExperimentSpec, command: str) -> Iterator[str]:
+    if command == "train" and spec.model.backbone not in BUILT_BACKBONES:
+        yield (
+            f"model.backbone: '{spec.model.backbone}' is not part of this version; "
+            f"allowed: {', '.join(BUILT_BACKBONES)}"
+        )
+
+
+def _dataset(dataset: DatasetSpec) -> Iterator[str]:
+    for index, source in enumerate(dataset.train_data_sources or []):
+        yield from _source(source, f"dataset.train_data_sources[{index}]", ("image_dir", "json_file"))
+    for field in ("val_data_sources", "test_data_sources"):
+        source = getattr(dataset, field)
+        if source is not None and source != MISSING:
+            yield from _source(source, f"dataset.{field}", ("image_dir", "json_file"))
+    if dataset.infer_data_sources not in (None, MISSING):
+        yield from _source(dataset.infer_data_sources, "dataset.infer_data_sources", ("image_dir",), ("classmap",))
+    if dataset.remap_mscoco_category and dataset.num_classes < 80:
+        yield (
+            f"dataset.num_classes: {dataset.num_classes} is not allowed; allowed: at least 80 with "
+            "dataset.remap_mscoco_category"
+        )
+    yield from _sizes(dataset.augmentation)
+
+
+def _source(source: dict, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[str]:
+    if source == MISSING:
+        return
+    for key in needed:
+        if not source.get(key) or source[key] == MISSING:
+            yield f"{name}.{key}: a value is missing"
+    for key in source:
+        if key not in (*needed, *optional):
+            yield f"{name}.{key}: no such field; allowed: {', '.join((*needed, *optional))}"
+
+
+def _sizes(augmentation: AugmentationSpec) -> Iterator[str]:
+    name = "dataset.augmentation"
+    for field in ("train_spatial_size", "eval_spatial_size"):
+        size = getattr(augmentation, field)
+        if len(size) != 2 or any(side % SIZE_MULTIPLE for side in size):
+            yield f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {SIZE_MULTIPLE}"
+    for index, size in enumerate(augmentation.multi_scales):
+        sides = size if isinstance(size, (list, tuple)) else [size]
+        right = len(sides) == (2 if isinstance(size, (list, tuple)) else 1) and all(
+            isinstance(s, int) and not isinstance(s, bool) and s > 0 and s % SIZE_MULTIPLE == 0 for s in sides
+        )
+        if not right:
+            yield (
+                f"{name}.multi_scales[{index}]: {size!r} is not allowed; allowed: a side or [height, width], "
+                f"multiples of {SIZE_MULTIPLE}"
+            )
+
+
+def _train(train: TrainSpec) -> Iterator[str]:
+    if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
+        yield (
+            f"train.checkpoint_interval: {train.checkpoint_interval} is not allowed; allowed: at most "
+            f"train.num_epochs ({train.num_epochs})"
+        )
+    if train.validation_interval > train.num_epochs:
+        yield (
+            f"train.validation_interval: {train.validation_interval} is not allowed; allowed: at most "
+            f"train.num_epochs ({train.num_epochs})"
+        )
+    if train.optim.lr_scheduler == "MultiStep" and sorted(train.optim.lr_steps) != list(train.optim.lr_steps):
+        yield f"train.optim.lr_steps: {train.optim.lr_steps} is not allowed; allowed: ascending epochs"
+
+
+def _devices(section: Any, name: str) -> Iterator[str]:
+    if len(section.gpu_ids) != section.num_gpus:
+        yield (
+            f"{name}.gpu_ids: {section.gpu_ids} has {len(section.gpu_ids)} items; allowed: as many as "
+            f"{name}.num_gpus, which is {section.num_gpus}"
+        )
+    if len(set(section.gpu_ids)) != len(section.gpu_ids):
+        yield f"{name}.gpu_ids: {section.gpu_ids} names a GPU twice"
+
+
+def _input_size(section: Any, name: str) -> Iterator[str]:
+    if section.batch_size == 0:
+        yield f"{name}.batch_size: 0 is not allowed; allowed: -1 (dataset.batch_size) or at least 1"
+    if (section.input_width is None) != (section.input_height is None):
+        yield f"{name}.input_width, {name}.input_height: only one is given; allowed: both or none"
+    for field in ("input_width", "input_height"):
+        side = getattr(section, field)
+        if side is not None and side % SIZE_MULTIPLE:
+            yield f"{name}.{field}: {side} is not allowed; allowed: a multiple of {SIZE_MULTIPLE}"
+
+
+def _engine(spec: ExperimentSpec) -> Iterator[str]:
+    trt = spec.gen_trt_engine.tensorrt
+    if not trt.min_batch_size <= trt.opt_batch_size <= trt.max_batch_size:
+        yield (
+            "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are "
+            f"{trt.min_batch_size}, {trt.opt_batch_size}, {trt.max_batch_size}; allowed: ascending"
+        )
+    for name in ("export", "gen_trt_engine"):
+        if getattr(spec, name).batch_size == 0:
+            yield f"{name}.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"
+
+
+def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
+    for alternatives in REQUIRED.get(command, ()):
+        names = alternatives.split("|")
+        if all(value_of(spec, name) in (None, "", MISSING, [], {}) for name in names):
+            yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
