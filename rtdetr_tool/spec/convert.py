@@ -98,8 +98,11 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problem
         if not isinstance(value, dict):
             raise _Wrong(value, "a section of fields")
         return from_plain(hint, value, problems, f"{name}.")
-    if value == MISSING:
-        return MISSING
+    if isinstance(value, str) and value == MISSING:
+        default = default_of(entry)
+        if default not in (MISSING, None):
+            raise _Wrong(value, f"{allowed_text(entry, hint)}; leave the field out for its default")
+        return default
     origin = typing.get_origin(hint)
     if origin is list:
         return _convert_list(value, typing.get_args(hint)[0], entry, name, problems)

@@ -105,9 +105,9 @@ def _dataset(dataset: DatasetSpec) -> Iterator[str]:
         yield from _source(source, f"dataset.train_data_sources[{index}]", ("image_dir", "json_file"))
     for field in ("val_data_sources", "test_data_sources"):
         source = getattr(dataset, field)
-        if source is not None and source != MISSING:
+        if source is not None:
             yield from _source(source, f"dataset.{field}", ("image_dir", "json_file"))
-    if dataset.infer_data_sources not in (None, MISSING):
+    if dataset.infer_data_sources is not None:
         yield from _source(dataset.infer_data_sources, "dataset.infer_data_sources", ("image_dir",), ("classmap",))
     if dataset.remap_mscoco_category and dataset.num_classes < 80:
         yield (
@@ -118,8 +118,8 @@ def _dataset(dataset: DatasetSpec) -> Iterator[str]:
 
 
 def _source(source: dict, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[str]:
-    if source == MISSING:
-        return
+    if _is_blank(source):
+        return  # as if it were not there: only a command that needs it asks for it
     for key in needed:
         if not source.get(key) or source[key] == MISSING:
             yield f"{name}.{key}: a value is missing"
@@ -197,5 +197,14 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
     for alternatives in REQUIRED.get(command, ()):
         names = alternatives.split("|")
-        if all(value_of(spec, name) in (None, "", MISSING, [], {}) for name in names):
+        if all(_is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
+
+
+def _is_blank(value: Any) -> bool:
+    """Nothing given: null, empty, `???`, or a mapping or list of nothing but those."""
+    if isinstance(value, dict):
+        return all(_is_blank(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_blank(item) for item in value)
+    return value in (None, "", MISSING)

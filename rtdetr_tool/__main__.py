@@ -1,0 +1,8 @@
+"""`python -m rtdetr_tool` is `rtdetr`."""
+
+import sys
+
+from rtdetr_tool.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

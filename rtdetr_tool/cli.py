@@ -1,0 +1,151 @@
+"""The command line: `rtdetr <command> -e spec.yaml [-r results_dir] [key=value ...]`.
+
+A command's module is imported when it is chosen; help, a wrong spec and `default_specs` answer without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from rtdetr_tool.errors import UserError
+
+# Command -> (module, what it does, worked example).
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train": (
+        "rtdetr_tool.commands.train",
+        "train a detector",
+        "rtdetr train -e specs/demo.yaml -r results train.num_epochs=20 train.precision=bf16",
+    ),
+    "evaluate": (
+        "rtdetr_tool.commands.evaluate",
+        "score a checkpoint on the test set (COCO metrics)",
+        "rtdetr evaluate -e specs/demo.yaml -r results evaluate.checkpoint=results/train/rtdetr_model_best.pth",
+    ),
+    "inference": (
+        "rtdetr_tool.commands.inference",
+        "detect objects in folders of images: annotated images, KITTI labels, COCO results",
+        "rtdetr inference -e specs/demo.yaml -r results inference.checkpoint=results/train/rtdetr_model_best.pth "
+        "inference.conf_threshold=0.4",
+    ),
+    "default_specs": (
+        "rtdetr_tool.commands.default_specs",
+        "print or write the commented default spec of a command, or its JSON Schema",
+        "rtdetr default_specs train -o train.yaml",
+    ),
+}
+
+# Commands of TAO that have a section in the spec but are not part of this version.
+NOT_YET = ("export", "gen_trt_engine", "distill", "quantize")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    overview = "\n".join(f"  {name:{width}}  {row[1]}" for name, row in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="rtdetr",
+        usage="rtdetr <command> -e SPEC [-r RESULTS_DIR] [key=value ...]",
+        description="Train, evaluate and deploy real-time detection transformers from one spec file.",
+        epilog=f"commands:\n{overview}\n\n`rtdetr <command> -h` shows a worked example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def build_command_parser(command: str) -> argparse.ArgumentParser:
+    _, summary, example = COMMANDS[command]
+    parser = argparse.ArgumentParser(
+        prog=f"rtdetr {command}",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if command == "default_specs":
+        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+        return parser
+    parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", required=True, help="spec file, YAML or JSON")
+    parser.add_argument("-r", "--results_dir", metavar="DIR", help="root of all results; same as results_dir=DIR")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values over those of the file, in Hydra's grammar: train.num_epochs=20, "
+        "'dataset.augmentation.multi_scales=[320,352]'",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `rtdetr`; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0].startswith("-"):
+        options = build_parser().parse_args(arguments)
+        if options.version:
+            print(_version())
+        else:
+            build_parser().print_help()
+        return 0 if options.version else 2
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        return _fail(_unknown_command(command))
+    options = build_command_parser(command).parse_intermixed_args(rest)
+    try:
+        if command == "default_specs":
+            return importlib.import_module(COMMANDS[command][0]).main(options)
+        return run_command(command, options)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_command(command: str, options: argparse.Namespace) -> int:
+    """Check the spec, then import the command and run it in a session."""
+    from rtdetr_tool.spec import read_spec
+
+    overrides = list(options.overrides)
+    if options.results_dir is not None:
+        overrides.append(f"results_dir='{options.results_dir}'")
+    loaded = read_spec(options.experiment_spec_file, overrides, command)
+    from rtdetr_tool.commands.session import run_session
+
+    def run(spec):
+        return importlib.import_module(COMMANDS[command][0]).run(spec)
+
+    return run_session(loaded, command, run)
+
+
+def _unknown_command(command: str) -> str:
+    if command in NOT_YET:
+        return (
+            f"'{command}' is not part of this version yet; its section of the spec is checked all the same. "
+            f"Commands: {', '.join(COMMANDS)}"
+        )
+    near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"there is no command '{command}'{hint} Commands: {', '.join(COMMANDS)}"
+
+
+def _fail(message: str) -> int:
+    print(f"Error: {message}", file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"rtdetr {version('rtdetr-tool')}"
+    except PackageNotFoundError:
+        return "rtdetr (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

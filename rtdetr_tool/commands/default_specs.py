@@ -1,0 +1,42 @@
+"""`rtdetr default_specs`: a command's commented default spec, or its JSON Schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.spec.render import SECTIONS, default_data, default_yaml, json_schema
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec_command", metavar="command", choices=sorted(SECTIONS), help=", ".join(SECTIONS))
+    parser.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of the terminal")
+    parser.add_argument("--json", action="store_true", help="JSON instead of YAML")
+    parser.add_argument("--schema", action="store_true", help="the JSON Schema instead of the default values")
+    parser.add_argument("--force", action="store_true", help="overwrite the file")
+
+
+def main(options: argparse.Namespace) -> int:
+    command = options.spec_command
+    if options.schema:
+        text = json.dumps(json_schema(command), indent=2) + "\n"
+    elif options.json:
+        text = json.dumps(default_data(command), indent=2) + "\n"
+    else:
+        text = default_yaml(command)
+    if options.output is None:
+        print(text, end="")
+        return 0
+    path = Path(options.output)
+    if path.exists() and not options.force:
+        raise UserError(f"{path} exists; give --force to overwrite it")
+    from rtdetr_tool.commands.session import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    return 0

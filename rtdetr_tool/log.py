@@ -1,0 +1,87 @@
+"""The console and the log file of a run.
+
+Messages go through `logging.getLogger("rtdetr_tool...")`; the console shows them from INFO on without decoration, the log
+file of a run holds everything including warnings of the libraries. Secrets are masked in both.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PACKAGE = "rtdetr_tool"
+LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "py.warnings", "timm", "hydra")
+_SECRETS = re.compile(r"((?:api[_-]?key|token|password|secret)\s*[=:]\s*)\S+|(https?://)[^/\s:@]+:[^/\s@]+@", re.I)
+
+
+@cache
+def console() -> Console:
+    """The console for people, on stderr; results meant for other programs go to stdout or files."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def mask_secrets(text: str) -> str:
+    """The text without values of keys, tokens and passwords, and without credentials in addresses."""
+    text = _SECRETS.sub(lambda m: f"{m.group(1)}***" if m.group(1) else f"{m.group(2)}***@", text)
+    for name, value in os.environ.items():
+        if value and len(value) >= 8 and re.search(r"API_KEY|TOKEN|PASSWORD|SECRET", name):
+            text = text.replace(value, "***")
+    return text
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}.get(record.levelno)
+        try:
+            console().print(mask_secrets(record.getMessage()), style=style, markup=False)
+        except Exception:
+            self.handleError(record)
+
+
+class _FileFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_secrets(super().format(record))
+
+
+def set_up_console(rank: int = 0) -> None:
+    """Show the package's messages; processes other than the first show errors only."""
+    package = logging.getLogger(PACKAGE)
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    if not any(isinstance(handler, _ConsoleHandler) for handler in package.handlers):
+        package.addHandler(_ConsoleHandler())
+    for handler in package.handlers:
+        if isinstance(handler, _ConsoleHandler):
+            handler.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+
+def open_log_file(path: Path) -> logging.Handler:
+    """Append everything, warnings of the libraries included, to `path`; pass the result to `close_log_file`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    logging.getLogger(PACKAGE).addHandler(handler)
+    for name in LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers = [handler]  # off the console, into the file
+        library.propagate = False
+    return handler
+
+
+def close_log_file(handler: logging.Handler) -> None:
+    for name in (PACKAGE, *LIBRARIES):
+        logging.getLogger(name).removeHandler(handler)
+    logging.captureWarnings(False)
+    handler.close()

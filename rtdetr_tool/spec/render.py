@@ -1,0 +1,234 @@
+"""The schema for people and programs: commented YAML, JSON Schema, the reference page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from rtdetr_tool.spec.convert import bounds_text, hints_of, section_type
+from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.tables import DIFFERENCES, FIELD_ALIASES, INERT, REQUIRED, SECTIONS_NOT_YET, VALUE_ALIASES
+
+# Top-level entries of a command's default spec; every other section has no effect on the command.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "train": ("results_dir", "wandb", "model", "dataset", "train"),
+    "evaluate": ("results_dir", "model", "dataset", "evaluate"),
+    "inference": ("results_dir", "model", "dataset", "inference"),
+    "export": ("results_dir", "model", "dataset", "export"),
+    "gen_trt_engine": ("results_dir", "gen_trt_engine"),
+    "distill": ("results_dir", "wandb", "model", "dataset", "train", "distill"),
+    "quantize": ("results_dir", "model", "dataset", "quantize"),
+}
+
+
+def default_data(command: str) -> dict[str, Any]:
+    """The default spec of a command as plain data, `???` where the user must give a value."""
+    data: dict[str, Any] = {}
+    for entry in dataclasses.fields(ExperimentSpec):
+        if entry.name in SECTIONS[command]:
+            section = section_type(hints_of(ExperimentSpec)[entry.name])
+            data[entry.name] = _section_data(section) if section else default_of(entry)
+    for alternatives in REQUIRED[command]:
+        *path, leaf = alternatives.split("|")[0].split(".")
+        target = data
+        for part in path:
+            target = target[part]
+        target[leaf] = _placeholder(leaf)
+    if command != "distill":
+        _drop_inert(data, "")
+    return data
+
+
+def _placeholder(leaf: str) -> Any:
+    if leaf == "train_data_sources":
+        return [{"image_dir": MISSING, "json_file": MISSING}]
+    if leaf == "infer_data_sources":
+        return {"image_dir": MISSING, "classmap": MISSING}
+    return {"image_dir": MISSING, "json_file": MISSING} if leaf.endswith("_data_sources") else MISSING
+
+
+def _section_data(section: type) -> dict[str, Any]:
+    data = {}
+    for entry in dataclasses.fields(section):
+        inner = section_type(hints_of(section)[entry.name])
+        data[entry.name] = _section_data(inner) if inner else default_of(entry)
+    return data
+
+
+def _drop_inert(data: dict[str, Any], prefix: str) -> None:
+    for key in list(data):
+        if f"{prefix}{key}" in INERT:
+            del data[key]
+        elif isinstance(data[key], dict):
+            _drop_inert(data[key], f"{prefix}{key}.")
+
+
+def default_yaml(command: str) -> str:
+    """The commented default spec of a command."""
+    lines = [f"# Default spec of `rtdetr {command}`. ??? marks what must be given."]
+    _yaml_section(default_data(command), ExperimentSpec, 0, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_section(data: dict[str, Any], cls: type, depth: int, lines: list[str]) -> None:
+    pad = "  " * depth
+    entries = {entry.name: entry for entry in dataclasses.fields(cls)}
+    for key, value in data.items():
+        section = section_type(hints_of(cls)[key])
+        comment = comment_of(entries[key])
+        if section and isinstance(value, dict):
+            if depth == 0:
+                lines.append("")
+            lines += [f"{pad}# {comment}", f"{pad}{key}:"]
+            _yaml_section(value, section, depth + 1, lines)
+        else:
+            lines += [f"{pad}# {comment}", f"{pad}{key}: {_yaml_value(value)}"]
+
+
+def _yaml_value(value: Any) -> str:
+    import yaml
+
+    if isinstance(value, float) and value == value and "e" in repr(value):
+        return f"{value:.10f}".rstrip("0")  # YAML 1.1 reads 1e-05 as a text
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()
+
+
+def comment_of(entry: dataclasses.Field) -> str:
+    """Help, unit, options and bounds in one line."""
+    rules = entry.metadata
+    parts = [rules["help"]]
+    if rules["options"]:
+        parts.append(f"One of: {', '.join(map(str, rules['options']))}.")
+    bounds = bounds_text(entry).strip().removeprefix("of ")
+    if bounds and not rules["options"]:
+        parts.append(f"Allowed: {bounds}.")
+    if rules["unit"]:
+        parts.append(f"Unit: {rules['unit']}.")
+    return " ".join(parts)
+
+
+def json_schema(command: str) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a spec; all sections are allowed, those of `command` come with its needs."""
+    schema = _schema_of_section(ExperimentSpec)
+    needed = [alternatives.split("|") for alternatives in REQUIRED[command]]
+    requirements = [{"anyOf": [_require(name.split(".")) for name in names]} for names in needed]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Spec of rtdetr {command}",
+        **schema,
+        "allOf": requirements,
+    }
+
+
+def _require(path: list[str]) -> dict[str, Any]:
+    inner = {"not": {"type": "null"}} if len(path) == 1 else _require(path[1:])
+    return {"required": [path[0]], "properties": {path[0]: inner}}
+
+
+def _schema_of_section(cls: type) -> dict[str, Any]:
+    properties = {
+        entry.name: {"description": entry.metadata["help"], **_schema_of_field(hints_of(cls)[entry.name], entry)}
+        for entry in dataclasses.fields(cls)
+    }
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _schema_of_field(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or type(None) in arguments:
+        inner = next(a for a in arguments if a is not type(None))
+        schema = _schema_of_field(inner, entry)
+    elif dataclasses.is_dataclass(hint):
+        return _schema_of_section(hint)
+    elif typing.get_origin(hint) is list:
+        items = _schema_of_item(arguments[0], entry)
+        schema = {"type": "array", "items": items}
+        if typing.get_origin(arguments[0]) is dict:
+            schema = {"anyOf": [schema, items]}  # a single source stands for a list of one
+    else:
+        schema = _schema_of_item(hint, entry)
+    if type(None) in arguments:
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    default = default_of(entry)
+    if not dataclasses.is_dataclass(default):
+        schema = {**schema, "default": default}
+    return {"anyOf": [schema, {"const": MISSING}], "default": default} if default == MISSING else schema
+
+
+def _schema_of_item(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
+    if dataclasses.is_dataclass(hint):
+        return _schema_of_section(hint)
+    if typing.get_origin(hint) is dict:
+        return {"type": "object"}
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    schema: dict[str, Any] = {"type": kinds[hint]} if hint in kinds else {}
+    rules = entry.metadata
+    if rules["options"]:
+        aliases = {a for table in VALUE_ALIASES.values() for a, v in table.items() if v in rules["options"]}
+        schema["enum"] = [*rules["options"], *sorted(aliases)]
+    for key, word in (("min", "minimum"), ("max", "maximum"), ("above", "exclusiveMinimum")):
+        if rules[key] is not None and abs(rules[key]) != float("inf"):
+            schema[word] = rules[key]
+    return schema
+
+
+def reference_page() -> str:
+    """`docs/spec.md`: every field with type, default, range, origin and help."""
+    lines = [
+        "# Spec reference",
+        "",
+        "Generated from `rtdetr_tool/spec` by `python scripts/generate_spec_reference.py`; do not edit.",
+        "",
+        "Origin: blank = TAO's schema (nvidia-tao-core 6.25.11); *seed* = TAO's documentation only; *ours* = added here. "
+        "`???` must be given for the commands that need it. "
+        f"The sections {', '.join(SECTIONS_NOT_YET)} are checked, their commands are not part of this version.",
+    ]
+    _reference_section(ExperimentSpec, "", "Top level", lines)
+    lines += ["", "## Accepted without effect", "", "Setting one prints the reason.", "", "| field | reason |", "|---|---|"]
+    lines += [f"| `{name}` | {reason} |" for name, reason in INERT.items()]
+    lines += ["", "## Differences from nvidia-tao-core 6.25.11", "", "| field | reason |", "|---|---|"]
+    lines += [f"| `{name}` | {reason} |" for name, reason in DIFFERENCES.items()]
+    lines += ["", "## Other spellings", "", "| written | means |", "|---|---|"]
+    lines += [f"| `{name}` | `{meaning}` |" for name, meaning in FIELD_ALIASES.items()]
+    for name, table in VALUE_ALIASES.items():
+        lines += [f"| `{name}: {alias}` | `{value}` |" for alias, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _reference_section(cls: type, prefix: str, title: str, lines: list[str]) -> None:
+    lines += ["", f"## {title}", "", (cls.__doc__ or "").strip(), ""]
+    lines += ["| field | type | default | allowed | origin | meaning |", "|---|---|---|---|---|---|"]
+    inner = []
+    for entry in dataclasses.fields(cls):
+        hint = hints_of(cls)[entry.name]
+        section = section_type(hint)
+        if section:
+            inner.append((section, f"{prefix}{entry.name}."))
+            continue
+        rules = entry.metadata
+        allowed = ", ".join(map(str, rules["options"])) if rules["options"] else bounds_text(entry).strip().removeprefix("of ")
+        unit = f" ({rules['unit']})" if rules["unit"] else ""
+        origin = "" if rules["origin"] == "tao" else f"*{rules['origin']}*"
+        default = json.dumps(default_of(entry))
+        lines.append(
+            f"| `{entry.name}` | {_type_text(hint)} | `{default}` | {allowed}{unit} | {origin} | {rules['help']} |"
+        )
+    for section, name in inner:
+        if section is cls or name == "distill.teacher.":
+            lines += ["", f"`{name[:-1]}` has the fields of `model`."]
+            continue
+        _reference_section(section, name, f"`{name[:-1]}`", lines)
+
+
+def _type_text(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return hint.__name__
+    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    for module in ("typing.", "rtdetr_tool.spec.deploy."):
+        text = text.replace(module, "")
+    return text.replace(" | None", " or null").replace("|", "or")

@@ -1,0 +1,98 @@
+"""`status.json`: one JSON object per line, in the format that TAO's monitoring reads.
+
+Lines are appended, each with one write; only the first process of a run writes. A run ends with SUCCESS or FAILURE.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+
+def process_rank() -> int:
+    """Rank of this process among all of the run, from torchrun's, SLURM's or Lightning's environment."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    local, node = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("NODE_RANK", 0))
+    if local or node:
+        return max(local, node)
+    return int(os.environ.get("SLURM_PROCID", 0))
+
+
+class StatusLogger:
+    """Appends status lines to a file; does nothing without a path or in processes other than the first.
+
+    `kpi` values stay on later lines until they change, as in TAO; they are numbers.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = Path(path) if path is not None and process_rank() == 0 else None
+        self.kpi: dict[str, float] = {}
+        self.finished = False
+
+    def started(self, message: str) -> None:
+        self.write("STARTED", message)
+
+    def running(self, message: str, kpi: Mapping[str, float] | None = None, **details: Any) -> None:
+        """`details`: epoch, step, max_epoch, max_step (numbers); time_per_epoch, time_per_step, eta (seconds)."""
+        self.kpi.update(kpi or {})
+        self.write("RUNNING", message, **details)
+
+    def skipped(self, message: str) -> None:
+        self.write("SKIPPED", message, verbosity="WARNING")
+
+    def success(self, message: str) -> None:
+        self.finished = True
+        self.write("SUCCESS", message)
+
+    def failure(self, message: str) -> None:
+        self.finished = True
+        self.write("FAILURE", message, verbosity="ERROR")
+
+    def write(self, status: str, message: str, verbosity: str = "INFO", **details: Any) -> None:
+        if self.path is None:
+            return
+        now = datetime.now()
+        line: dict[str, Any] = {
+            "date": f"{now.month}/{now.day}/{now.year}",
+            "time": f"{now.hour}:{now.minute}:{now.second}",
+            "status": status,
+            "verbosity": verbosity,
+            "message": message,
+        }
+        for key, value in details.items():
+            if key in ("time_per_epoch", "time_per_step", "eta"):
+                value = str(timedelta(seconds=round(float(value), 6)))
+            line[key] = value
+        if self.kpi:
+            line["kpi"] = {key: _number(value) for key, value in self.kpi.items()}
+        data = (json.dumps(line) + "\n").encode()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+
+def _number(value: Any) -> float | None:
+    """A plain JSON number; not-a-number and infinity, which JSON does not have, become null."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+_current = StatusLogger()
+
+
+def current_status() -> StatusLogger:
+    """The status file of the running command; one that writes nothing outside a command."""
+    return _current
+
+
+def set_current_status(status: StatusLogger) -> None:
+    global _current
+    _current = status
