@@ -1,0 +1,214 @@
+"""Classes: the one place where category ids of annotation files and class indices of the network meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rtdetr_tool.errors import DataError
+
+RULES = ("auto", "raw", "contiguous")
+
+# The 80 category ids that COCO detection uses out of 1..90 (instances_train2017.json); an id's rank is its class index.
+MSCOCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class: output index of the network, category id of the annotation files, name."""
+
+    index: int
+    category_id: int
+    name: str
+
+
+class ClassMap:
+    """Which class index stands for which category.
+
+    Not every index needs a category: a data set with ids 1..N used as indices leaves index 0 unused; such an index has
+    no name and no category id (`None`), and what the network says about it is not a detection.
+    """
+
+    def __init__(self, entries: Iterable[ClassEntry], num_classes: int | None = None, reason: str = "") -> None:
+        self.entries = tuple(sorted(entries, key=lambda entry: entry.index))
+        if not self.entries:
+            raise DataError("There are no categories: at least one is needed.")
+        self.num_classes = self.entries[-1].index + 1 if num_classes is None else num_classes
+        self.reason = reason
+        self._by_index = {entry.index: entry for entry in self.entries}
+        self._by_id = {entry.category_id: entry for entry in self.entries}
+        if len(self._by_index) != len(self.entries) or len(self._by_id) != len(self.entries):
+            raise DataError("A class index or category id occurs twice in the list of classes.")
+        if self.entries[0].index < 0 or self.entries[-1].index >= self.num_classes:
+            raise DataError(f"Class indices must lie in 0..{self.num_classes - 1}.")
+
+    # Making one
+
+    @classmethod
+    def from_categories(
+        cls,
+        categories: Mapping[int, str],
+        num_classes: int,
+        class_ids: str = "auto",
+        remap_mscoco_category: bool = False,
+    ) -> ClassMap:
+        """Number the categories (id -> name) as the spec's `class_ids` and `remap_mscoco_category` say.
+
+        `auto` is TAO's convention, index = id, when every id allows it, and otherwise `contiguous`: 0..K-1 in the order
+        of the ids.
+        """
+        if class_ids not in RULES:
+            raise DataError(f"dataset.class_ids is {class_ids!r}; it must be one of {', '.join(RULES)}.")
+        if not categories:
+            raise DataError("The annotation file lists no categories: at least one is needed.")
+        if remap_mscoco_category:
+            return cls._remapped(categories, num_classes, class_ids)
+        ids = sorted(categories)
+        outside = [i for i in ids if not 0 <= i < num_classes]
+        if class_ids == "raw" or (class_ids == "auto" and not outside):
+            if outside:
+                raise DataError(
+                    f"dataset.class_ids is raw (class index = category id), but {_some(outside)} "
+                    f"not in 0..{num_classes - 1} (dataset.num_classes is {num_classes}). "
+                    f"Set dataset.num_classes to at least {max(ids) + 1}, or dataset.class_ids to contiguous."
+                    if min(ids) >= 0
+                    else f"Category id {min(ids)} is negative; with dataset.class_ids raw an id is a class index."
+                )
+            reason = f"class index = category id, because every id is in 0..{num_classes - 1}"
+            return cls((ClassEntry(i, i, categories[i]) for i in ids), num_classes, reason)
+        if len(ids) > num_classes:
+            raise DataError(
+                f"There are {len(ids)} categories (ids {_span(ids)}) but dataset.num_classes is {num_classes}. "
+                f"Set dataset.num_classes to {len(ids)} (or more)."
+            )
+        why = f"because {_some(outside)} not in 0..{num_classes - 1}"
+        why = "as dataset.class_ids says" if class_ids == "contiguous" else why
+        reason = f"class indices 0..{len(ids) - 1} in the order of the category ids, {why}"
+        return cls((ClassEntry(k, i, categories[i]) for k, i in enumerate(ids)), num_classes, reason)
+
+    @classmethod
+    def _remapped(cls, categories: Mapping[int, str], num_classes: int, class_ids: str) -> ClassMap:
+        if class_ids != "auto":
+            raise DataError(
+                f"dataset.remap_mscoco_category fixes the numbering; dataset.class_ids {class_ids} contradicts it."
+            )
+        rank = {category_id: index for index, category_id in enumerate(MSCOCO_IDS)}
+        foreign = sorted(set(categories) - set(rank))
+        if foreign:
+            raise DataError(
+                f"dataset.remap_mscoco_category is for COCO's own 80 ids in 1..90, and {_some(foreign)} not one of "
+                "them. Set it to False for other data."
+            )
+        if num_classes < len(MSCOCO_IDS):
+            raise DataError(f"dataset.remap_mscoco_category needs dataset.num_classes >= 80, not {num_classes}.")
+        entries = (ClassEntry(rank[i], i, name) for i, name in categories.items())
+        return cls(entries, num_classes, "COCO's ids 1..90 become 0..79 (dataset.remap_mscoco_category)")
+
+    # Plain data, as a checkpoint keeps it
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """`[{index, id, name}]`, one plain dict per class that has a category, by index."""
+        return [{"index": e.index, "id": e.category_id, "name": e.name} for e in self.entries]
+
+    @classmethod
+    def from_list(cls, classes: Sequence[Mapping[str, Any]], num_classes: int | None = None) -> ClassMap:
+        """The reverse of `to_list`; without `num_classes` it is the highest index + 1."""
+        try:
+            entries = [ClassEntry(int(c["index"]), int(c["id"]), str(c["name"])) for c in classes]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"A list of classes must hold index, id and name of each: {error!r}") from error
+        return cls(entries, num_classes, "as stored with the weights")
+
+    # Asking it
+
+    def index_of(self, category_id: int) -> int:
+        """Class index of a category id; DataError when the id is unknown."""
+        entry = self._by_id.get(category_id)
+        if entry is None:
+            raise DataError(f"Category id {category_id} is unknown. Known are {_listing(self.entries)}.")
+        return entry.index
+
+    def category_id_of(self, index: int) -> int | None:
+        """Category id of a class index, None for an index without a category."""
+        entry = self._by_index.get(index)
+        return entry.category_id if entry else None
+
+    def name_of(self, index: int) -> str:
+        """Name of a class index; `class_<index>` for an index without a category."""
+        entry = self._by_index.get(index)
+        return entry.name if entry else f"class_{index}"
+
+    @property
+    def names(self) -> list[str | None]:
+        """Name by class index, `num_classes` long; None where an index has no category."""
+        return [self._by_index[i].name if i in self._by_index else None for i in range(self.num_classes)]
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """Category id -> name, by class index."""
+        return {entry.category_id: entry.name for entry in self.entries}
+
+    def describe(self) -> str:
+        """One line: how many classes, how they are numbered and why."""
+        unused = self.num_classes - len(self.entries)
+        more = f"; {unused} of {self.num_classes} outputs unused" if unused else ""
+        return f"{len(self.entries)} classes: {self.reason or 'as given'} ({_listing(self.entries)}){more}"
+
+    def check_categories(self, categories: Mapping[int, str], source: str) -> None:
+        """DataError naming both sides when a file's categories are not (a part of) these classes."""
+        for category_id, name in sorted(categories.items()):
+            entry = self._by_id.get(category_id)
+            if entry is None:
+                raise DataError(
+                    f"{source} has category {category_id} ({name!r}), which is not among the classes of the training "
+                    f"data or checkpoint: {_listing(self.entries)}."
+                )
+            if entry.name != name:
+                raise DataError(
+                    f"{source} calls category {category_id} {name!r}, the training data or checkpoint calls it "
+                    f"{entry.name!r}. The annotation files must agree."
+                )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClassMap) and (self.entries, self.num_classes) == (other.entries, other.num_classes)
+
+    def __hash__(self) -> int:
+        return hash((self.entries, self.num_classes))
+
+    def __repr__(self) -> str:
+        return f"ClassMap({_listing(self.entries)}, num_classes={self.num_classes})"
+
+
+def merge_categories(sources: Iterable[tuple[str, Mapping[int, str]]]) -> dict[int, str]:
+    """Union of the categories of several annotation files (name of the file, its categories)."""
+    merged: dict[int, str] = {}
+    first: dict[int, str] = {}
+    for source, categories in sources:
+        for category_id, name in categories.items():
+            if merged.setdefault(category_id, name) != name:
+                raise DataError(
+                    f"Category {category_id} is {merged[category_id]!r} in {first[category_id]} but {name!r} in "
+                    f"{source}. All training sources must number their categories alike."
+                )
+            first.setdefault(category_id, source)
+    return merged
+
+
+def _some(ids: Sequence[int], limit: int = 5) -> str:
+    shown = ", ".join(str(i) for i in ids[:limit]) + (", ..." if len(ids) > limit else "")
+    return f"category id {shown} is" if len(ids) == 1 else f"category ids {shown} are"
+
+
+def _span(ids: Sequence[int]) -> str:
+    return f"{ids[0]}..{ids[-1]}"
+
+
+def _listing(entries: Sequence[ClassEntry], limit: int = 6) -> str:
+    shown = [
+        f"{e.index} {e.name!r}" + (f" = id {e.category_id}" if e.category_id != e.index else "") for e in entries[:limit]
+    ]
+    return ", ".join(shown) + (f", ... ({len(entries)} in all)" if len(entries) > limit else "")

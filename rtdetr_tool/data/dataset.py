@@ -1,0 +1,159 @@
+"""Labelled images as a torch `Dataset`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.coco import coco_ground_truth
+from rtdetr_tool.data.collate import FailedImage
+from rtdetr_tool.data.preprocess import decode_image, prepare_image
+from rtdetr_tool.data.records import ImageRecord
+from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.data.transforms import to_relative
+from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.structures import Target
+
+logger = logging.getLogger(__name__)
+
+Sample = tuple[Tensor, Target]
+_SUBSTITUTES = 20  # bad images in a row before a training run gives up
+
+
+class DetectionDataset(Dataset):
+    """Base of the two below: records, classes, and the reading of one image.
+
+    In a loader's worker process a `DataError` comes back as a `FailedImage`, which the loader raises in the main
+    process: what goes through torch's own way would arrive wrapped in the worker's traceback.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], class_map: ClassMap, repairs: Repairs | None = None) -> None:
+        if not len(records):
+            raise DataError("The data set has no images.")
+        self.records, self.class_map = records, class_map
+        self.repairs = repairs or Repairs()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """All records as a plain COCO dict, see `data.coco.coco_ground_truth`."""
+        return coco_ground_truth(self.records, self.class_map)
+
+    def __getitem__(self, index: Any) -> Sample | FailedImage:
+        try:
+            return self.sample(index)
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            return FailedImage("", str(error))
+
+    def sample(self, index: Any) -> Sample:
+        raise NotImplementedError
+
+    def _decode(self, record: ImageRecord) -> Tensor:
+        return decode_image(record.path, (record.width, record.height) if record.width else None)
+
+
+class TrainDataset(DetectionDataset):
+    """Augmented images. Sample i of epoch e is a function of (seed, e, i) alone.
+
+    Index it with `i` (the epoch is then that of `set_epoch`, which reaches running workers too) or with `(e, i)`.
+    Crowd regions are no objects to learn and are left out of the targets.
+
+    Args:
+        transform: (image, xyxy boxes, labels, generator) -> (image, cxcywh 0..1 boxes, labels).
+        on_bad_image: `skip` names an image that cannot be read once and takes another one, which depends on
+            (seed, e, i) too; `error` raises.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        class_map: ClassMap,
+        transform: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        seed: int = 0,
+        on_bad_image: str = "skip",
+        repairs: Repairs | None = None,
+    ) -> None:
+        super().__init__(records, class_map, repairs)
+        self.transform = transform
+        self.seed = seed if seed >= 0 else int.from_bytes(os.urandom(4), "little")
+        self.on_bad_image = on_bad_image
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._reported = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch[0] = epoch
+
+    def sample(self, index: int | tuple[int, int]) -> Sample:
+        epoch, index = index if isinstance(index, tuple) else (int(self._epoch[0]), index)
+        index = range(len(self))[index]
+        rng = np.random.default_rng([self.seed, epoch, index])
+        chosen = index
+        for _ in range(_SUBSTITUTES):
+            record = self.records[chosen]
+            try:
+                image = self._decode(record)
+            except DataError as error:
+                if self.on_bad_image == "error":
+                    raise
+                self._report(chosen, error)
+                chosen = int(rng.integers(len(self)))
+                continue
+            return self._augment(image, record, rng)
+        raise DataError(
+            f"{_SUBSTITUTES} images in a row could not be read, the last one {self.records[chosen].path}. "
+            "Check the image directory of dataset.train_data_sources."
+        )
+
+    def _augment(self, image: Tensor, record: ImageRecord, rng: np.random.Generator) -> Sample:
+        keep = ~record.iscrowd
+        boxes, labels = torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
+        height, width = image.shape[-2:]
+        image, boxes, labels = self.transform(image, boxes, labels, rng)
+        # The augmented picture has no way back to the original's pixels; its own size is the best that can be said.
+        scale = (float(image.shape[-1]), float(image.shape[-2]))
+        return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path)
+
+    def _report(self, index: int, error: DataError) -> None:
+        if not bool(self._reported[index]):
+            self._reported[index] = True
+            logger.warning("%s Another image is taken in its place (dataset.on_bad_image: skip).", error)
+
+
+class EvalDataset(DetectionDataset):
+    """Images as evaluation and inference see them, with their ground truth; an unreadable image is always an error.
+
+    Targets hold the objects without the crowd regions (they are for the validation loss); `coco_ground_truth` has both.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        class_map: ClassMap,
+        spatial_size: Sequence[int],
+        preserve_aspect_ratio: bool = False,
+        repairs: Repairs | None = None,
+    ) -> None:
+        super().__init__(records, class_map, repairs)
+        self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
+
+    def sample(self, index: int) -> Sample:
+        record = self.records[index]
+        prepared = prepare_image(self._decode(record), self.spatial_size, self.preserve_aspect_ratio)
+        keep = ~record.iscrowd
+        across, down = prepared.box_scale
+        boxes = to_relative(torch.from_numpy(record.boxes[keep]), (down, across))
+        labels = torch.from_numpy(record.labels[keep])
+        return prepared.image, Target(
+            boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path
+        )

@@ -1,0 +1,60 @@
+"""What was wrong in annotation files and what was done about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+# kind -> what it is and what was done; the order is that of the report.
+KINDS = {
+    "image_repeated": "images listed twice: listed once",
+    "image_without_size": "images without width and height: taken from the file",
+    "image_missing": "image files missing: left out",
+    "category_repeated": "categories listed twice: listed once",
+    "annotation_id_repeated": "annotations with an id that another one has: kept (ids are not used)",
+    "annotation_of_unknown_image": "annotations of an image id that is not listed: dropped",
+    "id_as_text": "ids written as text: read as integers",
+    "box_malformed": "boxes that are not four numbers: dropped",
+    "box_not_finite": "boxes with NaN or infinity: dropped",
+    "box_empty": "boxes of zero or negative width or height: dropped",
+    "box_outside": "boxes wholly outside of their image: dropped",
+    "box_clipped": "boxes that reached out of their image: clipped to it",
+    "area_computed": "annotations without a usable area: width x height taken",
+}
+
+
+@dataclass
+class Repairs:
+    """Counts by kind (`KINDS`) and the first few places of each; empty when the file was clean."""
+
+    counts: Counter = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str, count: int = 1) -> None:
+        if kind not in KINDS:
+            raise KeyError(kind)
+        self.counts[kind] += count
+        places = self.examples.setdefault(kind, [])
+        if len(places) < 3:
+            places.append(where)
+
+    def include(self, other: Repairs) -> None:
+        """Add what another file needed."""
+        self.counts.update(other.counts)
+        for kind, places in other.examples.items():
+            self.examples[kind] = (self.examples.get(kind, []) + places)[:3]
+
+    def lines(self) -> list[str]:
+        """One line per kind: how many, what, what was done, and where for the first of them."""
+        found = [kind for kind in KINDS if self.counts[kind]]
+        return [
+            f"{self.counts[kind]} {KINDS[kind]} ({', '.join(self.examples[kind])}"
+            + (", ...)" if self.counts[kind] > len(self.examples[kind]) else ")")
+            for kind in found
+        ]
+
+    def __bool__(self) -> bool:
+        return any(self.counts.values())
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())

@@ -1,0 +1,80 @@
+"""All records of a data set in a handful of shared-memory tensors.
+
+A Python list of records is copied, page by page, into every worker process that touches its reference counts, and whole
+into every spawned one. The tensors here are touched by nobody and handed over by handle, so any number of workers,
+forked or spawned, reads one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rtdetr_tool.data.records import ImageRecord
+
+
+class SerializedRecords(Sequence[ImageRecord]):
+    """A sequence of `ImageRecord` that is unpacked one record at a time.
+
+    Row i has the bytes `path_ends[i-1]:path_ends[i]` of `paths` and the objects `object_ends[i-1]:object_ends[i]`.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
+        paths = [record.path.encode("utf-8", "surrogateescape") for record in records]
+        # One bytearray, because torch refuses read-only memory; an empty one has no memory at all.
+        self.paths = _shared(np.frombuffer(bytearray(b"".join(paths)) or bytearray(1), dtype=np.uint8))
+        self.path_ends = _shared(np.cumsum([len(path) for path in paths], dtype=np.int64))
+        self.images = _shared(np.array([(r.image_id, r.width, r.height) for r in records], np.int64).reshape(-1, 3))
+        self.object_ends = _shared(np.cumsum([len(record) for record in records], dtype=np.int64))
+        self.boxes = _shared(_joined((r.boxes for r in records), np.zeros((0, 4))))
+        self.labels = _shared(_joined((r.labels for r in records), np.zeros(0, np.int64)))
+        self.iscrowd = _shared(_joined((r.iscrowd for r in records), np.zeros(0, np.bool_)))
+        self.area = _shared(_joined((r.area for r in records), np.zeros(0)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        text, objects = _span(self.path_ends, index), _span(self.object_ends, index)
+        image_id, width, height = self.images[index].tolist()
+        return ImageRecord(
+            path=bytes(self.paths[text].numpy()).decode("utf-8", "surrogateescape"),
+            image_id=image_id,
+            width=width,
+            height=height,
+            boxes=self.boxes[objects].numpy(),
+            labels=self.labels[objects].numpy(),
+            iscrowd=self.iscrowd[objects].numpy(),
+            area=self.area[objects].numpy(),
+        )
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that holds the data."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def _shared(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
+
+
+def _joined(arrays: Iterator[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    return np.concatenate(list(chain([empty], arrays)))
+
+
+def _span(ends: Tensor, index: int) -> slice:
+    return slice(int(ends[index - 1]) if index else 0, int(ends[index]))

@@ -1,0 +1,141 @@
+"""Training augmentation, in the order of TAO's RT-DETR, which is that of the official RT-DETR code:
+
+photometric distortion, zoom-out, IoU crop, sanitize, horizontal flip, resize, sanitize.
+
+The draws follow torchvision v2 (`RandomPhotometricDistort`, `RandomZoomOut`, `RandomIoUCrop`) but come from a
+`numpy.random.Generator` that the caller owns, so that a sample is a function of its seed. Boxes are xyxy pixels
+until the last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rtdetr_tool.data.photometric import draw_distortion
+from rtdetr_tool.data.preprocess import input_size, letterbox_size
+from rtdetr_tool.data.window import Window, render
+
+ZOOM_PROBABILITY = 0.5
+ZOOM_RANGE = (1.0, 4.0)
+FLIP_PROBABILITY = 0.5
+MIN_SIZE = 1.0  # pixels; a box below it in width or height is removed
+
+CROP_SCALE = (0.3, 1.0)
+CROP_ASPECT = (0.5, 2.0)
+CROP_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # least IoU with some object; 1 leaves the image whole
+CROP_TRIALS = 40
+
+
+@dataclass
+class TrainTransform:
+    """uint8 image [3, H, W] and xyxy pixel boxes to the training input and cxcywh 0..1 boxes.
+
+    `size` is (height, width); with `preserve_aspect_ratio` it is letterboxed as in evaluation. Zoomed-out and padded
+    areas are black (0), as TAO has them.
+    """
+
+    size: tuple[int, int]
+    distortion_prob: float = 0.8
+    iou_crop_prob: float = 0.8
+    preserve_aspect_ratio: bool = False
+
+    def __call__(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        image = draw_distortion(rng, self.distortion_prob)(image)
+        height, width = image.shape[-2:]
+        window = Window(0, 0, width, height)
+        corners = boxes.numpy().astype(np.float64)
+        if rng.random() < ZOOM_PROBABILITY:
+            window = draw_zoom_out(rng, window)
+        if rng.random() < self.iou_crop_prob:
+            window, keep = draw_iou_crop(rng, window, corners)
+            corners, labels = corners[keep], labels[torch.from_numpy(keep)]
+        corners, keep = window.clip(corners)
+        labels = labels[torch.from_numpy(keep)]
+        mirrored = bool(rng.random() < FLIP_PROBABILITY)
+        if mirrored:
+            corners[:, [0, 2]] = window.width - corners[:, [2, 0]]
+        return self._resize(image, window, mirrored, corners, labels)
+
+    def _resize(
+        self, image: Tensor, window: Window, mirrored: bool, corners: np.ndarray, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        outer = input_size(self.size, self.preserve_aspect_ratio)
+        inner = letterbox_size((window.height, window.width), outer[0]) if self.preserve_aspect_ratio else outer
+        picture = render(image, window, inner, outer, mirrored)
+        scaled = corners * ([inner[1] / window.width, inner[0] / window.height] * 2)  # pixels of the output
+        keep = large_enough(scaled)
+        relative = to_relative(torch.from_numpy(scaled[keep]), outer)
+        return picture, relative, labels[torch.from_numpy(keep)]
+
+
+def draw_zoom_out(rng: np.random.Generator, window: Window) -> Window:
+    """A canvas 1 to 4 times the window's sides with the window somewhere on it."""
+    factor = rng.uniform(*ZOOM_RANGE)
+    width, height = int(window.width * factor), int(window.height * factor)
+    across, down = rng.random(2)
+    left, top = int((width - window.width) * across), int((height - window.height) * down)
+    return Window(window.left - left, window.top - top, width, height)
+
+
+def draw_iou_crop(rng: np.random.Generator, window: Window, boxes: np.ndarray) -> tuple[Window, np.ndarray]:
+    """SSD's crop (Liu et al. 2016, arXiv:1512.02325): a part of the window that overlaps some object enough.
+
+    Args:
+        boxes: [N, 4] xyxy, in the coordinates of the image that `window` is on.
+
+    Returns:
+        The crop, and which boxes have their centre in it (all of them where the window is left whole).
+    """
+    everything = np.ones(len(boxes), dtype=bool)
+    if not len(boxes):
+        return window, everything
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    while True:
+        least = CROP_OPTIONS[rng.integers(len(CROP_OPTIONS))]
+        if least >= 1:
+            return window, everything
+        for draw in rng.random((CROP_TRIALS, 4)).tolist():
+            crop = _draw_crop(draw, window)
+            if crop is None:
+                continue
+            inside = ((centres > (crop.left, crop.top)) & (centres < (crop.right, crop.bottom))).all(axis=1)
+            if inside.any() and _best_iou(boxes[inside], crop) >= least:
+                return crop, inside
+
+
+def _draw_crop(draw: Sequence[float], window: Window) -> Window | None:
+    """A sub-window from four numbers 0..1; None where its shape is out of bounds."""
+    low, high = CROP_SCALE
+    width = int(window.width * (low + (high - low) * draw[0]))
+    height = int(window.height * (low + (high - low) * draw[1]))
+    if width < 1 or height < 1 or not CROP_ASPECT[0] <= width / height <= CROP_ASPECT[1]:
+        return None
+    left, top = int((window.width - width) * draw[2]), int((window.height - height) * draw[3])
+    return Window(window.left + left, window.top + top, width, height)
+
+
+def _best_iou(boxes: np.ndarray, crop: Window) -> float:
+    frame = np.array([crop.left, crop.top, crop.right, crop.bottom], dtype=np.float64)
+    sides = (np.minimum(boxes[:, 2:], frame[2:]) - np.maximum(boxes[:, :2], frame[:2])).clip(min=0)
+    shared = sides.prod(axis=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + crop.width * crop.height - shared
+    return float((shared / union).max())
+
+
+def large_enough(boxes: np.ndarray) -> np.ndarray:
+    """Which xyxy boxes are at least `MIN_SIZE` wide and high."""
+    return ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIZE).all(axis=1)
+
+
+def to_relative(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """xyxy pixels to float32 cxcywh 0..1 of a (height, width); kept inside of it."""
+    scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float64)
+    low, high = (boxes.to(torch.float64) / scale).clamp(0, 1).chunk(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1).to(torch.float32)

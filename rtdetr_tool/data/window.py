@@ -1,0 +1,66 @@
+"""A rectangle on (and around) an image, and its rendering at the network's size.
+
+Zoom-out and crop only move and resize the rectangle; the pixels are touched once, at the end. This gives what padding,
+cropping, flipping and resizing one after the other would give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from rtdetr_tool.data.preprocess import resize
+
+
+@dataclass(frozen=True)
+class Window:
+    """In whole pixels of the image it was made for; it may reach beyond the image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.height
+
+    def clip(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """xyxy boxes of the image in the window's coordinates, cut at its border; those below one pixel removed.
+
+        Returns:
+            The boxes that remain and a mask of which of the given ones they are.
+        """
+        limit = np.array([self.width, self.height] * 2, dtype=np.float64)
+        moved = (boxes - [self.left, self.top] * 2).clip(0, limit)
+        keep = ((moved[:, 2:] - moved[:, :2]) >= 1).all(axis=1)
+        return moved[keep], keep
+
+
+def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool) -> Tensor:
+    """The window at `inner` (height, width), mirrored if asked for, top left on black of size `outer`.
+
+    Args:
+        image: uint8 [3, H, W].
+    """
+    height, width = image.shape[-2:]
+    left, top = max(window.left, 0), max(window.top, 0)
+    right, bottom = min(window.right, width), min(window.bottom, height)
+    part = image[:, top:bottom, left:right]
+    padding = [left - window.left, top - window.top, window.right - right, window.bottom - bottom]
+    if any(padding):
+        part = F.pad(part, padding, fill=0)
+    if mirrored:
+        part = part.flip(-1)
+    picture = resize(part, inner)
+    if inner != outer:
+        picture = F.pad(picture, [0, 0, outer[1] - inner[1], outer[0] - inner[0]], fill=0)
+    return picture.contiguous() if picture.dtype == torch.uint8 else picture

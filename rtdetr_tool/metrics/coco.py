@@ -1,0 +1,197 @@
+"""COCO detection metrics, computed by hotcoco and equal to pycocotools.
+
+Shape legend of the accumulated arrays: T IoU thresholds .50:.05:.95, R recall points, K categories, A area ranges
+(all, small, medium, large), M detections per image (1, 10, 100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+
+from rtdetr_tool.errors import DataError
+
+STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ARmax1", "ARmax10", "ARmax100", "ARs", "ARm", "ARl")
+ALIASES = {"mAP": "AP", "mAP50": "AP50"}
+UNDEFINED = -1.0  # COCO's value of a statistic without any ground truth
+
+_AREAS, _MAX_DETECTIONS = {"all": 0, "s": 1, "m": 2, "l": 3}, {1: 0, 10: 1, 100: 2}
+_IOU_50, _IOU_75 = 0, 5
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One category: AP over all IoUs, AP50 and AR at 100 detections; None where it has no ground truth."""
+
+    index: int | None
+    category_id: int
+    name: str
+    ap: float | None
+    ap50: float | None
+    ar: float | None
+    objects: int  # ground truth without crowd regions
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """What an evaluation found."""
+
+    stats: dict[str, float]  # the names of STATS, fractions; UNDEFINED where COCO says so
+    per_class: list[ClassResult] = field(default_factory=list)
+    images: int = 0
+    detections: int = 0
+
+    @property
+    def map(self) -> float:
+        return self.stats["AP"]
+
+    @property
+    def map50(self) -> float:
+        return self.stats["AP50"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the twelve numbers, `mAP` and `mAP50`, and `per_class` (null where undefined)."""
+        names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
+        rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
+        aliases = {alias: self.stats[name] for alias, name in ALIASES.items()}
+        return {**self.stats, **aliases, "per_class": rows, "images": self.images, "detections": self.detections}
+
+
+class CocoEvaluator:
+    """Collects detections image by image and scores them against COCO ground truth.
+
+    Args:
+        ground_truth: plain COCO dict (`dataset.coco_ground_truth()`). Annotations are renumbered from 1 on: COCO's
+            matching notes "no match" as id 0, so an annotation with that id would count as missed although found.
+        class_map: gives `category_id_of(index)`; detections of an index without a category are dropped.
+        eval_class_ids: category ids to evaluate, all when None.
+    """
+
+    def __init__(
+        self, ground_truth: Mapping[str, Any], class_map: Any, eval_class_ids: Sequence[int] | None = None
+    ) -> None:
+        self.class_map = class_map
+        self.images = list(ground_truth["images"])
+        self.categories = list(ground_truth["categories"])
+        known = {category["id"]: category["name"] for category in self.categories}
+        self.category_ids = sorted(known) if eval_class_ids is None else sorted(set(eval_class_ids))
+        unknown = [i for i in self.category_ids if i not in known]
+        if unknown:
+            raise DataError(f"dataset.eval_class_ids has {unknown}, but the categories are {known}.")
+        self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
+        self._image_ids = {image["id"] for image in self.images}
+        # image id -> [K, 6] x, y, width, height, score, category id
+        self._detections: dict[int, NDArray[np.float64]] = {}
+        indices = range(max(getattr(class_map, "num_classes", 0), 1))
+        ids = [class_map.category_id_of(index) for index in indices]
+        self._category_of_index = np.array([np.nan if i is None else i for i in ids], dtype=np.float64)
+
+    def update(self, image_ids: Iterable[int], detections: Iterable[Any]) -> None:
+        """Add the `Detections` of some images; an image that was there before keeps its first ones."""
+        for image_id, found in zip(image_ids, detections, strict=True):
+            image_id = int(image_id)
+            if image_id not in self._image_ids:
+                raise DataError(f"Image id {image_id} is not in the ground truth.")
+            if image_id not in self._detections:
+                self._detections[image_id] = self._rows(found)
+
+    def _rows(self, found: Any) -> NDArray[np.float64]:
+        boxes = found.boxes.detach().cpu().double().numpy().reshape(-1, 4)
+        scores = found.scores.detach().cpu().double().numpy()
+        labels = found.labels.detach().cpu().numpy().astype(np.int64)
+        ids = np.full(len(labels), np.nan)
+        inside = (labels >= 0) & (labels < len(self._category_of_index))
+        ids[inside] = self._category_of_index[labels[inside]]
+        rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, ids])
+        return rows[~np.isnan(ids)]
+
+    # Joining the ranks of a distributed run
+
+    def state(self) -> dict[int, NDArray[np.float64]]:
+        """What this process collected, as plain data that pickles."""
+        return dict(self._detections)
+
+    def merge(self, states: Iterable[Mapping[int, NDArray[np.float64]]]) -> None:
+        """Add the states of other processes; an image that several of them saw counts once."""
+        for state in states:
+            for image_id, rows in state.items():
+                self._detections.setdefault(image_id, rows)
+
+    # Results
+
+    @property
+    def missing_images(self) -> list[int]:
+        """Ids of the images that no `update` has brought; `compute` counts their objects as missed."""
+        return [image["id"] for image in self.images if image["id"] not in self._detections]
+
+    def results_json(self) -> list[dict[str, Any]]:
+        """Detections in COCO's results format: original ids, xywh pixels."""
+        return [
+            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4]}
+            for image_id, rows in sorted(self._detections.items())
+            for row in rows.tolist()
+        ]
+
+    def compute(self) -> CocoResult:
+        """Score everything collected so far, over all images of the ground truth."""
+        precision, recall = self._accumulate()
+        stats = {
+            "AP": _mean(precision[:, :, :, 0, 2]),
+            "AP50": _mean(precision[_IOU_50, :, :, 0, 2]),
+            "AP75": _mean(precision[_IOU_75, :, :, 0, 2]),
+            **{f"AP{size}": _mean(precision[:, :, :, _AREAS[size], 2]) for size in "sml"},
+            **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for count, m in _MAX_DETECTIONS.items()},
+            **{f"AR{size}": _mean(recall[:, :, _AREAS[size], 2]) for size in "sml"},
+        }
+        count = sum(len(rows) for rows in self._detections.values())
+        return CocoResult(stats, self._per_class(precision, recall), len(self.images), count)
+
+    def _accumulate(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth."""
+        truth = hotcoco.COCO({"images": self.images, "annotations": self.annotations, "categories": self.categories})
+        evaluation = hotcoco.COCOeval(truth, truth.load_res(self._table()), "bbox")
+        evaluation.params.cat_ids = self.category_ids
+        evaluation.params.img_ids = sorted(self._image_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+    def _table(self) -> NDArray[np.float64]:
+        """[N, 7] image id, x, y, width, height, score, category id."""
+        tables = [np.column_stack([np.full(len(rows), i), rows]) for i, rows in sorted(self._detections.items())]
+        return np.concatenate([np.zeros((0, 7)), *tables])
+
+    def _per_class(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[ClassResult]:
+        names = {category["id"]: category["name"] for category in self.categories}
+        index_of = {int(i): index for index, i in enumerate(self._category_of_index.tolist()) if i == i}
+        objects = dict.fromkeys(self.category_ids, 0)
+        for annotation in self.annotations:
+            if annotation["category_id"] in objects and not annotation.get("iscrowd"):
+                objects[annotation["category_id"]] += 1
+        return [
+            ClassResult(
+                index=index_of.get(category_id),
+                category_id=category_id,
+                name=names[category_id],
+                ap=_defined(_mean(precision[:, :, k, 0, 2])),
+                ap50=_defined(_mean(precision[_IOU_50, :, k, 0, 2])),
+                ar=_defined(_mean(recall[:, k, 0, 2])),
+                objects=objects[category_id],
+            )
+            for k, category_id in enumerate(self.category_ids)
+        ]
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Mean of what is defined (COCO marks the rest with -1)."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else UNDEFINED
+
+
+def _defined(value: float) -> float | None:
+    return None if value == UNDEFINED else value
