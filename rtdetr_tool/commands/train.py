@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec import LoadedSpec
 
 
-def run(spec: ExperimentSpec) -> None:
+def run(loaded: LoadedSpec) -> None:
     from rtdetr_tool.training.fit import fit
 
-    fit(spec)
+    fit(loaded.spec)

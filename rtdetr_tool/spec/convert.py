@@ -54,7 +54,7 @@ def suggestion(name: str) -> str:
     if near:
         return f"; did you mean '{siblings[near[0]]}'?"
     same_leaf = [n for n in field_names() if n.rpartition(".")[2] == leaf]
-    near = same_leaf[:1] or difflib.get_close_matches(name, field_names(), n=1, cutoff=0.6)
+    near = same_leaf[:1] or difflib.get_close_matches(name, field_names(), n=1, cutoff=0.75)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -100,7 +100,7 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problem
         return from_plain(hint, value, problems, f"{name}.")
     if isinstance(value, str) and value == MISSING:
         default = default_of(entry)
-        if default not in (MISSING, None):
+        if default not in (MISSING, None, ""):
             raise _Wrong(value, f"{allowed_text(entry, hint)}; leave the field out for its default")
         return default
     origin = typing.get_origin(hint)

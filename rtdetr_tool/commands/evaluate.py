@@ -1,0 +1,70 @@
+"""`rtdetr evaluate`: COCO metrics of a checkpoint on the test set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from rich.progress import track
+from rich.table import Table
+
+from rtdetr_tool.commands.detection import open_for
+from rtdetr_tool.commands.session import write_atomically
+from rtdetr_tool.data.build import build_eval_dataset
+from rtdetr_tool.log import console
+from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
+from rtdetr_tool.runtimes.loop import LoopTimes, detect
+from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.status import current_status
+from rtdetr_tool.training.distributed import gather_objects, rank
+
+logger = logging.getLogger(__name__)
+
+
+def run(loaded: LoadedSpec) -> None:
+    section = loaded.spec.evaluate
+    current_status().running(f"Loading checkpoint: {section.checkpoint}")
+    detecting = open_for(loaded, section)
+    runtime, spec = detecting.model.runtime, detecting.spec
+    dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map)
+    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
+    loader, times = detecting.loader(dataset), LoopTimes()
+    batches = detect(runtime, loader, spec.model.num_select, times)
+    for batch, detections in track(batches, "Evaluating", len(loader), console=console()):
+        kept = [found.above(section.conf_threshold) for found in detections]
+        evaluator.update([target.image_id for target in batch.targets], kept)
+
+    states = gather_objects([evaluator.state()])
+    if rank() != 0:
+        return
+    evaluator.merge(states[1:])
+    result = evaluator.compute()
+    folder = Path(loaded.spec.evaluate.results_dir)
+    write_atomically(folder / "results.json", json.dumps(result.to_dict(), indent=2) + "\n")
+    write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
+    current_status().running(
+        "Test metrics generated.", kpi={"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
+    )
+    print_result(result)
+    logger.info("Runtime %s on %s: %s", runtime.name, runtime.device, times.summary())
+    logger.info("mAP %.4f, mAP50 %.4f; numbers and predictions are in %s", result.map, result.map50, folder)
+
+
+def print_result(result: CocoResult) -> None:
+    """The twelve COCO numbers and the score of each class, as tables on the console."""
+    numbers = Table(title="COCO metrics")
+    for name in result.stats:
+        numbers.add_column(name, justify="right")
+    numbers.add_row(*(_text(value) for value in result.stats.values()))
+    console().print(numbers)
+    classes = Table(title="By class")
+    for name in ("class", "id", "objects", "AP", "AP50", "AR"):
+        classes.add_column(name, justify="left" if name == "class" else "right")
+    for row in result.per_class:
+        classes.add_row(row.name, str(row.category_id), str(row.objects), *map(_text, (row.ap, row.ap50, row.ar)))
+    console().print(classes)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None or value < 0 else f"{value:.4f}"

@@ -1,0 +1,183 @@
+"""`rtdetr inference`: detect objects in folders of images.
+
+Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results, with the
+list of images beside them in `images.json`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich.progress import track
+
+from rtdetr_tool.commands.detection import open_for
+from rtdetr_tool.commands.session import write_atomically
+from rtdetr_tool.data.build import build_inference_dataset
+from rtdetr_tool.data.classes import ClassEntry, ClassMap
+from rtdetr_tool.data.folder import read_classmap
+from rtdetr_tool.data.preprocess import decode_image
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.log import console
+from rtdetr_tool.ops.structures import Detections, Target
+from rtdetr_tool.runtimes.loop import LoopTimes, detect
+from rtdetr_tool.runtimes.writers import kitti_lines, output_stems
+from rtdetr_tool.spec import DatasetSpec, InferenceSpec, LoadedSpec
+from rtdetr_tool.status import current_status
+from rtdetr_tool.training.distributed import gather_objects, rank
+from rtdetr_tool.visualize import draw_detections, parse_color_map
+
+logger = logging.getLogger(__name__)
+
+
+def run(loaded: LoadedSpec) -> int:
+    section = loaded.spec.inference
+    colors = parse_color_map(section.color_map)
+    current_status().running(f"Loading checkpoint: {section.checkpoint}")
+    detecting = open_for(loaded, section)
+    runtime, spec = detecting.model.runtime, detecting.spec
+    class_map = settle_classes(runtime.class_map, spec.dataset)
+    unknown = sorted(set(colors) - set(class_map.categories.values()))
+    if unknown:
+        logger.warning("inference.color_map names %s, which is not a class: nothing is drawn in its colour", unknown)
+    dataset = build_inference_dataset(spec.dataset)
+    writer = Writer(Path(section.results_dir), section, class_map, colors, dataset.paths)
+    loader, times = detecting.loader(dataset), LoopTimes()
+    for batch, detections in track(
+        detect(runtime, loader, spec.model.num_select, times), "Detecting", len(loader), console=console()
+    ):
+        for failure in batch.failures:
+            writer.fail(failure.path, failure.message)
+        for target, found in zip(batch.targets, detections, strict=True):
+            writer.write(target, found.above(section.conf_threshold))
+
+    results = gather_objects([(writer.results, writer.failures)])
+    if rank() != 0:
+        return 0
+    return finish(writer, results, times, runtime.name)
+
+
+def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
+    """The checkpoint's classes, which the classmap (if any) must agree with; the classmap's where the checkpoint has none.
+
+    A classmap's line i names class index i. Where the classes do not start at index 0 (ids 1..N used as indices), a map
+    without a line for the unused index 0 is understood too; so is one in the order of the category ids.
+    """
+    path = (spec.infer_data_sources or {}).get("classmap")
+    names = read_classmap(path) if path else None
+    if class_map is None:
+        if names is None:
+            raise UserError(
+                "the checkpoint does not know its classes: give dataset.infer_data_sources.classmap, a text file with one "
+                "class name per line"
+            )
+        if len(names) > spec.num_classes:
+            raise UserError(f"{path} has {len(names)} names, the model {spec.num_classes} classes (dataset.num_classes)")
+        return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], spec.num_classes)
+    if names is None:
+        return class_map
+    by_index = [name if name is not None else "" for name in class_map.names[: class_map.entries[-1].index + 1]]
+    in_order = [entry.name for entry in class_map.entries]
+    as_indices = len(names) == len(by_index) and all(a == b for a, b in zip(names, by_index, strict=True) if b)
+    if not as_indices and names != in_order:
+        raise UserError(
+            f"{path} and the checkpoint name the classes differently:\n"
+            f"  classmap:   {', '.join(names)}\n  checkpoint: {', '.join(in_order)}"
+        )
+    return class_map
+
+
+class Writer:
+    """Writes what was found in each image and keeps the COCO results."""
+
+    def __init__(
+        self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, paths: Sequence[str]
+    ) -> None:
+        self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
+        self.stems = output_stems(paths)
+        self.results: list[dict] = []
+        self.failures: list[tuple[str, str]] = []
+        self.paths = list(paths)
+
+    def places(self, path: str) -> tuple[Path, Path]:
+        """Where the label file and the drawn image go; with `is_internal` below a folder per sequence."""
+        stem = self.stems[path]
+        root = self.folder
+        if self.section.is_internal:
+            parents = Path(path).resolve().parents
+            root, stem = root / parents[min(1, len(parents) - 1)].name, Path(path).stem
+        suffix = Path(path).suffix if Path(path).suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp") else ".png"
+        return root / "labels" / f"{stem}.txt", root / "images_annotated" / f"{stem}{suffix}"
+
+    def write(self, target: Target, found: Detections) -> None:
+        keep = [self.class_map.category_id_of(label) is not None for label in found.labels.tolist()]
+        found = Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+        label_file, image_file = self.places(target.path)
+        lines = kitti_lines(found, self.class_map.name_of)
+        label_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(label_file, "".join(f"{line}\n" for line in lines))
+        image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
+        drawn = draw_detections(
+            image,
+            found,
+            self.class_map.name_of,
+            self.colors,
+            self.section.outline_width,
+            labels=not self.section.is_internal,
+        )
+        save_image(drawn, image_file)
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+            left, top, right, bottom = box
+            self.results.append(
+                {
+                    "image_id": target.image_id,
+                    "category_id": self.class_map.category_id_of(label),
+                    "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
+                    "score": round(score, 6),
+                }
+            )
+
+    def fail(self, path: str, message: str) -> None:
+        logger.error("%s", message)
+        self.failures.append((path, message))
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write so that `path` never holds a part of an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(descriptor)
+    try:
+        image.save(temporary, quality=92)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> int:
+    """Write the results of all processes; exit code 1 when an image could not be read."""
+    results = sorted((row for part, _ in parts for row in part), key=lambda row: row["image_id"])
+    failures = sorted(row for _, part in parts for row in part)
+    images = [{"id": number, "file_name": path} for number, path in enumerate(writer.paths)]
+    categories = [{"id": id, "name": name} for id, name in writer.class_map.categories.items()]
+    write_atomically(writer.folder / "predictions.json", json.dumps(results) + "\n")
+    write_atomically(
+        writer.folder / "images.json", json.dumps({"images": images, "categories": categories}, indent=1) + "\n"
+    )
+    done = len(writer.paths) - len(failures)
+    current_status().running("Inference finished.", kpi={"images": done, "detections": len(results)})
+    logger.info("Runtime %s: %s", runtime, times.summary())
+    logger.info(
+        "%d detections in %d images; annotated images are in %s", len(results), done, writer.folder / "images_annotated"
+    )
+    if failures:
+        logger.error("%d of %d images could not be read and were left out.", len(failures), len(writer.paths))
+        return 1
+    return 0

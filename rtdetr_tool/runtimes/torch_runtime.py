@@ -1,0 +1,26 @@
+"""A detector in PyTorch: RepVGG fused, eval mode, channels_last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.models.rtdetr.detector import RTDETR
+from rtdetr_tool.ops.structures import Predictions
+
+
+class TorchRuntime:
+    """Wraps a detector (a copy; the given one stays as it is)."""
+
+    name = "torch"
+    input_size = None
+
+    def __init__(self, detector: RTDETR, class_map: ClassMap | None, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.class_map = class_map
+        self.detector = detector.deploy().to(self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Predictions:
+        return self.detector(images.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,53 @@
+"""Files that inference leaves: KITTI labels and COCO results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rtdetr_tool.ops.structures import Detections
+
+
+def kitti_lines(detections: Detections, name_of: Callable[[int], str]) -> list[str]:
+    """One KITTI line of 16 fields per detection: name, truncation, occlusion, alpha, box (pixels), 3-D fields, score.
+
+    White space in a class name becomes `_`, so that a line always splits into 16 fields.
+    """
+    lines = []
+    for box, score, label in zip(
+        detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+    ):
+        name = "_".join(name_of(label).split()) or str(label)
+        corners = " ".join(f"{value:.3f}" for value in box)
+        lines.append(f"{name} 0.00 0 0.00 {corners} 0.00 0.00 0.00 0.00 0.00 0.00 0.00 {score:.3f}")
+    return lines
+
+
+def output_stems(paths: Sequence[str]) -> dict[str, str]:
+    """A distinct relative name without suffix for each image path.
+
+    The stem alone where it is unique; otherwise the path below the common folder, and with the suffix when two files differ
+    only in it. A few images keep their names whatever others are there.
+    """
+    absolute = {path: Path(os.path.abspath(path)) for path in paths}
+    root = Path(os.path.commonpath([p.parent for p in absolute.values()])) if absolute else Path()
+    candidates = (
+        lambda p: p.stem,
+        lambda p: str(p.relative_to(root).with_suffix("")),
+        lambda p: str(p.relative_to(root)).replace(".", "_"),
+    )
+    result: dict[str, str] = {}
+    left = list(absolute)
+    for candidate in candidates:
+        names: dict[str, list[str]] = {}
+        for path in left:
+            names.setdefault(candidate(absolute[path]).lower(), []).append(path)
+        taken = {name.lower() for name in result.values()}
+        for name, group in names.items():
+            if len(group) == 1 and name not in taken:
+                result[group[0]] = candidate(absolute[group[0]])
+        left = [path for path in left if path not in result]
+    for number, path in enumerate(left):  # the same file under two spellings
+        result[path] = f"{absolute[path].stem}_{number}"
+    return result
