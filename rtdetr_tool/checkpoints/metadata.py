@@ -55,26 +55,32 @@ def build_metadata(
     }
 
 
-def check_against(spec: Any, meta: Mapping[str, Any], *, source: str, every_field: bool = False) -> None:
+def check_against(
+    spec: Any,
+    meta: Mapping[str, Any],
+    *,
+    source: str,
+    explicit: Mapping[str, Any] | None = None,
+    every_field: bool = False,
+) -> None:
     """CheckpointError naming both values where `spec` contradicts the checkpoint.
 
-    `spec` is an `ExperimentSpec` (any dataclass with `.model` and `.dataset.num_classes`). A field left at its schema
-    default is not a contradiction, because a spec may name only data and checkpoint; `every_field` (resuming) compares
-    those too.
+    `spec` is an `ExperimentSpec` (any dataclass with `.model` and `.dataset.num_classes`). A field that the user did
+    not give is not a contradiction, because a spec may name only data and checkpoint: `explicit` holds what was given
+    (`LoadedSpec.explicit`); without it, what is not the schema's default counts as given. `every_field` (resuming)
+    compares all.
     """
     problems = []
-    stored_model = meta.get("spec", {}).get("model", {})
-    for name in ARCHITECTURE:
-        if name not in stored_model or not hasattr(spec.model, name):
-            continue
-        given, stored = _plain(getattr(spec.model, name)), _plain(stored_model[name])
-        if given != stored and (every_field or given != _default(spec.model, name)):
-            problems.append(f"model.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
-    stored_dataset = meta.get("spec", {}).get("dataset", {})
-    if "num_classes" in stored_dataset:
-        given, stored = spec.dataset.num_classes, stored_dataset["num_classes"]
-        if given != stored and (every_field or given != _default(spec.dataset, "num_classes")):
-            problems.append(f"dataset.num_classes is {given!r} in the spec, {stored!r} in the checkpoint")
+    for section, names in (("model", ARCHITECTURE), ("dataset", ("num_classes",))):
+        stored_section = meta.get("spec", {}).get(section) or {}
+        own = getattr(spec, section)
+        for name in names:
+            if name not in stored_section:
+                continue
+            given, stored = _plain(getattr(own, name)), _plain(stored_section[name])
+            was_given = given != _default(own, name) if explicit is None else name in (explicit.get(section) or {})
+            if given != stored and (every_field or was_given):
+                problems.append(f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}")

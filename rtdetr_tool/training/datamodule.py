@@ -10,14 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 from rtdetr_tool.data.build import build_eval_dataset, build_inference_dataset, build_loader, build_train_dataset
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.training.distributed import rank, world_size
+from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 
 
 class DetectionDataModule(pl.LightningDataModule):
     """Builds each data set of a spec once, when it is first needed.
 
-    The loaders deal the images out to the processes themselves (`use_distributed_sampler=False` in the trainer), in
-    training without overlap, in evaluation without repeating any.
+    The loaders deal the images out to the processes themselves (`use_distributed_sampler=False` in the trainer).
     """
 
     def __init__(self, spec: ExperimentSpec) -> None:
@@ -53,13 +52,13 @@ class DetectionDataModule(pl.LightningDataModule):
         return self.dataset("train").class_map
 
     def _loader(self, split: str) -> DataLoader:
-        return build_loader(
-            self.dataset(split),
-            self.spec.dataset,
-            training=split == "train",
-            rank=rank(),
-            world_size=world_size(),
-        )
+        dataset, training = self.dataset(split), split == "train"
+        if training:  # a negative seed was drawn by each process for itself
+            dataset.seed = broadcast_object(dataset.seed)
+        loader = build_loader(dataset, self.spec.dataset, training=training, rank=rank(), world_size=world_size())
+        if not training and world_size() > 1:
+            _even_out(loader.sampler, len(dataset))
+        return loader
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train")
@@ -72,3 +71,13 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self._loader("predict")
+
+
+def _even_out(sampler: Any, count: int) -> None:
+    """Give every process equally many images, so that none waits for another in vain.
+
+    Where the number does not divide, some repeat their first image; metrics count an image once.
+    """
+    share = -(-count // world_size())
+    own = list(sampler.indices)
+    sampler.indices = own + [own[0] if own else 0] * (share - len(own))

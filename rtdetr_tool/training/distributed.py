@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from rtdetr_tool.status import process_rank
 
 
 def rank() -> int:
     """This process's number among all; before the group exists, what the launcher said."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
+    return process_rank()
 
 
 def world_size() -> int:
@@ -28,6 +29,15 @@ def gather_objects(items: list[Any]) -> list[Any]:
     received: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
     dist.gather_object(items, received, dst=0)
     return [item for part in received for item in part] if received is not None else []
+
+
+def broadcast_object(item: Any) -> Any:
+    """Rank 0's `item` on every rank."""
+    if world_size() == 1:
+        return item
+    items = [item]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
 
 
 def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nodes: int = 1) -> torch.device:

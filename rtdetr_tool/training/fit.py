@@ -15,7 +15,7 @@ from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.reporting import say_resumed
+from rtdetr_tool.training.reporting import say_resumed, show_result
 from rtdetr_tool.training.trainer import build_trainer, seed_run
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,11 @@ def fit(spec: ExperimentSpec, callbacks: Sequence[Callback] = (), **trainer_kwar
     trainer = build_trainer(spec, callbacks=list(callbacks), **trainer_kwargs)
     resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
     if resume:
-        say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
+        logger.info(say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path)))
     trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
-    return _result(trainer, module, resume)
+    result = _result(trainer, module, resume)
+    show_result(result)
+    return result
 
 
 def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:

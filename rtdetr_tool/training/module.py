@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,9 +24,10 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
-from rtdetr_tool.training.distributed import gather_objects
+from rtdetr_tool.training.distributed import broadcast_object, gather_objects
 from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
+from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
 from rtdetr_tool.training.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class DetectorModule(pl.LightningModule):
         self._evaluator: CocoEvaluator | None = None
         self._not_finite: Tensor | None = None
         self._initialised = False
+        self.run_seed = spec.train.seed if spec.train.seed >= 0 else int.from_bytes(os.urandom(4), "little")
 
     @property
     def detector(self) -> nn.Module:
@@ -71,6 +74,10 @@ class DetectorModule(pl.LightningModule):
         """A fit that does not resume starts from the weights that the spec names."""
         if stage == "fit" and not self.trainer.ckpt_path:
             self.load_initial_weights()
+        if self.trainer.world_size > 1 and self.trainer.accelerator.name() == "cpu":
+            synchronise_batch_norms(self.detector)
+
+        self.run_seed = broadcast_object(self.run_seed)
 
     def load_initial_weights(self) -> None:
         if not self._initialised:
@@ -87,7 +94,7 @@ class DetectorModule(pl.LightningModule):
         images = to_float(batch.images)
         scales = self.spec.dataset.augmentation.multi_scales
         if multi_scale and scales:
-            images = resize_batch(images, draw_scale(scales, max(0, self.spec.train.seed), self.global_step))
+            images = resize_batch(images, draw_scale(scales, self.run_seed, self.global_step))
         return images.contiguous(memory_format=torch.channels_last)
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -126,9 +133,8 @@ class DetectorModule(pl.LightningModule):
 
         A resumed run then draws what the unbroken one would have drawn, and ranks draw different noise.
         """
-        if self.spec.train.seed >= 0:
-            step = self.spec.train.seed * 1_000_003 + self.global_step
-            torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
+        step = self.run_seed * 1_000_003 + self.global_step
+        torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
 
     def _main_rate(self) -> float:
         """The learning rate of everything but the backbone (of the backbone when nothing else is trained)."""

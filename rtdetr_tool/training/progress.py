@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from rtdetr_tool.log import console as package_console
 from rtdetr_tool.training.distributed import world_size
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,9 @@ class ProgressReport(ProgressBar):
     The loss is copied from the device only when something is drawn, at most `redraw_every` seconds apart.
     """
 
-    def __init__(
-        self, console: Console | None = None, line_every: float = 20.0, redraw_every: float = 0.5
-    ) -> None:
+    def __init__(self, console: Console | None = None, line_every: float = 20.0, redraw_every: float = 0.5) -> None:
         super().__init__()
-        self.console = console or Console(stderr=True)
+        self.console = console or package_console()
         self.line_every, self.redraw_every = line_every, redraw_every
         self.pace: Pace | None = None
         self._enabled = True

@@ -19,7 +19,8 @@ from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.ema import ExponentialMovingAverage
-from rtdetr_tool.training.reporting import ProgressReport, StatusReport
+from rtdetr_tool.training.progress import ProgressReport
+from rtdetr_tool.training.reporting import StatusReport
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +133,14 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
 
 
 def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    """TensorBoard and CSV under `lightning_logs`, Weights & Biases where it is wanted and set up."""
-    root = folder / "lightning_logs"
-    numbers = [int(d.name[8:]) for d in root.glob("version_*") if d.name[8:].isdigit()] if root.is_dir() else []
+    """TensorBoard under `lightning_logs`, CSV under `csv_logs`, Weights & Biases where it is wanted and set up."""
+    numbers = [int(d.name[8:]) for d in folder.glob("csv_logs/version_*") if d.name[8:].isdigit()]
     version = max(numbers, default=-1) + 1
-    loggers: list[Logger] = [CSVLogger(folder, name="lightning_logs", version=version)]
+    loggers: list[Logger] = [CSVLogger(folder, name="csv_logs", version=version)]
     try:
         loggers.insert(0, TensorBoardLogger(folder, name="lightning_logs", version=version))
     except ModuleNotFoundError:
-        logger.info("tensorboard is not installed; metrics go to %s/version_%d/metrics.csv.", root, version)
+        logger.info("tensorboard is not installed; metrics go to %s only.", loggers[0].log_dir)
     wandb = _wandb_logger(spec, folder)
     return [*loggers, wandb] if wandb else loggers
 

@@ -108,6 +108,14 @@ def test_a_spec_that_says_nothing_about_the_model_takes_the_checkpoints():
         check_against(ExperimentSpec(), _meta(trained), source="a.pth", every_field=True)
 
 
+def test_what_the_user_gave_counts_even_where_it_is_the_default():
+    trained = ExperimentSpec()
+    trained = replace(trained, model=replace(trained.model, backbone="resnet_18"))
+    with pytest.raises(CheckpointError, match=r"model\.backbone is 'resnet_50'"):
+        check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit={"model": {"backbone": "resnet_50"}})
+    check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit={"model": {"num_select": 10}})
+
+
 def test_settings_that_do_not_change_what_weights_mean_may_differ():
     trained = ExperimentSpec()
     asked = replace(trained, model=replace(trained.model, num_select=100, dropout_ratio=0.5, bbox_cost=1.0))

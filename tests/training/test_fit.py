@@ -1,0 +1,213 @@
+"""Training runs from a spec: files, resuming, start weights, dry runs, seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from rtdetr_tool.checkpoints.io import load_checkpoint, read_weights, save_checkpoint
+from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
+from rtdetr_tool.training.fit import fit
+
+
+class Losses(pl.Callback):
+    """The loss of every step."""
+
+    def __init__(self):
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(outputs["loss"].item())
+
+
+def _names(folder) -> list[str]:
+    return sorted(p.name for p in Path(folder).iterdir() if p.suffix == ".pth")
+
+
+def _same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_the_named_files_links_and_results(make_spec):
+    spec = make_spec(train__num_epochs=3, train__checkpoint_interval=2, train__enable_ema=True)
+    result = fit(spec)
+    folder = Path(spec.train.results_dir)
+    assert _names(folder) == [
+        "model_epoch_001-EMA.pth", "model_epoch_001.pth", "model_epoch_002-EMA.pth", "model_epoch_002.pth",
+        "rtdetr_model_best.pth", "rtdetr_model_latest.pth",
+    ]  # fmt: skip
+    assert os.readlink(folder / "rtdetr_model_latest.pth") == "model_epoch_002-EMA.pth"
+    assert result.latest_path == folder / "model_epoch_002-EMA.pth"
+    assert result.best_path == folder / "rtdetr_model_best.pth"
+    assert set(result.metrics) >= {"train_loss", "train_loss_vfl", "val_loss", "val_mAP", "val_mAP50", "lr"}
+    best = load_checkpoint(result.best_path)
+    assert best["rtdetr_tool"]["weights"] == "ema" and best["epoch"] == result.best_epoch
+    assert best["rtdetr_tool"]["metrics"]["val_mAP"] == pytest.approx(result.best_score)
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_checkpoint_knows_its_spec_and_classes_and_has_taos_names(make_spec):
+    spec = make_spec()
+    payload = load_checkpoint(fit(spec).latest_path)
+    assert payload["tao_model"] == "rtdetr" and payload["epoch"] == 0
+    assert all(name.startswith("model.model.") for name in payload["state_dict"])
+    meta = payload["rtdetr_tool"]
+    assert [c["name"] for c in meta["classes"]] == ["red", "green"] and meta["weights"] == "raw"
+    assert json.loads(json.dumps(meta["spec"]))["model"]["backbone"] == "resnet_18"
+
+
+def test_both_files_of_a_pair_hold_the_same_training_state(make_spec):
+    spec = make_spec(train__enable_ema=True)
+    fit(spec)
+    folder = Path(spec.train.results_dir)
+    raw, ema = (load_checkpoint(folder / f"model_epoch_000{suffix}.pth") for suffix in ("", "-EMA"))
+    assert ema["rtdetr_tool"]["weights"] == "ema" and raw["rtdetr_tool"]["weights"] == "raw"
+    assert _same(raw["state_dict"], ema["raw_state_dict"]) and _same(raw["ema_state_dict"], ema["state_dict"])
+    assert not _same(raw["state_dict"], ema["state_dict"])
+
+
+def test_step_intervals_name_epoch_and_step(make_spec):
+    spec = make_spec(train__checkpoint_interval=3, train__checkpoint_interval_unit="step", train__num_epochs=2)
+    fit(spec)  # 8 images in batches of 4: two steps an epoch
+    names = _names(spec.train.results_dir)
+    assert "model_epoch_001_step_00003.pth" in names and "model_epoch_001.pth" in names
+    assert "model_epoch_000.pth" not in names
+
+
+@pytest.mark.parametrize("kind", ["automatic", "raw", "ema"])
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(make_spec, tmp_path, kind):
+    changes = {
+        "train__num_epochs": 4, "train__enable_ema": True, "train__optim__warmup_steps": 5, "train__optim__lr": 1e-3,
+        "train__optim__lr_steps": [3], "dataset__workers": 1, "dataset__augmentation__multi_scales": [32, 64],
+        "dataset__augmentation__distortion_prob": 0.8, "dataset__augmentation__iou_crop_prob": 0.8,
+        "model__dropout_ratio": 0.1,
+    }  # fmt: skip
+    whole = make_spec(**changes, train__results_dir=str(tmp_path / "whole"))
+    fit(whole)
+
+    class Killed(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    broken = make_spec(**changes, train__results_dir=str(tmp_path / "broken"))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(broken, callbacks=[Killed()])
+    torch.manual_seed(99)  # whatever the state of the process, only the file counts
+    if kind != "automatic":
+        name = "model_epoch_001.pth" if kind == "raw" else "model_epoch_001-EMA.pth"
+        path = str(tmp_path / "broken" / name)
+        broken = make_spec(
+            **changes, train__results_dir=str(tmp_path / "elsewhere"), train__resume_training_checkpoint_path=path
+        )
+    result = fit(broken)
+    assert result.resumed_from is not None and result.epochs == 4
+    for name in ("model_epoch_003.pth", "model_epoch_003-EMA.pth"):
+        a = load_checkpoint(Path(whole.train.results_dir) / name)
+        b = load_checkpoint(Path(broken.train.results_dir) / name)
+        assert _same(a["state_dict"], b["state_dict"]), name
+        assert a["rtdetr_tool"]["metrics"] == b["rtdetr_tool"]["metrics"]
+        assert a["lr_schedulers"] == b["lr_schedulers"] and a["global_step"] == b["global_step"]
+
+
+def test_a_finished_run_is_not_trained_again(make_spec):
+    spec = make_spec()
+    first = fit(spec)
+    before = os.stat(first.latest_path).st_mtime_ns
+    again = fit(spec)
+    assert again.resumed_from == first.latest_path and os.stat(first.latest_path).st_mtime_ns == before
+    assert again.best_score == first.best_score
+
+
+def test_resuming_with_another_model_names_both(make_spec):
+    fit(make_spec())
+    with pytest.raises(CheckpointError, match=r"model\.dec_layers is 3 in the spec, 2 in the checkpoint"):
+        fit(make_spec(model__dec_layers=3))
+
+
+def test_bare_weights_cannot_be_resumed_but_the_message_says_what_to_do(make_spec, tmp_path):
+    weights, _ = read_weights(fit(make_spec()).latest_path)
+    path = save_checkpoint({"state_dict": weights}, tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match="pretrained_model_path"):
+        fit(make_spec(train__resume_training_checkpoint_path=str(path)))
+
+
+def test_pretrained_weights_are_used_and_class_heads_may_differ(make_spec, tmp_path, caplog):
+    path = fit(make_spec(train__results_dir=str(tmp_path / "first"))).latest_path
+    source, _ = read_weights(path)
+    spec = make_spec(
+        train__pretrained_model_path=str(path), dataset__num_classes=5, train__optim__lr=1e-12,
+        train__optim__lr_backbone=1e-12,
+    )  # fmt: skip
+    result, _ = read_weights(fit(spec).latest_path)
+    torch.testing.assert_close(result["backbone.conv1.weight"], source["backbone.conv1.weight"])
+    assert result["decoder.enc_score_head.weight"].shape[0] == 5
+    assert "decoder.enc_score_head.weight (file [3, 32], model [5, 32])" in caplog.text
+
+
+def test_a_pretrained_backbone_of_timm_is_used_and_its_norms_are_fixed(make_spec, tmp_path):
+    import timm
+
+    network = timm.create_model("resnet18")
+    path = save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "resnet18.pth")
+    weights, _ = read_weights(fit(make_spec(model__pretrained_backbone_path=str(path))).latest_path)
+    own = network.state_dict()
+    torch.testing.assert_close(weights["backbone.bn1.running_mean"], own["bn1.running_mean"])
+    torch.testing.assert_close(weights["backbone.conv1.weight"], own["conv1.weight"])
+    assert not torch.equal(weights["backbone.layer2.0.conv1.weight"], own["layer2.0.conv1.weight"])
+
+
+def test_a_dry_run_builds_everything_and_writes_nothing(make_spec):
+    spec = make_spec(train__is_dry_run=True)
+    result = fit(spec)
+    assert result.dry_run and result.metrics["train_loss"] > 0 and result.metrics["val_loss"] > 0
+    assert not Path(spec.train.results_dir).exists()
+
+
+def test_a_dry_run_finds_what_is_wrong(make_spec):
+    with pytest.raises(UserError, match="no checkpoint"):
+        fit(make_spec(train__is_dry_run=True, train__pretrained_model_path="/nowhere/a.pth"))
+    with pytest.raises(UserError, match="necoder"):
+        fit(make_spec(train__is_dry_run=True, train__freeze=["necoder"]))
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_one_others(make_spec, tmp_path):
+    runs = []
+    for index, seed in enumerate((3, 3, 4, -1, -1)):
+        losses = Losses()
+        fit(make_spec(train__seed=seed, train__results_dir=str(tmp_path / str(index))), callbacks=[losses])
+        runs.append(losses.values)
+    assert runs[0] == runs[1] and len(runs[0]) == 2
+    assert runs[0] != runs[2]
+    assert runs[3] != runs[4]
+
+
+def test_one_tiny_batch_is_learned(make_spec):
+    losses = Losses()
+    fit(
+        make_spec(
+            train__num_epochs=60, train__optim__lr=2e-3, train__optim__lr_backbone=2e-3, train__checkpoint_interval=60,
+            train__validation_interval=60, model__dn_number=0,
+        ),
+        callbacks=[losses],
+        limit_train_batches=1,
+        overfit_batches=0,
+    )  # fmt: skip
+    assert sum(losses.values[-5:]) / 5 < 0.6 * losses.values[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(make_spec):
+    class Spoil(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            with torch.no_grad():
+                pl_module.detector.encoder.input_proj[0][0].weight.fill_(float("nan"))
+
+    spec = make_spec()
+    with pytest.raises(RtdetrError, match=r"(?i)nan|finite"):
+        fit(spec, callbacks=[Spoil()])
+    assert not Path(spec.train.results_dir, "model_epoch_000.pth").exists()
