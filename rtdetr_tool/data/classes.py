@@ -208,7 +208,6 @@ def _span(ids: Sequence[int]) -> str:
 
 
 def _listing(entries: Sequence[ClassEntry], limit: int = 6) -> str:
-    shown = [
-        f"{e.index} {e.name!r}" + (f" = id {e.category_id}" if e.category_id != e.index else "") for e in entries[:limit]
-    ]
+    ids = [f" = id {entry.category_id}" if entry.category_id != entry.index else "" for entry in entries]
+    shown = [f"{entry.index} {entry.name!r}{text}" for entry, text in zip(entries[:limit], ids, strict=False)]
     return ", ".join(shown) + (f", ... ({len(entries)} in all)" if len(entries) > limit else "")

@@ -15,7 +15,7 @@ from rtdetr_tool.data.preprocess import load_image
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.ops.structures import Target
 
-EXTENSIONS = tuple(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm".split())
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 def find_images(folders: str | Iterable[str]) -> list[str]:
