@@ -12,6 +12,8 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 
+_SOURCES = {"val": "val_data_sources", "test": "test_data_sources", "predict": "infer_data_sources"}
+
 
 class DetectionDataModule(pl.LightningDataModule):
     """Builds each data set of a spec once, when it is first needed.
@@ -26,8 +28,8 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
-            if split != "val" or self.spec.dataset.val_data_sources:
-                self.dataset(split)
+            if split == "train" or getattr(self.spec.dataset, _SOURCES[split]):
+                self.dataset(split)  # without a source, asking for its loader says so
 
     def dataset(self, split: str) -> Any:
         """`train`, `val`, `test` or `predict`."""

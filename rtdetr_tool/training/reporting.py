@@ -72,6 +72,8 @@ def show_result(result: FitResult) -> None:
     if rank() != 0:
         return
     table = Table(title="Training", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
     if result.best_score is not None:
         table.add_row("Best val_mAP", f"{result.best_score:.4f} (epoch {result.best_epoch})")
     for name in ("val_mAP", "val_mAP50", "val_loss", "train_loss"):

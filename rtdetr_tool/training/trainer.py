@@ -57,6 +57,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         "gradient_clip_algorithm": "norm",
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
+        "log_every_n_steps": 10,
         "enable_model_summary": False,
         "default_root_dir": str(folder),
         "limit_val_batches": 1.0 if spec.dataset.val_data_sources else 0,
