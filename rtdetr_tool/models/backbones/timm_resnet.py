@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import timm
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
@@ -24,13 +26,21 @@ class ResNetBackbone(nn.Module):
         indices: stages to return, ascending.
         pretrained: ask timm for its published weights.
         activation_checkpoint: recompute the stages in the backward pass to save memory.
+        options: more arguments of timm's ResNet, for example `channels` and `layers` of its stages.
     """
 
     def __init__(
-        self, name: str, indices: Sequence[int], pretrained: bool = False, activation_checkpoint: bool = False
+        self,
+        name: str,
+        indices: Sequence[int],
+        pretrained: bool = False,
+        activation_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        if isinstance(network.conv1, nn.Sequential):
+            _project_first_shortcut(network.layer1[0])
         self.conv1, self.bn1, self.act1, self.maxpool = network.conv1, network.bn1, network.act1, network.maxpool
         self.indices = tuple(indices)
         self.stages = STAGES[: max(indices) + 1]
@@ -62,6 +72,20 @@ class ResNetBackbone(nn.Module):
         for parameter in self.conv1.parameters():
             parameter.requires_grad_(False)
         freeze_batch_norm(self)
+
+
+def _project_first_shortcut(block: nn.Module) -> None:
+    """Give the first block of a shallow ResNet-d the projected shortcut that it has in RT-DETR's R18 and R34.
+
+    timm leaves it out because size and width stay the same. It starts as the identity, so timm's weights keep their
+    meaning, and is named as in the deeper networks, whose first block projects anyway.
+    """
+    if not isinstance(block, BasicBlock) or block.downsample is not None:
+        return
+    width = block.bn2.num_features
+    projection = nn.Conv2d(width, width, 1, bias=False)
+    nn.init.dirac_(projection.weight)
+    block.downsample = nn.Sequential(nn.Identity(), projection, nn.BatchNorm2d(width))
 
 
 class _StatisticsKept:

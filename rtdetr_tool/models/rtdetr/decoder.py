@@ -215,22 +215,18 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of every layer in training mode, of `eval_idx` alone (K = 1) otherwise.
 
-        The reference a layer attends around carries no gradient; its box prediction does pass one to the layer before.
+        The reference that a layer attends around carries no gradient, but the box it predicts passes one to the box head
+        of the layer before (look forward twice, DINO, arXiv:2203.03605; so do the official code and TAO).
         """
-        reference = reference.sigmoid()
-        previous = reference
+        reference = previous = reference.sigmoid()
         all_logits, all_boxes = [], []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers if self.training else self.layers[: self.eval_idx + 1]):
             content = layer(content, reference, memory, shapes, query_pos_head(reference), attention_mask)
-            if not self.training and index < self.eval_idx:
-                reference = (box_heads[index](content).float() + inverse_sigmoid(reference)).sigmoid()
-                continue
             delta = box_heads[index](content).float()
-            all_logits.append(score_heads[index](content))
-            all_boxes.append((delta + inverse_sigmoid(previous)).sigmoid())
-            if not self.training:
-                break
-            previous = all_boxes[0] if index == 0 else (delta + inverse_sigmoid(reference)).sigmoid()
+            if self.training or index == self.eval_idx:
+                all_logits.append(score_heads[index](content))
+                all_boxes.append((delta + inverse_sigmoid(previous)).sigmoid())
+            previous = (delta + inverse_sigmoid(reference)).sigmoid()
             reference = previous.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
 
