@@ -1,0 +1,84 @@
+# `make help` lists the targets. Everything happens in .venv and, for the demo, in $(DEMO_DIR).
+
+PYTHON ?= python3
+DEMO_DIR ?= demo
+DEMO_MAP50 ?= 0.70
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+DEMO_SIZES := --train 400 --val 80 --test 40 --size 256 --seed 7
+
+# specs/demo.yaml reads and writes below demo/; another DEMO_DIR moves its paths.
+ifneq ($(DEMO_DIR),demo)
+DEMO_OVERRIDES := -r "$(DEMO_DIR)/results" \
+	"dataset.train_data_sources=[{image_dir: '$(DEMO_DIR)/data/train', json_file: '$(DEMO_DIR)/data/annotations/instances_train.json'}]" \
+	"dataset.val_data_sources={image_dir: '$(DEMO_DIR)/data/val', json_file: '$(DEMO_DIR)/data/annotations/instances_val.json'}" \
+	"dataset.test_data_sources={image_dir: '$(DEMO_DIR)/data/val', json_file: '$(DEMO_DIR)/data/annotations/instances_val.json'}" \
+	"dataset.infer_data_sources={image_dir: '$(DEMO_DIR)/data/test', classmap: '$(DEMO_DIR)/data/classmap.txt'}" \
+	"evaluate.checkpoint='$(DEMO_DIR)/results/train/rtdetr_model_best.pth'" \
+	"inference.checkpoint='$(DEMO_DIR)/results/train/rtdetr_model_best.pth'"
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install install-dev demo test test-slow lint gpu-check docs lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## make .venv and install the program
+install-dev: $(INSTALLED_DEV) ## and what tests and linting need
+
+# The lock holds for Python 3.11 and later; 3.10 takes the newest versions that pyproject.toml allows.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or later is needed: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		$(PIP) --no-deps -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e .; \
+	else \
+		$(PIP) -e .; \
+	fi
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		$(PIP) --no-deps -r requirements-dev.lock; \
+	else \
+		$(PIP) -e '.[dev]' && $(PIP) --no-deps $$(grep '^nvidia-tao-core==' requirements-dev.lock); \
+	fi
+	@touch $@
+
+demo: $(INSTALLED) ## train, evaluate and run a small detector on drawn pictures (under 15 minutes on 2 CPU cores)
+	$(BIN)/python scripts/make_sample_dataset.py "$(DEMO_DIR)/data" $(DEMO_SIZES)
+	rm -rf "$(DEMO_DIR)/results"
+	$(BIN)/rtdetr train -e specs/demo.yaml $(DEMO_OVERRIDES)
+	$(BIN)/rtdetr evaluate -e specs/demo.yaml $(DEMO_OVERRIDES)
+	$(BIN)/rtdetr inference -e specs/demo.yaml $(DEMO_OVERRIDES)
+	@$(BIN)/python scripts/demo_summary.py "$(DEMO_DIR)/results" --require $(DEMO_MAP50)
+
+test: $(INSTALLED_DEV) ## the tests; ARGS="-k name" chooses
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(INSTALLED_DEV) ## the tests that take long
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "gpu-check needs a CUDA device; this machine has none" >&2; exit 1; }
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(INSTALLED_DEV) ## ruff
+	$(BIN)/ruff check .
+
+docs: $(INSTALLED) ## write docs/spec.md anew
+	$(BIN)/python scripts/generate_spec_reference.py
+
+lock: $(INSTALLED_DEV) ## write the lock files from what .venv holds
+	$(BIN)/python scripts/lock_dependencies.py
+
+clean: ## remove .venv and the demo's files
+	rm -rf $(VENV) "$(DEMO_DIR)/data" "$(DEMO_DIR)/results"
