@@ -1,0 +1,197 @@
+"""The layer table of docs/architecture.md, held by reading every import of the package."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
+
+# A room may import rooms of lower lines; rooms of one line are strangers.
+LAYERS = (
+    ("errors", "log", "status", "catalog"),
+    ("spec", "ops", "checkpoints"),
+    ("data", "models", "losses", "metrics"),
+    ("training", "runtimes", "deploy", "visualize"),
+    ("commands",),
+    ("cli", "api", "__init__", "__main__"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+ENTRANCES = LAYERS[-1]  # the package's doors: they lead to one another
+
+# Rooms that answer without torch: help, a wrong spec and default_specs come from these.
+WITHOUT_TORCH = ("errors", "log", "status", "catalog", "spec", "cli", "__init__", "__main__")
+HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "transformers", "onnx", "onnxruntime")
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path, source: str | None = None) -> Iterator[tuple[str, int, bool]]:
+    """Absolute name, line and whether it happens when the module is loaded, for every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8") if source is None else source)
+    package = ("rtdetr_tool", *path.relative_to(PACKAGE).parent.parts)
+
+    def visit(node: ast.AST, on_load: bool) -> Iterator[tuple[str, int, bool]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, on_load
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno, on_load
+        inner = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        inner |= isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, on_load and not inner)
+
+    yield from visit(tree, True)
+
+
+def imported_room(name: str) -> str | None:
+    """The room of this package that an imported name lies in; None for other packages."""
+    first, *rest = name.split(".")
+    if first != "rtdetr_tool":
+        return None
+    return rest[0] if rest and rest[0] in LEVEL else "__init__"
+
+
+def violations(path: Path, source: str | None = None) -> list[str]:
+    """Each import of a file that goes up or sideways."""
+    room = room_of(path)
+    found = []
+    for name, line, _ in imports(path, source):
+        other = imported_room(name)
+        if other is None or other == room or (room in ENTRANCES and other in ENTRANCES):
+            continue
+        if LEVEL[other] >= LEVEL[room]:
+            found.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {room} may not import {other} ({name})")
+    return found
+
+
+def test_every_room_of_the_package_stands_in_the_table():
+    rooms = {room_of(path) for path in FILES}
+    assert rooms - set(LEVEL) == set()
+    assert {"spec", "ops", "data", "models", "training", "runtimes", "commands", "cli"} <= rooms
+
+
+def test_the_table_is_the_one_in_the_architecture_page():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for level, rooms in enumerate(LAYERS):
+        line = next(line for line in page.splitlines() if line.startswith(f"{level}  "))
+        expected = [room for room in rooms if room != "__main__"]
+        assert line.split()[1 : 1 + len(expected)] == expected
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_rooms_above_its_own(path):
+    assert violations(path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "wrong"),
+    [
+        ("ops/boxes.py", "from rtdetr_tool.data.build import build_loader", "ops may not import data"),
+        ("data/build.py", "def f():\n    from rtdetr_tool import models", "data may not import models"),
+        ("spec/load.py", "import rtdetr_tool.ops.boxes", "spec may not import ops"),
+        ("training/module.py", "from ..commands import train", "training may not import commands"),
+        ("losses/criterion.py", "from rtdetr_tool import __version__", "losses may not import __init__"),
+        ("losses/criterion.py", "from . import matcher\nfrom rtdetr_tool.ops.boxes import box_iou\nimport torch", None),
+    ],
+)
+def test_the_reader_of_imports_sees_each_form(file, source, wrong):
+    found = violations(PACKAGE / file, source)
+    assert ([] if wrong is None else [wrong]) == [text.split(": ", 1)[1].split(" (")[0] for text in found]
+
+
+def test_only_build_files_of_the_second_line_see_a_spec():
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in FILES
+        if room_of(path) in LAYERS[2] and path.name != "build.py"
+        for name, line, _ in imports(path)
+        if imported_room(name) == "spec"
+    ]
+    assert found == []
+
+
+def test_help_and_the_spec_load_no_torch_when_imported():
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path in FILES
+        if room_of(path) in WITHOUT_TORCH
+        for name, line, on_load in imports(path)
+        if on_load and name.split(".")[0] in HEAVY
+    ]
+    assert found == []
+
+
+def test_importing_the_light_rooms_leaves_torch_out_of_the_process():
+    names = [f"rtdetr_tool.{room}" for room in WITHOUT_TORCH if not room.startswith("__")]
+    names += ["rtdetr_tool", "rtdetr_tool.commands.session", "rtdetr_tool.commands.default_specs"]
+    code = f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+    code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert run.stdout.strip() == "[]"
+
+
+def test_only_training_imports_lightning():
+    found = {
+        room_of(path)
+        for path in FILES
+        for name, _, _ in imports(path)
+        if name.split(".")[0] in ("pytorch_lightning", "lightning", "lightning_fabric")
+    }
+    assert found == {"training"}
+
+
+def calls(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted name and line of every call whose target is a plain or dotted name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+            yield ast.unparse(node.func), node.lineno
+
+
+def test_weights_are_read_and_saved_in_one_file_only():
+    found = {path for path in FILES for name, _ in calls(path) if name in ("torch.load", "torch.save")}
+    assert found == {PACKAGE / "checkpoints" / "io.py"}
+
+
+def test_every_torch_load_is_restricted_to_weights():
+    tree = ast.parse((PACKAGE / "checkpoints" / "io.py").read_text(encoding="utf-8"))
+    loads = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
+    assert loads
+    for call in loads:
+        assert {k.arg: ast.unparse(k.value) for k in call.keywords}.get("weights_only") == "True"
+
+
+def test_nothing_evaluates_text_or_unpickles():
+    forbidden = {"eval", "exec", "pickle.load", "pickle.loads", "os.system", "yaml.full_load", "yaml.unsafe_load"}
+    found = [f"{p.relative_to(PACKAGE)}:{line}: {name}" for p in FILES for name, line in calls(p) if name in forbidden]
+    assert found == []
+
+
+def test_a_spec_with_a_python_tag_is_refused_and_runs_nothing(tmp_path):
+    from rtdetr_tool.errors import SpecError
+    from rtdetr_tool.spec.load import read_file
+
+    mark, spec = tmp_path / "ran", tmp_path / "spec.yaml"
+    spec.write_text(f"results_dir: !!python/object/apply:os.mkdir ['{mark}']\n")
+    with pytest.raises(SpecError, match="not valid YAML"):
+        read_file(spec)
+    assert not mark.exists()
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    assert [str(path) for path in FILES if VAGUE_NAMES & set(path.relative_to(PACKAGE).with_suffix("").parts)] == []
