@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGE = "rtdetr_tool"
-LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "py.warnings", "timm", "hydra")
 _SECRETS = re.compile(r"((?:api[_-]?key|token|password|secret)\s*[=:]\s*)\S+|(https?://)[^/\s:@]+:[^/\s@]+@", re.I)
 
 
@@ -59,6 +58,8 @@ def set_up_console(rank: int = 0) -> None:
     package = logging.getLogger(PACKAGE)
     package.setLevel(logging.DEBUG)
     package.propagate = False
+    if not logging.getLogger().handlers:  # else libraries (Lightning among them) make handlers for the console
+        logging.getLogger().addHandler(logging.NullHandler())
     if not any(isinstance(handler, _ConsoleHandler) for handler in package.handlers):
         package.addHandler(_ConsoleHandler())
     for handler in package.handlers:
@@ -72,16 +73,13 @@ def open_log_file(path: Path) -> logging.Handler:
     handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     warnings.simplefilter("default")
-    logging.getLogger(PACKAGE).addHandler(handler)
-    for name in LIBRARIES:
-        library = logging.getLogger(name)
-        library.handlers = [handler]  # off the console, into the file
-        library.propagate = False
+    for name in (PACKAGE, None):  # None: the root, which the libraries' loggers reach
+        logging.getLogger(name).addHandler(handler)
     return handler
 
 
 def close_log_file(handler: logging.Handler) -> None:
-    for name in (PACKAGE, *LIBRARIES):
+    for name in (PACKAGE, None):
         logging.getLogger(name).removeHandler(handler)
     logging.captureWarnings(False)
     handler.close()
