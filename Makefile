@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 DEMO_SIZES := --train 400 --val 80 --test 40 --size 256 --seed 7
 
 # specs/demo.yaml reads and writes below demo/; another DEMO_DIR moves its paths.

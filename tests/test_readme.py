@@ -1,0 +1,74 @@
+"""What the README tells people to type works as written."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rtdetr_tool import cli
+from rtdetr_tool.spec import read_spec
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    examples = [shlex.split(row[2]) for row in cli.COMMANDS.values()]
+    return [line for line in lines + examples if line and line[0] == program]
+
+
+def test_the_readme_shows_both_ways():
+    assert len(commands("rtdetr")) - len(cli.COMMANDS) >= 4
+    assert len(commands("make")) >= 2
+    assert len(blocks("python")) >= 2
+
+
+@pytest.mark.parametrize("words", commands("rtdetr"), ids=" ".join)
+def test_a_command_parses_and_its_spec_is_valid(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = cli.build_command_parser(words[1]).parse_intermixed_args(words[2:])
+    if words[1] == "default_specs":
+        assert options.spec_command in cli.COMMANDS
+        return
+    loaded = read_spec(options.experiment_spec_file, options.overrides, words[1])
+    assert all(_lookup(loaded.explicit, text.split("=")[0]) is not None for text in options.overrides)
+
+
+def _lookup(data, dotted: str):
+    for name in dotted.split("."):
+        data = data[name]
+    return data
+
+
+@pytest.mark.parametrize("words", commands("make"), ids=" ".join)
+def test_a_make_target_exists(words):
+    run = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_a_python_block_compiles_and_its_imports_resolve(source):
+    tree = ast.parse(source)
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert imported
+    for node in imported:
+        module = importlib.import_module(node.module)
+        for alias in node.names:
+            assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+def test_every_link_leads_to_a_file():
+    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
