@@ -115,7 +115,7 @@ def load_json(path: str) -> dict[str, Any]:
         raise DataError(f"Annotation file {path} is nested too deeply to be a COCO file.") from error
     if not isinstance(content, dict):
         raise DataError(
-            f"Annotation file {path} holds a {_kind(content)} at the top, not an object with images, annotations and "
+            f"Annotation file {path} holds {_kind(content)} at the top, not an object with images, annotations and "
             "categories" + (" (it looks like a file of detection results)." if isinstance(content, list) else ".")
         )
     return content
@@ -134,7 +134,7 @@ class _Reader:
             if key not in content:
                 raise DataError(f"Annotation file {self.path} has no {key!r}; its keys are {sorted(content)}.")
             if not isinstance(content[key], list):
-                raise DataError(f"{key!r} in annotation file {self.path} is a {_kind(content[key])}, not a list.")
+                raise DataError(f"{key!r} in annotation file {self.path} is {_kind(content[key])}, not a list.")
         self._categories(content["categories"])
         self._images(content["images"])
         self._annotations(content["annotations"])
@@ -263,7 +263,7 @@ class _Reader:
 
     def _object(self, entry: Any, where: str) -> Mapping[str, Any]:
         if not isinstance(entry, dict):
-            raise DataError(f"{where} in {self.path} is a {_kind(entry)}, not an object.")
+            raise DataError(f"{where} in {self.path} is {_kind(entry)}, not an object.")
         return entry
 
     def _id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
@@ -327,5 +327,6 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
 
 
 def _kind(value: Any) -> str:
-    names = {list: "list", dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    """What JSON calls a value, with its article."""
+    names = {list: "a list", dict: "an object", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names[type(value)]

@@ -45,14 +45,14 @@ class Distortion:
 
 
 def adjust_hue(image: Tensor, shift: float) -> Tensor:
-    """Turn the hue of a uint8 RGB image [3, H, W] by a share of the colour circle, at most 1/12 either way.
+    """Turn the hue of a uint8 RGB image [3, H, W] by a share of the colour circle, at most 1/16 either way.
 
     torchvision goes to HSV and back in float. As long as value and saturation stay, the three channels are piecewise
     linear in the hue, so with all quantities multiplied by the chroma no division is needed and 16-bit integers do:
     five times as fast, and equal to within one grey level. The result is channels-last in memory.
     """
-    if abs(shift) > 1 / 12:
-        raise ValueError(f"hue shift {shift} is outside of -1/12..1/12")
+    if abs(shift) > 1 / 16:
+        raise ValueError(f"hue shift {shift} is outside of -1/16..1/16")
     pixels = image.permute(1, 2, 0).numpy()
     result = np.empty(pixels.shape, dtype=np.uint8)
     step = np.int16(round(shift * 6 * 256))  # sectors of 60 degrees, 8 binary digits

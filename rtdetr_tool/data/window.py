@@ -64,10 +64,12 @@ def _cut(image: Tensor, window: Window) -> Tensor:
     """The window's pixels, black where it is beyond the image; channels last in memory, which resizes much faster."""
     height, width = image.shape[-2:]
     left, top = max(window.left, 0), max(window.top, 0)
-    right, bottom = min(window.right, width), min(window.bottom, height)
+    right, bottom = max(min(window.right, width), left), max(min(window.bottom, height), top)
     part = image[:, top:bottom, left:right]
     if (part.shape[-2], part.shape[-1]) == (window.height, window.width) and image.stride(0) == 1:
         return part
     canvas = image.new_zeros((window.height, window.width, 3)).permute(2, 0, 1)
+    if 0 in part.shape:  # nothing of the image is in the window
+        return canvas
     canvas[:, top - window.top : bottom - window.top, left - window.left : right - window.left] = part
     return canvas

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.coco import coco_ground_truth, drop_missing_images, read_source
+from rtdetr_tool.data.repairs import KINDS, Repairs
+from rtdetr_tool.errors import DataError
+
+from .conftest import coco, draw_image
+
+
+def read(source):
+    return read_source(source["image_dir"], source["json_file"])
+
+
+def with_boxes(*boxes) -> dict:
+    content = coco(1)
+    content["annotations"] = [{"id": n, "image_id": 1, "category_id": 1, "bbox": box} for n, box in enumerate(boxes)]
+    return content
+
+
+def boxes_of(source) -> list:
+    return [list(row[:4]) for image in source.images.values() for row in image.rows]
+
+
+def test_a_clean_file_is_read_without_repairs(make_source) -> None:
+    source = read(make_source())
+    assert not source.repairs and source.repairs.lines() == []
+    assert source.categories == {1: "name1", 2: "name2"}
+    records = source.records(ClassMap.from_categories(source.categories, 2))
+    assert [record.image_id for record in records] == [1, 2, 3, 4]
+    assert records[0].boxes.tolist() == [[4, 6, 24, 22], [14, 6, 34, 22]]
+    assert records[0].labels.tolist() == [0, 1] and records[2].iscrowd.tolist() == [False, True]
+    assert os.path.isfile(records[3].path)
+
+
+def test_a_byte_order_mark_is_no_obstacle(make_source) -> None:
+    assert len(read(make_source("\ufeff" + json.dumps(coco()))).images) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(coco())[:-40], "not valid JSON or is cut off"),
+        ("", "is empty"),
+        ("\ufeff", "is empty"),
+        ([], "holds a list at the top.*detection results"),
+        ("3", "holds a number"),
+        ("null", "holds null"),
+        ({k: v for k, v in coco().items() if k != "images"}, "has no 'images'"),
+        ({k: v for k, v in coco().items() if k != "annotations"}, "has no 'annotations'"),
+        ({k: v for k, v in coco().items() if k != "categories"}, "has no 'categories'"),
+        (coco() | {"images": {}}, "'images' in .* is an object, not a list"),
+        (coco() | {"images": [3]}, r"images\[0\] in .* is a number"),
+        (coco() | {"categories": [{"name": "x"}]}, r"categories\[0\].id in .* is missing"),
+        (coco() | {"categories": [{"id": 1, "name": "x"}, {"id": 1, "name": "y"}]}, "id 1 has two names.*'x' and 'y'"),
+        (coco() | {"categories": [{"id": 1, "name": "x"}]}, r"category ids .*do not list: 2 \(4 annotations\)"),
+        (coco() | {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "stands for two files"),
+        (coco() | {"images": [{"id": "one", "file_name": "a"}]}, "'one', not an integer"),
+        (coco() | {"images": [{"id": 1}]}, "no file_name"),
+        (coco() | {"images": [{"id": 1, "file_name": "../secret.png"}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "a/../../secret.png"}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "..\\secret.png"}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "h5://file:3"}]}, "stay inside"),
+    ],
+)
+def test_a_file_that_cannot_be_trusted_is_a_readable_error(make_source, content, message) -> None:
+    source = make_source(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read(source)
+    assert source["json_file"] in str(caught.value)
+
+
+def test_missing_file_and_missing_folder_are_named(make_source, tmp_path) -> None:
+    source = make_source()
+    with pytest.raises(DataError, match=r"Annotation file not found: .*nowhere\.json"):
+        read_source(source["image_dir"], str(tmp_path / "nowhere.json"))
+    with pytest.raises(DataError, match=r"image directory .*nowhere.* does not exist"):
+        read_source(str(tmp_path / "nowhere"), source["json_file"])
+    with pytest.raises(DataError, match="No annotation file matches"):
+        read_source(source["image_dir"], str(tmp_path / "nowhere_*.json"))
+
+
+def test_a_file_that_is_not_text_is_a_readable_error(make_source) -> None:
+    source = make_source()
+    with open(source["json_file"], "wb") as file:
+        file.write(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read(source)
+
+
+def test_bad_boxes_are_counted_and_dropped_or_clipped(make_source) -> None:
+    nan, inf = float("nan"), float("inf")
+    source = read(
+        make_source(
+            with_boxes(
+                [1, 1, 10, 10],  # good
+                [nan, 1, 5, 5],
+                [1, 1, inf, 5],
+                [1, 1, -5, 5],
+                [1, 1, 0, 5],
+                [1, 1, 5],
+                None,
+                ["a", 1, 2, 3],
+                [70, 1, 5, 5],
+                [-9, -9, 5, 5],
+                [-5, -5, 15, 15],
+                [50, 40, 100, 100],
+                [44, 30, 20.3, 18.2],  # rounding of the annotation tool, left as it is
+            )
+        )
+    )
+    assert dict(source.repairs.counts) == {
+        "box_not_finite": 2, "box_empty": 2, "box_malformed": 3, "box_outside": 2, "box_clipped": 2, "area_computed": 4,
+    }  # fmt: skip
+    assert np.allclose(
+        boxes_of(source), [[1, 1, 11, 11], [0, 0, 10, 10], [50, 40, 64, 48], [44, 30, 64.3, 48.2]]
+    )
+    text = str(source.repairs)
+    assert "2 boxes of zero or negative width or height: dropped (annotations[3], annotations[4])" in text
+    assert "2 boxes that reached out of their image: clipped" in text
+
+
+def test_the_area_of_a_clipped_box_shrinks_with_it(make_source) -> None:
+    content = with_boxes([-10, 0, 20, 10])
+    content["annotations"][0]["area"] = 200.0
+    source = read(make_source(content))
+    assert source.images[1].rows[0][6] == 100.0
+
+
+def test_area_from_the_segmentation_is_kept(make_source) -> None:
+    content = with_boxes([0, 0, 20, 10])
+    content["annotations"][0]["area"] = 37.5
+    assert read(make_source(content)).images[1].rows[0][6] == 37.5
+
+
+def test_ids_zero_as_text_or_repeated_are_all_right(make_source) -> None:
+    content = coco(2)
+    content["images"][0]["id"] = "1"
+    content["annotations"][0] |= {"id": 0, "image_id": "1", "category_id": 1.0}
+    content["annotations"][1] |= {"id": 0}
+    content["images"].append(dict(content["images"][1]))
+    source = read(make_source(content))
+    assert source.repairs.counts == {"id_as_text": 2, "annotation_id_repeated": 1, "image_repeated": 1}
+    assert [len(image.rows) for image in source.images.values()] == [2, 2]
+    classes = ClassMap.from_categories(source.categories, 2)
+    truth = coco_ground_truth(source.records(classes), classes)
+    assert [annotation["id"] for annotation in truth["annotations"]] == [1, 2, 3, 4]
+
+
+def test_annotations_of_unlisted_images_are_dropped_and_counted(make_source) -> None:
+    content = coco(2)
+    content["annotations"][0]["image_id"] = 77
+    source = read(make_source(content))
+    assert source.repairs.counts == {"annotation_of_unknown_image": 1}
+    assert "annotations[0] of image 77" in str(source.repairs)
+
+
+def test_sizes_that_the_file_lacks_come_from_the_image(make_source) -> None:
+    content = coco(1)
+    del content["images"][0]["width"]
+    source = read(make_source(content, images=1))
+    assert (source.images[1].width, source.images[1].height) == (64, 48)
+    assert source.repairs.counts["image_without_size"] == 1
+
+
+def test_windows_separators_in_file_names_are_understood(make_source, tmp_path) -> None:
+    content = coco(1)
+    content["images"][0]["file_name"] = "sub\\0.png"
+    source = make_source(content, draw=False)
+    draw_image(tmp_path / "set" / "sub" / "0.png")
+    assert os.path.isfile(read(source).images[1].path)
+
+
+def test_missing_images_are_left_out_or_refused(make_source) -> None:
+    source = make_source()
+    os.remove(os.path.join(source["image_dir"], "2.png"))
+    content = read(source)
+    with pytest.raises(DataError, match=r"1 of 4 image files of .*set\.json do not exist: .*2\.png"):
+        drop_missing_images(content, "error")
+    drop_missing_images(content, "skip")
+    assert list(content.images) == [1, 2, 4] and content.repairs.counts == {"image_missing": 1}
+
+
+def test_a_folder_without_any_of_the_images_is_always_an_error(make_source) -> None:
+    content = read(make_source(draw=False))
+    with pytest.raises(DataError, match="4 of 4 image files"):
+        drop_missing_images(content, "skip")
+
+
+def test_a_pattern_reads_several_files_as_one(make_source, tmp_path) -> None:
+    source = make_source(name="part")
+    later = coco(1)
+    later["images"][0] |= {"id": 9, "file_name": "3.png"}
+    later["annotations"] = []
+    (tmp_path / "part2.json").write_text(json.dumps(later))
+    merged = read_source(source["image_dir"], str(tmp_path / "part*.json"))
+    assert sorted(merged.images) == [1, 2, 3, 4, 9]
+
+
+def test_ground_truth_keeps_ids_crowds_and_boxes(make_source) -> None:
+    content = coco(3, ids=(5, 9))
+    source = read(make_source(content))
+    classes = ClassMap.from_categories(source.categories, 2)
+    truth = coco_ground_truth(source.records(classes), classes)
+    assert [a["category_id"] for a in truth["annotations"]] == [a["category_id"] for a in content["annotations"]]
+    assert [a["bbox"] for a in truth["annotations"]] == [a["bbox"] for a in content["annotations"]]
+    assert [a["iscrowd"] for a in truth["annotations"]] == [0, 0, 0, 0, 0, 1]
+    assert truth["categories"] == [{"id": 5, "name": "name5"}, {"id": 9, "name": "name9"}]
+    json.dumps(truth)
+
+
+def test_repairs_add_up_over_files() -> None:
+    one, two = Repairs(), Repairs()
+    one.add("box_empty", "a")
+    two.add("box_empty", "b")
+    two.add("area_computed", "c")
+    one.include(two)
+    assert one.lines() == [f"2 {KINDS['box_empty']} (a, b)", f"1 {KINDS['area_computed']} (c)"]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as F
+
+from rtdetr_tool.data.photometric import Distortion, adjust_hue, draw_distortion
+
+
+def every_colour(step: int = 5) -> torch.Tensor:
+    values = torch.arange(0, 256, step, dtype=torch.uint8)
+    return torch.cartesian_prod(values, values, values).reshape(len(values), -1, 3).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("shift", [-1 / 16, -0.05, -0.031, -0.001, 0.0, 0.002, 0.017, 0.05, 1 / 16])
+def test_hue_equals_torchvision_to_one_grey_level_on_a_lattice_of_all_colours(shift) -> None:
+    image = every_colour()
+    difference = (adjust_hue(image, shift).int() - F.adjust_hue(image, shift).int()).abs()
+    assert difference.max() <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.floats(-0.05, 0.05), st.integers(1, 150), st.booleans())
+def test_hue_equals_torchvision_on_random_images(seed, shift, height, channels_last) -> None:
+    image = torch.randint(0, 256, (3, height, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    given_image = image[None].contiguous(memory_format=torch.channels_last)[0] if channels_last else image
+    before = given_image.clone()
+    assert (adjust_hue(given_image, shift).int() - F.adjust_hue(image, shift).int()).abs().max() <= 1
+    assert torch.equal(given_image, before)
+
+
+def test_a_hue_shift_beyond_the_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="hue shift"):
+        adjust_hue(every_colour(51), 0.2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_distortion_is_torchvisions_operations_in_torchvisions_order(seed) -> None:
+    image = torch.randint(0, 256, (3, 24, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    made = draw_distortion(np.random.default_rng(seed), 1.0)
+    expected = F.adjust_brightness(image, made.brightness)
+    if made.contrast_first:
+        expected = F.adjust_contrast(expected, made.contrast)
+    expected = adjust_hue(F.adjust_saturation(expected, made.saturation), made.hue)
+    if not made.contrast_first:
+        expected = F.adjust_contrast(expected, made.contrast)
+    expected = F.permute_channels(expected, list(made.channels))
+    assert (made(image).int() - expected.int()).abs().max() <= 2
+
+
+def test_without_probability_nothing_changes_and_with_it_each_part_is_independent() -> None:
+    rng = np.random.default_rng(0)
+    image = every_colour(51)
+    assert all(draw_distortion(rng, 0.0)(image) is image for _ in range(20))
+    drawn = [draw_distortion(rng, 0.8) for _ in range(4000)]
+    for part in ("brightness", "contrast", "saturation", "hue", "channels"):
+        share = np.mean([getattr(one, part) is not None for one in drawn])
+        assert abs(share - 0.8) < 0.03, part
+    both = np.mean([one.hue is not None and one.contrast is not None for one in drawn])
+    assert abs(both - 0.64) < 0.03
+    assert abs(np.mean([one.contrast_first for one in drawn]) - 0.5) < 0.03
+    assert min(one.brightness for one in drawn if one.brightness) > 0.874
+    assert max(abs(one.hue) for one in drawn if one.hue is not None) <= 0.05
+
+
+def test_a_distorted_image_stays_uint8_of_the_same_shape() -> None:
+    image = torch.zeros(3, 5, 7, dtype=torch.uint8)
+    result = Distortion(1.1, 1.5, 0.5, 0.05, True, (2, 0, 1))(image)
+    assert result.shape == image.shape and result.dtype == torch.uint8

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as F
+
+from rtdetr_tool.data.window import Window, render
+
+
+def image(seed: int, height: int, width: int, channels_last: bool) -> torch.Tensor:
+    plain = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return plain.permute(1, 2, 0).contiguous().permute(2, 0, 1) if channels_last else plain
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 1000), st.integers(4, 60), st.integers(4, 60), st.booleans(), st.booleans(),
+    st.tuples(st.integers(0, 80), st.integers(0, 80), st.integers(0, 80), st.integers(0, 80)), st.data(),
+)  # fmt: skip
+def test_rendering_equals_pad_crop_flip_and_resize_one_after_the_other(
+    seed, height, width, channels_last, mirrored, padding, data
+) -> None:
+    picture = image(seed, height, width, channels_last)
+    left, top = padding[:2]
+    canvas = F.pad(picture, list(padding), fill=0)
+    x, y = data.draw(st.integers(0, canvas.shape[2] - 2)), data.draw(st.integers(0, canvas.shape[1] - 2))
+    w, h = data.draw(st.integers(1, canvas.shape[2] - x)), data.draw(st.integers(1, canvas.shape[1] - y))
+    expected = F.crop(canvas, y, x, h, w)
+    expected = F.horizontal_flip(expected) if mirrored else expected
+    expected = F.resize(expected, [40, 56], antialias=True)
+    result = render(picture, Window(x - left, y - top, w, h), (40, 56), (40, 56), mirrored)
+    assert result.is_contiguous()
+    # torchvision has two kernels, one per memory format, that round differently.
+    assert (result.int() - expected.int()).abs().max() <= 1
+
+
+def test_padding_is_black_on_the_right_and_below() -> None:
+    white = torch.full((3, 20, 10), 255, dtype=torch.uint8)
+    result = render(white, Window(0, 0, 10, 20), (32, 16), (32, 32), mirrored=True)
+    assert (result[:, :, :16] == 255).all() and (result[:, :, 16:] == 0).all()
+
+
+def test_boxes_move_with_the_window_and_are_cut_at_its_border() -> None:
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 30, 30], [19, 19, 20.5, 40], [40, 40, 50, 50], [4, 4, 5.9, 30]], float)
+    moved, keep = Window(5, 5, 15, 15).clip(boxes)
+    assert keep.tolist() == [True, True, True, False, False]
+    assert moved.tolist() == [[0, 0, 5, 5], [0, 0, 15, 15], [14, 14, 15, 15]]
+    moved, keep = Window(-10, -20, 100, 100).clip(boxes[:1])
+    assert moved.tolist() == [[10, 20, 20, 30]]
