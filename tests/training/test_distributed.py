@@ -1,0 +1,135 @@
+"""Two processes with gloo: the same training as one process with twice the batch, and the same metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.spec import spec_to_dict
+from rtdetr_tool.training.distributed import broadcast_object, gather_objects, rank, world_size
+from rtdetr_tool.training.fit import fit
+from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
+
+RUN = """
+import json, sys
+import pytorch_lightning as pl
+import torch
+from rtdetr_tool.spec import spec_from_dict
+from rtdetr_tool.training.fit import fit
+
+class Losses(pl.Callback):
+    values = []
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        loss = outputs["loss"].detach().clone()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(loss)
+            loss /= trainer.world_size
+        self.values.append(loss.item())
+
+if __name__ == "__main__":
+    spec = spec_from_dict(json.load(open(sys.argv[1])))
+    losses = Losses()
+    result = fit(spec, callbacks=[losses])
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        sys.exit(0)
+    json.dump({"losses": losses.values, "metrics": result.metrics}, open(sys.argv[2], "w"))
+"""
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(outputs["loss"].item())
+
+
+def _train(spec, folder: Path, name: str) -> dict:
+    script, file, out = folder / "run.py", folder / f"{name}.json", folder / f"{name}_result.json"
+    script.write_text(RUN)
+    file.write_text(json.dumps(spec_to_dict(spec)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(file), str(out)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def test_two_processes_train_like_one_with_twice_the_batch(make_spec, tmp_path):
+    changes = {  # small SGD steps: AdamW turns rounding of tiny gradients into whole steps, large steps flip matches
+        "train__num_epochs": 3, "train__optim__optimizer": "SGD", "train__optim__lr": 1e-2, "model__dn_number": 0,
+        "train__optim__lr_backbone": 1e-2, "train__clip_grad_norm": 0.1, "train__validation_interval": 3,
+        "dataset__augmentation__multi_scales": [32, 64], "train__enable_ema": True,
+    }  # fmt: skip
+    one = make_spec(**changes, dataset__batch_size=4, train__results_dir=str(tmp_path / "one"))
+    two = make_spec(
+        **changes, dataset__batch_size=2, train__results_dir=str(tmp_path / "two"), train__num_gpus=2,
+        train__gpu_ids=[0, 1],
+    )  # fmt: skip
+    losses = Losses()
+    metrics = fit(one, callbacks=[losses]).metrics
+    found = _train(two, tmp_path, "two")
+    assert found["losses"] == pytest.approx(losses.values, rel=1e-4) and len(losses.values) == 6
+    # three validation images on two processes: one is seen twice and counts once
+    assert found["metrics"]["val_mAP"] == pytest.approx(metrics["val_mAP"], abs=1e-6)
+    names = sorted(path.name for path in (tmp_path / "one").glob("*.pth"))
+    assert names == sorted(path.name for path in (tmp_path / "two").glob("*.pth"))
+    for name in ("model_epoch_002.pth", "model_epoch_002-EMA.pth"):
+        a, b = (load_checkpoint(tmp_path / run / name)["state_dict"] for run in ("one", "two"))
+        for key, tensor in a.items():
+            torch.testing.assert_close(b[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+    first = load_checkpoint(tmp_path / "one" / "model_epoch_000.pth")["state_dict"]
+    last = load_checkpoint(tmp_path / "one" / "model_epoch_002.pth")["state_dict"]
+    assert max((last[key] - first[key]).abs().max() for key in first if key.endswith("bias")) > 1e-4
+
+
+def _norms(process: int, world: int, file: str, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=process, world_size=world)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert synchronise_batch_norms(model) == 1
+    whole = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    out = model(whole[process::world])
+    (out * torch.arange(out.numel()).view_as(out).sin() * (process + 1)).sum().backward()
+    for parameter in model.parameters():
+        torch.distributed.all_reduce(parameter.grad)
+    gathered = gather_objects([process] * (process + 1))
+    assert (rank(), world_size()) == (process, world) and broadcast_object(process) == 0
+    state = {"out": out.detach(), "grads": [p.grad for p in model.parameters()], "buffers": dict(model.named_buffers())}
+    torch.save({**state, "gathered": gathered}, f"{folder}/{process}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_synchronised_norms_equal_one_norm_over_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(_norms, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    parts = [torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2)]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    whole = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    out = model(whole)
+    loss = 0
+    for process in range(2):
+        part = out[process::2]
+        loss = loss + (part * torch.arange(part.numel()).view_as(part).sin() * (process + 1)).sum()
+        torch.testing.assert_close(parts[process]["out"], part.detach(), atol=1e-5, rtol=1e-5)
+    loss.backward()
+    for part in parts:
+        for got, parameter in zip(part["grads"], model.parameters(), strict=True):
+            torch.testing.assert_close(got, parameter.grad, atol=1e-4, rtol=1e-4)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(part["buffers"][name], buffer, atol=1e-6, rtol=1e-5)
+    assert parts[0]["gathered"] == [0, 1, 1] and parts[1]["gathered"] == []
+
+
+def test_one_process_gathers_and_broadcasts_to_itself():
+    assert gather_objects([1, 2]) == [1, 2] and broadcast_object("x") == "x" and (rank(), world_size()) == (0, 1)
