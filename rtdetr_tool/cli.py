@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -112,7 +113,7 @@ def run_command(command: str, options: argparse.Namespace) -> int:
 
     overrides = list(options.overrides)
     if options.results_dir is not None:
-        overrides.append(f"results_dir='{options.results_dir}'")
+        overrides.append(f"results_dir={quoted(options.results_dir)}")
     loaded = read_spec(options.experiment_spec_file, overrides, command)
     from rtdetr_tool.commands.session import run_session
 
@@ -122,6 +123,12 @@ def run_command(command: str, options: argparse.Namespace) -> int:
     return run_session(loaded, command, run)
 
 
+def quoted(text: str) -> str:
+    """A text in Hydra's grammar, whatever characters it holds."""
+    text = re.sub(r"(\\*)('|$)", lambda m: m.group(1) * 2 + ("\\'" if m.group(2) else ""), text)
+    return f"'{text}'"
+
+
 def _unknown_command(command: str) -> str:
     if command in NOT_YET:
         return (
@@ -129,8 +136,8 @@ def _unknown_command(command: str) -> str:
             f"Commands: {', '.join(COMMANDS)}"
         )
     near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"there is no command '{command}'{hint} Commands: {', '.join(COMMANDS)}"
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"there is no command '{command}'; {hint}commands: {', '.join(COMMANDS)}"
 
 
 def _fail(message: str) -> int:

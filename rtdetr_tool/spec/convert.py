@@ -1,10 +1,14 @@
-"""Between plain data (dicts, lists, numbers, strings) and the dataclasses of a spec, collecting every problem on the way."""
+"""Between plain data (dicts, lists, numbers, strings) and the dataclasses of a spec.
+
+Every problem found on the way is collected as one line of text that starts with the field's dotted name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -30,14 +34,23 @@ def section_type(hint: Any) -> type | None:
     return None
 
 
+def item_type(hint: Any) -> type | None:
+    """The dataclass of the items in `hint` (`list[X]` or `list[X] | None`), or None."""
+    for candidate in (hint, *typing.get_args(hint)):
+        if typing.get_origin(candidate) is list:
+            return section_type(typing.get_args(candidate)[0])
+    return None
+
+
 def walk_fields(cls: type = ExperimentSpec, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """(dotted name, field, type) of every field and sub-section, in order of declaration."""
+    """(dotted name, field, type) of every field and sub-section, in order; `name[].` leads to the items of a list."""
     for entry in dataclasses.fields(cls):
         hint = hints_of(cls)[entry.name]
         yield prefix + entry.name, entry, hint
-        section = section_type(hint)
-        if section:
-            yield from walk_fields(section, f"{prefix}{entry.name}.")
+        if section_type(hint):
+            yield from walk_fields(section_type(hint), f"{prefix}{entry.name}.")
+        elif item_type(hint):
+            yield from walk_fields(item_type(hint), f"{prefix}{entry.name}[].")
 
 
 @cache
@@ -48,7 +61,7 @@ def field_names() -> tuple[str, ...]:
 
 def suggestion(name: str) -> str:
     """`; did you mean 'x'?` for an unknown dotted name, or nothing."""
-    parent, _, leaf = name.rpartition(".")
+    parent, _, leaf = re.sub(r"\[\d+\]", "[]", name).rpartition(".")
     siblings = {n.rpartition(".")[2]: n for n in field_names() if n.rpartition(".")[0] == parent}
     near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
     if near:
@@ -73,6 +86,9 @@ def from_plain(cls: type, data: dict[str, Any], problems: list[str], prefix: str
         if key not in known:
             problems.append(f"{name}: no such field{suggestion(name)}")
             continue
+        if key in values:
+            problems.append(f"{name}: given twice, under two spellings")
+            continue
         try:
             values[key] = _convert(value, hints[key], known[key], name, problems)
         except _Wrong as wrong:
@@ -80,9 +96,16 @@ def from_plain(cls: type, data: dict[str, Any], problems: list[str], prefix: str
     return cls(**values)
 
 
+def shown(value: Any) -> str:
+    """A value as YAML writes it, shortened: `null`, `true`, `'text'`."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, (bool, type(None))) else None
+    text = text or repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 class _Wrong(Exception):
     def __init__(self, found: Any, allowed: str, name: str | None = None) -> None:
-        self.found, self.allowed, self.name = repr(found), allowed, name
+        self.found, self.allowed, self.name = shown(found), allowed, name
 
 
 def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problems: list[str]) -> Any:
@@ -93,6 +116,8 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problem
     if value is None:
         if optional or hint is Any:
             return None
+        if default_of(entry) == MISSING:
+            return MISSING  # nothing given yet
         raise _Wrong(value, allowed_text(entry, hint))
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
@@ -163,8 +188,12 @@ def _to_bool(value: Any) -> bool | None:
 
 
 def _to_int(value: Any) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):
+        return int(value)
     number = _to_float(value)
-    return int(number) if number is not None and math.isfinite(number) and number == int(number) else None
+    return int(number) if number is not None and number == int(number) else None
 
 
 def _to_float(value: Any) -> float | None:
@@ -174,7 +203,7 @@ def _to_float(value: Any) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return None if math.isnan(number) else number
+    return number if math.isfinite(number) else None
 
 
 def _to_str(value: Any) -> str | None:

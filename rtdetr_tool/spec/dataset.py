@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The `dataset` section: sources, loading and augmentation."""
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ class AugmentationSpec:
         [640, 640], "Input size outside training, [height, width]; multiples of 32.", min=32, unit="pixels"
     )
     distortion_prob: float = field(
-        0.8, "Probability of each photometric distortion (brightness, contrast, saturation, hue, channel order).",
-        min=0.0, max=1.0, automl=True,
+        0.8,
+        "Probability of each photometric distortion (brightness, contrast, saturation, hue, channel order).",
+        min=0.0,
+        max=1.0,
+        automl=True,
     )
-    iou_crop_prob: float = field(0.8, "Probability of a crop that keeps a minimum IoU with an object.",
-                                 min=0.0, max=1.0, automl=True)
+    iou_crop_prob: float = field(
+        0.8, "Probability of a crop that keeps a minimum IoU with an object.", min=0.0, max=1.0, automl=True
+    )
     preserve_aspect_ratio: bool = field(
         False, "Keep the aspect ratio and pad on the right and at the bottom, in training and outside."
     )
@@ -60,7 +65,7 @@ class DatasetSpec:
     pin_memory: bool = field(True, "Load into page-locked memory for faster copies to a GPU.")
     dataset_type: str = field(
         "serialized",
-        "serialized: records lie once in shared memory whatever the number of workers; default: each worker holds them.",
+        "serialized: records lie once in shared memory, however many workers; default: each worker holds them.",
         options=("serialized", "default"),
     )
     num_classes: int = field(80, "Number of class logits.", min=1, max=INF)

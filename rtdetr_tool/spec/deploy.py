@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The sections of the other commands: evaluate, inference, export, gen_trt_engine, distill, quantize."""
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class EvaluateSpec:
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/evaluate.")
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
     input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=1, unit="pixels")
-    input_height: int | None = field(None, "Input height; null = the height of eval_spatial_size.", min=1, unit="pixels")
+    input_height: int | None = field(
+        None, "Input height; null = the height of eval_spatial_size.", min=1, unit="pixels"
+    )
     conf_threshold: float = field(0.0, "Leave out detections with a lower score before scoring.", min=0.0, max=1.0)
     is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
 
@@ -43,7 +46,9 @@ class InferenceSpec:
     conf_threshold: float = field(0.5, "Smallest score that is drawn and written.", min=0.0, max=1.0)
     is_internal: bool = field(False, "One output folder per image sequence, boxes drawn without text.")
     input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=32, unit="pixels")
-    input_height: int | None = field(None, "Input height; null = the height of eval_spatial_size.", min=32, unit="pixels")
+    input_height: int | None = field(
+        None, "Input height; null = the height of eval_spatial_size.", min=32, unit="pixels"
+    )
     outline_width: int = field(3, "Width of the box outline.", min=1, unit="pixels")
     is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
 
@@ -57,8 +62,10 @@ class ExportSpec:
     checkpoint: str = field(MISSING, "Weights to export.")
     onnx_file: str = field(MISSING, "File to write.")
     on_cpu: bool = field(False, "Export on the CPU.")
-    input_channel: int = field(3, "Channels of the input.", min=1, options=(1, 3))
-    input_width: int | None = field(None, "Input width; null = the checkpoint's evaluation width.", min=32, unit="pixels")
+    input_channel: int = field(3, "Channels of the input: RGB.", min=3, options=(3,))
+    input_width: int | None = field(
+        None, "Input width; null = the checkpoint's evaluation width.", min=32, unit="pixels"
+    )
     input_height: int | None = field(
         None, "Input height; null = the checkpoint's evaluation height.", min=32, unit="pixels"
     )
@@ -88,7 +95,9 @@ class TensorRTSpec:
     min_batch_size: int = field(1, "Smallest batch of the profile.", min=1)
     opt_batch_size: int = field(1, "Batch the engine is tuned for.", min=1)
     max_batch_size: int = field(4, "Largest batch of the profile.", min=1)
-    layers_precision: list[str] | None = field([], "Precision of single layers, each `layer:precision`; * = all others.")
+    layers_precision: list[str] | None = field(
+        [], "Precision of single layers, each `layer:precision`; * = all others."
+    )
     data_type: str = field("FP32", "Precision of the engine.", options=("FP32", "FP16", "INT8"))
     calibration: CalibrationSpec = field(CalibrationSpec, "INT8 calibration.")
 
@@ -116,7 +125,7 @@ class BindingSpec:
 
     teacher_module_name: str = field(MISSING, "Module of the teacher, or srcs, dsrcs, bb_feats.")
     student_module_name: str = field(MISSING, "Module of the student, or srcs, dsrcs, bb_feats.")
-    criterion: str = field("L2", "How they are compared.", options=("L1", "L2", "KL", "IOU"))
+    criterion: str = field(MISSING, "How they are compared.", options=("L1", "L2", "KL", "IOU"))
     weight: float = field(1.0, "Weight of this binding.")
 
 
@@ -126,8 +135,18 @@ class DistillSpec:
 
     teacher: ModelSpec = field(ModelSpec, "The teacher's model section.")
     pretrained_teacher_model_path: str | None = field(MISSING, "Weights of the teacher.")
-    bindings: list[BindingSpec] | None = field([], "Pairs of outputs to bring together.")
+    bindings: list[BindingSpec] = field([], "Pairs of outputs to bring together.")
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/distill.")
+
+
+@dataclass(frozen=True)
+class TensorQuantizationSpec:
+    """Quantization of one kind of tensor: weights or activations."""
+
+    dtype: str = field("", "Number format.", options=("", "int8", "fp8_e4m3fn", "fp8_e5m2", "native"))
+    observer_or_fake_quant: str = field("", "Name of the observer that collects the value range.")
+    quant_axis: int | None = field(None, "Axis with a scale of its own per index; null = one scale per tensor.")
+    observer_or_fake_quant_kwargs: dict[str, Any] | None = field({}, "Further arguments of the observer.")
 
 
 @dataclass(frozen=True)
@@ -135,8 +154,8 @@ class LayerQuantizationSpec:
     """Quantization of the modules that a pattern names."""
 
     module_name: str = field(MISSING, "Pattern on the module's path or class name.")
-    weights: dict[str, Any] | None = field(None, "dtype, observer_or_fake_quant, quant_axis, ... of the weights.")
-    activations: dict[str, Any] | None = field(None, "The same of the activations.")
+    weights: TensorQuantizationSpec | None = field(None, "Quantization of the weights; null = none.")
+    activations: TensorQuantizationSpec | None = field(None, "Quantization of the activations; null = none.")
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The whole spec: one section per part of the program."""
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class WandbSpec:
     enable: bool = field(True, "Log to Weights & Biases if it is installed and logged in.")
     project: str = field("TAO Toolkit", "Project.")
     entity: str | None = field("", "Team or user.")
-    tags: list[str] = field(["tao-toolkit"], "Tags of the run.")
+    tags: list[str] = field(["training", "tao-toolkit"], "Tags of the run.")
     reinit: bool = field(False, "Allow several runs in one process.")
     sync_tensorboard: bool = field(False, "Copy what TensorBoard logs.")
     save_code: bool = field(False, "Save the calling script with the run.")
-    name: str = field("TAO Toolkit Training", "Name of the run.")
+    name: str = field("TAO Toolkit training experiment", "Name of the run.")
     run_id: str = field("", "Id of a run to go on with.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,12 +36,42 @@ def load_spec(path: str | Path | None, overrides: Sequence[str] = (), command: s
 
 def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str | None = None) -> ExperimentSpec:
     """The checked spec of plain data, for example from a checkpoint."""
-    problems: list[str] = []
-    spec = from_plain(ExperimentSpec, data, problems)
-    problems += find_problems(spec, command)
+    return _checked(data, [], command, source)
+
+
+def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
+    """The spec of `data`; `SpecError` with `problems` and all that are found here."""
+    spec = from_plain(ExperimentSpec, _with_devices(data), problems)
+    problems += _not_following(find_problems(spec, command), problems)
     if problems:
-        raise SpecError(problems, source)
+        raise SpecError(list(dict.fromkeys(problems)), source)
     return fill_results_dir(spec, command)
+
+
+def _not_following(later: list[str], earlier: list[str]) -> list[str]:
+    """The `later` problems without those that speak of a field already found wrong, whose value is only a stand-in."""
+    wrong = tuple(f"{re.split(r'[:[ ]', problem)[0]}." for problem in earlier)
+
+    def follows(line: str) -> bool:
+        named = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", line)
+        return any(f"{name}.".startswith(wrong) for name in named)
+
+    return [line for line in later if not follows(line)]
+
+
+def _with_devices(data: dict[str, Any]) -> dict[str, Any]:
+    """Where a section gives `num_gpus` or `gpu_ids` alone, the other one follows from it, as in TAO."""
+    data = dict(data)
+    for name in ("train", "evaluate", "inference"):
+        section = data.get(name)
+        if not isinstance(section, dict):
+            continue
+        count, ids = section.get("num_gpus"), section.get("gpu_ids")
+        if "gpu_ids" not in section and isinstance(count, int) and 0 < count <= 1024:
+            data[name] = {**section, "gpu_ids": list(range(count))}
+        elif "num_gpus" not in section and isinstance(ids, list) and ids:
+            data[name] = {**section, "num_gpus": len(ids)}
+    return data
 
 
 def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> LoadedSpec:
@@ -50,11 +81,8 @@ def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: s
     problems: list[str] = []
     config = _compose(data, overrides, problems)
     plain = _resolve(config, problems)
-    spec = from_plain(ExperimentSpec, plain, problems)
-    problems += find_problems(spec, command)
-    if problems:
-        raise SpecError(list(dict.fromkeys(problems)), source)
-    return LoadedSpec(fill_results_dir(spec, command), plain, inert_notes(spec), source)
+    spec = _checked(plain, problems, command, source)
+    return LoadedSpec(spec, plain, inert_notes(spec), source)
 
 
 def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpec:
@@ -64,8 +92,6 @@ def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpe
     section = getattr(spec, command)
     if section is None or section.results_dir:
         return spec
-    if not spec.results_dir:
-        raise SpecError(f"results_dir: a value is missing; `{command}` needs it (or {command}.results_dir)")
     return replace(spec, **{command: replace(section, results_dir=str(Path(spec.results_dir) / command))})
 
 
@@ -91,9 +117,10 @@ def read_file(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise SpecError(f"not valid JSON, line {error.lineno}: {error.msg}", str(path)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SpecError(f"not valid YAML{where}: {getattr(error, 'problem', None) or error}", str(path)) from None
+        raise SpecError(f"not valid {kind}{where}: {getattr(error, 'problem', None) or error}", str(path)) from None
     if data is None:
         raise SpecError("the file is empty", str(path))
     if not isinstance(data, dict):
@@ -101,7 +128,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         OmegaConf.create(data)
     except Exception as error:  # e.g. malformed ${...}: OmegaConf's errors have no common public base
-        raise SpecError(f"cannot be read: {str(error).splitlines()[0]}", str(path)) from None
+        raise SpecError(f"cannot be read: {_first_line(error)}", str(path)) from None
     return data
 
 
@@ -123,14 +150,36 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]
     if not accepted:
         return OmegaConf.create(data)
-    ConfigStore.instance().store(name="experiment", node=OmegaConf.create(data))
+    special = {
+        key: data[key] for key in ("defaults", "hydra") if key in data
+    }  # unknown to us, but Hydra would act on them
+    node = _canonical({key: value for key, value in data.items() if key not in special})
+    ConfigStore.instance().store(name="experiment", node=OmegaConf.create(node))
     GlobalHydra.instance().clear()
     try:
         with initialize(config_path=None, version_base=None):
-            return compose("experiment", overrides=accepted)
+            return OmegaConf.merge(OmegaConf.create(special), compose("experiment", overrides=accepted))
     except Exception as error:  # hydra and omegaconf raise many types for a bad override
-        problems.append(f"command line: {str(error).splitlines()[0]}")
+        problems.append(f"command line: {_first_line(error)}")
         return OmegaConf.create(data)
+
+
+def _canonical(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`data` with other spellings of fields replaced, so that an override of the field wins over the file."""
+    names = {key: FIELD_ALIASES.get(f"{prefix}{key}", f"{prefix}{key}")[len(prefix) :] for key in data}
+    if len(set(names.values())) < len(names):
+        return data  # both spellings are given: found and named later
+    return {
+        names[key]: _canonical(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in data.items()
+    }
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep or holds itself"
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _accepted(override: str, problems: list[str]) -> str | None:
@@ -141,7 +190,11 @@ def _accepted(override: str, problems: list[str]) -> str | None:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        problems.append(f"command line: '{override}' is not key=value: {str(error).splitlines()[0]}")
+        hint = "; quote a value with special characters: key='\"a=b\"'" if "=" in override else ""
+        problems.append(f"command line: '{override}' is not key=value: {_first_line(error)}{hint}")
+        return None
+    if not parsed.key_or_group:
+        problems.append(f"command line: '{override}' is not key=value: there is no key")
         return None
     name = FIELD_ALIASES.get(parsed.key_or_group, parsed.key_or_group)
     if parsed.is_sweep_override():
@@ -150,8 +203,9 @@ def _accepted(override: str, problems: list[str]) -> str | None:
     if not _is_field(name):
         problems.append(f"{name}: no such field{suggestion(name)}")
         return None
-    text = override.lstrip("+")
-    return text if parsed.is_delete() else f"++{text}"
+    text = override.lstrip("+~")
+    text = name + text.removeprefix(parsed.key_or_group)
+    return f"~{text}" if parsed.is_delete() else f"++{text}"
 
 
 def _is_field(name: str) -> bool:
@@ -169,7 +223,7 @@ def _resolve(config: Any, problems: list[str]) -> dict[str, Any]:
     raw = OmegaConf.to_container(config, resolve=False)
     if "${" not in json.dumps(raw, default=str):
         return raw
-    full = OmegaConf.merge(OmegaConf.create(spec_to_dict(ExperimentSpec())), config)
+    full = _over_defaults(config)
 
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, dict):
@@ -182,7 +236,18 @@ def _resolve(config: Any, problems: list[str]) -> dict[str, Any]:
             found = OmegaConf.select(full, path, throw_on_missing=True)
             return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
         except Exception as error:  # omegaconf: missing key, unsupported resolver, missing value, grammar
-            problems.append(f"{path}: '{value}' cannot be resolved: {str(error).splitlines()[0]}")
+            problems.append(f"{path}: '{value}' cannot be resolved: {_first_line(error)}")
             return MISSING
 
     return visit(raw, "")
+
+
+def _over_defaults(config: Any) -> Any:
+    """The default spec with the user's values over it; the user's values alone where a wrong type prevents that."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.merge(OmegaConf.create(spec_to_dict(ExperimentSpec())), config)
+    except (OmegaConfBaseException, TypeError, ValueError):
+        return config

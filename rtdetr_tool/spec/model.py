@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The `model` section: architecture, matcher and loss weights."""
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ class FrozenFmSpec:
     """A frozen foundation model beside the backbone."""
 
     enabled: bool = field(False, "Add the features of a frozen foundation model to encoder and decoder.")
-    backbone: str = field(
-        "radio_v2-l", "Which foundation model.", options=("radio_v2-b", "radio_v2-l", "radio_v2-h")
-    )
+    backbone: str = field("radio_v2-l", "Which foundation model.", options=("radio_v2-b", "radio_v2-l", "radio_v2-h"))
     checkpoint: str | None = field(None, "Weights file of the foundation model.")
 
 
@@ -35,20 +34,25 @@ class ModelSpec:
     load_teacher_enc_dec: bool = field(
         False, "distill: start encoder and decoder from those tensors of the teacher that have the same shape."
     )
-    num_queries: int = field(300, "Object queries: the best encoder tokens that go on to the decoder.",
-                             min=1, max=INF, automl=True)
+    num_queries: int = field(
+        300, "Object queries: the best encoder tokens that go on to the decoder.", min=1, max=INF, automl=True
+    )
     num_select: int = field(
-        300, "Detections kept per image: the best (query, class) pairs. At most num_queries * num_classes exist.",
-        min=1, max=1000, automl=True,
+        300,
+        "Detections kept per image: the best (query, class) pairs. At most num_queries * num_classes exist.",
+        min=1,
+        automl=True,
     )
     num_feature_levels: int = field(3, "Number of feature levels; as many as return_interm_indices has.", min=1, max=4)
     return_interm_indices: list[int] = field(
         [1, 2, 3], "Backbone stages to use, fine to coarse: 0, 1, 2, 3 have strides 4, 8, 16, 32.", min=0, max=3
     )
-    feat_strides: list[int] = field([8, 16, 32], "Stride of each level; must be those of the chosen stages.",
-                                    min=1, unit="pixels")
-    feat_channels: list[int] = field([256, 256, 256], "Channels of each level at the decoder; equal to hidden_dim.",
-                                     min=1)
+    feat_strides: list[int] = field(
+        [8, 16, 32], "Stride of each level; must be those of the chosen stages.", min=1, unit="pixels"
+    )
+    feat_channels: list[int] = field(
+        [256, 256, 256], "Channels of each level at the decoder; equal to hidden_dim.", min=1
+    )
     use_encoder_idx: list[int] = field(
         [2], "Levels (position in return_interm_indices) that get the transformer encoder.", min=0, max=3
     )
@@ -63,11 +67,14 @@ class ModelSpec:
     enc_act: str = field("gelu", "Activation of the encoder's feed-forward network.", options=ENCODER_ACTIVATIONS)
     act: str = field("silu", "Activation of the fusion convolutions.", options=ENCODER_ACTIVATIONS)
     dec_layers: int = field(6, "Decoder layers.", min=1, automl=True)
-    dn_number: int = field(100, "Denoising queries in training, positives of all groups together; 0 = none.",
-                           min=0, max=INF)
+    dn_number: int = field(
+        100, "Denoising queries in training, positives of all groups together; 0 = none.", min=0, max=INF
+    )
     eval_idx: int = field(
-        -1, "Decoder layer whose prediction is used outside training; later ones are skipped. -1 = the last.",
-        min=-1, max=INF,
+        -1,
+        "Decoder layer whose prediction is used outside training; later ones are skipped. -1 = the last.",
+        min=-1,
+        max=INF,
     )
     vfl_loss_coef: float = field(1.0, "Weight of the varifocal (class) loss.", min=0.0, max=INF)
     bbox_loss_coef: float = field(5.0, "Weight of the L1 box loss.", min=0.0, max=INF)
@@ -80,9 +87,7 @@ class ModelSpec:
     clip_max_norm: float = field(0.1, "Accepted for old specs; gradients are clipped by train.clip_grad_norm.")
     aux_loss: bool = field(True, "Supervise every decoder layer and the encoder, not only the last layer.")
     loss_types: list[str] = field(["vfl", "boxes"], "Losses to use.", options=("vfl", "boxes"))
-    backbone_names: list[str] = field(
-        ["backbone.0"], "Accepted for old specs; the backbone is known without a name."
-    )
+    backbone_names: list[str] = field(["backbone.0"], "Accepted for old specs; the backbone is known without a name.")
     linear_proj_names: list[str] = field(
         ["reference_points", "sampling_offsets"],
         "Parameters whose name contains one of these learn at lr * train.optim.lr_linear_proj_mult.",

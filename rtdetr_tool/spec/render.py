@@ -8,10 +8,18 @@ import types
 import typing
 from typing import Any
 
-from rtdetr_tool.spec.convert import bounds_text, hints_of, section_type
+from rtdetr_tool.spec.convert import bounds_text, hints_of, item_type, section_type
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
-from rtdetr_tool.spec.tables import DIFFERENCES, FIELD_ALIASES, INERT, REQUIRED, SECTIONS_NOT_YET, VALUE_ALIASES
+from rtdetr_tool.spec.tables import (
+    DIFFERENCES,
+    DOCUMENTATION_DIFFERENCES,
+    FIELD_ALIASES,
+    INERT,
+    REQUIRED,
+    SECTIONS_NOT_YET,
+    VALUE_ALIASES,
+)
 
 # Top-level entries of a command's default spec; every other section has no effect on the command.
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -184,15 +192,29 @@ def reference_page() -> str:
         "",
         "Generated from `rtdetr_tool/spec` by `python scripts/generate_spec_reference.py`; do not edit.",
         "",
-        "Origin: blank = TAO's schema (nvidia-tao-core 6.25.11); *seed* = TAO's documentation only; *ours* = added here. "
-        "`???` must be given for the commands that need it. "
+        "Origin: blank = TAO's schema (nvidia-tao-core 6.25.11); *seed* = TAO's documentation only; *ours* = added "
+        "here. `???` must be given for the commands that need it. "
         f"The sections {', '.join(SECTIONS_NOT_YET)} are checked, their commands are not part of this version.",
     ]
     _reference_section(ExperimentSpec, "", "Top level", lines)
-    lines += ["", "## Accepted without effect", "", "Setting one prints the reason.", "", "| field | reason |", "|---|---|"]
+    lines += [
+        "",
+        "## Accepted without effect",
+        "",
+        "Setting one prints the reason.",
+        "",
+        "| field | reason |",
+        "|---|---|",
+    ]
     lines += [f"| `{name}` | {reason} |" for name, reason in INERT.items()]
-    lines += ["", "## Differences from nvidia-tao-core 6.25.11", "", "| field | reason |", "|---|---|"]
-    lines += [f"| `{name}` | {reason} |" for name, reason in DIFFERENCES.items()]
+    for title, table in (
+        ("Differences from nvidia-tao-core 6.25.11", DIFFERENCES),
+        ("Differences from TAO's documentation", DOCUMENTATION_DIFFERENCES),
+    ):
+        lines += ["", f"## {title}", "", "| field | what differs | reason |", "|---|---|---|"]
+        lines += [
+            f"| `{name}` | {aspects.replace(' ', ', ')} | {reason} |" for name, (aspects, reason) in table.items()
+        ]
     lines += ["", "## Other spellings", "", "| written | means |", "|---|---|"]
     lines += [f"| `{name}` | `{meaning}` |" for name, meaning in FIELD_ALIASES.items()]
     for name, table in VALUE_ALIASES.items():
@@ -202,33 +224,45 @@ def reference_page() -> str:
 
 def _reference_section(cls: type, prefix: str, title: str, lines: list[str]) -> None:
     lines += ["", f"## {title}", "", (cls.__doc__ or "").strip(), ""]
+    if prefix == "distill.teacher.":
+        lines += ["The fields of `model`, with the same defaults."]
+        return
     lines += ["| field | type | default | allowed | origin | meaning |", "|---|---|---|---|---|---|"]
     inner = []
     for entry in dataclasses.fields(cls):
         hint = hints_of(cls)[entry.name]
-        section = section_type(hint)
-        if section:
-            inner.append((section, f"{prefix}{entry.name}."))
-            continue
-        rules = entry.metadata
-        allowed = ", ".join(map(str, rules["options"])) if rules["options"] else bounds_text(entry).strip().removeprefix("of ")
-        unit = f" ({rules['unit']})" if rules["unit"] else ""
-        origin = "" if rules["origin"] == "tao" else f"*{rules['origin']}*"
-        default = json.dumps(default_of(entry))
-        lines.append(
-            f"| `{entry.name}` | {_type_text(hint)} | `{default}` | {allowed}{unit} | {origin} | {rules['help']} |"
-        )
+        section, items = section_type(hint), item_type(hint)
+        if section or items:
+            inner.append((section or items, f"{prefix}{entry.name}{'[]' if items else ''}."))
+        if not section or default_of(entry) is None:
+            lines.append(_reference_row(entry, hint))
     for section, name in inner:
-        if section is cls or name == "distill.teacher.":
-            lines += ["", f"`{name[:-1]}` has the fields of `model`."]
-            continue
         _reference_section(section, name, f"`{name[:-1]}`", lines)
 
 
+def _reference_row(entry: dataclasses.Field, hint: Any) -> str:
+    rules = entry.metadata
+    allowed = bounds_text(entry).strip().removeprefix("of ")
+    if rules["options"]:
+        allowed = ", ".join(str(option) or '""' for option in rules["options"])
+    unit = f" ({rules['unit']})" if rules["unit"] else ""
+    origin = "" if rules["origin"] == "tao" else f"*{rules['origin']}*"
+    cells = (
+        f"`{entry.name}`",
+        _type_text(hint),
+        f"`{json.dumps(default_of(entry))}`",
+        (allowed + unit).strip(),
+        origin,
+        rules["help"],
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def _type_text(hint: Any) -> str:
-    if dataclasses.is_dataclass(hint):
-        return hint.__name__
-    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-    for module in ("typing.", "rtdetr_tool.spec.deploy."):
-        text = text.replace(module, "")
-    return text.replace(" | None", " or null").replace("|", "or")
+    """`list[int] or null`; a section is called so."""
+    arguments = typing.get_args(hint)
+    if type(None) in arguments:
+        return f"{_type_text(next(a for a in arguments if a is not type(None)))} or null"
+    if arguments:
+        return f"{typing.get_origin(hint).__name__}[{', '.join(map(_type_text, arguments))}]"
+    return "section" if dataclasses.is_dataclass(hint) else "any" if hint is Any else hint.__name__

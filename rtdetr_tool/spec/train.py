@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The `train` section: schedule, optimizer, precision, devices."""
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ class OptimSpec:
     lr: float = field(1e-4, "Learning rate of everything but the backbone.", above=0.0, automl=True)
     lr_backbone: float = field(1e-5, "Learning rate of the backbone.", above=0.0, automl=True)
     momentum: float = field(0.9, "SGD: momentum. AdamW: beta1.", above=0.0, max=1.0, automl=True)
-    weight_decay: float = field(
-        1e-4, "Weight decay; biases and normalisation weights have none.", min=0.0, automl=True
-    )
+    weight_decay: float = field(1e-4, "Weight decay; biases and normalisation weights have none.", min=0.0, automl=True)
     lr_scheduler: str = field(
         "MultiStep",
         "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs.",
@@ -62,7 +61,7 @@ class TrainSpec:
     num_nodes: int = field(1, "Machines; started by torchrun or SLURM when more than one.", min=1)
     seed: int = field(1234, "Seed of every random number; negative = none fixed.", min=-1, max=INF)
     cudnn: CudnnSpec = field(CudnnSpec, "cuDNN settings.")
-    num_epochs: int = field(10, "Epochs to train.", min=1, max=INF, unit="epochs")
+    num_epochs: int = field(10, "Epochs to train.", min=1, max=INF, unit="epochs", automl=True)
     checkpoint_interval: int = field(1, "Epochs (or steps) between checkpoints; the last epoch is always saved.", min=1)
     checkpoint_interval_unit: str = field("epoch", "Unit of checkpoint_interval.", options=("epoch", "step"))
     validation_interval: int = field(1, "Epochs between validations.", min=1, unit="epochs")
@@ -70,7 +69,9 @@ class TrainSpec:
         None, "Checkpoint to go on from; null goes on from the latest one in the results folder, if there is one."
     )
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/train.")
-    freeze: list[str] | None = field([], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.layers")
+    freeze: list[str] | None = field(
+        [], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.layers"
+    )
     pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.")
     clip_grad_norm: float = field(0.1, "Largest L2 norm of the gradient; 0 = not clipped.", min=0.0)
     is_dry_run: bool = field(False, "Check and build everything, run one batch, train and save nothing.")

@@ -28,7 +28,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += _input_size(getattr(spec, name), name)
     problems += _engine(spec)
     if command in ("train", "evaluate", "inference"):
-        problems += _built(spec, command)
+        problems += _built(spec)
         problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
     if command:
         problems += _missing(spec, command)
@@ -73,8 +73,11 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
         yield f"{name}.hidden_dim: {model.hidden_dim} is not allowed; allowed: a multiple of 4"
     if model.hidden_dim % model.nheads:
         yield (
-            f"{name}.nheads: {model.nheads} is not allowed; allowed: a divisor of {name}.hidden_dim ({model.hidden_dim})"
+            f"{name}.nheads: {model.nheads} is not allowed; allowed: a divisor of {name}.hidden_dim, which is "
+            f"{model.hidden_dim}"
         )
+    if int(model.hidden_dim * model.expansion) < 1:
+        yield f"{name}.expansion: {model.expansion} is not allowed; allowed: at least 1 / {name}.hidden_dim"
     if model.eval_idx >= model.dec_layers:
         yield (
             f"{name}.eval_idx: {model.eval_idx} is not allowed; allowed: -1 to {model.dec_layers - 1} "
@@ -92,8 +95,8 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
             )
 
 
-def _built(spec: ExperimentSpec, command: str) -> Iterator[str]:
-    if command == "train" and spec.model.backbone not in BUILT_BACKBONES:
+def _built(spec: ExperimentSpec) -> Iterator[str]:
+    if spec.model.backbone not in BUILT_BACKBONES:
         yield (
             f"model.backbone: '{spec.model.backbone}' is not part of this version; "
             f"allowed: {', '.join(BUILT_BACKBONES)}"
@@ -199,6 +202,9 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         names = alternatives.split("|")
         if all(_is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
+    section = getattr(spec, command, None)
+    if section is not None and not section.results_dir and not spec.results_dir:
+        yield f"results_dir or {command}.results_dir: a value is missing; `{command}` needs it"
 
 
 def _is_blank(value: Any) -> bool:
