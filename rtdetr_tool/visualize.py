@@ -16,10 +16,11 @@ _GOLDEN_RATIO = 0.61803398875
 
 
 def palette_color(index: int) -> Color:
-    """A stable colour for a class index; neighbouring indices are far apart in hue."""
+    """A stable colour for a class index; neighbouring indices are far apart, no two of the first 91 are equal."""
     hue = (0.02 + index * _GOLDEN_RATIO) % 1.0
-    value = (1.0, 0.8, 0.9)[index % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
+    saturation = (0.85, 0.6)[index // 3 % 2]
+    value = (1.0, 0.75, 0.9)[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -30,7 +31,10 @@ def parse_color_map(color_map: Mapping[str, str] | None) -> dict[str, Color]:
         try:
             colors[name] = ImageColor.getrgb(str(text))[:3]
         except ValueError:
-            problems.append(f"inference.color_map.{name}: '{text}' is not a colour; use a name like red or #rrggbb")
+            shown = "nothing" if text is None else f"'{text}'"  # an unquoted #rrggbb is a comment in YAML
+            problems.append(
+                f"inference.color_map.{name}: {shown} is not a colour; use a name like red, or '#rrggbb' in quotes"
+            )
     if problems:
         raise UserError("\n".join(problems))
     return colors
@@ -46,20 +50,29 @@ def draw_detections(
 ) -> Image.Image:
     """A copy of `image` (RGB) with boxes and, unless `labels` is off, `name 0.87` above each box, inside the frame.
 
-    Weak detections are drawn first, so that strong ones stay readable on top.
+    Weak detections are drawn first, so that strong ones stay on top, and labels after all boxes, so that no line runs
+    through a text.
     """
-    canvas = image.convert("RGB").copy()
+    canvas = image.copy() if image.mode == "RGB" else image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(max(10, min(28, round(min(canvas.size) / 32))))
+    font = ImageFont.load_default(font_size(canvas.size))
     boxes, scores, classes = detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist()
+    strips = []
     for index in sorted(range(len(boxes)), key=scores.__getitem__):
         name = name_of(classes[index])
-        color = (colors or {}).get(name) or palette_color(classes[index])
+        color = (colors or {}).get(name, palette_color(classes[index]))
         box = _clip(boxes[index], canvas.size)
-        draw.rectangle(box, outline=color, width=min(outline_width, max(1, int(min(box[2] - box[0], box[3] - box[1])) + 1)))
-        if labels:
-            _draw_label(draw, box, f"{name} {scores[index]:.2f}", color, font, canvas.size)
+        shorter = 1 + int(min(box[2] - box[0], box[3] - box[1]))
+        draw.rectangle(box, outline=color, width=min(outline_width, shorter))
+        strips.append((box, f"{name} {scores[index]:.2f}", color))
+    for box, text, color in strips if labels else ():
+        _draw_label(draw, box, text, color, font, canvas.size)
     return canvas
+
+
+def font_size(size: tuple[int, int]) -> int:
+    """Pixels of the labels' font: a fortieth of the image's shorter side, so that it can be read at any resolution."""
+    return max(10, min(64, round(min(size) / 40)))
 
 
 def _clip(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -73,14 +86,20 @@ def _draw_label(
     box: tuple[float, float, float, float],
     text: str,
     color: Color,
-    font: ImageFont.ImageFont,
+    font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> None:
-    """A filled strip above the box (inside it at the upper edge of the image), moved left where it would leave the image."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0, min(box[0], size[0] - width))
-    y = box[1] - height if box[1] >= height else min(box[1], max(0, size[1] - height))
-    draw.rectangle((x, y, x + width, y + height), fill=color)
-    brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    draw.text((x + 2 - left, y + 2 - top), text, fill="black" if brightness > 140 else "white", font=font)
+    """A filled strip above the box, or inside it at the upper edge; moved left where it would leave the image."""
+    ascent, descent = font.getmetrics()
+    width, height = round(draw.textlength(text, font)) + 4, ascent + descent + 2
+    x = max(0, min(int(box[0]), size[0] - width))
+    y = int(box[1]) - height if box[1] >= height else max(0, min(int(box[1]), size[1] - height))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    draw.text((x + 2, y + 1), text, fill=text_color(color), font=font)
+
+
+def text_color(background: Color) -> Color:
+    """Black or white, whichever has the higher contrast by the luminance formula of WCAG 2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in background)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)

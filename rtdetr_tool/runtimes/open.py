@@ -1,4 +1,7 @@
-"""From a file to a runtime. A checkpoint of ours knows its architecture, classes and input size; the spec may not contradict it."""
+"""From a file to a runtime.
+
+A checkpoint of ours knows its architecture, classes and input size; the spec may not contradict it.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +62,14 @@ def open_model(path: str, loaded: LoadedSpec, device: torch.device | str = "cpu"
         kind = "averaged (EMA)" if meta.get("weights") == "ema" else "trained"
         logger.info("%s: %s weights of %s, %d classes", path, kind, spec.model.backbone, len(class_map))
     else:
-        logger.warning("%s does not say what it was trained with; architecture and classes are taken from the spec", path)
+        logger.warning("%s does not say what it was trained with: the spec gives architecture and classes", path)
     detector = build_detector(spec.model, spec.dataset.num_classes)
     load_into(detector, weights, source=str(path))
     return OpenedModel(TorchRuntime(detector, class_map, device), spec)
 
 
 def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:
-    """The user's spec where it says something; the checkpoint's for architecture, classes and sizes where it does not."""
+    """The user's spec where it says something; elsewhere the checkpoint's architecture, classes and sizes."""
     stored = meta.get("spec") or {}
     data = spec_to_dict(loaded.spec)
     given = loaded.explicit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,8 +28,8 @@ def kitti_lines(detections: Detections, name_of: Callable[[int], str]) -> list[s
 def output_stems(paths: Sequence[str]) -> dict[str, str]:
     """A distinct relative name without suffix for each image path.
 
-    The stem alone where it is unique; otherwise the path below the common folder, and with the suffix when two files differ
-    only in it. A few images keep their names whatever others are there.
+    The stem alone where it is unique; otherwise the path below the common folder, and with the suffix when two files
+    differ only in it. Upper and lower case count as equal, as they do on some file systems.
     """
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
     root = Path(os.path.commonpath([p.parent for p in absolute.values()])) if absolute else Path()
@@ -48,6 +49,10 @@ def output_stems(paths: Sequence[str]) -> dict[str, str]:
             if len(group) == 1 and name not in taken:
                 result[group[0]] = candidate(absolute[group[0]])
         left = [path for path in left if path not in result]
-    for number, path in enumerate(left):  # the same file under two spellings
-        result[path] = f"{absolute[path].stem}_{number}"
+    taken = {name.lower() for name in result.values()}
+    for path in left:  # the same file under two spellings, or names that differ only in . and _ or in case
+        stem = absolute[path].stem
+        name = next(name for name in (f"{stem}_{n}" for n in itertools.count(2)) if name.lower() not in taken)
+        taken.add(name.lower())
+        result[path] = name
     return result
