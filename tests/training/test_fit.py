@@ -85,7 +85,8 @@ def test_step_intervals_name_epoch_and_step(make_spec):
 @pytest.mark.parametrize("kind", ["automatic", "raw", "ema"])
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(make_spec, tmp_path, kind):
     changes = {
-        "train__num_epochs": 4, "train__enable_ema": True, "train__optim__warmup_steps": 5, "train__optim__lr": 1e-3,
+        "train__num_epochs": 4, "train__checkpoint_interval": 2, "train__enable_ema": True,
+        "train__optim__warmup_steps": 5, "train__optim__lr": 1e-3,
         "train__optim__lr_steps": [3], "dataset__workers": int(kind == "automatic"),
         "dataset__augmentation__multi_scales": [32, 64],
         "dataset__augmentation__distortion_prob": 0.8, "dataset__augmentation__iou_crop_prob": 0.8,
