@@ -52,7 +52,7 @@ class SetCriterion(nn.Module):
         """
         padded = PaddedTargets.of(targets)
         logits, boxes, names = self._stack(predictions)
-        count = _count_objects(padded.counts, logits.device)
+        count = _count_objects(padded.counts, logits.device, across_processes=self.training)
         matches = self.matcher(logits.detach(), boxes.detach(), padded)
         losses = self._losses(logits, boxes, matches, padded, count, names)
         if predictions.denoising is not None:
@@ -121,10 +121,15 @@ def _denoising_matches(denoising: DenoisingPredictions, counts: Sequence[int], s
     return Matches(stage, image, torch.cat(denoising.positive_index).repeat(stages), target)
 
 
-def _count_objects(counts: Sequence[int], device: torch.device) -> Tensor | float:
-    """Objects per process, averaged over all processes, at least 1: the normaliser of every loss."""
+def _count_objects(counts: Sequence[int], device: torch.device, across_processes: bool) -> Tensor | float:
+    """Objects per process, at least 1: the normaliser of every loss.
+
+    In training it is averaged over all processes. In evaluation it is this process's own: there the processes may have
+    different numbers of batches, and none waits for the others.
+    """
     total = float(sum(counts))
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (across_processes and group):
         return max(total, 1.0)
     count = torch.tensor(total, device=device)
     torch.distributed.all_reduce(count)

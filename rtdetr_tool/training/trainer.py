@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec import ExperimentSpec, WandbSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.progress import ProgressReport
@@ -148,23 +148,12 @@ def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
 
 def _wandb_logger(spec: ExperimentSpec, folder: Path) -> Logger | None:
     """None unless enabled, installed and logged in; whatever goes wrong is said and never ends the run."""
-    settings = spec.wandb
-    if not settings.enable or not _wandb_credentials():
+    if not wandb_wanted(spec.wandb):
         return None
     try:
         from pytorch_lightning.loggers import WandbLogger
 
-        run = WandbLogger(
-            save_dir=folder,
-            project=settings.project,
-            entity=settings.entity or None,
-            name=settings.name,
-            id=settings.run_id or None,
-            tags=list(settings.tags),
-            reinit=settings.reinit,
-            save_code=settings.save_code,
-            sync_tensorboard=settings.sync_tensorboard,
-        )
+        run = WandbLogger(**wandb_arguments(spec.wandb, folder))
         _ = run.experiment  # logs in now, so that a failure is met here
     except Exception as error:
         logger.warning("Weights & Biases is left out: %s", error)
@@ -172,11 +161,28 @@ def _wandb_logger(spec: ExperimentSpec, folder: Path) -> Logger | None:
     return run
 
 
-def _wandb_credentials() -> bool:
+def wandb_wanted(settings: WandbSpec) -> bool:
+    """Enabled, and there is a login."""
+    if not settings.enable:
+        return False
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")
+
+
+def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
+    """What `WandbLogger` is made with."""
+    return {
+        "save_dir": folder,
+        "project": settings.project,
+        "entity": settings.entity or None,
+        "name": settings.name,
+        "id": settings.run_id or None,
+        "tags": list(settings.tags),
+        "save_code": settings.save_code,
+        "sync_tensorboard": settings.sync_tensorboard,
+    }
 
 
 def _one_progress_bar(callbacks: list[Callback]) -> list[Callback]:

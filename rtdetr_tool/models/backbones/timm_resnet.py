@@ -89,18 +89,22 @@ def _project_first_shortcut(block: nn.Module) -> None:
 
 
 class _StatisticsKept:
-    """While active, batch norms do not update their running statistics: the recomputation sees each batch a second time."""
+    """While active, batch norms do not move their running statistics: the recomputation sees each batch a second time."""
 
     def __init__(self, module: nn.Module) -> None:
         self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.kept: list[tuple[float | None, Tensor | None]] = []
 
     def __enter__(self) -> None:
+        self.kept = [(n.momentum, None if (c := n.num_batches_tracked) is None else c.clone()) for n in self.norms]
         for norm in self.norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
 
     def __exit__(self, *exception: object) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -1,0 +1,612 @@
+"""Every field of the spec has an effect that can be seen, or stands in a table that says why not.
+
+Each row changes one field and observes the part of the program that should notice. An error that names the field counts as
+an effect (a wrong length, a file that is not there). `test_every_field_is_accounted_for` fails for a field that no row, no
+table and no later command covers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.spec import spec_from_dict
+from rtdetr_tool.spec.convert import section_type, walk_fields
+from rtdetr_tool.spec.tables import INERT, NOT_YET, SECTIONS_NOT_YET
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Any]:
+    """A spec as plain data over six drawn images with two categories."""
+    root = tmp_path_factory.mktemp("effects")
+    rng = np.random.default_rng(3)
+    images, annotations = [], []
+    for number in range(1, 7):
+        picture = rng.integers(0, 255, (48, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(root / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": 48})
+        for category in (1, 2):
+            box = [5 * category, 6, 20, 16]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": box, "area": 320}
+            )
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    labels = root / "labels.json"
+    labels.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (root / "classes.txt").write_text("cat\ndog\n")
+    source = {"image_dir": str(root), "json_file": str(labels)}
+    channels = [16, 16, 16]
+    return {
+        "results_dir": str(root / "results"),
+        "wandb": {"enable": False},
+        "model": {
+            "backbone": "resnet_18", "hidden_dim": 16, "nheads": 2, "feat_channels": channels, "dim_feedforward": 16,
+            "num_queries": 12, "num_select": 10, "dec_layers": 2, "dn_number": 6,
+        },
+        "dataset": {
+            "train_data_sources": [source], "val_data_sources": source, "test_data_sources": source,
+            "infer_data_sources": {"image_dir": str(root), "classmap": str(root / "classes.txt")},
+            "num_classes": 3, "batch_size": 2, "workers": 0, "class_ids": "raw",
+            "augmentation": {
+                "multi_scales": [], "train_spatial_size": [SIDE, SIDE], "eval_spatial_size": [SIDE, SIDE],
+                "distortion_prob": 0.0, "iou_crop_prob": 0.0,
+            },
+        },
+        "train": {"num_epochs": 2, "accelerator": "cpu", "activation_checkpoint": False},
+    }
+
+
+def build(data: dict[str, Any], command: str = "train", **changes: Any):
+    """The spec with dotted names changed (`train__optim__lr=1`)."""
+    data = json.loads(json.dumps(data))
+    for name, value in changes.items():
+        *path, leaf = name.split("__")
+        place = data
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = value
+    return spec_from_dict(data, command)
+
+
+# What is observed. Each takes a spec and returns something that compares.
+
+
+def detector_of(spec):
+    from rtdetr_tool.models.build import build_detector
+
+    torch.manual_seed(0)
+    detector = build_detector(spec.model, spec.dataset.num_classes)
+    with torch.no_grad():  # class heads are equal and box heads zero at the start: make every layer differ
+        for parameter in detector.decoder.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return detector
+
+
+def parts(spec):
+    return {name: tuple(tensor.shape) for name, tensor in detector_of(spec).state_dict().items()}
+
+
+def picture():
+    return torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def targets():
+    from rtdetr_tool.ops.structures import Target
+
+    boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.3, 0.2]])
+    return [Target(boxes, torch.tensor([1, 2]), number, (SIDE, SIDE), (SIDE, SIDE)) for number in (1, 2)]
+
+
+def output(spec):
+    return detector_of(spec).eval()(picture()).logits.tolist()
+
+
+def training_output(spec):
+    detector = detector_of(spec).train()
+    torch.manual_seed(5)
+    return detector(picture(), targets()).logits.tolist()
+
+
+def detections(spec):
+    from rtdetr_tool.ops.postprocess import postprocess
+
+    return len(postprocess(detector_of(spec).eval()(picture()), targets(), spec.model.num_select)[0])
+
+
+def losses(spec):
+    from rtdetr_tool.losses.build import build_criterion
+
+    detector = detector_of(spec).train()
+    torch.manual_seed(5)
+    values = build_criterion(spec.model)(detector(picture(), targets()), targets())
+    return {name: value.item() for name, value in values.items()}
+
+
+def matching(spec):
+    from rtdetr_tool.losses.build import build_criterion
+    from rtdetr_tool.losses.matcher import PaddedTargets
+
+    logits, boxes = torch.zeros(1, 2, 4, 3), torch.full((1, 2, 4, 4), 0.3)
+    return build_criterion(spec.model).matcher.cost(logits, boxes, PaddedTargets.of(targets())).tolist()
+
+
+def trainable(spec):
+    from rtdetr_tool.training.module import DetectorModule
+
+    module = DetectorModule(spec, classes(spec))
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def classes(spec):
+    from rtdetr_tool.data.build import build_train_dataset
+
+    return build_train_dataset(spec.dataset).class_map
+
+
+def class_list(spec):
+    return classes(spec).to_list()
+
+
+def train_sample(spec):
+    from rtdetr_tool.data.build import build_train_dataset
+
+    samples = [build_train_dataset(spec.dataset, seed=spec.train.seed)[index] for index in range(4)]
+    return [(tuple(image.shape), image.float().mean().item(), target.boxes.tolist()) for image, target in samples]
+
+
+def eval_sample(spec):
+    from rtdetr_tool.data.build import build_eval_dataset
+
+    image, target = build_eval_dataset(spec.dataset, "val")[0]
+    return tuple(image.shape), target.boxes.tolist(), target.box_scale
+
+
+def test_sample(spec):
+    from rtdetr_tool.data.build import build_eval_dataset
+
+    return len(build_eval_dataset(spec.dataset, "test"))
+
+
+test_sample.__test__ = False
+
+
+def inference_files(spec):
+    from rtdetr_tool.data.build import build_inference_dataset
+
+    return build_inference_dataset(spec.dataset).paths
+
+
+def loader(spec):
+    from rtdetr_tool.data.build import build_loader, build_train_dataset
+
+    loader = build_loader(build_train_dataset(spec.dataset), spec.dataset, training=True)
+    return loader.batch_size, loader.num_workers
+
+
+def pinned(spec):
+    from rtdetr_tool.data.build import build_loader, build_train_dataset
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        return build_loader(build_train_dataset(spec.dataset), spec.dataset, training=True).pin_memory
+
+
+def records(spec):
+    from rtdetr_tool.data.build import build_train_dataset
+
+    return type(build_train_dataset(spec.dataset).records).__name__
+
+
+def evaluated(spec):
+    from rtdetr_tool.data.build import build_eval_dataset
+    from rtdetr_tool.metrics.coco import CocoEvaluator
+
+    dataset = build_eval_dataset(spec.dataset, "test")
+    result = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids).compute()
+    return [row.name for row in result.per_class]
+
+
+def scaled(spec):
+    from rtdetr_tool.ops.structures import Batch
+    from rtdetr_tool.training.module import DetectorModule
+
+    module = DetectorModule(spec, classes(spec))
+    batch = Batch(torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8), targets())
+    return tuple(module.prepare_images(batch, multi_scale=True).shape)
+
+
+def trainer(spec):
+    from rtdetr_tool.training.trainer import build_trainer
+
+    built = build_trainer(spec, logger=False)
+    return (
+        built.num_devices, built.num_nodes, built.max_epochs, built.check_val_every_n_epoch, built.gradient_clip_val,
+        built.precision, built.default_root_dir, type(built.strategy).__name__, type(built.accelerator).__name__,
+        [type(callback).__name__ for callback in built.callbacks],
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
+    )  # fmt: skip
+
+
+def callbacks(spec):
+    from rtdetr_tool.training.trainer import build_trainer
+
+    seen = {}
+    for callback in build_trainer(spec, logger=False).callbacks:
+        seen |= {k: v for k, v in vars(callback).items() if isinstance(v, (int, float, str, bool))}
+    return seen
+
+
+def optimizer(spec):
+    from rtdetr_tool.training.module import DetectorModule
+
+    built = DetectorModule(spec, classes(spec)).configure_optimizers()["optimizer"]
+    keys = ("name", "lr", "weight_decay", "betas", "momentum")
+    groups = [
+        {key: group[key] for key in keys if key in group} | {"values": sum(p.numel() for p in group["params"])}
+        for group in built.param_groups
+    ]
+    return type(built).__name__, groups
+
+
+def rates(spec):
+    """Learning rate of the first group over three epochs of four steps."""
+    from rtdetr_tool.training.module import DetectorModule
+
+    built = DetectorModule(spec, classes(spec)).configure_optimizers()
+    schedule, seen = built["lr_scheduler"]["scheduler"], []
+    for epoch in range(3):
+        schedule.start_epoch(epoch)
+        for _ in range(4):
+            seen.append(round(built["optimizer"].param_groups[0]["lr"], 12))
+            built["optimizer"].step()
+            schedule.step()
+    return seen
+
+
+def started(spec):
+    """What a dry run of the whole training says."""
+    from rtdetr_tool.training.fit import fit
+
+    if not spec.train.is_dry_run:
+        spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, is_dry_run=True))
+    return sorted(fit(spec).metrics)
+
+
+def dry(spec):
+    from rtdetr_tool.training.fit import fit
+
+    return fit(dataclasses.replace(spec, train=dataclasses.replace(spec.train, num_epochs=1))).dry_run
+
+
+def resumed(spec):
+    from rtdetr_tool.training.checkpointing import find_resume_path
+
+    return find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
+
+
+def recomputing(spec):
+    from rtdetr_tool.training.module import DetectorModule
+
+    return DetectorModule(spec, classes(spec)).detector.backbone.activation_checkpoint
+
+
+def bad_image(spec):
+    """Training data with one broken image file."""
+    from rtdetr_tool.data.build import build_train_dataset
+
+    dataset = build_train_dataset(spec.dataset)
+    broken = dataset.records[0].path
+    good = Path(broken).read_bytes()
+    try:
+        Path(broken).write_bytes(good[:50])
+        return tuple(dataset[0][0].shape)
+    finally:
+        Path(broken).write_bytes(good)
+
+
+def wandb_settings(spec):
+    from rtdetr_tool.training.trainer import wandb_arguments
+
+    return wandb_arguments(spec.wandb, Path("x"))
+
+
+def wandb_wanted(spec):
+    from rtdetr_tool.training.trainer import wandb_wanted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", "k" * 40)
+        return wandb_wanted(spec.wandb)
+
+
+def results_dir(spec):
+    return spec.train.results_dir
+
+
+LEVELS = {
+    "model__num_feature_levels": 2, "model__return_interm_indices": [2, 3], "model__feat_strides": [16, 32],
+    "model__feat_channels": [16, 16], "model__use_encoder_idx": [1],
+}  # fmt: skip
+SOURCE = {"image_dir": "/no/such/folder", "json_file": "/no/such/file.json"}
+
+# field (with __ for dots), other value, observation, further changes that both sides share
+ROWS: list[tuple] = [
+    ("results_dir", "/tmp/elsewhere", results_dir),
+    ("wandb__enable", True, wandb_wanted),
+    *((f"wandb__{name}", value, wandb_settings) for name, value in (
+        ("project", "p"), ("entity", "e"), ("tags", ["t"]), ("sync_tensorboard", True), ("save_code", True),
+        ("name", "n"), ("run_id", "i"))),
+    ("model__pretrained_backbone_path", "/no/such.pth", started),
+    ("model__backbone", "resnet_34", parts),
+    ("model__train_backbone", False, trainable),
+    ("model__num_queries", 20, lambda spec: len(output(spec)[0])),
+    ("model__num_select", 4, detections),
+    ("model__num_feature_levels", 2, parts),
+    ("model__return_interm_indices", [0, 1, 2], parts),
+    ("model__return_interm_indices", [2, 3], parts, {k: v for k, v in LEVELS.items() if "indices" not in k}),
+    ("model__feat_strides", [8, 16, 64], parts),
+    ("model__feat_channels", [16, 16, 32], parts),
+    ("model__use_encoder_idx", [1], output),
+    ("model__hidden_dim", 32, parts, {"model__feat_channels": [32, 32, 32]}),
+    ("model__nheads", 4, parts),
+    ("model__dropout_ratio", 0.5, training_output),
+    ("model__enc_layers", 2, parts),
+    ("model__dim_feedforward", 32, parts),
+    ("model__pe_temperature", 100, output),
+    ("model__expansion", 0.5, parts),
+    ("model__depth_mult", 2, parts),
+    ("model__enc_act", "relu", output),
+    ("model__act", "relu", output),
+    ("model__dec_layers", 3, parts),
+    ("model__dn_number", 0, losses),
+    ("model__eval_idx", 0, output),
+    ("model__vfl_loss_coef", 3.0, losses),
+    ("model__bbox_loss_coef", 3.0, losses),
+    ("model__giou_loss_coef", 3.0, losses),
+    ("model__class_cost", 9.0, matching),
+    ("model__bbox_cost", 9.0, matching),
+    ("model__giou_cost", 9.0, matching),
+    ("model__alpha", 0.3, losses),
+    ("model__gamma", 1.0, losses),
+    ("model__aux_loss", False, losses),
+    ("model__loss_types", ["vfl"], losses),
+    ("model__linear_proj_names", ["norm1"], optimizer, {"train__optim__lr_linear_proj_mult": 0.5}),
+    ("dataset__train_data_sources", [SOURCE], class_list),
+    ("dataset__val_data_sources", SOURCE, eval_sample),
+    ("dataset__test_data_sources", SOURCE, test_sample),
+    ("dataset__infer_data_sources", {"image_dir": "/no/such/folder"}, inference_files),
+    ("dataset__batch_size", 3, loader),
+    ("dataset__workers", 1, loader),
+    ("dataset__remap_mscoco_category", True, class_list, {"dataset__num_classes": 80, "dataset__class_ids": "auto"}),
+    ("dataset__pin_memory", False, pinned),
+    ("dataset__dataset_type", "default", records),
+    ("dataset__num_classes", 5, parts),
+    ("dataset__eval_class_ids", [2], evaluated),
+    ("dataset__augmentation__multi_scales", [32], scaled),
+    ("dataset__augmentation__train_spatial_size", [32, 96], train_sample),
+    ("dataset__augmentation__eval_spatial_size", [32, 96], eval_sample),
+    ("dataset__augmentation__distortion_prob", 1.0, train_sample),
+    ("dataset__augmentation__iou_crop_prob", 1.0, train_sample),
+    ("dataset__augmentation__preserve_aspect_ratio", True, train_sample),
+    ("dataset__augmentation__preserve_aspect_ratio", True, eval_sample),
+    ("dataset__class_ids", "contiguous", class_list),
+    ("dataset__on_bad_image", "error", bad_image),
+    ("train__num_gpus", 2, trainer),
+    ("train__gpu_ids", [0, 1], trainer),
+    ("train__num_nodes", 2, trainer),
+    ("train__seed", 99, train_sample),
+    ("train__cudnn__benchmark", True, trainer, {"train__cudnn__deterministic": False}),
+    ("train__cudnn__deterministic", False, trainer),
+    ("train__num_epochs", 3, trainer),
+    ("train__checkpoint_interval", 2, callbacks),
+    ("train__checkpoint_interval_unit", "step", callbacks),
+    ("train__validation_interval", 2, trainer),
+    ("train__resume_training_checkpoint_path", "/no/such.pth", resumed),
+    ("train__results_dir", "/tmp/elsewhere", results_dir),
+    ("train__freeze", ["encoder"], trainable),
+    ("train__pretrained_model_path", "/no/such.pth", started),
+    ("train__clip_grad_norm", 0.0, trainer),
+    ("train__is_dry_run", True, dry),
+    ("train__enable_ema", True, trainer),
+    ("train__ema__decay", 0.5, callbacks, {"train__enable_ema": True}),
+    ("train__ema__every_n_steps", 5, callbacks, {"train__enable_ema": True}),
+    ("train__ema__validate_original_weights", True, callbacks, {"train__enable_ema": True}),
+    ("train__ema__cpu_offload", True, callbacks, {"train__enable_ema": True}),
+    ("train__optim__optimizer", "SGD", optimizer),
+    ("train__optim__lr", 0.5, optimizer),
+    ("train__optim__lr_backbone", 0.5, optimizer),
+    ("train__optim__momentum", 0.5, optimizer),
+    ("train__optim__weight_decay", 0.5, optimizer),
+    ("train__optim__lr_scheduler", "StepLR", rates, {"train__optim__lr_step_size": 1}),
+    ("train__optim__lr_steps", [1], rates),
+    ("train__optim__lr_step_size", 1, rates, {"train__optim__lr_scheduler": "StepLR"}),
+    ("train__optim__lr_decay", 0.5, rates, {"train__optim__lr_steps": [1]}),
+    ("train__optim__warmup_steps", 3, rates),
+    ("train__optim__lr_linear_proj_mult", 0.5, optimizer),
+    ("train__precision", "bf16", trainer),
+    ("train__distributed_strategy", "fsdp", trainer),
+    ("train__activation_checkpoint", True, recomputing),
+    ("train__accelerator", "gpu", trainer),
+]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Refused:
+    message: str
+
+
+def observe(data, observation, changes) -> Any:
+    try:
+        return observation(build(data, **changes))
+    except RtdetrError as error:
+        return Refused(str(error))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0].replace('__', '.')}={str(row[1])[:20]}")
+def test_a_field_has_an_effect(row, data):
+    name, value, observation, *rest = row
+    shared = dict(rest[0]) if rest else {}
+    before = observe(data, observation, shared)
+    after = observe(data, observation, {**shared, name: value})
+    assert before != after
+    assert not (isinstance(before, Refused) and isinstance(after, Refused)), "one of the two must work"
+
+
+def test_lr_changes_are_logged_when_verbose(data, caplog):
+    from rtdetr_tool.training.module import DetectorModule
+
+    def lines(verbose: bool) -> int:
+        spec = build(data, train__verbose=verbose, train__optim__lr_steps=[1], train__num_epochs=1)
+        module = DetectorModule(spec, classes(spec))
+        built = module.configure_optimizers()
+        schedule = built["lr_scheduler"]["scheduler"]
+        module.lr_schedulers = lambda: schedule
+        module.optimizers = lambda: built["optimizer"]
+        caplog.clear()
+        with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", logger="rtdetr_tool.training.module"):
+            patch.setattr(type(module), "current_epoch", 1)
+            patch.setattr("logging.getLogger", __import__("logging").getLogger)
+            module.on_train_epoch_start()
+        return sum("earning rate" in record.message for record in caplog.records)
+
+    __import__("logging").getLogger("rtdetr_tool").propagate = True
+    assert lines(False) == 0
+    assert lines(True) == 1
+
+
+# evaluate and inference: the whole command on an untrained checkpoint.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory) -> str:
+    from rtdetr_tool.checkpoints.io import save_checkpoint
+    from rtdetr_tool.checkpoints.metadata import build_metadata
+    from rtdetr_tool.spec import spec_to_dict
+
+    spec = build(data)
+    weights = {f"model.model.{name}": tensor for name, tensor in detector_of(spec).state_dict().items()}
+    meta = build_metadata("test", spec_to_dict(spec), class_list(spec))
+    path = tmp_path_factory.mktemp("weights") / "model_epoch_000.pth"
+    save_checkpoint({"state_dict": weights, "tao_model": "rtdetr", "rtdetr_tool": meta}, path)
+    return str(path)
+
+
+def run_command(command: str, data: dict, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Exit code and files (relative name -> bytes) of a run from the command line."""
+    from rtdetr_tool.cli import main
+
+    data = json.loads(json.dumps(data))
+    for name, value in changes.items():
+        place = data
+        *path, leaf = name.split("__")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(json.dumps(data))
+    code = main([command, "-e", str(folder / "spec.json"), "-r", str(folder)])
+    skipped = ("log.txt", "status.json", "experiment.yaml", "spec.json")
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {"code": code, **{name: content for name, content in files.items() if Path(name).name not in skipped}}
+
+
+COMMAND_ROWS = [
+    ("evaluate", "checkpoint", "/no/such.pth"),
+    ("evaluate", "trt_engine", "model.engine"),
+    ("evaluate", "results_dir", "elsewhere"),
+    ("evaluate", "conf_threshold", 0.99),
+    ("evaluate", "input_width", 96),
+    ("evaluate", "input_height", 96),
+    ("evaluate", "is_quantized", True),
+    ("evaluate", "num_gpus", 2),
+    ("evaluate", "gpu_ids", [0, 1]),
+    ("inference", "checkpoint", "/no/such.pth"),
+    ("inference", "trt_engine", "model.engine"),
+    ("inference", "results_dir", "elsewhere"),
+    ("inference", "conf_threshold", 0.99),
+    ("inference", "color_map", {"cat": "#010203", "dog": "#030201"}),
+    ("inference", "is_internal", True),
+    ("inference", "outline_width", 1),
+    ("inference", "input_width", 96),
+    ("inference", "input_height", 96),
+    ("inference", "is_quantized", True),
+    ("inference", "num_gpus", 2),
+    ("inference", "gpu_ids", [0, 1]),
+]
+# Seen in the devices and the loader instead of in a file.
+COMMAND_ROWS_ELSEWHERE = {
+    f"{command}.{field}" for command in ("evaluate", "inference") for field in ("batch_size", "num_nodes")
+}
+
+
+@pytest.mark.parametrize(("command", "field", "value"), COMMAND_ROWS)
+def test_a_field_of_a_command_has_an_effect(command, field, value, data, checkpoint, tmp_path):
+    base = {f"{command}__checkpoint": checkpoint, "inference__conf_threshold": 0.0}
+    if field in ("num_gpus", "gpu_ids"):  # both given and not agreeing: refused, nothing is started
+        base |= {f"{command}__num_gpus": 1, f"{command}__gpu_ids": [0]}
+    if field == "results_dir":
+        value = str(tmp_path / "b" / value)
+    if field == "input_width":
+        base[f"{command}__input_height"] = SIDE
+        before = run_command(command, data, tmp_path / "a", **base, **{f"{command}__input_width": SIDE})
+    elif field == "input_height":
+        base[f"{command}__input_width"] = SIDE
+        before = run_command(command, data, tmp_path / "a", **base, **{f"{command}__input_height": SIDE})
+    else:
+        before = run_command(command, data, tmp_path / "a", **base)
+    assert before["code"] == 0
+    after = run_command(command, data, tmp_path / "b", **{**base, f"{command}__{field}": value})
+    assert before != after
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+def test_batch_size_of_a_command_reaches_its_loader(command, data, checkpoint, tmp_path):
+    from rtdetr_tool.commands.detection import open_for
+    from rtdetr_tool.data.build import build_eval_dataset
+    from rtdetr_tool.spec import LoadedSpec
+
+    def size(batch_size: int) -> int:
+        spec = build(data, command, **{f"{command}__checkpoint": checkpoint, f"{command}__batch_size": batch_size})
+        detecting = open_for(LoadedSpec(spec), getattr(spec, command))
+        return detecting.loader(build_eval_dataset(spec.dataset, "test")).batch_size
+
+    assert size(-1) == 2
+    assert size(5) == 5
+
+
+def test_every_field_is_accounted_for():
+    seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
+    seen |= {f"{command}.{field}" for command, field, _ in COMMAND_ROWS} | COMMAND_ROWS_ELSEWHERE
+    unaccounted = [
+        name
+        for name, _, hint in walk_fields()
+        if section_type(hint) is None
+        and name not in seen
+        and name not in INERT
+        and name not in NOT_YET
+        and name.split(".")[0] not in SECTIONS_NOT_YET
+    ]
+    assert unaccounted == []
+
+
+def test_using_an_inert_field_prints_its_reason(tmp_path, capsys):
+    from rtdetr_tool.spec import read_spec
+
+    loaded = read_spec(None, ["train.optim.monitor_name=train_loss", "encryption_key=abc"])
+    assert any("train.optim.monitor_name" in note for note in loaded.notes)
+    assert any("encryption_key" in note for note in loaded.notes)
+    assert read_spec(None, []).notes == []
+
+
+def test_a_feature_of_a_later_version_is_refused(data):
+    with pytest.raises(UserError, match="frozen_fm"):
+        build(data, model__frozen_fm={"enabled": True})
