@@ -106,7 +106,7 @@ def test_a_stronger_detection_is_drawn_over_a_weaker_one_whatever_the_order():
 
 def test_no_box_runs_through_a_label():
     lower, upper = (20, 60, 80, 100, 0.3, 0), (30, 20, 60, 52, 0.9, 1)
-    color = {name: (1, 2, 3) for name in NAMES}
+    color = dict.fromkeys(NAMES, (1, 2, 3))
     alone, both = draw(lower, colors=color), draw(lower, upper, colors=color)
     letters = (alone > 200).all(-1)[45:60]
     assert letters.sum() > 20 and (both > 200).all(-1)[45:60][letters].all()

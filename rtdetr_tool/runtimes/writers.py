@@ -55,4 +55,4 @@ def output_stems(paths: Sequence[str]) -> dict[str, str]:
         name = next(name for name in (f"{stem}_{n}" for n in itertools.count(2)) if name.lower() not in taken)
         taken.add(name.lower())
         result[path] = name
-    return result
+    return {path: result[path] for path in paths}

@@ -1,0 +1,70 @@
+"""The PyTorch runtime: same answers as the detector it was made from, which it leaves alone."""
+
+from __future__ import annotations
+
+import torch
+
+from rtdetr_tool.data.classes import ClassEntry, ClassMap
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
+from rtdetr_tool.spec import ModelSpec
+
+TINY = ModelSpec(
+    backbone="resnet_18", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32],
+    num_queries=12, num_select=12, dec_layers=2, dn_number=4,
+)  # fmt: skip
+CLASSES = ClassMap([ClassEntry(0, 1, "a"), ClassEntry(1, 2, "b")])
+
+
+def trained_detector():
+    """Random weights, with batch norm statistics that a fused layer would get wrong if it ignored them."""
+    torch.manual_seed(0)
+    detector = build_detector(TINY, 2)
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return detector
+
+
+def test_it_predicts_what_the_detector_does():
+    detector, images = trained_detector(), torch.rand(2, 3, 96, 64)
+    predictions = TorchRuntime(detector, CLASSES).predict(images)
+    with torch.no_grad():
+        expected = detector.eval()(images)
+    assert predictions.logits.shape == (2, 12, 2)
+    # compared as sets: rounding may exchange two queries of nearly equal score
+    order, expected_order = (p.logits[..., 0].argsort(1) for p in (predictions, expected))
+    for ours, theirs in ((predictions.logits, expected.logits), (predictions.boxes, expected.boxes)):
+        ours = ours.gather(1, order[..., None].expand_as(ours))
+        theirs = theirs.gather(1, expected_order[..., None].expand_as(theirs))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_predictions_carry_no_gradient_and_only_what_evaluation_needs():
+    predictions = TorchRuntime(trained_detector(), CLASSES).predict(torch.rand(1, 3, 64, 64))
+    assert not predictions.logits.requires_grad
+    assert predictions.layer_logits is None and predictions.denoising is None
+
+
+def test_the_given_detector_stays_in_training_mode_and_unfused():
+    detector = trained_detector()
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    runtime = TorchRuntime(detector, CLASSES)
+    runtime.predict(torch.rand(1, 3, 64, 64))
+    assert detector.training and not runtime.detector.training
+    after = detector.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(runtime.detector.state_dict()) < len(before), "RepVGG blocks should be fused in the copy"
+    shared = {p.data_ptr() for p in detector.parameters()} & {p.data_ptr() for p in runtime.detector.parameters()}
+    assert not shared
+
+
+def test_it_says_what_it_is_and_takes_any_input_size():
+    runtime = TorchRuntime(trained_detector(), CLASSES, "cpu")
+    assert (runtime.name, runtime.class_map, runtime.input_size) == ("torch", CLASSES, None)
+    assert runtime.device == torch.device("cpu")
+    for size in ((64, 64), (96, 160)):
+        assert runtime.predict(torch.rand(1, 3, *size)).boxes.shape == (1, 12, 4)
