@@ -81,8 +81,8 @@ class ExportSpec:
 class CalibrationSpec:
     """Images for INT8 calibration."""
 
-    cal_image_dir: list[str] = field(MISSING, "Folders of calibration images.")
-    cal_cache_file: str = field(MISSING, "Calibration cache; reused if it exists.")
+    cal_image_dir: list[str] = field(MISSING, "INT8: folders of calibration images.")
+    cal_cache_file: str = field(MISSING, "INT8: calibration cache; reused if it exists.")
     cal_batch_size: int = field(1, "Images per calibration batch.", min=1)
     cal_batches: int = field(1, "Calibration batches.", min=1)
 

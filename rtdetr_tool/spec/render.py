@@ -18,18 +18,29 @@ from rtdetr_tool.spec.tables import (
     INERT,
     REQUIRED,
     SECTIONS_NOT_YET,
+    SOURCE_KEYS,
     VALUE_ALIASES,
 )
 
-# Top-level entries of a command's default spec; every other section has no effect on the command.
+# Top-level entries of a default spec. Where there is a checkpoint, architecture, classes and sizes are its own: a spec that
+# gives them too must agree with it, so a default spec leaves them out.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "train": ("results_dir", "wandb", "model", "dataset", "train"),
-    "evaluate": ("results_dir", "model", "dataset", "evaluate"),
-    "inference": ("results_dir", "model", "dataset", "inference"),
-    "export": ("results_dir", "model", "dataset", "export"),
+    "evaluate": ("results_dir", "dataset", "evaluate"),
+    "inference": ("results_dir", "dataset", "inference"),
+    "export": ("results_dir", "export"),
     "gen_trt_engine": ("results_dir", "gen_trt_engine"),
     "distill": ("results_dir", "wandb", "model", "dataset", "train", "distill"),
-    "quantize": ("results_dir", "model", "dataset", "quantize"),
+    "quantize": ("results_dir", "dataset", "quantize"),
+}
+
+_LOADING = ("batch_size", "workers", "pin_memory")
+
+# The fields of `dataset` in the default spec of a command that has a checkpoint.
+DATASET_FIELDS: dict[str, tuple[str, ...]] = {
+    "evaluate": ("test_data_sources", *_LOADING, "dataset_type", "eval_class_ids"),
+    "inference": ("infer_data_sources", *_LOADING),
+    "quantize": ("quant_calibration_data_sources", *_LOADING),
 }
 
 
@@ -40,6 +51,10 @@ def default_data(command: str) -> dict[str, Any]:
         if entry.name in SECTIONS[command]:
             section = section_type(hints_of(ExperimentSpec)[entry.name])
             data[entry.name] = _section_data(section) if section else default_of(entry)
+    if "dataset" in data:
+        needed = [name.rpartition(".")[2] for name in REQUIRED[command]]
+        kept = DATASET_FIELDS.get(command) or [n for n in data["dataset"] if n not in SOURCE_KEYS or n in needed]
+        data["dataset"] = {name: data["dataset"][name] for name in kept}
     for alternatives in REQUIRED[command]:
         *path, leaf = alternatives.split("|")[0].split(".")
         target = data
@@ -78,6 +93,8 @@ def _drop_inert(data: dict[str, Any], prefix: str) -> None:
 def default_yaml(command: str) -> str:
     """The commented default spec of a command."""
     lines = [f"# Default spec of `rtdetr {command}`. ??? marks what must be given."]
+    if "model" not in SECTIONS[command] and command != "gen_trt_engine":
+        lines.append("# Architecture, classes and sizes come from the checkpoint.")
     _yaml_section(default_data(command), ExperimentSpec, 0, lines)
     return "\n".join(lines) + "\n"
 
@@ -153,11 +170,13 @@ def _schema_of_field(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
         schema = _schema_of_field(inner, entry)
     elif dataclasses.is_dataclass(hint):
         return _schema_of_section(hint)
+    elif entry.name in SOURCE_KEYS:
+        schema = _schema_of_source(entry.name)
+        if typing.get_origin(hint) is list:
+            schema = {"anyOf": [schema, {"type": "array", "items": schema}]}  # one source stands for a list of one
     elif typing.get_origin(hint) is list:
         items = _schema_of_item(arguments[0], entry)
         schema = {"type": "array", "items": items}
-        if typing.get_origin(arguments[0]) is dict:
-            schema = {"anyOf": [schema, items]}  # a single source stands for a list of one
     else:
         schema = _schema_of_item(hint, entry)
     if type(None) in arguments:
@@ -165,14 +184,26 @@ def _schema_of_field(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
     default = default_of(entry)
     if not dataclasses.is_dataclass(default):
         schema = {**schema, "default": default}
-    return {"anyOf": [schema, {"const": MISSING}], "default": default} if default == MISSING else schema
+    if default == MISSING:
+        schema = {"anyOf": [schema, {"type": "null"}], "default": default}
+    if default in (MISSING, None, ""):  # what the loader takes for "not given"
+        schema = {"anyOf": [*schema.pop("anyOf", [schema]), {"const": MISSING}], **schema}
+    return schema
+
+
+def _schema_of_source(name: str) -> dict[str, Any]:
+    properties: dict[str, Any] = {key: {"type": "string"} for keys in SOURCE_KEYS[name] for key in keys}
+    if name == "infer_data_sources":
+        properties["image_dir"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        properties["classmap"] = {"type": ["string", "null"]}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _schema_of_item(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
         return _schema_of_section(hint)
     if typing.get_origin(hint) is dict:
-        return {"type": "object"}
+        return {"type": "object", "additionalProperties": _schema_of_item(typing.get_args(hint)[1], entry)}
     kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
     schema: dict[str, Any] = {"type": kinds[hint]} if hint in kinds else {}
     rules = entry.metadata

@@ -101,6 +101,15 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "quantize.backend": {"modelopt": "modelopt.pytorch"},
 }
 
+# Data source of the `dataset` section -> (keys it needs, keys it may have).
+SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "train_data_sources": (("image_dir", "json_file"), ()),
+    "val_data_sources": (("image_dir", "json_file"), ()),
+    "test_data_sources": (("image_dir", "json_file"), ()),
+    "infer_data_sources": (("image_dir",), ("classmap",)),
+    "quant_calibration_data_sources": (("image_dir",), ("json_file",)),
+}
+
 # What a command cannot do without; the alternatives of one line are separated by |.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "train": ("dataset.train_data_sources", "dataset.val_data_sources"),

@@ -69,9 +69,7 @@ class TrainSpec:
         None, "Checkpoint to go on from; null goes on from the latest one in the results folder, if there is one."
     )
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/train.")
-    freeze: list[str] | None = field(
-        [], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.layers"
-    )
+    freeze: list[str] | None = field([], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.")
     pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.")
     clip_grad_norm: float = field(0.1, "Largest L2 norm of the gradient; 0 = not clipped.", min=0.0)
     is_dry_run: bool = field(False, "Check and build everything, run one batch, train and save nothing.")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rtdetr_tool.catalog import BACKBONES, BUILT_BACKBONES
-from rtdetr_tool.spec.convert import changed_from_default
+from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.model import ModelSpec
-from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED
+from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, SOURCE_KEYS
 from rtdetr_tool.spec.train import TrainSpec
 
 SIZE_MULTIPLE = 32  # stride of the coarsest level
@@ -104,14 +104,13 @@ def _built(spec: ExperimentSpec) -> Iterator[str]:
 
 
 def _dataset(dataset: DatasetSpec) -> Iterator[str]:
-    for index, source in enumerate(dataset.train_data_sources or []):
-        yield from _source(source, f"dataset.train_data_sources[{index}]", ("image_dir", "json_file"))
-    for field in ("val_data_sources", "test_data_sources"):
-        source = getattr(dataset, field)
-        if source is not None:
-            yield from _source(source, f"dataset.{field}", ("image_dir", "json_file"))
-    if dataset.infer_data_sources is not None:
-        yield from _source(dataset.infer_data_sources, "dataset.infer_data_sources", ("image_dir",), ("classmap",))
+    for field in SOURCE_KEYS:
+        value = getattr(dataset, field)
+        if isinstance(value, list):
+            for index, source in enumerate(value):
+                yield from _source(source, field, f"dataset.{field}[{index}]")
+        elif value is not None:
+            yield from _source(value, field, f"dataset.{field}")
     if dataset.remap_mscoco_category and dataset.num_classes < 80:
         yield (
             f"dataset.num_classes: {dataset.num_classes} is not allowed; allowed: at least 80 with "
@@ -120,15 +119,20 @@ def _dataset(dataset: DatasetSpec) -> Iterator[str]:
     yield from _sizes(dataset.augmentation)
 
 
-def _source(source: dict, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[str]:
-    if _is_blank(source):
-        return  # as if it were not there: only a command that needs it asks for it
-    for key in needed:
-        if not source.get(key) or source[key] == MISSING:
-            yield f"{name}.{key}: a value is missing"
+def _source(source: dict, field: str, name: str) -> Iterator[str]:
+    needed, optional = SOURCE_KEYS[field]
     for key in source:
         if key not in (*needed, *optional):
             yield f"{name}.{key}: no such field; allowed: {', '.join((*needed, *optional))}"
+    if _is_blank(source):
+        return  # as if it were not there: only a command that needs it asks for it
+    for key in needed:
+        if _is_blank(source.get(key)):
+            yield f"{name}.{key}: a value is missing"
+    for key, value in source.items():
+        several = isinstance(value, list) and key == "image_dir" and field == "infer_data_sources"
+        if not all(item is None or isinstance(item, str) for item in (value if several else [value])):
+            yield f"{name}.{key}: {shown(value)} is not allowed; allowed: a path{' or a list of paths' * several}"
 
 
 def _sizes(augmentation: AugmentationSpec) -> Iterator[str]:
@@ -144,7 +148,7 @@ def _sizes(augmentation: AugmentationSpec) -> Iterator[str]:
         )
         if not right:
             yield (
-                f"{name}.multi_scales[{index}]: {size!r} is not allowed; allowed: a side or [height, width], "
+                f"{name}.multi_scales[{index}]: {shown(size)} is not allowed; allowed: a side or [height, width], "
                 f"multiples of {SIZE_MULTIPLE}"
             )
 

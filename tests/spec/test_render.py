@@ -1,0 +1,163 @@
+"""Default specs, JSON Schema and the reference page."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from rtdetr_tool.spec import MISSING, ExperimentSpec, load_spec, read_spec, spec_to_dict
+from rtdetr_tool.spec.convert import walk_fields
+from rtdetr_tool.spec.load import read_file
+from rtdetr_tool.spec.render import SECTIONS, comment_of, default_data, default_yaml, json_schema, reference_page
+from rtdetr_tool.spec.tables import INERT, REQUIRED
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "specs").glob("*.yaml"))
+
+
+def filled(data):
+    """Plain data with a path wherever `???` stands."""
+    if isinstance(data, dict):
+        return {key: ["/a"] if key == "cal_image_dir" else filled(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [filled(value) for value in data]
+    return "/some/path" if data == MISSING else data
+
+
+@pytest.mark.parametrize("command", SECTIONS)
+class TestDefaults:
+    def test_the_yaml_holds_the_same_values_as_the_json(self, command):
+        assert yaml.safe_load(default_yaml(command)) == default_data(command)
+
+    def test_once_paths_are_filled_in_it_loads_with_nothing_but_defaults(self, command, tmp_path):
+        path = tmp_path / "spec.yaml"
+        text = default_yaml(command).replace("cal_image_dir: ???", "cal_image_dir: [/a]").replace("???", "/some/path")
+        path.write_text(text)
+        loaded = read_spec(path, command=command)
+        assert not [note for note in loaded.notes if command != "distill"]
+        given = spec_to_dict(loaded.spec)
+        for name in set(SECTIONS[command]) - {"dataset", "results_dir", command}:
+            assert given[name] == spec_to_dict(ExperimentSpec())[name]
+
+    def test_before_that_every_gap_is_named(self, command, tmp_path):
+        path = tmp_path / "spec.yaml"
+        path.write_text(default_yaml(command))
+        with pytest.raises(Exception, match="a value is missing") as caught:
+            load_spec(path, command=command)
+        assert len(caught.value.problems) == len(REQUIRED[command])
+
+    def test_every_field_is_explained_above_its_value(self, command):
+        lines = default_yaml(command).splitlines()
+        for above, line in itertools.pairwise(lines):
+            if line and not line.lstrip().startswith("#"):
+                assert above.lstrip().startswith("# "), line
+
+    def test_the_schema_accepts_it_and_what_the_loader_makes_of_it(self, command, tmp_path):
+        schema = json_schema(command)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(filled(default_data(command)), schema)
+        path = tmp_path / "spec.json"
+        path.write_text(json.dumps(filled(default_data(command))))
+        jsonschema.validate(spec_to_dict(load_spec(path, command=command)), schema)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_specs_load_and_fit_the_schema(path):
+    jsonschema.validate(read_file(path), json_schema("train"))
+    place = "{image_dir: /a, json_file: /b}"
+    gaps = [f"dataset.{key}={place}" for key, value in read_file(path)["dataset"].items() if value == MISSING]
+    assert not read_spec(path, gaps, "train").notes
+
+
+def test_there_are_shipped_specs():
+    assert {"demo.yaml", "bccd_resnet18.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trian": {}},
+        {"train": {"num_epoch": 3}},
+        {"train": {"num_epochs": 0}},
+        {"train": {"num_epochs": "ten"}},
+        {"train": {"num_epochs": None}},
+        {"train": {"precision": "fp64"}},
+        {"train": {"optim": {"lr": 0}}},
+        {"train": {"gpu_ids": 0}},
+        {"train": {"gpu_ids": [-1]}},
+        {"train": {"enable_ema": "perhaps"}},
+        {"model": {"backbone": "resnet50"}},
+        {"model": {"loss_types": ["vfl", "focal"]}},
+        {"dataset": {"augmentation": {"iou_crop_prob": 1.5}}},
+        {"dataset": {"val_data_sources": {"image_dir": "a", "json_files": "b"}}},
+        {"distill": {"bindings": [{"criterion": "L3"}]}},
+        {"quantize": {"layers": [{"module_name": "a", "weights": {"dtype": "int3"}}]}},
+    ],
+    ids=json.dumps,
+)
+def test_the_schema_and_the_loader_refuse_the_same_wrong_specs(change, tmp_path):
+    data = filled(default_data("train"))
+    for section, values in change.items():
+        data[section] = {**data.get(section, {}), **values}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, json_schema("train"))
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(Exception, match="problem"):
+        load_spec(path, command="train")
+
+
+def test_the_schema_of_a_command_asks_for_what_the_command_needs():
+    for command, names in REQUIRED.items():
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({}, json_schema(command))
+        assert len(json_schema(command)["allOf"]) == len(names)
+
+
+def test_a_comment_says_options_bounds_and_unit():
+    comments = {name: comment_of(entry) for name, entry, _ in walk_fields()}
+    assert comments["train.precision"].endswith("One of: bf16, fp32, fp16.")
+    assert comments["model.num_feature_levels"].endswith("Allowed: from 1 to 4.")
+    assert comments["train.optim.lr"].endswith("Allowed: above 0.")
+    assert comments["gen_trt_engine.tensorrt.workspace_size"].endswith("Unit: MB.")
+
+
+def test_every_field_has_a_help_of_its_own_words_that_ends_as_a_sentence():
+    for name, entry, _ in walk_fields():
+        assert entry.metadata["help"].endswith("."), name
+        assert "\n" not in entry.metadata["help"], name
+        assert "|" not in entry.metadata["help"], f"{name}: would break the reference's table"
+
+
+class TestReference:
+    def test_the_page_in_docs_is_current(self):
+        assert (ROOT / "docs" / "spec.md").read_text(encoding="utf-8") == reference_page(), (
+            "run: python scripts/generate_spec_reference.py"
+        )
+
+    def test_it_has_every_field_in_its_section(self):
+        page = reference_page()
+        for name, entry, _ in walk_fields():
+            section, _, leaf = name.rpartition(".")
+            if name.startswith("distill.teacher."):
+                continue
+            if dataclasses.is_dataclass(entry.default_factory):
+                assert f"## `{name}`" in page
+            else:
+                part = page.split(f"## {f'`{section}`' if section else 'Top level'}\n")[1].split("\n## ")[0]
+                assert f"\n| `{leaf}` | " in part, name
+
+    def test_it_names_the_fields_without_effect(self):
+        page = reference_page()
+        assert all(f"| `{name}` | {reason} |" in page for name, reason in INERT.items())
+
+
+@pytest.mark.parametrize("name", [*INERT])
+def test_tables_name_only_fields_that_exist(name):
+    assert name in {known for known, _, _ in walk_fields()}
