@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,33 @@ def test_every_link_leads_to_a_file():
     links = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.fixture
+def small_demo(tmp_path, monkeypatch):
+    """A working folder as after `make demo`'s drawing step, with a few small pictures."""
+    script = [sys.executable, str(ROOT / "scripts" / "make_sample_dataset.py"), str(tmp_path / "demo" / "data")]
+    subprocess.run([*script, "--train", "8", "--val", "4", "--test", "3", "--size", "96"], check=True)
+    (tmp_path / "specs").symlink_to(ROOT / "specs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_readme_runs_as_written_from_spec_to_annotated_pictures(small_demo, capsys):
+    small = ["train.num_epochs=1", "train.checkpoint_interval=1", "train.validation_interval=1", "dataset.workers=0"]
+    for words in commands("rtdetr")[:4]:
+        extra = [] if words[1] == "default_specs" else small
+        assert cli.main([*words[1:], *extra]) == 0, words
+    assert (small_demo / "train.yaml").stat().st_size > 1000
+    scores = json.loads((small_demo / "results" / "evaluate" / "results.json").read_text())
+    assert 0 <= scores["mAP50"] <= 1 and scores["images"] == 4
+    pictures = small_demo / "results" / "inference" / "images_annotated"
+    assert len(list(pictures.glob("*.jpg"))) == 3
+    assert len(list((small_demo / "results" / "inference" / "labels").glob("*.txt"))) == 3
+
+    capsys.readouterr()
+    for source in blocks("python"):
+        exec(compile(source.replace('"train.num_epochs=20"', str(small)[1:-1]), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert all(f"test_{number:05d}.jpg" in printed for number in range(3))
