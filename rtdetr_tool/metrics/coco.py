@@ -66,8 +66,9 @@ class CocoEvaluator:
     """Collects detections image by image and scores them against COCO ground truth.
 
     Args:
-        ground_truth: plain COCO dict (`dataset.coco_ground_truth()`). Annotations are renumbered from 1 on: COCO's
-            matching notes "no match" as id 0, so an annotation with that id would count as missed although found.
+        ground_truth: plain COCO dict (`dataset.coco_ground_truth()`). Annotations are renumbered from 1 on, because
+            two with the same id would count as one, and because pycocotools, to which `results_json` may be taken,
+            notes "no match" as id 0 and so counts an annotation with that id as missed although it was found.
         class_map: gives `category_id_of(index)`; detections of an index without a category are dropped.
         eval_class_ids: category ids to evaluate, all when None.
     """

@@ -165,6 +165,13 @@ def test_an_annotation_with_id_zero_counts_as_found() -> None:
     assert evaluate(one_object(0), {1: one_detection()}, [5]).compute().map == pytest.approx(1)
 
 
+def test_two_annotations_with_the_same_id_count_as_two() -> None:
+    truth = one_object(7)
+    truth["annotations"].append(truth["annotations"][0] | {"bbox": [100, 100, 50, 50]})
+    half = evaluate(truth, {1: one_detection()}, [5]).compute()
+    assert half.per_class[0].objects == 2 and half.stats["ARmax100"] == pytest.approx(0.5)
+
+
 def test_results_have_the_ids_of_the_file_and_boxes_as_xywh() -> None:
     assert evaluate(one_object(), {1: one_detection()}, [5]).results_json() == [
         {"image_id": 1, "category_id": 5, "bbox": [10, 10, 50, 50], "score": pytest.approx(0.9)}
@@ -194,7 +201,8 @@ def test_images_left_without_detections_keep_their_own_results() -> None:
 def test_an_image_seen_twice_counts_once() -> None:
     evaluator = CocoEvaluator(one_object(), Classes([5]))
     evaluator.update([1, 1], [one_detection(), one_detection()])
-    evaluator.update([1], [one_detection()])
+    evaluator.update([1], [nothing()])
+    evaluator.merge([{1: np.ones((3, 6))}])
     assert len(evaluator.results_json()) == 1
 
 

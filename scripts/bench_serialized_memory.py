@@ -1,0 +1,122 @@
+"""Memory of the training data's records under `dataset_type` serialized and default, with 1 and 4 workers.
+
+    python scripts/bench_serialized_memory.py [--images 40000] [--objects 5] [--start fork|spawn]
+
+Writes an annotation file without images, reads it as training does, starts worker processes that read every record
+twice, and adds up what the processes hold. RSS counts a shared page once per process; PSS (proportional) divides it
+among those who share it, so its sum (here without the pages of files, that is of libraries) is what the machine really
+spends. The rows `none` keep no records: what the interpreter and the parser take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+
+CATEGORIES = 80
+
+
+def write_annotations(path: str, images: int, objects: int) -> None:
+    rng = random.Random(0)
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": number // objects + 1,
+            "category_id": rng.randrange(CATEGORIES),
+            "bbox": [rng.uniform(0, 300), rng.uniform(0, 200), rng.uniform(5, 300), rng.uniform(5, 200)],
+            "area": 100.0,
+            "iscrowd": 0,
+        }
+        for number in range(images * objects)
+    ]
+    content = {
+        "images": [{"id": i + 1, "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in range(images)],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(CATEGORIES)],
+    }
+    with open(path, "w") as file:
+        json.dump(content, file)
+
+
+def memory(pid: int) -> dict[str, float]:
+    """RSS and PSS (private and shared memory, no files) of a process in MiB, from Linux's smaps_rollup."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        text = file.read()
+    found = {name: int(kilobytes) / 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    return {"Rss": found["Rss"], "Pss": found["Pss_Anon"] + found["Pss_Shmem"]}
+
+
+def read_all(records, ready, release) -> None:
+    import rtdetr_tool.data.dataset  # noqa: F401  (what every worker has in memory anyway)
+
+    total = 0
+    for _ in range(2):
+        for index in range(len(records)):
+            total += len(records[index].boxes)
+    ready.put(total)
+    release.wait()
+
+
+def measure(kind: str, workers: int, folder: str, start: str) -> dict[str, float]:
+    import torch.multiprocessing as mp
+
+    from rtdetr_tool.data.classes import ClassMap
+    from rtdetr_tool.data.coco import read_source
+    from rtdetr_tool.data.serialized import SerializedRecords
+
+    source = read_source(folder, os.path.join(folder, "annotations.json"))
+    records = source.records(ClassMap.from_categories(source.categories, CATEGORIES))
+    del source
+    records = {"none": lambda r: r[:1], "serialized": SerializedRecords, "default": lambda r: r}[kind](records)
+    context = mp.get_context(start)
+    ready, release = context.Queue(), context.Event()
+    processes = [context.Process(target=read_all, args=(records, ready, release)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.get()
+    held = [memory(pid) for pid in [os.getpid(), *(process.pid for process in processes)]]
+    release.set()
+    for process in processes:
+        process.join()
+    return {
+        "main_rss": held[0]["Rss"],
+        "worker_rss": max(one["Rss"] for one in held[1:]),
+        "sum_rss": sum(one["Rss"] for one in held),
+        "sum_pss": sum(one["Pss"] for one in held),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=40_000)
+    parser.add_argument("--objects", type=int, default=5, help="per image")
+    parser.add_argument("--start", choices=("fork", "spawn"), default="fork")
+    parser.add_argument("--one", nargs=3, metavar=("KIND", "WORKERS", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one[0], int(args.one[1]), args.one[2], args.start)))
+        return
+    print(f"{args.images} images, {args.images * args.objects} annotations, workers by {args.start}; MiB")
+    print(f"{'dataset_type':<12} {'workers':>7} {'main RSS':>9} {'worker RSS':>10} {'sum RSS':>8} {'sum PSS':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        write_annotations(os.path.join(folder, "annotations.json"), args.images, args.objects)
+        for kind in ("none", "serialized", "default"):
+            for workers in (1, 4):
+                # A process of its own for each, so that none inherits what another left behind.
+                command = [sys.executable, __file__, "--start", args.start, "--one", kind, str(workers), folder]
+                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                print(
+                    f"{kind:<12} {workers:>7} {found['main_rss']:>9.0f} {found['worker_rss']:>10.0f}"
+                    f" {found['sum_rss']:>8.0f} {found['sum_pss']:>8.0f}"
+                )
+
+
+if __name__ == "__main__":
+    main()
