@@ -13,11 +13,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="the results folder of the three commands")
     parser.add_argument("--require", type=float, default=0.0, metavar="MAP50", help="exit with 1 below this mAP50")
     options = parser.parse_args(arguments)
-    score = json.loads((options.results / "evaluate" / "results.json").read_text(encoding="utf-8"))
+    scores = options.results / "evaluate" / "results.json"
+    if not scores.exists():
+        print(f"{scores} is missing: the evaluation did not finish", file=sys.stderr)
+        return 1
+    score = json.loads(scores.read_text(encoding="utf-8"))
     pictures = sorted((options.results / "inference" / "images_annotated").rglob("*.jpg"))
     print(f"\nDemo: mAP {score['mAP']:.3f}, mAP50 {score['mAP50']:.3f} on the validation images")
     for row in score["per_class"]:
-        print(f"  {row['name']:10} AP50 {row['AP50']:.3f}")
+        print(f"  {row['name']:10} AP50 " + ("-" if row["AP50"] is None else f"{row['AP50']:.3f}"))
     if not pictures:
         print(f"no annotated pictures are in {options.results}", file=sys.stderr)
         return 1

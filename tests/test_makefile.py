@@ -1,0 +1,56 @@
+"""The Makefile's targets and what they would run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rtdetr_tool import cli
+from rtdetr_tool.spec import read_spec
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(*arguments: str) -> str:
+    run = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_help_is_the_default_and_lists_every_public_target():
+    shown = make()
+    assert shown == make("help")
+    for target in ("demo", "test", "test-slow", "lint", "gpu-check", "docs", "install"):
+        assert f"make {target} " in shown
+
+
+@pytest.mark.parametrize("folder", ["demo", "other place/demo"])
+def test_the_demo_runs_three_valid_commands_on_the_data_it_draws(folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = [shlex.split(line) for line in make("-n", "demo", f"DEMO_DIR={folder}").replace("\\\n", " ").splitlines()]
+    script = next(words for words in lines if "scripts/make_sample_dataset.py" in words)
+    assert script[2] == f"{folder}/data"
+    commands = [words for words in lines if words and words[0].endswith("bin/rtdetr")]
+    assert [words[1] for words in commands] == ["train", "evaluate", "inference"]
+    for words in commands:
+        options = cli.build_command_parser(words[1]).parse_intermixed_args(words[2:])
+        given = [] if options.results_dir is None else [f"results_dir='{options.results_dir}'"]
+        spec = read_spec(options.experiment_spec_file, [*options.overrides, *given], words[1]).spec
+        assert getattr(spec, words[1]).results_dir == f"{folder}/results/{words[1]}"
+        data = spec.dataset
+        for source in (data.train_data_sources[0], data.val_data_sources, data.infer_data_sources):
+            assert all(path.startswith(f"{folder}/data/") for path in source.values())
+        best = f"{folder}/results/train/rtdetr_model_best.pth"
+        assert spec.evaluate.checkpoint == spec.inference.checkpoint == best
+    assert lines[-1][1:] == ["scripts/demo_summary.py", f"{folder}/results", "--require", "0.70"]
+
+
+def test_the_ci_script_can_be_run_and_calls_the_tests():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf-8")
+    assert "set -euo pipefail" in text and "make test" in text and "make lint" in text
