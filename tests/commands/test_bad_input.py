@@ -1,0 +1,308 @@
+"""What a user can get wrong, run as the user runs it: one clear message, the documented exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rtdetr_tool.cli import main
+
+SIDE = 64
+
+
+class Project:
+    """A folder with six images, a COCO file and a spec; `run` runs a command on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.labels, self.spec_file = folder, folder / "labels.json", folder / "spec.json"
+        (folder / "images").mkdir()
+        rng = np.random.default_rng(0)
+        images, annotations = [], []
+        for number in range(1, 7):
+            Image.fromarray(rng.integers(0, 255, (48, SIDE, 3), dtype=np.uint8)).save(self.image(number))
+            images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": 48})
+            annotations.append(
+                {"id": number, "image_id": number, "category_id": 1, "bbox": [8, 8, 20, 20], "area": 400, "iscrowd": 0}
+            )
+        self.coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+        source = {"image_dir": str(folder / "images"), "json_file": str(self.labels)}
+        self.spec: dict[str, Any] = {
+            "results_dir": str(folder / "results"),
+            "wandb": {"enable": False},
+            "model": {
+                "backbone": "resnet_18", "hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16],
+                "dim_feedforward": 16, "num_queries": 8, "num_select": 8, "dec_layers": 1, "dn_number": 4,
+            },
+            "dataset": {
+                "train_data_sources": [source], "val_data_sources": source, "test_data_sources": source,
+                "infer_data_sources": {"image_dir": str(folder / "images")},
+                "num_classes": 2, "batch_size": 3, "workers": 0,
+                "augmentation": {
+                    "multi_scales": [], "train_spatial_size": [SIDE, SIDE], "eval_spatial_size": [SIDE, SIDE]
+                },
+            },
+            "train": {"is_dry_run": True, "accelerator": "cpu"},
+        }  # fmt: skip
+        self.write()
+
+    def image(self, number: int) -> Path:
+        return self.folder / "images" / f"{number}.png"
+
+    def write(self) -> None:
+        self.labels.write_text(json.dumps(self.coco))
+        self.spec_file.write_text(json.dumps(self.spec))
+
+    def run(self, command: str, *overrides: str) -> int:
+        return main([command, "-e", str(self.spec_file), *overrides])
+
+    def status(self, command: str) -> list[dict]:
+        path = self.folder / "results" / command / "status.json"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def checkpoint(self) -> Path:
+        """Untrained weights, saved as training saves them."""
+        from rtdetr_tool.checkpoints.io import save_checkpoint
+        from rtdetr_tool.checkpoints.metadata import build_metadata
+        from rtdetr_tool.models.build import build_detector
+        from rtdetr_tool.spec import spec_from_dict, spec_to_dict
+
+        spec = spec_from_dict(self.spec, "train")
+        detector = build_detector(spec.model, spec.dataset.num_classes)
+        weights = {f"model.model.{name}": tensor for name, tensor in detector.state_dict().items()}
+        meta = build_metadata("test", spec_to_dict(spec), [{"index": 1, "id": 1, "name": "cat"}])
+        path = self.folder / "model_epoch_000.pth"
+        save_checkpoint({"state_dict": weights, "tao_model": "rtdetr", "rtdetr_tool": meta}, path)
+        return path
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def failed_with(capsys, *words: str) -> str:
+    """The console's text, which must hold the words and no traceback."""
+    text = capsys.readouterr().err
+    flat = " ".join(text.split())
+    assert "Traceback" not in text
+    for word in words:
+        assert word in flat, f"{word!r} is not in: {text}"
+    return text
+
+
+def test_the_project_of_these_tests_is_right(project):
+    assert project.run("train") == 0
+    assert project.status("train")[-1]["status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: [unclosed", ["not valid YAML", "line"]),
+        ("- a\n- b\n", ["mapping"]),
+        ("", ["empty"]),
+        ("model:\n  hidden_dim: 64\n  hidden_dim: 32\n", ["hidden_dim", "duplicate"]),
+    ],
+)
+def test_a_spec_that_is_not_yaml(text, words, tmp_path, capsys):
+    file = tmp_path / "spec.yaml"
+    file.write_text(text)
+    assert main(["train", "-e", str(file), "-r", str(tmp_path / "results")]) == 2
+    failed_with(capsys, str(file), *words)
+    assert not (tmp_path / "results").exists()
+
+
+def test_unknown_keys_are_all_named_with_a_suggestion(project, capsys):
+    assert project.run("train", "model.num_querys=5", "train.optim.lr_bakbone=1") == 2
+    failed_with(capsys, "model.num_querys", "model.num_queries", "train.optim.lr_bakbone", "train.optim.lr_backbone")
+
+
+@pytest.mark.parametrize("key", ["image_dir", "json_file"])
+def test_a_missing_folder_or_annotation_file(key, project, capsys):
+    project.spec["dataset"]["train_data_sources"][0][key] = str(project.folder / "nowhere")
+    project.write()
+    assert project.run("train") == 2
+    failed_with(capsys, "nowhere")
+    assert project.status("train")[-1]["status"] == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"images": [', ["labels.json"]),
+        ("[]", ["labels.json"]),
+        ('{"annotations": [], "categories": [{"id": 1, "name": "cat"}]}', ["labels.json", "images"]),
+    ],
+)
+def test_a_broken_annotation_file(content, words, project, capsys):
+    project.labels.write_text(content)
+    assert project.run("train") == 2
+    failed_with(capsys, *words)
+
+
+def test_an_annotation_file_with_a_byte_order_mark_loads(project):
+    project.labels.write_bytes(b"\xef\xbb\xbf" + project.labels.read_bytes())
+    assert project.run("train") == 0
+
+
+def test_more_categories_than_classes(project, capsys):
+    project.coco["categories"] = [{"id": i, "name": f"c{i}"} for i in (1, 5, 9)]
+    project.write()
+    assert project.run("train") == 2
+    failed_with(capsys, "3 categories", "dataset.num_classes")
+
+
+def test_raw_ids_outside_num_classes(project, capsys):
+    project.coco["categories"] = [{"id": 7, "name": "cat"}]
+    for annotation in project.coco["annotations"]:
+        annotation["category_id"] = 7
+    project.spec["dataset"]["class_ids"] = "raw"
+    project.write()
+    assert project.run("train") == 2
+    failed_with(capsys, "7", "dataset.num_classes")
+
+
+def test_bad_boxes_are_counted_and_said(project, capsys):
+    boxes = [[float("nan"), 1, 5, 5], [5, 5, -3, 4], [5, 5, 0, 4], [60, 40, 30, 30], [200, 200, 5, 5]]
+    for annotation, box in zip(project.coco["annotations"], boxes, strict=False):
+        annotation["bbox"] = box
+    project.write()
+    assert project.run("train") == 0
+    text = capsys.readouterr().err
+    assert "labels.json" in text
+    assert "dropped" in text
+    assert "clipped" in text
+
+
+def test_duplicate_ids_are_said(project, capsys):
+    project.coco["images"].append(dict(project.coco["images"][0]))
+    project.coco["annotations"].append({**project.coco["annotations"][1], "id": 1})
+    project.write()
+    code = project.run("train")
+    text = capsys.readouterr().err
+    assert code in (0, 2)
+    assert "twice" in text or "id" in text
+
+
+def break_image(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if how == "empty" else path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated"])
+def test_training_names_a_bad_image_and_goes_on_or_stops(how, project, capsys):
+    spare = project.folder / "good"
+    spare.mkdir()
+    for number in range(1, 7):
+        (spare / f"{number}.png").write_bytes(project.image(number).read_bytes())
+    project.spec["dataset"]["val_data_sources"] = {"image_dir": str(spare), "json_file": str(project.labels)}
+    for number in (1, 2, 3, 4):
+        break_image(project.image(number), how)
+    project.write()
+    assert project.run("train") == 0
+    assert ".png" in capsys.readouterr().err
+    assert project.run("train", "dataset.on_bad_image=error") == 2
+    failed_with(capsys, ".png")
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated"])
+def test_inference_names_a_bad_image_goes_on_and_ends_non_zero(how, project, capsys):
+    break_image(project.image(3), how)
+    weights = project.checkpoint()
+    assert project.run("inference", f"inference.checkpoint={weights}") not in (0, 2)
+    failed_with(capsys, "3.png")
+    assert len(list((project.folder / "results/inference/labels").iterdir())) == 5
+
+
+def test_unusual_pictures_load_right(project):
+    """16-bit, CMYK, palette, grey and a picture turned by EXIF: all readable, all the right size."""
+    from rtdetr_tool.data.preprocess import decode_image
+
+    ramp = np.tile(np.linspace(0, 65535, SIDE, dtype=np.uint16), (48, 1))
+    grey = Image.fromarray((ramp // 257).astype(np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = {
+        "16.png": (Image.fromarray(ramp), {}),
+        "grey.png": (grey, {}),
+        "palette.png": (grey.convert("P"), {}),
+        "cmyk.tif": (grey.convert("RGB").convert("CMYK"), {}),
+        "exif.png": (grey.convert("RGB").transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
+    }
+    want = np.asarray(grey.convert("RGB")).astype(int)
+    for name, (picture, options) in files.items():
+        path = project.folder / name
+        picture.save(path, **options)
+        found = decode_image(path).permute(1, 2, 0).numpy().astype(int)
+        assert found.shape == want.shape, name
+        assert np.abs(found - want).max() <= 4, name
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path(EVIL_FILE),))
+
+
+EVIL_FILE = ""
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(project, capsys):
+    global EVIL_FILE
+    EVIL_FILE = str(project.folder / "ran")
+    weights = project.folder / "evil.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "x": Evil()}, weights)
+    plain = project.folder / "plain.pth"
+    plain.write_bytes(pickle.dumps(Evil()))
+    for file in (weights, plain):
+        assert project.run("evaluate", f"evaluate.checkpoint={file}") == 2
+        failed_with(capsys, file.name)
+        assert not Path(EVIL_FILE).exists()
+
+
+def test_a_truncated_checkpoint(project, capsys):
+    weights = project.checkpoint()
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    assert project.run("evaluate", f"evaluate.checkpoint={weights}") == 2
+    failed_with(capsys, weights.name)
+
+
+def test_another_programs_checkpoint(project, capsys):
+    weights = project.folder / "other.pth"
+    torch.save({"layer.weight": torch.zeros(3, 3)}, weights)
+    assert project.run("evaluate", f"evaluate.checkpoint={weights}") == 2
+    failed_with(capsys, "other.pth", "layer.weight")
+
+
+def test_a_spec_that_contradicts_the_checkpoint(project, capsys):
+    weights = project.checkpoint()
+    assert project.run("evaluate", f"evaluate.checkpoint={weights}", "model.dec_layers=2") == 2
+    failed_with(capsys, "model.dec_layers", "2", "1")
+
+
+def test_a_classmap_that_contradicts_the_checkpoint(project, capsys):
+    weights = project.checkpoint()
+    classmap = project.folder / "classes.txt"
+    classmap.write_text("dog\n")
+    override = f"dataset.infer_data_sources.classmap={classmap}"
+    assert project.run("inference", f"inference.checkpoint={weights}", f"+{override}") == 2
+    failed_with(capsys, "dog", "cat")
+
+
+def test_a_results_folder_that_cannot_be_made(project, capsys):
+    (project.folder / "file").write_text("")
+    assert project.run("train", "-r", str(project.folder / "file" / "below")) == 2
+    failed_with(capsys, "results folder")
+
+
+def test_fp16_without_a_gpu_names_what_to_use(project, capsys):
+    assert project.run("train", "train.precision=fp16") == 2
+    failed_with(capsys, "fp16", "bf16")
