@@ -58,7 +58,26 @@ class SetCriterion(nn.Module):
         if predictions.denoising is not None:
             losses |= self._denoising_losses(predictions.denoising, padded, count)
         losses["loss"] = torch.stack(list(losses.values())).sum()
+        if torch.is_grad_enabled():
+            losses["loss"] = losses["loss"] + self._unsupervised(predictions)
         return losses
+
+    def _unsupervised(self, predictions: Predictions) -> Tensor | float:
+        """Zero, but a function of the outputs that no loss reads, so that every parameter has a gradient.
+
+        With several processes, DistributedDataParallel waits for the gradient of each parameter in each step.
+        """
+        kinds = [kind for kind, loss in (("logits", "vfl"), ("boxes", "boxes")) if loss not in self.loss_types]
+        sources = [predictions, predictions.denoising]
+        unread = [getattr(source, kind) for source in sources if source is not None for kind in kinds]
+        stages = ("layer_", "encoder_")
+        unread += [
+            getattr(predictions, f"{stage}{kind}")
+            for stage in stages
+            for kind in ("logits", "boxes")
+            if kind in kinds or not self.aux_loss
+        ]
+        return sum((0.0 * tensor.sum() for tensor in unread if tensor is not None), 0.0)
 
     def _stack(self, predictions: Predictions) -> tuple[Tensor, Tensor, list[str]]:
         """Logits [S, B, Q, C], boxes [S, B, Q, 4] and the suffix of each stage's losses; the final layer first."""

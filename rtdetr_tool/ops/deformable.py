@@ -27,8 +27,8 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     Returns:
         [B, Q, H * D] in the dtype of `value`.
 
-    On the CPU the samples are gathered as weighted bags of rows, about four times as fast forward as `grid_sample` and
-    equal to float rounding; a graph being exported and a GPU use `grid_sample`.
+    On the CPU the samples are gathered as weighted bags of rows, which takes a third of the time of `grid_sample`
+    forward, half with backward, and is equal to float rounding. A graph being exported and a GPU use `grid_sample`.
     """
     if value.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
         return sample_by_bags(value, shapes, locations, weights)
@@ -38,7 +38,7 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """`deformable_sample` as one `grid_sample` per level; exports to ONNX from opset 16 on."""
     batch, _, heads, channels = value.shape
-    queries, points = locations.shape[1], locations.shape[4]
+    queries = locations.shape[1]
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P, 2]
     weights = weights.transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P]
     levels = value.split([height * width for height, width in shapes], dim=1)
@@ -54,39 +54,45 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
 
 def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sample` as one `embedding_bag`: a bag holds the four corners of every point of one query and head."""
-    batch, tokens, heads, channels = value.shape
-    device = value.device
-    size = torch.tensor([(width, height) for height, width in shapes], device=device)  # [L, 2]
-    start = (size.prod(1).cumsum(0) - size.prod(1))[:, None]  # [L, 1]
-    position = locations.float() * size[:, None].float() - 0.5  # [B, Q, H, L, P, 2]
-    corner = position.floor()
-    fraction = position - corner
-    corner = corner.long()
-    last = size[:, None] - 1
+    """`deformable_sample` as one `embedding_bag`: a bag holds the four corners of every point of one query and head.
 
-    rows, shares = [], []
-    for dy in (0, 1):
-        y = corner[..., 1] + dy
-        share_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-        share_y = share_y * ((y >= 0) & (y <= last[..., 1]))
-        row = start + y.clamp(min=0).minimum(last[..., 1]) * size[:, :1]
-        for dx in (0, 1):
-            x = corner[..., 0] + dx
-            share_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            share_x = share_x * ((x >= 0) & (x <= last[..., 0]))
-            rows.append(row + x.clamp(min=0).minimum(last[..., 0]))
-            shares.append(share_x * share_y)
-    # A row of the table is one head of one token: ((b * S) + s) * H + h.
-    image = torch.arange(batch, device=device).view(batch, 1, 1, 1, 1, 1) * tokens
-    head = torch.arange(heads, device=device).view(1, 1, heads, 1, 1, 1)
-    index = (torch.stack(rows, dim=-1) + image) * heads + head  # [B, Q, H, L, P, 4]
-    share = torch.stack(shares, dim=-1) * weights.float()[..., None]
-    queries = index.shape[1]
+    Rows of the table are counted in float32, which is exact up to 2^24 tokens of an image.
+    """
+    batch, tokens, heads, channels = value.shape
+    bags = batch * locations.shape[1] * heads
+    width = value.new_tensor([[float(w)] for _, w in shapes], dtype=torch.float32)  # [L, 1]
+    height = value.new_tensor([[float(h)] for h, _ in shapes], dtype=torch.float32)
+    start = (width * height).cumsum(0) - width * height
+    x, y = locations.float().unbind(-1)  # [B, Q, H, L, P] each
+    left, right, share_left, share_right = _neighbours(x, width)
+    top, bottom, share_top, share_bottom = _neighbours(y, height)
+    top, bottom = top * width + start, bottom * width + start
+    index = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1).int()
+    # A row of the table is one head of one token: (b * S + s) * H + h.
+    image = torch.arange(batch, dtype=torch.int32, device=value.device).view(-1, 1, 1, 1, 1, 1) * (tokens * heads)
+    head = torch.arange(heads, dtype=torch.int32, device=value.device).view(-1, 1, 1, 1)
+    index = index.mul_(heads).add_(image + head)
+    weights = weights.float()
+    share_top, share_bottom = share_top * weights, share_bottom * weights
+    share = torch.stack(
+        [share_top * share_left, share_top * share_right, share_bottom * share_left, share_bottom * share_right], dim=-1
+    )
     summed = F.embedding_bag(
-        index.reshape(batch * queries * heads, -1),
+        index.view(bags, -1),
         value.float().reshape(batch * tokens * heads, channels),
         mode="sum",
-        per_sample_weights=share.reshape(batch * queries * heads, -1),
+        per_sample_weights=share.view(bags, -1),
     )
-    return summed.view(batch, queries, heads * channels).to(value.dtype)
+    return summed.view(batch, -1, heads * channels).to(value.dtype)
+
+
+def _neighbours(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pixels on both sides of a relative coordinate and their bilinear shares (0 outside the map)."""
+    position = coordinate * size - 0.5
+    with torch.no_grad():
+        low = position.floor()
+        high = low + 1
+        low_inside, high_inside = low.clamp(min=0).minimum(size - 1), high.clamp(min=0).minimum(size - 1)
+        low_valid, high_valid = low == low_inside, high == high_inside
+    fraction = position - low
+    return low_inside, high_inside, (1 - fraction) * low_valid, fraction * high_valid

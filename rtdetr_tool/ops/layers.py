@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from rtdetr_tool.errors import UserError
 
@@ -48,7 +50,7 @@ class ConvNorm(nn.Module):
 
 
 class RepVggBlock(nn.Module):
-    """Sum of a 3x3 and a 1x1 ConvNorm, then an activation (Ding et al. 2021, arXiv:2101.03697, without identity branch)."""
+    """Sum of a 3x3 and a 1x1 ConvNorm, then an activation (Ding et al. 2021, arXiv:2101.03697; no identity branch)."""
 
     def __init__(self, inputs: int, outputs: int, act: str | None) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class RepVggBlock(nn.Module):
 
 
 class CSPRepLayer(nn.Module):
-    """Cross-stage partial layer of RepVGG blocks (RT-DETR's fusion block): two 1x1 branches, one through the blocks, summed."""
+    """RT-DETR's fusion block: two 1x1 branches, one of them through RepVGG blocks, summed (cross-stage partial)."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, expansion: float, act: str) -> None:
         super().__init__()
@@ -96,13 +98,43 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, depth: int, act: str = "relu") -> None:
         super().__init__()
         widths = [inputs, *[hidden] * (depth - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.act = build_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = self.act(layer(x))
         return self.layers[-1](x)
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Fold every batch norm below `module` into the convolution right before it among its siblings, in place.
+
+    For eval mode only. It takes the order of registration for the order of execution and leaves an identity behind.
+    """
+    previous: nn.Module | None = None
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm2d, FrozenBatchNorm2d)) and _feeds(previous, child):
+            fold_into(previous, child)
+            setattr(module, name, nn.Identity())
+        else:
+            fold_batch_norms(child)
+        previous = child
+
+
+def _feeds(conv: nn.Module | None, norm: nn.Module) -> bool:
+    return isinstance(conv, nn.Conv2d) and conv.out_channels == len(norm.running_mean)
+
+
+@torch.no_grad()
+def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
+    """Make `conv` compute what `conv` followed by `norm` computes in eval mode."""
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
+    conv.bias = nn.Parameter(bias, requires_grad=False)
 
 
 def fuse_reparameterized(module: nn.Module) -> None:

@@ -12,8 +12,9 @@ def sincos_position_2d(
     """Position embedding [height * width, dim]: sine and cosine of x, then sine and cosine of y, `dim / 4` each.
 
     The rows run over x in the outer and y in the inner loop, while the tokens they are added to run over y in the outer
-    loop. All public RT-DETR weights (official, transformers, TAO) were trained with this order, so it stays: on a square
-    map it only swaps the axes, on a rectangular one it is a fixed permutation that a model learns around.
+    loop. The official code and TAO do so and their weights were trained with it, so it stays: on a square map it only
+    swaps the axes, on a rectangular one it is a fixed permutation that a model learns around. (transformers 5 agrees on
+    squares and orders rectangles by rows.)
     """
     frequency = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
     frequency = 1.0 / temperature**frequency

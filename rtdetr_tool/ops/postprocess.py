@@ -1,4 +1,4 @@
-"""From raw predictions to detections: sigmoid, top-k over queries and classes, boxes in pixels. No suppression (DETR)."""
+"""From raw predictions to detections: sigmoid, top-k over queries and classes, pixels. No suppression (DETR)."""
 
 from __future__ import annotations
 

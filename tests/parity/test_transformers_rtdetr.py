@@ -116,8 +116,8 @@ def test_denoising_queries_are_equal_when_drawn_from_the_same_seed(targets, as_l
 def _losses_of_theirs(model, images, labels):
     """transformers' loss and terms with the gradient path of the official code.
 
-    There a layer's box passes a gradient to the box head of the layer before (and no further); transformers cuts it. The
-    values are the same, which is checked, so its own loss function can take boxes put together the official way.
+    There a layer's box passes a gradient to the box head of the layer before (and no further); transformers cuts it.
+    The values are the same, which is checked, so its own loss function can take boxes put together the official way.
     """
     model_output = model.model(images, labels=labels)
     heads, hidden = model.model.decoder.bbox_embed, model_output.intermediate_hidden_states

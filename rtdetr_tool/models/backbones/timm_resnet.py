@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
+from rtdetr_tool.ops.layers import fold_batch_norms, fold_into
+
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -73,6 +75,13 @@ class ResNetBackbone(nn.Module):
             parameter.requires_grad_(False)
         freeze_batch_norm(self)
 
+    def fold_batch_norms(self) -> None:
+        """Fold every norm into its convolution, in place; for eval mode only."""
+        if isinstance(self.conv1, nn.Sequential):  # the deep stem's last norm stands outside
+            fold_into(self.conv1[-1], self.bn1)
+            self.bn1 = nn.Identity()
+        fold_batch_norms(self)
+
 
 def _project_first_shortcut(block: nn.Module) -> None:
     """Give the first block of a shallow ResNet-d the projected shortcut that it has in RT-DETR's R18 and R34.
@@ -89,7 +98,7 @@ def _project_first_shortcut(block: nn.Module) -> None:
 
 
 class _StatisticsKept:
-    """While active, batch norms do not move their running statistics: the recomputation sees each batch a second time."""
+    """While active, batch norms keep their running statistics: the recomputation sees each batch a second time."""
 
     def __init__(self, module: nn.Module) -> None:
         self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

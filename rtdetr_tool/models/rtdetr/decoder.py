@@ -31,6 +31,8 @@ class RTDETRDecoder(nn.Module):
 
     Args:
         channels: channels of each level.
+        num_levels: levels that the decoder attends to; more than `channels` has are made from the coarsest one, each of
+            half the size of the one before.
         eval_idx: layer whose prediction is returned in eval mode; negative counts from the end.
         num_denoising: wanted denoising queries of one kind; 0 switches denoising off.
     """
@@ -51,6 +53,7 @@ class RTDETRDecoder(nn.Module):
         label_noise: float = 0.5,
         box_noise: float = 1.0,
         act: str = "relu",
+        num_levels: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries
@@ -61,8 +64,18 @@ class RTDETRDecoder(nn.Module):
             )
             for inputs in channels
         )
+        extra = (num_levels or len(channels)) - len(channels)
+        self.input_proj.extend(
+            nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(hidden_dim if i else channels[-1], hidden_dim, 3, 2, padding=1, bias=False),
+                    norm=nn.BatchNorm2d(hidden_dim),
+                )
+            )
+            for i in range(extra)
+        )
         self.decoder = TransformerDecoder(
-            num_layers, hidden_dim, num_heads, len(channels), num_points, dim_feedforward, dropout, act, eval_idx
+            num_layers, hidden_dim, num_heads, len(self.input_proj), num_points, dim_feedforward, dropout, act, eval_idx
         )
         if num_denoising > 0:
             self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
@@ -90,7 +103,7 @@ class RTDETRDecoder(nn.Module):
             nn.init.normal_(self.denoising_class_embed.weight[:-1])
 
     def forward(self, maps: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Predictions:
-        memory, shapes = self._flatten([project(m) for project, m in zip(self.input_proj, maps, strict=True)])
+        memory, shapes = self._flatten(self._project(maps))
         content, reference, encoder_logits, encoder_boxes = self._select_queries(memory, shapes)
         denoising = None
         if self.training and targets is not None:
@@ -111,6 +124,12 @@ class RTDETRDecoder(nn.Module):
         if not self.training:
             return Predictions(logits[-1], boxes[-1])
         return _training_predictions(logits, boxes, encoder_logits, encoder_boxes, denoising)
+
+    def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        levels = [project(level) for project, level in zip(self.input_proj, maps, strict=False)]
+        for index in range(len(maps), len(self.input_proj)):
+            levels.append(self.input_proj[index](maps[-1] if index == len(maps) else levels[-1]))
+        return levels
 
     @staticmethod
     def _flatten(levels: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
@@ -152,7 +171,7 @@ class RTDETRDecoder(nn.Module):
 
 
 def build_anchors(shapes: Shapes, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """One anchor per cell: logits of its cxcywh box [1, S, 4] (infinite where unused), and whether it is used [1, S, 1]."""
+    """One anchor per cell: logits of its cxcywh box [1, S, 4] (infinite where unused), whether it is used [1, S, 1]."""
     boxes = []
     for level, (height, width) in enumerate(shapes):
         y, x = torch.meshgrid(
@@ -213,10 +232,10 @@ class TransformerDecoder(nn.Module):
         query_pos_head: nn.Module,
         attention_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of every layer in training mode, of `eval_idx` alone (K = 1) otherwise.
+        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of every layer in training mode, of `eval_idx` alone otherwise.
 
-        The reference that a layer attends around carries no gradient, but the box it predicts passes one to the box head
-        of the layer before (look forward twice, DINO, arXiv:2203.03605; so do the official code and TAO).
+        The reference that a layer attends around carries no gradient, but the box it predicts passes one to the box
+        head of the layer before (look forward twice, DINO, arXiv:2203.03605; so do the official code and TAO).
         """
         reference = previous = reference.sigmoid()
         all_logits, all_boxes = [], []
@@ -265,7 +284,7 @@ class DecoderLayer(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Each query samples P points per level and head around its reference box (arXiv:2010.04159, 4-dimensional reference)."""
+    """Each query samples P points per level and head around its reference box (arXiv:2010.04159)."""
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Contrastive denoising queries (DINO, Zhang et al. 2022, arXiv:2203.03605, section 3.3), as RT-DETR uses them.
 
-Each group repeats the ground truth twice: once with small noise (positive, must find its object again) and once with large
-noise (negative, must say "no object").
+Each group repeats the ground truth twice: once with small noise (positive, must find its object again) and once with
+large noise (negative, must say "no object").
 
 Shape legend: B batch, M most objects of an image in the batch, G groups, D = G * 2 * M denoising queries, Q queries.
 """

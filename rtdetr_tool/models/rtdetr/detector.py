@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.ops.layers import fuse_reparameterized
+from rtdetr_tool.ops.layers import fold_batch_norms, fuse_reparameterized
 from rtdetr_tool.ops.structures import Predictions, Target
 
 
@@ -53,7 +53,13 @@ class RTDETR(nn.Module):
         return self
 
     def deploy(self) -> RTDETR:
-        """A copy in eval mode whose RepVGG blocks are single convolutions; same outputs, less work."""
-        fused = copy.deepcopy(self).eval()
+        """A copy for inference and export: RepVGG blocks are single convolutions, batch norms are folded into theirs.
+
+        Same outputs up to rounding, less work. The copy cannot be trained.
+        """
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
         fuse_reparameterized(fused)
+        fused.backbone.fold_batch_norms()
+        fold_batch_norms(fused.encoder)
+        fold_batch_norms(fused.decoder)
         return fused

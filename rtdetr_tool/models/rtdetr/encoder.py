@@ -55,7 +55,8 @@ class HybridEncoder(nn.Module):
         self.attention_levels = tuple(attention_levels)
         self.pe_temperature = pe_temperature
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, hidden_dim, 1, bias=False), nn.BatchNorm2d(hidden_dim)) for inputs in channels
+            nn.Sequential(nn.Conv2d(inputs, hidden_dim, 1, bias=False), nn.BatchNorm2d(hidden_dim))
+            for inputs in channels
         )
         self.encoder = nn.ModuleList(
             TransformerEncoder(num_layers, hidden_dim, num_heads, dim_feedforward, dropout, enc_act)

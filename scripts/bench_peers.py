@@ -1,0 +1,182 @@
+"""Time a training step and eager inference of our RT-DETR R18 and of transformers', in turn, in one process.
+
+    python scripts/bench_peers.py [--steps 5] [--size 640] [--batch 4] [--autocast bf16] [--threads 1 --cpu-time]
+
+Both have the same weights, input, targets, number of queries, denoising queries and classes, trained backbone norms,
+no activation checkpointing, and fused AdamW with gradient clipping. Ours runs as our trainer runs it: channels_last. A
+training step is forward, loss, backward, clipping and optimizer step; inference is one image through the eager network,
+ours as it was trained and fused (`detector.deploy()`), as our `evaluate` and `inference` run it.
+
+Absolute times depend on the machine and its load; the medians' ratio (ours / theirs) is what to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_tool.checkpoints.transformers_rtdetr import from_transformers
+from rtdetr_tool.losses.build import build_criterion
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.structures import Target
+from rtdetr_tool.spec.model import ModelSpec
+
+CLASSES = 80
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=5, help="alternations that are timed (default 5)")
+    parser.add_argument("--size", type=int, default=640, help="side of the images (default 640)")
+    parser.add_argument("--batch", type=int, default=4, help="images of a training step (default 4)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time (a busy machine)")
+    parser.add_argument("--autocast", choices=("bf16",), help="mixed precision for both")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+
+    def autocast() -> AbstractContextManager:
+        return torch.autocast("cpu", torch.bfloat16) if options.autocast else nullcontext()
+
+    torch.manual_seed(0)
+    theirs, ours = build_theirs(), build_detector(ModelSpec(backbone="resnet_18d"), CLASSES)
+    criterion = build_criterion(ModelSpec())
+    ours.load_state_dict(from_transformers(theirs.state_dict()))
+    ours.to(memory_format=torch.channels_last)
+
+    images = torch.rand(options.batch, 3, options.size, options.size)
+    targets = draw_targets(options.batch)
+    precision = options.autocast or "fp32"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.size} px, {precision}")
+    image = images[:1]
+    report("inference, batch 1, unfused", clock, options.steps, *inference_steps(ours, theirs, image, autocast))
+    report("inference, batch 1, fused", clock, options.steps, *inference_steps(ours.deploy(), theirs, image, autocast))
+    report(
+        f"training step, batch {options.batch}",
+        clock,
+        options.steps,
+        *training_steps(ours, criterion, theirs, images, targets, autocast),
+    )
+
+
+def build_theirs() -> nn.Module:
+    """transformers' R18 with random weights; it starts its norms near zero, which would let all queries tie."""
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+
+    backbone = RTDetrResNetConfig(
+        hidden_sizes=[64, 128, 256, 512],
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[128, 256, 512],
+        num_labels=CLASSES,
+        freeze_backbone_batch_norms=False,
+    )
+    model = RTDetrForObjectDetection(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    return model
+
+
+def draw_targets(count: int, objects: int = 7) -> list[Target]:
+    """Images with `objects` random boxes each, about COCO's mean."""
+    made = []
+    for index in range(count):
+        boxes = torch.cat([torch.rand(objects, 2) * 0.6 + 0.2, torch.rand(objects, 2) * 0.3 + 0.05], dim=1)
+        made.append(Target(boxes, torch.randint(CLASSES, (objects,)), index, (640, 640), (640.0, 640.0)))
+    return made
+
+
+def training_steps(
+    ours: nn.Module,
+    criterion: nn.Module,
+    theirs: nn.Module,
+    images: Tensor,
+    targets: list[Target],
+    autocast: Callable[[], AbstractContextManager],
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    """One step of ours and one of theirs; each returns the loss."""
+    ours.train()
+    theirs.train()
+    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+    ordered = images.contiguous(memory_format=torch.channels_last)
+
+    def our_loss() -> Tensor:
+        return criterion(ours(ordered, targets), targets)["loss"]
+
+    def their_loss() -> Tensor:
+        return theirs(images, labels=labels).loss
+
+    def step_of(model: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], float]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
+
+        def step() -> float:
+            torch.manual_seed(1)
+            with autocast():
+                loss = compute_loss()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+    return step_of(ours, our_loss), step_of(theirs, their_loss)
+
+
+def inference_steps(
+    ours: nn.Module, theirs: nn.Module, image: Tensor, autocast: Callable[[], AbstractContextManager]
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    """One forward pass of ours and one of theirs; each returns the sum of the scores."""
+    ours.eval()
+    theirs.eval()
+    ordered = image.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def our_pass() -> float:
+        with autocast():
+            return ours(ordered).logits.float().sigmoid().sum().item()
+
+    @torch.inference_mode()
+    def their_pass() -> float:
+        with autocast():
+            return theirs(image).logits.float().sigmoid().sum().item()
+
+    return our_pass, their_pass
+
+
+def report(
+    name: str, clock: Callable[[], float], steps: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> None:
+    """Run both in turn and print medians, the ratio, and what both computed the first time."""
+    values = ours(), theirs()  # also the warm-up
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for step in range(steps):
+        pair = [("ours", ours), ("theirs", theirs)]
+        for who, run in pair if step % 2 == 0 else reversed(pair):
+            start = clock()
+            run()
+            times[who].append(clock() - start)
+    mine, other = statistics.median(times["ours"]), statistics.median(times["theirs"])
+    print(
+        f"{name:30s} ours {mine * 1e3:8.1f} ms   transformers {other * 1e3:8.1f} ms   ratio {mine / other:.2f}"
+        f"   (results {values[0]:.4f} and {values[1]:.4f})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
