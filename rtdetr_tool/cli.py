@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
+from rtdetr_tool import __version__
 from rtdetr_tool.errors import UserError
 
 # Command -> (module, what it does, worked example).
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0].startswith("-"):
         options = build_parser().parse_args(arguments)
         if options.version:
-            print(_version())
+            print(f"rtdetr {__version__}")
         else:
             build_parser().print_help()
         return 0 if options.version else 2
@@ -105,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _report_fault(error)
 
 
 def run_command(command: str, options: argparse.Namespace) -> int:
@@ -145,13 +154,13 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"rtdetr {version('rtdetr-tool')}"
-    except PackageNotFoundError:
-        return "rtdetr (not installed)"
+def _report_fault(error: Exception) -> int:
+    """Our own failure before a run has a log file: one line, the traceback in a file of its own."""
+    descriptor, path = tempfile.mkstemp(prefix="rtdetr-", suffix=".txt")
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        traceback.print_exception(error, file=stream)
+    print(f"Failed: {type(error).__name__}: {error}. The traceback is in {path}.", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The console and the log file of a run.
 
-Messages go through `logging.getLogger("rtdetr_tool...")`; the console shows them from INFO on without decoration, the log
-file of a run holds everything including warnings of the libraries. Secrets are masked in both.
+Messages go through `logging.getLogger("rtdetr_tool...")`; the console shows them from INFO on without decoration, the
+log file of a run holds everything including warnings of the libraries. Secrets are masked in both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGE = "rtdetr_tool"
-_SECRETS = re.compile(r"((?:api[_-]?key|token|password|secret)\s*[=:]\s*)\S+|(https?://)[^/\s:@]+:[^/\s@]+@", re.I)
+_SECRETS = re.compile(
+    r"""((?:api[_-]?key|encryption[_-]?key|token|password|secret)["']?\s*[=:]\s*["']?)[^\s"',}]+"""
+    r"""|(https?://)[^/\s:@]+:[^/\s@]+@""",
+    re.I,
+)
 
 
 @cache
@@ -71,6 +75,7 @@ def open_log_file(path: Path) -> logging.Handler:
     """Append everything, warnings of the libraries included, to `path`; pass the result to `close_log_file`."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.filters_before = warnings.filters[:]  # type: ignore[attr-defined]
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     for name in (PACKAGE, None):  # None: the root, which the libraries' loggers reach
@@ -82,4 +87,5 @@ def close_log_file(handler: logging.Handler) -> None:
     for name in (PACKAGE, None):
         logging.getLogger(name).removeHandler(handler)
     logging.captureWarnings(False)
+    warnings.filters[:] = handler.filters_before  # type: ignore[attr-defined]
     handler.close()

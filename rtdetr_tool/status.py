@@ -6,12 +6,15 @@ Lines are appended, each with one write; only the first process of a run writes.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def process_rank() -> int:
@@ -71,12 +74,17 @@ class StatusLogger:
             line[key] = value
         if self.kpi:
             line["kpi"] = {key: _number(value) for key, value in self.kpi.items()}
-        data = (json.dumps(line) + "\n").encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._append((json.dumps(line) + "\n").encode())
+
+    def _append(self, data: bytes) -> None:
         try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except OSError as error:  # a full disk must not end a run that may get over it
+            logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
 
 
 def _number(value: Any) -> float | None:

@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         text = default_yaml(command)
     if options.output is None:
-        print(text, end="")
+        print(text, end="", flush=True)
         return 0
     path = Path(options.output)
     if path.exists() and not options.force:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rtdetr_tool.errors import RtdetrError, SpecError, UserError
@@ -24,13 +27,15 @@ def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], in
     Under the command's results folder it leaves `experiment.yaml` (the resolved spec), `status.json` (ends with SUCCESS
     or FAILURE) and `log.txt`. Only the first process of a run writes.
     """
+    first = process_rank() == 0
     set_up_console(process_rank())
     try:
         folder = prepare_folder(loaded.spec, command)
+        handler = open_log_file(folder / "log.txt") if first else None
     except UserError as error:
         return report_user_error(error)
-    first = process_rank() == 0
-    handler = open_log_file(folder / "log.txt") if first else None
+    except OSError as error:
+        return report_user_error(UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}"))
     status = StatusLogger(folder / "status.json")
     set_current_status(status)
     try:
@@ -39,27 +44,54 @@ def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], in
         status.started(f"Starting RT-DETR {command}.")
         for note in loaded.notes:
             logger.warning(note)
-        code = run(loaded) or OK
+        with termination_as_interrupt():
+            code = run(loaded) or OK
         if code == OK:
             status.success(f"RT-DETR {command} finished successfully.")
         else:
             status.failure(f"RT-DETR {command} finished with problems; see {folder / 'log.txt'}.")
         return code
-    except KeyboardInterrupt:
-        status.failure("User/System interruption: interrupted by the user.")
-        logger.error("Interrupted.")
-        return INTERRUPTED
     except UserError as error:
         kind = "Schema validation error" if isinstance(error, SpecError) else "Configuration error"
         status.failure(f"{kind}: {mask_secrets(str(error))}")
         return report_user_error(error)
     except BaseException as error:
+        if was_interrupted(error):
+            status.failure("User/System interruption: the run was interrupted.")
+            logger.error("Interrupted.")
+            return INTERRUPTED
         status.failure(f"{_failure_kind(error)}: {mask_secrets(str(error) or type(error).__name__)}")
         return report_failure(error, folder / "log.txt")
     finally:
         set_current_status(StatusLogger())
         if handler is not None:
             close_log_file(handler)
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, ends the run as Ctrl-C does: cleaned up, a FAILURE line, exit code 130."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    usable = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if usable:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if usable:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether the error is, or stands for, a `KeyboardInterrupt`: Lightning turns that into `SystemExit(1)`."""
+    while isinstance(error, SystemExit):
+        error = error.__context__
+    return isinstance(error, KeyboardInterrupt)
 
 
 def prepare_folder(spec: ExperimentSpec, command: str) -> Path:

@@ -22,8 +22,8 @@ from rtdetr_tool.spec.tables import (
     VALUE_ALIASES,
 )
 
-# Top-level entries of a default spec. Where there is a checkpoint, architecture, classes and sizes are its own: a spec that
-# gives them too must agree with it, so a default spec leaves them out.
+# Top-level entries of a default spec. Where there is a checkpoint, architecture, classes and sizes are its own. A spec
+# that gives them too must agree with it, so a default spec leaves them out.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "train": ("results_dir", "wandb", "model", "dataset", "train"),
     "evaluate": ("results_dir", "dataset", "evaluate"),
