@@ -139,8 +139,9 @@ def report_failure(error: BaseException, log_file: Path | None = None) -> int:
     """A short message on the console, the traceback in the log file."""
     logger.debug("traceback", exc_info=error)
     where = f" The traceback is in {log_file}." if log_file else ""
-    name = "" if isinstance(error, RtdetrError) else f"{type(error).__name__}: "
-    logger.error(f"Failed: {name}{error}{where}")
+    name = [] if isinstance(error, RtdetrError) else [type(error).__name__]
+    text = ": ".join([*name, *([str(error)] if str(error) else [])])
+    logger.error(f"Failed: {text.rstrip('.')}.{where}")
     return FAILED
 
 
