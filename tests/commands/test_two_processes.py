@@ -23,9 +23,8 @@ def run(project, command: str, results: str, *overrides: str) -> None:
 
 @pytest.mark.slow
 def test_evaluate_gives_the_same_numbers_and_counts_no_image_twice(project):
-    for number in (5, 6):  # five images: the processes have different shares
-        project.coco["images"] = [image for image in project.coco["images"] if image["id"] != 6]
-        project.coco["annotations"] = [a for a in project.coco["annotations"] if a["image_id"] != 6]
+    project.coco["images"].pop()  # five images: the processes have different shares
+    project.coco["annotations"].pop()
     project.write()
     weights = f"evaluate.checkpoint={project.checkpoint()}"
     run(project, "evaluate", "one", weights)
