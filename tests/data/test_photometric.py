@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from rtdetr_tool.data.photometric import Distortion, adjust_hue, draw_distortion
+from rtdetr_tool.data.photometric import (
+    Distortion,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    draw_distortion,
+)
 
 
 def every_colour(step: int = 5) -> torch.Tensor:
@@ -15,26 +22,46 @@ def every_colour(step: int = 5) -> torch.Tensor:
     return torch.cartesian_prod(values, values, values).reshape(len(values), -1, 3).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize("shift", [-1 / 16, -0.05, -0.031, -0.001, 0.0, 0.002, 0.017, 0.05, 1 / 16])
-def test_hue_equals_torchvision_to_one_grey_level_on_a_lattice_of_all_colours(shift) -> None:
-    image = every_colour()
-    difference = (adjust_hue(image, shift).int() - F.adjust_hue(image, shift).int()).abs()
-    assert difference.max() <= 1
+OPERATIONS = {
+    "brightness": (adjust_brightness, F.adjust_brightness, (0.875, 1.0, 1.06, 1.125)),
+    "contrast": (adjust_contrast, F.adjust_contrast, (0.5, 0.77, 1.0, 1.31, 1.5)),
+    "saturation": (adjust_saturation, F.adjust_saturation, (0.5, 0.77, 1.0, 1.31, 1.5)),
+    "hue": (adjust_hue, F.adjust_hue, (-1 / 16, -0.05, -0.031, -0.001, 0.0, 0.002, 0.017, 0.05, 1 / 16)),
+}
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32), st.floats(-0.05, 0.05), st.integers(1, 150), st.booleans())
-def test_hue_equals_torchvision_on_random_images(seed, shift, height, channels_last) -> None:
-    image = torch.randint(0, 256, (3, height, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    given_image = image[None].contiguous(memory_format=torch.channels_last)[0] if channels_last else image
-    before = given_image.clone()
-    assert (adjust_hue(given_image, shift).int() - F.adjust_hue(image, shift).int()).abs().max() <= 1
-    assert torch.equal(given_image, before)
+def largest_difference(operation: str, image: torch.Tensor, amount: float) -> int:
+    ours, theirs, _ = OPERATIONS[operation]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    before = pixels.copy()
+    result = ours(pixels, amount)
+    assert np.array_equal(pixels, before) and result.dtype == np.uint8
+    expected = theirs(image, amount).permute(1, 2, 0).numpy()
+    return int(np.abs(result.astype(int) - expected).max())
+
+
+@pytest.mark.parametrize(
+    ("operation", "amount"), [(name, amount) for name, (_, _, amounts) in OPERATIONS.items() for amount in amounts]
+)
+def test_an_operation_equals_torchvisions_to_one_grey_level_on_a_lattice_of_all_colours(operation, amount) -> None:
+    assert largest_difference(operation, every_colour(), amount) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**32), st.floats(0, 1), st.integers(1, 150), st.booleans()
+)
+def test_an_operation_equals_torchvisions_on_random_images(operation, seed, share, height, grey) -> None:
+    shape = (1 if grey else 3, height, 17)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    amounts = OPERATIONS[operation][2]
+    amount = amounts[0] + share * (amounts[-1] - amounts[0])
+    assert largest_difference(operation, image.expand(3, -1, -1), amount) <= 1
 
 
 def test_a_hue_shift_beyond_the_method_is_refused() -> None:
     with pytest.raises(ValueError, match="hue shift"):
-        adjust_hue(every_colour(51), 0.2)
+        adjust_hue(np.zeros((2, 2, 3), np.uint8), 0.2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -42,14 +69,18 @@ def test_a_hue_shift_beyond_the_method_is_refused() -> None:
 def test_a_distortion_is_torchvisions_operations_in_torchvisions_order(seed) -> None:
     image = torch.randint(0, 256, (3, 24, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     made = draw_distortion(np.random.default_rng(seed), 1.0)
+    before = image.clone()
     expected = F.adjust_brightness(image, made.brightness)
     if made.contrast_first:
         expected = F.adjust_contrast(expected, made.contrast)
-    expected = adjust_hue(F.adjust_saturation(expected, made.saturation), made.hue)
+    expected = F.adjust_hue(F.adjust_saturation(expected, made.saturation), made.hue)
     if not made.contrast_first:
         expected = F.adjust_contrast(expected, made.contrast)
     expected = F.permute_channels(expected, list(made.channels))
-    assert (made(image).int() - expected.int()).abs().max() <= 2
+    difference = (made(image).int() - expected.int()).abs().float()
+    # One level each; contrast and saturation may enlarge the earlier ones by half.
+    assert difference.max() <= 5 and difference.mean() < 1
+    assert torch.equal(image, before)
 
 
 def test_without_probability_nothing_changes_and_with_it_each_part_is_independent() -> None:

@@ -118,6 +118,7 @@ def test_a_crop_keeps_a_centre_and_stays_in_the_window(seed, count) -> None:
 
 
 def test_the_crop_follows_torchvisions_distribution() -> None:
+    from scipy.stats import ks_2samp
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
@@ -130,12 +131,11 @@ def test_the_crop_follows_torchvisions_distribution() -> None:
     for _ in range(2000):
         crop, _ = draw_iou_crop(rng, Window(0, 0, 200, 160), boxes)
         ours_areas.append(crop.width * crop.height / 32000)
-    for _ in range(250):
+    for _ in range(300):
         drawn = theirs.make_params([tv_tensors.Image(torch.zeros(3, 160, 200)), frame])
         their_areas.append(drawn["width"] * drawn["height"] / 32000 if drawn else 1.0)
-    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
-        assert abs(np.quantile(ours_areas, share) - np.quantile(their_areas, share)) < 0.1
-    assert abs(np.mean(np.array(ours_areas) == 1) - np.mean(np.array(their_areas) == 1)) < 0.09
+    # Kolmogorov-Smirnov: by chance alone the distance exceeds 0.12 in fewer than one of a thousand cases.
+    assert ks_2samp(ours_areas, their_areas).statistic < 0.12
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 500)])
