@@ -36,21 +36,24 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sample` as one `grid_sample` per level; exports to ONNX from opset 16 on."""
+    """`deformable_sample` as one `grid_sample` per level; exports to ONNX from opset 16 on.
+
+    Always in float32: half precision would round the locations by whole pixels on a large map.
+    """
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
-    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P, 2]
-    weights = weights.transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P]
-    levels = value.split([height * width for height, width in shapes], dim=1)
+    grid = (2 * locations.float() - 1).transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P, 2]
+    weights = weights.float().transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P]
+    levels = value.float().split([height * width for height, width in shapes], dim=1)
     total = None
     for level, (height, width) in enumerate(shapes):
         image = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         sampled = F.grid_sample(
-            image, grid[:, :, level].to(image.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
+            image, grid[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False
         )  # [B*H, D, Q, P]
-        part = (sampled * weights[:, None, :, level].to(image.dtype)).sum(-1)  # [B*H, D, Q]
+        part = (sampled * weights[:, None, :, level]).sum(-1)  # [B*H, D, Q]
         total = part if total is None else total + part
-    return total.reshape(batch, heads * channels, queries).transpose(1, 2)
+    return total.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
 
 def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

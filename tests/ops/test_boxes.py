@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rtdetr_tool.ops.boxes import (
+    box_area,
+    box_iou,
+    cxcywh_to_xyxy,
+    generalized_box_iou,
+    inverse_sigmoid,
+    pairwise_box_iou,
+    pairwise_generalized_box_iou,
+    xyxy_to_cxcywh,
+)
+
+
+def random_boxes(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(count, 2, generator=generator)
+    return torch.cat([low, low + torch.rand(count, 2, generator=generator) * 0.5 + 0.01], dim=1)
+
+
+def test_formats_convert_there_and_back():
+    assert cxcywh_to_xyxy(torch.tensor([5.0, 10.0, 4.0, 6.0])).tolist() == [3, 7, 7, 13]
+    assert xyxy_to_cxcywh(torch.tensor([3.0, 7.0, 7.0, 13.0])).tolist() == [5, 10, 4, 6]
+    boxes = random_boxes(20, 0).view(4, 5, 4)
+    torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
+
+
+def test_iou_and_generalized_iou_of_two_squares_by_hand():
+    a, b = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 1.0, 3.0, 3.0])
+    assert box_iou(a, b).item() == pytest.approx(1 / 7)
+    assert generalized_box_iou(a, b).item() == pytest.approx(1 / 7 - 2 / 9)  # hull 9, union 7
+    far = torch.tensor([4.0, 0.0, 6.0, 2.0])
+    assert box_iou(a, far).item() == 0
+    assert generalized_box_iou(a, far).item() == pytest.approx(-4 / 12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 9))
+def test_pairwise_values_equal_torchvision(seed, n, m):
+    a, b = random_boxes(n, seed), random_boxes(m, seed + 1)
+    torch.testing.assert_close(pairwise_box_iou(a, b), torchvision.ops.box_iou(a, b))
+    torch.testing.assert_close(
+        pairwise_generalized_box_iou(a, b), torchvision.ops.generalized_box_iou(a, b), atol=1e-6, rtol=1e-5
+    )
+    torch.testing.assert_close(box_area(a), torchvision.ops.box_area(a))
+
+
+def test_empty_boxes_give_finite_values_and_gradients():
+    boxes = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.3]], requires_grad=True)
+    corners = cxcywh_to_xyxy(boxes)
+    total = box_iou(corners, corners.detach()).sum() + generalized_box_iou(corners, corners.detach()).sum()
+    total.backward()
+    assert torch.isfinite(total) and torch.isfinite(boxes.grad).all()
+
+
+def test_the_gradient_of_generalized_iou_equals_torchvision():
+    a, b = random_boxes(6, 3).requires_grad_(), random_boxes(6, 4)
+    ours = torch.autograd.grad(generalized_box_iou(a, b).sum(), a)[0]
+    theirs = torch.autograd.grad(torchvision.ops.generalized_box_iou(a, b).diagonal().sum(), a)[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_inverse_sigmoid_undoes_sigmoid_and_stays_finite_at_the_ends():
+    x = torch.linspace(-8, 8, 33)
+    torch.testing.assert_close(inverse_sigmoid(x.sigmoid()), x, atol=1e-3, rtol=1e-3)
+    ends = inverse_sigmoid(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+    assert ends.tolist() == pytest.approx([-11.5129, -11.5129, 11.5129, 11.5129], abs=1e-3)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.layers import (
+    ACTIVATIONS,
+    MLP,
+    ConvNorm,
+    CSPRepLayer,
+    RepVggBlock,
+    build_activation,
+    fold_batch_norms,
+    fuse_reparameterized,
+)
+
+
+def disturb(module: nn.Module) -> nn.Module:
+    """Norms with statistics and scales that matter, in eval mode."""
+    for norm in module.modules():
+        if isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            with torch.no_grad():
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2)
+                norm.weight.uniform_(-1.5, 1.5)
+                norm.bias.normal_()
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_builds_and_keeps_the_shape(name):
+    assert build_activation(name)(torch.randn(2, 3)).shape == (2, 3)
+
+
+def test_an_unknown_activation_is_an_error_that_lists_the_known():
+    with pytest.raises(UserError, match=r"'swish' is not known; choose one of relu, gelu, silu"):
+        build_activation("swish")
+
+
+@pytest.mark.parametrize("kernel,stride,expected", [(1, 1, 8), (3, 1, 8), (3, 2, 4)])
+def test_conv_norm_keeps_the_size_divided_by_its_stride(kernel, stride, expected):
+    assert ConvNorm(3, 5, kernel, stride)(torch.rand(2, 3, 8, 8)).shape == (2, 5, expected, expected)
+
+
+@pytest.mark.parametrize("expansion", [0.5, 1.0])
+def test_fused_fusion_blocks_give_the_same_output(expansion):
+    torch.manual_seed(0)
+    layer = disturb(CSPRepLayer(8, 4, 3, expansion, "silu"))
+    x = torch.randn(2, 8, 6, 5)
+    with torch.no_grad():
+        before = layer(x)
+        fuse_reparameterized(layer)
+        once = layer(x)
+        fuse_reparameterized(layer)  # a second time changes nothing
+        fold_batch_norms(layer)
+    torch.testing.assert_close(once, before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x), before, atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in layer.modules())
+    assert not any(name.startswith("bottlenecks") and "conv1" in name for name in layer.state_dict())
+
+
+def test_a_repvgg_block_is_the_sum_of_its_branches():
+    block = disturb(RepVggBlock(3, 3, None))
+    x = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(block(x), block.conv1(x) + block.conv2(x))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d])
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_norms_give_the_same_output(norm, bias):
+    net = disturb(nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), norm(4), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1))))
+    x = torch.randn(2, 3, 6, 6)
+    before = net(x).detach()
+    fold_batch_norms(net)
+    assert isinstance(net[1], nn.Identity)
+    torch.testing.assert_close(net(x), before, atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_that_does_not_follow_a_convolution_stays():
+    net = disturb(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)))
+    fold_batch_norms(net)
+    assert isinstance(net[2], nn.BatchNorm2d)
+
+
+def test_an_mlp_has_an_activation_between_its_layers_only():
+    mlp = MLP(2, 8, 3, depth=3)
+    assert [tuple(layer.weight.shape) for layer in mlp.layers] == [(8, 2), (8, 8), (3, 8)]
+    with torch.no_grad():
+        mlp.layers[-1].bias.fill_(-100)
+        assert (mlp(torch.rand(4, 2)) < 0).all()
