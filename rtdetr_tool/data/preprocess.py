@@ -76,9 +76,11 @@ def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None 
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) after EXIF rotation, from the file's header alone; DataError if that cannot be read."""
+    """(width, height) after EXIF rotation, from the file's header where possible; DataError if that cannot be read."""
     try:
         with Image.open(path) as file:
+            if file.format == "TIFF":
+                file.load()  # turns the picture itself; before that, Pillow's versions differ in what `size` is
             transpose = _TRANSPOSES.get(_orientation(file))
             return file.size if transpose is None else _turned(file.size, transpose)
     except Exception as error:

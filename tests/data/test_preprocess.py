@@ -47,14 +47,27 @@ def pixels(path) -> np.ndarray:
 def save_turned(path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(path, exif=exif)
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(path, exif=exif, **options)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_same_upright_picture(tmp_path, orientation) -> None:
-    save_turned(tmp_path / "a.png", orientation)
-    assert np.array_equal(pixels(tmp_path / "a.png"), UPRIGHT)
-    assert image_size(tmp_path / "a.png") == (40, 30)
+def test_every_exif_orientation_gives_the_same_upright_picture(tmp_path, orientation, suffix) -> None:
+    path = tmp_path / f"a.{suffix}"
+    save_turned(path, orientation)
+    difference = np.abs(pixels(path).astype(int) - UPRIGHT)
+    assert difference.mean() < 12 if suffix == "jpg" else difference.max() == 0
+    assert image_size(path) == (40, 30)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "bmp", "ppm", "gif"])
+def test_every_lossless_format_gives_the_same_pixels_which_may_be_written_to(tmp_path, suffix) -> None:
+    Image.fromarray(UPRIGHT).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    image = decode_image(tmp_path / f"a.{suffix}")
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), UPRIGHT)
+    image.zero_()
+    assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), UPRIGHT)
 
 
 def test_annotations_made_without_the_exif_rotation_get_the_stored_picture(tmp_path) -> None:

@@ -131,11 +131,11 @@ def test_the_crop_follows_torchvisions_distribution() -> None:
     for _ in range(2000):
         crop, _ = draw_iou_crop(rng, Window(0, 0, 200, 160), boxes)
         ours_areas.append(crop.width * crop.height / 32000)
-    for _ in range(300):
+    for _ in range(150):
         drawn = theirs.make_params([tv_tensors.Image(torch.zeros(3, 160, 200)), frame])
         their_areas.append(drawn["width"] * drawn["height"] / 32000 if drawn else 1.0)
-    # Kolmogorov-Smirnov: by chance alone the distance exceeds 0.12 in fewer than one of a thousand cases.
-    assert ks_2samp(ours_areas, their_areas).statistic < 0.12
+    # Kolmogorov-Smirnov: by chance alone the distance exceeds 0.17 in fewer than one of a thousand cases.
+    assert ks_2samp(ours_areas, their_areas).statistic < 0.17
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 500)])
