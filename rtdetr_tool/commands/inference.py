@@ -1,7 +1,7 @@
 """`rtdetr inference`: detect objects in folders of images.
 
-Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results, with the
-list of images beside them in `images.json`).
+Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results,
+with the list of images beside them in `images.json`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run(loaded: LoadedSpec) -> int:
 
 
 def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
-    """The checkpoint's classes, which the classmap (if any) must agree with; the classmap's where the checkpoint has none.
+    """The checkpoint's classes, which the classmap (if any) must agree with; the classmap's if the checkpoint has none.
 
     A classmap's line i names class index i. Where the classes do not start at index 0 (ids 1..N used as indices), a map
     without a line for the unused index 0 is understood too; so is one in the order of the category ids.
@@ -73,11 +73,11 @@ def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
     if class_map is None:
         if names is None:
             raise UserError(
-                "the checkpoint does not know its classes: give dataset.infer_data_sources.classmap, a text file with one "
-                "class name per line"
+                "the checkpoint does not know its classes: give dataset.infer_data_sources.classmap, "
+                "a text file with one class name per line"
             )
         if len(names) > spec.num_classes:
-            raise UserError(f"{path} has {len(names)} names, the model {spec.num_classes} classes (dataset.num_classes)")
+            raise UserError(f"{path} has {len(names)} names, but dataset.num_classes is {spec.num_classes}")
         return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], spec.num_classes)
     if names is None:
         return class_map
@@ -99,18 +99,25 @@ class Writer:
         self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, paths: Sequence[str]
     ) -> None:
         self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
-        self.stems = output_stems(paths)
+        self.stems = self._stems(paths)
         self.results: list[dict] = []
         self.failures: list[tuple[str, str]] = []
         self.paths = list(paths)
 
+    def _stems(self, paths: Sequence[str]) -> dict[str, str]:
+        """An output name per image, unlike all others (with `is_internal`: unlike all others of its sequence)."""
+        if not self.section.is_internal:
+            return output_stems(paths)
+        sequences: dict[str, list[str]] = {}
+        for path in paths:
+            sequences.setdefault(sequence_of(path), []).append(path)
+        return {path: stem for group in sequences.values() for path, stem in output_stems(group).items()}
+
     def places(self, path: str) -> tuple[Path, Path]:
         """Where the label file and the drawn image go; with `is_internal` below a folder per sequence."""
-        stem = self.stems[path]
-        root = self.folder
+        stem, root = self.stems[path], self.folder
         if self.section.is_internal:
-            parents = Path(path).resolve().parents
-            root, stem = root / parents[min(1, len(parents) - 1)].name, Path(path).stem
+            root = root / sequence_of(path)
         suffix = Path(path).suffix if Path(path).suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp") else ".png"
         return root / "labels" / f"{stem}.txt", root / "images_annotated" / f"{stem}{suffix}"
 
@@ -145,6 +152,12 @@ class Writer:
     def fail(self, path: str, message: str) -> None:
         logger.error("%s", message)
         self.failures.append((path, message))
+
+
+def sequence_of(path: str) -> str:
+    """The folder above the image's own, as TAO lays sequences out: `<sequence>/images/x.jpg`."""
+    parents = Path(path).resolve().parents
+    return parents[min(1, len(parents) - 1)].name
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -1,0 +1,150 @@
+"""`rtdetr inference`: what stands in its results folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def weights(project):
+    """Options for a checkpoint; every query of every class is kept, because untrained weights may prefer any."""
+    project.spec["model"]["num_select"] = 16
+    project.write()
+    return f"inference.checkpoint={project.checkpoint()}"
+
+
+def outputs(project, kind: str) -> dict[str, object]:
+    root = project.folder / "results" / "inference" / kind
+    return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def labels(path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+def test_labels_pictures_and_coco_results_say_the_same(project, weights):
+    assert project.run("inference", weights, "inference.conf_threshold=0") == 0
+    root = project.folder / "results" / "inference"
+    texts, pictures = outputs(project, "labels"), outputs(project, "images_annotated")
+    assert list(texts) == [f"{number}.txt" for number in range(1, 7)]
+    assert list(pictures) == [f"{number}.png" for number in range(1, 7)]
+    listed = json.loads((root / "images.json").read_text())
+    assert listed["categories"] == [{"id": 1, "name": "cat"}]
+    rows = json.loads((root / "predictions.json").read_text())
+    assert rows
+    for image in listed["images"]:
+        number = image["file_name"].rsplit("/", 1)[1].removesuffix(".png")
+        found = labels(texts[f"{number}.txt"])
+        expected = [row for row in rows if row["image_id"] == image["id"]]
+        assert len(found) == len(expected) > 0
+        for fields, row in zip(found, expected, strict=True):
+            assert len(fields) == 16 and fields[0] == "cat" and row["category_id"] == 1
+            left, top, right, bottom = map(float, fields[4:8])
+            np.testing.assert_allclose(row["bbox"], [left, top, right - left, bottom - top], atol=2e-3)
+            assert float(fields[15]) == pytest.approx(row["score"], abs=6e-4)
+            assert 0 <= left <= right <= 64 and 0 <= top <= bottom <= 48
+        with Image.open(pictures[f"{number}.png"]) as drawn, Image.open(project.image(int(number))) as original:
+            assert drawn.size == original.size == (64, 48)
+            assert np.any(np.asarray(drawn) != np.asarray(original))
+
+
+def test_nothing_above_the_threshold_gives_empty_label_files_and_untouched_pictures(project, weights):
+    assert project.run("inference", weights, "inference.conf_threshold=1.0") == 0
+    texts, pictures = outputs(project, "labels"), outputs(project, "images_annotated")
+    assert len(texts) == len(pictures) == 6
+    assert all(path.read_text() == "" for path in texts.values())
+    for name, path in pictures.items():
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(project.folder / "images" / name)))
+    assert json.loads((project.folder / "results/inference/predictions.json").read_text()) == []
+
+
+def test_an_index_without_a_category_is_never_reported(project, weights):
+    """Ids 1..1 as indices leave output 0 unused (num_classes 2): it must not appear as a class."""
+    project.run("inference", weights, "inference.conf_threshold=0")
+    for path in outputs(project, "labels").values():
+        assert {fields[0] for fields in labels(path)} == {"cat"}
+        assert len(labels(path)) == 8
+
+
+def test_the_color_map_paints_and_the_outline_has_its_width(project, weights):
+    options = (weights, "inference.conf_threshold=0", "inference.color_map={cat: '#fa0103'}")
+    assert project.run("inference", *options, "inference.outline_width=1") == 0
+    thin = np.asarray(Image.open(outputs(project, "images_annotated")["1.png"]))
+    assert project.run("inference", *options, "inference.outline_width=6") == 0
+    thick = np.asarray(Image.open(outputs(project, "images_annotated")["1.png"]))
+    count = [(pixels == (250, 1, 3)).all(-1).sum() for pixels in (thin, thick)]
+    assert 0 < count[0] < count[1]
+
+
+def test_a_wrong_colour_ends_before_anything_is_loaded(project, capsys):
+    assert project.run("inference", "inference.checkpoint=absent.pth", "inference.color_map={cat: rouge}") == 2
+    said = capsys.readouterr().err
+    assert "rouge" in said and "color_map.cat" in said
+
+
+def test_equal_names_in_several_folders_do_not_overwrite_one_another(project, weights):
+    for name in ("left", "right"):
+        folder = project.folder / "more" / name
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(project.image(1 if name == "left" else 2).read_bytes())
+    root = project.folder / "more"
+    source = f"dataset.infer_data_sources={{image_dir: ['{root}/left', '{root}/right']}}"
+    assert project.run("inference", weights, "inference.conf_threshold=0", source) == 0
+    assert list(outputs(project, "labels")) == ["left/1.txt", "right/1.txt"]
+    pictures = outputs(project, "images_annotated")
+    assert list(pictures) == ["left/1.png", "right/1.png"]
+    first, second = (path.read_bytes() for path in pictures.values())
+    assert first != second
+
+
+def test_is_internal_gives_each_sequence_its_folder_and_boxes_without_text(project, weights):
+    for sequence, number in (("seq_a", 1), ("seq_b", 2)):
+        folder = project.folder / "videos" / sequence / "images"
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(project.image(number).read_bytes())
+    source = f"dataset.infer_data_sources={{image_dir: '{project.folder}/videos'}}"
+    options = (weights, source, "inference.conf_threshold=0", "inference.is_internal=true")
+    assert project.run("inference", *options) == 0
+    root = project.folder / "results" / "inference"
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("0.*")) == [
+        "seq_a/images_annotated/0.png",
+        "seq_a/labels/0.txt",
+        "seq_b/images_annotated/0.png",
+        "seq_b/labels/0.txt",
+    ]
+
+
+def test_is_internal_does_not_overwrite_equal_names_of_one_sequence(project, weights):
+    for camera in ("left", "right"):
+        folder = project.folder / "videos" / "seq" / camera
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(project.image(1).read_bytes())
+    source = f"dataset.infer_data_sources={{image_dir: '{project.folder}/videos'}}"
+    assert project.run("inference", weights, source, "inference.is_internal=true") == 0
+    root = project.folder / "results" / "inference"
+    assert len(list(root.rglob("*.png"))) == 2
+
+
+def test_a_picture_turned_by_exif_is_drawn_upright_with_boxes_in_it(project, weights):
+    folder = project.folder / "turned"
+    folder.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(project.image(1)).resize((200, 100)).save(folder / "t.jpg", exif=turned, quality=95)
+    source = f"dataset.infer_data_sources={{image_dir: '{folder}'}}"
+    assert project.run("inference", weights, source, "inference.conf_threshold=0") == 0
+    assert Image.open(outputs(project, "images_annotated")["t.jpg"]).size == (100, 200)
+    corners = np.array([fields[4:8] for fields in labels(outputs(project, "labels")["t.txt"])], dtype=float)
+    assert corners[:, 2].max() <= 100 and corners[:, 3].max() <= 200 and corners[:, 3].max() > 100
+
+
+def test_the_input_size_of_the_section_is_used(project, weights):
+    sizes = ["inference.input_height=96", "inference.input_width=128"]
+    assert project.run("inference", weights, "inference.conf_threshold=0", *sizes) == 0
+    other = [labels(path) for path in outputs(project, "labels").values()]
+    assert project.run("inference", weights, "inference.conf_threshold=0") == 0
+    assert other != [labels(path) for path in outputs(project, "labels").values()]
