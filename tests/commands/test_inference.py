@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
 @pytest.fixture
 def weights(project):
     """Options for a checkpoint; every query of every class is kept, because untrained weights may prefer any."""
+    torch.manual_seed(0)
     project.spec["model"]["num_select"] = 16
     project.write()
     return f"inference.checkpoint={project.checkpoint()}"

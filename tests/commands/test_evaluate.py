@@ -1,0 +1,125 @@
+"""`rtdetr evaluate`: its numbers, files and status lines, against pycocotools on the predictions it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def weights(project):
+    """Labels set to what untrained weights find in some images, so that the score is neither 0 nor 1."""
+    torch.manual_seed(0)
+    checkpoint = project.checkpoint()
+    project.spec["model"]["num_select"] = 16
+    project.write()
+    assert project.run("inference", f"inference.checkpoint={checkpoint}", "inference.conf_threshold=0") == 0
+    found = json.loads((project.folder / "results/inference/predictions.json").read_text())
+    for annotation in project.coco["annotations"]:
+        if annotation["image_id"] in (1, 2, 5):
+            x, y, width, height = next(row["bbox"] for row in found if row["image_id"] == annotation["image_id"] - 1)
+            annotation.update(bbox=[x, y, max(width, 1), max(height, 1)], area=width * height)
+    project.write()
+    return f"evaluate.checkpoint={checkpoint}"
+
+
+def read(project, name: str):
+    return json.loads((project.folder / "results" / "evaluate" / name).read_text())
+
+
+def pycocotools_stats(project, predictions, category_ids=None) -> list[float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(project.labels))
+        evaluation = COCOeval(truth, truth.loadRes(predictions), "bbox")
+        if category_ids:
+            evaluation.params.catIds = category_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def test_the_numbers_are_those_of_pycocotools_on_the_predictions_it_leaves(project, weights):
+    assert project.run("evaluate", weights) == 0
+    scores, predictions = read(project, "results.json"), read(project, "predictions.json")
+    assert {row["image_id"] for row in predictions} == {1, 2, 3, 4, 5, 6}
+    assert 0 < scores["mAP50"] < 1
+    assert scores["images"] == 6
+    names = [name for name in scores if isinstance(scores[name], float) and name not in ("mAP", "mAP50")]
+    assert len(names) == 12
+    expected = pycocotools_stats(project, predictions)
+    np.testing.assert_allclose([-1 if scores[n] is None else scores[n] for n in names], expected, atol=1e-9)
+    assert [row["name"] for row in scores["per_class"]] == ["cat"]
+    assert scores["per_class"][0]["AP50"] == pytest.approx(scores["mAP50"])
+
+
+def test_the_status_file_carries_numbers_and_ends_with_success(project, weights):
+    assert project.run("evaluate", weights) == 0
+    lines = project.status("evaluate")
+    assert lines[-1]["status"] == "SUCCESS"
+    kpi = next(line["kpi"] for line in lines if line["message"] == "Test metrics generated.")
+    scores = read(project, "results.json")
+    assert kpi["test_mAP"] == scores["mAP"] and kpi["test_mAP50"] == scores["mAP50"]
+    assert all(isinstance(value, (int, float)) for value in kpi.values())
+
+
+def test_a_partial_last_batch_counts_and_the_batch_size_changes_nothing(project, weights):
+    scores = []
+    for size in (1, 4, 6, 100):
+        assert project.run("evaluate", weights, f"evaluate.batch_size={size}") == 0
+        scores.append(read(project, "results.json"))
+    assert all(score["images"] == 6 for score in scores)
+    assert [score["mAP50"] for score in scores] == pytest.approx([scores[0]["mAP50"]] * 4, abs=1e-6)
+
+
+def test_a_threshold_drops_detections_and_never_shifts_image_ids(project, weights):
+    assert project.run("evaluate", weights) == 0
+    everything = read(project, "predictions.json")
+    threshold = sorted(row["score"] for row in everything)[len(everything) * 2 // 3]
+    assert project.run("evaluate", weights, f"evaluate.conf_threshold={threshold}") == 0
+    kept = read(project, "predictions.json")
+    assert 0 < len(kept) < len(everything)
+
+    def rows(table):
+        return sorted((row["image_id"], tuple(row["bbox"]), row["score"]) for row in table)
+
+    assert rows(kept) == rows([row for row in everything if row["score"] >= threshold])
+
+
+def test_a_threshold_that_nothing_passes_scores_zero_over_all_images(project, weights):
+    assert project.run("evaluate", weights, "evaluate.conf_threshold=1.0") == 0
+    scores = read(project, "results.json")
+    assert scores["mAP"] == 0 and scores["images"] == 6 and scores["detections"] == 0
+
+
+def test_only_the_asked_for_classes_are_scored(project, weights, capsys):
+    assert project.run("evaluate", weights, "dataset.eval_class_ids=[1]") == 0
+    assert [row["id"] for row in read(project, "results.json")["per_class"]] == [1]
+    assert project.run("evaluate", weights, "dataset.eval_class_ids=[9]") == 2
+    assert "9" in capsys.readouterr().err
+
+
+def test_the_preserved_aspect_ratio_of_the_checkpoint_can_be_set_and_changes_the_boxes(project, weights):
+    boxes = []
+    for keep in ("true", "false"):
+        assert project.run("evaluate", weights, f"dataset.augmentation.preserve_aspect_ratio={keep}") == 0
+        table = np.array([row["bbox"] for row in read(project, "predictions.json")])
+        assert (table[:, :2] >= 0).all() and (table[:, :2] + table[:, 2:] <= (64.001, 48.001)).all()
+        boxes.append(table)
+    assert boxes[0].shape != boxes[1].shape or not np.allclose(boxes[0], boxes[1])
+
+
+def test_a_class_of_the_labels_that_the_checkpoint_does_not_know_is_an_error(project, weights, capsys):
+    project.coco["categories"][0]["name"] = "dog"
+    project.write()
+    assert project.run("evaluate", weights) == 2
+    said = capsys.readouterr().err
+    assert "dog" in said and "cat" in said
