@@ -1,16 +1,37 @@
-"""Train, evaluate and deploy real-time detection transformers from one spec file. Imports nothing until asked."""
+"""Train, evaluate and deploy real-time detection transformers from one spec file.
+
+The names below are imported when they are first used: `import rtdetr_tool` itself imports neither torch nor Lightning.
+"""
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import Any
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "ExperimentSpec": "rtdetr_tool.spec",
+    "load_spec": "rtdetr_tool.spec",
+    "read_spec": "rtdetr_tool.spec",
+    "DetectorModule": "rtdetr_tool.training",
+    "DetectionDataModule": "rtdetr_tool.training",
+    "build_trainer": "rtdetr_tool.training",
+    "build_detector": "rtdetr_tool.models.build",
+    "build_criterion": "rtdetr_tool.losses.build",
+    "open_model": "rtdetr_tool.runtimes.open",
+    "CocoEvaluator": "rtdetr_tool.metrics.coco",
+    "RtdetrError": "rtdetr_tool.errors",
+    "UserError": "rtdetr_tool.errors",
+}
+
+__all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> str:
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import PackageNotFoundError, version
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    try:
-        return version("rtdetr-tool")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+unknown"
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,16 @@
+"""The package's public names exist, and importing it costs nothing."""
+
+import subprocess
+import sys
+
+import rtdetr_tool
+
+
+def test_every_public_name_can_be_imported():
+    for name in rtdetr_tool.__all__:
+        assert getattr(rtdetr_tool, name) is not None
+
+
+def test_importing_the_package_imports_neither_torch_nor_lightning():
+    code = "import sys, rtdetr_tool; print([m for m in ('torch', 'pytorch_lightning', 'hydra') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
