@@ -24,12 +24,14 @@ _PUBLIC = {
     "UserError": "rtdetr_tool.errors",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
+    if name == "__version__":
+        return import_module("rtdetr_tool.version").package_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

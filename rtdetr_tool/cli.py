@@ -15,8 +15,8 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from rtdetr_tool import __version__
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.version import package_version
 
 # Command -> (module, what it does, worked example).
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0].startswith("-"):
         options = build_parser().parse_args(arguments)
         if options.version:
-            print(f"rtdetr {__version__}")
+            print(f"rtdetr {package_version()}")
         else:
             build_parser().print_help()
         return 0 if options.version else 2

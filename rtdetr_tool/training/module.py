@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +28,7 @@ from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
 from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
 from rtdetr_tool.training.weights import load_initial_weights
+from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class DetectorModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tao_model"] = "rtdetr"
         checkpoint[KEY] = build_metadata(
-            _version(),
+            package_version(),
             spec_to_dict(self.spec),
             self.class_map.to_list(),
             weights="ema" if RAW_KEY in checkpoint else "raw",
@@ -272,13 +272,6 @@ class DetectorModule(pl.LightningModule):
             checkpoint["state_dict"] = checkpoint.pop(RAW_KEY)
         if not isinstance(self.trainer.strategy, FSDPStrategy):  # its weights are in shards by now
             load_into(self, checkpoint["state_dict"], source="the checkpoint", what="run")
-
-
-def _version() -> str:
-    try:
-        return version("rtdetr-tool")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
 
 
 def _names(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:
