@@ -58,7 +58,9 @@ class _FileFormatter(logging.Formatter):
 
 
 def set_up_console(rank: int = 0) -> None:
-    """Show the package's messages; processes other than the first show errors only."""
+    """Show the package's messages; processes other than the first show errors only, and no warnings of libraries."""
+    if rank > 0:
+        logging.captureWarnings(True)
     package = logging.getLogger(PACKAGE)
     package.setLevel(logging.DEBUG)
     package.propagate = False

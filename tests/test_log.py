@@ -46,6 +46,12 @@ class TestConsole:
 
     def test_other_processes_show_errors_only(self, capsys):
         set_up_console(1)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn("a library complains", UserWarning, stacklevel=1)
+        finally:
+            logging.captureWarnings(False)
         logger.warning("quiet")
         logger.error("loud")
         assert capsys.readouterr().err == "loud\n"
