@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(*arguments: str) -> str:
-    run = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+    """Standard output of make, also where these tests themselves run below one."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    run = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=outside)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
