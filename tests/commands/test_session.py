@@ -162,6 +162,33 @@ class TestARunThatFails:
         assert run_session(loaded, "train", run) == 130
         assert "interruption" in status_of(folder)[-1]["message"]
 
+    def test_an_interrupt_inside_a_real_lightning_run_is_an_interrupt(self, loaded, folder, tmp_path):
+        import pytorch_lightning as pl
+        import torch
+
+        class Interrupted(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(1, 1)
+
+            def training_step(self, batch, index):
+                raise KeyboardInterrupt
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def run(_):
+            settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            trainer = pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, **settings)
+            trainer.fit(Interrupted(), torch.utils.data.DataLoader(torch.zeros(2, 1)))
+
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            assert run_session(loaded, "train", run) == 130
+        finally:
+            signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+        assert status_of(folder)[-1]["message"] == "User/System interruption: the run was interrupted."
+
 
 class TestFolders:
     def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(self, loaded, tmp_path, capsys):

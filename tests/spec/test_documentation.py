@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from rtdetr_tool.spec import load_spec
 from rtdetr_tool.spec.convert import walk_fields
 from rtdetr_tool.spec.fields import default_of
+from rtdetr_tool.spec.load import COMMANDS
 from rtdetr_tool.spec.tables import DOCUMENTATION_DIFFERENCES, FIELD_ALIASES
 
 INF = float("inf")
@@ -158,3 +162,68 @@ def test_what_the_documentation_states_holds_but_for_the_table():
 def test_every_documented_model_field_exists_for_the_teacher_too():
     names = {name for name, _, _ in walk_fields()}
     assert not {f"distill.teacher.{name[6:]}" for name in DOCUMENTED if name.startswith("model.")} - names
+
+
+EXAMPLE = """
+model:
+  backbone: resnet_50
+  pretrained_backbone_path: /path/to/pretrained/backbone.pth
+  return_interm_indices: [1, 2, 3]
+  feat_channels: [256, 256, 256]
+  loss_types: [vfl, boxes]
+  backbone_names: [backbone.0]
+  frozen_fm: {enabled: false, backbone: radio_v2-l, checkpoint: /path/to/pretrained/radio_v2-l.pth}
+train:
+  optim: {lr: 0.0002, lr_backbone: 0.00002, lr_linear_proj_mult: 0.1, momentum: 0.9, lr_steps: [40]}
+  num_epochs: 10
+  checkpoint_interval: 5
+  validation_interval: 5
+  activation_checkpoint: True
+  num_gpus: 1
+  gpu_ids: [0]
+dataset:
+  train_data_sources:
+    - {image_dir: /coco/train2017/, json_file: /coco/instances_train2017.json}
+  val_data_sources: {image_dir: /coco/val2017/, json_file: /coco/instances_val2017.json}
+  test_data_sources: {image_dir: /coco/val2017/, json_file: /coco/instances_val2017.json}
+  infer_data_sources: {image_dir: /coco/val2017/, classmap: /coco/coco_classmap.txt}
+evaluate: {checkpoint: /path/to/model.pth, conf_threshold: 0.0}
+inference: {checkpoint: /path/to/model.pth, conf_threshold: 0.5, color_map: {person: red, car: blue}}
+export: {checkpoint: /path/to/model.pth, onnx_file: /path/to/model.onnx, opset_version: 12, batch_size: -1}
+distill:
+  teacher: {backbone: convnext_large, train_backbone: False, clip_max_norm: 0.1}
+  pretrained_teacher_model_path: /path/to/teacher/model_epoch_070.pth
+  bindings:
+    - {teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}
+"""
+
+RECTANGULAR = """
+model: {backbone: fan_small_12_p4_hybrid, num_select: 300}
+train: {num_epochs: 72, precision: bf16, enable_ema: True, ema: {decay: 0.999}, num_gpus: 8, seed: -1}
+dataset:
+  remap_mscoco_category: True
+  augmentation:
+    train_spatial_size: [544, 960]
+    eval_spatial_size: [544, 960]
+    multi_scales: [[480, 832], [512, 896], [544, 960]]
+gen_trt_engine: {onnx_file: a.onnx, trt_engine: a.engine, input_channel: 3, input_width: 960, input_height: 544}
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_the_documentation_serve_every_command_unchanged(command, tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(EXAMPLE)
+    given = ["gen_trt_engine.onnx_file=a.onnx", "gen_trt_engine.trt_engine=a.engine", "quantize.model_path=a.pth"]
+    spec = load_spec(path, given, command)
+    assert spec.train.optim.lr_linear_proj_mult == 0.1
+    assert spec.distill.bindings[0].weight == 20.0
+
+
+def test_a_rectangular_spec_with_names_of_taos_code_loads(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(RECTANGULAR)
+    spec = load_spec(path)
+    assert spec.model.backbone == "fan_small"
+    assert spec.dataset.augmentation.multi_scales[2] == [544, 960]
+    assert spec.train.gpu_ids == list(range(8))
