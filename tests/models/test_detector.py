@@ -147,3 +147,34 @@ def test_freezing_an_unknown_module_names_near_ones(build):
         build().freeze(["decoder.decoder.layer"])
     with pytest.raises(UserError, match="no module ''"):
         build().freeze([""])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_graph_takes_any_batch_size(build, tmp_path):
+    """What the ONNX export relies on: no batch size is baked in, standard operators of opset 17 only."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Outputs(torch.nn.Module):
+        def __init__(self, detector):
+            super().__init__()
+            self.detector = detector
+
+        def forward(self, images):
+            found = self.detector(images)
+            return found.logits, found.boxes
+
+    wrapped = Outputs(build().deploy()).eval()
+    axes = {name: {0: "batch"} for name in ("inputs", "pred_logits", "pred_boxes")}
+    file = tmp_path / "detector.onnx"
+    torch.onnx.export(
+        wrapped, (torch.rand(2, 3, 64, 96),), file, input_names=["inputs"], output_names=["pred_logits", "pred_boxes"],
+        dynamic_axes=axes, opset_version=17, dynamo=False,
+    )
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        images = torch.rand(batch, 3, 64, 96)
+        logits, boxes = session.run(None, {"inputs": images.numpy()})
+        with torch.no_grad():
+            expected = wrapped(images)
+        torch.testing.assert_close(torch.from_numpy(logits), expected[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(boxes), expected[1], atol=1e-4, rtol=1e-4)

@@ -133,7 +133,7 @@ class RTDETRDecoder(nn.Module):
 
     @staticmethod
     def _flatten(levels: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
-        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
         return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes
 
     def _prepend(
@@ -162,10 +162,11 @@ class RTDETRDecoder(nn.Module):
         anchors, valid = self.anchors(shapes, memory.device)
         tokens = self.enc_output(memory * valid.to(memory.dtype))
         scores = self.enc_score_head(tokens)  # [B, S, C]
-        best = scores.amax(-1).topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]  # [B, Q, 1]
+        count = min(self.num_queries, sum(height * width for height, width in shapes))
+        best = scores.amax(-1).topk(count, dim=1).indices[..., None]  # [B, Q, 1]
         content = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
         logits = scores.gather(1, best.expand(-1, -1, scores.shape[-1]))
-        anchor = anchors.expand(len(best), -1, -1).gather(1, best.expand(-1, -1, 4))
+        anchor = anchors.expand(scores.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
         reference = self.enc_bbox_head(content).float() + anchor
         return content.detach(), reference.detach(), logits, reference.sigmoid()
 
@@ -313,10 +314,12 @@ class DeformableAttention(nn.Module):
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
         """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] -> [B, Q, D]."""
-        value = self.value_proj(memory).unflatten(-1, (self.heads, -1))
-        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.heads, self.levels, self.points, 2))
-        weights = self.attention_weights(query).float().unflatten(-1, (self.heads, self.levels * self.points))
-        weights = F.softmax(weights, dim=-1).unflatten(-1, (self.levels, self.points))
+        batch, queries, dim = query.shape
+        spread = (batch, queries, self.heads, self.levels, self.points)
+        value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
+        offsets = self.sampling_offsets(query).float().view(*spread, 2)
+        weights = self.attention_weights(query).float().view(batch, queries, self.heads, -1)
+        weights = F.softmax(weights, dim=-1).view(spread)
         centre, size = reference[:, :, None, None, None, :2], reference[:, :, None, None, None, 2:]
         locations = centre + offsets / self.points * size * 0.5  # [B, Q, H, L, P, 2]
         return self.output_proj(deformable_sample(value, shapes, locations, weights))

@@ -82,9 +82,9 @@ class HybridEncoder(nn.Module):
         return EncoderOutput(self._fuse(levels), levels)
 
     def _attend(self, layers: TransformerEncoder, level: Tensor) -> Tensor:
-        height, width = level.shape[-2:]
+        height, width = int(level.shape[-2]), int(level.shape[-1])
         tokens = layers(level.flatten(2).transpose(1, 2), self._position(height, width, level))
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens.transpose(1, 2).reshape(level.shape[0], self.hidden_dim, height, width)
 
     def _position(self, height: int, width: int, like: Tensor) -> Tensor:
         """[1, h * w, D], kept per size: any input size works in training and in eval mode."""
