@@ -1,7 +1,7 @@
 """Pure data: every backbone the spec can name, one row each. Spec options, documentation and builders read it.
 
-`channels` are those of strides 4, 8, 16 and 32. `built` says whether this version can build the backbone; the others are
-names of TAO's schema, so that a spec naming them is understood and answered.
+`channels` are those of strides 4, 8, 16 and 32. `built` says whether this version can build the backbone; the others
+are names of TAO's schema, so that a spec naming them is understood and answered.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BACKBONES: dict[str, Backbone] = {
             for size in ("nano", "tiny", "base", "large", "huge")
         ),
         *(Backbone(f"fan_{size}", "fan") for size in ("tiny", "small", "base", "large")),
-        *(Backbone(f"efficientvit_{size}", "efficientvit") for size in ("b0", "b1", "b2", "b3", "l0", "l1", "l2", "l3")),
+        *(Backbone(f"efficientvit_{kind}{size}", "efficientvit") for kind in "bl" for size in range(4)),
     )
 }
 

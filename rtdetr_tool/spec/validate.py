@@ -206,6 +206,11 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         names = alternatives.split("|")
         if all(_is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
+    if command == "distill" and spec.distill is not None:
+        for index, binding in enumerate(spec.distill.bindings):
+            for field in ("teacher_module_name", "student_module_name", "criterion"):
+                if _is_blank(getattr(binding, field)):
+                    yield f"distill.bindings[{index}].{field}: a value is missing"
     section = getattr(spec, command, None)
     if section is not None and not section.results_dir and not spec.results_dir:
         yield f"results_dir or {command}.results_dir: a value is missing; `{command}` needs it"

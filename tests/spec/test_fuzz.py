@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec, load_spec, spec_from_dict, spec_to_dict
-from rtdetr_tool.spec.convert import from_plain, section_type, walk_fields
+from rtdetr_tool.spec.convert import from_plain, item_type, section_type, walk_fields
 from rtdetr_tool.spec.fields import default_of
 from rtdetr_tool.spec.load import COMMANDS
 from rtdetr_tool.spec.render import json_schema
@@ -50,7 +50,7 @@ def changed(pairs) -> dict:
 
 
 @given(changes, st.sampled_from([None, *COMMANDS]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_plain_data_becomes_a_spec_or_a_spec_error(pairs, command):
     try:
         spec = spec_from_dict(changed(pairs), command)
@@ -63,7 +63,7 @@ def test_plain_data_becomes_a_spec_or_a_spec_error(pairs, command):
 
 
 @given(st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_yaml_files_become_a_spec_or_a_spec_error(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("fuzz") / "spec.yaml"
     path.write_text(yaml.safe_dump(changed(pairs), allow_unicode=True), encoding="utf-8", errors="surrogatepass")
@@ -71,7 +71,7 @@ def test_yaml_files_become_a_spec_or_a_spec_error(tmp_path_factory, pairs):
 
 
 @given(st.binary(max_size=60) | st.text(alphabet="{}[]:,-&*!?|>'\"%@`# \n\tabtrain0${}.", max_size=60).map(str.encode))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_bytes_become_a_spec_or_a_spec_error(tmp_path_factory, content):
     for suffix in (".yaml", ".json"):
         path = tmp_path_factory.mktemp("fuzz") / f"spec{suffix}"
@@ -94,7 +94,7 @@ def test_any_bytes_become_a_spec_or_a_spec_error(tmp_path_factory, content):
         max_size=3,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_override_becomes_a_spec_or_a_spec_error(overrides):
     _load_or_refuse(None, overrides)
 
@@ -107,7 +107,7 @@ def _load_or_refuse(path, overrides=()):
 
 
 @given(st.sampled_from(LEAVES), values)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_what_the_conversion_accepts_lies_within_the_bounds(name, value):
     problems: list[str] = []
     data: dict = {}
@@ -117,11 +117,11 @@ def test_what_the_conversion_accepts_lies_within_the_bounds(name, value):
         place = place.setdefault(part, {})
     place[leaf] = value
     result = from_plain(ExperimentSpec, data, problems)
-    entry = next(entry for known, entry, _ in walk_fields() if known == name)
+    entry, hint = next((entry, hint) for known, entry, hint in walk_fields() if known == name)
     for part in name.split("."):
         result = getattr(result, part)
     if problems:
-        assert result == default_of(entry)
+        assert item_type(hint) or result == default_of(entry)  # a list of sections keeps their places
         assert problems[0].startswith(name)
     for item in result if isinstance(result, list) else [result]:
         rules = entry.metadata

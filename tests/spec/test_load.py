@@ -318,6 +318,13 @@ class TestNeeds:
         text += "dataset: {test_data_sources: {image_dir: a, json_file: b}}\n"
         assert load_spec(write(text), command="evaluate").evaluate.trt_engine == "/x.engine"
 
+    def test_a_binding_without_its_ends_is_a_problem_for_distill(self, write):
+        path = write(SOURCES + "distill: {pretrained_teacher_model_path: t.pth, bindings: [{criterion: L2}]}\n")
+        assert problems_of(path, command="distill") == [
+            "distill.bindings[0].teacher_module_name: a value is missing",
+            "distill.bindings[0].student_module_name: a value is missing",
+        ]
+
     def test_half_a_data_source_is_a_problem(self, write):
         path = write(SOURCES + "  test_data_sources: {image_dir: /data/test}\n")
         assert only_problem(path, command="train") == "dataset.test_data_sources.json_file: a value is missing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +20,11 @@ from rtdetr_tool.spec.tables import INERT, REQUIRED
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "specs").glob("*.yaml"))
+
+
+@cache
+def validator(command: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json_schema(command))
 
 
 def filled(data):
@@ -59,17 +65,19 @@ class TestDefaults:
                 assert above.lstrip().startswith("# "), line
 
     def test_the_schema_accepts_it_and_what_the_loader_makes_of_it(self, command, tmp_path):
-        schema = json_schema(command)
-        jsonschema.Draft202012Validator.check_schema(schema)
-        jsonschema.validate(filled(default_data(command)), schema)
+        validator(command).validate(filled(default_data(command)))
         path = tmp_path / "spec.json"
         path.write_text(json.dumps(filled(default_data(command))))
-        jsonschema.validate(spec_to_dict(load_spec(path, command=command)), schema)
+        validator(command).validate(spec_to_dict(load_spec(path, command=command)))
+
+
+def test_the_schema_is_valid_itself():
+    jsonschema.Draft202012Validator.check_schema(json_schema("train"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_specs_load_and_fit_the_schema(path):
-    jsonschema.validate(read_file(path), json_schema("train"))
+    validator("train").validate(read_file(path))
     place = "{image_dir: /a, json_file: /b}"
     gaps = [f"dataset.{key}={place}" for key, value in read_file(path)["dataset"].items() if value == MISSING]
     assert not read_spec(path, gaps, "train").notes
@@ -106,7 +114,7 @@ def test_the_schema_and_the_loader_refuse_the_same_wrong_specs(change, tmp_path)
     for section, values in change.items():
         data[section] = {**data.get(section, {}), **values}
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(data, json_schema("train"))
+        validator("train").validate(data)
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(data))
     with pytest.raises(Exception, match="problem"):
@@ -116,7 +124,7 @@ def test_the_schema_and_the_loader_refuse_the_same_wrong_specs(change, tmp_path)
 def test_the_schema_of_a_command_asks_for_what_the_command_needs():
     for command, names in REQUIRED.items():
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({}, json_schema(command))
+            validator(command).validate({})
         assert len(json_schema(command)["allOf"]) == len(names)
 
 
