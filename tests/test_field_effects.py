@@ -1,14 +1,15 @@
 """Every field of the spec has an effect that can be seen, or stands in a table that says why not.
 
-Each row changes one field and observes the part of the program that should notice. An error that names the field counts as
-an effect (a wrong length, a file that is not there). `test_every_field_is_accounted_for` fails for a field that no row, no
-table and no later command covers.
+Each row changes one field and observes the part of the program that should notice. A refusal counts as an effect (a
+wrong length, a file that is not there). `test_every_field_is_accounted_for` fails for a field that no row, no table and
+no later command covers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def data(tmp_path_factory) -> dict[str, Any]:
     }
 
 
-def build(data: dict[str, Any], command: str = "train", **changes: Any):
-    """The spec with dotted names changed (`train__optim__lr=1`)."""
+def changed(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with dotted names changed (`train__optim__lr=1`)."""
     data = json.loads(json.dumps(data))
     for name, value in changes.items():
         *path, leaf = name.split("__")
@@ -75,7 +76,11 @@ def build(data: dict[str, Any], command: str = "train", **changes: Any):
         for part in path:
             place = place.setdefault(part, {})
         place[leaf] = value
-    return spec_from_dict(data, command)
+    return data
+
+
+def build(data: dict[str, Any], command: str = "train", **changes: Any):
+    return spec_from_dict(changed(data, changes), command)
 
 
 # What is observed. Each takes a spec and returns something that compares.
@@ -461,26 +466,20 @@ def test_a_field_has_an_effect(row, data):
     assert not (isinstance(before, Refused) and isinstance(after, Refused)), "one of the two must work"
 
 
-def test_lr_changes_are_logged_when_verbose(data, caplog):
+@pytest.mark.parametrize(("verbose", "lines"), [(False, 0), (True, 1)])
+def test_lr_changes_are_logged_when_verbose(verbose, lines, data, caplog, monkeypatch):
     from rtdetr_tool.training.module import DetectorModule
 
-    def lines(verbose: bool) -> int:
-        spec = build(data, train__verbose=verbose, train__optim__lr_steps=[1], train__num_epochs=1)
-        module = DetectorModule(spec, classes(spec))
-        built = module.configure_optimizers()
-        schedule = built["lr_scheduler"]["scheduler"]
-        module.lr_schedulers = lambda: schedule
-        module.optimizers = lambda: built["optimizer"]
-        caplog.clear()
-        with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", logger="rtdetr_tool.training.module"):
-            patch.setattr(type(module), "current_epoch", 1)
-            patch.setattr("logging.getLogger", __import__("logging").getLogger)
-            module.on_train_epoch_start()
-        return sum("earning rate" in record.message for record in caplog.records)
-
-    __import__("logging").getLogger("rtdetr_tool").propagate = True
-    assert lines(False) == 0
-    assert lines(True) == 1
+    spec = build(data, train__verbose=verbose, train__optim__lr_steps=[1])
+    module = DetectorModule(spec, classes(spec))
+    built = module.configure_optimizers()
+    module.lr_schedulers = lambda: built["lr_scheduler"]["scheduler"]
+    module.optimizers = lambda: built["optimizer"]
+    monkeypatch.setattr(type(module), "current_epoch", 1)  # the epoch of the drop
+    monkeypatch.setattr(logging.getLogger("rtdetr_tool"), "propagate", True)
+    with caplog.at_level("INFO", logger="rtdetr_tool.training.module"):
+        module.on_train_epoch_start()
+    assert sum("earning rate" in record.message for record in caplog.records) == lines
 
 
 # evaluate and inference: the whole command on an untrained checkpoint.
@@ -504,15 +503,8 @@ def run_command(command: str, data: dict, folder: Path, **changes: Any) -> dict[
     """Exit code and files (relative name -> bytes) of a run from the command line."""
     from rtdetr_tool.cli import main
 
-    data = json.loads(json.dumps(data))
-    for name, value in changes.items():
-        place = data
-        *path, leaf = name.split("__")
-        for part in path:
-            place = place.setdefault(part, {})
-        place[leaf] = value
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(json.dumps(data))
+    (folder / "spec.json").write_text(json.dumps(changed(data, changes)))
     code = main([command, "-e", str(folder / "spec.json"), "-r", str(folder)])
     skipped = ("log.txt", "status.json", "experiment.yaml", "spec.json")
     files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

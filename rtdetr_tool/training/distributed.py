@@ -48,7 +48,7 @@ def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nod
     """
     from lightning_fabric import Fabric
 
-    from rtdetr_tool.training.trainer import choose_devices
+    from rtdetr_tool.training.devices import choose_devices
 
     accelerator, devices = choose_devices(num_gpus, gpu_ids)
     count = devices if isinstance(devices, int) else len(devices)

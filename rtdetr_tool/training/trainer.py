@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec, WandbSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
+from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.progress import ProgressReport
 from rtdetr_tool.training.reporting import StatusReport
@@ -66,26 +66,6 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         arguments["logger"] = build_loggers(spec, folder)
     plugins = [SafeCheckpointIO(), *_as_list(trainer_kwargs.pop("plugins", None))]
     return Trainer(callbacks=_one_progress_bar(callbacks), plugins=plugins, **{**arguments, **trainer_kwargs})
-
-
-def choose_devices(
-    num_gpus: int, gpu_ids: Sequence[int] | None, accelerator: str = "auto"
-) -> tuple[str, int | list[int]]:
-    """Lightning's accelerator and devices: the named GPUs, or on a CPU as many processes as `num_gpus` says."""
-    ids = list(gpu_ids) if gpu_ids else list(range(num_gpus))
-    if len(ids) != num_gpus:
-        raise SpecError(f"gpu_ids names {len(ids)} GPUs ({ids}), num_gpus says {num_gpus}")
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise SpecError("train.accelerator is gpu, but torch sees no CUDA GPU here; auto falls back to the CPU")
-    if accelerator != "cpu" and torch.cuda.is_available():
-        found = torch.cuda.device_count()
-        missing = [index for index in ids if not 0 <= index < found]
-        if missing:
-            raise SpecError(f"gpu_ids names {missing}, but this machine has {found} GPU(s), numbered from 0")
-        return "gpu", ids
-    processes = f" with {num_gpus} processes" if num_gpus > 1 else ""
-    logger.info("%s on the CPU%s.", "Running" if accelerator == "cpu" else "No GPU was found: running", processes)
-    return "cpu", num_gpus
 
 
 def check_precision(precision: str, accelerator: str) -> None:

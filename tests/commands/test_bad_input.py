@@ -1,4 +1,4 @@
-"""What a user can get wrong, run as the user runs it: one clear message, the documented exit code, nothing half-written."""
+"""What a user can get wrong, run as the user runs it: one clear message, the documented exit code."""
 
 from __future__ import annotations
 

@@ -13,9 +13,10 @@ import torch
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
 from rtdetr_tool.training.datamodule import DetectionDataModule
+from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.trainer import build_trainer, check_precision, choose_devices, choose_strategy, seed_run
+from rtdetr_tool.training.trainer import build_trainer, check_precision, choose_strategy, seed_run
 
 
 class Watch(pl.Callback):
