@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The `dataset` section: sources, loading and augmentation."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The sections of the other commands: evaluate, inference, export, gen_trt_engine, distill, quantize."""
 
 from __future__ import annotations

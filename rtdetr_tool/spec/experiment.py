@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The whole spec: one section per part of the program."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The `model` section: architecture, matcher and loss weights."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 - `field` makes a dataclasses.field
 """The `train` section: schedule, optimizer, precision, devices."""
 
 from __future__ import annotations
