@@ -53,10 +53,10 @@ def run(loaded: LoadedSpec) -> None:
 
 def print_result(result: CocoResult) -> None:
     """The twelve COCO numbers and the score of each class, as tables on the console."""
-    numbers = Table(title="COCO metrics")
-    for name in result.stats:
-        numbers.add_column(name, justify="right")
-    numbers.add_row(*(_text(value) for value in result.stats.values()))
+    numbers = Table("metric", title="COCO metrics")
+    numbers.add_column("value", justify="right")
+    for name, value in result.stats.items():  # one below the other: twelve columns do not fit a terminal
+        numbers.add_row(name, _text(value))
     console().print(numbers)
     classes = Table(title="By class")
     for name in ("class", "id", "objects", "AP", "AP50", "AR"):

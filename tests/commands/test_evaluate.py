@@ -61,6 +61,16 @@ def test_the_numbers_are_those_of_pycocotools_on_the_predictions_it_leaves(proje
     assert scores["per_class"][0]["AP50"] == pytest.approx(scores["mAP50"])
 
 
+def test_the_table_shows_every_number_in_full_on_a_narrow_terminal(project, weights, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert project.run("evaluate", weights) == 0
+    shown = capsys.readouterr()
+    scores = read(project, "results.json")
+    for name in [name for name in scores if name.startswith(("AP", "AR"))]:
+        value = "-" if scores[name] is None or scores[name] < 0 else f"{scores[name]:.4f}"
+        assert any(name in line and value in line for line in (shown.out + shown.err).splitlines()), name
+
+
 def test_the_status_file_carries_numbers_and_ends_with_success(project, weights):
     assert project.run("evaluate", weights) == 0
     lines = project.status("evaluate")
