@@ -61,6 +61,7 @@ def set_up_console(rank: int = 0) -> None:
     """Show the package's messages; processes other than the first show errors only, and no warnings of libraries."""
     if rank > 0:
         logging.captureWarnings(True)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries without a network bury our one message
     package = logging.getLogger(PACKAGE)
     package.setLevel(logging.DEBUG)
     package.propagate = False

@@ -230,8 +230,9 @@ class TestProcesses:
             "sys.exit(run_session(loaded, 'train', run))\n"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )  # fmt: skip
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.1)
         process.send_signal(signum)
