@@ -68,7 +68,9 @@ def test_a_name_without_counterpart_is_an_error():
 @pytest.mark.parametrize("side", [64, 128])
 def test_logits_and_boxes_are_equal(pair, query_difference, side):
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(side))
-    assert query_difference(*_outputs(pair.eval(), images)) < TOLERANCE
+    difference = query_difference(*_outputs(pair.eval(), images))
+    print(f"largest difference of outputs: {difference:.1e}")  # shown by pytest -rP
+    assert difference < TOLERANCE
 
 
 def test_logits_and_boxes_are_equal_on_rectangles_with_the_official_position_order(
@@ -94,7 +96,9 @@ def test_a_fused_copy_is_equal_too(pair, query_difference, images):
 
 def test_version_2_is_the_same_network_with_its_default_sampling(build_pair, query_difference, images):
     pair = build_pair("basic", version=2).eval()
-    assert query_difference(*_outputs(pair, images)) < TOLERANCE
+    difference = query_difference(*_outputs(pair, images))
+    print(f"largest difference of outputs, version 2: {difference:.1e}")
+    assert difference < TOLERANCE
 
 
 def test_denoising_queries_are_equal_when_drawn_from_the_same_seed(targets, as_labels):
@@ -167,6 +171,8 @@ def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
     for name, loss in terms.items():
         assert loss.item() == pytest.approx(terms_of_theirs[name].item(), abs=TOLERANCE), name
     assert ours["loss"].item() == pytest.approx(loss_of_theirs.item(), rel=1e-5)
+    worst = max(abs(loss.item() - terms_of_theirs[name].item()) for name, loss in terms.items())
+    print(f"largest difference of loss terms: {worst:.1e}")
 
     before = {name: tensor.clone() for name, tensor in pair.ours.state_dict().items()}
     for model, loss in ((pair.theirs, loss_of_theirs), (pair.ours, ours["loss"])):
@@ -177,10 +183,12 @@ def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
         optimizer.step()
     expected = from_transformers(pair.theirs.state_dict())
     after = pair.ours.state_dict()
-    moved = 0
+    moved, apart = 0, 0.0
     for name, tensor in expected.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        apart = max(apart, float((after[name] - tensor).abs().max()))
         moved += bool((after[name] - before[name]).abs().max() > 1e-5)
+    print(f"largest difference of weights after a step: {apart:.1e}")
     assert moved > 0.6 * len(list(pair.ours.parameters()))
 
 
