@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 
 # A room may import rooms of lower lines; rooms of one line are strangers.
 LAYERS = (
-    ("errors", "log", "status", "version", "catalog"),
+    ("errors", "files", "log", "status", "version", "catalog"),
     ("spec", "ops", "checkpoints"),
     ("data", "models", "losses", "metrics"),
     ("training", "runtimes", "deploy", "visualize"),
@@ -25,7 +25,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ENTRANCES = LAYERS[-1]  # the package's doors: they lead to one another
 
 # Rooms that answer without torch: help, a wrong spec and default_specs come from these.
-WITHOUT_TORCH = ("errors", "log", "status", "version", "catalog", "spec", "cli", "__init__", "__main__")
+WITHOUT_TORCH = ("errors", "files", "log", "status", "version", "catalog", "spec", "cli", "__init__", "__main__")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "transformers", "onnx", "onnxruntime")
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -6,12 +6,10 @@ metrics}` (`metadata.py`). Its `state_dict` carries TAO's prefix `model.model.` 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from rtdetr_tool.checkpoints.layout import detector_weights
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.files import replacing
 
 _REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global|class|instantiate) [`'\"]?([\w.]+\.[\w.]+)")
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -34,19 +33,8 @@ def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(payload), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    sync_directory(path.parent)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(payload), file)
     return path
 
 
@@ -74,23 +62,6 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     payload = load_checkpoint(path)
     meta = payload.get("rtdetr_tool")
     return detector_weights(payload, source=str(path)), dict(meta) if isinstance(meta, Mapping) else None
-
-
-def sync_directory(folder: Path) -> None:
-    """Make a rename in `folder` durable; file systems that cannot do it are left alone."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    """The process's file mode mask (reading it means setting it for a moment); mkstemp ignores it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _check_readable(path: Path) -> None:

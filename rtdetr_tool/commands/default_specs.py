@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> int:
     path = Path(options.output)
     if path.exists() and not options.force:
         raise UserError(f"{path} exists; give --force to overwrite it")
-    from rtdetr_tool.commands.session import write_atomically
+    from rtdetr_tool.files import write_atomically
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from rich.progress import track
 from rich.table import Table
 
 from rtdetr_tool.commands.detection import open_for
-from rtdetr_tool.commands.session import write_atomically
 from rtdetr_tool.data.build import build_eval_dataset
+from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
 from rtdetr_tool.runtimes.loop import LoopTimes, detect

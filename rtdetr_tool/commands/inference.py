@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +15,12 @@ from PIL import Image
 from rich.progress import track
 
 from rtdetr_tool.commands.detection import open_for
-from rtdetr_tool.commands.session import write_atomically
 from rtdetr_tool.data.build import build_inference_dataset
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.data.folder import read_classmap
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import replacing, write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.runtimes.loop import LoopTimes, detect
@@ -161,17 +159,9 @@ def sequence_of(path: str) -> str:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write so that `path` never holds a part of an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(descriptor)
-    try:
+    with replacing(path) as temporary:
         image.save(temporary, quality=92)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import tempfile
 import threading
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rtdetr_tool.errors import RtdetrError, SpecError, UserError
+from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
 from rtdetr_tool.status import StatusLogger, process_rank, set_current_status
@@ -113,21 +113,6 @@ def spec_to_yaml(spec: ExperimentSpec) -> str:
     import yaml
 
     return yaml.safe_dump(spec_to_dict(spec), sort_keys=False, allow_unicode=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text; a reader sees the old or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def report_user_error(error: UserError) -> int:

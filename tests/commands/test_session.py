@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rtdetr_tool.commands.session import run_session, write_atomically
+from rtdetr_tool.commands.session import run_session
 from rtdetr_tool.errors import CheckpointError, DataError, RtdetrError, SpecError, UserError
 from rtdetr_tool.spec import LoadedSpec, load_spec, read_spec
 from rtdetr_tool.status import current_status
@@ -246,21 +245,3 @@ class TestProcesses:
         before = signal.getsignal(signal.SIGTERM)
         run_session(loaded, "train", lambda _: None)
         assert signal.getsignal(signal.SIGTERM) is before
-
-
-class TestAtomicWriting:
-    def test_the_file_is_replaced_whole_and_readable_by_others(self, tmp_path):
-        path = tmp_path / "x.txt"
-        path.write_text("old")
-        write_atomically(path, "new ü")
-        assert path.read_text(encoding="utf-8") == "new ü"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o644
-
-    def test_a_failure_leaves_the_old_file_and_no_other(self, tmp_path, monkeypatch):
-        path = tmp_path / "x.txt"
-        path.write_text("old")
-        monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            write_atomically(path, "new")
-        assert path.read_text() == "old"
-        assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
