@@ -36,6 +36,18 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "rtdetr inference -e specs/demo.yaml -r results inference.checkpoint=results/train/rtdetr_model_best.pth "
         "inference.conf_threshold=0.4",
     ),
+    "export": (
+        "rtdetr_tool.commands.export",
+        "write a checkpoint as ONNX, compared with torch before it counts as written",
+        "rtdetr export -e specs/demo.yaml -r results export.checkpoint=results/train/rtdetr_model_best.pth "
+        "export.onnx_file=results/model.onnx",
+    ),
+    "gen_trt_engine": (
+        "rtdetr_tool.commands.gen_trt_engine",
+        "make a TensorRT engine (FP32, FP16, INT8) from an ONNX file, scored before it is built",
+        "rtdetr gen_trt_engine -e specs/demo.yaml -r results gen_trt_engine.onnx_file=results/model.onnx "
+        "gen_trt_engine.trt_engine=results/model.engine gen_trt_engine.tensorrt.data_type=FP16",
+    ),
     "default_specs": (
         "rtdetr_tool.commands.default_specs",
         "print or write the commented default spec of a command, or its JSON Schema",
@@ -44,7 +56,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 # Commands of TAO that have a section in the spec but are not part of this version.
-NOT_YET = ("export", "gen_trt_engine", "distill", "quantize")
+NOT_YET = ("distill", "quantize")
 
 
 def build_parser() -> argparse.ArgumentParser:

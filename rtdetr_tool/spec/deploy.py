@@ -8,6 +8,10 @@ from typing import Any
 from rtdetr_tool.spec.fields import MISSING, field
 from rtdetr_tool.spec.model import ModelSpec
 
+ENGINE_BACKENDS = ("auto", "tensorrt", "tensorrt_rtx", "none")
+ONNX_PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+MIN_OPSET, MAX_OPSET = 12, 26  # what the exporter and the converter behind it give
+
 
 @dataclass(frozen=True)
 class EvaluateSpec:
@@ -16,8 +20,11 @@ class EvaluateSpec:
     num_gpus: int = field(1, "Devices per node.", min=1)
     gpu_ids: list[int] = field([0], "Which GPUs; as many as num_gpus.", min=0)
     num_nodes: int = field(1, "Machines.", min=1)
-    checkpoint: str = field(MISSING, "Weights to evaluate.")
+    checkpoint: str = field(MISSING, "Model to evaluate: a checkpoint or an ONNX file.")
     trt_engine: str | None = field(None, "TensorRT engine to evaluate instead of a checkpoint.")
+    onnx_provider: str = field(
+        "auto", "What runs an ONNX file; auto = CUDA where it can, else the CPU.", options=ONNX_PROVIDERS, origin="ours"
+    )
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/evaluate.")
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
     input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=1, unit="pixels")
@@ -35,8 +42,11 @@ class InferenceSpec:
     num_gpus: int = field(1, "Devices per node.", min=1)
     gpu_ids: list[int] = field([0], "Which GPUs; as many as num_gpus.", min=0)
     num_nodes: int = field(1, "Machines.", min=1)
-    checkpoint: str = field(MISSING, "Weights to use.")
+    checkpoint: str = field(MISSING, "Model to use: a checkpoint or an ONNX file.")
     trt_engine: str | None = field(None, "TensorRT engine to use instead of a checkpoint.")
+    onnx_provider: str = field(
+        "auto", "What runs an ONNX file; auto = CUDA where it can, else the CPU.", options=ONNX_PROVIDERS, origin="ours"
+    )
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/inference.")
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
     color_map: dict[str, str] | None = field(
@@ -68,12 +78,25 @@ class ExportSpec:
     input_height: int | None = field(
         None, "Input height; null = the checkpoint's evaluation height.", min=32, unit="pixels"
     )
-    opset_version: int = field(17, "ONNX operator set.", min=1)
+    opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)
     batch_size: int = field(-1, "Batch size of the graph; -1 = dynamic.", min=-1)
     verbose: bool = field(False, "Log what the exporter does.")
-    format: str = field("onnx", "File format.", options=("onnx", "xdl"))
+    format: str = field("onnx", "File format.", options=("onnx",))
     serialize_nvdsinfer: bool = field(False, "Also write labels.txt and nvdsinfer_config.yaml for DeepStream.")
     is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
+    overwrite: bool = field(False, "Replace onnx_file where it exists.", origin="ours")
+    include_postprocess: bool = field(
+        False,
+        "Add top-k to the graph: outputs boxes (xyxy, pixels of the input), scores and labels beside the raw ones.",
+        origin="ours",
+    )
+    tolerance: float = field(
+        1e-3,
+        "Largest difference to torch, of a score and of a relative box coordinate, that export accepts.",
+        above=0.0,
+        origin="ours",
+    )
+    notes: str | None = field(None, "Text kept in the file's metadata.", origin="ours")
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,23 @@ class GenTrtEngineSpec:
     batch_size: int = field(-1, "Batch size of the engine; -1 = that of the ONNX file.", min=-1)
     verbose: bool = field(False, "Log what TensorRT does.")
     tensorrt: TensorRTSpec = field(TensorRTSpec, "Engine settings.")
+    backend: str = field(
+        "auto",
+        "Library that builds: TensorRT, or TensorRT-RTX, which needs no GPU; none = only write the ONNX graph in the "
+        "wanted precision and its report.",
+        options=ENGINE_BACKENDS,
+        origin="ours",
+    )
+    compute_capability: list[str] = field(
+        [], "TensorRT-RTX: the GPUs to build for, such as SM89; empty = the GPU present.", origin="ours"
+    )
+    max_score_drop: float = field(
+        0.01,
+        "Largest loss of mAP (0..1) against FP32 on dataset.val_data_sources before the command fails.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
     input_channel: int | None = field(None, "Accepted for old specs; read from the ONNX file.", origin="seed")
     input_width: int | None = field(None, "Accepted for old specs; read from the ONNX file.", origin="seed")
     input_height: int | None = field(None, "Accepted for old specs; read from the ONNX file.", origin="seed")

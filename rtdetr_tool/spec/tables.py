@@ -37,6 +37,8 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "inference.conf_threshold": ("min max", "a score lies in 0..1"),
     "export.gpu_id": ("min", "a GPU index cannot be negative"),
     "export.input_channel": ("min options", "the documentation's smallest value is 3; the models take RGB"),
+    "export.opset_version": ("min max", "the operators of the models begin at 12; newer than the exporter knows fails"),
+    "export.format": ("options", "xdl is not made by TAO's RT-DETR either"),
     "export.input_width": ("type default", "null = the trained width; a fixed default fits only models of that size"),
     "export.input_height": ("type default", "null = the trained height; a fixed default fits only models of that size"),
     "distill.bindings[].criterion": ("options", "the documented criteria are named"),
@@ -84,10 +86,11 @@ NOT_YET: dict[str, str] = {
     "model.frozen_fm.enabled": "a frozen foundation model is not part of this version",
     "evaluate.is_quantized": "quantized checkpoints are not part of this version",
     "inference.is_quantized": "quantized checkpoints are not part of this version",
+    "export.is_quantized": "quantized checkpoints are not part of this version",
 }
 
 # Sections of commands that this version does not have: checked like all others, read by nothing yet.
-SECTIONS_NOT_YET = ("export", "gen_trt_engine", "distill", "quantize")
+SECTIONS_NOT_YET = ("distill", "quantize")
 
 # Other spellings of fields (TAO's documentation has them) -> the field.
 FIELD_ALIASES: dict[str, str] = {
@@ -116,7 +119,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate.checkpoint|evaluate.trt_engine", "dataset.test_data_sources"),
     "inference": ("inference.checkpoint|inference.trt_engine", "dataset.infer_data_sources"),
     "export": ("export.checkpoint", "export.onnx_file"),
-    "gen_trt_engine": ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
+    "gen_trt_engine": ("gen_trt_engine.onnx_file",),  # and trt_engine, unless backend is none
     "distill": (
         "dataset.train_data_sources",
         "dataset.val_data_sources",

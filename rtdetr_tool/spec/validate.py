@@ -24,10 +24,10 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += _model(spec.distill.teacher, "distill.teacher")
     for name in ("train", "evaluate", "inference"):
         problems += _devices(getattr(spec, name), name)
-    for name in ("evaluate", "inference"):
+    for name in ("evaluate", "inference", "export"):
         problems += _input_size(getattr(spec, name), name)
     problems += _engine(spec)
-    if command in ("train", "evaluate", "inference"):
+    if command in ("train", "evaluate", "inference", "export"):
         problems += _built(spec)
         problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
     if command:
@@ -180,7 +180,8 @@ def _devices(section: Any, name: str) -> Iterator[str]:
 
 def _input_size(section: Any, name: str) -> Iterator[str]:
     if section.batch_size == 0:
-        yield f"{name}.batch_size: 0 is not allowed; allowed: -1 (dataset.batch_size) or at least 1"
+        meaning = "dynamic" if name == "export" else "dataset.batch_size"
+        yield f"{name}.batch_size: 0 is not allowed; allowed: -1 ({meaning}) or at least 1"
     if (section.input_width is None) != (section.input_height is None):
         yield f"{name}.input_width, {name}.input_height: only one is given; allowed: both or none"
     for field in ("input_width", "input_height"):
@@ -196,9 +197,8 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
             "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are "
             f"{trt.min_batch_size}, {trt.opt_batch_size}, {trt.max_batch_size}; allowed: ascending"
         )
-    for name in ("export", "gen_trt_engine"):
-        if getattr(spec, name).batch_size == 0:
-            yield f"{name}.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"
+    if spec.gen_trt_engine.batch_size == 0:
+        yield "gen_trt_engine.batch_size: 0 is not allowed; allowed: -1 (as the ONNX file says) or at least 1"
 
 
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
@@ -206,6 +206,9 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         names = alternatives.split("|")
         if all(_is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
+    engine = spec.gen_trt_engine
+    if command == "gen_trt_engine" and engine.backend != "none" and _is_blank(engine.trt_engine):
+        yield "gen_trt_engine.trt_engine: a value is missing; `gen_trt_engine` needs it unless backend is none"
     if command == "distill" and spec.distill is not None:
         for index, binding in enumerate(spec.distill.bindings):
             for field in ("teacher_module_name", "student_module_name", "criterion"):

@@ -1,0 +1,155 @@
+"""ONNX files of detectors: reading them, what they say of themselves, what their inputs and outputs are.
+
+A file of ours carries in its metadata, for people and other tools: `names` (class index -> name, JSON), `input_size`,
+`preserve_aspect_ratio`, `normalisation`, `rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`,
+the same plain data that a checkpoint has, without paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.errors import CheckpointError
+
+INPUT = "inputs"
+LOGITS, BOXES = "pred_logits", "pred_boxes"
+NORMALISATION = "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation"
+
+# What of a spec concerns a deployed model; paths and training settings stay at home.
+DEPLOYED_DATASET = ("num_classes", "class_ids", "remap_mscoco_category")
+DEPLOYED_AUGMENTATION = ("eval_spatial_size", "preserve_aspect_ratio")
+
+
+@dataclass(frozen=True)
+class OnnxInterface:
+    """Inputs and outputs of a detector's graph; None stands for a dynamic axis."""
+
+    batch: int | None
+    size: tuple[int, int]  # (height, width)
+    queries: int | None
+    classes: int | None
+    opset: int
+    outputs: tuple[str, ...]
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """Read and check a file.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, no ONNX file, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = sorted(p.name for p in path.parent.glob("*.onnx"))[:5] if path.parent.is_dir() else []
+        near = f" {path.parent} holds: {', '.join(found)}." if found else ""
+        raise CheckpointError(f"There is no ONNX file at {path}.{near}")
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} keeps its weights in another file, which is not there: {error}") from error
+    except Exception as error:  # protobuf raises its own DecodeError, others come from external data
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} ({size} bytes) is not an ONNX file, or it is damaged or cut short.") from error
+    if not model.graph.node or not model.opset_import:
+        raise CheckpointError(f"{path} is not an ONNX file with a graph: it holds no nodes or no operator set.")
+    return model
+
+
+def interface_of(model: onnx.ModelProto, source: str | Path) -> OnnxInterface:
+    """The interface of a detector's graph: `inputs` [B, 3, H, W] -> `pred_logits` [B, Q, C], `pred_boxes` [B, Q, 4].
+
+    Raises:
+        CheckpointError: naming the inputs and outputs that the graph has instead.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: _shape(value) for value in model.graph.input if value.name not in constants}
+    outputs = {value.name: _shape(value) for value in model.graph.output}
+    if set(inputs) != {INPUT} or not {LOGITS, BOXES} <= set(outputs):
+        raise CheckpointError(
+            f"{source} has inputs {_listing(inputs)} and outputs {_listing(outputs)}; a detector with input {INPUT} "
+            f"[batch, 3, height, width] and outputs {LOGITS}, {BOXES} is expected, as `rtdetr export` and TAO write it."
+        )
+    value = next(value for value in model.graph.input if value.name == INPUT)
+    kind = value.type.tensor_type.elem_type
+    if kind != onnx.TensorProto.FLOAT:
+        raise CheckpointError(
+            f"{source}: input {INPUT} is of type {onnx.TensorProto.DataType.Name(kind)}; FLOAT is expected"
+        )
+    shape = inputs[INPUT]
+    if len(shape) != 4 or shape[1] != 3 or None in shape[2:]:
+        raise CheckpointError(
+            f"{source}: input {INPUT} is {_text(shape)}; [batch, 3, height, width] with a fixed height and width is "
+            "expected. Export it with a fixed input size."
+        )
+    logits = outputs[LOGITS] if len(outputs[LOGITS]) == 3 else (None, None, None)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    return OnnxInterface(shape[0], (shape[2], shape[3]), logits[1], logits[2], opset, tuple(outputs))
+
+
+def describe(meta: Mapping[str, Any], size: tuple[int, int], notes: str | None = None) -> dict[str, Any]:
+    """What a deployed file says of its model; `meta` is a checkpoint's (see `metadata.py`), `size` (height, width)."""
+    spec = meta.get("spec") or {}
+    dataset = spec.get("dataset") or {}
+    sizes = dataset.get("augmentation") or {}
+    kept = {
+        "model": dict(spec.get("model") or {}),
+        "dataset": {
+            **{name: dataset[name] for name in DEPLOYED_DATASET if name in dataset},
+            "augmentation": {name: sizes[name] for name in DEPLOYED_AUGMENTATION if name in sizes},
+        },
+    }
+    kept["model"].pop("pretrained_backbone_path", None)
+    description = {
+        "names": {str(entry["index"]): entry["name"] for entry in meta["classes"]},
+        "input_size": list(size),
+        "preserve_aspect_ratio": bool(sizes.get("preserve_aspect_ratio", False)),
+        "normalisation": NORMALISATION,
+        "rtdetr_version": meta.get("version", ""),
+        "spec_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
+        "notes": notes or "",
+        KEY: {**{name: meta[name] for name in ("version", "format", "weights") if name in meta}, "spec": kept,
+              "classes": [dict(entry) for entry in meta["classes"]]},
+    }  # fmt: skip
+    return description
+
+
+def attach(model: onnx.ModelProto, description: Mapping[str, Any]) -> None:
+    """Write a description into the metadata of a model, in place; texts as they are, all else as JSON."""
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    known |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
+    onnx.helper.set_model_props(model, known)
+
+
+def description_of(model: onnx.ModelProto) -> dict[str, Any]:
+    """The reverse of `attach`; what others wrote stays text."""
+    description: dict[str, Any] = {}
+    for entry in model.metadata_props:
+        try:
+            value = json.loads(entry.value) if entry.key not in ("notes", "rtdetr_version") else entry.value
+        except json.JSONDecodeError:
+            value = entry.value
+        description[entry.key] = value
+    return description
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    return tuple(
+        axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else None
+        for axis in value.type.tensor_type.shape.dim
+    )
+
+
+def _listing(shapes: Mapping[str, tuple]) -> str:
+    return ", ".join(f"{name} {_text(shape)}" for name, shape in shapes.items()) or "none"
+
+
+def _text(shape: tuple) -> str:
+    return "[" + ", ".join("?" if side is None else str(side) for side in shape) + "]"

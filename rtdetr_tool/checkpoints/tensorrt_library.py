@@ -1,0 +1,158 @@
+"""The TensorRT libraries: which there are, what sets them apart, and what they say.
+
+Every call this package makes exists in TensorRT 10.0 to 11.4 and in TensorRT-RTX 1.4 to 1.7 alike (read off their Python
+bindings); the rest stands in `LIBRARIES`. Both know strongly typed networks, in which the ONNX file alone decides the
+precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from rtdetr_tool.errors import RtdetrError, UserError
+
+logger = logging.getLogger(__name__)
+
+AFTERMATH = ("checkMacros.cpp", "API Usage Error (Parameter check failed")  # they follow the message with the reason
+
+
+@dataclass(frozen=True)
+class Library:
+    """One row of what sets the libraries apart."""
+
+    module: str
+    title: str
+    extra: str  # of this package
+    oldest: int  # major version
+    ahead_of_time: bool  # builds for GPUs named by their compute capability, without one
+    timing_cache: bool  # TensorRT-RTX times nothing while it builds; its timing cache has been a no-op since 1.2
+
+    @property
+    def pip_command(self) -> str:
+        return f'pip install "rtdetr-tool[{self.extra}]"'
+
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.module) is not None
+
+
+LIBRARIES = {
+    "tensorrt": Library("tensorrt", "TensorRT", "tensorrt", 10, ahead_of_time=False, timing_cache=True),
+    "tensorrt_rtx": Library(
+        "tensorrt_rtx", "TensorRT-RTX", "tensorrt-rtx", 1, ahead_of_time=True, timing_cache=False
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Messages:
+    """What a library said during one piece of work."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    verbose: bool = False
+
+    def reasons(self) -> str:
+        """The errors as an indented list, without repetitions and without those that only follow from others."""
+        texts = list(dict.fromkeys(_tidy(text) for text in self.errors))
+        causes = [text for text in texts if not any(sign in text for sign in AFTERMATH)] or texts
+        return "\n".join(f"  - {text}" for text in causes) or "  - it gave no reason"
+
+
+class LoadedLibrary:
+    """An imported library with the one logger that a process may have for it.
+
+    TensorRT keeps the first logger it meets for as long as anything made with it lives; `listening` therefore changes where
+    that one writes: to the log file (logger `tensorrt`), with `verbose` also to the console.
+    """
+
+    def __init__(self, library: Library, module: ModuleType) -> None:
+        self.library, self.module = library, module
+        self.version: str = module.__version__
+        self._messages = Messages()
+        self.logger = _make_logger(module, self._take)
+
+    @property
+    def name(self) -> str:
+        return f"{self.library.title} {self.version}"
+
+    @contextmanager
+    def listening(self, verbose: bool = False) -> Iterator[Messages]:
+        before, self._messages = self._messages, Messages(verbose=verbose)
+        try:
+            yield self._messages
+        finally:
+            self._messages = before
+
+    def _take(self, severity: str, text: str) -> None:
+        messages, file = self._messages, logging.getLogger(self.library.module)
+        level = {"VERBOSE": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING}.get(severity, logging.ERROR)
+        if severity == "VERBOSE" and not messages.verbose:
+            return
+        if level == logging.ERROR:
+            messages.errors.append(text)
+        elif level == logging.WARNING:
+            messages.warnings.append(_tidy(text))
+        (logger if messages.verbose else file).log(level, "%s: %s", self.library.title, text)
+
+
+def _make_logger(module: ModuleType, take: Any) -> Any:
+    class Listener(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            take(severity.name, text)
+
+    return Listener()
+
+
+@cache
+def load_library(name: str) -> LoadedLibrary:
+    """Import a library of `LIBRARIES`.
+
+    Raises:
+        UserError: it is not installed, does not load here, or is too old.
+    """
+    library = LIBRARIES[name]
+    if not library.installed:
+        raise UserError(f"{library.title} is not installed. Install it with: {library.pip_command}")
+    try:
+        module = importlib.import_module(library.module)
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"{library.title} is installed but cannot be loaded: {error}. Try: {library.pip_command} --force-reinstall"
+        ) from error
+    if int(module.__version__.split(".")[0]) < library.oldest:
+        raise UserError(
+            f"{library.title} {module.__version__} is too old: {library.oldest} or later is needed. "
+            f"Install it with: {library.pip_command} --upgrade"
+        )
+    logging.getLogger(library.module).setLevel(logging.DEBUG)  # its handlers, such as a run's log file, decide
+    return LoadedLibrary(library, module)
+
+
+def made(thing: Any, what: str, messages: Messages) -> Any:
+    """`thing`, unless it is None or False, as these libraries answer instead of raising.
+
+    Raises:
+        RtdetrError: with what the library said.
+    """
+    if thing is None or thing is False:
+        raise RtdetrError(f"{what} failed:\n{messages.reasons()}")
+    return thing
+
+
+def _tidy(text: str) -> str:
+    """A message without source positions of the library."""
+    text = re.sub(r"\s+In \w+ at /\S+?:\d+", "", text.strip())
+    return " ".join(text.split())

@@ -1,0 +1,98 @@
+"""What an engine consists of, as plain data and as a few lines for the console."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rtdetr_tool.checkpoints.tensorrt_library import LoadedLibrary, Messages, made
+
+# The library's names of number formats in the words of ONNX and torch; integers that carry shapes are no precision.
+PRECISIONS = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8", "FP4": "float4", "INT8": "int8",
+    "INT4": "int4",
+}  # fmt: skip
+OTHER_TYPES = {"INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+SHOWN_TYPES = 8
+
+
+def tensors(network: Any) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs: name, shape (-1: dynamic), type."""
+
+    def describe(tensor: Any) -> dict[str, Any]:
+        return {"name": tensor.name, "shape": list(tensor.shape), "type": type_name(tensor.dtype)}
+
+    return {
+        "inputs": [describe(network.get_input(index)) for index in range(network.num_inputs)],
+        "outputs": [describe(network.get_output(index)) for index in range(network.num_outputs)],
+    }
+
+
+def type_name(kind: Any) -> str:
+    return (PRECISIONS | OTHER_TYPES).get(kind.name, kind.name.lower())
+
+
+def precisions(network: Any) -> dict[str, int]:
+    """How many layers of the network compute in each number format; constants and integers are left out."""
+    counts: Counter[str] = Counter()
+    for layer in _layers(network):
+        if layer.num_outputs and layer.type.name != "CONSTANT" and layer.get_output(0).dtype.name in PRECISIONS:
+            counts[PRECISIONS[layer.get_output(0).dtype.name]] += 1
+    return dict(counts.most_common())
+
+
+def layers_of_network(network: Any) -> dict[str, Any]:
+    """Layers as parsed, before the library fused them: what can be said without the GPU that the engine is for."""
+    types = Counter(layer.type.name.lower() for layer in _layers(network))
+    return _layers_report(types, "network")
+
+
+def layers_of_engine(loaded: LoadedLibrary, plan: bytes, messages: Messages) -> dict[str, Any]:
+    """Layers of the finished engine, which is loaded for it; that also proves that it loads."""
+    runtime = loaded.module.Runtime(loaded.logger)
+    engine = made(runtime.deserialize_cuda_engine(plan), "loading the engine that was just built", messages)
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(loaded.module.LayerInformationFormat.JSON)
+    found = json.loads(text or "{}").get("Layers") or []
+    types = Counter(
+        str(layer.get("LayerType", "layer")).lower() if isinstance(layer, Mapping) else "layer" for layer in found
+    )
+    return _layers_report(types, "engine")
+
+
+def _layers_report(types: Counter[str], source: str) -> dict[str, Any]:
+    return {"count": types.total(), "source": source, "by_type": dict(types.most_common())}
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(index) for index in range(network.num_layers)]
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """A few lines for people about an engine's report."""
+    layers, by_type = report["layers"], report["layers"]["by_type"]
+    shown = [f"{name} {count}" for name, count in list(by_type.items())[:SHOWN_TYPES]]
+    rest = layers["count"] - sum(list(by_type.values())[:SHOWN_TYPES])
+    shown += [f"others {rest}"] if rest else []
+    precision = ", ".join(f"{name} {count}" for name, count in report["precision"].items())
+    profile = "; ".join(
+        f"{name} {_batches(shapes)} x {' x '.join(map(str, shapes['opt'][1:]))}"
+        for name, shapes in report["profile"].items()
+    )
+    source = "in the engine" if layers["source"] == "engine" else "in the network, before fusing"
+    return "\n".join(
+        [
+            f"{report['backend']} {report['version']} for {', '.join(report['compute_capabilities'])}: "
+            f"{report['bytes'] / 1e6:.1f} MB in {report['seconds']:.1f} s",
+            f"input {profile}",
+            f"{layers['count']} layers {source}: {', '.join(shown)}",
+            f"layers that compute in {precision}",
+        ]
+    )
+
+
+def _batches(shapes: Mapping[str, list[int]]) -> str:
+    low, opt, high = (shapes[kind][0] for kind in ("min", "opt", "max"))
+    return str(low) if low == high else f"{low}..{high} (best {opt})"

@@ -1,0 +1,73 @@
+"""TensorRT's timing cache: what it measured in earlier builds, in a file that later builds read and extend."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rtdetr_tool.checkpoints.tensorrt_library import LoadedLibrary, Messages
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+class TimingCache:
+    """One build's use of a cache file; `state` says in a word or two what became of it."""
+
+    def __init__(self, path: Path | None, loaded: LoadedLibrary) -> None:
+        self.path, self.loaded = path, loaded
+        self.state = "none"
+        self._cache: Any = None  # has to live until the build is done
+
+    def attach(self, config: Any, messages: Messages) -> None:
+        """Hand the file's content to a build; one that is damaged or of another GPU or version is begun anew."""
+        if self.path is None:
+            return
+        if not self.loaded.library.timing_cache:
+            self.state = f"not used by {self.loaded.library.title}"
+            logger.warning(
+                "gen_trt_engine.timing_cache has no effect: %s measures nothing while it builds", self.loaded.library.title
+            )
+            return
+        content = self._read()
+        self.state = "extended" if content else "new"
+        if content and not self._offer(config, content, messages):
+            self.state = "begun anew"
+            logger.warning(
+                "The timing cache %s is damaged, or of another GPU or version of %s: it is begun anew",
+                self.path,
+                self.loaded.library.title,
+            )
+            content = b""
+        if not content:
+            self._offer(config, b"", messages)
+
+    def save(self, config: Any) -> None:
+        """Replace the file by what is known now. A failure costs time in later builds, never the engine."""
+        cache = config.get_timing_cache() if self._cache is not None else None
+        if cache is None or self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, bytes(cache.serialize()))
+        except OSError as error:
+            self.state = "not saved"
+            logger.warning("The timing cache %s cannot be written: %s", self.path, error.strerror or error)
+
+    def _read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise UserError(f"gen_trt_engine.timing_cache: {self.path} cannot be read: {error.strerror}") from error
+
+    def _offer(self, config: Any, content: bytes, messages: Messages) -> bool:
+        """Whether the library takes the content; it answers a damaged cache with an empty one and a warning."""
+        complaints = len(messages.warnings) + len(messages.errors)
+        cache = config.create_timing_cache(content)
+        accepted = cache is not None and config.set_timing_cache(cache, False)
+        self._cache = cache if accepted else None
+        return accepted and (not content or complaints == len(messages.warnings) + len(messages.errors))
