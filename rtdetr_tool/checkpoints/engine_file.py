@@ -1,7 +1,7 @@
 """Engine files: a plan as TensorRT makes it, and `<file>.json` beside it that says what it is.
 
-The description holds what the ONNX file's metadata held (class names, input size, ...), `build` (versions, GPU, profile,
-inputs and outputs, ...) and `engine` (size, hash and time of the plan, which tie the two files together).
+The description holds what the ONNX file's metadata held (class names, input size, ...), `build` (versions, GPU,
+profile, inputs and outputs, ...) and `engine` (size, hash and time of the plan, which tie the two files together).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The TensorRT libraries: which there are, what sets them apart, and what they say.
 
-Every call this package makes exists in TensorRT 10.0 to 11.4 and in TensorRT-RTX 1.4 to 1.7 alike (read off their Python
-bindings); the rest stands in `LIBRARIES`. Both know strongly typed networks, in which the ONNX file alone decides the
-precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
+Every call this package makes exists in TensorRT 10 and 11 and in TensorRT-RTX 1 alike (read off the Python bindings of
+10.16, 11.4 and 1.7); the rest stands in `LIBRARIES`. All know strongly typed networks, in which the ONNX file alone
+decides the precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rtdetr_tool.errors import RtdetrError, UserError
 logger = logging.getLogger(__name__)
 
 AFTERMATH = ("checkMacros.cpp", "API Usage Error (Parameter check failed")  # they follow the message with the reason
+LEVELS = {"VERBOSE": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING}
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Messages:
 class LoadedLibrary:
     """An imported library with the one logger that a process may have for it.
 
-    TensorRT keeps the first logger it meets for as long as anything made with it lives; `listening` therefore changes where
-    that one writes: to the log file (logger `tensorrt`), with `verbose` also to the console.
+    TensorRT keeps the first logger it meets for as long as anything made with it lives; `listening` therefore changes
+    where that one writes: to the log file (logger `tensorrt`), with `verbose` also to the console.
     """
 
     def __init__(self, library: Library, module: ModuleType) -> None:
@@ -95,7 +96,7 @@ class LoadedLibrary:
 
     def _take(self, severity: str, text: str) -> None:
         messages, file = self._messages, logging.getLogger(self.library.module)
-        level = {"VERBOSE": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING}.get(severity, logging.ERROR)
+        level = LEVELS.get(severity, logging.ERROR)  # INTERNAL_ERROR too
         if severity == "VERBOSE" and not messages.verbose:
             return
         if level == logging.ERROR:

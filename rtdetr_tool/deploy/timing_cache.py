@@ -28,7 +28,8 @@ class TimingCache:
         if not self.loaded.library.timing_cache:
             self.state = f"not used by {self.loaded.library.title}"
             logger.warning(
-                "gen_trt_engine.timing_cache has no effect: %s measures nothing while it builds", self.loaded.library.title
+                "gen_trt_engine.timing_cache has no effect: %s measures nothing while it builds",
+                self.loaded.library.title,
             )
             return
         content = self._read()

@@ -1,0 +1,44 @@
+"""Any number of images through an engine that takes only some batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Smallest and largest batch of an engine; equal for a fixed one, `largest` None for no limit."""
+
+    smallest: int = 1
+    largest: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.smallest < 1 or (self.largest is not None and self.largest < self.smallest):
+            raise ValueError(f"batch sizes from {self.smallest} to {self.largest}")
+
+
+def run_in_batches(
+    images: Tensor, limits: BatchLimits, run: Callable[[Tensor], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The outputs of `run` for images [B, 3, H, W], B from 0 on; axis 0 of every output belongs to the images.
+
+    More images than the largest batch are cut into chunks; too few are filled up with black ones, whose outputs are
+    dropped.
+    """
+    largest = limits.largest or max(len(images), limits.smallest)
+    chunks = images.split(largest) if len(images) else (images,)
+    found = [_run_filled(chunk, limits.smallest, run) for chunk in chunks]
+    if len(found) == 1:
+        return found[0]
+    return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
+
+
+def _run_filled(images: Tensor, smallest: int, run: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    count = len(images)
+    if count < smallest:
+        images = torch.cat([images, images.new_zeros(smallest - count, *images.shape[1:])])
+    return {name: output[:count] for name, output in run(images).items()}
