@@ -15,6 +15,7 @@ PRECISIONS = {
     "INT4": "int4",
 }  # fmt: skip
 OTHER_TYPES = {"INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+PRODUCTS = ("CONVOLUTION", "MATRIX_MULTIPLY")
 SHOWN_TYPES = 8
 
 
@@ -35,11 +36,22 @@ def type_name(kind: Any) -> str:
 
 
 def precisions(network: Any) -> dict[str, int]:
-    """How many layers of the network compute in each number format; constants and integers are left out."""
+    """How many layers of the network compute in each number format.
+
+    A product or convolution of dequantized values counts by what was quantized, since that is how it runs. Constants,
+    quantizing layers and layers on integers (shapes, indices) are left out.
+    """
+    layers = [layer for layer in _layers(network) if layer.num_outputs and layer.type.name != "CONSTANT"]
+    stored = {
+        layer.get_output(0).name: layer.get_input(0).dtype.name for layer in layers if layer.type.name == "DEQUANTIZE"
+    }
     counts: Counter[str] = Counter()
-    for layer in _layers(network):
-        if layer.num_outputs and layer.type.name != "CONSTANT" and layer.get_output(0).dtype.name in PRECISIONS:
-            counts[PRECISIONS[layer.get_output(0).dtype.name]] += 1
+    for layer in layers:
+        kind = layer.get_output(0).dtype.name
+        if layer.type.name in PRODUCTS and layer.get_input(0).name in stored:
+            kind = stored[layer.get_input(0).name]
+        if kind in PRECISIONS and layer.type.name not in ("QUANTIZE", "DEQUANTIZE"):
+            counts[PRECISIONS[kind]] += 1
     return dict(counts.most_common())
 
 
@@ -88,7 +100,7 @@ def summary(report: Mapping[str, Any]) -> str:
             f"{report['bytes'] / 1e6:.1f} MB in {report['seconds']:.1f} s",
             f"input {profile}",
             f"{layers['count']} layers {source}: {', '.join(shown)}",
-            f"layers that compute in {precision}",
+            f"layers by precision: {precision}",
         ]
     )
 

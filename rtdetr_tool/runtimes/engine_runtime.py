@@ -29,13 +29,15 @@ TYPES = {
 class EngineRuntime:
     """An engine file, ready to predict on one GPU.
 
+    `description` is what the file beside it says (empty without one), `num_classes` the width of the logits.
+
     Raises:
         CheckpointError: the file is missing, damaged, no engine, no detector, or does not belong to its description.
         UserError: there is no GPU, or the library that the engine needs is not installed or of another version.
     """
 
     def __init__(
-        self, path: str | Path, class_map: ClassMap | None = None, device: torch.device | str = "cuda"
+        self, path: str | Path, device: torch.device | str = "cuda", class_map: ClassMap | None = None
     ) -> None:
         plan, self.description = read_engine_file(path)
         self.path, self.class_map = Path(path), class_map
@@ -50,6 +52,8 @@ class EngineRuntime:
             self._context = made(self._engine.create_execution_context(), f"preparing {path} to run", messages)
         self.inputs, self.outputs = _interface(self.library.module, self._engine, self.path)
         self.input_size, self.limits = _limits(self._engine)
+        classes = tuple(self._engine.get_tensor_shape(LOGITS))[-1]
+        self.num_classes = classes if classes > 0 else None
         self._stream = torch.cuda.Stream(self.device)
 
     @torch.inference_mode()
@@ -60,8 +64,8 @@ class EngineRuntime:
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """One batch that the engine takes.
 
-        It runs in a stream of its own, because in the default stream TensorRT synchronises the whole device; this stream
-        waits for the caller's, and the caller's for this one.
+        It runs in a stream of its own, because in the default stream TensorRT synchronises the whole device; that
+        stream and the caller's wait for each other.
         """
         images = images.to(self.device, TYPES[self._engine.get_tensor_dtype(INPUT).name]).contiguous()
         caller = torch.cuda.current_stream(self.device)
@@ -86,10 +90,7 @@ def gpu_of(device: torch.device | str, path: Path, plan: bytes, description: Map
     if not description and not looks_like_plan(plan):
         raise CheckpointError(_no_engine(path, plan))
     if not torch.cuda.is_available():
-        raise UserError(
-            f"{path} needs an NVIDIA GPU with its driver, and torch finds none here ({origin(plan, description)}). "
-            "Where there is none, evaluate and inference take the checkpoint or the ONNX file."
-        )
+        raise UserError(_needs_gpu(path, plan, description))
     if device.type != "cuda":
         raise UserError(f"{path} is a TensorRT engine and runs on a GPU; device {device} was asked for")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
@@ -119,9 +120,12 @@ def refusal(
         return _no_engine(path, plan)
     build = description.get("build") or {}
     version, targets = build.get("version") or plan_version(plan), build.get("compute_capabilities")
-    here = "SM{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else "no GPU"
+    gpu = torch.cuda.is_available()
+    here = "SM{}{}".format(*torch.cuda.get_device_capability()) if gpu else ""
     if version is not None and version != library.version:
         why = f"built by version {version}, but {library.name} is installed, and an engine runs on its own version only"
+    elif not gpu:
+        return _needs_gpu(path, plan, description)
     elif targets and here not in targets and "AMPERE_PLUS" not in targets:
         why = f"built for {', '.join(targets)}, but the GPU here is {here}"
     else:
@@ -143,6 +147,13 @@ def origin(plan: bytes, description: Mapping[str, Any]) -> str:
     title = LIBRARIES[build["backend"]].title if build.get("backend") in LIBRARIES else "an unknown library"
     targets = ", ".join(build.get("compute_capabilities") or ["an unnamed GPU"])
     return f"built by {title} {build.get('version', 'of unknown version')} for {targets}"
+
+
+def _needs_gpu(path: Path, plan: bytes, description: Mapping[str, Any]) -> str:
+    return (
+        f"{path} needs an NVIDIA GPU with its driver, and torch finds none here ({origin(plan, description)}). "
+        "Where there is none, evaluate and inference take the checkpoint or the ONNX file."
+    )
 
 
 def _no_engine(path: Path, plan: bytes) -> str:

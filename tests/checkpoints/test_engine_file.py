@@ -1,0 +1,109 @@
+"""Engine files: the plan and its description are whole, belong together, and say what they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rtdetr_tool.checkpoints.engine_file import (
+    description_path,
+    looks_like_plan,
+    plan_version,
+    read_engine_file,
+    write_engine_file,
+)
+from rtdetr_tool.errors import CheckpointError, UserError
+
+# The header of a TensorRT-RTX 1.7.1.116 engine: kind, sizes, version.
+PLAN = b"vtrt" + bytes(12) + (1000).to_bytes(8, "little") + bytes([1, 7, 1, 116]) + bytes(972)
+DESCRIPTION = {"names": {"0": "Möwe"}, "build": {"backend": "tensorrt_rtx"}}
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    path = tmp_path / "new folder" / "model.engine"
+    write_engine_file(path, PLAN, DESCRIPTION)
+    plan, description = read_engine_file(path)
+    assert plan == PLAN
+    assert description["names"] == {"0": "Möwe"} and description["build"] == {"backend": "tensorrt_rtx"}
+    assert description["engine"]["bytes"] == 1000 and description["engine"]["file"] == "model.engine"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.engine", "model.engine.json"]
+
+
+def test_an_engine_of_another_tool_has_no_description(tmp_path):
+    path = tmp_path / "model.plan"
+    path.write_bytes(PLAN)
+    assert read_engine_file(path) == (PLAN, {})
+
+
+def test_a_description_that_cannot_be_written_as_json_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        write_engine_file(tmp_path / "model.engine", PLAN, {"names": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_engine_cannot_go_nothing_is_left_behind(tmp_path):
+    folder = tmp_path / "model.engine"
+    folder.mkdir()
+    with pytest.raises(UserError, match="it is a directory"):
+        write_engine_file(folder, PLAN, {})
+    with pytest.raises(UserError, match=r"model\.engine/inner/x\.engine cannot be written"):
+        (folder / "inner").write_text("a file")
+        write_engine_file(folder / "inner" / "x.engine", PLAN, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.engine"]
+
+
+def test_a_failed_write_keeps_the_engine_and_description_of_before(tmp_path):
+    path = tmp_path / "model.engine"
+    write_engine_file(path, PLAN, DESCRIPTION)
+    with pytest.raises(TypeError):
+        write_engine_file(path, b"other", {"names": object()})
+    assert read_engine_file(path)[0] == PLAN
+
+
+def test_an_engine_that_was_cut_short_is_told(tmp_path):
+    path = tmp_path / "model.engine"
+    write_engine_file(path, PLAN, DESCRIPTION)
+    path.write_bytes(PLAN[:600])
+    with pytest.raises(CheckpointError, match="cut short: 600 of 1000 bytes"):
+        read_engine_file(path)
+
+
+def test_a_description_of_another_engine_is_told(tmp_path):
+    write_engine_file(tmp_path / "one.engine", PLAN, DESCRIPTION)
+    write_engine_file(tmp_path / "two.engine", PLAN[:-1] + b"x", DESCRIPTION)
+    description_path(tmp_path / "two.engine").replace(description_path(tmp_path / "one.engine"))
+    with pytest.raises(CheckpointError, match=r"one\.engine\.json belongs to another engine"):
+        read_engine_file(tmp_path / "one.engine")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '"engine"'])
+def test_a_damaged_description_is_told(tmp_path, text):
+    path = tmp_path / "model.engine"
+    path.write_bytes(PLAN)
+    description_path(path).write_text(text)
+    with pytest.raises(CheckpointError, match=r"model\.engine\.json .*It may also be deleted"):
+        read_engine_file(path)
+
+
+def test_missing_empty_and_directory_are_told_apart(tmp_path):
+    (tmp_path / "other.engine").write_bytes(PLAN)
+    (tmp_path / "empty.engine").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"There is no TensorRT engine at .*holds: empty\.engine, other\.engine"):
+        read_engine_file(tmp_path / "model.engine")
+    with pytest.raises(CheckpointError, match="is empty"):
+        read_engine_file(tmp_path / "empty.engine")
+    with pytest.raises(CheckpointError, match="is a directory"):
+        read_engine_file(tmp_path)
+
+
+def test_the_header_tells_the_version_that_built_a_plan():
+    assert looks_like_plan(PLAN) and plan_version(PLAN) == "1.7.1.116"
+    for foreign in (b"", b"vtrt", b"PK\x03\x04" + bytes(100), b"vtrt" + bytes(100)):
+        assert plan_version(foreign) is None
+
+
+def test_the_description_is_readable_json(tmp_path):
+    write_engine_file(tmp_path / "model.engine", PLAN, DESCRIPTION)
+    text = description_path(tmp_path / "model.engine").read_text(encoding="utf-8")
+    assert "Möwe" in text and json.loads(text)["engine"]["built"].endswith("+00:00")
