@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def run(loaded: LoadedSpec) -> None:
     section = loaded.spec.evaluate
-    current_status().running(f"Loading checkpoint: {section.checkpoint}")
+    current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
     dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map)

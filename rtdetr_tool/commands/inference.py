@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def run(loaded: LoadedSpec) -> int:
     section = loaded.spec.inference
     colors = parse_color_map(section.color_map)
-    current_status().running(f"Loading checkpoint: {section.checkpoint}")
+    current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
     class_map = settle_classes(runtime.class_map, spec.dataset)

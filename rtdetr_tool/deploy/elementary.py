@@ -68,7 +68,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` as products and a softmax; inference of full attention only."""
+    """`torch.nn.functional.scaled_dot_product_attention` as products and a softmax; full attention without dropout."""
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("attention with a causal mask, grouped queries or dropout")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

@@ -17,7 +17,7 @@ import torch
 from onnx import version_converter
 from torch import nn
 
-from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS
+from rtdetr_tool.checkpoints.onnx_file import INPUT
 from rtdetr_tool.deploy.elementary import elementary_operators
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import UserError
@@ -50,12 +50,12 @@ def export_graph(
     onnx.checker.check_model(graph, full_check=True)
     found = opset_of(graph)
     if found != opset:
-        raise UserError(f"export.opset_version: asked for {opset}, the exporter gave {found}; choose that or an older one")
+        raise UserError(f"export.opset_version: asked for {opset}, the exporter gave {found}; choose that or less")
     return graph
 
 
 def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, verbose: bool) -> onnx.ModelProto:
-    if not OLDEST_OPSET <= opset:
+    if not opset >= OLDEST_OPSET:
         raise UserError(f"export.opset_version: {opset} is not allowed; allowed: {OLDEST_OPSET} or newer")
     names = list(model.output_names)
     axes = {name: {0: "batch"} for name in (INPUT, *names)} if dynamic else None

@@ -20,8 +20,8 @@ DETECTION_OUTPUTS = ("boxes", "scores", "labels")
 class ExportModel(nn.Module):
     """images [B, 3, H, W] RGB 0..1 -> pred_logits [B, Q, C] before the sigmoid, pred_boxes [B, Q, 4] cxcywh 0..1.
 
-    With `num_select` also the best K detections, best first: boxes [B, K, 4] xyxy in pixels of the input, clipped to it,
-    scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs stay, so that every such file can be scored.
+    With `num_select` also the best K detections, best first: boxes [B, K, 4] xyxy in pixels of the input, clipped to
+    it, scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs stay, so that every file can be scored.
     """
 
     def __init__(self, detector: nn.Module, num_select: int | None = None) -> None:

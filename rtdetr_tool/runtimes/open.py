@@ -1,13 +1,14 @@
 """From a file to a runtime.
 
-A checkpoint of ours knows its architecture, classes and input size; the spec may not contradict it.
+A file of ours (checkpoint, ONNX file or engine) knows its architecture, classes and input size; the spec may not
+contradict it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import torch
 
 from rtdetr_tool.checkpoints.io import read_weights
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import check_against
+from rtdetr_tool.checkpoints.metadata import KEY, check_against
+from rtdetr_tool.checkpoints.onnx_file import description_of, interface_of, read_onnx
 from rtdetr_tool.data.classes import ClassMap
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.data.preprocess import input_size
+from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.models.rtdetr.detector import RTDETR
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
-from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 # Fields of `dataset` that a checkpoint was trained with and that hold for it unless the user says otherwise.
 REMEMBERED = ("num_classes", "class_ids", "remap_mscoco_category")
@@ -40,32 +45,123 @@ class OpenedModel:
     spec: ExperimentSpec
 
 
-def open_model(path: str, loaded: LoadedSpec, device: torch.device | str = "cpu") -> OpenedModel:
-    """Open a weights file.
+@dataclass
+class OpenedDetector:
+    """A detector with its weights, what the file says of itself (None if it is not ours) and the spec that holds."""
+
+    detector: RTDETR
+    meta: Mapping[str, Any] | None
+    class_map: ClassMap | None
+    spec: ExperimentSpec
+
+
+def open_model(
+    path: str, loaded: LoadedSpec, device: torch.device | str = "cpu", onnx_provider: str = "auto"
+) -> OpenedModel:
+    """Open a weights file, an ONNX file or a TensorRT engine, by its suffix.
 
     Raises:
-        UserError: for a file no runtime of this version can run.
+        UserError: for a file no runtime can run.
         CheckpointError: for a damaged or foreign file, or one the spec contradicts.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in WEIGHT_SUFFIXES:
+    if suffix == ".onnx":
+        return open_onnx(path, loaded, device, onnx_provider)
+    if suffix in ENGINE_SUFFIXES:
+        return open_engine(path, loaded, device)
+    opened = open_detector(path, loaded)
+    return OpenedModel(TorchRuntime(opened.detector, opened.class_map, device), opened.spec)
+
+
+def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
+    """The detector of a weights file, in training mode and on the CPU."""
+    if Path(path).suffix.lower() not in WEIGHT_SUFFIXES:
         raise UserError(
-            f"{path} cannot be run: a file ending in {', '.join(WEIGHT_SUFFIXES)} is expected "
-            "(ONNX files and TensorRT engines are not part of this version)"
+            f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)}, graphs in .onnx, "
+            f"TensorRT engines in {', '.join(ENGINE_SUFFIXES)}."
         )
     weights, meta = read_weights(path)
     spec, class_map = loaded.spec, None
     if meta is not None:
-        check_against(loaded.spec, meta, source=str(path), explicit=loaded.explicit)
-        spec = complete_spec(loaded, meta)
-        class_map = ClassMap.from_list(meta["classes"], spec.dataset.num_classes)
+        spec, class_map = settle(path, loaded, meta)
         kind = "averaged (EMA)" if meta.get("weights") == "ema" else "trained"
         logger.info("%s: %s weights of %s, %d classes", path, kind, spec.model.backbone, len(class_map))
     else:
         logger.warning("%s does not say what it was trained with: the spec gives architecture and classes", path)
     detector = build_detector(spec.model, spec.dataset.num_classes)
     load_into(detector, weights, source=str(path))
-    return OpenedModel(TorchRuntime(detector, class_map, device), spec)
+    return OpenedDetector(detector, meta, class_map, spec)
+
+
+def open_onnx(path: str, loaded: LoadedSpec, device: torch.device | str, provider: str) -> OpenedModel:
+    """A graph in onnxruntime."""
+    from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
+
+    model = read_onnx(path)
+    interface = interface_of(model, path)
+    spec, class_map = settle_file(path, loaded, description_of(model), interface.size, interface.classes)
+    return OpenedModel(OnnxRuntime(path, interface, class_map, device, provider), spec)
+
+
+def open_engine(path: str, loaded: LoadedSpec, device: torch.device | str) -> OpenedModel:
+    """A TensorRT engine; what it is stands in the JSON file beside it."""
+    from rtdetr_tool.runtimes.engine_runtime import EngineRuntime
+
+    runtime = EngineRuntime(path, device=device)
+    spec, class_map = settle_file(path, loaded, runtime.description, runtime.input_size, runtime.num_classes)
+    runtime.class_map = class_map
+    return OpenedModel(runtime, spec)
+
+
+def settle_file(
+    path: str,
+    loaded: LoadedSpec,
+    description: Mapping[str, Any],
+    size: tuple[int, int],
+    classes: int | None,
+) -> tuple[ExperimentSpec, ClassMap | None]:
+    """Spec and classes for a graph or engine: its own where it has them, with its input size and number of classes.
+
+    Raises:
+        CheckpointError: where the spec says otherwise.
+    """
+    meta, class_map = description.get(KEY), None
+    if isinstance(meta, Mapping) and "spec" in meta:
+        spec, class_map = settle(path, loaded, meta)
+    else:
+        spec = loaded.spec
+        logger.warning("%s does not say what its classes are: the spec and the data give them", path)
+    given = loaded.explicit.get("dataset") or {}
+    if classes is not None and classes != spec.dataset.num_classes:
+        if "num_classes" in given or class_map is not None:
+            raise CheckpointError(
+                f"{path} predicts {classes} classes, but dataset.num_classes is {spec.dataset.num_classes}; leave "
+                "dataset.num_classes out, or choose the file that belongs to this data"
+            )
+        spec = replace(spec, dataset=replace(spec.dataset, num_classes=classes))
+    size_given = "eval_spatial_size" in (given.get("augmentation") or {})
+    return replace(spec, dataset=with_input_size(spec.dataset, size, path, size_given)), class_map
+
+
+def with_input_size(dataset: DatasetSpec, size: tuple[int, int], path: str, given: bool) -> DatasetSpec:
+    """The data set section with the one input size that the file takes."""
+    augmentation = dataset.augmentation
+    wanted = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    if wanted == size:
+        return dataset
+    if given:
+        raise CheckpointError(
+            f"{path} takes inputs of {size[0]} x {size[1]} (height x width) only; "
+            f"dataset.augmentation.eval_spatial_size asks for {wanted[0]} x {wanted[1]}"
+        )
+    return replace(dataset, augmentation=replace(augmentation, eval_spatial_size=list(size)))
+
+
+def settle(path: str, loaded: LoadedSpec, meta: Mapping[str, Any]) -> tuple[ExperimentSpec, ClassMap]:
+    """The spec completed by what the file says, and its classes; CheckpointError where they contradict each other."""
+    check_against(loaded.spec, meta, source=str(path), explicit=loaded.explicit)
+    spec = complete_spec(loaded, meta)
+    return spec, ClassMap.from_list(meta["classes"], spec.dataset.num_classes)
 
 
 def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:

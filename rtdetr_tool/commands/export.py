@@ -1,0 +1,197 @@
+"""`rtdetr export`: a checkpoint as ONNX, compared with torch on real pictures before it counts as written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import torch
+
+from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.checkpoints.onnx_file import attach, describe, interface_of
+from rtdetr_tool.data.preprocess import input_size
+from rtdetr_tool.deploy.compare import Difference, compare_on
+from rtdetr_tool.deploy.deepstream import write_side_files
+from rtdetr_tool.deploy.onnx_export import export_graph
+from rtdetr_tool.deploy.pictures import drawn_pictures, pictures_of
+from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.files import replacing, write_atomically
+from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
+from rtdetr_tool.runtimes.open import OpenedDetector, open_detector
+from rtdetr_tool.spec import ExportSpec, LoadedSpec
+from rtdetr_tool.status import current_status
+from rtdetr_tool.version import package_version
+
+logger = logging.getLogger(__name__)
+
+DYNAMIC_BATCHES = (1, 3)  # batch sizes at which a dynamic graph is compared
+
+
+def run(loaded: LoadedSpec) -> None:
+    section = loaded.spec.export
+    target = check_target(section)
+    device = choose_device(section)
+    current_status().running(f"Loading checkpoint: {section.checkpoint}")
+    opened = with_size(open_detector(section.checkpoint, loaded), section)
+    augmentation = opened.spec.dataset.augmentation
+    size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    model = ExportModel(
+        opened.detector.to(device), opened.spec.model.num_select if section.include_postprocess else None
+    ).eval()
+
+    start = time.perf_counter()
+    batch = None if section.batch_size == -1 else section.batch_size
+    graph = export_graph(model, size, batch, section.opset_version, section.verbose)
+    attach(graph, describe(metadata_of(opened), size, section.notes))
+    seconds = time.perf_counter() - start
+    with replacing(target) as temporary:
+        onnx.save(graph, temporary)
+        differences, pictures = verify(model, temporary, batch, opened, size)
+        report(differences, section.tolerance, section.onnx_file)
+        content = summary(graph, temporary, section, size, differences, pictures, seconds)
+    write_atomically(Path(section.results_dir) / "export.json", json.dumps(content, indent=2) + "\n")
+    if section.serialize_nvdsinfer:
+        if opened.class_map is None:
+            raise UserError("export.serialize_nvdsinfer: the checkpoint does not know its classes")
+        write_side_files(
+            target, opened.class_map, size, augmentation.preserve_aspect_ratio, opened.spec.model.num_select,
+            loaded.spec.inference.conf_threshold,
+        )  # fmt: skip
+    worst = max(differences, key=lambda d: max(d.score, d.box))
+    kpi = {"score_difference": worst.score, "box_difference": worst.box, "nodes": content["nodes"]}
+    current_status().running("Export finished.", kpi=kpi)
+    logger.info(
+        "%s: opset %d, %d nodes, %.1f MB, %.1f s, batch %s, input %d x %d",
+        target, content["opset"], content["nodes"], content["bytes"] / 1e6, seconds, batch or "dynamic", *size,
+    )  # fmt: skip
+
+
+def check_target(section: ExportSpec) -> Path:
+    """The file to write, in a folder that exists."""
+    target = Path(section.onnx_file)
+    if target.suffix.lower() != ".onnx":
+        raise UserError(f"export.onnx_file: {target} must end in .onnx")
+    if target.is_dir():
+        raise UserError(f"export.onnx_file: {target} is a directory")
+    if target.exists() and not section.overwrite:
+        raise UserError(f"export.onnx_file: {target} exists already; set export.overwrite=true, or choose another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"export.onnx_file: {target.parent} cannot be made: {error.strerror}") from None
+    return target
+
+
+def choose_device(section: ExportSpec) -> torch.device:
+    """The GPU that is asked for where there is one; the graph is the same."""
+    if section.on_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if section.gpu_id >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"export.gpu_id is {section.gpu_id}; this machine has {found} GPU(s), numbered from 0")
+    return torch.device("cuda", section.gpu_id)
+
+
+def with_size(opened: OpenedDetector, section: ExportSpec) -> OpenedDetector:
+    """With `input_height` and `input_width` in place of the checkpoint's size, where they are given."""
+    if not (section.input_height and section.input_width):
+        return opened
+    dataset = opened.spec.dataset
+    size = [section.input_height, section.input_width]
+    if dataset.augmentation.preserve_aspect_ratio and size[0] != size[1]:
+        raise UserError(
+            f"export.input_height, input_width: {size[0]} x {size[1]} is not allowed; with "
+            "dataset.augmentation.preserve_aspect_ratio the input is a square"
+        )
+    augmentation = replace(dataset.augmentation, eval_spatial_size=size)
+    return replace(opened, spec=replace(opened.spec, dataset=replace(dataset, augmentation=augmentation)))
+
+
+def metadata_of(opened: OpenedDetector) -> dict:
+    """What the file will say: the checkpoint's own words with the spec as it holds now."""
+    from rtdetr_tool.spec import spec_to_dict
+
+    stored = dict(opened.meta) if opened.meta is not None else {}
+    classes = opened.class_map.to_list() if opened.class_map is not None else []
+    return build_metadata(package_version(), spec_to_dict(opened.spec), classes, stored.get("weights", "raw"))
+
+
+def verify(
+    model: ExportModel, file: Path, batch: int | None, opened: OpenedDetector, size: tuple[int, int]
+) -> tuple[list[Difference], str]:
+    """The graph in onnxruntime against the detector in torch, at each batch size, and which pictures were taken."""
+    sizes = (batch,) if batch else DYNAMIC_BATCHES
+    augmentation = opened.spec.dataset.augmentation
+    count = max(sizes) if batch else 2 * max(sizes)
+    source = pictures_of(
+        opened.spec.dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
+    )
+    if source is None:
+        logger.warning("The spec names no folder with pictures: the graph is compared on drawn ones")
+        images, origin = drawn_pictures(count, size), "drawn"
+    else:
+        images, origin = source.load(count), source.origin
+        if len(images) < count:
+            images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+    runtime = OnnxRuntime(file, interface_of(onnx.load(file, load_external_data=False), file), provider="cpu")
+
+    @torch.inference_mode()
+    def in_torch(part: torch.Tensor) -> Predictions:
+        logits, boxes = model(part.to(next(model.parameters()).device))[:2]
+        return Predictions(logits.cpu(), boxes.cpu())
+
+    return [compare_on(images, each, in_torch, runtime.predict) for each in sizes], origin
+
+
+def report(differences: list[Difference], tolerance: float, name: str) -> None:
+    """Log what was found; fail above the tolerance, before the file gets its name."""
+    for difference in differences:
+        logger.info(
+            "Against torch at batch %d: %d images, %d detections, largest difference of a score %.1e, of a relative "
+            "box coordinate %.1e",
+            difference.batch, difference.images, difference.detections, difference.score, difference.box,
+        )  # fmt: skip
+    wrong = [difference for difference in differences if not difference.within(tolerance)]
+    if wrong:
+        worst = wrong[0]
+        raise RtdetrError(
+            f"{name} was not written: in onnxruntime the graph finds other objects than torch (batch {worst.batch}: "
+            f"score {worst.score:.1e}, box {worst.box:.1e}, {worst.unmatched} without a counterpart; export.tolerance "
+            f"is {tolerance:.1e})"
+        )
+
+
+def summary(
+    graph: onnx.ModelProto,
+    file: Path,
+    section: ExportSpec,
+    size: tuple[int, int],
+    differences: list[Difference],
+    pictures: str,
+    seconds: float,
+) -> dict:
+    interface = interface_of(graph, section.onnx_file)
+    content = file.read_bytes()
+    return {
+        "onnx_file": section.onnx_file,
+        "checkpoint": section.checkpoint,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "nodes": len(graph.graph.node),
+        "opset": interface.opset,
+        "batch": "dynamic" if interface.batch is None else interface.batch,
+        "input_size": list(size),
+        "outputs": list(interface.outputs),
+        "seconds": round(seconds, 2),
+        "tolerance": section.tolerance,
+        "pictures": pictures,
+        "differences": [difference.to_dict() for difference in differences],
+        "version": package_version(),
+    }

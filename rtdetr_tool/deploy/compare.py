@@ -1,0 +1,108 @@
+"""Whether a graph finds the same objects as the detector it was made from.
+
+Outputs cannot be compared element by element: two tokens whose scores differ by rounding alone change places in the
+query selection, and all that follows is permuted. So detections are compared as sets.
+
+Shape legend: B batch, Q queries, C classes, K detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.ops.postprocess import select_top
+from rtdetr_tool.ops.structures import Predictions
+
+COMPARED = 100  # best detections of an image that must be found again
+CANDIDATES = 3 * COMPARED  # among which they are looked for, so that ties at the cut do not count
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest differences over all compared detections.
+
+    score: of the probabilities; box: of the cxcywh coordinates, relative to the input; unmatched: detections whose
+    class does not occur on the other side at all.
+    """
+
+    batch: int
+    images: int
+    detections: int
+    score: float
+    box: float
+    unmatched: int
+
+    def within(self, tolerance: float) -> bool:
+        return self.unmatched == 0 and self.score <= tolerance and self.box <= tolerance  # NaN is not within
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def compare_predictions(ours: Predictions, theirs: Predictions) -> Difference:
+    """Each of the best detections of one side against the most similar one of its class on the other, both ways."""
+    score, box, unmatched, count = 0.0, 0.0, 0, 0
+    for one, other in ((ours, theirs), (theirs, ours)):
+        for found, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
+            far, missing = _farthest(found, candidates)
+            score, box = _largest(score, far[0]), _largest(box, far[1])
+            unmatched, count = unmatched + missing, count + len(found[0])
+    batch = ours.logits.shape[0]
+    return Difference(batch, batch, count, score, box, unmatched)
+
+
+def compare_on(
+    images: Tensor,
+    batch: int,
+    ours: Callable[[Tensor], Predictions],
+    theirs: Callable[[Tensor], Predictions],
+) -> Difference:
+    """`compare_predictions` over `images` [N, 3, H, W], `batch` at a time; a smaller rest is left out."""
+    parts = [part for part in images.split(batch) if len(part) == batch]
+    found = [compare_predictions(ours(part), theirs(part)) for part in parts]
+    return merge(found, batch)
+
+
+def merge(differences: Iterable[Difference], batch: int) -> Difference:
+    differences = list(differences)
+    score = box = 0.0
+    for difference in differences:
+        score, box = _largest(score, difference.score), _largest(box, difference.box)
+    return Difference(
+        batch,
+        sum(d.images for d in differences),
+        sum(d.detections for d in differences),
+        score,
+        box,
+        sum(d.unmatched for d in differences),
+    )
+
+
+def _images(predictions: Predictions, count: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Per image: scores [K], labels [K], boxes [K, 4] cxcywh 0..1 of the best."""
+    scores, labels, boxes = (tensor.cpu().double() for tensor in select_top(predictions, count))
+    return zip(scores, labels, boxes, strict=True)
+
+
+def _farthest(found: tuple, candidates: tuple) -> tuple[tuple[float, float], int]:
+    """Largest difference of score and of box to the nearest candidate of the same class; how many have none."""
+    scores = (found[0][:, None] - candidates[0][None]).abs()  # [K, K']
+    boxes = (found[2][:, None] - candidates[2][None]).abs().amax(-1)
+    distance = torch.maximum(scores, boxes)
+    distance = distance.masked_fill(found[1][:, None] != candidates[1][None], torch.inf)
+    nearest = distance.min(dim=1)
+    matched = ~nearest.values.isinf()
+    if not matched.any():
+        return (0.0, 0.0), len(matched)
+    rows = torch.arange(len(matched))[matched]
+    columns = nearest.indices[matched]
+    return (float(scores[rows, columns].max()), float(boxes[rows, columns].max())), int((~matched).sum())
+
+
+def _largest(a: float, b: float) -> float:
+    """The larger one; a NaN wins."""
+    return b if b != b or b > a else a

@@ -1,0 +1,101 @@
+"""Pictures to compare and to calibrate with, prepared exactly as evaluation prepares them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rtdetr_tool.data.folder import find_images
+from rtdetr_tool.data.preprocess import load_image, to_float
+from rtdetr_tool.errors import DataError
+from rtdetr_tool.spec import DatasetSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """Image files and the size that the network takes them at; `load` gives some, `batches` many in parts."""
+
+    paths: tuple[str, ...]
+    origin: str
+    spatial_size: tuple[int, int]
+    preserve_aspect_ratio: bool = False
+
+    def batches(self, count: int, batch: int) -> Iterator[Tensor]:
+        """Float images [batch, 3, H, W] 0..1 of the first `count` readable files, the last part smaller."""
+        part: list[Tensor] = []
+        for image in self._readable(count):
+            part.append(image)
+            if len(part) == batch:
+                yield to_float(torch.stack(part))
+                part = []
+        if part:
+            yield to_float(torch.stack(part))
+
+    def load(self, count: int) -> Tensor:
+        """The first `count` readable ones as one float batch [N, 3, H, W]."""
+        return next(self.batches(count, count))
+
+    def _readable(self, count: int) -> Iterator[Tensor]:
+        given, failures = 0, []
+        for path in self.paths:
+            if given == count:
+                return
+            try:
+                image = load_image(path, self.spatial_size, self.preserve_aspect_ratio).image
+            except DataError as error:
+                failures.append(str(error))
+                logger.warning("%s", error)
+                continue
+            given += 1
+            yield image
+        if given == 0:
+            raise DataError(f"None of the {len(self.paths)} pictures in {self.origin} can be read: {failures[0]}")
+
+
+def pictures_of(
+    dataset: DatasetSpec, folders: Sequence[str] | None, spatial_size: Sequence[int], preserve_aspect_ratio: bool
+) -> PictureSource | None:
+    """Pictures in `folders`, or else in the first image folder of the spec's data that exists; None if none does.
+
+    The files are spread over their list with a fixed seed, so that a few of them stand for all.
+    """
+    named = [("the given folders", folders)] if folders else []
+    for name in ("val", "test", "train", "infer"):
+        source = getattr(dataset, f"{name}_data_sources")
+        entries = source if isinstance(source, list) else [source] if source else []
+        where = [entry["image_dir"] for entry in entries if entry.get("image_dir")]
+        flat = [folder for item in where for folder in (item if isinstance(item, list) else [item])]
+        named += [(f"dataset.{name}_data_sources", flat)] if flat else []
+    for origin, places in named:
+        try:
+            paths = find_images(places)
+        except DataError:
+            if folders:
+                raise
+            continue
+        order = np.random.default_rng(0).permutation(len(paths))
+        size = (int(spatial_size[0]), int(spatial_size[1]))
+        return PictureSource(tuple(paths[index] for index in order), origin, size, preserve_aspect_ratio)
+    return None
+
+
+def drawn_pictures(count: int, size: tuple[int, int]) -> Tensor:
+    """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, for when there are no real pictures."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+    for image in images:
+        for _ in range(12):
+            top, left, tall, wide = torch.rand(4, generator=generator).tolist()
+            y, x = int(top * height * 0.8), int(left * width * 0.8)
+            colour = torch.rand(3, 1, 1, generator=generator)
+            image[:, y : y + max(4, int(tall * height * 0.4)), x : x + max(4, int(wide * width * 0.4))] = colour
+    return images

@@ -1,0 +1,103 @@
+"""An ONNX file in onnxruntime: on the CPU, with CUDA, or with TensorRT behind onnxruntime's provider."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS, OnnxInterface
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class OnnxRuntime:
+    """A detector's graph; a static batch is filled up and cut to size.
+
+    Args:
+        model: a file, or the bytes of one.
+        interface: what `interface_of` says of it.
+        provider: cpu, cuda, tensorrt, or auto: CUDA where `device` is a GPU and onnxruntime can use it, else the CPU.
+        threads: threads of one operator; None = onnxruntime's choice.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        interface: OnnxInterface,
+        class_map: ClassMap | None = None,
+        device: torch.device | str = "cpu",
+        provider: str = "auto",
+        threads: int | None = None,
+        options: onnxruntime.SessionOptions | None = None,
+    ) -> None:
+        chosen = choose_provider(provider, torch.device(device))
+        options = options or onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; they come back as exceptions too
+        if threads:
+            options.intra_op_num_threads = threads
+        index = torch.device(device).index or 0
+        providers: list = [(PROVIDERS[chosen], {} if chosen == "cpu" else {"device_id": str(index)})]
+        if chosen != "cpu":
+            providers.append(PROVIDERS["cpu"])
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            self.session = onnxruntime.InferenceSession(source, options, providers=providers)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            name = "the graph" if isinstance(model, bytes) else model
+            raise CheckpointError(f"onnxruntime cannot run {name}: {_reason(error)}") from error
+        used = self.session.get_providers()[0]
+        if used != PROVIDERS[chosen]:
+            raise UserError(
+                f"onnxruntime could not start {PROVIDERS[chosen]} and would run on {used}; see its messages above, or "
+                "choose another onnx_provider"
+            )
+        self.name = f"onnxruntime {onnxruntime.__version__} ({chosen})"
+        self.class_map = class_map
+        self.input_size = interface.size
+        self.limits = BatchLimits(interface.batch or 1, interface.batch)
+        self.device = torch.device("cpu")  # where images are handed over; the provider moves them itself
+
+    def predict(self, images: Tensor) -> Predictions:
+        outputs = run_in_batches(images, self.limits, self._run)
+        return Predictions(outputs[LOGITS], outputs[BOXES])
+
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
+        inputs = {INPUT: np.ascontiguousarray(images.to("cpu", torch.float32).numpy())}
+        try:
+            outputs = self.session.run([LOGITS, BOXES], inputs)
+        except Exception as error:
+            raise CheckpointError(f"onnxruntime failed on a batch of {list(images.shape)}: {_reason(error)}") from error
+        return {name: torch.from_numpy(array).float() for name, array in zip((LOGITS, BOXES), outputs, strict=True)}
+
+
+def choose_provider(wanted: str, device: torch.device) -> str:
+    """cpu, cuda or tensorrt.
+
+    Raises:
+        UserError: for one that this onnxruntime does not have.
+    """
+    available = onnxruntime.get_available_providers()
+    if wanted == "auto":
+        return "cuda" if device.type == "cuda" and PROVIDERS["cuda"] in available else "cpu"
+    if PROVIDERS[wanted] not in available:
+        raise UserError(
+            f"onnx_provider: this onnxruntime has no {PROVIDERS[wanted]} (it has {', '.join(available)}); "
+            "for a GPU: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+    return wanted
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__
