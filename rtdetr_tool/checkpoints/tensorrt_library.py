@@ -117,9 +117,8 @@ def _make_logger(module: ModuleType, take: Any) -> Any:
     return Listener()
 
 
-@cache
 def load_library(name: str) -> LoadedLibrary:
-    """Import a library of `LIBRARIES`.
+    """Import a library of `LIBRARIES`; the same object every time, because of its logger.
 
     Raises:
         UserError: it is not installed, does not load here, or is too old.
@@ -127,6 +126,11 @@ def load_library(name: str) -> LoadedLibrary:
     library = LIBRARIES[name]
     if not library.installed:
         raise UserError(f"{library.title} is not installed. Install it with: {library.pip_command}")
+    return _load(library)
+
+
+@cache
+def _load(library: Library) -> LoadedLibrary:
     try:
         module = importlib.import_module(library.module)
     except (ImportError, OSError) as error:

@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 class TimingCache:
     """One build's use of a cache file; `state` says in a word or two what became of it."""
 
-    def __init__(self, path: Path | None, loaded: LoadedLibrary) -> None:
+    def __init__(self, path: Path | None, loaded: LoadedLibrary, usable: bool | None = None) -> None:
         self.path, self.loaded = path, loaded
+        self.usable = loaded.library.timing_cache if usable is None else usable
         self.state = "none"
         self._cache: Any = None  # has to live until the build is done
 
@@ -25,7 +26,7 @@ class TimingCache:
         """Hand the file's content to a build; one that is damaged or of another GPU or version is begun anew."""
         if self.path is None:
             return
-        if not self.loaded.library.timing_cache:
+        if not self.usable:
             self.state = f"not used by {self.loaded.library.title}"
             logger.warning(
                 "gen_trt_engine.timing_cache has no effect: %s measures nothing while it builds",

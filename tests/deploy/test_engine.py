@@ -1,0 +1,328 @@
+"""Engines from ONNX graphs: built here for real by TensorRT-RTX, which needs no GPU; and every refusal says why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from rtdetr_tool.checkpoints.engine_file import read_engine_file
+from rtdetr_tool.checkpoints.tensorrt_library import load_library
+from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
+from rtdetr_tool.deploy.engine_report import summary
+from rtdetr_tool.deploy.onnx_export import export_graph
+from rtdetr_tool.deploy.timing_cache import TimingCache
+from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.spec import ModelSpec
+
+TINY = ModelSpec(
+    backbone="resnet_18", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32],
+    num_queries=12, num_select=12, dec_layers=2, dn_number=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def rtx():
+    pytest.importorskip("tensorrt_rtx")
+    return choose_backend("tensorrt_rtx", gpu=False)
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """Commands of other tests may have cut our logger off from the root, where pytest listens."""
+    monkeypatch.setattr(logging.getLogger("rtdetr_tool"), "propagate", True)
+
+
+@pytest.fixture(scope="module")
+def detector_onnx():
+    """A small RT-DETR with a dynamic batch, inputs of 64 x 96."""
+    torch.manual_seed(0)
+    return export_graph(ExportModel(build_detector(TINY, 3)), (64, 96), None, 17).SerializeToString()
+
+
+def toy_onnx(nodes=None, batch="batch", size=(8, 8), initializers=()):
+    """A graph with a detector's names that builds in an instant."""
+    nodes = nodes or [
+        helper.make_node("Relu", ["inputs"], ["pred_logits"], name="relu"),
+        helper.make_node("Sigmoid", ["inputs"], ["pred_boxes"], name="sigmoid"),
+    ]
+    shape = [batch, 3, *size]
+    inputs = [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, shape)]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("pred_logits", "pred_boxes")]
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, list(initializers))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("nvidia", 1)]
+    return helper.make_model(graph, opset_imports=opsets).SerializeToString()
+
+
+def settings(*batches, **others):
+    names = ("min_batch", "opt_batch", "max_batch")
+    return BuildSettings(**{"compute_capabilities": ("SM89",), **dict(zip(names, batches, strict=False)), **others})
+
+
+def test_an_rt_detr_is_built_for_two_generations_of_gpus_without_one(rtx, detector_onnx, tmp_path):
+    for capability in ("SM89", "SM120"):
+        built = rtx.build(detector_onnx, settings(1, 2, 4, compute_capabilities=(capability,), workspace_mb=512))
+        path = tmp_path / f"{capability}.engine"
+        write_engine(path, built, {"names": {"0": "cat"}})
+        plan, description = read_engine_file(path)
+        assert plan == built.plan and len(plan) > 1_000_000
+        report = description["build"]
+        assert (report["backend"], report["compute_capabilities"]) == ("tensorrt_rtx", [capability])
+        assert report["version"] == rtx.version and report["bytes"] == len(plan) and report["gpu"] is None
+        assert report["profile"] == {"inputs": {"min": [1, 3, 64, 96], "opt": [2, 3, 64, 96], "max": [4, 3, 64, 96]}}
+        assert report["inputs"] == [{"name": "inputs", "shape": [-1, 3, 64, 96], "type": "float32"}]
+        assert [(out["name"], out["shape"][1:]) for out in report["outputs"]] == [
+            ("pred_logits", [12, 3]),
+            ("pred_boxes", [12, 4]),
+        ]
+        assert set(report["precision"]) == {"float32"}
+        assert report["layers"]["source"] == "network" and report["layers"]["by_type"]["topk"] == 1
+        assert report["layers"]["count"] == sum(report["layers"]["by_type"].values())
+        assert description["names"] == {"0": "cat"} and description["engine"]["bytes"] == len(plan)
+
+
+def test_one_engine_for_several_gpus_names_each_of_them_once(rtx):
+    built = rtx.build(toy_onnx(), settings(compute_capabilities=("sm89", "SM120", "SM89")))
+    assert built.report["compute_capabilities"] == ["SM89", "SM120"]
+    assert rtx.build(toy_onnx(), settings(compute_capabilities=("AMPERE_PLUS",))).plan
+
+
+def test_the_summary_says_size_time_profile_layers_and_precision(rtx):
+    report = rtx.build(toy_onnx(), settings(2, 2, 6)).report
+    lines = summary({**report, "bytes": 12_300_000, "seconds": 4.56}).splitlines()
+    assert lines[0] == f"tensorrt_rtx {rtx.version} for SM89: 12.3 MB in 4.6 s"
+    assert lines[1] == "input inputs 2..6 (best 2) x 3 x 8 x 8"
+    assert lines[2] == "2 layers in the network, before fusing: activation 2"
+    assert lines[3] == "layers by precision: float32 2"
+
+
+def test_the_graph_alone_decides_the_precision(rtx):
+    weight = helper.make_tensor("weight", TensorProto.FLOAT16, [2, 3, 1, 1], [0.5] * 6)
+    nodes = [
+        helper.make_node("Cast", ["inputs"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["half", "weight"], ["features"]),
+        helper.make_node("Relu", ["features"], ["active"]),
+        helper.make_node("Cast", ["active"], ["pred_logits"], to=TensorProto.FLOAT),
+        helper.make_node("Sigmoid", ["inputs"], ["pred_boxes"]),
+    ]
+    report = rtx.build(toy_onnx(nodes, initializers=[weight]), settings()).report
+    # float16: the first cast, convolution, relu; float32: the last cast, sigmoid
+    assert report["precision"] == {"float16": 3, "float32": 2}
+    assert [tensor["type"] for tensor in report["inputs"] + report["outputs"]] == ["float32"] * 3
+
+
+def test_a_convolution_between_quantizing_nodes_counts_as_int8(rtx):
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])
+    zero = helper.make_tensor("zero", TensorProto.INT8, [], [0])
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [2, 3, 1, 1], [0.5] * 6)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["inputs", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        helper.make_node("QuantizeLinear", ["weight", "scale", "zero"], ["wq"]),
+        helper.make_node("DequantizeLinear", ["wq", "scale", "zero"], ["wdq"]),
+        helper.make_node("Conv", ["dq", "wdq"], ["pred_logits"]),
+        helper.make_node("Sigmoid", ["inputs"], ["pred_boxes"]),
+    ]
+    report = rtx.build(toy_onnx(nodes, initializers=[scale, zero, weight]), settings()).report
+    assert report["precision"] == {"int8": 1, "float32": 1}
+
+
+# Batch sizes
+
+
+def test_a_fixed_batch_is_the_whole_profile(rtx):
+    report = rtx.build(toy_onnx(batch=5), settings()).report
+    assert {shape[0] for shape in report["profile"]["inputs"].values()} == {5}
+    assert rtx.build(toy_onnx(batch=5), settings(5, 5, 5)).report["profile"] == report["profile"]
+
+
+def test_a_fixed_batch_and_another_one_asked_for_contradict(rtx):
+    with pytest.raises(UserError, match=r"fixed batch of 5, but .*max_batch_size=8 is asked for") as error:
+        rtx.build(toy_onnx(batch=5), settings(5, 5, 8))
+    assert "min_batch_size" not in str(error.value) and "export.batch_size=-1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((), (1, 1, 1)), ((None, None, 4), (1, 1, 4)), ((2,), (2, 2, 2)), ((None, 3), (1, 3, 3)), ((1, 2, 4), (1, 2, 4))],
+)
+def test_batch_sizes_left_out_follow_the_others(given, expected):
+    assert settings(*given).batches(None) == expected
+
+
+@pytest.mark.parametrize("given", [(4, 2, 8), (1, 4, 2), (4, None, 2)])
+def test_batch_sizes_out_of_order_are_refused(given):
+    with pytest.raises(UserError, match="allowed: 1 <= min <= opt <= max"):
+        settings(*given).batches(None)
+
+
+def test_a_dynamic_image_size_is_refused(rtx):
+    with pytest.raises(UserError, match=r"input inputs is \[-1, 3, -1, -1\]: only the batch"):
+        rtx.build(toy_onnx(size=("height", "width")), settings())
+
+
+# What the library refuses
+
+
+def test_every_node_that_the_library_refuses_is_named(rtx):
+    plugin = "MultiscaleDeformableAttnPlugin_TRT"
+    nodes = [
+        helper.make_node(plugin, ["inputs"], ["pred_logits"], name="attn", domain="nvidia"),
+        helper.make_node("NoSuchOperator", ["inputs"], ["pred_boxes"], name="strange"),
+    ]
+    with pytest.raises(UserError) as error:
+        rtx.build(toy_onnx(nodes), settings())
+    text = str(error.value)
+    assert "2 problems" in text
+    assert "node 0 attn (MultiscaleDeformableAttnPlugin_TRT): Plugin not found" in text
+    assert "node 1 strange (NoSuchOperator): Plugin not found" in text
+
+
+@pytest.mark.parametrize("model", [b"not an ONNX file", b"", onnx.ModelProto(ir_version=8).SerializeToString()])
+def test_what_is_no_onnx_graph_is_told(rtx, model):
+    with pytest.raises(UserError, match=r"Failed to parse the ONNX model|no inputs or no outputs"):
+        rtx.build(model, settings())
+
+
+def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx):
+    """TensorRT-RTX has no FP32 matrix products on Turing."""
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [8, 8], [0.5] * 64)
+    nodes = [
+        helper.make_node("MatMul", ["inputs", "weight"], ["pred_logits"], name="product"),
+        helper.make_node("Sigmoid", ["inputs"], ["pred_boxes"]),
+    ]
+    with pytest.raises(RtdetrError, match=r"building the engine with TensorRT-RTX .* failed:\n  - .*Turing") as error:
+        rtx.build(toy_onnx(nodes, initializers=[weight]), settings(compute_capabilities=("SM75",)))
+    assert str(error.value).count("\n") == 1, "one reason, without those that only follow from it"
+
+
+def test_an_unknown_compute_capability_lists_the_known_ones(rtx):
+    with pytest.raises(UserError, match=r"does not know SM90\. It knows SM75, SM80, SM86, SM89, SM120"):
+        rtx.build(toy_onnx(), settings(compute_capabilities=("SM89", "SM90")))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx):
+    with pytest.raises(UserError, match=r"set gen_trt_engine\.compute_capability .*SM89"):
+        rtx.build(toy_onnx(), settings(compute_capabilities=()))
+
+
+# Messages of the library
+
+
+def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog):
+    ours, theirs = "rtdetr_tool.checkpoints.tensorrt_library", "tensorrt_rtx"
+    for verbose, expected, other in ((False, theirs, ours), (True, ours, theirs)):
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG):
+            rtx.build(toy_onnx(), settings(verbose=verbose))
+        names = [record.name for record in caplog.records if "Engine generation completed" in record.getMessage()]
+        assert names == [expected]
+        assert other not in {record.name for record in caplog.records}
+
+
+def test_builds_one_after_the_other_share_the_one_logger(rtx, caplog):
+    with caplog.at_level(logging.DEBUG, logger="tensorrt_rtx"):
+        for _ in range(2):
+            assert rtx.build(toy_onnx(), settings()).report["warnings"] == []
+    assert not [record for record in caplog.records if "differs from one already registered" in record.getMessage()]
+
+
+def test_ctrl_c_ends_a_build_and_the_next_one_works(rtx, detector_onnx):
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(100):
+            rtx.build(detector_onnx, settings(1, 1, 2))
+    assert time.perf_counter() - start < 60
+    assert rtx.build(toy_onnx(), settings()).plan
+
+
+# Timing cache
+
+
+def test_tensorrt_rtx_has_no_timing_cache_and_says_so(rtx, tmp_path, caplog):
+    path = tmp_path / "timing.cache"
+    with caplog.at_level(logging.WARNING):
+        report = rtx.build(toy_onnx(), settings(timing_cache=path)).report
+    assert report["timing_cache"] == "not used by TensorRT-RTX" and not path.exists()
+    assert "gen_trt_engine.timing_cache has no effect" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("content", "state"), [(None, "new"), (b"not a cache", "begun anew")])
+def test_a_timing_cache_is_made_or_begun_anew_and_saved_whole(rtx, tmp_path, caplog, content, state):
+    """TensorRT-RTX still has the calls of TensorRT, which does use its cache."""
+    path = tmp_path / "folder" / "timing.cache"
+    if content is not None:
+        path.parent.mkdir()
+        path.write_bytes(content)
+    loaded = load_library("tensorrt_rtx")
+    with loaded.listening() as messages, caplog.at_level(logging.WARNING, logger="rtdetr_tool"):
+        config = loaded.module.Builder(loaded.logger).create_builder_config()
+        cache = TimingCache(path, loaded, usable=True)
+        cache.attach(config, messages)
+        cache.save(config)
+    assert cache.state == state
+    assert path.read_bytes() not in (content, b"") and [file.name for file in path.parent.iterdir()] == [path.name]
+    assert ("is begun anew" in caplog.text) == (state == "begun anew")
+
+
+def test_a_timing_cache_that_cannot_be_read_is_told(rtx, tmp_path):
+    loaded = load_library("tensorrt_rtx")
+    with loaded.listening() as messages, pytest.raises(UserError, match=r"timing_cache: .* cannot be read"):
+        TimingCache(tmp_path, loaded, usable=True).attach(None, messages)
+
+
+# Choosing the library
+
+
+def hide(monkeypatch, *modules):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def test_without_a_library_the_pip_commands_are_given(monkeypatch):
+    hide(monkeypatch, "tensorrt", "tensorrt_rtx")
+    with pytest.raises(UserError) as error:
+        choose_backend("auto", gpu=True)
+    assert 'pip install "rtdetr-tool[tensorrt]"' in str(error.value)
+    assert 'pip install "rtdetr-tool[tensorrt-rtx]"' in str(error.value)
+    with pytest.raises(UserError) as error:
+        choose_backend("auto", gpu=False)
+    assert "tensorrt-rtx" in str(error.value) and "rtdetr-tool[tensorrt]" not in str(error.value)
+    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
+        with pytest.raises(UserError, match=rf'is not installed\. .*pip install "rtdetr-tool\[{extra}\]"'):
+            choose_backend(name, gpu=True)
+
+
+def test_auto_takes_what_is_installed_and_fits(rtx, monkeypatch):
+    hide(monkeypatch, "tensorrt")
+    for gpu, capabilities in ((False, ()), (True, ()), (True, ("SM89",))):
+        assert choose_backend("auto", gpu, capabilities).name == "tensorrt_rtx"
+
+
+def test_tensorrt_builds_for_the_gpu_present_only():
+    with pytest.raises(UserError, match=r"builds for the GPU that is there only.*backend=tensorrt_rtx"):
+        choose_backend("tensorrt", gpu=True, compute_capabilities=("SM89",))
+
+
+def test_an_unknown_backend_lists_the_known_ones():
+    with pytest.raises(UserError, match="'trt' is not allowed; allowed: auto, tensorrt, tensorrt_rtx"):
+        choose_backend("trt", gpu=True)
+
+
+def test_the_report_is_plain_data(rtx):
+    report = rtx.build(toy_onnx(), settings()).report
+    assert json.loads(json.dumps(report)) == report
