@@ -1,8 +1,9 @@
 """Multi-scale deformable attention: sampling of several feature maps at fractional positions.
 
-Deformable DETR (Zhu et al. 2021, arXiv:2010.04159), bilinear, zero outside the map, pixel centres at half integers.
+Deformable DETR (Zhu et al. 2021, arXiv:2010.04159), bilinear, zero outside the map, pixel centres at half integers; and
+RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140), whose levels may have different numbers of points, or whole pixels.
 
-Shape legend: B batch, S tokens of all levels, H heads, D channels of a head, Q queries, L levels, P points per level.
+Shape legend: B batch, S tokens of all levels, H heads, D channels of a head, Q queries, N points of all levels.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from torch import Tensor
 Shapes = Sequence[tuple[int, int]]  # (height, width) per level
 
 
-def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples.
+def deformable_sample(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int], discrete: bool = False
+) -> Tensor:
+    """Weighted sum of samples.
 
     Args:
         value: [B, S, H, D], the levels of `shapes` one after the other, each row-major.
-        locations: [B, Q, H, L, P, 2], (x, y) relative to the map, 0..1.
-        weights: [B, Q, H, L, P].
+        locations: [B, Q, H, N, 2], (x, y) relative to the map, 0..1; the points of the levels one after the other.
+        weights: [B, Q, H, N].
+        points: how many points each level has, N together.
+        discrete: in place of a bilinear sample, the pixel at `floor(location * size + 0.5)`, or the nearest one of the
+            map; no gradient to `locations`. It needs no operator that deployment lacks.
 
     Returns:
         [B, Q, H * D] in the dtype of `value`.
@@ -30,61 +36,101 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     On the CPU the samples are gathered as weighted bags of rows, which takes a third of the time of `grid_sample`
     forward, half with backward, and is equal to float rounding. A graph being exported and a GPU use `grid_sample`.
     """
-    if value.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-        return sample_by_bags(value, shapes, locations, weights)
-    return sample_by_grid(value, shapes, locations, weights)
+    on_cpu = value.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+    if discrete:
+        index = pixel_index(shapes, locations, points)
+        return (bags_of_pixels if on_cpu else gather_pixels)(value, index, weights)
+    return (sample_by_bags if on_cpu else sample_by_grid)(value, shapes, locations, weights, points)
 
 
-def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sample` as one `grid_sample` per level; exports to ONNX from opset 16 on.
+def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
+    """Bilinear samples as one `grid_sample` per level; exports to ONNX from opset 16 on.
 
     Always in float32: half precision would round the locations by whole pixels on a large map.
     """
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
-    grid = (2 * locations.float() - 1).transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P, 2]
-    weights = weights.float().transpose(1, 2).flatten(0, 1)  # [B*H, Q, L, P]
+    grids = (2 * locations.float() - 1).transpose(1, 2).flatten(0, 1).split(list(points), dim=2)  # [B*H, Q, P, 2] each
+    shares = weights.float().transpose(1, 2).flatten(0, 1).split(list(points), dim=2)  # [B*H, Q, P] each
     levels = value.float().split([height * width for height, width in shapes], dim=1)
     total = None
-    for level, (height, width) in enumerate(shapes):
-        image = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+    for (height, width), level, grid, share in zip(shapes, levels, grids, shares, strict=True):
+        image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         sampled = F.grid_sample(
-            image, grid[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False
+            image, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )  # [B*H, D, Q, P]
-        part = (sampled * weights[:, None, :, level]).sum(-1)  # [B*H, D, Q]
+        part = (sampled * share[:, None]).sum(-1)  # [B*H, D, Q]
         total = part if total is None else total + part
     return total.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
 
-def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sample` as one `embedding_bag`: a bag holds the four corners of every point of one query and head.
+def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
+    """Bilinear samples as one `embedding_bag`: a bag holds the four corners of every point of one query and head.
 
     Rows of the table are counted in float32, which is exact up to 2^24 tokens of an image.
     """
-    batch, tokens, heads, channels = value.shape
-    bags = batch * locations.shape[1] * heads
-    width = value.new_tensor([[float(w)] for _, w in shapes], dtype=torch.float32)  # [L, 1]
-    height = value.new_tensor([[float(h)] for h, _ in shapes], dtype=torch.float32)
-    start = (width * height).cumsum(0) - width * height
-    x, y = locations.float().unbind(-1)  # [B, Q, H, L, P] each
+    width, height, start = _per_point(shapes, points)
+    x, y = locations.float().unbind(-1)  # [B, Q, H, N] each
     left, right, share_left, share_right = _neighbours(x, width)
     top, bottom, share_top, share_bottom = _neighbours(y, height)
     top, bottom = top * width + start, bottom * width + start
     index = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1).int()
-    # A row of the table is one head of one token: (b * S + s) * H + h.
-    image = torch.arange(batch, dtype=torch.int32, device=value.device).view(-1, 1, 1, 1, 1, 1) * (tokens * heads)
-    head = torch.arange(heads, dtype=torch.int32, device=value.device).view(-1, 1, 1, 1)
-    index = index.mul_(heads).add_(image + head)
     weights = weights.float()
     share_top, share_bottom = share_top * weights, share_bottom * weights
     share = torch.stack(
         [share_top * share_left, share_top * share_right, share_bottom * share_left, share_bottom * share_right], dim=-1
     )
+    return _sum_of_bags(value, index.flatten(3), share.flatten(3))
+
+
+@torch.no_grad()
+def pixel_index(shapes: Shapes, locations: Tensor, points: Sequence[int]) -> Tensor:
+    """The token of the pixel that RT-DETRv2's discrete sampling takes for each location: [B, Q, H, N] int64."""
+    first, taken = 0, []
+    for (height, width), level in zip(shapes, locations.float().split(list(points), dim=3), strict=True):
+        column = (level[..., 0] * width + 0.5).floor().clamp(0, width - 1)
+        row = (level[..., 1] * height + 0.5).floor().clamp(0, height - 1)
+        taken.append(row * width + column + first)
+        first += height * width
+    return torch.cat(taken, dim=3).long()
+
+
+def bags_of_pixels(value: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the tokens `index` [B, Q, H, N], as one `embedding_bag`."""
+    return _sum_of_bags(value, index.int(), weights.float())
+
+
+def gather_pixels(value: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """`bags_of_pixels` as one `gather`, which every ONNX operator set has."""
+    batch, _, heads, channels = value.shape
+    queries, points = index.shape[1], index.shape[3]
+    rows = index.transpose(1, 2).reshape(batch, heads, queries * points, 1).expand(-1, -1, -1, channels)
+    taken = value.float().transpose(1, 2).gather(2, rows).reshape(batch, heads, queries, points, channels)
+    summed = (taken * weights.float().transpose(1, 2)[..., None]).sum(3)  # [B, H, Q, D]
+    return summed.transpose(1, 2).reshape(batch, queries, heads * channels).to(value.dtype)
+
+
+def _per_point(shapes: Shapes, points: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Width, height and first token of the level that each of the N points lies on; float32 [N], on the CPU."""
+    first, rows = 0, []
+    for (height, width), count in zip(shapes, points, strict=True):
+        rows += [(width, height, first)] * count
+        first += height * width
+    return torch.tensor(rows, dtype=torch.float32).unbind(-1)
+
+
+def _sum_of_bags(value: Tensor, index: Tensor, share: Tensor) -> Tensor:
+    """index [B, Q, H, I] int32: tokens; share [B, Q, H, I] float32 -> [B, Q, H * D]."""
+    batch, tokens, heads, channels = value.shape
+    bags = batch * index.shape[1] * heads
+    # A row of the table is one head of one token: (b * S + s) * H + h.
+    image = torch.arange(batch, dtype=torch.int32, device=value.device).view(-1, 1, 1, 1) * (tokens * heads)
+    head = torch.arange(heads, dtype=torch.int32, device=value.device).view(-1, 1)
     summed = F.embedding_bag(
-        index.view(bags, -1),
+        (index * heads + (image + head)).view(bags, -1),
         value.float().reshape(batch * tokens * heads, channels),
         mode="sum",
-        per_sample_weights=share.view(bags, -1),
+        per_sample_weights=share.reshape(bags, -1),
     )
     return summed.view(batch, -1, heads * channels).to(value.dtype)
 

@@ -66,6 +66,39 @@ class ModelSpec:
     enc_act: str = field("gelu", "Activation of the encoder's feed-forward network.", options=ENCODER_ACTIVATIONS)
     act: str = field("silu", "Activation of the fusion convolutions.", options=ENCODER_ACTIVATIONS)
     dec_layers: int = field(6, "Decoder layers.", min=1, automl=True)
+    dec_hidden_dim: int | None = field(
+        None,
+        "Width of the decoder, a multiple of nheads; null = hidden_dim. The official R101 has 256 behind an encoder of "
+        "384.",
+        min=1,
+        origin="ours",
+    )
+    dec_dim_feedforward: int | None = field(
+        None,
+        "Width of the feed-forward network in decoder layers; null = dim_feedforward. The official R101 has 1024, and "
+        "2048 in the encoder.",
+        min=1,
+        origin="ours",
+    )
+    num_points: list[int] = field(
+        [4],
+        "Points that a query samples on each level: one number for all levels, or one per level (RT-DETRv2).",
+        min=1,
+        origin="ours",
+    )
+    cross_attn_method: str = field(
+        "default",
+        "How levels are sampled: default = bilinear; discrete = whole pixels, which every runtime can do, with offsets "
+        "that are not trained (RT-DETRv2: start it from a model trained with default).",
+        options=("default", "discrete"),
+        origin="ours",
+    )
+    offset_scale: float = field(
+        0.5,
+        "Reach of the sampling: an offset of as many units as a level has points is this share of the box's side.",
+        above=0.0,
+        origin="ours",
+    )
     dn_number: int = field(
         100, "Denoising queries in training, positives of all groups together; 0 = none.", min=0, max=INF
     )

@@ -76,6 +76,16 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
             f"{name}.nheads: {model.nheads} is not allowed; allowed: a divisor of {name}.hidden_dim, which is "
             f"{model.hidden_dim}"
         )
+    if model.dec_hidden_dim is not None and model.dec_hidden_dim % model.nheads:
+        yield (
+            f"{name}.dec_hidden_dim: {model.dec_hidden_dim} is not allowed; allowed: a multiple of {name}.nheads, "
+            f"which is {model.nheads}"
+        )
+    if len(model.num_points) not in (1, levels):
+        yield (
+            f"{name}.num_points: {model.num_points} has {len(model.num_points)} items; allowed: 1, or as many as "
+            f"{name}.num_feature_levels, which is {levels}"
+        )
     if int(model.hidden_dim * model.expansion) < 1:
         yield f"{name}.expansion: {model.expansion} is not allowed; allowed: at least 1 / {name}.hidden_dim"
     if model.eval_idx >= model.dec_layers:

@@ -81,7 +81,7 @@ def test_scores_start_at_one_percent_and_boxes_at_their_anchor():
 
 
 def test_sampling_starts_in_evenly_spread_directions_at_growing_distance():
-    attention = DeformableAttention(16, num_heads=4, num_levels=2, num_points=3)
+    attention = DeformableAttention(16, num_heads=4, num_points=[3, 3])
     offsets = attention.sampling_offsets.bias.view(4, 2, 3, 2)
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     for point in range(3):

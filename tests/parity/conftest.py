@@ -20,6 +20,7 @@ from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
 from rtdetr_tool.ops.structures import Target
 
 transformers = pytest.importorskip("transformers")
+from transformers.models.rt_detr import modeling_rt_detr  # noqa: E402
 
 CLASSES, QUERIES, WIDTH = 5, 20, 32
 DEPTHS = (2, 1, 2, 1)
@@ -58,6 +59,11 @@ def as_labels():
     return lambda targets: [{"class_labels": t.labels, "boxes": t.boxes} for t in targets]
 
 
+@pytest.fixture(scope="session")
+def losses_of_theirs():
+    return _losses_of_theirs
+
+
 @pytest.fixture
 def targets() -> list[Target]:
     """Three images: four objects, none, one."""
@@ -82,6 +88,10 @@ def _build_pair(
     frozen: bool = True,
     num_denoising: int = 0,
     decoder_layers: int = 3,
+    decoder_width: int = WIDTH,
+    points: tuple[int, ...] = (4, 4, 4),
+    method: str = "default",
+    offset_scale: float = 0.5,
 ) -> Pair:
     torch.manual_seed(1)
     widths = WIDTHS[layer_type]
@@ -98,10 +108,14 @@ def _build_pair(
         2: (transformers.RTDetrV2Config, transformers.RTDetrV2ForObjectDetection),
     }
     config_class, model_class = kinds[version]
+    sampling = {}
+    if version == 2:
+        mean = sum(points) // len(points)  # transformers knows one number only; unequal points are put in below
+        sampling = {"decoder_n_points": mean, "decoder_method": method, "decoder_offset_scale": offset_scale}
     config = config_class(
         backbone_config=backbone,
         freeze_backbone_batch_norms=frozen,
-        d_model=WIDTH,
+        d_model=decoder_width,
         encoder_hidden_dim=WIDTH,
         encoder_in_channels=list(outputs[1:]),
         encoder_ffn_dim=48,
@@ -116,8 +130,11 @@ def _build_pair(
         num_queries=QUERIES,
         num_labels=CLASSES,
         num_denoising=num_denoising,
+        **sampling,
     )
     theirs = model_class(config)
+    if len(set(points)) > 1:
+        _set_points(theirs, points)
     _disturb(theirs)
     ours = RTDETR(
         ResNetBackbone(
@@ -131,14 +148,23 @@ def _build_pair(
             outputs[1:], WIDTH, attention_levels=(1, 2), num_heads=4, dim_feedforward=48, num_layers=2, expansion=0.5
         ),
         RTDETRDecoder(
-            [WIDTH] * 3, CLASSES, WIDTH, QUERIES, num_layers=decoder_layers, num_heads=4, dim_feedforward=40,
-            num_denoising=num_denoising,
+            [WIDTH] * 3, CLASSES, decoder_width, QUERIES, num_layers=decoder_layers, num_heads=4, dim_feedforward=40,
+            num_denoising=num_denoising, num_points=points, cross_attn_method=method, offset_scale=offset_scale,
         ),
     )
     if frozen:
         freeze_batch_norm(ours.backbone)
     ours.load_state_dict(from_transformers(theirs.state_dict()))
     return Pair(theirs, ours)
+
+
+def _set_points(model: nn.Module, points: tuple[int, ...]) -> None:
+    """Points per level, as in the official code: transformers' modules work with a list but are given a number."""
+    for layer in model.model.decoder.layers:
+        attention = layer.encoder_attn
+        assert sum(points) == attention.n_levels * attention.n_points
+        attention.n_points_list = list(points)
+        attention.n_points_scale = torch.tensor([1 / count for count in points for _ in range(count)])
 
 
 def _disturb(model: nn.Module) -> None:
@@ -169,6 +195,38 @@ def _query_difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]
         rows, columns = linear_sum_assignment(torch.cdist(a, b).numpy())
         worst = max(worst, (a[rows] - b[columns]).abs().max().item())
     return worst
+
+
+def _losses_of_theirs(model, images, labels):
+    """transformers' loss and terms with the gradient path of the official code.
+
+    There a layer's box passes a gradient to the box head of the layer before (and no further); transformers cuts it.
+    The values are the same, which is checked, so its own loss function can take boxes put together the official way.
+    """
+    model_output = model.model(images, labels=labels)
+    heads, hidden = model.model.decoder.bbox_embed, model_output.intermediate_hidden_states
+    previous = model_output.init_reference_points.sigmoid()
+    boxes = []
+    for layer, head in enumerate(heads):
+        delta = head(hidden[:, layer])
+        boxes.append((delta + modeling_rt_detr.inverse_sigmoid(previous)).sigmoid())
+        reference = previous.detach()
+        previous = (delta + modeling_rt_detr.inverse_sigmoid(reference)).sigmoid()
+    boxes = torch.stack(boxes, dim=1)
+    torch.testing.assert_close(boxes, model_output.intermediate_reference_points)
+    logits = model_output.intermediate_logits
+    return model.loss_function(
+        logits[:, -1],
+        labels,
+        images.device,
+        boxes[:, -1],
+        model.config,
+        logits,
+        boxes,
+        enc_topk_logits=model_output.enc_topk_logits,
+        enc_topk_bboxes=model_output.enc_topk_bboxes,
+        denoising_meta_values=model_output.denoising_meta_values,
+    )[:2]
 
 
 @pytest.fixture(scope="session")

@@ -117,43 +117,11 @@ def test_denoising_queries_are_equal_when_drawn_from_the_same_seed(targets, as_l
         assert torch.equal(index, expected)
 
 
-def _losses_of_theirs(model, images, labels):
-    """transformers' loss and terms with the gradient path of the official code.
-
-    There a layer's box passes a gradient to the box head of the layer before (and no further); transformers cuts it.
-    The values are the same, which is checked, so its own loss function can take boxes put together the official way.
-    """
-    model_output = model.model(images, labels=labels)
-    heads, hidden = model.model.decoder.bbox_embed, model_output.intermediate_hidden_states
-    previous = model_output.init_reference_points.sigmoid()
-    boxes = []
-    for layer, head in enumerate(heads):
-        delta = head(hidden[:, layer])
-        boxes.append((delta + modeling_rt_detr.inverse_sigmoid(previous)).sigmoid())
-        reference = previous.detach()
-        previous = (delta + modeling_rt_detr.inverse_sigmoid(reference)).sigmoid()
-    boxes = torch.stack(boxes, dim=1)
-    torch.testing.assert_close(boxes, model_output.intermediate_reference_points)
-    logits = model_output.intermediate_logits
-    return model.loss_function(
-        logits[:, -1],
-        labels,
-        images.device,
-        boxes[:, -1],
-        model.config,
-        logits,
-        boxes,
-        enc_topk_logits=model_output.enc_topk_logits,
-        enc_topk_bboxes=model_output.enc_topk_bboxes,
-        denoising_meta_values=model_output.denoising_meta_values,
-    )[:2]
-
-
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("num_denoising", [0, 12])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
-    build_pair, criterion, images, targets, as_labels, num_denoising, frozen, layers
+    build_pair, criterion, images, targets, as_labels, losses_of_theirs, num_denoising, frozen, layers
 ):
     pair = build_pair("basic", frozen=frozen, num_denoising=num_denoising, decoder_layers=layers).train()
     torch.manual_seed(3)
@@ -161,7 +129,7 @@ def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
         output = pair.theirs(images, labels=as_labels(targets))
         loss_of_theirs, terms_of_theirs = output.loss, output.loss_dict
     else:
-        loss_of_theirs, terms_of_theirs = _losses_of_theirs(pair.theirs, images, as_labels(targets))
+        loss_of_theirs, terms_of_theirs = losses_of_theirs(pair.theirs, images, as_labels(targets))
     torch.manual_seed(3)
     ours = criterion(pair.ours(images, targets), targets)
 

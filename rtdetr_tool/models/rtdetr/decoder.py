@@ -1,21 +1,23 @@
 """RT-DETR's decoder: query selection, deformable cross-attention, iterative box refinement (arXiv:2304.08069).
 
+RT-DETRv2 (arXiv:2407.17140) is the same with other sampling: `num_points`, `cross_attn_method`, `offset_scale`.
 Names of the children are those of the public weights.
 
 Shape legend: B batch, S tokens of all levels, Q queries (denoising first when present), D hidden_dim, C classes,
-K decoder layers, L levels, H heads, P points.
+K decoder layers, L levels, H heads, P points of a level, N points of all levels.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.rtdetr.denoising import DenoisingQueries, build_denoising
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes, deformable_sample
@@ -33,6 +35,9 @@ class RTDETRDecoder(nn.Module):
         channels: channels of each level.
         num_levels: levels that the decoder attends to; more than `channels` has are made from the coarsest one, each of
             half the size of the one before.
+        num_points: sampling points of a query on every level (one number) or on each level.
+        cross_attn_method: `default` samples bilinearly, `discrete` takes whole pixels (RT-DETRv2).
+        offset_scale: an offset of as many units as a level has points is this share of a side of the query's box.
         eval_idx: layer whose prediction is returned in eval mode; negative counts from the end.
         num_denoising: wanted denoising queries of one kind; 0 switches denoising off.
     """
@@ -45,7 +50,9 @@ class RTDETRDecoder(nn.Module):
         num_queries: int = 300,
         num_layers: int = 6,
         num_heads: int = 8,
-        num_points: int = 4,
+        num_points: int | Sequence[int] = 4,
+        cross_attn_method: str = "default",
+        offset_scale: float = 0.5,
         dim_feedforward: int = 1024,
         dropout: float = 0.0,
         eval_idx: int = -1,
@@ -74,8 +81,20 @@ class RTDETRDecoder(nn.Module):
             )
             for i in range(extra)
         )
+        points = points_per_level(num_points, len(self.input_proj))
         self.decoder = TransformerDecoder(
-            num_layers, hidden_dim, num_heads, len(self.input_proj), num_points, dim_feedforward, dropout, act, eval_idx
+            (
+                DecoderLayer(
+                    hidden_dim,
+                    num_heads,
+                    dim_feedforward,
+                    dropout,
+                    act,
+                    DeformableAttention(hidden_dim, num_heads, points, cross_attn_method, offset_scale),
+                )
+                for _ in range(num_layers)
+            ),
+            eval_idx,
         )
         if num_denoising > 0:
             self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
@@ -171,6 +190,15 @@ class RTDETRDecoder(nn.Module):
         return content.detach(), reference.detach(), logits, reference.sigmoid()
 
 
+def points_per_level(num_points: int | Sequence[int], levels: int) -> list[int]:
+    """One number, or a list of one, stands for all levels."""
+    points = [num_points] if isinstance(num_points, int) else list(num_points)
+    points = points * levels if len(points) == 1 else points
+    if len(points) != levels or min(points) < 1:
+        raise UserError(f"num_points {points} does not fit {levels} levels; allowed: one number of points, or {levels}")
+    return points
+
+
 def build_anchors(shapes: Shapes, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """One anchor per cell: logits of its cxcywh box [1, S, 4] (infinite where unused), whether it is used [1, S, 1]."""
     boxes = []
@@ -203,24 +231,10 @@ def _training_predictions(
 class TransformerDecoder(nn.Module):
     """The layers and the box refinement between them."""
 
-    def __init__(
-        self,
-        num_layers: int,
-        dim: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
-        dim_feedforward: int,
-        dropout: float,
-        act: str,
-        eval_idx: int,
-    ) -> None:
+    def __init__(self, layers: Iterable[DecoderLayer], eval_idx: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(dim, num_heads, num_levels, num_points, dim_feedforward, dropout, act)
-            for _ in range(num_layers)
-        )
-        self.eval_idx = eval_idx % num_layers
+        self.layers = nn.ModuleList(layers)
+        self.eval_idx = eval_idx % len(self.layers)
 
     def forward(
         self,
@@ -252,12 +266,14 @@ class TransformerDecoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention among the queries, deformable attention to the levels, feed-forward network; each is post-norm."""
+
     def __init__(
-        self, dim: int, num_heads: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float, act: str
+        self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str, cross_attn: nn.Module
     ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
-        self.cross_attn = DeformableAttention(dim, num_heads, num_levels, num_points)
+        self.cross_attn = cross_attn
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -285,27 +301,45 @@ class DecoderLayer(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Each query samples P points per level and head around its reference box (arXiv:2010.04159)."""
+    """Each query samples P points per level and head around its reference box (arXiv:2010.04159).
 
-    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    Args:
+        num_points: points of each level.
+        method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2); the offsets of the latter are not trained.
+        offset_scale: an offset of P units is `offset_scale` times the side of the box.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_points: Sequence[int],
+        method: str = "default",
+        offset_scale: float = 0.5,
+    ) -> None:
         super().__init__()
-        self.heads, self.levels, self.points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.heads, self.points = num_heads, tuple(num_points)
+        self.discrete, self.offset_scale = method == "discrete", offset_scale
+        total = num_heads * sum(self.points)
+        self.sampling_offsets = nn.Linear(dim, total * 2)
+        self.attention_weights = nn.Linear(dim, total)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
+        unit = torch.tensor([1 / count for count in self.points for _ in range(count)])
+        self.register_buffer("unit", unit[:, None], persistent=False)  # [N, 1], of an offset
         self.reset_parameters()
+        self.sampling_offsets.requires_grad_(not self.discrete)
 
     def reset_parameters(self) -> None:
-        """Heads look in evenly spread directions, point p at distance p; all weights equal."""
+        """Heads look in evenly spread directions, point p of a level at distance p; all weights equal."""
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
-        distance = torch.arange(1, self.points + 1, dtype=torch.float32)
-        offsets = direction[:, None, None] * distance[:, None]  # [H, 1, P, 2]
+        distance = torch.cat([torch.arange(1, count + 1, dtype=torch.float32) for count in self.points])
+        offsets = direction[:, None] * distance[:, None]  # [H, N, 2]
         nn.init.zeros_(self.sampling_offsets.weight)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.levels, -1, -1).reshape(-1))
+            self.sampling_offsets.bias.copy_(offsets.reshape(-1))
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
@@ -315,11 +349,10 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
         """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] -> [B, Q, D]."""
         batch, queries, dim = query.shape
-        spread = (batch, queries, self.heads, self.levels, self.points)
+        spread = (batch, queries, self.heads, sum(self.points))
         value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
         offsets = self.sampling_offsets(query).float().view(*spread, 2)
-        weights = self.attention_weights(query).float().view(batch, queries, self.heads, -1)
-        weights = F.softmax(weights, dim=-1).view(spread)
-        centre, size = reference[:, :, None, None, None, :2], reference[:, :, None, None, None, 2:]
-        locations = centre + offsets / self.points * size * 0.5  # [B, Q, H, L, P, 2]
-        return self.output_proj(deformable_sample(value, shapes, locations, weights))
+        weights = F.softmax(self.attention_weights(query).float().view(spread), dim=-1)
+        centre, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
+        locations = centre + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
+        return self.output_proj(deformable_sample(value, shapes, locations, weights, self.points, self.discrete))
