@@ -71,8 +71,8 @@ def test_without_a_description_the_header_tells_the_version(engine, built):
 
 def test_an_engine_of_another_version_names_both(engine, built):
     plan, description = read_engine_file(engine)
-    text = refused(plan, {**description, "build": {**description["build"], "version": "1.6.1.120"}})
-    assert f"built by version 1.6.1.120, but TensorRT-RTX {built.report['version']} is installed" in text
+    text = refused(plan, {**description, "build": {**description["build"], "version": "1.0.0.1"}})
+    assert f"built by version 1.0.0.1, but TensorRT-RTX {built.report['version']} is installed" in text
     assert "Build it again" in text and "says" in text and "\n  - " in text
 
 
