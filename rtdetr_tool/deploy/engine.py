@@ -5,6 +5,7 @@ The networks are strongly typed: the graph alone decides the precision (casts fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from rtdetr_tool.deploy.engine_build import AMPERE_PLUS, BuildSettings, BuiltEng
 from rtdetr_tool.errors import UserError
 
 __all__ = ["AMPERE_PLUS", "BuildSettings", "BuiltEngine", "EngineBackend", "choose_backend", "write_engine"]
+
+logger = logging.getLogger(__name__)
 
 PLACEHOLDERS = ("NONE", "CURRENT")  # members of the library's enumeration that name no GPU
 
@@ -85,6 +88,7 @@ class LibraryBackend:
         targets = choose_targets(self.loaded, settings.compute_capabilities, gpus > 0)
         if not targets and settings.gpu_id >= gpus:
             raise UserError(f"gen_trt_engine.gpu_id: there is no GPU {settings.gpu_id}, only {gpus}, counted from 0")
+        logger.info("%s builds for %s", self.loaded.name, ", ".join(targets) or f"GPU {settings.gpu_id}")
         stop = _make_stop(self.loaded.module)
 
         def work() -> BuiltEngine:
