@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.build import build_loader
-from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.runtimes.open import OpenedModel, open_model
-from rtdetr_tool.spec import MISSING, AugmentationSpec, EvaluateSpec, ExperimentSpec, InferenceSpec, LoadedSpec
+from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, ExportSpec, InferenceSpec, LoadedSpec
 from rtdetr_tool.training.distributed import rank, start_processes, world_size
 
 
@@ -32,22 +31,16 @@ def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detec
     if path == MISSING:
         raise UserError("a checkpoint is missing")
     device = start_processes(section.num_gpus, section.gpu_ids, section.num_nodes)
-    model = open_model(path, loaded, device, section.onnx_provider)
-    dataset = model.spec.dataset
     if section.batch_size > 0:
-        dataset = replace(dataset, batch_size=section.batch_size)
-    if section.input_height and section.input_width:
-        size = [section.input_height, section.input_width]
-        dataset = replace(dataset, augmentation=replace(dataset.augmentation, eval_spatial_size=size))
-    check_input_size(model.runtime.input_size, dataset.augmentation, path)
-    return Detecting(model, replace(model.spec, dataset=dataset))
+        loaded = loaded.with_value("dataset.batch_size", section.batch_size)
+    loaded = with_input_size(loaded, section)
+    model = open_model(path, loaded, device, section.onnx_provider)
+    return Detecting(model, model.spec)
 
 
-def check_input_size(fixed: tuple[int, int] | None, augmentation: AugmentationSpec, path: str) -> None:
-    """A graph or engine takes one size; another asked for by the command's section is an error."""
-    wanted = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
-    if fixed is not None and wanted != fixed:
-        raise UserError(
-            f"{path} takes inputs of {fixed[0]} x {fixed[1]} (height x width) only, not {wanted[0]} x {wanted[1]}: "
-            "leave input_height and input_width out, or export the model with that size"
-        )
+def with_input_size(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec | ExportSpec) -> LoadedSpec:
+    """The section's `input_height` and `input_width`, where given, as the size of evaluation."""
+    if not (section.input_height and section.input_width):
+        return loaded
+    size = [section.input_height, section.input_width]
+    return loaded.with_value("dataset.augmentation.eval_spatial_size", size)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -14,6 +13,7 @@ import torch
 
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.onnx_file import attach, describe, interface_of
+from rtdetr_tool.commands.detection import with_input_size
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.deploy.compare import Difference, compare_on
 from rtdetr_tool.deploy.deepstream import write_side_files
@@ -39,8 +39,13 @@ def run(loaded: LoadedSpec) -> None:
     target = check_target(section)
     device = choose_device(section)
     current_status().running(f"Loading checkpoint: {section.checkpoint}")
-    opened = with_size(open_detector(section.checkpoint, loaded), section)
+    opened = open_detector(section.checkpoint, with_input_size(loaded, section))
     augmentation = opened.spec.dataset.augmentation
+    if augmentation.preserve_aspect_ratio and section.input_height != section.input_width:
+        raise UserError(
+            f"export.input_height is {section.input_height}, input_width {section.input_width}; with "
+            "dataset.augmentation.preserve_aspect_ratio they must be equal"
+        )
     size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     model = ExportModel(
         opened.detector.to(device), opened.spec.model.num_select if section.include_postprocess else None
@@ -97,21 +102,6 @@ def choose_device(section: ExportSpec) -> torch.device:
         found = torch.cuda.device_count()
         raise UserError(f"export.gpu_id is {section.gpu_id}; this machine has {found} GPU(s), numbered from 0")
     return torch.device("cuda", section.gpu_id)
-
-
-def with_size(opened: OpenedDetector, section: ExportSpec) -> OpenedDetector:
-    """With `input_height` and `input_width` in place of the checkpoint's size, where they are given."""
-    if not (section.input_height and section.input_width):
-        return opened
-    dataset = opened.spec.dataset
-    size = [section.input_height, section.input_width]
-    if dataset.augmentation.preserve_aspect_ratio and size[0] != size[1]:
-        raise UserError(
-            f"export.input_height, input_width: {size[0]} x {size[1]} is not allowed; with "
-            "dataset.augmentation.preserve_aspect_ratio the input is a square"
-        )
-    augmentation = replace(dataset.augmentation, eval_spatial_size=size)
-    return replace(opened, spec=replace(opened.spec, dataset=replace(dataset, augmentation=augmentation)))
 
 
 def metadata_of(opened: OpenedDetector) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -27,6 +28,16 @@ class LoadedSpec:
     explicit: dict[str, Any] = field(default_factory=dict)  # nested plain data: only what the user gave
     notes: list[str] = field(default_factory=list)  # one line per accepted field without effect
     source: str | None = None
+
+    def with_value(self, name: str, value: Any) -> LoadedSpec:
+        """As if the user had given `value` for the field with this dotted name."""
+        data, explicit = spec_to_dict(self.spec), copy.deepcopy(self.explicit)
+        *sections, field = name.split(".")
+        inner, given = data, explicit
+        for section in sections:
+            inner, given = inner[section], given.setdefault(section, {})
+        inner[field] = given[field] = value
+        return replace(self, spec=spec_from_dict(data), explicit=explicit)
 
 
 def load_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> ExperimentSpec:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rtdetr_tool.cli import main
@@ -64,8 +65,8 @@ class Project:
         path = self.folder / "results" / command / "status.json"
         return [json.loads(line) for line in path.read_text().splitlines()]
 
-    def checkpoint(self) -> Path:
-        """Untrained weights, saved as training saves them."""
+    def checkpoint(self, lively: bool = False) -> Path:
+        """Untrained weights, saved as training saves them; `lively` ones find cats of many sizes everywhere."""
         from rtdetr_tool.checkpoints.io import save_checkpoint
         from rtdetr_tool.checkpoints.metadata import build_metadata
         from rtdetr_tool.models.build import build_detector
@@ -73,11 +74,23 @@ class Project:
 
         spec = spec_from_dict(self.spec, "train")
         detector = build_detector(spec.model, spec.dataset.num_classes)
+        if lively:
+            generator = torch.Generator().manual_seed(0)
+            for name, parameter in detector.named_parameters():
+                if "dec_bbox_head" in name or "dec_score_head" in name:
+                    parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+            detector.decoder.dec_score_head[-1].bias.data = torch.tensor([-9.0, 0.0])
         weights = {f"model.model.{name}": tensor for name, tensor in detector.state_dict().items()}
         meta = build_metadata("test", spec_to_dict(spec), [{"index": 1, "id": 1, "name": "cat"}])
         path = self.folder / "model_epoch_000.pth"
         save_checkpoint({"state_dict": weights, "tao_model": "rtdetr", "rtdetr_tool": meta}, path)
         return path
+
+
+@pytest.fixture(scope="session")
+def make_project():
+    """`make_project(folder)`, for fixtures that outlive a test."""
+    return Project
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.runtimes.open import WEIGHT_SUFFIXES, open_model
+from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, WEIGHT_SUFFIXES, open_model
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec, ExperimentSpec, ModelSpec, read_spec, spec_to_dict
 
@@ -146,14 +146,18 @@ def test_bare_weights_that_do_not_fit_the_spec_are_refused(detector, tmp_path):
         open_model(str(tmp_path / "weights.pth"), read_spec(None, [*OVERRIDES[:-1], "dataset.num_classes=5"]))
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.engine", "model.trt", "model.ENGINE", "weights", "a.h5", ""])
+@pytest.mark.parametrize("name", ["model.tflite", "weights", "a.h5", ""])
 def test_a_file_of_another_kind_is_refused_with_the_list_of_what_is_allowed(tmp_path, name):
     with pytest.raises(UserError) as error:
         open_model(str(tmp_path / name), read_spec(None))
     assert error.value.exit_code == 2
-    assert all(suffix in str(error.value) for suffix in WEIGHT_SUFFIXES)
-    if "onnx" in name:
-        assert "ONNX files and TensorRT engines are not part of this version" in str(error.value)
+    assert all(suffix in str(error.value) for suffix in (*WEIGHT_SUFFIXES, ".onnx", *ENGINE_SUFFIXES))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.engine", "model.trt", "model.ENGINE"])
+def test_a_missing_graph_or_engine_is_named(tmp_path, name):
+    with pytest.raises(CheckpointError, match=name):
+        open_model(str(tmp_path / name), read_spec(None))
 
 
 def test_a_missing_file_is_named(tmp_path):

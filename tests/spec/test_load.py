@@ -477,3 +477,13 @@ class TestPython:
         assert read_spec(write("train: {seed: 3}\n"), ["train.num_gpus=2"]).explicit == {
             "train": {"seed": 3, "num_gpus": 2}
         }
+
+
+def test_a_value_of_a_command_counts_as_given_by_the_user():
+    loaded = read_spec(None, ["dataset.batch_size=2"])
+    changed = loaded.with_value("dataset.augmentation.eval_spatial_size", [64, 96])
+    assert changed.spec.dataset.augmentation.eval_spatial_size == [64, 96]
+    assert changed.explicit == {"dataset": {"batch_size": 2, "augmentation": {"eval_spatial_size": [64, 96]}}}
+    assert loaded.explicit == {"dataset": {"batch_size": 2}}
+    with pytest.raises(SpecError, match="multiple of 32"):
+        loaded.with_value("dataset.augmentation.eval_spatial_size", [65, 96])

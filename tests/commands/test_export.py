@@ -1,0 +1,262 @@
+"""`rtdetr export`, and evaluate and inference on what it wrote."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+
+from rtdetr_tool.checkpoints.onnx_file import description_of
+from rtdetr_tool.cli import main
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, make_project):
+    """A project with its checkpoint exported as a user would; shared, so tests copy what they change."""
+    project = make_project(tmp_path_factory.mktemp("exported"))
+    project.weights, project.file = project.checkpoint(lively=True), project.folder / "out" / "model.onnx"
+    overrides = [f"export.checkpoint={project.weights}", f"export.onnx_file={project.file}", "export.notes=for line 3"]
+    assert project.run("export", *overrides) == 0
+    return project
+
+
+@pytest.fixture
+def copied(exported, project):
+    """A project of one's own with the same graph."""
+    project.file = project.folder / "model.onnx"
+    project.file.write_bytes(exported.file.read_bytes())
+    return project
+
+
+def test_export_leaves_a_verified_file_and_a_report(exported):
+    report = json.loads((exported.folder / "results" / "export" / "export.json").read_text())
+    assert report["pictures"] == "dataset.val_data_sources"
+    assert [difference["batch"] for difference in report["differences"]] == [1, 3]
+    for difference in report["differences"]:
+        assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
+        assert difference["images"] == 6
+    assert report["bytes"] == exported.file.stat().st_size
+    assert (report["batch"], report["opset"], report["input_size"]) == ("dynamic", 17, [64, 64])
+    assert exported.status("export")[-1]["status"] == "SUCCESS"
+    assert [p.name for p in exported.file.parent.iterdir()] == ["model.onnx"]
+
+
+def test_the_file_says_what_it_is(exported):
+    description = description_of(onnx.load(exported.file))
+    assert description["names"] == {"1": "cat"}
+    assert description["input_size"] == [64, 64]
+    assert description["notes"] == "for line 3"
+    assert "pixel / 255" in description["normalisation"]
+    assert len(description["spec_sha256"]) == 64
+    assert description["rtdetr_tool"]["spec"]["model"]["hidden_dim"] == 16
+    text = json.dumps(description)
+    assert "results_dir" not in text and "image_dir" not in text, "paths stay at home"
+
+
+def evaluated(project, *overrides: str) -> tuple[dict, list[dict]]:
+    assert project.run("evaluate", "evaluate.batch_size=4", *overrides) == 0
+    folder = project.folder / "results" / "evaluate"
+    rows = json.loads((folder / "predictions.json").read_text())
+    return json.loads((folder / "results.json").read_text()), sorted(
+        rows, key=lambda row: (row["image_id"], row["category_id"], round(row["score"], 4), row["bbox"][0])
+    )
+
+
+def assert_same_results(one, other) -> None:
+    assert len(one[1]) == len(other[1]) > 0
+    for row, same in zip(one[1], other[1], strict=True):
+        assert row["category_id"] == same["category_id"]
+        np.testing.assert_allclose(row["score"], same["score"], atol=1e-4)
+        np.testing.assert_allclose(row["bbox"], same["bbox"], atol=1e-2)
+    for name, value in one[0].items():
+        if isinstance(value, float):
+            assert other[0][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_evaluate_gives_the_same_numbers_for_checkpoint_and_graph(exported, copied):
+    expected = evaluated(exported, f"evaluate.checkpoint={exported.weights}")
+    data = {"workers": 0, "test_data_sources": copied.spec["dataset"]["test_data_sources"]}
+    copied.spec_file.write_text(json.dumps({"results_dir": copied.spec["results_dir"], "dataset": data}))
+    # The graph itself knows architecture, classes and size.
+    assert_same_results(evaluated(copied, f"evaluate.checkpoint={copied.file}"), expected)
+
+
+def test_a_graph_with_all_options(exported, project, capsys):
+    """Six images in steps of four on a static batch of two, with post-processing, another size and side files."""
+    file = project.folder / "all" / "model.onnx"
+    options = ["batch_size=2", "include_postprocess=true", "input_height=96", "input_width=128",
+               "serialize_nvdsinfer=true", f"onnx_file={file}", f"checkpoint={exported.weights}"]  # fmt: skip
+    assert project.run("export", *(f"export.{option}" for option in options), "inference.conf_threshold=0.3") == 0
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [2, 3, 96, 128]
+    assert {output.name: output.shape for output in session.get_outputs()} == {
+        "pred_logits": [2, 8, 2], "pred_boxes": [2, 8, 4], "boxes": [2, 8, 4], "scores": [2, 8], "labels": [2, 8]
+    }  # fmt: skip
+    assert (file.parent / "labels.txt").read_text() == "background\ncat\n"
+    config = yaml.safe_load((file.parent / "nvdsinfer_config.yaml").read_text())
+    assert config["property"]["onnx-file"] == "model.onnx"
+    assert config["property"]["infer-dims"] == "3;96;128"
+    assert config["class-attrs-all"] == {"pre-cluster-threshold": 0.3, "topk": 8}
+
+    wanted = ["evaluate.input_height=96", "evaluate.input_width=128"]
+    expected = evaluated(project, f"evaluate.checkpoint={exported.weights}", *wanted)
+    assert_same_results(evaluated(project, f"evaluate.checkpoint={file}", *wanted), expected)
+
+
+def test_inference_runs_on_the_graph(copied):
+    assert copied.run("inference", f"inference.checkpoint={copied.file}", "inference.conf_threshold=0.0") == 0
+    labels = sorted((copied.folder / "results" / "inference" / "labels").iterdir())
+    assert len(labels) == 6
+    assert all(line.startswith("cat ") for line in labels[0].read_text().splitlines())
+
+
+@pytest.fixture
+def export(exported, project):
+    """Runs the command with overrides; returns exit code and file."""
+
+    def run(*overrides: str):
+        file = project.folder / "out" / "model.onnx"
+        code = project.run("export", f"export.checkpoint={exported.weights}", f"export.onnx_file={file}", *overrides)
+        return code, file
+
+    return run
+
+
+def test_an_existing_file_is_kept_unless_asked(export, project, capsys):
+    file = project.folder / "out" / "model.onnx"
+    file.parent.mkdir()
+    file.write_bytes(b"precious")
+    assert export()[0] == 2
+    assert "export.overwrite=true" in capsys.readouterr().err
+    assert file.read_bytes() == b"precious"
+    assert export("export.overwrite=true")[0] == 0
+    onnx.checker.check_model(onnx.load(file))
+
+
+def test_above_the_tolerance_no_file_is_left(export, project, capsys):
+    code, file = export("export.tolerance=1e-30")
+    assert code == 1
+    assert "was not written: in onnxruntime the graph finds other objects than torch" in capsys.readouterr().err
+    assert list(file.parent.iterdir()) == []
+    assert project.status("export")[-1]["status"] == "FAILURE"
+
+
+def test_without_pictures_drawn_ones_are_taken(exported, project, capsys):
+    file = project.folder / "model.onnx"
+    project.spec["dataset"] = {"num_classes": 2}
+    project.write()
+    assert project.run("export", f"export.checkpoint={exported.weights}", f"export.onnx_file={file}") == 0
+    assert "drawn ones" in capsys.readouterr().err
+    assert json.loads((project.folder / "results/export/export.json").read_text())["pictures"] == "drawn"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["export.opset_version=11"], "export.opset_version"),
+        (["export.opset_version=99"], "export.opset_version"),
+        (["export.batch_size=0"], "export.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"),
+        (["export.input_width=100", "export.input_height=64"], "a multiple of 32"),
+        (["export.input_width=64"], "both or none"),
+        (["export.format=xdl"], "export.format"),
+        (["export.checkpoint=/no/such.pth"], "There is no checkpoint at /no/such.pth"),
+        (["export.onnx_file=model.pt"], "must end in .onnx"),
+        (["export.onnx_file=???"], "export.onnx_file"),
+        (["export.is_quantized=true"], "quantized"),
+        (
+            ["dataset.augmentation.preserve_aspect_ratio=true", "export.input_width=64", "export.input_height=96"],
+            "must be equal",
+        ),
+    ],
+)
+def test_wrong_input_is_one_message(overrides, message, export, capsys):
+    code, file = export(*overrides)
+    assert code == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert not file.exists()
+
+
+class TestForeignFiles:
+    """ONNX files that are none, or not a detector's, or do not fit the data."""
+
+    def evaluate(self, project, file, *overrides):
+        return project.run("evaluate", f"evaluate.checkpoint={file}", *overrides)
+
+    @pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x07" * 50])
+    def test_a_file_that_is_no_onnx(self, content, project, capsys):
+        file = project.folder / "x.onnx"
+        file.write_bytes(content)
+        assert self.evaluate(project, file) == 2
+        assert "not an ONNX file" in capsys.readouterr().err
+
+    def test_a_missing_file_names_its_neighbours(self, copied, capsys):
+        assert self.evaluate(copied, copied.file.with_name("modell.onnx")) == 2
+        assert "holds: model.onnx" in capsys.readouterr().err
+
+    def test_other_inputs_and_outputs_are_named(self, project, capsys):
+        value = onnx.helper.make_tensor_value_info
+        node = onnx.helper.make_node("Identity", ["images"], ["output0"])
+        graph = onnx.helper.make_graph(
+            [node], "g", [value("images", 1, [1, 3, 8, 8])], [value("output0", 1, [1, 3, 8, 8])]
+        )
+        file = project.folder / "yolo.onnx"
+        onnx.save(onnx.helper.make_model(graph), file)
+        assert self.evaluate(project, file) == 2
+        shown = capsys.readouterr().err
+        assert "images [1, 3, 8, 8]" in shown and "output0" in shown and "pred_logits, pred_boxes" in shown
+
+    def test_a_graph_without_our_metadata_works_with_the_data_s_classes(self, copied):
+        model = onnx.load(copied.file)
+        del model.metadata_props[:]
+        foreign = copied.folder / "foreign.onnx"
+        onnx.save(model, foreign)
+        assert self.evaluate(copied, foreign) == 0
+        foreign_results = json.loads((copied.folder / "results/evaluate/results.json").read_text())
+        assert self.evaluate(copied, copied.file) == 0
+        assert json.loads((copied.folder / "results/evaluate/results.json").read_text()) == foreign_results
+
+    def test_another_number_of_classes_than_the_spec_says(self, copied, capsys):
+        assert self.evaluate(copied, copied.file, "dataset.num_classes=7") == 2
+        assert "dataset.num_classes is 7 in the spec, 2 in the checkpoint" in capsys.readouterr().err
+
+    def test_more_classes_in_the_data_than_the_graph_has(self, copied, capsys):
+        copied.coco["categories"] += [{"id": 9, "name": "bird"}]
+        copied.write()
+        assert self.evaluate(copied, copied.file) == 2
+        assert "bird" in capsys.readouterr().err
+
+    def test_another_input_size_than_the_graph_takes(self, copied, capsys):
+        assert self.evaluate(copied, copied.file, "dataset.augmentation.eval_spatial_size=[96,96]") == 2
+        assert "takes inputs of 64 x 64" in capsys.readouterr().err
+        assert self.evaluate(copied, copied.file, "evaluate.input_height=96", "evaluate.input_width=96") == 2
+        assert "takes inputs of 64 x 64" in capsys.readouterr().err
+
+    def test_a_provider_that_is_not_there(self, copied, capsys):
+        assert self.evaluate(copied, copied.file, "evaluate.onnx_provider=tensorrt") == 2
+        assert "onnxruntime-gpu" in capsys.readouterr().err
+
+    def test_an_operator_that_onnxruntime_does_not_know(self, copied, capsys):
+        """TAO exports its GPU traces with a TensorRT plugin in them."""
+        model = onnx.load(copied.file)
+        node = next(node for node in model.graph.node if node.op_type == "GridSample")
+        node.op_type = "MultiscaleDeformableAttnPlugin_TRT"
+        onnx.save(model, copied.file)
+        assert self.evaluate(copied, copied.file) == 2
+        assert "MultiscaleDeformableAttnPlugin_TRT" in capsys.readouterr().err
+
+    def test_an_unknown_kind_of_file(self, project, capsys):
+        file = project.folder / "model.tflite"
+        file.write_bytes(b"x")
+        assert self.evaluate(project, file) == 2
+        assert ".onnx" in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "-h"])
+    assert "export.onnx_file=" in capsys.readouterr().out

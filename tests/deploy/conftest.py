@@ -1,0 +1,36 @@
+"""A small detector and its graph, shared by the tests of deployment."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.spec import ModelSpec
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="session")
+def detector():
+    """A detector of 3 classes with lively outputs (scores between 0 and 1, boxes of many sizes)."""
+    torch.manual_seed(0)
+    spec = dataclasses.replace(
+        ModelSpec(), backbone="resnet_18", hidden_dim=32, nheads=4, feat_channels=[32, 32, 32], dim_feedforward=64,
+        num_queries=20, num_select=15, dec_layers=2, dn_number=0,
+    )  # fmt: skip
+    built = build_detector(spec, num_classes=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if "bbox_head" in name or "score_head" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return built
+
+
+@pytest.fixture(scope="session")
+def export_model(detector):
+    return ExportModel(detector).eval()
