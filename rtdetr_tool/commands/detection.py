@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.build import build_loader
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.runtimes.open import OpenedModel, open_model
+from rtdetr_tool.log import console
+from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.ops.structures import Batch
+from rtdetr_tool.runtimes.base import Runtime
+from rtdetr_tool.runtimes.loop import LoopTimes, detect
+from rtdetr_tool.runtimes.open import OpenedModel, open_engine, open_model
 from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, ExportSpec, InferenceSpec, LoadedSpec
 from rtdetr_tool.training.distributed import rank, start_processes, world_size
 
@@ -27,14 +34,16 @@ class Detecting:
 
 def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detecting:
     """Start the processes that the section asks for and open its checkpoint or engine in each."""
-    path = section.trt_engine or section.checkpoint
-    if path == MISSING:
+    if not section.trt_engine and section.checkpoint == MISSING:
         raise UserError("a checkpoint is missing")
     device = start_processes(section.num_gpus, section.gpu_ids, section.num_nodes)
     if section.batch_size > 0:
         loaded = loaded.with_value("dataset.batch_size", section.batch_size)
     loaded = with_input_size(loaded, section)
-    model = open_model(path, loaded, device, section.onnx_provider)
+    if section.trt_engine:
+        model = open_engine(section.trt_engine, loaded, device)
+    else:
+        model = open_model(section.checkpoint, loaded, device, section.onnx_provider)
     return Detecting(model, model.spec)
 
 
@@ -44,3 +53,20 @@ def with_input_size(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec | 
         return loaded
     size = [section.input_height, section.input_width]
     return loaded.with_value("dataset.augmentation.eval_spatial_size", size)
+
+
+def score(
+    runtime: Runtime,
+    loader: Iterable[Batch],
+    evaluator: CocoEvaluator,
+    num_select: int,
+    conf_threshold: float = 0.0,
+    title: str = "Evaluating",
+) -> LoopTimes:
+    """Run over `loader` and give every detection from `conf_threshold` on to `evaluator`."""
+    times = LoopTimes()
+    batches = detect(runtime, loader, num_select, times)
+    for batch, detections in track(batches, title, len(loader), console=console()):
+        kept = [found.above(conf_threshold) for found in detections]
+        evaluator.update([target.image_id for target in batch.targets], kept)
+    return times

@@ -6,15 +6,13 @@ import json
 import logging
 from pathlib import Path
 
-from rich.progress import track
 from rich.table import Table
 
-from rtdetr_tool.commands.detection import open_for
+from rtdetr_tool.commands.detection import open_for, score
 from rtdetr_tool.data.build import build_eval_dataset
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
-from rtdetr_tool.runtimes.loop import LoopTimes, detect
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
@@ -29,11 +27,7 @@ def run(loaded: LoadedSpec) -> None:
     runtime, spec = detecting.model.runtime, detecting.spec
     dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map)
     evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
-    loader, times = detecting.loader(dataset), LoopTimes()
-    batches = detect(runtime, loader, spec.model.num_select, times)
-    for batch, detections in track(batches, "Evaluating", len(loader), console=console()):
-        kept = [found.above(section.conf_threshold) for found in detections]
-        evaluator.update([target.image_id for target in batch.targets], kept)
+    times = score(runtime, detecting.loader(dataset), evaluator, spec.model.num_select, section.conf_threshold)
 
     states = gather_objects([evaluator.state()])
     if rank() != 0:

@@ -147,6 +147,12 @@ class EvalDataset(DetectionDataset):
         super().__init__(records, class_map, repairs)
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
+    def sample_of(self, count: int, seed: int) -> EvalDataset:
+        """A data set of `count` of the images, drawn with `seed` and kept in their order."""
+        chosen = sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
+        records = [self.records[index] for index in chosen]
+        return EvalDataset(records, self.class_map, self.spatial_size, self.preserve_aspect_ratio)
+
     def sample(self, index: int) -> Sample:
         record = self.records[index]
         prepared = prepare_image(self._decode(record), self.spatial_size, self.preserve_aspect_ratio)

@@ -146,6 +146,9 @@ class GenTrtEngineSpec:
     compute_capability: list[str] = field(
         [], "TensorRT-RTX: the GPUs to build for, such as SM89; empty = the GPU present.", origin="ours"
     )
+    score_images: int = field(
+        500, "Pictures of dataset.val_data_sources to score each precision on; -1 = all, 0 = none.", min=-1, origin="ours"
+    )
     max_score_drop: float = field(
         0.01,
         "Largest loss of mAP (0..1) against FP32 on dataset.val_data_sources before the command fails.",

@@ -8,10 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 import yaml
 
 from rtdetr_tool.checkpoints.onnx_file import description_of
 from rtdetr_tool.cli import main
+from rtdetr_tool.commands.export import choose_device
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.spec import ExportSpec
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,32 @@ def test_without_pictures_drawn_ones_are_taken(exported, project, capsys):
 
 
 @pytest.mark.parametrize(
+    ("gpus", "on_cpu", "gpu_id", "expected"),
+    [(0, False, 0, "cpu"), (2, False, 1, "cuda:1"), (2, True, 1, "cpu"), (0, False, 3, "cpu")],
+)
+def test_the_gpu_is_taken_where_there_is_one(gpus, on_cpu, gpu_id, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert str(choose_device(ExportSpec(on_cpu=on_cpu, gpu_id=gpu_id))) == expected
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"export.gpu_id is 1; this machine has 1 GPU"):
+        choose_device(ExportSpec(gpu_id=1))
+
+
+def test_verbose_shows_what_the_exporter_says(export, capfd):
+    assert export("export.batch_size=1")[0] == 0
+    silent = capfd.readouterr()
+    assert export("export.batch_size=1", "export.verbose=true", "export.overwrite=true")[0] == 0
+    loud = capfd.readouterr()
+    assert "aten::" not in silent.out + silent.err and "Warning" not in silent.out + silent.err
+    assert len(loud.out + loud.err) > 2 * len(silent.out + silent.err)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["export.opset_version=11"], "export.opset_version"),
@@ -167,6 +197,7 @@ def test_without_pictures_drawn_ones_are_taken(exported, project, capsys):
         (["export.onnx_file=model.pt"], "must end in .onnx"),
         (["export.onnx_file=???"], "export.onnx_file"),
         (["export.is_quantized=true"], "quantized"),
+        (["export.input_channel=1"], "export.input_channel"),
         (
             ["dataset.augmentation.preserve_aspect_ratio=true", "export.input_width=64", "export.input_height=96"],
             "must be equal",
