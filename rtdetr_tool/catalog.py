@@ -55,3 +55,27 @@ BACKBONE_ALIASES: dict[str, str] = {
     "fan_base_12_p4_hybrid": "fan_base",
     "fan_large_12_p4_hybrid": "fan_large",
 }
+
+
+class FoundationModel(NamedTuple):
+    """A frozen model beside the backbone (`model.frozen_fm`). Its weights are downloaded by the user."""
+
+    name: str
+    width: int
+    depth: int
+    num_heads: int
+    parameters: int
+    weights: str  # name under which NVIDIA publishes them
+    licence: str  # of the weights
+
+
+_OPEN = "NVIDIA Open Model License"
+
+FOUNDATION_MODELS: dict[str, FoundationModel] = {
+    row.name: row
+    for row in (
+        FoundationModel("radio_v2-b", 768, 12, 12, 98_233_344, "nvidia/C-RADIOv2-B", _OPEN),
+        FoundationModel("radio_v2-l", 1024, 24, 16, 319_881_216, "nvidia/C-RADIOv2-L", _OPEN),
+        FoundationModel("radio_v2-h", 1280, 32, 16, 651_642_880, "nvidia/C-RADIOv2-H", _OPEN),
+    )
+}

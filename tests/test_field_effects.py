@@ -489,6 +489,27 @@ def test_lr_changes_are_logged_when_verbose(verbose, lines, data, monkeypatch):
     assert sum("earning rate" in record.getMessage() for record in heard.buffer) == lines
 
 
+@pytest.mark.parametrize(
+    ("field", "before", "after"),
+    [("enabled", False, True), ("backbone", "radio_v2-b", "radio_v2-h"), ("checkpoint", "file.pth", "/no/such.pth")],
+)
+def test_a_field_of_the_frozen_foundation_model_has_an_effect(field, before, after, data, tmp_path, monkeypatch):
+    from rtdetr_tool.catalog import FOUNDATION_MODELS, FoundationModel
+    from rtdetr_tool.models.rtdetr.radio import RadioViT
+
+    for name, width in (("radio_v2-b", 16), ("radio_v2-h", 32)):
+        monkeypatch.setitem(FOUNDATION_MODELS, name, FoundationModel(name, width, 1, 2, 0, "", ""))
+    torch.save(RadioViT(16, 1, 2).state_dict(), tmp_path / "file.pth")
+
+    def seen(value):
+        fields = {"enabled": True, "backbone": "radio_v2-b", "checkpoint": "file.pth", field: value}
+        fields["checkpoint"] = str(tmp_path / fields["checkpoint"])
+        return observe(data, parts, {f"model__frozen_fm__{name}": given for name, given in fields.items()})
+
+    assert not isinstance(seen(before), Refused)
+    assert seen(before) != seen(after)
+
+
 # evaluate and inference: the whole command on an untrained checkpoint.
 
 
@@ -584,6 +605,7 @@ def test_batch_size_of_a_command_reaches_its_loader(command, data, checkpoint, t
 
 def test_every_field_is_accounted_for():
     seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
+    seen |= {f"model.frozen_fm.{field}" for field in ("enabled", "backbone", "checkpoint")}
     seen |= {f"{command}.{field}" for command, field, _ in COMMAND_ROWS} | COMMAND_ROWS_ELSEWHERE
     unaccounted = [
         name
@@ -607,5 +629,5 @@ def test_using_an_inert_field_prints_its_reason(tmp_path, capsys):
 
 
 def test_a_feature_of_a_later_version_is_refused(data):
-    with pytest.raises(UserError, match="frozen_fm"):
-        build(data, model__frozen_fm={"enabled": True})
+    with pytest.raises(UserError, match="quantized checkpoints are not part of this version"):
+        build(data, "evaluate", evaluate__is_quantized=True, evaluate__checkpoint="x.pth")

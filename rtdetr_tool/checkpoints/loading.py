@@ -57,8 +57,12 @@ def load_into(
     """Copy tensors by name. `strict` (evaluate, inference, resume) takes nothing but a complete fit.
 
     Otherwise (a pretrained model) tensors of another shape keep their initial values and the report says so;
-    when less than half of the module's tensors fit, it is another model and an error.
+    when less than half of the module's tensors fit, it is another model and an error. A module that keeps frozen
+    weights outside of its state dict (`take_frozen`) takes those from the file first.
     """
+    take_frozen = getattr(module, "take_frozen", None)
+    if take_frozen is not None:
+        state_dict = take_frozen(state_dict, source)
     own = module.state_dict()
     report = LoadReport(source)
     for name, tensor in own.items():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from rtdetr_tool.catalog import BACKBONES, BUILT_BACKBONES
+import torch
+
+from rtdetr_tool.catalog import BACKBONES, BUILT_BACKBONES, FOUNDATION_MODELS
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
 from rtdetr_tool.models.rtdetr.detector import RTDETR
 from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
-from rtdetr_tool.spec import ModelSpec
+from rtdetr_tool.models.rtdetr.foundation import FoundationRTDETR, FrozenRadio
+from rtdetr_tool.models.rtdetr.radio import RadioViT
+from rtdetr_tool.spec import FrozenFmSpec, ModelSpec
 
 
 def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpoint: bool = False) -> ResNetBackbone:
@@ -30,10 +36,14 @@ def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpo
 def build_detector(
     spec: ModelSpec, num_classes: int, pretrained_backbone: bool = False, activation_checkpoint: bool = False
 ) -> RTDETR:
-    """A detector with random weights (the backbone's from timm if asked), in training mode."""
+    """A detector with random weights (the backbone's from timm if asked), in training mode.
+
+    A frozen foundation model comes with its weights, from the file that the spec names.
+    """
     backbone = build_backbone(spec, pretrained_backbone, activation_checkpoint)
+    frozen_radio = build_frozen_radio(spec.frozen_fm) if spec.frozen_fm.enabled else None
     encoder = HybridEncoder(
-        backbone.channels,
+        backbone.channels if frozen_radio is None else (*backbone.channels, frozen_radio.width),
         hidden_dim=spec.hidden_dim,
         attention_levels=spec.use_encoder_idx,
         num_heads=spec.nheads,
@@ -45,6 +55,7 @@ def build_detector(
         depth_mult=spec.depth_mult,
         enc_act=spec.enc_act,
         act=spec.act,
+        num_outputs=len(backbone.channels),
     )
     decoder = RTDETRDecoder(
         spec.feat_channels,
@@ -61,7 +72,21 @@ def build_detector(
         eval_idx=spec.eval_idx,
         num_denoising=spec.dn_number,
     )
-    detector = RTDETR(backbone, encoder, decoder)
+    if frozen_radio is None:
+        detector = RTDETR(backbone, encoder, decoder)
+    else:
+        detector = FoundationRTDETR(backbone, encoder, decoder, frozen_radio)
     if not spec.train_backbone:
         detector.freeze(["backbone"])
     return detector
+
+
+def build_frozen_radio(spec: FrozenFmSpec) -> FrozenRadio:
+    """RADIO as the spec names it, with the weights of `spec.checkpoint`; without a file it has none yet."""
+    row = FOUNDATION_MODELS[spec.backbone]
+    with torch.device("meta"):  # no time for random numbers that nobody uses
+        vit = RadioViT(row.width, row.depth, row.num_heads)
+    frozen_radio = FrozenRadio(vit)
+    if spec.checkpoint:
+        frozen_radio.load(state_dict_of(load_checkpoint(spec.checkpoint)), spec.checkpoint)
+    return frozen_radio

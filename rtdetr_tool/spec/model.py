@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rtdetr_tool.catalog import BACKBONES
+from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
 from rtdetr_tool.spec.fields import INF, field
 
 ENCODER_ACTIVATIONS = ("relu", "gelu", "silu", "prelu", "selu", "leaky_relu")
@@ -14,9 +14,16 @@ ENCODER_ACTIVATIONS = ("relu", "gelu", "silu", "prelu", "selu", "leaky_relu")
 class FrozenFmSpec:
     """A frozen foundation model beside the backbone."""
 
-    enabled: bool = field(False, "Add the features of a frozen foundation model to encoder and decoder.")
-    backbone: str = field("radio_v2-l", "Which foundation model.", options=("radio_v2-b", "radio_v2-l", "radio_v2-h"))
-    checkpoint: str | None = field(None, "Weights file of the foundation model.")
+    enabled: bool = field(
+        False,
+        "Add the features of a frozen foundation model to encoder and decoder. Export is then for a batch of 1 only.",
+    )
+    backbone: str = field("radio_v2-l", "Which foundation model.", options=tuple(FOUNDATION_MODELS))
+    checkpoint: str | None = field(
+        None,
+        "Weights file of the foundation model: C-RADIOv2 as published, or as TAO keeps it. Our checkpoints do not hold "
+        "these weights: the file is read again whenever the detector is opened.",
+    )
 
 
 @dataclass(frozen=True)

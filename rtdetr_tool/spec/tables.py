@@ -73,8 +73,6 @@ INERT: dict[str, str] = {
     "wandb.reinit": "one process makes one run",
     "model.load_teacher_enc_dec": "only distill reads it, and distill is not part of this version",
     "model.distillation_loss_coef": "only distill reads it, and distill is not part of this version",
-    "model.frozen_fm.backbone": "a frozen foundation model is not part of this version",
-    "model.frozen_fm.checkpoint": "a frozen foundation model is not part of this version",
     "dataset.quant_calibration_data_sources": "only quantize reads it, and quantize is not part of this version",
     "gen_trt_engine.input_channel": "the ONNX file says it",
     "gen_trt_engine.input_width": "the ONNX file says it",
@@ -83,7 +81,6 @@ INERT: dict[str, str] = {
 
 # Fields whose feature is not part of this version: any other value than the default is an error, not a surprise.
 NOT_YET: dict[str, str] = {
-    "model.frozen_fm.enabled": "a frozen foundation model is not part of this version",
     "evaluate.is_quantized": "quantized checkpoints are not part of this version",
     "inference.is_quantized": "quantized checkpoints are not part of this version",
     "export.is_quantized": "quantized checkpoints are not part of this version",

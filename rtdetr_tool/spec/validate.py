@@ -216,6 +216,16 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         names = alternatives.split("|")
         if all(_is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
+    if command in ("train", "distill"):
+        models = {"model": spec.model}
+        if command == "distill" and spec.distill is not None:
+            models["distill.teacher"] = spec.distill.teacher
+        for name, model in models.items():
+            if model.frozen_fm.enabled and _is_blank(model.frozen_fm.checkpoint):
+                yield (
+                    f"{name}.frozen_fm.checkpoint: a value is missing; {model.frozen_fm.backbone} needs a file with "
+                    "its weights"
+                )
     engine = spec.gen_trt_engine
     if command == "gen_trt_engine" and engine.backend != "none" and _is_blank(engine.trt_engine):
         yield "gen_trt_engine.trt_engine: a value is missing; `gen_trt_engine` needs it unless backend is none"

@@ -30,6 +30,11 @@ def build():
     return make
 
 
+@pytest.fixture
+def disturbed():
+    return disturb
+
+
 def disturb(detector: RTDETR) -> RTDETR:
     """Move what starts at zero or at the identity, so that every tensor has an effect."""
     generator = torch.Generator().manual_seed(1)

@@ -442,8 +442,15 @@ class TestWithoutEffect:
         assert read_spec(write("model: {backbone_names: [backbone.0], clip_max_norm: 0.1}\n")).notes == []
 
     def test_a_feature_of_a_later_version_is_an_error_for_commands_that_would_use_it(self, write):
+        path = write("inference: {is_quantized: true, checkpoint: a.pth}\n" + SOURCES)
+        problems = problems_of(path, [], "inference")
+        assert any("inference.is_quantized: quantized checkpoints are not part" in problem for problem in problems)
+
+    def test_training_with_a_foundation_model_needs_the_file_of_its_weights(self, write):
         path = write("model: {frozen_fm: {enabled: true}}\n" + SOURCES)
-        assert "frozen foundation model" in only_problem(path, command="train")
+        assert only_problem(path, command="train") == (
+            "model.frozen_fm.checkpoint: a value is missing; radio_v2-l needs a file with its weights"
+        )
 
     @pytest.mark.parametrize("command", ["train", "evaluate", "inference"])
     def test_a_backbone_of_a_later_version_names_those_that_can_be_built(self, command):

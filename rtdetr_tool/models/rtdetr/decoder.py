@@ -63,7 +63,7 @@ class RTDETRDecoder(nn.Module):
         num_levels: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.num_queries = num_classes, num_queries
+        self.num_classes, self.num_queries, self.hidden_dim = num_classes, num_queries, hidden_dim
         self.num_denoising, self.label_noise, self.box_noise = num_denoising, label_noise, box_noise
         self.input_proj = nn.ModuleList(
             nn.Sequential(
@@ -121,7 +121,10 @@ class RTDETRDecoder(nn.Module):
         if self.num_denoising > 0:
             nn.init.normal_(self.denoising_class_embed.weight[:-1])
 
-    def forward(self, maps: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Predictions:
+    def forward(
+        self, maps: Sequence[Tensor], targets: Sequence[Target] | None = None, summary: Tensor | None = None
+    ) -> Predictions:
+        """maps [B, C, h, w] each; `summary` of the image is for decoders that attend to one."""
         memory, shapes = self._flatten(self._project(maps))
         content, reference, encoder_logits, encoder_boxes = self._select_queries(memory, shapes)
         denoising = None
@@ -139,6 +142,7 @@ class RTDETRDecoder(nn.Module):
             self.dec_bbox_head,
             self.query_pos_head,
             None if denoising is None else denoising.attention_mask,
+            summary,
         )
         if not self.training:
             return Predictions(logits[-1], boxes[-1])
@@ -246,6 +250,7 @@ class TransformerDecoder(nn.Module):
         box_heads: nn.ModuleList,
         query_pos_head: nn.Module,
         attention_mask: Tensor | None,
+        summary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of every layer in training mode, of `eval_idx` alone otherwise.
 
@@ -254,8 +259,10 @@ class TransformerDecoder(nn.Module):
         """
         reference = previous = reference.sigmoid()
         all_logits, all_boxes = [], []
-        for index, layer in enumerate(self.layers if self.training else self.layers[: self.eval_idx + 1]):
-            content = layer(content, reference, memory, shapes, query_pos_head(reference), attention_mask)
+        for index in range(len(self.layers) if self.training else self.eval_idx + 1):
+            content = self.attend(
+                index, content, reference, memory, shapes, query_pos_head, attention_mask, summary
+            )
             delta = box_heads[index](content).float()
             if self.training or index == self.eval_idx:
                 all_logits.append(score_heads[index](content))
@@ -263,6 +270,20 @@ class TransformerDecoder(nn.Module):
             previous = (delta + inverse_sigmoid(reference)).sigmoid()
             reference = previous.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
+
+    def attend(
+        self,
+        index: int,
+        content: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        query_pos_head: nn.Module,
+        attention_mask: Tensor | None,
+        summary: Tensor | None,
+    ) -> Tensor:
+        """One layer; a subclass may let it see more, such as the summary of the image."""
+        return self.layers[index](content, reference, memory, shapes, query_pos_head(reference), attention_mask)
 
 
 class DecoderLayer(nn.Module):

@@ -23,6 +23,8 @@ class RTDETR(nn.Module):
     Every input size that is a multiple of 32 works, in training and in eval mode.
     """
 
+    static_batch: int | None = None  # the one batch size that can be exported; None = any
+
     def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone

@@ -33,6 +33,8 @@ class HybridEncoder(nn.Module):
         channels: channels of each backbone level, fine to coarse; each level has half the size of the one before.
         attention_levels: levels (index into `channels`) that get the transformer encoder.
         expansion, depth_mult: width and number (`round(3 * depth_mult)`) of the RepVGG blocks in each fusion block.
+        num_outputs: fused levels that are given out, the finest ones; what only the others need is kept for the names
+            of its weights, but neither run nor trained.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class HybridEncoder(nn.Module):
         depth_mult: float = 1.0,
         enc_act: str = "gelu",
         act: str = "silu",
+        num_outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
+        self.num_outputs = num_outputs or len(channels)
         self.attention_levels = tuple(attention_levels)
         self.pe_temperature = pe_temperature
         self.input_proj = nn.ModuleList(
@@ -73,6 +77,8 @@ class HybridEncoder(nn.Module):
         self.fpn_blocks = fusion_blocks()
         self.downsample_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act) for _ in range(steps))
         self.pan_blocks = fusion_blocks()
+        for unused in (*self.downsample_convs[self.num_outputs - 1 :], *self.pan_blocks[self.num_outputs - 1 :]):
+            unused.requires_grad_(False)
         self._positions: dict[tuple, Tensor] = {}
 
     def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
@@ -104,7 +110,7 @@ class HybridEncoder(nn.Module):
             raised = F.interpolate(upper, size=lower.shape[-2:], mode="nearest")
             fine_to_coarse.insert(0, self.fpn_blocks[step](torch.cat([raised, lower], dim=1)))
         maps = [fine_to_coarse[0]]
-        for step, upper in enumerate(fine_to_coarse[1:]):
+        for step, upper in enumerate(fine_to_coarse[1 : self.num_outputs]):
             lowered = self.downsample_convs[step](maps[-1])
             maps.append(self.pan_blocks[step](torch.cat([lowered, upper], dim=1)))
         return maps

@@ -1,0 +1,169 @@
+"""RT-DETR with a frozen foundation model (RADIO) beside its backbone, as NVIDIA TAO has it.
+
+RADIO sees the picture at half the size. What it finds at each place becomes one more level of the encoder, of stride
+64, that reaches the decoder only through the fusion with the others; what it says of the whole picture becomes one
+more query of each decoder layer, which the other queries attend to and which predicts nothing.
+
+RADIO's weights belong to no detector: they come from `model.frozen_fm.checkpoint` whenever a detector is built, and are
+no part of its state dict, so that checkpoints stay as small as without.
+
+Shape legend: B batch, H, W input size, C channels of RADIO, S its summary, Q queries, D hidden_dim of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.checkpoints.loading import load_into
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.models.rtdetr.decoder import DecoderLayer, RTDETRDecoder, TransformerDecoder
+from rtdetr_tool.models.rtdetr.detector import RTDETR
+from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
+from rtdetr_tool.models.rtdetr.radio import RadioOutput, RadioViT, radio_weights
+from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.structures import Predictions, Target
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FILE_PREFIX = "frozen_radio."  # RADIO's tensors in TAO's detector checkpoints
+
+
+class FoundationRTDETR(RTDETR):
+    """`RTDETR` whose encoder has one level more than its backbone, for RADIO.
+
+    Args:
+        encoder: made for the backbone's channels and then RADIO's; gives the backbone's number of levels.
+        decoder: its layers get the image query here.
+    """
+
+    static_batch = 1  # what TAO exports; its engines and parsers expect no other
+
+    def __init__(
+        self, backbone: nn.Module, encoder: HybridEncoder, decoder: RTDETRDecoder, frozen_radio: FrozenRadio
+    ) -> None:
+        super().__init__(backbone, encoder, decoder)
+        plain = decoder.decoder
+        decoder.decoder = ImageQueryDecoder(
+            plain.layers, plain.eval_idx, frozen_radio.summary_dim, decoder.hidden_dim
+        )
+        self.frozen_radio = frozen_radio
+
+    def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
+        """As `RTDETR.forward`."""
+        found = self.frozen_radio(images)
+        maps = self.encoder([*self.backbone(images), found.spatial]).maps
+        return self.decoder(maps, targets, found.summary)
+
+    def take_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Load RADIO's tensors where a detector's file holds some (TAO's do); the other tensors are given back.
+
+        Raises:
+            CheckpointError: when RADIO has no weights, neither from there nor from before.
+        """
+        frozen = {name: tensor for name, tensor in weights.items() if name.startswith(FILE_PREFIX)}
+        if frozen:
+            self.frozen_radio.load(frozen, source)
+        self.frozen_radio.check_loaded()
+        return {name: tensor for name, tensor in weights.items() if name not in frozen}
+
+
+class FrozenRadio(nn.Module):
+    """Images to RADIO's features; never trained, always in eval mode, without gradients.
+
+    The transformer is kept out of the module tree: it follows its owner to a device and into copies, and whatever walks
+    over modules, parameters or the state dict (train, freeze, optimizers, EMA, DDP, checkpoints) does not see it.
+    """
+
+    def __init__(self, vit: RadioViT) -> None:
+        super().__init__()
+        self._hidden = (vit.eval().requires_grad_(False),)
+        self.width, self.summary_dim, self.summary_tokens = vit.width, vit.summary_dim, vit.summary_tokens
+        self.loaded_from: str | None = None
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def vit(self) -> RadioViT:
+        return self._hidden[0]
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> RadioOutput:
+        """images [B, 3, H, W] 0..1, sides multiples of 32 -> summary [B, S], spatial [B, C, H / 64, W / 64].
+
+        Odd sizes are rounded up, as the encoder's strided convolutions do.
+        """
+        self.check_loaded()
+        half = (images[..., ::2, ::2] - self.mean) / self.std
+        summary, spatial = self.vit(half)
+        return RadioOutput(summary, F.max_pool2d(spatial, 2, ceil_mode=True))
+
+    def check_loaded(self) -> None:
+        if self.loaded_from is None:
+            raise CheckpointError(
+                "The frozen foundation model has no weights: they are in no checkpoint of this tool; "
+                "model.frozen_fm.checkpoint must name their file."
+            )
+
+    def load(self, state_dict: Mapping[str, Tensor], source: str) -> None:
+        """Take RADIO's weights as published, as TAO keeps them, or as half precision; all must fit.
+
+        Raises:
+            CheckpointError: when they are another model's or do not fit.
+        """
+        weights = radio_weights(state_dict, source)
+        if any(tensor.is_meta for tensor in self.vit.parameters()):
+            self.vit.to_empty(device=self.mean.device)
+        load_into(self.vit, weights, source=source, what="foundation model")
+        self.loaded_from = source
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `to`, `cuda`, `float` and the like call; without weights there is nothing to move."""
+        if self.loaded_from is not None:
+            self.vit._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+class ImageQueryDecoder(TransformerDecoder):
+    """In each layer one more query, made from RADIO's summary, with the whole image as its box."""
+
+    def __init__(self, layers: Iterable[DecoderLayer], eval_idx: int, summary_dim: int, hidden_dim: int) -> None:
+        super().__init__(layers, eval_idx)
+        self.image_query_proj = nn.ModuleList(nn.Linear(summary_dim, hidden_dim) for _ in self.layers)
+        self.image_query_norm = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in self.layers)
+        self.register_buffer("whole_image", torch.tensor([[[0.5, 0.5, 1.0, 1.0]]]), persistent=False)  # cxcywh 0..1
+
+    def attend(
+        self,
+        index: int,
+        content: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        query_pos_head: nn.Module,
+        attention_mask: Tensor | None,
+        summary: Tensor | None,
+    ) -> Tensor:
+        query = self.image_query_norm[index](self.image_query_proj[index](summary))[:, None]  # [B, 1, D]
+        whole = self.whole_image.expand(len(content), -1, -1)
+        content = super().attend(
+            index,
+            torch.cat([content, query.to(content.dtype)], dim=1),
+            torch.cat([reference, whole.to(reference.dtype)], dim=1),
+            memory,
+            shapes,
+            query_pos_head,
+            None if attention_mask is None else with_image_query(attention_mask),
+            summary,
+        )
+        return content[:, :-1]
+
+
+def with_image_query(attention_mask: Tensor) -> Tensor:
+    """One row and column more: everything sees the image query, which sees what the last (a matching) query sees."""
+    wider = F.pad(attention_mask, (0, 1))
+    return torch.cat([wider, wider[-1:]])
