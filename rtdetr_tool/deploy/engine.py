@@ -15,7 +15,15 @@ import torch
 
 from rtdetr_tool.checkpoints.engine_file import write_engine_file
 from rtdetr_tool.checkpoints.tensorrt_library import LIBRARIES, LoadedLibrary, load_library
-from rtdetr_tool.deploy.engine_build import AMPERE_PLUS, BuildSettings, BuiltEngine, build_engine
+from rtdetr_tool.deploy.engine_build import (
+    AMPERE_PLUS,
+    BuildSettings,
+    BuiltEngine,
+    add_profile,
+    build_engine,
+    parse,
+    start,
+)
 from rtdetr_tool.errors import UserError
 
 __all__ = ["AMPERE_PLUS", "BuildSettings", "BuiltEngine", "EngineBackend", "choose_backend", "write_engine"]
@@ -32,6 +40,8 @@ class EngineBackend(Protocol):
 
     name: str
     version: str
+
+    def check(self, model: bytes, settings: BuildSettings) -> None: ...
 
     def build(self, model: bytes, settings: BuildSettings) -> BuiltEngine: ...
 
@@ -77,6 +87,18 @@ class LibraryBackend:
         self.name = loaded.library.module
         self.version = loaded.version
 
+    def check(self, model: bytes, settings: BuildSettings) -> None:
+        """What `build` would refuse without trying: GPUs, nodes, batch sizes. Takes about a second.
+
+        Raises:
+            UserError: as `build` does.
+        """
+        self._targets(settings)
+        with self.loaded.listening() as messages:
+            builder = start(self.loaded, messages)
+            network = parse(self.loaded, builder, model, messages)
+            add_profile(builder, network, builder.create_builder_config(), settings, messages)
+
     def build(self, model: bytes, settings: BuildSettings) -> BuiltEngine:
         """Parse, optimise and serialize an ONNX file; takes seconds with TensorRT-RTX, minutes with TensorRT.
 
@@ -84,10 +106,7 @@ class LibraryBackend:
             UserError: the settings and the graph, the GPU or the library do not fit each other.
             RtdetrError: the library failed; the message holds its reasons.
         """
-        gpus = torch.cuda.device_count()
-        targets = choose_targets(self.loaded, settings.compute_capabilities, gpus > 0)
-        if not targets and settings.gpu_id >= gpus:
-            raise UserError(f"gen_trt_engine.gpu_id: there is no GPU {settings.gpu_id}, only {gpus}, counted from 0")
+        targets = self._targets(settings)
         logger.info("%s builds for %s", self.loaded.name, ", ".join(targets) or f"GPU {settings.gpu_id}")
         stop = _make_stop(self.loaded.module)
 
@@ -98,6 +117,13 @@ class LibraryBackend:
                 return build_engine(self.loaded, model, settings, targets, stop, messages)
 
         return interruptible(work, stop.ask)
+
+    def _targets(self, settings: BuildSettings) -> tuple[str, ...]:
+        gpus = torch.cuda.device_count()
+        targets = choose_targets(self.loaded, settings.compute_capabilities, gpus > 0)
+        if not targets and settings.gpu_id >= gpus:
+            raise UserError(f"gen_trt_engine.gpu_id: there is no GPU {settings.gpu_id}, only {gpus}, counted from 0")
+        return targets
 
 
 def write_engine(path: Path, built: BuiltEngine, description: Mapping[str, Any]) -> None:

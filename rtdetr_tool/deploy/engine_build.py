@@ -67,11 +67,8 @@ def build_engine(
     messages: Messages,
 ) -> BuiltEngine:
     """From ONNX to a plan; `targets` are checked names (none: the GPU present), `stop` may end the build early."""
-    start, trt = time.perf_counter(), loaded.module
-    try:
-        builder = trt.Builder(loaded.logger)
-    except TypeError as error:  # how the binding reports a null pointer
-        raise RtdetrError(f"{loaded.name} cannot start here:\n{messages.reasons()}") from error
+    began, trt = time.perf_counter(), loaded.module
+    builder = start(loaded, messages)
     network = parse(loaded, builder, model, messages)
     config = builder.create_builder_config()
     config.progress_monitor = stop
@@ -102,12 +99,20 @@ def build_engine(
             "tf32": settings.allow_tf32,
             "layers": layers,
             "bytes": len(plan),
-            "seconds": round(time.perf_counter() - start, 2),
+            "seconds": round(time.perf_counter() - began, 2),
             "workspace_mb": settings.workspace_mb,
             "timing_cache": cache.state,
             "warnings": list(dict.fromkeys(messages.warnings)),
         },
     )
+
+
+def start(loaded: LoadedLibrary, messages: Messages) -> Any:
+    """The library's builder; TensorRT makes none without a driver."""
+    try:
+        return loaded.module.Builder(loaded.logger)
+    except TypeError as error:  # how the binding reports a null pointer
+        raise RtdetrError(f"{loaded.name} cannot start here:\n{messages.reasons()}") from error
 
 
 def parse(loaded: LoadedLibrary, builder: Any, model: bytes, messages: Messages) -> Any:

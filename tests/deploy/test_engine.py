@@ -207,6 +207,18 @@ def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx):
     assert str(error.value).count("\n") == 1, "one reason, without those that only follow from it"
 
 
+def test_what_a_build_would_refuse_is_found_before_it(rtx):
+    strange = toy_onnx([helper.make_node("NoSuchOperator", ["inputs"], ["pred_boxes", "pred_logits"])])
+    rtx.check(toy_onnx(), settings(1, 2, 4))
+    for model, wrong, words in (
+        (strange, settings(), "NoSuchOperator"),
+        (toy_onnx(batch=5), settings(1), "fixed batch of 5"),
+        (toy_onnx(), settings(compute_capabilities=("SM1",)), "does not know SM1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            rtx.check(model, wrong)
+
+
 def test_an_unknown_compute_capability_lists_the_known_ones(rtx):
     with pytest.raises(UserError, match=r"does not know SM90\. It knows SM75, SM80, SM86, SM89, SM120"):
         rtx.build(toy_onnx(), settings(compute_capabilities=("SM89", "SM90")))
