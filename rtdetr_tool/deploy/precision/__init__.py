@@ -1,0 +1,27 @@
+"""Precision in the graph: which nodes of an ONNX graph run in FP16 or INT8, decided by measurement.
+
+TensorRT 11 and TensorRT-RTX take the types of a graph as they stand, so precision is written into the graph: casts and
+FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16` and `to_int8` write, `emulate_half` makes a
+graph whose score on a CPU is that of FP16.
+"""
+
+from rtdetr_tool.deploy.precision.audit import Audit, GroupCost, NodeAudit, audit_precision
+from rtdetr_tool.deploy.precision.emulation import emulate_half
+from rtdetr_tool.deploy.precision.int8 import to_int8
+from rtdetr_tool.deploy.precision.mixed import to_mixed_fp16
+from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph
+from rtdetr_tool.deploy.precision.rules import LayerRules, parse_layers_precision
+
+__all__ = [
+    "Audit",
+    "GroupCost",
+    "KeptNode",
+    "LayerRules",
+    "NodeAudit",
+    "PrecisionGraph",
+    "audit_precision",
+    "emulate_half",
+    "parse_layers_precision",
+    "to_int8",
+    "to_mixed_fp16",
+]

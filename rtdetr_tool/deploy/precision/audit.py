@@ -1,0 +1,235 @@
+"""The precision audit: which nodes of a graph FP16 cannot carry, by range, by resolution and by score.
+
+FP16 ends at 65504, loses resolution below 6.1e-5 and has nothing between 0 and 6.0e-8.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
+from rtdetr_tool.deploy.precision.cost import CostMeter
+from rtdetr_tool.deploy.precision.graph import HEAVY, MOVING, Graph
+from rtdetr_tool.deploy.precision.magnitudes import LARGEST, SMALLEST_NORMAL, TensorRange
+from rtdetr_tool.deploy.precision.observe import Observer, rebatched
+from rtdetr_tool.deploy.precision.roles import find_roles
+from rtdetr_tool.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 4.0  # other pictures than the calibration pictures reach further
+COARSE = 2e-3  # relative error (L2) of a tensor in FP16; rounding alone gives at most 5e-4
+PICTURES_FOR_COST = 8
+TOLERATED_COST = 0.02
+REGIONS = 12
+
+# Nodes that turn a small number into a large one: an input that FP16 flushes to zero becomes infinite.
+_SHARP = {"Log": (0,), "Div": (1,), "Reciprocal": (0,), "Sqrt": (0,)}
+
+
+@dataclass
+class NodeAudit:
+    """What the audit saw at one node; ranges are the worst of its float inputs and outputs."""
+
+    name: str
+    op_type: str
+    role: str | None
+    max_abs: float | None = None  # None where nothing was measured
+    smallest: float | None = None
+    flushed_share: float | None = None
+    half_error: float | None = None
+    reasons: list[str] = field(default_factory=list)  # why it stays in FP32; empty = FP16
+
+    @property
+    def kept(self) -> bool:
+        return bool(self.reasons)
+
+
+@dataclass
+class GroupCost:
+    """What the detections lose when this group of nodes alone runs in FP16."""
+
+    group: str
+    nodes: int
+    cost: float
+    kept: bool
+
+
+@dataclass
+class Audit:
+    nodes: dict[str, NodeAudit]
+    pictures: int
+    groups: list[GroupCost] = field(default_factory=list)
+    cost_all_half: float | None = None  # every node in FP16
+    cost_kept: float | None = None  # with the nodes that the audit keeps in FP32
+
+    @property
+    def kept(self) -> list[NodeAudit]:
+        return [node for node in self.nodes.values() if node.kept]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a report."""
+        return {
+            "pictures": self.pictures,
+            "cost_all_fp16": self.cost_all_half,
+            "cost_mixed": self.cost_kept,
+            "groups": [asdict(group) for group in self.groups],
+            "nodes": [asdict(node) for node in self.nodes.values()],
+        }
+
+
+def audit_precision(
+    model: onnx.ModelProto, feeds: Iterable[np.ndarray], pictures_for_cost: int = PICTURES_FOR_COST
+) -> Audit:
+    """Run an FP32 graph on pictures [N, 3, H, W] float32 RGB 0..1 and judge each node.
+
+    All pictures give the ranges, one at a time; the first `pictures_for_cost` are kept to measure what groups of nodes
+    cost in FP16.
+
+    Raises:
+        UserError: for no pictures at all, or pictures that do not fit the graph.
+    """
+    graph = Graph(model)
+    first: list[np.ndarray] = []
+    ranges, count = _ranges(graph, feeds, first, pictures_for_cost)
+    if not count:
+        raise UserError("The precision audit got no pictures; name some in gen_trt_engine.tensorrt.calibration")
+    audit = Audit(judge(graph, ranges), count)
+    _measure_costs(graph, audit, CostMeter(graph.model, first))
+    return audit
+
+
+def _ranges(
+    graph: Graph, feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
+) -> tuple[dict[str, TensorRange], int]:
+    """Range of every float tensor, and the number of pictures; `first` is filled with the first pictures."""
+    made = [name for node in graph.nodes if node.op_type not in MOVING for name in node.output if graph.is_float(name)]
+    observer = Observer(graph.model, made)
+    ranges = {name: TensorRange() for name in (*graph.inputs, *made) if graph.is_float(name)}
+    count = 0
+    for picture in rebatched(feeds, graph.model):
+        if count < wanted:
+            first.append(picture)
+        count += len(picture)
+        for name in graph.inputs:
+            ranges[name].add(picture)
+        for name, value in observer.observe(picture):
+            ranges[name].add(value)
+    return ranges, count
+
+
+def judge(graph: Graph, ranges: dict[str, TensorRange] | None = None) -> dict[str, NodeAudit]:
+    """A row for each node that could run in FP16, with the reasons against it that need no score."""
+    ranges = dict(ranges or {})
+    roles = find_roles(graph)
+    for tensor in graph.initializers.values():
+        if graph.is_float(tensor.name):
+            ranges[tensor.name] = TensorRange()
+            ranges[tensor.name].add(graph.constant(tensor.name))
+    rows = {}
+    for node in graph.nodes:
+        inputs, outputs = graph.half_slots(node)
+        read = [node.input[slot] for slot in inputs]
+        made = [node.output[slot] for slot in outputs]
+        if node.op_type in MOVING:
+            _inherit(ranges, read, made)
+        if not read and not made:
+            continue
+        row = NodeAudit(node.name, node.op_type, roles.get(node.name))
+        _fill(row, [ranges[name] for name in (*read, *made) if name in ranges])
+        row.reasons = list(_objections(graph, node, ranges, read, made))
+        if row.role:
+            row.reasons.append(f"role: {row.role}")
+        rows[node.name] = row
+    return rows
+
+
+def _inherit(ranges: dict[str, TensorRange], read: list[str], made: list[str]) -> None:
+    """The outputs of a node that only moves values range as its inputs do."""
+    known = [ranges[name] for name in read if name in ranges]
+    for name in made:
+        if known and name not in ranges:
+            ranges[name] = TensorRange()
+            for source in known:
+                ranges[name].merge(source)
+
+
+def _fill(row: NodeAudit, seen: list[TensorRange]) -> None:
+    if seen:
+        row.max_abs = max(s.max_abs for s in seen)
+        row.smallest = min(s.smallest for s in seen)
+        row.smallest = None if row.smallest == float("inf") else row.smallest
+        row.flushed_share = max(s.flushed_share for s in seen)
+        row.half_error = max(s.half_error for s in seen)
+
+
+def _objections(
+    graph: Graph, node: onnx.NodeProto, ranges: dict[str, TensorRange], read: list[str], made: list[str]
+) -> Iterable[str]:
+    """Reasons against FP16 in a node's own figures."""
+    for name in (*read, *made):
+        seen = ranges.get(name)
+        if seen is None:
+            continue
+        constant = name in graph.initializers
+        limit = LARGEST if constant else LARGEST / MARGIN
+        what = "constant" if constant else "input" if name in read else "output"
+        if seen.max_abs > limit:
+            yield f"overflow: {what} up to {seen.max_abs:.3g}, FP16 ends at 65504"
+        if node.op_type not in MOVING and seen.half_error > COARSE:
+            yield f"resolution: {what} loses {seen.half_error:.1%} in FP16"
+    for slot in _SHARP.get(node.op_type, ()):
+        seen = ranges.get(node.input[slot]) if slot < len(node.input) else None
+        if seen is not None and seen.smallest < SMALLEST_NORMAL:
+            yield f"underflow: {node.op_type} of values down to {seen.smallest:.1e}, FP16 is exact from 6.1e-05"
+
+
+def _measure_costs(graph: Graph, audit: Audit, meter: CostMeter) -> None:
+    """Fill the costs; keep the dearest regions in FP32 until the rest is cheap enough."""
+    kept = {row.name for row in audit.kept}
+    audit.cost_all_half = _cost(graph, meter, set())
+    audit.cost_kept = _cost(graph, meter, kept)
+    groups = [(f"role: {role}", names) for role, names in _by_role(audit).items()]
+    stretches = regions(graph, set(audit.nodes) - kept)
+    for label, names in (*groups, *stretches):
+        cost = meter.cost(write_half(graph, names).model)
+        audit.groups.append(GroupCost(label, len(names), cost, names <= kept))
+    dear = sorted(zip(audit.groups[len(groups) :], stretches, strict=True), key=lambda pair: -pair[0].cost)
+    for group, (label, names) in dear[: len(dear) // 2]:
+        if audit.cost_kept <= TOLERATED_COST:
+            break
+        for name in names:
+            audit.nodes[name].reasons.append(f"cost: {label} alone moves detections by {group.cost:.1%}")
+        group.kept = True
+        kept |= names
+        audit.cost_kept = _cost(graph, meter, kept)
+
+
+def _cost(graph: Graph, meter: CostMeter, kept: set[str]) -> float:
+    return meter.cost(write_half(graph, half_nodes(graph, kept)).model)
+
+
+def _by_role(audit: Audit) -> dict[str, set[str]]:
+    roles: dict[str, set[str]] = {}
+    for row in audit.nodes.values():
+        if row.role:
+            roles.setdefault(row.role, set()).add(row.name)
+    return roles
+
+
+def regions(graph: Graph, names: set[str]) -> list[tuple[str, set[str]]]:
+    """The nodes in stretches of the graph with about equally many heavy nodes, named after their first and last one."""
+    ordered = [node for node in graph.nodes if node.name in names]
+    heavy = sum(node.op_type in HEAVY for node in ordered)
+    size, seen = max(1, -(-heavy // REGIONS)), 0
+    stretches: dict[int, list[onnx.NodeProto]] = {}
+    for node in ordered:
+        stretches.setdefault(min(seen // size, REGIONS - 1), []).append(node)
+        seen += node.op_type in HEAVY
+    return [(f"{part[0].name} to {part[-1].name}", {node.name for node in part}) for part in stretches.values()]

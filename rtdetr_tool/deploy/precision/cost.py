@@ -1,0 +1,89 @@
+"""What lower precision costs: how far a graph's detections move from those of the FP32 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from rtdetr_tool.deploy.precision.emulation import emulate_half
+from rtdetr_tool.deploy.precision.observe import open_session, picture_input, rebatched
+
+LOGITS, BOXES = "pred_logits", "pred_boxes"
+DETECTIONS = 100  # best (query, class) pairs of an image that are compared
+SMALLEST_SCORE = 0.05
+
+
+class CostMeter:
+    """Compares graphs with the FP32 graph on some pictures, which it holds in memory.
+
+    The cost lies in 0..1: 0 for equal detections, 1 for none in common. It is the share by which scores and overlaps of
+    the detections change, seen as sets, weighted by score; TopK may order queries as it likes. Graphs without
+    `pred_logits` and `pred_boxes` are compared by the relative difference of their outputs.
+    """
+
+    def __init__(self, model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> None:
+        self.input, _ = picture_input(model)
+        self.names = [value.name for value in model.graph.output]
+        self.pictures = list(rebatched(pictures, model))
+        self.reference = self._run(model)
+
+    def cost(self, model: onnx.ModelProto) -> float:
+        """Mean over the pictures; FP16 parts of `model` are computed as a GPU would."""
+        pairs = zip(self.reference, self._run(emulate_half(model)), strict=True)
+        return float(np.mean([output_difference(before, after) for before, after in pairs]))
+
+    def _run(self, model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
+        session = open_session(model)
+        return [
+            dict(zip(self.names, session.run(self.names, {self.input: picture}), strict=True))
+            for picture in self.pictures
+        ]
+
+
+def output_difference(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> float:
+    """0..1 for two results of one batch."""
+    if LOGITS in before and BOXES in before:
+        images = zip(before[LOGITS], before[BOXES], after[LOGITS], after[BOXES], strict=True)
+        return float(np.mean([detection_difference(detections(a, b), detections(c, d)) for a, b, c, d in images]))
+    differences = []
+    for name, value in before.items():
+        other = after[name].astype(np.float64)
+        scale = float(np.abs(value).max()) or 1.0
+        with np.errstate(invalid="ignore"):
+            differences.append(np.minimum(np.nan_to_num(np.abs(other - value) / scale, nan=1.0), 1.0).mean())
+    return float(np.mean(differences))
+
+
+def detections(logits: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores [K], labels [K], boxes [K, 4] xyxy 0..1 from logits [Q, C] and boxes [Q, 4] cxcywh 0..1, without NaN."""
+    with np.errstate(over="ignore"):
+        scores = 1.0 / (1.0 + np.exp(-logits.astype(np.float64).ravel()))
+    best = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:DETECTIONS]
+    centre, half = boxes[best // logits.shape[1], :2], boxes[best // logits.shape[1], 2:] / 2
+    corners = np.concatenate([centre - half, centre + half], axis=1).astype(np.float64)
+    good = (scores[best] >= SMALLEST_SCORE) & np.isfinite(corners).all(1)
+    return scores[best][good], (best % logits.shape[1])[good], corners[good]
+
+
+def detection_difference(one: tuple, other: tuple) -> float:
+    """Each detection against its best counterpart of the same class in the other set, in both directions."""
+    if not len(one[0]) and not len(other[0]):
+        return 0.0
+    if not len(one[0]) or not len(other[0]):
+        return 1.0
+    agreement = box_overlaps(one[2], other[2]) * (1.0 - np.abs(one[0][:, None] - other[0][None]))
+    agreement *= one[1][:, None] == other[1][None]
+    there = np.average(1.0 - agreement.max(1), weights=one[0])
+    back = np.average(1.0 - agreement.max(0), weights=other[0])
+    return float((there + back) / 2)
+
+
+def box_overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """IoU [N, M] of boxes xyxy [N, 4] and [M, 4]."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(1) for b in (one, other)]
+    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)

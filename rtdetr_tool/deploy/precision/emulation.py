@@ -1,0 +1,82 @@
+"""FP16 graphs that keep their rounding and their overflow on a CPU.
+
+onnxruntime's CPU provider has hardly any FP16 kernels. It runs such nodes in FP32 between casts of its own and then
+removes those casts, at every optimisation level: a chain of FP16 nodes neither rounds nor overflows there, and its
+score says nothing. Casts that stand in the graph are kept. So `emulate_half` spells FP16 out: every tensor travels as
+FP32, and after each node that rounds, the result goes to FP16 and back. That is what a GPU does with FP32
+accumulation; kernels that also accumulate in FP16 can be worse.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from rtdetr_tool.deploy.precision.graph import FLOAT, HALF, MOVING, element_types, holds_graph
+from rtdetr_tool.errors import UserError
+
+
+def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph of the same inputs and outputs that computes FP16 parts in FP32 and rounds each result to FP16.
+
+    A graph without FP16 tensors comes back as an equal copy.
+    """
+    types = element_types(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    half = {name for name, kind in types.items() if kind == HALF}
+    if not half:
+        return result
+    for tensor in graph.initializer:
+        if tensor.data_type == HALF:
+            tensor.CopyFrom(_widened(tensor))
+    nodes: list[NodeProto] = []
+    for value in graph.input:
+        if value.name in half:
+            nodes += [helper.make_node("Cast", [value.name], [_wide(value.name)], to=FLOAT)]
+    renamed = {value.name: _wide(value.name) for value in graph.input if value.name in half}
+    renamed |= {value.name: _wide(value.name) for value in graph.output if value.name in half}
+    for node in graph.node:
+        nodes += _spelled_out(node, half, renamed)
+    for value in graph.output:
+        if value.name in half:
+            nodes.append(helper.make_node("Cast", [renamed[value.name]], [value.name], to=HALF))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return result
+
+
+def _spelled_out(node: NodeProto, half: set[str], renamed: dict[str, str]) -> list[NodeProto]:
+    """The node in FP32, followed by a rounding of each output that was FP16."""
+    if holds_graph(node) and half & {*node.input, *node.output}:
+        raise UserError(f"{node.name}: FP16 around or inside {node.op_type} cannot be scored on a CPU")
+    wide = NodeProto()
+    wide.CopyFrom(node)
+    for attribute in wide.attribute:
+        if attribute.name == "to" and attribute.i == HALF:
+            attribute.i = FLOAT
+        elif attribute.HasField("t") and attribute.t.data_type == HALF:
+            attribute.t.CopyFrom(_widened(attribute.t))
+    wide.input[:] = [renamed.get(name, name) for name in node.input]
+    wide.output[:] = [renamed.get(name, name) for name in node.output]
+    if node.op_type in MOVING:
+        return [wide]
+    rounding: list[NodeProto] = []
+    for slot, name in enumerate(node.output):
+        if name in half:
+            target = wide.output[slot]
+            exact, short = target + "/exact", target + "/half"
+            wide.output[slot] = exact
+            rounding.append(helper.make_node("Cast", [exact], [short], name=short, to=HALF))
+            rounding.append(helper.make_node("Cast", [short], [target], name=target + "/round", to=FLOAT))
+    return [wide, *rounding]
+
+
+def _wide(name: str) -> str:
+    return name + "/float"
+
+
+def _widened(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)

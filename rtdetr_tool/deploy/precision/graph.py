@@ -1,0 +1,193 @@
+"""An ONNX graph with what is needed to change it: makers and readers of each tensor, element types, node names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from rtdetr_tool.errors import UserError
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+# Nodes that only move or select values: they round nothing and may run in either precision.
+# fmt: off
+MOVING = frozenset({
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Gather",
+    "GatherElements", "GatherND", "Expand", "Tile", "Identity", "Relu", "MaxPool", "GlobalMaxPool", "Max",
+    "Min", "Clip", "Neg", "Abs", "Where", "Pad", "DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin",
+    "TopK", "Dropout", "ScatterElements", "ScatterND",
+})
+# fmt: on
+# Nodes with most of the work; TensorRT fuses their neighbours into them.
+HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
+# Nodes whose output type an attribute fixes: left as they are.
+# fmt: off
+FIXED = frozenset({
+    "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform",
+    "DynamicQuantizeLinear",
+})
+# fmt: on
+LARGEST_FILE = 2**31 - 2**20  # protobuf's limit for one message, less room for what is added
+
+
+class Graph:
+    """A private copy of a model: `Constant` nodes are initializers, every node has a name of its own.
+
+    `types` holds the element type of every tensor that shape inference knows; `origin` the model's own name of a node
+    that was renamed or had none.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        check_size(model)
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.graph = self.model.graph
+        self.opset = opset_of(self.model)
+        self._lift_constants()
+        name_nodes(self.graph)
+        self.types = element_types(self.model)
+        self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.inputs = [value.name for value in self.graph.input if value.name not in self.initializers]
+        self.outputs = [value.name for value in self.graph.output]
+        self.index()
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        return list(self.graph.node)
+
+    def index(self) -> None:
+        """Read who makes and who reads each tensor; again after nodes were changed."""
+        self.by_name = {node.name: node for node in self.graph.node}
+        self.producer: dict[str, NodeProto] = {out: node for node in self.graph.node for out in node.output if out}
+        self.readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+        for node in self.graph.node:
+            for slot, name in enumerate(node.input):
+                if name:
+                    self.readers[name].append((node, slot))
+
+    def is_float(self, name: str) -> bool:
+        return bool(name) and self.types.get(name) == FLOAT
+
+    def constant(self, name: str) -> np.ndarray | None:
+        tensor = self.initializers.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def sources(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that make this node's inputs."""
+        return [self.producer[name] for name in node.input if name in self.producer]
+
+    def targets(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that read this node's outputs."""
+        return [reader for name in node.output for reader, _ in self.readers.get(name, ())]
+
+    def half_slots(self, node: NodeProto) -> tuple[list[int], list[int]]:
+        """Which float32 inputs and outputs of a node are float16 when it runs in FP16; ([], []) where it cannot."""
+        if node.op_type in FIXED or holds_graph(node) or not onnx.defs.has(node.op_type, node.domain):
+            return [], []
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset_of(self.model, node.domain), node.domain)
+        except onnx.defs.SchemaError:
+            return [], []
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+
+        def takes_half(formal: list, slot: int) -> bool:
+            declared = formal[min(slot, len(formal) - 1)].type_str
+            return "tensor(float16)" in allowed.get(declared, [declared])
+
+        inputs = [i for i, name in enumerate(node.input) if self.is_float(name) and takes_half(schema.inputs, i)]
+        outputs = [i for i, name in enumerate(node.output) if self.is_float(name) and takes_half(schema.outputs, i)]
+        return inputs, outputs
+
+    def _lift_constants(self) -> None:
+        for node in [n for n in self.graph.node if n.op_type == "Constant" and n.domain in ("", "ai.onnx")]:
+            value = next((a for a in node.attribute if a.name == "value"), None)
+            if value is None:
+                array = _scalar_constant(node)
+                if array is None:
+                    continue
+                tensor = numpy_helper.from_array(array, node.output[0])
+            else:
+                tensor = TensorProto()
+                tensor.CopyFrom(value.t)
+                tensor.name = node.output[0]
+            self.graph.initializer.append(tensor)
+            self.graph.node.remove(node)
+
+
+def _scalar_constant(node: NodeProto) -> np.ndarray | None:
+    for attribute in node.attribute:
+        kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+        if attribute.name in kinds:
+            return np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name])
+    return None
+
+
+def check_size(model: onnx.ModelProto) -> None:
+    size = sum(len(t.raw_data) for t in model.graph.initializer)
+    if size > LARGEST_FILE:
+        raise UserError(
+            f"The ONNX graph holds {size / 2**30:.1f} GiB of weights; FP16 and INT8 graphs can be made of at most "
+            "2 GiB. Set gen_trt_engine.tensorrt.data_type to FP32"
+        )
+
+
+def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
+    """Version of an operator set that the model imports; 1 where it does not import it."""
+    same = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    return max((entry.version for entry in model.opset_import if entry.domain in same), default=1)
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor, as far as ONNX's shape inference finds it."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        if value.type.HasField("tensor_type"):
+            types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give nodes without a name, or with one that is taken, `<operator>_<position>`."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for position, node in enumerate(graph.node):
+        if not node.name or node.name in seen:
+            name = f"{node.op_type}_{position}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)
+
+
+def holds_graph(node: NodeProto) -> bool:
+    """Whether a node (If, Loop, Scan) has graphs inside."""
+    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
+
+
+def captured(node: NodeProto) -> set[str]:
+    """Outer tensors that the graphs inside a node read."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            made = {v.name for v in inner.input} | {t.name for t in inner.initializer}
+            for child in inner.node:
+                names |= {name for name in child.input if name and name not in made} | (captured(child) - made)
+                made |= set(child.output)
+            names |= {v.name for v in inner.output} - made
+    return names
+
+
+def is_bias_add(graph: Graph, node: NodeProto) -> bool:
+    """Add of a constant vector right after a heavy node: part of a linear layer."""
+    if node.op_type != "Add":
+        return False
+    constant = [name in graph.initializers for name in node.input]
+    if sum(constant) != 1:
+        return False
+    maker = graph.producer.get(node.input[constant.index(False)])
+    return maker is not None and maker.op_type in HEAVY

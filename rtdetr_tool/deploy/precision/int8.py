@@ -1,0 +1,183 @@
+"""INT8 graphs: Q/DQ nodes around convolutions and linear layers, the rest in FP16 as the audit allows.
+
+Ranges come from histograms over calibration pictures. How their tails are cut (maximum, percentiles, entropy, squared
+error) is chosen by what each way costs on some of the pictures, and stretches of the graph that cost too much stay out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import onnx
+
+from rtdetr_tool.deploy.precision.audit import Audit, judge, regions
+from rtdetr_tool.deploy.precision.cache import Calibration, graph_hash, read_cache, write_cache
+from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
+from rtdetr_tool.deploy.precision.cost import CostMeter
+from rtdetr_tool.deploy.precision.graph import Graph, opset_of
+from rtdetr_tool.deploy.precision.quantize_nodes import place, quantisable, residual_inputs
+from rtdetr_tool.deploy.precision.ranges import METHODS, collect
+from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph, apply_rules, kept_nodes
+from rtdetr_tool.deploy.precision.rules import LayerRules
+from rtdetr_tool.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PICTURES_FOR_COST = 8
+TOLERATED_COST = 0.05
+OLDEST_OPSET, OPSET_OF_HALF_SCALES = 13, 19  # per-channel Q/DQ; Q/DQ from and to FP16
+
+
+def to_int8(
+    model: onnx.ModelProto,
+    feeds: Iterable[np.ndarray] = (),
+    rules: LayerRules | None = None,
+    cache_file: str | os.PathLike | None = None,
+    audit: Audit | None = None,
+    half: bool = True,
+) -> PrecisionGraph:
+    """The graph with Q/DQ nodes; what is not INT8 runs in FP16 where the audit allows it (`half`), else in FP32.
+
+    `feeds` are pictures [N, 3, H, W] float32 RGB 0..1; they are not read when `cache_file` exists and fits the graph.
+    FP16 beside INT8 needs operator set 19: an older graph is raised to it, which `notes` says.
+
+    Raises:
+        UserError: for no pictures, rules that match nothing, a cache of another graph, operator sets before 13.
+    """
+    graph, notes = _prepared(model, half)
+    rules = rules or LayerRules()
+    rows = judge(graph) if audit is None else audit.nodes
+    reasons, risks = apply_rules(graph, rows, rules)
+    chosen, spared = _choose(graph, rules, reasons)
+    calibration, reused = _calibrated(graph, model, feeds, chosen, rules, cache_file, half)
+    spared |= {name: why for name, why in calibration.kept.items() if name in chosen}
+    chosen -= set(spared)
+    quantised = Graph(place(graph, chosen, calibration.ranges, half))
+    halves = half_nodes(quantised, reasons) if half else set()
+    written = write_half(quantised, halves)
+    kept = kept_nodes(graph, rows, halves, reasons) if half else []
+    kept += [
+        KeptNode(name, graph.by_name[name].op_type, "fp16" if name in halves else "fp32", why)
+        for name, why in spared.items()
+        if name in halves or not half
+    ]
+    account = {"method": calibration.method, "pictures": calibration.pictures, "costs": calibration.costs}
+    account |= {"reused_cache": reused}
+    return PrecisionGraph(
+        written.model, kept, len(halves & set(rows) - chosen), written.casts, len(chosen), notes + risks, account
+    )
+
+
+def _prepared(model: onnx.ModelProto, half: bool) -> tuple[Graph, list[str]]:
+    """The graph at an operator set that Q/DQ can be written in."""
+    opset = opset_of(model)
+    if opset < OLDEST_OPSET:
+        raise UserError(f"INT8 needs ONNX operator set {OLDEST_OPSET} or newer; the graph has {opset}. Export it anew")
+    graph = Graph(model)
+    if not half or opset >= OPSET_OF_HALF_SCALES:
+        return graph, []
+    try:
+        raised = onnx.version_converter.convert_version(graph.model, OPSET_OF_HALF_SCALES)
+    except Exception as error:  # the converter raises RuntimeError and C++ exceptions of its own
+        raise UserError(
+            f"INT8 with FP16 needs ONNX operator set {OPSET_OF_HALF_SCALES}; the graph has {opset} and onnx cannot "
+            f"raise it ({error}). Export it with export.opset_version={OPSET_OF_HALF_SCALES}"
+        ) from error
+    raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(list(raised.opset_import)))
+    note = f"operator set raised from {opset} to {OPSET_OF_HALF_SCALES}: INT8 beside FP16 does not exist before"
+    return Graph(raised), [note]
+
+
+def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tuple[set[str], dict[str, str]]:
+    """The nodes to quantise, and why others that could be are not."""
+    chosen, spared = set(), {}
+    for name, target in quantisable(graph).items():
+        rule = rules.match(name, target.node.op_type)
+        if rule is not None and rule.precision == "fp16":
+            spared[name] = f"layers_precision: {rule}"
+        elif name in reasons:
+            spared[name] = reasons[name]
+        else:
+            chosen.add(name)
+    for rule in rules.rules:
+        wanted = [n for n in graph.nodes if rule.precision == "int8" and rules.match(n.name, n.op_type) is rule]
+        if wanted and not chosen & {node.name for node in wanted}:
+            raise UserError(
+                f"gen_trt_engine.tensorrt.layers_precision: '{rule}' matches no layer that can run in INT8; "
+                "convolutions and products with a constant matrix can"
+            )
+    if not chosen:
+        raise UserError("INT8: no convolution or linear layer with constant weights is left to quantise in this graph")
+    return chosen, spared
+
+
+def _calibrated(
+    graph: Graph,
+    model: onnx.ModelProto,
+    feeds: Iterable[np.ndarray],
+    chosen: set[str],
+    rules: LayerRules,
+    cache_file: str | os.PathLike | None,
+    half: bool,
+) -> tuple[Calibration, bool]:
+    """Ranges from the cache where there is one, else measured (and kept there); whether the cache was used."""
+    tensors = _activations(graph)
+    sha = graph_hash(model)
+    known = read_cache(cache_file, sha, tensors) if cache_file else None
+    if known is not None:
+        return known, True
+    first: list[np.ndarray] = []
+    histograms, count = collect(graph.model, tensors, feeds, first, PICTURES_FOR_COST)
+    meter = CostMeter(graph.model, first)
+    limits = {method: {name: cut(h) for name, h in histograms.items()} for method, cut in METHODS.items()}
+    costs = {method: meter.cost(place(graph, chosen, found, half)) for method, found in limits.items()}
+    best = min(costs, key=costs.__getitem__)
+    kept = _too_dear(graph, meter, chosen, limits[best], costs[best], rules, half)
+    calibration = Calibration(sha, best, count, limits[best], costs, kept)
+    if cache_file:
+        write_cache(cache_file, calibration)
+    return calibration, False
+
+
+def _activations(graph: Graph) -> list[str]:
+    """Every tensor that may get Q/DQ, whatever nodes are chosen."""
+    candidates = quantisable(graph)
+    names = [target.activation for target in candidates.values()]
+    residual = residual_inputs(graph, candidates).items()
+    return list(dict.fromkeys([*names, *(graph.by_name[name].input[slot] for name, slot in residual)]))
+
+
+def _too_dear(
+    graph: Graph,
+    meter: CostMeter,
+    chosen: Collection[str],
+    limits: Mapping[str, float],
+    cost: float,
+    rules: LayerRules,
+    half: bool,
+) -> dict[str, str]:
+    """Nodes to leave out of INT8, dearest stretch of the graph first, until the cost is tolerable; at most half."""
+    kept: dict[str, str] = {}
+    if cost <= TOLERATED_COST:
+        return kept
+    prices = []
+    for label, names in regions(graph, set(chosen)):
+        names = {name for name in names if not _asked_for(graph, name, rules)}
+        if names:
+            prices.append((meter.cost(place(graph, names, limits, half)), label, names))
+    prices.sort(key=lambda row: -row[0])
+    for price, label, names in prices:
+        if cost <= TOLERATED_COST or len(kept) + len(names) > len(chosen) / 2:
+            break
+        kept |= dict.fromkeys(names, f"cost: INT8 from {label} alone moves detections by {price:.1%}")
+        cost = meter.cost(place(graph, set(chosen) - set(kept), limits, half))
+    return kept
+
+
+def _asked_for(graph: Graph, name: str, rules: LayerRules) -> bool:
+    """Whether the user wants this node in INT8, whatever it costs."""
+    rule = rules.match(name, graph.by_name[name].op_type)
+    return rule is not None and rule.precision == "int8"

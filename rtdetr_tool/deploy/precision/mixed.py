@@ -1,0 +1,39 @@
+"""FP16 graphs: everything in FP16 but what the audit and the user keep."""
+
+from __future__ import annotations
+
+import onnx
+
+from rtdetr_tool.deploy.precision.audit import Audit, judge
+from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
+from rtdetr_tool.deploy.precision.graph import Graph
+from rtdetr_tool.deploy.precision.result import PrecisionGraph, apply_rules, kept_nodes
+from rtdetr_tool.deploy.precision.rules import LayerRules
+from rtdetr_tool.errors import UserError
+
+
+def to_mixed_fp16(
+    model: onnx.ModelProto, audit: Audit | None = None, rules: LayerRules | None = None
+) -> PrecisionGraph:
+    """The graph with FP16 nodes, FP32 nodes and casts between them; float32 inputs and outputs, as before.
+
+    Without an audit the operators' roles and the constants decide alone: what overflows only on pictures is not seen.
+
+    Raises:
+        UserError: for rules that match no node, or ask for INT8.
+    """
+    rules = rules or LayerRules()
+    eight = [str(rule) for rule in rules.rules if rule.precision == "int8"]
+    if eight:
+        raise UserError(
+            f"gen_trt_engine.tensorrt.layers_precision: {', '.join(eight)} needs INT8 ranges; "
+            "set gen_trt_engine.tensorrt.data_type to INT8 and name calibration pictures"
+        )
+    graph = Graph(model)
+    rows = judge(graph) if audit is None else audit.nodes
+    reasons, notes = apply_rules(graph, rows, rules)
+    half = half_nodes(graph, reasons)
+    written = write_half(graph, half)
+    return PrecisionGraph(
+        written.model, kept_nodes(graph, rows, half, reasons), len(half & set(rows)), written.casts, notes=notes
+    )

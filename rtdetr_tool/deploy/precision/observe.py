@@ -1,0 +1,123 @@
+"""Running a graph on calibration pictures and looking at the tensors inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from rtdetr_tool.deploy.precision.graph import FLOAT, opset_of
+from rtdetr_tool.errors import UserError
+
+MEMORY = 1 << 30  # bytes of tensors of one picture that are looked at in one run
+
+
+def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU with as many threads as torch has.
+
+    Q/DQ nodes are executed as they stand: fused integer kernels of a CPU round and saturate in their own way.
+    """
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, one per status code
+        raise UserError(f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}") from error
+
+
+def picture_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
+    """Name and shape (None where dynamic) of the graph's one input of pictures [B, 3, H, W]."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != FLOAT:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise UserError(f"The graph has the inputs {names}; exactly one is expected: float32 pictures [B, 3, H, W]")
+    dims = inputs[0].type.tensor_type.shape.dim
+    return inputs[0].name, [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+
+
+def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[np.ndarray]:
+    """Pictures [N, 3, H, W] in the batch size of the graph: one by one where it is dynamic.
+
+    The last batch of a static graph is filled up with its own pictures.
+    """
+    _, shape = picture_input(model)
+    batch, waiting = shape[0] or 1, []
+    for feed in feeds:
+        feed = np.asarray(feed, np.float32)
+        wrong = feed.ndim != 4 or any(s not in (None, n) for s, n in zip(shape[1:], feed.shape[1:], strict=False))
+        if wrong:
+            raise UserError(f"Calibration pictures are {list(feed.shape)}; the graph takes {shape}")
+        for picture in feed:
+            waiting.append(picture)
+            if len(waiting) == batch:
+                yield np.stack(waiting)
+                waiting = []
+    if waiting:
+        yield np.stack([waiting[i % len(waiting)] for i in range(batch)])
+
+
+class Observer:
+    """Yields named tensors of a graph for each picture, in several runs where one would take too much memory."""
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], memory: int = MEMORY) -> None:
+        self.model = model
+        self.input, _ = picture_input(model)
+        self.parts = [part for part in _parts(model, tensors, memory) if part]
+        self.sessions = [open_session(exposing(model, part), optimise=False) for part in self.parts]
+
+    def observe(self, picture: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and value of each tensor for one picture [B, 3, H, W]."""
+        for part, session in zip(self.parts, self.sessions, strict=True):
+            values = session.run(part, {self.input: picture})
+            yield from zip(part, values, strict=True)
+
+
+def exposing(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """The model with these tensors as its outputs."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    known = {value.name: value for value in model.graph.output}
+    del result.graph.output[:]
+    result.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in tensors)
+    return result
+
+
+def _parts(model: onnx.ModelProto, tensors: Sequence[str], memory: int) -> list[list[str]]:
+    """The tensors in groups of at most `memory` bytes, as far as shape inference knows their sizes."""
+    sizes = _sizes(model)
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name in tensors:
+        size = sizes.get(name, 0)
+        if parts[-1] and used + size > memory:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += size
+    return parts
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """Bytes of each float tensor of known shape, for one picture where the batch is dynamic."""
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    for value in single.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].dim_value = 1
+    del single.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(single, data_prop=opset_of(single) >= 13)
+    sizes = {}
+    for value in inferred.graph.value_info:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if all(dims):
+            sizes[value.name] = 4 * int(np.prod(dims, dtype=np.int64))
+    return sizes

@@ -1,0 +1,162 @@
+"""Q/DQ nodes where TensorRT fuses them: before convolutions and linear layers, on their weights, on residual inputs.
+
+Activations are symmetric per tensor (zero point 0), weights symmetric per output channel, biases stay floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from rtdetr_tool.deploy.precision.graph import Graph
+
+LEVELS = 127
+SMALLEST_SCALE = 2.0**-20  # exact to 3 digits in FP16
+
+
+@dataclass(frozen=True)
+class Quantisable:
+    """A node that can run in INT8: its activation, its weight and the weight's axis of output channels."""
+
+    node: NodeProto
+    activation: str
+    weight: str
+    axis: int
+
+
+def quantisable(graph: Graph) -> dict[str, Quantisable]:
+    """Convolutions and products with a constant matrix, by node name."""
+    found = {}
+    for node in graph.nodes:
+        axis = _channel_axis(graph, node)
+        if axis is not None and graph.is_float(node.input[0]) and node.input[0] not in graph.initializers:
+            found[node.name] = Quantisable(node, node.input[0], node.input[1], axis)
+    return found
+
+
+def _channel_axis(graph: Graph, node: NodeProto) -> int | None:
+    if len(node.input) < 2 or not graph.is_float(node.input[1]) or node.input[1] not in graph.initializers:
+        return None
+    rank = len(graph.initializers[node.input[1]].dims)
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "MatMul" and rank == 2:
+        return 1
+    if node.op_type == "Gemm" and rank == 2 and not _attribute(node, "transA"):
+        return 0 if _attribute(node, "transB") else 1
+    return None
+
+
+def _attribute(node: NodeProto, name: str) -> int:
+    return next((a.i for a in node.attribute if a.name == name), 0)
+
+
+def residual_inputs(graph: Graph, chosen: Collection[str]) -> dict[str, int]:
+    """Additions that TensorRT fuses into a quantised convolution before them: node name -> slot of the other input."""
+    order = {node.name: place for place, node in enumerate(graph.nodes)}
+    found = {}
+    for node in graph.nodes:
+        if node.op_type != "Add" or any(name in graph.initializers for name in node.input):
+            continue
+        convolutions = [
+            (order[maker.name], slot)
+            for slot, name in enumerate(node.input)
+            if (maker := graph.producer.get(name)) is not None
+            and maker.op_type == "Conv"
+            and maker.name in chosen
+            and len(graph.readers[name]) == 1
+        ]
+        if convolutions:
+            found[node.name] = 1 - max(convolutions)[1]
+    return found
+
+
+def place(graph: Graph, chosen: Collection[str], limits: Mapping[str, float], half: bool = False) -> onnx.ModelProto:
+    """The model with Q/DQ around the nodes `chosen`; `limits` are magnitudes covered per activation.
+
+    With `half` the scales are such that FP16 holds them exactly.
+    """
+    writer = _Writer(graph, limits, half)
+    candidates = quantisable(graph)
+    residual = {k: slot for k, slot in residual_inputs(graph, chosen).items() if graph.by_name[k].input[slot] in limits}
+    nodes: list[NodeProto] = []
+    for original in graph.nodes:
+        node = NodeProto()
+        node.CopyFrom(original)
+        if node.name in chosen:
+            target = candidates[node.name]
+            node.input[0] = writer.activation(target.activation)
+            node.input[1] = writer.weight(target.weight, target.axis)
+        elif node.name in residual:
+            slot = residual[node.name]
+            node.input[slot] = writer.activation(node.input[slot])
+        nodes += [*writer.take_new(), node]
+    result = onnx.ModelProto()
+    result.CopyFrom(graph.model)
+    del result.graph.node[:], result.graph.value_info[:]
+    result.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input} | set(graph.outputs)
+    weights = [
+        tensor for tensor in result.graph.initializer if tensor.name in read or tensor.name not in writer.replaced
+    ]
+    inputs = [value for value in result.graph.input if value.name in read or value.name not in writer.replaced]
+    del result.graph.initializer[:], result.graph.input[:]
+    result.graph.initializer.extend([*weights, *writer.tensors])
+    result.graph.input.extend(inputs)
+    return result
+
+
+class _Writer:
+    """Makes each pair of Q and DQ once."""
+
+    def __init__(self, graph: Graph, limits: Mapping[str, float], half: bool) -> None:
+        self.graph, self.limits, self.half = graph, limits, half
+        self.made: dict[tuple, str] = {}
+        self.new: list[NodeProto] = []
+        self.tensors: list[TensorProto] = []
+        self.replaced: set[str] = set()
+
+    def take_new(self) -> list[NodeProto]:
+        new, self.new = self.new, []
+        return new
+
+    def activation(self, name: str) -> str:
+        if (name,) not in self.made:
+            scale = self._constant(name + "/scale", self._scale(np.float32(self.limits[name])))
+            zero = self._constant(name + "/zero", np.int8(0))
+            short, back = name + "/int8", name + "/quantised"
+            self.new.append(helper.make_node("QuantizeLinear", [name, scale, zero], [short], name=short))
+            self.new.append(helper.make_node("DequantizeLinear", [short, scale, zero], [back], name=back))
+            self.made[name,] = back
+        return self.made[name,]
+
+    def weight(self, name: str, axis: int) -> str:
+        if (name, axis) not in self.made:
+            values = self.graph.constant(name)
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            scales = self._scale(np.abs(values).max(others))
+            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+            whole = np.clip(np.rint(values / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
+            stem = name if (name, 1 - axis) not in self.made else f"{name}/{axis}"
+            inputs = [
+                self._constant(stem + "/int8", whole),
+                self._constant(stem + "/scale", scales),
+                self._constant(stem + "/zero", np.zeros(len(scales), np.int8)),
+            ]
+            back = stem + "/quantised"
+            self.new.append(helper.make_node("DequantizeLinear", inputs, [back], name=back, axis=axis))
+            self.made[name, axis] = back
+            self.replaced.add(name)
+        return self.made[name, axis]
+
+    def _scale(self, limit: np.ndarray) -> np.ndarray:
+        scale = np.maximum(np.asarray(limit, np.float32) / LEVELS, SMALLEST_SCALE)
+        return scale.astype(np.float16).astype(np.float32) if self.half else scale
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        self.tensors.append(numpy_helper.from_array(np.asarray(value), name))
+        return name

@@ -1,0 +1,89 @@
+"""What the precision work hands over: the graph and an account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx
+
+from rtdetr_tool.deploy.precision.audit import NodeAudit
+from rtdetr_tool.deploy.precision.graph import Graph
+from rtdetr_tool.deploy.precision.rules import LayerRules
+
+
+@dataclass(frozen=True)
+class KeptNode:
+    """A node in a higher precision than asked for, and why; figures are None where no pictures were at hand."""
+
+    name: str
+    op_type: str
+    precision: str  # the one it runs in: fp32 or fp16
+    reason: str
+    max_abs: float | None = None
+    smallest: float | None = None
+    flushed_share: float | None = None
+    half_error: float | None = None
+
+
+@dataclass
+class PrecisionGraph:
+    """An ONNX graph in mixed precision; inputs and outputs are those of the FP32 graph."""
+
+    model: onnx.ModelProto
+    kept: list[KeptNode]
+    converted: int  # nodes in FP16
+    casts: int
+    quantised: int = 0  # nodes in INT8
+    notes: list[str] = field(default_factory=list)  # to be shown to the user
+    calibration: dict[str, Any] | None = None  # method, costs, pictures of INT8
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a report, without the graph."""
+        return {
+            "nodes_fp16": self.converted,
+            "nodes_int8": self.quantised,
+            "nodes_fp32": sum(node.precision == "fp32" for node in self.kept),
+            "casts": self.casts,
+            "notes": self.notes,
+            "calibration": self.calibration,
+            "kept": [asdict(node) for node in self.kept],
+        }
+
+
+def apply_rules(graph: Graph, rows: Mapping[str, NodeAudit], rules: LayerRules) -> tuple[dict[str, str], list[str]]:
+    """Why each node stays in FP32, by name, after the user's rules; and notes about rules that are risky.
+
+    fp32 adds to what the audit found, fp16 and int8 overrule it, int32 says nothing about a floating-point node.
+    """
+    rules.check((node.name, node.op_type) for node in graph.nodes)
+    reasons, overruled = {}, []
+    for name, row in rows.items():
+        rule = rules.match(name, row.op_type)
+        if rule is not None and rule.precision == "fp32":
+            reasons[name] = f"layers_precision: {rule}"
+        elif rule is not None and rule.precision in ("fp16", "int8"):
+            if any(reason.startswith(("overflow", "underflow")) for reason in row.reasons):
+                overruled.append(name)
+        elif row.reasons:
+            reasons[name] = "; ".join(row.reasons)
+    notes = []
+    if overruled:
+        some = ", ".join(overruled[:3]) + (" and more" if len(overruled) > 3 else "")
+        notes.append(f"layers_precision puts {len(overruled)} nodes into FP16 whose values do not fit: {some}")
+    return reasons, notes
+
+
+def kept_nodes(
+    graph: Graph, rows: Mapping[str, NodeAudit], half: Collection[str], reasons: Mapping[str, str]
+) -> list[KeptNode]:
+    """The nodes that stay in FP32, in the order of the graph."""
+    kept = []
+    for node in graph.nodes:
+        row = rows.get(node.name)
+        if row is not None and node.name not in half:
+            why = reasons.get(node.name, "between nodes in FP32: spares casts")
+            figures = row.max_abs, row.smallest, row.flushed_share, row.half_error
+            kept.append(KeptNode(node.name, node.op_type, "fp32", why, *figures))
+    return kept

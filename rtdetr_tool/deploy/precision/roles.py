@@ -1,0 +1,111 @@
+"""What a node does in a detection transformer, read from the graph's structure.
+
+Names are not looked at, so graphs of other exporters work too.
+
+coordinates     box refinement and sampling positions: what lies between the last linear layer and a box or a grid
+sampling        GridSample and the weighted sum of its samples
+selection       class scores that decide which tokens become queries, up to TopK
+normalisation   layer norms, as one operator or spelled out
+softmax         attention weights
+position        sine and cosine encodings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from onnx import NodeProto
+
+from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, is_bias_add
+
+# fmt: off
+NORMS = frozenset({
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
+    "MeanVarianceNormalization", "LpNormalization",
+})
+# fmt: on
+SOFTMAXES = frozenset({"Softmax", "LogSoftmax", "Exp", "ReduceLogSumExp"})
+WAVES = frozenset({"Sin", "Cos"})
+ROLES = ("coordinates", "sampling", "selection", "normalisation", "softmax", "position")
+_STATISTICS = frozenset({"Add", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Pow", "Mul", "Sub", "Sqrt", "Max"})
+# fmt: off
+_WEIGHTED_SUM = frozenset({
+    "Mul", "ReduceSum", "Add", "Sum", "Concat", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten",
+})
+# fmt: on
+
+
+def find_roles(graph: Graph) -> dict[str, str]:
+    """Role of each node that has one, by node name. A node of several roles has the first of `ROLES`."""
+    found: dict[str, str] = {}
+    searches = (_coordinates, _sampling, _selection, _norms, _softmaxes, _positions)
+    for role, search in zip(ROLES, searches, strict=True):
+        for node in search(graph):
+            found.setdefault(node.name, role)
+    return found
+
+
+def _coordinates(graph: Graph) -> list[NodeProto]:
+    boxes = [name for name in graph.outputs if "box" in name.lower()]
+    grids = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
+    return _backwards(graph, [*boxes, *grids], lambda node: _ends_a_layer(graph, node))
+
+
+def _sampling(graph: Graph) -> list[NodeProto]:
+    samplers = [node for node in graph.nodes if node.op_type == "GridSample"]
+    found, stack = {node.name: node for node in samplers}, list(samplers)
+    while stack:
+        for target in graph.targets(stack.pop()):
+            if target.op_type in _WEIGHTED_SUM and target.name not in found:
+                found[target.name] = target
+                stack.append(target)
+    return list(found.values())
+
+
+def _selection(graph: Graph) -> list[NodeProto]:
+    scores = [node.input[0] for node in graph.nodes if node.op_type == "TopK"]
+    found = _backwards(graph, scores, lambda node: node.op_type in HEAVY or _ends_elsewhere(node))
+    makers = [maker for node in found for maker in graph.sources(node)]
+    makers += [graph.producer[name] for name in scores if name in graph.producer]
+    return found + [maker for maker in makers if maker.op_type in HEAVY]
+
+
+def _norms(graph: Graph) -> list[NodeProto]:
+    """Single operators, and around each square root of a mean: statistics before it, division and scale after it."""
+    found = [node for node in graph.nodes if node.op_type in NORMS]
+    for root in (node for node in graph.nodes if node.op_type in ("Sqrt", "ReduceL2")):
+        before = _backwards(graph, list(root.input), lambda node: node.op_type not in _STATISTICS)
+        if root.op_type == "Sqrt" and not any(n.op_type.startswith("Reduce") for n in before):
+            continue
+        found += [root, *before, *(n for n in graph.targets(root) if n.op_type in ("Div", "Reciprocal", "Mul"))]
+    return found
+
+
+def _softmaxes(graph: Graph) -> list[NodeProto]:
+    return [node for node in graph.nodes if node.op_type in SOFTMAXES]
+
+
+def _positions(graph: Graph) -> list[NodeProto]:
+    waves = [node for node in graph.nodes if node.op_type in WAVES]
+    return waves + _backwards(graph, [w.input[0] for w in waves], lambda node: _ends_a_layer(graph, node))
+
+
+def _ends_a_layer(graph: Graph, node: NodeProto) -> bool:
+    return node.op_type in HEAVY or is_bias_add(graph, node) or _ends_elsewhere(node)
+
+
+def _ends_elsewhere(node: NodeProto) -> bool:
+    return node.op_type in NORMS or node.op_type in SOFTMAXES or node.op_type == "GridSample"
+
+
+def _backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], bool]) -> list[NodeProto]:
+    """Nodes with float outputs on the way back from some tensors, up to and without those where `stop` holds."""
+    found: dict[str, NodeProto] = {}
+    stack = [name for name in tensors if name]
+    while stack:
+        node = graph.producer.get(stack.pop())
+        if node is None or node.name in found or not any(graph.is_float(name) for name in node.output) or stop(node):
+            continue
+        found[node.name] = node
+        stack.extend(name for name in node.input if graph.is_float(name))
+    return list(found.values())

@@ -1,0 +1,79 @@
+"""`tensorrt.layers_precision`: what the user says about single layers, TAO's `layer:precision`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from rtdetr_tool.errors import UserError
+
+PRECISIONS = ("fp32", "fp16", "int8", "int32")
+OTHERS = "*"
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    pattern: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.pattern}:{self.precision}"
+
+
+@dataclass(frozen=True)
+class LayerRules:
+    """Rules in the user's order; of two that match a node the later one holds, `*` holds where no other matches."""
+
+    rules: tuple[LayerRule, ...] = ()
+
+    def match(self, name: str, op_type: str = "") -> LayerRule | None:
+        """The rule for a node; a pattern stands for node names or for one operator, such as Softmax."""
+        others = None
+        for rule in reversed(self.rules):
+            if rule.pattern == OTHERS:
+                others = others or rule
+            elif fnmatchcase(name, rule.pattern) or rule.pattern == op_type:
+                return rule
+        return others
+
+    def check(self, nodes: Iterable[tuple[str, str]]) -> None:
+        """Raise UserError for patterns that match none of the nodes (name, operator)."""
+        nodes = list(nodes)
+        problems = []
+        for rule in self.rules:
+            if rule.pattern == OTHERS or any(fnmatchcase(n, rule.pattern) or rule.pattern == op for n, op in nodes):
+                continue
+            known = [name for name, _ in nodes] + sorted({op for _, op in nodes})
+            near = difflib.get_close_matches(rule.pattern.replace("*", ""), known, n=3, cutoff=0.3)
+            hint = f"; near: {', '.join(near)}" if near else ""
+            problems.append(f"'{rule.pattern}' matches no layer of the graph{hint}")
+        if problems:
+            raise UserError(
+                "gen_trt_engine.tensorrt.layers_precision: " + "\n  ".join(problems) + "\n  allowed: a node's name, a "
+                "pattern with * and ?, an operator's name, or * for all others"
+            )
+
+
+def parse_layers_precision(entries: Sequence[str] | None) -> LayerRules:
+    """Rules of entries `layer:precision`; the last colon separates, so that layer names may hold colons.
+
+    Raises:
+        UserError: naming every entry that is no such pair, or has an unknown precision.
+    """
+    rules, problems = [], []
+    for entry in entries or ():
+        pattern, colon, precision = str(entry).rpartition(":")
+        pattern, precision = pattern.strip(), precision.strip().lower()
+        if not colon or not pattern:
+            problems.append(f"'{entry}' is not of the form layer:precision")
+        elif precision not in PRECISIONS:
+            near = difflib.get_close_matches(precision, PRECISIONS, n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"'{entry}': precision '{precision}' is unknown; allowed: {', '.join(PRECISIONS)}{hint}")
+        else:
+            rules.append(LayerRule(pattern, precision))
+    if problems:
+        raise UserError("gen_trt_engine.tensorrt.layers_precision: " + "\n  ".join(problems))
+    return LayerRules(tuple(rules))
