@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.inert import stand_ins
 from rtdetr_tool.checkpoints.layout import detector_weights
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import replacing
@@ -57,7 +58,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The detector's weights by our own names, and our metadata (None for a file that is not ours).
 
-    Takes our own files, TAO's, and bare state dicts with the same names.
+    Takes every detector that `layout.identify` knows; `detector_file.read_detector` says more about those of others.
     """
     payload = load_checkpoint(path)
     meta = payload.get("rtdetr_tool")
@@ -88,7 +89,8 @@ def _neighbours(path: Path) -> str:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with stand_ins(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError,
             IndexError, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
         raise CheckpointError(_explain(path, error)) from error

@@ -1,8 +1,8 @@
 """Names of Hugging Face transformers' RT-DETR (`RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`) and ours.
 
 Both directions read one table. The files that transformers publishes and writes still carry the names it used before
-version 5 (`encoder.encoder`, `fc1`, `out_proj`); its modules in memory carry the new ones: both are understood, the new
-ones are given back. Only the ResNet-d backbones of the published weights have a counterpart here.
+version 5 (`encoder.encoder`, `fc1`, `out_proj`); its modules in memory carry the new ones: both are understood. Only
+the ResNet-d backbones of the published weights have a counterpart here.
 
 The one difference beyond names: transformers keeps query, key and value projections apart, we in one tensor.
 """
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.renames import to_ours, to_theirs
 from rtdetr_tool.errors import CheckpointError
 
 # (transformers, ours): the starts of names, where `*` is a number that is carried over. What follows is kept.
@@ -80,14 +81,20 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("model.decoder.bbox_embed.", "decoder.dec_bbox_head."),
 )
 
-# Names before transformers 5 -> names since.
+# Names before transformers 5 -> names since, and back.
 _RENAMED = (
     (re.compile(r"^model\.encoder\.encoder\."), "model.encoder.aifi."),
     (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
     (re.compile(r"(\.layers\.\d+)\.fc([12])\."), r"\1.mlp.fc\2."),
 )
-# Copies of other tensors, and constants: the heads under their second name, the point scale of version 2.
-_LEFT_OUT = re.compile(r"^(class_embed|bbox_embed)\.|\.n_points_scale$")
+_IN_FILES = (
+    (re.compile(r"^model\.encoder\.aifi\."), "model.encoder.encoder."),
+    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
+    (re.compile(r"(\.layers\.\d+)\.mlp\.fc([12])\."), r"\1.fc\2."),
+)
+POINT_SHARES = ".n_points_scale"  # constants of version 2, from which the points per level can be read
+# The heads under their second name; published files hold one name or both.
+_SECOND_NAME = re.compile(r"^(class_embed|bbox_embed)\.")
 _PROJECTION = re.compile(r"^(.+\.self_attn\.)([qkv])_proj\.(weight|bias)$")
 _JOINED = re.compile(r"^(.+\.self_attn\.)in_proj_(weight|bias)$")
 
@@ -102,8 +109,12 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state_dict.items():
-        if _LEFT_OUT.search(name):
+        if name.endswith(POINT_SHARES):
             continue
+        if _SECOND_NAME.match(name):
+            name = f"model.decoder.{name}"
+            if name in state_dict:
+                continue
         for pattern, new in _RENAMED:
             name = pattern.sub(new, name)
         if found := _PROJECTION.match(name):
@@ -114,13 +125,13 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(projections) != 3:
             raise CheckpointError(f"the query, key or value projection of {name.rsplit('.', 1)[0]} is missing")
         joined[name] = torch.cat([projections[part] for part in "qkv"])
-    return _renamed(joined, [(theirs, ours) for theirs, ours in TABLE])
+    return to_ours(joined, TABLE)
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names (since version 5) for our weights; CheckpointError when a name has no counterpart."""
+    """transformers' names in memory (since version 5); CheckpointError when a tensor has no counterpart."""
     separate: dict[str, Tensor] = {}
-    for name, tensor in _renamed(state_dict, [(ours, theirs) for theirs, ours in TABLE]).items():
+    for name, tensor in to_theirs(state_dict, TABLE).items():
         if found := _JOINED.match(name):
             for part, projection in zip("qkv", tensor.chunk(3), strict=True):
                 separate[f"{found[1]}{part}_proj.{found[2]}"] = projection.clone()
@@ -129,19 +140,16 @@ def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _renamed(state_dict: Mapping[str, Tensor], table: list[tuple[str, str]]) -> dict[str, Tensor]:
-    rules = [(re.compile(re.escape(old).replace(r"\*", r"(\d+)")), new) for old, new in table]
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state_dict.items():
-        for pattern, new in rules:
-            if found := pattern.match(name):
-                numbers = iter(found.groups())
-                renamed[re.sub(r"\*", lambda _: next(numbers), new) + name[found.end() :]] = tensor  # noqa: B023
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise CheckpointError(f"no counterpart is known for {', '.join(unknown[:5])}{more}")
-    return renamed
+def to_transformers_file(
+    state_dict: Mapping[str, Tensor], point_shares: Tensor | None = None
+) -> dict[str, Tensor]:
+    """transformers' names in files, which every version reads; version 2 has `point_shares` in each decoder layer."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in to_transformers(state_dict).items():
+        for pattern, new in _IN_FILES:
+            name = pattern.sub(new, name)
+        named[name] = tensor.contiguous()
+    if point_shares is not None:
+        layers = {found[1] for name in named if (found := re.match(r"(model\.decoder\.layers\.\d+\.)", name))}
+        named |= {f"{layer}encoder_attn{POINT_SHARES}": point_shares.clone() for layer in sorted(layers)}
+    return named

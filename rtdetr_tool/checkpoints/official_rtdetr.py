@@ -1,0 +1,117 @@
+"""Names of the official RT-DETR repository (lyuwenyu/RT-DETR, PyTorch, version 1 and 2) and ours.
+
+Ours are those of version 1 except for the backbone, which is timm's. Version 2 calls the parts of the projections
+`conv`, `norm` and `proj` instead of numbering them, and stores the share of each sampling point as a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rtdetr_tool.checkpoints.renames import to_ours
+from rtdetr_tool.errors import CheckpointError
+
+# Stem of the d variant (three convolutions) and of the plain one.
+_DEEP_STEM = (
+    ("conv1.conv1_1.conv.", "conv1.0."),
+    ("conv1.conv1_1.norm.", "conv1.1."),
+    ("conv1.conv1_2.conv.", "conv1.3."),
+    ("conv1.conv1_2.norm.", "conv1.4."),
+    ("conv1.conv1_3.conv.", "conv1.6."),
+    ("conv1.conv1_3.norm.", "bn1."),
+)
+_PLAIN_STEM = (("conv1.conv1_1.conv.", "conv1."), ("conv1.conv1_1.norm.", "bn1."))
+
+
+def backbone_table(deep_stem: bool) -> tuple[tuple[str, str], ...]:
+    """(official, timm) names of a ResNet, without the prefix `backbone.`.
+
+    In the d variant the shortcut of stages that shrink is a pooling and then a ConvNorm, which is one level deeper.
+    """
+    shortcut = (("short.conv.conv", "downsample.1"), ("short.conv.norm", "downsample.2"))
+    plain = (("short.conv", "downsample.0"), ("short.norm", "downsample.1"))
+    same_size = (("short.conv", "downsample.1"), ("short.norm", "downsample.2"))
+    parts = (
+        *((f"branch2{letter}.conv", f"conv{number}") for number, letter in enumerate("abc", 1)),
+        *((f"branch2{letter}.norm", f"bn{number}") for number, letter in enumerate("abc", 1)),
+        *((*shortcut, *same_size) if deep_stem else plain),
+    )
+    return (
+        *(_DEEP_STEM if deep_stem else _PLAIN_STEM),
+        *(
+            (f"res_layers.{stage}.blocks.*.{theirs}.", f"layer{stage + 1}.*.{ours}.")
+            for stage in range(4)
+            for theirs, ours in parts
+        ),
+    )
+
+
+# Version 2 -> ours, then the names that stay.
+_RENAMED = (
+    ("encoder.input_proj.*.conv.", "encoder.input_proj.*.0."),
+    ("encoder.input_proj.*.norm.", "encoder.input_proj.*.1."),
+    ("decoder.enc_output.proj.", "decoder.enc_output.0."),
+    ("decoder.enc_output.norm.", "decoder.enc_output.1."),
+)
+_KEPT = (
+    "encoder.input_proj.*.0.",
+    "encoder.input_proj.*.1.",
+    "encoder.encoder.*.layers.",
+    "encoder.lateral_convs.",
+    "encoder.fpn_blocks.",
+    "encoder.downsample_convs.",
+    "encoder.pan_blocks.",
+    "decoder.input_proj.",
+    "decoder.decoder.layers.",
+    "decoder.denoising_class_embed.",
+    "decoder.query_pos_head.",
+    "decoder.enc_output.0.",
+    "decoder.enc_output.1.",
+    "decoder.enc_score_head.",
+    "decoder.enc_bbox_head.",
+    "decoder.dec_score_head.",
+    "decoder.dec_bbox_head.",
+)
+NECK_TABLE: tuple[tuple[str, str], ...] = (*_RENAMED, *((name, name) for name in _KEPT))
+
+POINT_SHARES = ".num_points_scale"  # constants, from which the points per level can be read
+_LEFT_OUT = (".anchors", ".valid_mask", POINT_SHARES)
+# Options of the official code that no published model uses.
+_REFUSED = {"decoder.tgt_embed.": "learned initial queries (learn_query_content, learnt_init_query)"}
+
+
+def is_official_rtdetr(names: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of the official repository that differ from ours."""
+    return any(name.startswith("backbone.res_layers.") for name in names) or is_version_2(names)
+
+
+def is_official_backbone(names: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of the official repository's ResNet alone."""
+    return any(name.startswith("res_layers.") for name in names)
+
+
+def is_version_2(names: Mapping[str, Tensor]) -> bool:
+    return "encoder.input_proj.0.conv.weight" in names or any(name.endswith(POINT_SHARES) for name in names)
+
+
+def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for official weights; CheckpointError when a tensor has no counterpart."""
+    backbone: dict[str, Tensor] = {}
+    neck: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        for start, what in _REFUSED.items():
+            if name.startswith(start):
+                raise CheckpointError(f"its {name} belongs to {what}, which this tool does not have")
+        if name.startswith("backbone."):
+            backbone[name.removeprefix("backbone.")] = tensor
+        elif not name.endswith(_LEFT_OUT):
+            neck[name] = tensor
+    renamed = {f"backbone.{name}": tensor for name, tensor in from_official_backbone(backbone).items()}
+    return {**renamed, **to_ours(neck, NECK_TABLE)}
+
+
+def from_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names for an official ResNet."""
+    return to_ours(state_dict, backbone_table(deep_stem="conv1.conv1_2.conv.weight" in state_dict))
