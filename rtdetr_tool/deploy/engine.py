@@ -76,6 +76,7 @@ def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = (
             f"{library.title} builds on the GPU it builds for, and there is none here (or no driver). Build on that "
             "machine, or set gen_trt_engine.backend=tensorrt_rtx and gen_trt_engine.compute_capability"
         )
+    choose_targets(backend.loaded, compute_capabilities, gpu)  # a wrong one is said before the long work
     return backend
 
 

@@ -1,0 +1,284 @@
+"""`rtdetr gen_trt_engine`: profiles, calibration pictures, scores, and engines that TensorRT-RTX really builds."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+import torch
+
+from rtdetr_tool.checkpoints.onnx_file import interface_of
+from rtdetr_tool.commands.gen_trt_engine import build_settings, calibration_pictures, open_source
+from rtdetr_tool.deploy.onnx_export import export_graph
+from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.spec import read_spec
+
+
+def best_found(project) -> list[dict]:
+    """The three best detections of each image as its labels, so that a random detector scores high on them."""
+    rows = json.loads((project.folder / "results" / "evaluate" / "predictions.json").read_text())
+    rows.sort(key=lambda row: -row["score"])
+    best = [row for number in range(1, 7) for row in [row for row in rows if row["image_id"] == number][:3]]
+    return [
+        {"id": number, "image_id": row["image_id"], "category_id": row["category_id"], "bbox": row["bbox"],
+         "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+        for number, row in enumerate(best, start=1)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, make_project):
+    """A project with a graph of a lively detector."""
+    project = make_project(tmp_path_factory.mktemp("graph"))
+    weights, project.file = project.checkpoint(lively=True), project.folder / "model.onnx"
+    overrides = [f"export.checkpoint={weights}", f"export.onnx_file={project.file}", "export.notes=for line 3"]
+    assert project.run("export", *overrides) == 0
+    assert project.run("evaluate", f"evaluate.checkpoint={weights}") == 0
+    project.coco["annotations"] = best_found(project)
+    project.write()
+    static = ExportModel(open_detector(str(weights), read_spec(None)).detector).eval()
+    project.static = project.folder / "static.onnx"
+    onnx.save(export_graph(static, (64, 64), batch=2, opset=17), project.static)
+    return project
+
+
+@pytest.fixture
+def generate(exported, project):
+    """Runs the command on the shared graph with TensorRT-RTX; returns the exit code."""
+    project.coco = exported.coco
+    project.write()
+    project.engine = project.folder / "out" / "model.engine"
+    project.results = project.folder / "results" / "gen_trt_engine"
+
+    def run(*overrides: str, onnx_file=exported.file) -> int:
+        return project.run(
+            "gen_trt_engine", f"gen_trt_engine.onnx_file={onnx_file}", f"gen_trt_engine.trt_engine={project.engine}",
+            *(f"gen_trt_engine.{override}" for override in overrides),
+        )  # fmt: skip
+
+    return run
+
+
+def loaded_for(project, *overrides: str):
+    names = [f"gen_trt_engine.{override}" for override in overrides]
+    return read_spec(
+        str(project.spec_file),
+        [f"gen_trt_engine.onnx_file={project.file}", "gen_trt_engine.trt_engine=x.engine", *names],
+        "gen_trt_engine",
+    )
+
+
+class TestSettings:
+    def settings(self, project, file, *overrides):
+        loaded = loaded_for(project, *overrides)
+        return build_settings(loaded, interface_of(onnx.load(file), file))
+
+    def test_a_dynamic_graph_takes_the_specs_profile(self, exported):
+        settings = self.settings(exported, exported.file)
+        assert settings.batches(None) == (1, 1, 4)
+        settings = self.settings(
+            exported, exported.file,
+            "tensorrt.min_batch_size=2", "tensorrt.opt_batch_size=3", "tensorrt.max_batch_size=8",
+        )  # fmt: skip
+        assert settings.batches(None) == (2, 3, 8)
+        assert self.settings(exported, exported.file, "batch_size=6").batches(None) == (6, 6, 6)
+
+    def test_a_static_graph_takes_its_own_batch(self, exported):
+        """The schema's default profile of 1, 1, 4 is not the user's wish."""
+        assert self.settings(exported, exported.static).batches(2) == (2, 2, 2)
+        assert self.settings(exported, exported.static, "batch_size=2").batches(2) == (2, 2, 2)
+
+    @pytest.mark.parametrize("override", ["tensorrt.max_batch_size=8", "batch_size=4"])
+    def test_a_static_graph_contradicts_another_batch(self, override, exported):
+        with pytest.raises(UserError, match="fixed batch of 2"):
+            self.settings(exported, exported.static, override)
+
+    def test_the_other_settings_arrive(self, exported):
+        settings = self.settings(
+            exported, exported.file, "tensorrt.workspace_size=77", "timing_cache=/tmp/x.cache", "verbose=true",
+            "gpu_id=1", "compute_capability=[SM89,SM120]",
+        )  # fmt: skip
+        assert (settings.workspace_mb, str(settings.timing_cache), settings.verbose, settings.gpu_id) == (
+            77, "/tmp/x.cache", True, 1
+        )  # fmt: skip
+        assert settings.compute_capabilities == ("SM89", "SM120")
+
+
+class TestCalibrationPictures:
+    def pictures(self, project, *overrides):
+        loaded = loaded_for(project, *overrides)
+        return calibration_pictures(open_source(loaded), loaded)
+
+    def test_the_named_folders_are_read_as_evaluation_reads_them(self, exported):
+        found = self.pictures(
+            exported, "tensorrt.data_type=INT8", f"tensorrt.calibration.cal_image_dir=[{exported.folder / 'images'}]",
+            "tensorrt.calibration.cal_batch_size=2", "tensorrt.calibration.cal_batches=2",
+        )  # fmt: skip
+        shapes = [feed.shape for feed in found.feeds()]
+        assert shapes == [(2, 3, 64, 64), (2, 3, 64, 64)]
+        once, again = (torch.cat([torch.from_numpy(feed) for feed in found.feeds()]) for _ in range(2))
+        assert torch.equal(once, again), "calibration is repeatable"
+        assert once.min() >= 0 and once.max() <= 1 and once.max() > 0.5
+
+    def test_without_a_folder_the_validation_pictures_serve(self, exported):
+        found = self.pictures(exported, "tensorrt.data_type=FP16")
+        assert found.source.origin == "dataset.val_data_sources"
+        assert found.count == 6
+
+    def test_more_pictures_than_there_are(self, exported):
+        with pytest.raises(UserError, match=r"cal_batches x cal_batch_size is 20, but .* hold 6 pictures"):
+            self.pictures(exported, "tensorrt.data_type=INT8", "tensorrt.calibration.cal_batches=20")
+
+    def test_none_at_all(self, exported, make_project, tmp_path):
+        project = make_project(tmp_path)
+        project.file = exported.file
+        project.spec["dataset"] = {"num_classes": 2}
+        project.write()
+        with pytest.raises(UserError, match="cal_image_dir: INT8 needs calibration pictures"):
+            self.pictures(project, "tensorrt.data_type=INT8")
+        assert self.pictures(project, "tensorrt.data_type=FP16") is None
+
+
+class TestGraphs:
+    def test_int8_writes_scored_graphs_and_a_report(self, generate, project, capsys):
+        """Six pictures; the graphs stand below the results folder and evaluate runs on each."""
+        cache = project.folder / "calibration.json"
+        options = [
+            "tensorrt.data_type=INT8", "backend=none", "max_score_drop=1.0", "tensorrt.layers_precision=['Softmax:fp32']",
+            f"tensorrt.calibration.cal_cache_file={cache}",
+        ]  # fmt: skip
+        assert generate(*options) == 0
+        shown = capsys.readouterr().err
+        assert "points lost" in shown and "kept higher" in shown
+        report = json.loads((project.results / "precision.json").read_text())
+        assert list(report["scores"]) == ["FP32", "FP16", "INT8"]
+        assert all(row["images"] == 6 for row in report["scores"].values())
+        scores = {name: row["mAP"] for name, row in report["scores"].items()}
+        assert scores["FP32"] > 0.5 and abs(scores["FP32"] - scores["FP16"]) < 0.1 and scores["INT8"] > 0.2, scores
+        assert report["int8"]["nodes_int8"] > 20
+        softmax = [node for node in report["fp16"]["kept"] if node["op_type"] == "Softmax"]
+        assert softmax and all("layers_precision" in node["reason"] for node in softmax)
+        assert cache.exists()
+        sizes = [report["scores"][name]["bytes"] for name in ("FP32", "FP16", "INT8")]
+        assert sizes[0] > 1.8 * sizes[1] > 1.8 * 1.6 * sizes[2]
+        for name in ("fp16", "int8"):
+            file = project.results / f"model_{name}.onnx"
+            assert project.run("evaluate", f"evaluate.checkpoint={file}") == 0
+            found = json.loads((project.folder / "results/evaluate/results.json").read_text())
+            assert found["mAP"] == pytest.approx(report["scores"][name.upper()]["mAP"], abs=1e-9)
+        assert not project.engine.exists()
+        assert project.status("gen_trt_engine")[-1]["status"] == "SUCCESS"
+
+    def test_too_large_a_loss_builds_nothing(self, generate, project, capsys, monkeypatch):
+        import rtdetr_tool.commands.gen_trt_engine as command
+
+        real = command.score_variants
+
+        def with_a_better_fp32(variants, *others):
+            real(variants, *others)
+            variants[0].scores["mAP"] += 0.5
+
+        monkeypatch.setattr(command, "score_variants", with_a_better_fp32)
+        assert generate("tensorrt.data_type=FP16", "compute_capability=[SM89]", "max_score_drop=0.1") == 1
+        shown = capsys.readouterr().err
+        assert "FP16 loses " in shown and "max_score_drop allows 10.00" in shown and "No engine was built" in shown
+        assert not project.engine.exists()
+
+    def test_no_score_without_a_validation_set_or_on_request(self, generate, project, capsys):
+        assert generate("tensorrt.data_type=FP32", "backend=none", "score_images=0") == 0
+        assert "No score: score_images is 0" in capsys.readouterr().err
+        report = json.loads((project.results / "precision.json").read_text())
+        assert report["scores"] == {"FP32": None}
+
+    def test_a_part_of_the_validation_set_is_scored_on_request(self, generate, project):
+        assert generate("tensorrt.data_type=FP32", "backend=none", "score_images=4") == 0
+        report = json.loads((project.results / "precision.json").read_text())
+        assert report["scores"]["FP32"]["images"] == 4
+
+
+class TestEngines:
+    """TensorRT-RTX builds ahead of time, without a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def library(self):
+        pytest.importorskip("tensorrt_rtx")
+
+    def test_an_engine_is_written_with_its_description(self, generate, project, capsys):
+        assert generate("tensorrt.data_type=FP16", "compute_capability=[SM89,SM120]") == 0
+        assert "layers" in capsys.readouterr().err
+        description = json.loads((project.engine.parent / "model.engine.json").read_text())
+        assert description["build"]["compute_capabilities"] == ["SM89", "SM120"]
+        assert description["build"]["profile"]["inputs"] == {
+            "min": [1, 3, 64, 64], "opt": [1, 3, 64, 64], "max": [4, 3, 64, 64]
+        }  # fmt: skip
+        assert description["build"]["precision"]["float16"] > 50
+        assert description["names"] == {"1": "cat"}
+        assert description["notes"] == "for line 3"
+        assert description["precision"] == "FP16"
+        assert set(description["scores"]) == {"FP32", "FP16"}
+        assert len(description["onnx"]["sha256"]) == 64
+
+        if not torch.cuda.is_available():
+            assert project.run("evaluate", f"evaluate.trt_engine={project.engine}") == 2
+            shown = capsys.readouterr().err
+            assert "needs an NVIDIA GPU with its driver" in shown and "SM89, SM120" in shown
+
+    @pytest.mark.slow
+    def test_a_graph_of_someone_else_builds_too(self, exported, generate, project):
+        """No metadata, no node names, static batch, as other exporters write."""
+        model = onnx.load(exported.static)
+        del model.metadata_props[:]
+        for node in model.graph.node:
+            node.name = ""
+        foreign = project.folder / "foreign.onnx"
+        onnx.save(model, foreign)
+        options = ["tensorrt.data_type=INT8", "compute_capability=[SM89]", "max_score_drop=1.0"]
+        assert generate(*options, onnx_file=foreign) == 0
+        description = json.loads((project.engine.parent / "model.engine.json").read_text())
+        assert description["build"]["profile"]["inputs"]["max"] == [2, 3, 64, 64]
+        assert description["build"]["precision"].get("int8", 0) > 20
+
+    def test_an_unknown_gpu_is_refused_before_the_long_work(self, generate, project, capsys):
+        assert generate("compute_capability=[SM42]") == 2
+        assert "SM42" in capsys.readouterr().err
+        assert not (project.results / "precision.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tensorrt.min_batch_size=5", "tensorrt.max_batch_size=2"], "ascending"),
+        (["batch_size=0"], "gen_trt_engine.batch_size: 0"),
+        (["tensorrt.data_type=FP8"], "FP32, FP16, INT8"),
+        (["tensorrt.layers_precision=['a:fp12']"], "fp12"),
+        (["tensorrt.data_type=INT8", "tensorrt.calibration.cal_image_dir=[/no/such]"], "/no/such"),
+        (["onnx_file=/no/such.onnx"], "There is no ONNX file at /no/such.onnx"),
+        (["onnx_file=model.etlt"], "must be an ONNX file"),
+        (["trt_engine=???", "backend=auto"], "gen_trt_engine.trt_engine"),
+        (["backend=tensorflow"], "tensorrt_rtx"),
+        (["max_score_drop=2"], "max_score_drop"),
+        (["score_images=-2"], "score_images"),
+    ],
+)
+def test_wrong_input_is_one_message(overrides, message, generate, project, capsys):
+    assert generate("backend=none", *overrides) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert not project.engine.exists()
+
+
+def test_an_empty_calibration_folder_is_named(generate, project, capsys):
+    empty = project.folder / "empty"
+    empty.mkdir()
+    options = ["tensorrt.data_type=INT8", f"tensorrt.calibration.cal_image_dir=[{empty}]", "backend=none"]
+    assert generate(*options) == 2
+    assert f"There are no images in ['{empty}']" in capsys.readouterr().err
+
+
+def test_results_go_where_they_are_asked_for(generate, project):
+    elsewhere = project.folder / "elsewhere"
+    assert generate("tensorrt.data_type=FP32", "backend=none", "score_images=0", f"results_dir={elsewhere}") == 0
+    assert (elsewhere / "precision.json").exists()
