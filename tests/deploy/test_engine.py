@@ -21,16 +21,7 @@ from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engin
 from rtdetr_tool.deploy.engine_report import summary
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.timing_cache import TimingCache
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import RtdetrError, UserError
-from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.spec import ModelSpec
-
-TINY = ModelSpec(
-    backbone="resnet_18", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32],
-    num_queries=12, num_select=12, dec_layers=2, dn_number=4,
-)  # fmt: skip
-
 
 @pytest.fixture
 def rtx():
@@ -45,10 +36,9 @@ def heard(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def detector_onnx():
+def detector_onnx(export_model):
     """A small RT-DETR with a dynamic batch, inputs of 64 x 96."""
-    torch.manual_seed(0)
-    return export_graph(ExportModel(build_detector(TINY, 3)), (64, 96), None, 17).SerializeToString()
+    return export_graph(export_model, (64, 96), None, 17).SerializeToString()
 
 
 def toy_onnx(nodes=None, batch="batch", size=(8, 8), initializers=()):
@@ -83,8 +73,8 @@ def test_an_rt_detr_is_built_for_two_generations_of_gpus_without_one(rtx, detect
         assert report["profile"] == {"inputs": {"min": [1, 3, 64, 96], "opt": [2, 3, 64, 96], "max": [4, 3, 64, 96]}}
         assert report["inputs"] == [{"name": "inputs", "shape": [-1, 3, 64, 96], "type": "float32"}]
         assert [(out["name"], out["shape"][1:]) for out in report["outputs"]] == [
-            ("pred_logits", [12, 3]),
-            ("pred_boxes", [12, 4]),
+            ("pred_logits", [20, 3]),
+            ("pred_boxes", [20, 4]),
         ]
         assert set(report["precision"]) == {"float32"}
         assert report["layers"]["source"] == "network" and report["layers"]["by_type"]["topk"] == 1
