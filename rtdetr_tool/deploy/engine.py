@@ -53,7 +53,7 @@ def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = (
     compute capabilities are named, or where only that is installed.
 
     Raises:
-        UserError: it is not installed or cannot build here.
+        UserError: it is not installed, cannot build here, or does not know a compute capability.
     """
     if name not in ("auto", *LIBRARIES):
         raise UserError(f"gen_trt_engine.backend: {name!r} is not allowed; allowed: auto, {', '.join(LIBRARIES)}")

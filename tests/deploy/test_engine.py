@@ -23,10 +23,11 @@ from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.timing_cache import TimingCache
 from rtdetr_tool.errors import RtdetrError, UserError
 
+
 @pytest.fixture
 def rtx():
     pytest.importorskip("tensorrt_rtx")
-    return choose_backend("tensorrt_rtx", gpu=False)
+    return choose_backend("tensorrt_rtx", False, ("SM89",))
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +217,10 @@ def test_an_unknown_compute_capability_lists_the_known_ones(rtx):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx):
-    with pytest.raises(UserError, match=r"set gen_trt_engine\.compute_capability .*SM89"):
+    expected = r"set gen_trt_engine\.compute_capability .*SM89"
+    with pytest.raises(UserError, match=expected):
+        choose_backend("auto", gpu=False)
+    with pytest.raises(UserError, match=expected):
         rtx.build(toy_onnx(), settings(compute_capabilities=()))
 
 
@@ -311,7 +315,7 @@ def test_without_a_library_the_pip_commands_are_given(monkeypatch):
 
 def test_auto_takes_what_is_installed_and_fits(rtx, monkeypatch):
     hide(monkeypatch, "tensorrt")
-    for gpu, capabilities in ((False, ()), (True, ()), (True, ("SM89",))):
+    for gpu, capabilities in ((False, ("SM89",)), (True, ()), (True, ("SM89",))):
         assert choose_backend("auto", gpu, capabilities).name == "tensorrt_rtx"
 
 

@@ -31,7 +31,7 @@ def built():
     model = helper.make_model(
         helper.make_graph(nodes, "toy", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)]
     )
-    return choose_backend("tensorrt_rtx", gpu=False).build(
+    return choose_backend("tensorrt_rtx", False, ("SM89",)).build(
         model.SerializeToString(), BuildSettings(max_batch=4, compute_capabilities=("SM89",))
     )
 
