@@ -47,6 +47,7 @@ def run(loaded: LoadedSpec) -> None:
             "dataset.augmentation.preserve_aspect_ratio they must be equal"
         )
     size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    check_batch(section, opened.detector.static_batch)
     model = ExportModel(
         opened.detector.to(device), opened.spec.model.num_select if section.include_postprocess else None
     ).eval()
@@ -92,6 +93,14 @@ def check_target(section: ExportSpec) -> Path:
     except OSError as error:
         raise UserError(f"export.onnx_file: {target.parent} cannot be made: {error.strerror}") from None
     return target
+
+
+def check_batch(section: ExportSpec, static_batch: int | None) -> None:
+    if static_batch is not None and section.batch_size != static_batch:
+        raise UserError(
+            f"export.batch_size: {section.batch_size} is not allowed; allowed: {static_batch}, because this detector "
+            "has a frozen foundation model (model.frozen_fm)"
+        )
 
 
 def choose_device(section: ExportSpec) -> torch.device:
