@@ -1,8 +1,8 @@
 """The TensorRT libraries: which there are, what sets them apart, and what they say.
 
 Every call this package makes exists in TensorRT 10 and 11 and in TensorRT-RTX 1 alike (read off the Python bindings of
-10.16, 11.4 and 1.7); the rest stands in `LIBRARIES`. All know strongly typed networks, in which the ONNX file alone
-decides the precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
+10.0, 10.16, 11.0, 11.4 and 1.7); the rest stands in `LIBRARIES`. All know strongly typed networks, in which the ONNX
+file alone decides the precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
 """
 
 from __future__ import annotations
