@@ -8,6 +8,7 @@ moment by name.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,13 @@ ARCHITECTURE = (
     "enc_act",
     "act",
     "dec_layers",
+    "dec_hidden_dim",
+    "dec_dim_feedforward",
+    "num_points",
+    "cross_attn_method",
+    "offset_scale",
 )
+CHECKED = (("model", ARCHITECTURE), ("model.frozen_fm", ("enabled", "backbone")), ("dataset", ("num_classes",)))
 
 
 def build_metadata(
@@ -71,14 +78,14 @@ def check_against(
     compares all.
     """
     problems = []
-    for section, names in (("model", ARCHITECTURE), ("dataset", ("num_classes",))):
-        stored_section = meta.get("spec", {}).get(section) or {}
-        own = getattr(spec, section)
+    for section, names in CHECKED:
+        stored_section = _nested(meta.get("spec"), section)
+        own = operator.attrgetter(section)(spec)
         for name in names:
             if name not in stored_section:
                 continue
             given, stored = _plain(getattr(own, name)), _plain(stored_section[name])
-            was_given = given != _default(own, name) if explicit is None else name in (explicit.get(section) or {})
+            was_given = given != _default(own, name) if explicit is None else name in _nested(explicit, section)
             if given != stored and (every_field or was_given):
                 problems.append(f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
     if problems:
@@ -86,7 +93,32 @@ def check_against(
         raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}")
 
 
+def _nested(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:
+    """The mapping at a dotted name, empty where there is none."""
+    for name in path.split("."):
+        mapping = (mapping or {}).get(name)
+    return mapping or {}
+
+
+def _flat(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with the fields of sections inside it by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        inner = value if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{field}": item for field, item in inner.items()} or {name: value}
+    return flat
+
+
+def _value(section: Any, name: str) -> Any:
+    for part in name.split("."):
+        section = getattr(section, part)
+    return _plain(section)
+
+
 def _default(section: Any, name: str) -> Any:
+    outer, _, inner = name.rpartition(".")
+    if outer:
+        return _default(getattr(section, outer), inner)
     for entry in dataclasses.fields(section):
         if entry.name == name:
             if entry.default is not dataclasses.MISSING:

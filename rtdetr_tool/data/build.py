@@ -61,6 +61,8 @@ def build_eval_dataset(spec: DatasetSpec, split: str = "val", class_map: ClassMa
     if class_map is None:
         class_map = _class_map(spec, source.categories)
     else:
+        if not class_map.ids_known:
+            class_map = class_map.with_ids_of(source.categories, source.name)
         class_map.check_categories(source.categories, source.name)
     dataset = EvalDataset(
         _records(spec, [source], class_map),

@@ -28,7 +28,10 @@ class ClassMap:
 
     Not every index needs a category: a data set with ids 1..N used as indices leaves index 0 unused; such an index has
     no name and no category id (`None`), and what the network says about it is not a detection.
+    Files of other programs may know names only: then `ids_known` is False and `with_ids_of` finds the ids.
     """
+
+    ids_known = True
 
     def __init__(self, entries: Iterable[ClassEntry], num_classes: int | None = None, reason: str = "") -> None:
         self.entries = tuple(sorted(entries, key=lambda entry: entry.index))
@@ -108,17 +111,45 @@ class ClassMap:
     # Plain data, as a checkpoint keeps it
 
     def to_list(self) -> list[dict[str, Any]]:
-        """`[{index, id, name}]`, one plain dict per class that has a category, by index."""
-        return [{"index": e.index, "id": e.category_id, "name": e.name} for e in self.entries]
+        """`[{index, id, name}]`, one plain dict per class that has a category, by index; id None where not known."""
+        return [
+            {"index": e.index, "id": e.category_id if self.ids_known else None, "name": e.name} for e in self.entries
+        ]
 
     @classmethod
     def from_list(cls, classes: Sequence[Mapping[str, Any]], num_classes: int | None = None) -> ClassMap:
         """The reverse of `to_list`; without `num_classes` it is the highest index + 1."""
+        ids_known = not classes or any(c.get("id", 0) is not None for c in classes)
         try:
-            entries = [ClassEntry(int(c["index"]), int(c["id"]), str(c["name"])) for c in classes]
+            entries = [
+                ClassEntry(int(c["index"]), int(c["id" if ids_known else "index"]), str(c["name"])) for c in classes
+            ]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"A list of classes must hold index, id and name of each: {error!r}") from error
-        return cls(entries, num_classes, "as stored with the weights")
+        made = cls(entries, num_classes, "as stored with the weights")
+        made.ids_known = ids_known
+        return made
+
+    def with_ids_of(self, categories: Mapping[int, str], source: str) -> ClassMap:
+        """The classes with the ids that an annotation file has for their names; classes it does not have are left out.
+
+        Where names differ, but there are as many categories as classes and most names agree, the order of ids counts.
+        """
+        by_name = {entry.name: entry.index for entry in self.entries}
+        if set(categories.values()) <= set(by_name):
+            entries = [ClassEntry(by_name[name], i, name) for i, name in categories.items()]
+            return ClassMap(entries, self.num_classes, f"names as stored with the weights, ids as in {source}")
+        ranked = list(zip(self.entries, sorted(categories.items()), strict=False))
+        other = [f"{entry.name!r} is {name!r}" for entry, (_, name) in ranked if entry.name != name]
+        if len(categories) != len(self.entries) or 2 * len(other) > len(ranked):
+            unknown = sorted(set(categories.values()) - set(by_name))
+            raise DataError(
+                f"{source} has categories that the weights do not know: {', '.join(map(repr, unknown[:6]))}"
+                f"{', ...' if len(unknown) > 6 else ''}. The weights know {_listing(self.entries)}."
+            )
+        entries = [ClassEntry(entry.index, i, name) for entry, (i, name) in ranked]
+        reason = f"in the order of the ids in {source}, where {', '.join(other[:4])}{', ...' if len(other) > 4 else ''}"
+        return ClassMap(entries, self.num_classes, reason)
 
     # Asking it
 

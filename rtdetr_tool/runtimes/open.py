@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rtdetr_tool.checkpoints.io import read_weights
+from rtdetr_tool.checkpoints.detector_file import is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, check_against
 from rtdetr_tool.checkpoints.onnx_file import description_of, interface_of, read_onnx
@@ -47,10 +47,10 @@ class OpenedModel:
 
 @dataclass
 class OpenedDetector:
-    """A detector with its weights, what the file says of itself (None if it is not ours) and the spec that holds."""
+    """A detector with its weights, what is known of its file (`DetectorFile.meta`) and the spec that holds."""
 
     detector: RTDETR
-    meta: Mapping[str, Any] | None
+    meta: Mapping[str, Any]
     class_map: ClassMap | None
     spec: ExperimentSpec
 
@@ -74,23 +74,22 @@ def open_model(
 
 
 def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
-    """The detector of a weights file, in training mode and on the CPU."""
-    if Path(path).suffix.lower() not in WEIGHT_SUFFIXES:
+    """The detector of a weights file (ours or another ecosystem's), in training mode and on the CPU."""
+    if Path(path).suffix.lower() not in WEIGHT_SUFFIXES and not is_transformers_directory(path):
         raise UserError(
-            f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)}, graphs in .onnx, "
-            f"TensorRT engines in {', '.join(ENGINE_SUFFIXES)}."
+            f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)} (or are a directory "
+            f"of transformers with its config.json), graphs in .onnx, engines in {', '.join(ENGINE_SUFFIXES)}."
         )
-    weights, meta = read_weights(path)
-    spec, class_map = loaded.spec, None
-    if meta is not None:
-        spec, class_map = settle(path, loaded, meta)
-        kind = "averaged (EMA)" if meta.get("weights") == "ema" else "trained"
-        logger.info("%s: %s weights of %s, %d classes", path, kind, spec.model.backbone, len(class_map))
+    file = read_detector(path, loaded.explicit.get("model") or {})
+    spec, class_map = settle(path, loaded, file.meta)
+    if file.ours:
+        kind = "averaged (EMA)" if file.meta.get("weights") == "ema" else "trained"
+        logger.info("%s: %s weights of %s, %d classes", path, kind, spec.model.backbone, spec.dataset.num_classes)
     else:
-        logger.warning("%s does not say what it was trained with: the spec gives architecture and classes", path)
+        logger.warning("%s", file.summary())
     detector = build_detector(spec.model, spec.dataset.num_classes)
-    load_into(detector, weights, source=str(path))
-    return OpenedDetector(detector, meta, class_map, spec)
+    load_into(detector, file.weights, source=str(path))
+    return OpenedDetector(detector, file.meta, class_map, spec)
 
 
 def open_onnx(path: str, loaded: LoadedSpec, device: torch.device | str, provider: str) -> OpenedModel:
@@ -157,11 +156,11 @@ def with_input_size(dataset: DatasetSpec, size: tuple[int, int], path: str, give
     return replace(dataset, augmentation=replace(augmentation, eval_spatial_size=list(size)))
 
 
-def settle(path: str, loaded: LoadedSpec, meta: Mapping[str, Any]) -> tuple[ExperimentSpec, ClassMap]:
+def settle(path: str, loaded: LoadedSpec, meta: Mapping[str, Any]) -> tuple[ExperimentSpec, ClassMap | None]:
     """The spec completed by what the file says, and its classes; CheckpointError where they contradict each other."""
     check_against(loaded.spec, meta, source=str(path), explicit=loaded.explicit)
     spec = complete_spec(loaded, meta)
-    return spec, ClassMap.from_list(meta["classes"], spec.dataset.num_classes)
+    return spec, ClassMap.from_list(meta["classes"], spec.dataset.num_classes) if meta["classes"] else None
 
 
 def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:
@@ -169,9 +168,12 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
     stored = meta.get("spec") or {}
     data = spec_to_dict(loaded.spec)
     given = loaded.explicit
+    given_model = given.get("model") or {}
     for name, value in (stored.get("model") or {}).items():
-        if name not in (given.get("model") or {}):
+        if name not in given_model:
             data["model"][name] = value
+        elif isinstance(value, Mapping):  # a section: what the user said of it, and the rest as it was
+            data["model"][name] = {**value, **given_model[name]}
     stored_dataset, given_dataset = stored.get("dataset") or {}, given.get("dataset") or {}
     for name in REMEMBERED:
         if name in stored_dataset and name not in given_dataset:

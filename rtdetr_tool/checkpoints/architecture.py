@@ -1,0 +1,166 @@
+"""What the tensors of a detector say about its architecture: fields of the spec's `model` section, read off shapes.
+
+Some things leave no trace in weights: the number of heads (only its product with the sampling points does), which
+levels get attention, activations, the number of queries. For those the spec, or its default, holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
+from rtdetr_tool.checkpoints.renames import count
+from rtdetr_tool.errors import CheckpointError
+
+# (bottleneck blocks, blocks per stage) -> depth of a ResNet.
+RESNETS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+}
+# Fields of `model` that shapes cannot tell.
+UNSEEN = ("nheads", "num_queries", "use_encoder_idx", "enc_act", "act", "pe_temperature", "eval_idx")
+_HEADS, _POINTS = 8, 4  # of every published model
+
+_BLOCK = "decoder.decoder.layers.0."
+
+
+def architecture_of(
+    weights: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    source: str,
+    points: list[int] | None = None,
+) -> tuple[dict[str, Any], int]:
+    """The `model` fields that the tensors (by our names) settle, and the number of classes.
+
+    Args:
+        given: fields of `model` that are known from elsewhere; they decide where the tensors leave a choice.
+        points: sampling points per level, where the file tells them.
+
+    Raises:
+        CheckpointError: a part is missing, or the tensors leave a choice that nobody has made.
+    """
+    try:
+        model = {**_backbone(weights, given, source), **_encoder(weights), **_decoder(weights)}
+        model |= _sampling(weights, given, source, model["num_feature_levels"], points)
+        return model, weights["decoder.enc_score_head.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"{source} is not a whole detector: it lacks {error.args[0]}.") from error
+
+
+def points_per_level(shares: Tensor) -> list[int]:
+    """Sampling points per level, from the share 1/n that each of a level's n points has (RT-DETRv2's buffer)."""
+    points, position = [], 0
+    values = shares.flatten().tolist()
+    while position < len(values):
+        points.append(max(1, round(1 / values[position])))
+        position += points[-1]
+    return points if len(set(points)) > 1 else points[:1]
+
+
+def resnet_of(weights: Mapping[str, Tensor]) -> str | None:
+    """The catalog's name of the ResNet under `backbone.`, None when it is none."""
+    blocks = tuple(count(weights, f"backbone.layer{stage}.") for stage in range(1, 5))
+    depth = RESNETS.get(("backbone.layer1.0.conv3.weight" in weights, blocks))
+    if depth is None:
+        return None
+    return f"resnet_{depth}{'d' if 'backbone.conv1.0.weight' in weights else ''}"
+
+
+def _backbone(weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    name = resnet_of(weights) or given.get("backbone")
+    if name is None:
+        names = [name for name in weights if name.startswith("backbone.")]
+        raise CheckpointError(
+            f"{source} does not say which backbone it has (its tensors are named like {names[0]}): name it as "
+            "model.backbone in a spec (-e), or on the command line"
+        )
+    levels = _levels(weights)
+    inputs = [weights[f"encoder.input_proj.{level}.0.weight"].shape[1] for level in range(levels)]
+    fields: dict[str, Any] = {"backbone": name}
+    row = BACKBONES.get(name)
+    stages = [index for index in range(4) if row and list(row.channels[index : index + levels]) == inputs]
+    if row and row.channels and stages:
+        indices = list(range(stages[0], stages[0] + levels))
+        fields |= {"return_interm_indices": indices, "feat_strides": [row.strides[index] for index in indices]}
+    return fields
+
+
+def _levels(weights: Mapping[str, Tensor]) -> int:
+    """Feature levels; a frozen foundation model adds one to the encoder only."""
+    return count(weights, "encoder.input_proj.") - ("decoder.decoder.image_query_proj.0.weight" in weights)
+
+
+def _encoder(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    levels, width = _levels(weights), weights["encoder.input_proj.0.0.weight"].shape[0]
+    fields: dict[str, Any] = {
+        "num_feature_levels": levels,
+        "hidden_dim": width,
+        "feat_channels": [width] * levels,
+        "enc_layers": count(weights, "encoder.encoder.0.layers."),
+        "dim_feedforward": weights["encoder.encoder.0.layers.0.linear1.weight"].shape[0],
+    }
+    if levels > 1:
+        inside = weights["encoder.fpn_blocks.0.conv1.conv.weight"].shape[0]
+        blocks = count(weights, "encoder.fpn_blocks.0.bottlenecks.")
+        fields |= {"expansion": inside / width, "depth_mult": max(1, round(blocks / 3))}
+    if "decoder.decoder.image_query_proj.0.weight" in weights:
+        radio = weights[f"encoder.input_proj.{levels}.0.weight"].shape[1]
+        name = next((row.name for row in FOUNDATION_MODELS.values() if row.width == radio), None)
+        fields["frozen_fm"] = {"enabled": True, "checkpoint": None, **({"backbone": name} if name else {})}
+    return fields
+
+
+def _decoder(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    width = weights["decoder.enc_output.0.weight"].shape[0]
+    inner = weights[f"{_BLOCK}linear1.weight"].shape[0]
+    fields: dict[str, Any] = {"dec_layers": count(weights, "decoder.decoder.layers.")}
+    if width != weights["encoder.input_proj.0.0.weight"].shape[0]:
+        fields["dec_hidden_dim"] = width
+    if inner != weights["encoder.encoder.0.layers.0.linear1.weight"].shape[0]:
+        fields["dec_dim_feedforward"] = inner
+    if "decoder.denoising_class_embed.weight" not in weights:
+        fields["dn_number"] = 0
+    return fields
+
+
+def _sampling(
+    weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str, levels: int, points: list[int] | None
+) -> dict[str, Any]:
+    """Heads and points: the tensors hold heads * (points of all levels) only."""
+    total = weights[f"{_BLOCK}cross_attn.attention_weights.bias"].shape[0]
+    points = points or given.get("num_points")
+    heads = given.get("nheads")
+    if points:
+        each = points * levels if len(points) == 1 else points
+        if total % sum(each) == 0:
+            return {"num_points": list(points), "nheads": total // sum(each)}
+    elif heads and total % (heads * levels) == 0:
+        return {"num_points": [total // (heads * levels)], "nheads": heads}
+    elif total == _HEADS * _POINTS * levels:
+        return {"num_points": [_POINTS], "nheads": _HEADS}
+    raise CheckpointError(
+        f"{source} samples {total} points per query on {levels} levels, which fits several numbers of heads and points "
+        f"(such as {_examples(total, levels)}): give model.nheads and model.num_points in a spec (-e)"
+    )
+
+
+def _examples(total: int, levels: int) -> str:
+    fitting = [heads for heads in (1, 2, 4, 8, 16) if total % (heads * levels) == 0]
+    return ", ".join(f"{heads} heads of {total // (heads * levels)} points" for heads in fitting) or "none of a kind"
+
+
+def describe(model: Mapping[str, Any], classes: int) -> str:
+    """The architecture in a line."""
+    shown = {name: value for name, value in model.items() if name not in ("backbone", "feat_channels", "feat_strides")}
+    fields = ", ".join(f"{name} {_text(value)}" for name, value in shown.items())
+    return f"{model.get('backbone', 'backbone unknown')}, {classes} classes, {fields}"
+
+
+def _text(value: Any) -> str:
+    return re.sub(r"[{}']", "", str(round(value, 4) if isinstance(value, float) else value))

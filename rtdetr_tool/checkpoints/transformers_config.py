@@ -1,0 +1,228 @@
+"""`config.json` and `preprocessor_config.json` of Hugging Face transformers' RT-DETR and the fields of our spec.
+
+The keys are those of `RTDetrConfig` and `RTDetrV2Config`; the third column of the table is their default, which files
+may leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rtdetr_tool.checkpoints.architecture import RESNETS
+from rtdetr_tool.errors import CheckpointError
+
+V1, V2 = "rt_detr", "rt_detr_v2"
+
+# (transformers, `model` field of ours, transformers' default)
+TABLE: tuple[tuple[str, str, Any], ...] = (
+    ("num_feature_levels", "num_feature_levels", 3),
+    ("feat_strides", "feat_strides", [8, 16, 32]),
+    ("decoder_in_channels", "feat_channels", [256, 256, 256]),
+    ("encode_proj_layers", "use_encoder_idx", [2]),
+    ("encoder_hidden_dim", "hidden_dim", 256),
+    ("encoder_attention_heads", "nheads", 8),
+    ("encoder_layers", "enc_layers", 1),
+    ("encoder_ffn_dim", "dim_feedforward", 1024),
+    ("encoder_activation_function", "enc_act", "gelu"),
+    ("activation_function", "act", "silu"),
+    ("positional_encoding_temperature", "pe_temperature", 10000),
+    ("hidden_expansion", "expansion", 1.0),
+    ("dropout", "dropout_ratio", 0.0),
+    ("d_model", "dec_hidden_dim", 256),
+    ("decoder_ffn_dim", "dec_dim_feedforward", 1024),
+    ("decoder_layers", "dec_layers", 6),
+    ("num_queries", "num_queries", 300),
+    ("num_denoising", "dn_number", 100),
+    ("auxiliary_loss", "aux_loss", True),
+    ("matcher_class_cost", "class_cost", 2.0),
+    ("matcher_bbox_cost", "bbox_cost", 5.0),
+    ("matcher_giou_cost", "giou_cost", 2.0),
+    ("focal_loss_alpha", "alpha", 0.75),
+    ("focal_loss_gamma", "gamma", 2.0),
+    ("weight_loss_vfl", "vfl_loss_coef", 1.0),
+    ("weight_loss_bbox", "bbox_loss_coef", 5.0),
+    ("weight_loss_giou", "giou_loss_coef", 2.0),
+)
+# Version 2 only.
+TABLE_V2 = (("decoder_method", "cross_attn_method", "default"), ("decoder_offset_scale", "offset_scale", 0.5))
+# What this tool has only one way of; the first value is transformers' default.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "normalize_before": (False,),
+    "learn_initial_query": (False,),
+    "with_box_refine": (True,),
+    "decoder_activation_function": ("relu",),
+    "layer_norm_eps": (1e-5,),
+    "batch_norm_eps": (1e-5,),
+}
+_FIXED_BACKBONE: dict[str, tuple[Any, ...]] = {
+    "model_type": ("rt_detr_resnet",),
+    "num_channels": (3,),
+    "embedding_size": (64,),
+    "hidden_act": ("relu",),
+    "downsample_in_first_stage": (False,),
+    "downsample_in_bottleneck": (False,),
+}
+_WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
+_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu")
+
+
+def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Fields of our `model` section for a `config.json`.
+
+    Raises:
+        CheckpointError: another network, or options that this tool does not have.
+    """
+    version = config.get("model_type")
+    if version not in (V1, V2):
+        raise CheckpointError(f"{source} describes a {version!r} network; {V1} and {V2} (RT-DETR) can be read.")
+    problems = _unlike(config, _FIXED)
+    fields = {ours: config.get(theirs, default) for theirs, ours, default in TABLE}
+    if version == V2:
+        fields |= {ours: config.get(theirs, default) for theirs, ours, default in TABLE_V2}
+    fields["num_points"] = [config.get("decoder_n_points", 4)]
+    for name in ("feat_strides", "feat_channels", "use_encoder_idx"):
+        fields[name] = list(fields[name])
+    heads = config.get("decoder_attention_heads", 8)
+    if heads != fields["nheads"]:
+        problems.append(f"decoder_attention_heads is {heads}; only encoder_attention_heads ({fields['nheads']}) works")
+    for ours, same in (("dec_hidden_dim", "hidden_dim"), ("dec_dim_feedforward", "dim_feedforward")):
+        if fields[ours] == fields[same]:
+            del fields[ours]
+    fields |= {"num_select": fields["num_queries"], "eval_idx": -1}
+    backbone = config.get("backbone_config") or {"model_type": config.get("backbone")}
+    problems += _unlike(backbone, _FIXED_BACKBONE, "backbone_config.")
+    if not problems:
+        fields |= _backbone(backbone, problems)
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(f"{source} asks for what this tool does not have:\n{lines}")
+    return fields
+
+
+def class_names(config: Mapping[str, Any]) -> dict[int, str]:
+    """Class index -> name; {} where the file has only transformers' placeholders (LABEL_0, LABEL_1, ...)."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    placeholders = all(name == f"LABEL_{index}" for index, name in names.items())
+    return {} if placeholders else names
+
+
+def input_fields(preprocessor: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Fields of our `dataset.augmentation` section for a `preprocessor_config.json`, and what we do otherwise."""
+    size, notes = preprocessor.get("size") or {}, []
+    fields: dict[str, Any] = {}
+    if {"height", "width"} <= set(size):
+        fields["eval_spatial_size"] = [size["height"], size["width"]]
+    elif size:
+        notes.append(f"its pictures are resized by the rule {dict(size)}, which this tool does not have")
+    if preprocessor.get("do_normalize"):
+        notes.append("its pictures are normalised by mean and deviation, here they are not: scores will suffer")
+    return fields, notes
+
+
+def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: int, version: str) -> dict[str, Any]:
+    """A `config.json` for our `model` section.
+
+    Raises:
+        CheckpointError: naming every field that transformers' RT-DETR has no counterpart of.
+    """
+    problems = [*_without_counterpart(model, version)]
+    kind, blocks = _resnet_parts(model["backbone"], problems)
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(f"transformers' RT-DETR has no counterpart of\n{lines}")
+    labels = {index: names.get(index, f"class_{index}" if names else f"LABEL_{index}") for index in range(num_classes)}
+    stages = [f"stage{index + 1}" for index in model["return_interm_indices"]]
+    widths = _WIDTHS[kind]
+    filled = {**model, "dec_hidden_dim": model.get("dec_hidden_dim") or model["hidden_dim"],
+              "dec_dim_feedforward": model.get("dec_dim_feedforward") or model["dim_feedforward"]}  # fmt: skip
+    return {
+        "architectures": ["RTDetrForObjectDetection" if version == V1 else "RTDetrV2ForObjectDetection"],
+        "model_type": version,
+        "backbone_config": {
+            "model_type": "rt_detr_resnet",
+            "layer_type": kind,
+            "depths": list(blocks),
+            "hidden_sizes": widths,
+            "embedding_size": 64,
+            "out_features": stages,
+            "out_indices": [index + 1 for index in model["return_interm_indices"]],
+        },
+        **{theirs: filled[ours] for theirs, ours, _ in TABLE},
+        **({theirs: model[ours] for theirs, ours, _ in TABLE_V2} if version == V2 else {}),
+        **({"decoder_n_levels": model["num_feature_levels"]} if version == V2 else {}),
+        **{name: values[0] for name, values in _FIXED.items()},
+        "decoder_n_points": model["num_points"][0],
+        "decoder_attention_heads": model["nheads"],
+        "encoder_in_channels": [widths[index] for index in model["return_interm_indices"]],
+        "id2label": {str(index): name for index, name in labels.items()},
+        "label2id": {name: index for index, name in labels.items()},
+    }
+
+
+def preprocessor_for(augmentation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A `preprocessor_config.json` for our `dataset.augmentation` section, and what it cannot say."""
+    height, width = augmentation["eval_spatial_size"]
+    notes = []
+    if augmentation.get("preserve_aspect_ratio"):
+        notes.append("transformers stretches pictures; this detector was trained with preserve_aspect_ratio")
+    return {
+        "image_processor_type": "RTDetrImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+        "do_pad": False,
+        "format": "coco_detection",
+    }, notes
+
+
+def version_for(model: Mapping[str, Any]) -> str:
+    """The version that a detector needs: 2 for what version 1 does not have."""
+    return V2 if model["cross_attn_method"] != "default" or model["offset_scale"] != 0.5 else V1
+
+
+def _without_counterpart(model: Mapping[str, Any], version: str) -> list[str]:
+    problems = []
+    if (model.get("frozen_fm") or {}).get("enabled"):
+        problems.append("model.frozen_fm: a frozen foundation model")
+    for name in ("enc_act", "act"):
+        if model[name] not in _ACTIVATIONS:
+            problems.append(f"model.{name}: {model[name]}; it has {', '.join(_ACTIVATIONS)}")
+    if model["depth_mult"] != 1:
+        problems.append(f"model.depth_mult: {model['depth_mult']}; it has 1 only")
+    if len(set(model["num_points"])) > 1:
+        problems.append(f"model.num_points: {model['num_points']}; it has one number for all levels")
+    if version == V1 and version_for(model) == V2:
+        problems.append("model.cross_attn_method or model.offset_scale in version 1")
+    return problems
+
+
+def _resnet_parts(backbone: str, problems: list[str]) -> tuple[str, Sequence[int]]:
+    for (bottleneck, blocks), depth in RESNETS.items():
+        if backbone == f"resnet_{depth}d":
+            return "bottleneck" if bottleneck else "basic", blocks
+    problems.append(f"model.backbone: {backbone}; it has resnet_18d, resnet_34d, resnet_50d and resnet_101d")
+    return "basic", ()
+
+
+def _backbone(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    kind, depths = config.get("layer_type", "bottleneck"), tuple(config.get("depths", (3, 4, 6, 3)))
+    widths = list(config.get("hidden_sizes", _WIDTHS["bottleneck"]))
+    depth = RESNETS.get((kind == "bottleneck", depths))
+    if depth is None or widths != _WIDTHS.get(kind):
+        problems.append(f"backbone_config: {kind} blocks, depths {list(depths)}, hidden_sizes {widths}")
+        return {}
+    stages, numbers = config.get("out_features"), config.get("out_indices") or [2, 3, 4]
+    indices = [int(name.removeprefix("stage")) - 1 for name in stages] if stages else [i - 1 for i in numbers]
+    return {"backbone": f"resnet_{depth}d", "return_interm_indices": indices}
+
+
+def _unlike(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], prefix: str = "") -> list[str]:
+    return [
+        f"{prefix}{name} is {config[name]!r}; only {' or '.join(map(repr, values))} works"
+        for name, values in fixed.items()
+        if name in config and config[name] is not None and config[name] not in values
+    ]
