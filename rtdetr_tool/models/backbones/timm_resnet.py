@@ -6,15 +6,14 @@ The children carry timm's names (`conv1`, `bn1`, `layer1` ... `layer4`), which a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import timm
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
+from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.layers import fold_batch_norms, fold_into
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -57,17 +56,10 @@ class ResNetBackbone(nn.Module):
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         maps = []
         for index, name in enumerate(self.stages):
-            x = self._stage(getattr(self, name), x)
+            x = run(getattr(self, name), x, recompute=self.activation_checkpoint and self.training)
             if index in self.indices:
                 maps.append(x)
         return maps
-
-    def _stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.activation_checkpoint and self.training):
-            return stage(x)
-        return checkpoint(
-            stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(stage))
-        )
 
     def freeze_stem_and_norms(self) -> None:
         """Fix the stem and the statistics of every norm, as TAO does when it fine-tunes a pretrained ResNet."""
@@ -95,25 +87,6 @@ def _project_first_shortcut(block: nn.Module) -> None:
     projection = nn.Conv2d(width, width, 1, bias=False)
     nn.init.dirac_(projection.weight)
     block.downsample = nn.Sequential(nn.Identity(), projection, nn.BatchNorm2d(width))
-
-
-class _StatisticsKept:
-    """While active, batch norms keep their running statistics: the recomputation sees each batch a second time."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.kept: list[tuple[float | None, Tensor | None]] = []
-
-    def __enter__(self) -> None:
-        self.kept = [(n.momentum, None if (c := n.num_batches_tracked) is None else c.clone()) for n in self.norms]
-        for norm in self.norms:
-            norm.momentum = 0.0
-
-    def __exit__(self, *exception: object) -> None:
-        for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
-            norm.momentum = momentum
-            if count is not None:
-                norm.num_batches_tracked.copy_(count)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -1,0 +1,185 @@
+"""FAN, the fully attentional network (Zhou et al. 2022, "Understanding The Robustness in Vision Transformers",
+arXiv:2204.12451) in its hybrid form, with the feature maps that TAO's RT-DETR takes from it.
+
+Two ConvNeXt stages (strides 4 and 8) embed the patches of stride 16; FAN blocks mix them over tokens and then weigh
+them by channel. Names are those of the original and of TAO. What the class token computes never reaches a feature map,
+so the token, its attention and its MLP are left out; the norms that it shares with the other tokens stay.
+
+Shape legend: B batch, H, W image size, h, w = H/16, W/16, N = h*w tokens, C width, G heads, D = C/G.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from timm.models.convnext import ConvNeXtStage
+from torch import Tensor, nn
+
+from rtdetr_tool.models.backbones.fan_blocks import ClassBlockOnTokens, DepthwisePair, FanBlock, tokens_to_map
+from rtdetr_tool.models.backbones.recompute import run
+
+_STEM_WIDTHS = (128, 256)
+_LAST_WIDTH = 768  # of the map at stride 32, whatever the size of the network
+_POSITION_WIDTH = 32  # sines and cosines for each of y and x
+_CLASS_BLOCKS = 2
+
+class FanBackbone(nn.Module):
+    """Feature maps of FAN-Hybrid at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
+
+    Args:
+        indices: stages to return, ascending.
+        activation_checkpoint: recompute the stages and blocks in the backward pass to save memory.
+        width: channels of the tokens.
+        heads: attention heads.
+        depth: FAN blocks.
+        stem_depths: ConvNeXt blocks of the two stages before them.
+        tap: the block whose output is the map at stride 16; None = the last.
+        drop_path: share of images for which a block is skipped in training; TAO's value.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        activation_checkpoint: bool = False,
+        *,
+        width: int,
+        heads: int,
+        depth: int,
+        stem_depths: Sequence[int] = (3, 3),
+        tap: int | None = None,
+        drop_path: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.indices = tuple(indices)
+        self.activation_checkpoint = activation_checkpoint
+        widths = (*_STEM_WIDTHS, width, _LAST_WIDTH)
+        self.channels = tuple(widths[index] for index in self.indices)
+        self.strides = tuple((4, 8, 16, 32)[index] for index in self.indices)
+        self.tap = depth - 1 if tap is None else tap
+        last = max(self.indices)
+        self.patch_embed = HybridEmbed(width if last >= 2 else None, stem_depths[: last + 1])
+        if last >= 2:
+            self.pos_embed = FourierPosition(width)
+            blocks = depth if last == 3 else self.tap + 1
+            self.blocks = nn.ModuleList(FanBlock(width, heads, drop_path) for _ in range(blocks))
+        if last == 3:
+            self.cls_attn_blocks = nn.ModuleList(ClassBlockOnTokens(width) for _ in range(_CLASS_BLOCKS))
+            self.learnable_downsample = nn.Conv2d(width, _LAST_WIDTH, 3, stride=2, padding=1)
+        for index in self.indices:
+            self.add_module(f"out_norm{index}", LayerNorm2d(widths[index], eps=1e-5))
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        recompute = self.activation_checkpoint and self.training
+        maps = self.patch_embed.stages(images, recompute)
+        if max(self.indices) >= 2:
+            maps += self._token_maps(self.patch_embed.proj(maps[-1]), recompute)
+        return [getattr(self, f"out_norm{index}")(maps[index]) for index in self.indices]
+
+    def _token_maps(self, x: Tensor, recompute: bool) -> list[Tensor]:
+        """The map at stride 16 and, when it is wanted, the one at stride 32, from patches [B, C, h, w]."""
+        height, width = x.shape[-2:]
+        x = (x + self.pos_embed(height, width)).flatten(2).transpose(1, 2)  # [B, N, C]
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = run(block, x, height, width, recompute=recompute)
+            if index == self.tap:
+                maps.append(tokens_to_map(x, height, width))
+        if max(self.indices) == 3:
+            for block in self.cls_attn_blocks:
+                x = block(x)
+            maps.append(self.learnable_downsample(tokens_to_map(x, height, width)))
+        return maps
+
+    def freeze_stem_and_norms(self) -> None:
+        """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
+
+    def fold_batch_norms(self) -> None:
+        """Nothing: the batch norms of the blocks stand before a padded convolution and cannot be folded into it."""
+
+
+class HybridEmbed(nn.Module):
+    """ConvNeXt stages of strides 4 and 8 and, with a token width, the projection of the latter's 2 x 2 patches."""
+
+    def __init__(self, width: int | None, depths: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.stem = nn.Sequential(
+            nn.Conv2d(3, _STEM_WIDTHS[0], 4, stride=4), LayerNorm2d(_STEM_WIDTHS[0], eps=1e-6)
+        )
+        self.backbone.stages = nn.Sequential()
+        previous = _STEM_WIDTHS[0]
+        for index, (stage_width, depth) in enumerate(zip(_STEM_WIDTHS, depths, strict=False)):
+            stage = ConvNeXtStage(
+                previous, stage_width, stride=1 if index == 0 else 2, depth=depth, ls_init_value=1e-6, conv_mlp=True,
+                norm_layer=SampleNorm2d, norm_layer_cl=SampleNorm2d,
+            )  # fmt: skip
+            self.backbone.stages.append(stage)
+            previous = stage_width
+        if width is not None:
+            self.proj = nn.Conv2d(previous, width, 2, stride=2)
+
+    def stages(self, images: Tensor, recompute: bool) -> list[Tensor]:
+        """[B, 128, H/4, W/4] and, if built, [B, 256, H/8, W/8]."""
+        x, maps = self.backbone.stem(images), []
+        for stage in self.backbone.stages:
+            x = run(stage, x, recompute=recompute)
+            maps.append(x)
+        return maps
+
+
+class SampleNorm2d(LayerNorm2d):
+    """Layer norm over the channels of a map, by the sample variance (C - 1), as the original's norms of these stages.
+
+    Theirs does so on channels_last maps only, which all but the stem's are; published weights are trained with it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = (x.shape[1] - 1) / x.shape[1]
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight * share**0.5, self.bias, self.eps * share
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+class FourierPosition(nn.Module):
+    """Sines and cosines of the position, as a share of the map's height and width, projected to the token width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token_projection = nn.Conv2d(2 * _POSITION_WIDTH, width, 1)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """[1, C, h, w]"""
+        weight = self.token_projection.weight
+        y = self._waves(height, weight)[:, None].expand(-1, width, -1)
+        x = self._waves(width, weight)[None].expand(height, -1, -1)
+        return self.token_projection(torch.cat([y, x], dim=-1).permute(2, 0, 1)[None].to(weight.dtype))
+
+    @staticmethod
+    def _waves(count: int, like: Tensor) -> Tensor:
+        """[count, 32]: for each of 16 frequencies sine and cosine."""
+        place = torch.arange(1, count + 1, device=like.device, dtype=torch.float32) / (count + 1e-6) * (2 * math.pi)
+        exponent = torch.arange(0, _POSITION_WIDTH, 2, device=like.device, dtype=torch.float32) / _POSITION_WIDTH
+        angle = place[:, None] / 10000**exponent
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the original: truncated normal for linear layers and ConvNeXt, by fan-out for depthwise convolutions."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, DepthwisePair):
+        for conv in (module.conv1, module.conv2):
+            nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1])))
+            nn.init.zeros_(conv.bias)
+    elif isinstance(module, HybridEmbed):
+        for conv in module.backbone.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.trunc_normal_(conv.weight, std=0.02)
+                nn.init.zeros_(conv.bias)

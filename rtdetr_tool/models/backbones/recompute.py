@@ -1,0 +1,37 @@
+"""Activation checkpointing that leaves batch norms as if each batch had been seen once."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def run(module: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
+    """`module(*inputs)`; with `recompute` its activations are not kept but computed again in the backward pass."""
+    if not recompute:
+        return module(*inputs)
+    return checkpoint(
+        module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(module))
+    )
+
+
+class _StatisticsKept:
+    """While active, batch norms keep their running statistics: the recomputation sees each batch a second time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.kept: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self.kept = [(n.momentum, None if (c := n.num_batches_tracked) is None else c.clone()) for n in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *exception: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)

@@ -1,0 +1,144 @@
+"""Backbones made of a timm network whose parts run one after another, under timm's own parameter names.
+
+ConvNeXt (Liu et al. 2022, arXiv:2201.03545) and V2 (Woo et al. 2023, arXiv:2301.00808), EfficientViT (Cai et al. 2023,
+arXiv:2205.14756), EdgeNeXt (Maaz et al. 2022, arXiv:2206.10589), and whatever else timm cuts into features this way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.ops.layers import fold_batch_norms
+
+STRIDES = (4, 8, 16, 32)  # of the stages 0..3
+
+
+class StagedBackbone(nn.Module):
+    """Feature maps of a timm network at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
+
+    The parts up to the last stage are taken over with their names; the classifier and later parts are left out. As in
+    timm's own feature extraction, parts run in the order in which the network registers them.
+
+    Args:
+        name: a network of timm, for example `convnext_tiny`.
+        indices: stages to return, ascending.
+        pretrained: ask timm for its published weights.
+        activation_checkpoint: recompute each part in the backward pass to save memory.
+        options: more arguments of the timm network, for example its `depths`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        indices: Sequence[int],
+        pretrained: bool = False,
+        activation_checkpoint: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        self.indices = tuple(indices)
+        self.activation_checkpoint = activation_checkpoint
+        self.strides = tuple(STRIDES[index] for index in self.indices)
+        entries = {entry["reduction"]: entry for entry in network.feature_info}  # the last one of each stride
+        self.channels = tuple(entries[stride]["num_chs"] for stride in self.strides)
+        self._taps = [entries[stride]["module"] for stride in self.strides]
+        self._parts = _parts_up_to(network, self._taps)
+        for child in dict.fromkeys(part.split(".")[0] for part in self._parts):
+            self.add_module(child, getattr(network, child))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], images
+        for part in self._parts:
+            x = run(self.get_submodule(part), x, recompute=self.activation_checkpoint and self.training)
+            if part in self._taps:
+                maps.append(x)
+        return self.finish(maps)
+
+    def finish(self, maps: list[Tensor]) -> list[Tensor]:
+        """What a family does with each map in the end."""
+        return maps
+
+    def freeze_stem_and_norms(self) -> None:
+        """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
+
+    def fold_batch_norms(self) -> None:
+        """Fold norms into convolutions, in place, if the maps stay the same; for eval mode only.
+
+        Folding takes the order of registration for that of execution and a norm for nothing but a norm, which not
+        every network of timm keeps to. Such a network stays as it is.
+        """
+        folded = copy.deepcopy(self)
+        fold_batch_norms(folded)
+        if _same_maps(self, folded):
+            fold_batch_norms(self)
+
+
+class ConvNextBackbone(StagedBackbone):
+    """ConvNeXt with TAO's convolution behind each stage: 256, 512, 1024 and 2048 channels, whatever the network's size.
+
+    `conv_512` and so on, as TAO names them; `conv_256` is ours, as TAO always takes the last three stages.
+    """
+
+    WIDTHS = (256, 512, 1024, 2048)
+
+    def __init__(self, name: str, indices: Sequence[int], *args: Any, **options: Any) -> None:
+        super().__init__(name, indices, *args, **options)
+        inputs, self.channels = self.channels, tuple(self.WIDTHS[index] for index in self.indices)
+        for width, channels in zip(inputs, self.channels, strict=True):
+            conv = nn.Conv2d(width, channels, 3, padding=1)
+            nn.init.trunc_normal_(conv.weight, std=0.02)
+            nn.init.zeros_(conv.bias)
+            self.add_module(f"conv_{channels}", conv)
+
+    def finish(self, maps: list[Tensor]) -> list[Tensor]:
+        return [getattr(self, f"conv_{width}")(x) for width, x in zip(self.channels, maps, strict=True)]
+
+
+class EfficientVitBackbone(StagedBackbone):
+    """EfficientViT with TAO's layer norm over the channels of each map, `norm0` to `norm3` by stage."""
+
+    def __init__(self, name: str, indices: Sequence[int], *args: Any, **options: Any) -> None:
+        super().__init__(name, indices, *args, **options)
+        for index, width in zip(self.indices, self.channels, strict=True):
+            self.add_module(f"norm{index}", LayerNorm2d(width, eps=1e-5))
+
+    def finish(self, maps: list[Tensor]) -> list[Tensor]:
+        return [getattr(self, f"norm{index}")(x) for index, x in zip(self.indices, maps, strict=True)]
+
+
+def _parts_up_to(network: nn.Module, taps: Sequence[str]) -> list[str]:
+    """Dotted names of the parts that run one after another, to the last tap; later ones are removed from `network`.
+
+    A child is a part, or, when taps lie inside, each of its children is.
+    """
+    parts: list[str] = []
+    for name, child in network.named_children():
+        if not any(tap.startswith(f"{name}.") for tap in taps):
+            parts.append(name)
+        else:
+            for inner, _ in list(child.named_children()):
+                if parts and parts[-1] == taps[-1]:
+                    delattr(child, inner)
+                else:
+                    parts.append(f"{name}.{inner}")
+        if parts[-1] == taps[-1]:
+            return parts
+    raise LookupError(f"no part is called {taps[-1]}")
+
+
+@torch.no_grad()
+def _same_maps(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two backbones give the same maps of a random image, up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 3, 64, 64, generator=generator).to(next(first.parameters()))
+    pairs = zip(first(images), second(images), strict=True)
+    return all((a - b).abs().max() <= 1e-3 * a.abs().max() for a, b in pairs)
