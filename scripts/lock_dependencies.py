@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 ALONE = ("nvidia-tao-core",)
 
 # Published for Linux only; torch for other systems does without.
-LINUX_ONLY = re.compile(r"^(nvidia-(?!tao)|cuda-|triton$)")
+LINUX_ONLY = re.compile(r"^(nvidia-(?!tao)|cuda-|triton$|tensorrt-rtx)")
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:
