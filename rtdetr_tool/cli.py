@@ -48,12 +48,20 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "rtdetr gen_trt_engine -e specs/demo.yaml -r results gen_trt_engine.onnx_file=results/model.onnx "
         "gen_trt_engine.trt_engine=results/model.engine gen_trt_engine.tensorrt.data_type=FP16",
     ),
+    "convert": (
+        "rtdetr_tool.commands.convert",
+        "rewrite a checkpoint: NVIDIA TAO, official RT-DETR, Hugging Face transformers to ours; ours to transformers",
+        "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
+    ),
     "default_specs": (
         "rtdetr_tool.commands.default_specs",
         "print or write the commented default spec of a command, or its JSON Schema",
         "rtdetr default_specs train -o train.yaml",
     ),
 }
+
+# Commands with arguments of their own instead of a spec and results.
+OWN_ARGUMENTS = ("convert", "default_specs")
 
 # Commands of TAO that have a section in the spec but are not part of this version.
 NOT_YET = ("distill", "quantize")
@@ -84,7 +92,7 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if command == "default_specs":
+    if command in OWN_ARGUMENTS:
         importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
         return parser
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", required=True, help="spec file, YAML or JSON")
@@ -114,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_unknown_command(command))
     options = build_command_parser(command).parse_intermixed_args(rest)
     try:
-        if command == "default_specs":
+        if command in OWN_ARGUMENTS:
             return importlib.import_module(COMMANDS[command][0]).main(options)
         return run_command(command, options)
     except UserError as error:

@@ -50,7 +50,7 @@ class TestHelp:
         assert text.rstrip().endswith(cli.COMMANDS[command][2])
         assert text.count("example:") == 1
 
-    @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "default_specs"])
+    @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in cli.OWN_ARGUMENTS])
     def test_the_worked_examples_are_right(self, command, monkeypatch, tmp_path):
         program, name, *rest = cli.COMMANDS[command][2].split()
         assert (program, name) == ("rtdetr", command)

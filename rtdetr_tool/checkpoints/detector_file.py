@@ -30,7 +30,7 @@ class DetectorFile:
     """A detector's weights and what is known about them.
 
     `meta` has the form of our own metadata (`metadata.py`). For files of others its `spec` holds the fields that the
-    file settles, no more; its `classes` are empty, or names without category ids.
+    file settles, no more; its `classes` are empty, or names without category ids; its `origin` says whose it was.
     """
 
     source: str
@@ -111,6 +111,7 @@ def _described(
         [{"index": index, "id": None, "name": name} for index, name in sorted(names.items()) if index < classes],
         "ema" if layout.averaged else "raw",
     )  # fmt: skip
+    file.meta["origin"] = {"format": layout.kind, "version": layout.version}
     if layout.kind == TRANSFORMERS and not config:
         file.notes.append(f"There is no {CONFIG} beside it: heads, activations and class names are not known from it.")
     if layout.kind not in (TRANSFORMERS, BARE):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.inert import stand_ins
-from rtdetr_tool.checkpoints.layout import detector_weights
+from rtdetr_tool.checkpoints.layout import TAO_PREFIX, detector_weights
+from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import replacing
 
@@ -36,6 +37,20 @@ def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(payload), file)
+    return path
+
+
+def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """A checkpoint of ours with weights (by our names) and metadata only; `.safetensors` or, else, PyTorch's format."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        named = {f"{TAO_PREFIX}{name}": tensor for name, tensor in weights.items()}
+        return save_checkpoint({"state_dict": named, "tao_model": "rtdetr", KEY: dict(meta)}, path)
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, {KEY: json.dumps(meta)})
     return path
 
 
@@ -61,7 +76,7 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     Takes every detector that `layout.identify` knows; `detector_file.read_detector` says more about those of others.
     """
     payload = load_checkpoint(path)
-    meta = payload.get("rtdetr_tool")
+    meta = payload.get(KEY)
     return detector_weights(payload, source=str(path)), dict(meta) if isinstance(meta, Mapping) else None
 
 
@@ -125,9 +140,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no safetensors file, or it is damaged: {_first_line(str(error))}") from error
     payload: dict[str, Any] = {"state_dict": weights}
-    if "rtdetr_tool" in header:
+    if KEY in header:
         try:
-            payload["rtdetr_tool"] = json.loads(header["rtdetr_tool"])
+            payload[KEY] = json.loads(header[KEY])
         except json.JSONDecodeError as error:
             raise CheckpointError(f"The header of {path} is damaged: {error}") from error
     return payload

@@ -50,6 +50,7 @@ class Layout(NamedTuple):
     what: str  # for people, such as "an official RT-DETRv2 checkpoint"
     averaged: bool  # the weights are a moving average over training (EMA)
     tensors: dict[str, Tensor]
+    version: int = 1  # of RT-DETR, as far as the names tell
 
 
 def state_dict_of(payload: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -75,11 +76,11 @@ def identify(payload: Mapping[str, Any], source: str) -> Layout:
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     averaged = bool(_official_average(payload))
     if is_transformers_rtdetr(plain):
-        version = "v2" if any(name.endswith(POINT_SHARES) for name in plain) else ""
-        return Layout(TRANSFORMERS, f"a Hugging Face transformers RT-DETR{version}", False, plain)
+        version = 2 if any(name.endswith(POINT_SHARES) for name in plain) else 1
+        return Layout(TRANSFORMERS, f"a Hugging Face transformers RT-DETR{_suffix(version)}", False, plain, version)
     if is_official_rtdetr(plain):
-        version = "v2" if is_version_2(plain) else ""
-        return Layout(OFFICIAL, f"an official RT-DETR{version} checkpoint", averaged, plain)
+        version = 2 if is_version_2(plain) else 1
+        return Layout(OFFICIAL, f"an official RT-DETR{_suffix(version)} checkpoint", averaged, plain, version)
     for what, marker, advice in _STRANGERS:
         if any(name.startswith(marker) for name in plain):
             raise CheckpointError(f"{source} is {what}, not a detector of this tool: {advice}.")
@@ -132,6 +133,10 @@ def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
         return from_official_backbone(cleaned)
     except CheckpointError as error:
         raise CheckpointError(f"{source} is an official backbone that cannot be converted: {error}.") from error
+
+
+def _suffix(version: int) -> str:
+    return "v2" if version == 2 else ""
 
 
 def _own_names(payload: Mapping[str, Any], weights: dict[str, Tensor], averaged: bool) -> Layout:

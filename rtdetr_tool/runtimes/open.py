@@ -77,8 +77,9 @@ def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
     """The detector of a weights file (ours or another ecosystem's), in training mode and on the CPU."""
     if Path(path).suffix.lower() not in WEIGHT_SUFFIXES and not is_transformers_directory(path):
         raise UserError(
-            f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)} (or are a directory "
-            f"of transformers with its config.json), graphs in .onnx, engines in {', '.join(ENGINE_SUFFIXES)}."
+            f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)} (or a directory "
+            "of transformers with its config.json), graphs in .onnx, TensorRT engines in "
+            f"{', '.join(ENGINE_SUFFIXES)}."
         )
     file = read_detector(path, loaded.explicit.get("model") or {})
     spec, class_map = settle(path, loaded, file.meta)

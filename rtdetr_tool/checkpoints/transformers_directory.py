@@ -1,0 +1,78 @@
+"""Writing a detector as a directory of Hugging Face transformers: configuration, weights, picture processor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.checkpoints.detector_file import CONFIG, PREPROCESSOR
+from rtdetr_tool.checkpoints.transformers_config import V2, config_for, preprocessor_for, version_for
+from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
+from rtdetr_tool.files import replacing, write_atomically
+
+WEIGHTS = "model.safetensors"
+FILES = (CONFIG, PREPROCESSOR, WEIGHTS)
+
+_LAYER = re.compile(r"^decoder\.(?:decoder\.layers|dec_score_head|dec_bbox_head)\.(\d+)\.")
+
+
+def write_transformers(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str]:
+    """Write the three files; what could not be carried over, in words, comes back.
+
+    Args:
+        weights: the detector's by our names.
+        meta: our metadata with a complete `spec`.
+
+    Raises:
+        CheckpointError: the detector has parts that transformers' RT-DETR does not have.
+    """
+    model, dataset = dict(meta["spec"]["model"]), meta["spec"]["dataset"]
+    kept, model, notes = _used_layers(weights, model)
+    version = V2 if (meta.get("origin") or {}).get("version") == 2 else version_for(model)
+    names = {entry["index"]: entry["name"] for entry in meta["classes"]}
+    config = config_for(model, names, dataset["num_classes"], version)
+    preprocessor, more = preprocessor_for(dataset["augmentation"])
+    tensors = to_transformers_file(
+        {name: tensor for name, tensor in kept.items() if not _counter_of_backbone(name)},
+        _point_shares(model) if version == V2 else None,
+    )
+    _write(folder, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
+    return [*notes, *more]
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, Mapping[str, Any]]) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(dict(tensors), temporary, {"format": "pt"})
+    for name, content in texts.items():  # after the weights: what has a configuration is complete
+        write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def _used_layers(
+    weights: Mapping[str, Tensor], model: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """Without decoder layers after `eval_idx`: transformers predicts with the last one."""
+    used = model["dec_layers"] if model["eval_idx"] < 0 else model["eval_idx"] + 1
+    if used == model["dec_layers"]:
+        return dict(weights), model, []
+    kept = {name: t for name, t in weights.items() if not (found := _LAYER.match(name)) or int(found[1]) < used}
+    note = f"decoder layers {used} to {model['dec_layers'] - 1} are left out, as model.eval_idx skips them"
+    return kept, {**model, "dec_layers": used}, [note]
+
+
+def _counter_of_backbone(name: str) -> bool:
+    """transformers' backbones have frozen norms, which count no batches."""
+    return name.startswith("backbone.") and name.endswith("num_batches_tracked")
+
+
+def _point_shares(model: Mapping[str, Any]) -> Tensor:
+    points = model["num_points"][0]
+    return torch.full((points * model["num_feature_levels"],), 1 / points)

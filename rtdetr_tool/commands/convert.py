@@ -1,0 +1,110 @@
+"""`rtdetr convert`: anybody's detector as a checkpoint of ours, or as a directory of Hugging Face transformers."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.version import package_version
+
+logger = logging.getLogger(__name__)
+
+RTDETR, TRANSFORMERS = "rtdetr", "transformers"
+SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="checkpoint of this tool, NVIDIA TAO, the official RT-DETR (v1, v2) or transformers (file or directory)",
+    )
+    parser.add_argument(
+        "target", metavar="OUT", help=f"file to write ({', '.join(SUFFIXES)}), or a directory for transformers"
+    )
+    parser.add_argument("--to", choices=(RTDETR, TRANSFORMERS), help="layout of OUT; left out: by the name of OUT")
+    parser.add_argument("--classes", metavar="FILE", help="class names, one per line; line i (from 0) is class index i")
+    parser.add_argument(
+        "-e", "--experiment_spec_file", metavar="SPEC", help="spec for what IN does not say (heads, queries, size)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over those of the spec")
+
+
+def main(options: argparse.Namespace) -> int:
+    from rtdetr_tool.log import set_up_console
+    from rtdetr_tool.spec import read_spec
+
+    target = Path(options.target)
+    layout = check_target(target, options.to, options.force)
+    loaded = read_spec(options.experiment_spec_file, options.overrides, None)
+    set_up_console()
+
+    from rtdetr_tool.checkpoints.io import save_detector
+    from rtdetr_tool.checkpoints.transformers_directory import write_transformers
+    from rtdetr_tool.runtimes.open import open_detector
+
+    opened = open_detector(options.source, loaded)
+    meta = metadata_of(opened, options.classes)
+    notes = []
+    try:
+        if layout == TRANSFORMERS:
+            notes = write_transformers(target, opened.detector.state_dict(), meta)
+        else:
+            save_detector(opened.detector.state_dict(), meta, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+    for note in notes:
+        logger.warning(note)
+    named = f"{len(meta['classes'])} of {opened.spec.dataset.num_classes} classes named"
+    logger.info("Wrote %s (%s, %s)", target, "transformers" if layout == TRANSFORMERS else "rtdetr", named)
+    return 0
+
+
+def check_target(target: Path, layout: str | None, force: bool) -> str:
+    """The layout to write; `UserError` where the name of the target does not fit or something is there already."""
+    is_file = target.suffix.lower() in SUFFIXES
+    layout = layout or (RTDETR if is_file else TRANSFORMERS)
+    if layout == RTDETR and not is_file:
+        raise UserError(f"{target}: a checkpoint of rtdetr must end in {', '.join(SUFFIXES)}")
+    if layout == TRANSFORMERS and (is_file or target.is_file()):
+        raise UserError(f"{target}: transformers keeps a model in a directory; give one, not a file")
+    if layout == RTDETR and target.is_dir():
+        raise UserError(f"{target} is a directory; give a file to write")
+    taken = target.exists() if layout == RTDETR else target.is_dir() and any(target.iterdir())
+    if taken and not force:
+        raise UserError(f"{target} exists{'' if is_file else ' and is not empty'}; give --force to overwrite it")
+    return layout
+
+
+def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
+    """Our metadata for the file: the spec as it holds now, the file's classes or those of the classmap."""
+    from rtdetr_tool.checkpoints.metadata import build_metadata
+    from rtdetr_tool.spec import spec_to_dict
+
+    count = opened.spec.dataset.num_classes
+    classes = opened.meta["classes"]
+    if classmap is not None:
+        classes = named_classes(classmap, classes, count)
+    known = {name: opened.meta[name] for name in ("weights", "metrics") if name in opened.meta}
+    meta = build_metadata(package_version(), spec_to_dict(opened.spec), classes, **known)
+    if "origin" in opened.meta:
+        meta["origin"] = dict(opened.meta["origin"])
+    return meta
+
+
+def named_classes(classmap: str, classes: list[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The names of a classmap: by class index, or in the order of the classes that the checkpoint knows."""
+    from rtdetr_tool.data.folder import read_classmap
+
+    names = read_classmap(classmap)
+    ids = {entry["index"]: entry["id"] for entry in classes}
+    if len(names) == count:
+        return [{"index": index, "id": ids.get(index), "name": name} for index, name in enumerate(names)]
+    if len(names) == len(classes):
+        return [{**entry, "name": name} for entry, name in zip(classes, names, strict=True)]
+    raise UserError(f"{classmap} has {len(names)} names, but the detector has {count} classes; one name per class")
