@@ -49,6 +49,11 @@ def build_pair():
 
 
 @pytest.fixture(scope="session")
+def disturb():
+    return _disturb
+
+
+@pytest.fixture(scope="session")
 def query_difference():
     return _query_difference
 
