@@ -165,6 +165,20 @@ def test_it_follows_its_owner_into_copies_and_types(detector, images):
     torch.testing.assert_close(rough.summary.float(), exact.summary, atol=0.1, rtol=0.1)
 
 
+def test_it_follows_the_images_where_its_owner_is_moved_piece_by_piece(radio):
+    radio.mean, radio.std = radio.mean.to("meta"), radio.std.to("meta")
+    assert radio(torch.rand(1, 3, 64, 64, device="meta")).summary.is_meta
+    assert all(parameter.is_meta for parameter in radio.vit.parameters())
+
+
+def test_it_runs_in_mixed_precision(radio, images):
+    exact = radio(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = radio(images)
+    torch.testing.assert_close(rough.summary.float(), exact.summary, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(rough.spatial.float(), exact.spatial, atol=0.1, rtol=0.1)
+
+
 # The detector
 
 

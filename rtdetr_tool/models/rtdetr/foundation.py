@@ -98,6 +98,8 @@ class FrozenRadio(nn.Module):
         Odd sizes are rounded up, as the encoder's strided convolutions do.
         """
         self.check_loaded()
+        if self.vit.patch_generator.pos_embed.device != images.device:  # FSDP moves only what it sees
+            self.vit.to(images.device)
         half = (images[..., ::2, ::2] - self.mean) / self.std
         summary, spatial = self.vit(half)
         return RadioOutput(summary, F.max_pool2d(spatial, 2, ceil_mode=True))
