@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from rtdetr_tool.catalog import BACKBONES, BUILT_BACKBONES, FOUNDATION_MODELS
+from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS, TIMM
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.fan import FanBackbone
+from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
+from rtdetr_tool.models.backbones.timm_staged import ConvNextBackbone, EfficientVitBackbone, StagedBackbone
 from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
 from rtdetr_tool.models.rtdetr.detector import RTDETR
 from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
@@ -16,19 +20,34 @@ from rtdetr_tool.models.rtdetr.foundation import FoundationRTDETR, FrozenRadio
 from rtdetr_tool.models.rtdetr.radio import RadioViT
 from rtdetr_tool.spec import FrozenFmSpec, ModelSpec
 
+# Family -> its class; those of `timm/<name>` are chosen by what timm can do with the network.
+_FAMILIES: dict[str, type[nn.Module]] = {
+    "resnet": ResNetBackbone,
+    "convnext": ConvNextBackbone,
+    "convnextv2": StagedBackbone,
+    "efficientvit": EfficientVitBackbone,
+    "edgenext": StagedBackbone,
+}
 
-def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpoint: bool = False) -> ResNetBackbone:
+
+def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpoint: bool = False) -> nn.Module:
     """The backbone of `spec`; `pretrained` asks timm for its published weights."""
-    row = BACKBONES.get(spec.backbone)
-    if row is None or not row.built:
-        raise UserError(
-            f"model.backbone: this version cannot build '{spec.backbone}'; it builds {', '.join(BUILT_BACKBONES)}"
-        )
-    backbone = ResNetBackbone(row.timm_name, spec.return_interm_indices, pretrained, activation_checkpoint)
+    indices = spec.return_interm_indices
+    if spec.backbone.startswith(TIMM):
+        backbone = any_timm_backbone(spec.backbone.removeprefix(TIMM), indices, pretrained, activation_checkpoint)
+    else:
+        row = BACKBONES.get(spec.backbone)
+        if row is None:
+            raise UserError(f"model.backbone: '{spec.backbone}' is not known; allowed: {', '.join(BACKBONES)}")
+        if row.family == "fan":
+            backbone = FanBackbone(indices, activation_checkpoint, **row.options)
+        else:
+            build = _FAMILIES[row.family]
+            backbone = build(row.timm_name, indices, pretrained, activation_checkpoint, **row.options)
     if tuple(spec.feat_strides) != backbone.strides:
         raise UserError(
             f"model.feat_strides {list(spec.feat_strides)} does not fit {spec.backbone} with return_interm_indices "
-            f"{list(spec.return_interm_indices)}: the strides are {list(backbone.strides)}"
+            f"{list(indices)}: the strides are {list(backbone.strides)}"
         )
     return backbone
 

@@ -173,7 +173,9 @@ def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field, name: str) 
         or (rules["max"] is not None and result > rules["max"])
         or (rules["above"] is not None and result <= rules["above"])
     )
-    if not wrong and rules["options"] is not None and result not in rules["options"]:
+    free = rules["prefix"] and isinstance(result, str) and len(result) > len(rules["prefix"])
+    free = free and result.startswith(rules["prefix"])
+    if not wrong and not free and rules["options"] is not None and result not in rules["options"]:
         match = [o for o in rules["options"] if str(o).lower() == str(result).lower()]
         wrong, result = not match, match[0] if match else None
     if wrong:
@@ -233,8 +235,15 @@ def allowed_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str:
     if rules["options"] is not None:
         near = difflib.get_close_matches(str(found), [str(o) for o in rules["options"]], n=1, cutoff=0.5)
         hint_text = f" (did you mean '{near[0]}'?)" if near else ""
-        return f"one of {', '.join(str(o) for o in rules['options'])}{hint_text}"
+        return f"one of {options_text(entry)}{hint_text}"
     return _WORDS.get(hint, "a value") + bounds_text(entry)
+
+
+def options_text(entry: dataclasses.Field) -> str:
+    """The options in a row, with the prefix that makes others of them: `a, b, x/NAME`; nothing without options."""
+    rules = entry.metadata
+    names = [str(option) or '""' for option in rules["options"] or ()]
+    return ", ".join([*names, f"{rules['prefix']}NAME"] if rules["prefix"] else names)
 
 
 def bounds_text(entry: dataclasses.Field) -> str:

@@ -19,6 +19,7 @@ def field(
     max: float | None = None,
     above: float | None = None,
     options: Sequence[Any] | None = None,
+    prefix: str | None = None,
     unit: str | None = None,
     automl: bool = False,
     origin: str = "tao",
@@ -30,6 +31,7 @@ def field(
         min, max: inclusive bounds, of each item for lists of numbers.
         above: exclusive lower bound.
         options: allowed values, of each item for lists.
+        prefix: besides the options, any text that begins with this is allowed.
         origin: `tao` (schema of nvidia-tao-core), `seed` (TAO's documentation only) or `ours`.
     """
     metadata = {
@@ -38,6 +40,7 @@ def field(
         "max": max,
         "above": above,
         "options": None if options is None else tuple(options),
+        "prefix": prefix,
         "unit": unit,
         "automl": automl,
         "origin": origin,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
+from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS, TIMM
 from rtdetr_tool.spec.fields import INF, field
 
 ENCODER_ACTIVATIONS = ("relu", "gelu", "silu", "prelu", "selu", "leaky_relu")
@@ -35,7 +35,12 @@ class ModelSpec:
         "Weights for the backbone: a file, or `timm` (or `timm/<tag>`) for the weights timm publishes. Not read when "
         "train.pretrained_model_path is set.",
     )
-    backbone: str = field("resnet_50", "Name of the backbone.", options=tuple(BACKBONES))
+    backbone: str = field(
+        "resnet_50",
+        "Name of the backbone; `timm/<name>` is any network of timm with feature maps of strides 4 to 32.",
+        options=tuple(BACKBONES),
+        prefix=TIMM,
+    )
     train_backbone: bool = field(True, "Train the backbone; false fixes its weights and statistics.")
     load_teacher_enc_dec: bool = field(
         False, "distill: start encoder and decoder from those tensors of the teacher that have the same shape."

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from rtdetr_tool.spec.convert import bounds_text, hints_of, item_type, section_type
+from rtdetr_tool.spec.convert import bounds_text, hints_of, item_type, options_text, section_type
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
 from rtdetr_tool.spec.tables import (
@@ -128,7 +128,7 @@ def comment_of(entry: dataclasses.Field) -> str:
     rules = entry.metadata
     parts = [rules["help"]]
     if rules["options"]:
-        parts.append(f"One of: {', '.join(map(str, rules['options']))}.")
+        parts.append(f"One of: {options_text(entry)}.")
     bounds = bounds_text(entry).strip().removeprefix("of ")
     if bounds and not rules["options"]:
         parts.append(f"Allowed: {bounds}.")
@@ -210,6 +210,8 @@ def _schema_of_item(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
     if rules["options"]:
         aliases = {a for table in VALUE_ALIASES.values() for a, v in table.items() if v in rules["options"]}
         schema["enum"] = [*rules["options"], *sorted(aliases)]
+    if rules["prefix"]:
+        schema = {"anyOf": [schema, {"type": "string", "pattern": f"^{rules['prefix']}."}]}
     for key, word in (("min", "minimum"), ("max", "maximum"), ("above", "exclusiveMinimum")):
         if rules[key] is not None and abs(rules[key]) != float("inf"):
             schema[word] = rules[key]
@@ -275,7 +277,7 @@ def _reference_row(entry: dataclasses.Field, hint: Any) -> str:
     rules = entry.metadata
     allowed = bounds_text(entry).strip().removeprefix("of ")
     if rules["options"]:
-        allowed = ", ".join(str(option) or '""' for option in rules["options"])
+        allowed = options_text(entry)
     unit = f" ({rules['unit']})" if rules["unit"] else ""
     origin = "" if rules["origin"] == "tao" else f"*{rules['origin']}*"
     cells = (

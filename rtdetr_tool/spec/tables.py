@@ -7,7 +7,7 @@ from rtdetr_tool.catalog import BACKBONE_ALIASES
 # Field -> (what differs from nvidia-tao-core 6.25.11, why), held against that package by a test. Bounds that it states
 # only as text (`> 0`) count as stated. What is said of `model` holds for `distill.teacher` too.
 DIFFERENCES: dict[str, tuple[str, str]] = {
-    "model.backbone": ("options", "the documentation's convnextv2 names and the official code's ResNet-d are added"),
+    "model.backbone": ("options", "convnextv2 of TAO's documentation, edgenext of its code and ResNet-d are added"),
     "model.num_select": ("max", "the documentation states none; a detector never gives more than it has"),
     "model.return_interm_indices": ("min max", "stages run from 0 to 3; other values crash TAO"),
     "model.feat_strides": ("min", "a stride below 1 cannot be"),
@@ -49,7 +49,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
 
 # Field -> (what differs from the tables of TAO's documentation, why the package's or our value is taken instead).
 DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
-    "model.backbone": ("options", "the package's efficientvit names and the official code's ResNet-d are added"),
+    "model.backbone": ("options", "efficientvit of the package, edgenext of TAO's code and ResNet-d are added"),
     "model.frozen_fm.enabled": ("default", "false, as the package's value; true would need weights that nobody gave"),
     "dataset.train_data_sources": ("default", "null, as the package's value; empty paths cannot be used"),
     "dataset.val_data_sources": ("default", "null, as the package's value; empty paths cannot be used"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rtdetr_tool.catalog import BACKBONES, BUILT_BACKBONES
+from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.experiment import ExperimentSpec
@@ -28,7 +28,6 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += _input_size(getattr(spec, name), name)
     problems += _engine(spec)
     if command in ("train", "evaluate", "inference", "export"):
-        problems += _built(spec)
         problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
     if command:
         problems += _missing(spec, command)
@@ -95,22 +94,13 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
         )
     if not model.loss_types:
         yield f"{name}.loss_types: [] is not allowed; allowed: at least one of vfl, boxes"
-    row = BACKBONES.get(model.backbone)
-    if row and row.built and len(indices) == levels and len(model.feat_strides) == levels:
-        strides = [row.strides[index] for index in indices]
+    if len(indices) == levels and len(model.feat_strides) == levels:
+        strides = [STRIDES[index] for index in indices]
         if model.feat_strides != strides:
             yield (
                 f"{name}.feat_strides: {model.feat_strides} is not allowed; allowed: {strides}, the strides of stages "
                 f"{indices} of {model.backbone}"
             )
-
-
-def _built(spec: ExperimentSpec) -> Iterator[str]:
-    if spec.model.backbone not in BUILT_BACKBONES:
-        yield (
-            f"model.backbone: '{spec.model.backbone}' is not part of this version; "
-            f"allowed: {', '.join(BUILT_BACKBONES)}"
-        )
 
 
 def _dataset(dataset: DatasetSpec) -> Iterator[str]:

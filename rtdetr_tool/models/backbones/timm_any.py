@@ -1,0 +1,132 @@
+"""Any network of timm with feature maps of strides 4, 8, 16 and 32, by its name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.models._features import FeatureListNet
+from torch import Tensor, nn
+
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.timm_staged import STRIDES, StagedBackbone
+
+logger = logging.getLogger(__name__)
+
+_PROBE = (64, 96)  # height and width of the image that every network is tried with, multiples of 32
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})  # how networks are told to take any size
+
+
+class WholeBackbone(nn.Module):
+    """A timm network that cannot be cut into parts, as timm's own feature extractor around it.
+
+    Norms are not folded, and activations are only recomputed where timm's own way keeps the result the same: in
+    networks without batch norms.
+    """
+
+    def __init__(self, extractor: nn.Module, indices: Sequence[int], activation_checkpoint: bool) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.channels = tuple(extractor.feature_info.channels())
+        self.strides = tuple(STRIDES[index] for index in indices)
+        if activation_checkpoint:
+            network = self.published
+            if hasattr(network, "set_grad_checkpointing") and not _has_batch_norms(network):
+                network.set_grad_checkpointing(True)
+            else:
+                logger.info("train.activation_checkpoint has no effect on %s.", type(network).__name__)
+
+    @property
+    def published(self) -> nn.Module:
+        """The module whose parameters have the names of timm's files."""
+        for name in ("model", "body"):
+            if isinstance(getattr(self.extractor, name, None), nn.Module):
+                return getattr(self.extractor, name)
+        return self.extractor
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.extractor(images)
+
+    def freeze_stem_and_norms(self) -> None:
+        """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
+
+    def fold_batch_norms(self) -> None:
+        """Nothing: where norms can be folded is not known of a network that timm does not cut into parts."""
+
+
+def any_timm_backbone(
+    name: str, indices: Sequence[int], pretrained: bool = False, activation_checkpoint: bool = False
+) -> nn.Module:
+    """The network `name` (with or without a tag) as a backbone with the maps in `indices` (strides 4 to 32).
+
+    Raises:
+        UserError: no such network, no map of a wanted stride, or not for every input size that is a multiple of 32.
+    """
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        near = difflib.get_close_matches(name.split(".")[0], known, n=3, cutoff=0.5)
+        raise UserError(
+            f"model.backbone: timm {timm.__version__} has no network '{name}'"
+            + (f"; near: {', '.join(f'timm/{other}' for other in near)}" if near else "")
+        )
+    problem = ""
+    for options in _ANY_SIZE:
+        try:
+            backbone = _build(name, indices, pretrained, activation_checkpoint, options)
+        except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError, LookupError) as error:
+            problem = problem or f"timm cannot cut it into feature maps ({_first_line(error)})"
+            continue
+        found = _problem_with(backbone)
+        if found is None:
+            return backbone
+        problem = problem or found
+    raise UserError(f"model.backbone: timm/{name} cannot be a backbone: {problem}")
+
+
+def _build(
+    name: str, indices: Sequence[int], pretrained: bool, activation_checkpoint: bool, options: dict[str, Any]
+) -> nn.Module:
+    entries = list(timm.create_model(name, num_classes=0, **options).feature_info)
+    positions = []
+    for index in indices:
+        fitting = [place for place, entry in enumerate(entries) if entry["reduction"] == STRIDES[index]]
+        if not fitting:
+            strides = ", ".join(str(stride) for stride in dict.fromkeys(entry["reduction"] for entry in entries))
+            raise UserError(
+                f"model.backbone: timm/{name} has no map of stride {STRIDES[index]} "
+                f"(model.return_interm_indices {index}); its strides are {strides}"
+            )
+        positions.append(fitting[-1])
+    extractor = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=positions, **options)
+    if isinstance(extractor, FeatureListNet):
+        return StagedBackbone(name, indices, pretrained, activation_checkpoint, **options)
+    return WholeBackbone(extractor, indices, activation_checkpoint)
+
+
+@torch.no_grad()
+def _problem_with(backbone: nn.Module) -> str | None:
+    """What goes wrong with an image that is neither square nor of the size the network was published for."""
+    height, width = _PROBE
+    expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    training = backbone.training
+    try:
+        maps = backbone.eval()(torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return f"it does not take every input size that is a multiple of 32 ({_first_line(error)})"
+    finally:
+        backbone.train(training)
+    found = [tuple(m.shape[1:]) for m in maps]
+    return None if found == expected else f"its maps have shapes {found} where {expected} are expected"
+
+
+def _has_batch_norms(module: nn.Module) -> bool:
+    return any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
