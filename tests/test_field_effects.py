@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import logging.handlers
+import re
 from pathlib import Path
 from typing import Any
 
@@ -562,10 +563,14 @@ COMMAND_ROWS = [
     ("inference", "num_gpus", 2),
     ("inference", "gpu_ids", [0, 1]),
 ]
-# Seen in the devices and the loader instead of in a file.
+# Seen in the devices, in the loader, and (onnx_provider) with ONNX files instead of in the results of a checkpoint.
 COMMAND_ROWS_ELSEWHERE = {
-    f"{command}.{field}" for command in ("evaluate", "inference") for field in ("batch_size", "num_nodes")
+    f"{command}.{field}"
+    for command in ("evaluate", "inference")
+    for field in ("batch_size", "num_nodes", "onnx_provider")
 }
+# Commands whose tests show the effect of every field: the file sets each as `field=value`.
+COMMANDS_WITH_OWN_TESTS = ("export", "gen_trt_engine")
 
 
 @pytest.mark.parametrize(("command", "field", "value"), COMMAND_ROWS)
@@ -603,6 +608,21 @@ def test_batch_size_of_a_command_reaches_its_loader(command, data, checkpoint, t
     assert size(5) == 5
 
 
+@pytest.mark.parametrize("command", COMMANDS_WITH_OWN_TESTS)
+def test_every_field_of_a_command_is_set_in_its_tests(command):
+    text = (Path(__file__).parent / "commands" / f"test_{command}.py").read_text()
+    unset = [
+        name
+        for name, _, hint in walk_fields()
+        if name.startswith(f"{command}.")
+        and section_type(hint) is None
+        and name not in INERT
+        and name not in NOT_YET
+        and not re.search(rf"\b{name.split('.')[-1]}=", text)
+    ]
+    assert unset == []
+
+
 def test_every_field_is_accounted_for():
     seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
     seen |= {f"model.frozen_fm.{field}" for field in ("enabled", "backbone", "checkpoint")}
@@ -614,7 +634,7 @@ def test_every_field_is_accounted_for():
         and name not in seen
         and name not in INERT
         and name not in NOT_YET
-        and name.split(".")[0] not in SECTIONS_NOT_YET
+        and name.split(".")[0] not in (*SECTIONS_NOT_YET, *COMMANDS_WITH_OWN_TESTS)
     ]
     assert unaccounted == []
 

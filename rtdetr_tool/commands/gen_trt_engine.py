@@ -82,6 +82,7 @@ def run(loaded: LoadedSpec) -> None:
     backend = None
     if section.backend != "none":
         backend = choose_backend(section.backend, torch.cuda.is_available(), section.compute_capability)
+        backend.check(source.model.SerializeToString(), settings)
     folder = Path(section.results_dir)
 
     variants, report = make_variants(source, rules, loaded, folder)
@@ -96,7 +97,7 @@ def run(loaded: LoadedSpec) -> None:
         logger.info("%s is ready; no engine was asked for (gen_trt_engine.backend is none)", chosen.file)
         return
     current_status().running(f"Building the engine with {backend.name} {backend.version}.")
-    content = chosen.file.read_bytes() if chosen is not variants[0] else source.path.read_bytes()
+    content = chosen.model.SerializeToString()
     built = backend.build(content, settings)
     description = {
         **source.description,

@@ -93,8 +93,9 @@ def test_a_graph_with_all_options(exported, project, capsys):
     """Six images in steps of four on a static batch of two, with post-processing, another size and side files."""
     file = project.folder / "all" / "model.onnx"
     options = ["batch_size=2", "include_postprocess=true", "input_height=96", "input_width=128",
-               "serialize_nvdsinfer=true", f"onnx_file={file}", f"checkpoint={exported.weights}"]  # fmt: skip
+               "serialize_nvdsinfer=true", f"onnx_file={file}", f"results_dir={project.folder / 'elsewhere'}", f"checkpoint={exported.weights}"]  # fmt: skip
     assert project.run("export", *(f"export.{option}" for option in options), "inference.conf_threshold=0.3") == 0
+    assert json.loads((project.folder / "elsewhere" / "export.json").read_text())["batch"] == 2
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [2, 3, 96, 128]
     assert {output.name: output.shape for output in session.get_outputs()} == {
@@ -267,8 +268,10 @@ class TestForeignFiles:
         assert self.evaluate(copied, copied.file, "evaluate.input_height=96", "evaluate.input_width=96") == 2
         assert "takes inputs of 64 x 64" in capsys.readouterr().err
 
-    def test_a_provider_that_is_not_there(self, copied, capsys):
-        assert self.evaluate(copied, copied.file, "evaluate.onnx_provider=tensorrt") == 2
+    @pytest.mark.parametrize("command", ["evaluate", "inference"])
+    def test_a_provider_that_is_not_there(self, command, copied, capsys):
+        overrides = [f"{command}.checkpoint={copied.file}", f"{command}.onnx_provider=tensorrt"]
+        assert copied.run(command, *overrides) == 2
         assert "onnxruntime-gpu" in capsys.readouterr().err
 
     def test_an_operator_that_onnxruntime_does_not_know(self, copied, capsys):

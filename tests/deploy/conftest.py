@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import ModelSpec
@@ -34,3 +35,9 @@ def detector():
 @pytest.fixture(scope="session")
 def export_model(detector):
     return ExportModel(detector).eval()
+
+
+@pytest.fixture(scope="session")
+def detector_graph(export_model):
+    """The ONNX graph of `export_model`, any batch size."""
+    return export_graph(export_model, SIZE, None, 17)

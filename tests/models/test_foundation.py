@@ -17,7 +17,14 @@ from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
 from rtdetr_tool.models.rtdetr.denoising import denoising_attention_mask
 from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
-from rtdetr_tool.models.rtdetr.foundation import CLIP_MEAN, CLIP_STD, FoundationRTDETR, FrozenRadio, with_image_query
+from rtdetr_tool.models.rtdetr.foundation import (
+    CLIP_MEAN,
+    CLIP_STD,
+    FoundationRTDETR,
+    FrozenRadio,
+    ImageQueryDecoder,
+    with_image_query,
+)
 from rtdetr_tool.models.rtdetr.radio import RadioViT, radio_weights
 
 CHANNELS = (8, 16, 24, 32)
@@ -209,6 +216,32 @@ def test_both_features_matter_at_every_size(detector, size):
     assert found.logits.shape == (1, 9, 3)
     for other in (other_summary, other_maps):
         assert (found.boxes - other.boxes).abs().max() > 1e-4
+
+
+class Recorder(torch.nn.Module):
+    """A decoder layer that keeps what it is given and gives the content back."""
+
+    def forward(self, content, reference, memory, shapes, position, attention_mask):
+        self.seen = content, reference, position, attention_mask
+        return content
+
+
+def test_each_layer_gets_its_own_query_of_the_whole_image_and_gives_the_others_back():
+    torch.manual_seed(0)
+    decoder = ImageQueryDecoder([Recorder(), Recorder()], eval_idx=1, summary_dim=6, hidden_dim=4)
+    content, reference, summary = torch.randn(2, 3, 4), torch.rand(2, 3, 4), torch.randn(2, 6)
+    head = torch.nn.Linear(4, 4)
+    for index, layer in enumerate(decoder.layers):
+        found = decoder.attend(index, content, reference, None, [], head, None, summary)
+        assert torch.equal(found, content)
+        queries, boxes, positions, mask = layer.seen
+        expected = F.layer_norm(decoder.image_query_proj[index](summary), (4,))
+        torch.testing.assert_close(queries[:, 3], expected)
+        assert torch.equal(queries[:, :3], content) and torch.equal(boxes[:, :3], reference)
+        assert boxes[:, 3].tolist() == [[0.5, 0.5, 1.0, 1.0]] * 2
+        torch.testing.assert_close(positions, head(boxes))
+        assert mask is None
+    assert not torch.equal(decoder.layers[0].seen[0][:, 3], decoder.layers[1].seen[0][:, 3])
 
 
 def test_an_image_query_is_seen_by_all_and_sees_what_a_matching_query_sees():

@@ -1,0 +1,253 @@
+"""FP16 graphs: what is converted, what is kept and why, and that the audit saves a model that plain FP16 destroys."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from rtdetr_tool.deploy.pictures import drawn_pictures
+from rtdetr_tool.deploy.precision import audit_precision, emulate_half, parse_layers_precision, to_mixed_fp16
+from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
+from rtdetr_tool.deploy.precision.cost import CostMeter
+from rtdetr_tool.deploy.precision.graph import Graph
+from rtdetr_tool.errors import UserError
+
+PICTURES = drawn_pictures(4, (64, 96)).numpy()
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+def run(model, images=PICTURES):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})
+
+
+def signature(model):
+    return [
+        (value.name, value.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in (*model.graph.input, *model.graph.output)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audit(detector_graph):
+    return audit_precision(detector_graph, [PICTURES], pictures_for_cost=2)
+
+
+@pytest.fixture(scope="module")
+def mixed(detector_graph, audit):
+    return to_mixed_fp16(detector_graph, audit)
+
+
+def test_the_graph_is_valid_and_its_inputs_and_outputs_are_as_before(detector_graph, mixed):
+    onnx.checker.check_model(mixed.model, full_check=True)
+    assert signature(mixed.model) == signature(detector_graph)
+    assert mixed.model.opset_import == detector_graph.opset_import
+
+
+def test_metadata_survives(detector_graph):
+    noted = onnx.ModelProto()
+    noted.CopyFrom(detector_graph)
+    onnx.helper.set_model_props(noted, {"names": "cat, dog"})
+    assert {entry.key: entry.value for entry in to_mixed_fp16(noted).model.metadata_props} == {"names": "cat, dog"}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_stay_near_those_of_the_fp32_graph(detector_graph, mixed, batch):
+    before, after = run(detector_graph, PICTURES[:batch]), run(emulate_half(mixed.model), PICTURES[:batch])
+    for expected, found in zip(before, after, strict=True):
+        assert 0 < np.abs(expected - found).mean() < 0.01
+
+
+def test_a_static_batch_works_and_is_filled_up(export_model):
+    from rtdetr_tool.deploy.onnx_export import export_graph
+
+    static = export_graph(export_model, (64, 96), 3, 17)
+    seen = audit_precision(static, iter([PICTURES]), pictures_for_cost=3)  # four pictures: the second batch is filled
+    graph = to_mixed_fp16(static, seen).model
+    assert seen.pictures == 6
+    assert [found.shape[0] for found in run(graph, PICTURES[:3])] == [3, 3]
+
+
+def test_most_weights_are_stored_in_half_precision(detector_graph, mixed):
+    assert mixed.model.ByteSize() < 0.56 * detector_graph.ByteSize()
+    assert mixed.converted > len(mixed.kept)
+
+
+def test_each_tensor_is_cast_at_most_once_and_no_cast_follows_another(mixed):
+    casts = [node for node in mixed.model.graph.node if node.op_type == "Cast" and node.name.startswith("precision/")]
+    made = {name: node for node in mixed.model.graph.node for name in node.output}
+    assert mixed.casts == len(casts) < 60
+    assert max(Counter(node.input[0] for node in casts).values()) == 1
+    assert not [node.name for node in casts if node.input[0] in made and made[node.input[0]] in casts]
+
+
+def test_what_decides_boxes_and_queries_stays_in_fp32_with_its_reason_and_figures(detector_graph, mixed):
+    reasons = {node.name: node.reason for node in mixed.kept}
+    operators = Counter(node.op_type for node in mixed.kept)
+    total = Counter(node.op_type for node in detector_graph.graph.node)
+    for op_type in ("LayerNormalization", "Softmax", "GridSample", "Log"):
+        assert operators[op_type] == total[op_type] > 0
+    grid = next(node for node in mixed.kept if node.op_type == "GridSample")
+    assert reasons[grid.name] == "role: sampling" and grid.max_abs > 0
+    log = next(node for node in mixed.kept if node.op_type == "Div" and "underflow" in node.reason)
+    assert log.smallest == pytest.approx(1e-5)  # the clipping of the inverse sigmoid
+    selecting = [node for node in mixed.kept if node.reason == "role: selection"]
+    assert {"MatMul", "ReduceMax"} <= {node.op_type for node in selecting}
+
+
+def test_rules_add_to_and_overrule_what_the_audit_keeps(detector_graph, audit):
+    conv = next(node.name for node in detector_graph.graph.node if node.op_type == "Conv")
+    graph = to_mixed_fp16(detector_graph, audit, parse_layers_precision([f"{conv}:fp32", "Softmax:fp16"]))
+    kept = {node.name: node for node in graph.kept}
+    assert kept[conv].reason == f"layers_precision: {conv}:fp32"
+    assert "Softmax" not in {node.op_type for node in graph.kept}
+    weight = next(node for node in graph.model.graph.node if node.name == conv).input[1]
+    assert next(t for t in graph.model.graph.initializer if t.name == weight).data_type == FLOAT
+
+
+def test_fp32_for_all_others_leaves_only_the_named_layers(detector_graph, audit):
+    graph = to_mixed_fp16(detector_graph, audit, parse_layers_precision(["*:fp32", "Conv:fp16"]))
+    convolutions = sum(node.op_type == "Conv" for node in detector_graph.graph.node)
+    assert convolutions <= graph.converted < convolutions + 60  # and what only moves values between them
+
+
+def test_overruling_an_overflow_is_said(large_norm):
+    audit = audit_precision(large_norm, [PICTURES], pictures_for_cost=2)
+    graph = to_mixed_fp16(large_norm, audit, parse_layers_precision(["*:fp16"]))
+    assert any("nodes into FP16 whose values do not fit" in note for note in graph.notes)
+
+
+def test_int8_for_a_layer_of_an_fp16_graph_is_refused(detector_graph):
+    with pytest.raises(UserError, match=r"\*:int8 needs INT8 ranges"):
+        to_mixed_fp16(detector_graph, None, parse_layers_precision(["*:int8"]))
+
+
+def test_names_of_nodes_are_not_needed(detector_graph, mixed):
+    bare = onnx.ModelProto()
+    bare.CopyFrom(detector_graph)
+    for node in bare.graph.node:
+        node.ClearField("name")
+    graph = to_mixed_fp16(bare, audit_precision(bare, [PICTURES], pictures_for_cost=2))
+    assert (graph.converted, graph.casts, len(graph.kept)) == (mixed.converted, mixed.casts, len(mixed.kept))
+    assert len({node.name for node in graph.kept}) == len(graph.kept)
+    for expected, found in zip(run(emulate_half(mixed.model)), run(emulate_half(graph.model)), strict=True):
+        np.testing.assert_array_equal(expected, found)
+
+
+def test_the_account_is_plain_values(mixed, audit):
+    json.dumps([mixed.to_dict(), audit.to_dict()])
+    assert mixed.to_dict()["nodes_fp32"] == len(mixed.kept)
+
+
+# Models that plain FP16 destroys
+
+
+def plain_half(model):
+    """Every node in FP16, as converters do that do not look."""
+    graph = Graph(model)
+    return write_half(graph, half_nodes(graph, ())).model
+
+
+def scaled(model, weight, factor):
+    """The model with the one constant matrix or vector that feeds a node `weight` multiplied."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        if tensor.name in weight:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
+    return result
+
+
+@pytest.fixture(scope="module")
+def large_norm(detector_graph):
+    """The same detector, but the layer before the norm of the query selection yields values a million times as large."""
+    nodes = {node.output[0]: node for node in detector_graph.graph.node}
+    norm = next(n for n in detector_graph.graph.node if n.op_type == "LayerNormalization" and "enc_output" in n.name)
+    add = nodes[norm.input[0]]
+    product = next(nodes[name] for name in add.input if name in nodes)
+    constants = {tensor.name for tensor in detector_graph.graph.initializer}
+    return scaled(detector_graph, {*add.input, *product.input} & constants, 1e6)
+
+
+def test_the_audit_saves_a_detector_that_plain_fp16_destroys(detector_graph, large_norm):
+    meter = CostMeter(large_norm, list(PICTURES[:2, None]))
+    assert meter.cost(detector_graph) < 1e-3  # a layer norm does not mind the factor
+    assert meter.cost(plain_half(large_norm)) > 0.5
+    audit = audit_precision(large_norm, [PICTURES], pictures_for_cost=2)
+    graph = to_mixed_fp16(large_norm, audit)
+    assert meter.cost(graph.model) < 0.02
+    kept = [node for node in graph.kept if node.reason.startswith("overflow")]
+    assert {"MatMul", "Add", "LayerNormalization"} <= {node.op_type for node in kept}
+    assert max(node.max_abs for node in kept) > 65504
+    assert audit.cost_all_half > 0.5 and audit.cost_kept < 0.02
+
+
+def test_only_pictures_show_an_overflow_of_activations(large_norm):
+    blind = to_mixed_fp16(large_norm)
+    assert not [node for node in blind.kept if "output up to" in node.reason]
+    assert all(node.op_type != "MatMul" or "selection" in node.reason or "constant" in node.reason for node in blind.kept)
+
+
+def norm_graph(scale):
+    """A layer norm spelled out, as exporters before operator set 17 do; inputs [B, 3, 8, 8]."""
+    make = helper.make_node
+    nodes = [
+        make("Mul", ["inputs", "scale"], ["x"], name="scaled"),
+        make("ReduceMean", ["x"], ["mean"], axes=[3], name="mean"),
+        make("Sub", ["x", "mean"], ["centred"], name="centred"),
+        make("Pow", ["centred", "two"], ["squares"], name="squares"),
+        make("ReduceMean", ["squares"], ["variance"], axes=[3], name="variance"),
+        make("Add", ["variance", "eps"], ["safe"], name="safe"),
+        make("Sqrt", ["safe"], ["deviation"], name="deviation"),
+        make("Div", ["centred", "deviation"], ["normed"], name="normed"),
+        make("MatMul", ["normed", "weight"], ["result"], name="linear"),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"scale": np.float32(scale), "two": np.float32(2), "eps": np.float32(1e-5)}
+    weights["weight"] = rng.normal(size=(8, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes, "norm", [helper.make_tensor_value_info("inputs", FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("result", FLOAT, ["batch", 3, 8, 8])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
+
+
+def test_a_norm_that_is_spelled_out_is_recognised_and_its_square_may_overflow():
+    model, images = norm_graph(2000.0), np.random.default_rng(1).random((2, 3, 8, 8), np.float32)
+    expected = run(model, images)[0]
+    assert np.abs(run(emulate_half(plain_half(model)), images)[0] - expected).max() > 0.5  # 500 squared is above 65504
+    mixed = to_mixed_fp16(model, audit_precision(model, [images]))
+    assert np.abs(run(emulate_half(mixed.model), images)[0] - expected).max() < 0.02
+    kept = {node.name: node.reason for node in mixed.kept}
+    assert set(kept) >= {"mean", "centred", "squares", "variance", "safe", "deviation", "normed"}
+    assert "overflow" in kept["squares"] and kept["mean"] == "role: normalisation"
+    assert "linear" not in kept
+
+
+def test_tensors_that_a_branch_reads_keep_their_name_in_fp32():
+    def branch(name, operator):
+        out = helper.make_tensor_value_info(name, FLOAT, None)
+        return helper.make_graph([helper.make_node(operator, ["y"], [name])], name, [], [out])
+
+    weight = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["inputs", "weight"], ["y"], name="conv"),
+        helper.make_node("If", ["yes"], ["out"], then_branch=branch("a", "Neg"), else_branch=branch("b", "Abs"), name="if"),
+    ]
+    graph = helper.make_graph(
+        nodes, "branches", [helper.make_tensor_value_info("inputs", FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("out", FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array(True), "yes")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    images = np.random.default_rng(1).random((1, 3, 8, 8), np.float32)
+    mixed = to_mixed_fp16(model)
+    assert mixed.converted == 1 and mixed.casts == 2
+    np.testing.assert_allclose(run(emulate_half(mixed.model), images)[0], run(model, images)[0], atol=5e-3)
