@@ -2,13 +2,14 @@
 
 TensorRT 11 and TensorRT-RTX take the types of a graph as they stand, so precision is written into the graph: casts and
 FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16` and `to_int8` write, `emulate_half` makes a
-graph whose score on a CPU is that of FP16.
+graph whose score on a CPU is that of FP16, under `scoring_options`.
 """
 
 from rtdetr_tool.deploy.precision.audit import Audit, GroupCost, NodeAudit, audit_precision
 from rtdetr_tool.deploy.precision.emulation import emulate_half
 from rtdetr_tool.deploy.precision.int8 import to_int8
 from rtdetr_tool.deploy.precision.mixed import to_mixed_fp16
+from rtdetr_tool.deploy.precision.observe import scoring_options
 from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph
 from rtdetr_tool.deploy.precision.rules import LayerRules, parse_layers_precision
 
@@ -22,6 +23,7 @@ __all__ = [
     "audit_precision",
     "emulate_half",
     "parse_layers_precision",
+    "scoring_options",
     "to_int8",
     "to_mixed_fp16",
 ]

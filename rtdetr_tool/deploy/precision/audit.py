@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
 from rtdetr_tool.deploy.precision.cost import CostMeter
+from rtdetr_tool.deploy.precision.gates import GatedGraph
 from rtdetr_tool.deploy.precision.graph import HEAVY, MOVING, Graph
 from rtdetr_tool.deploy.precision.magnitudes import LARGEST, SMALLEST_NORMAL, TensorRange
-from rtdetr_tool.deploy.precision.observe import Observer, rebatched
+from rtdetr_tool.deploy.precision.observe import Observer, open_session, rebatched
 from rtdetr_tool.deploy.precision.roles import find_roles
 from rtdetr_tool.errors import UserError
 
@@ -30,7 +30,7 @@ TOLERATED_COST = 0.02
 REGIONS = 12
 
 # Nodes that turn a small number into a large one: an input that FP16 flushes to zero becomes infinite.
-_SHARP = {"Log": (0,), "Div": (1,), "Reciprocal": (0,), "Sqrt": (0,)}
+_SHARP = {"Log": 0, "Div": 1, "Reciprocal": 0, "Sqrt": 0}
 
 
 @dataclass
@@ -173,6 +173,7 @@ def _objections(
     graph: Graph, node: onnx.NodeProto, ranges: dict[str, TensorRange], read: list[str], made: list[str]
 ) -> Iterable[str]:
     """Reasons against FP16 in a node's own figures."""
+    added = _added(node)
     for name in (*read, *made):
         seen = ranges.get(name)
         if seen is None:
@@ -182,45 +183,48 @@ def _objections(
         what = "constant" if constant else "input" if name in read else "output"
         if seen.max_abs > limit:
             yield f"overflow: {what} up to {seen.max_abs:.3g}, FP16 ends at 65504"
-        if node.op_type not in MOVING and seen.half_error > COARSE:
+        moved = name in added if constant else node.op_type in MOVING
+        if seen.half_error > COARSE and not moved:
             yield f"resolution: {what} loses {seen.half_error:.1%} in FP16"
-    for slot in _SHARP.get(node.op_type, ()):
-        seen = ranges.get(node.input[slot]) if slot < len(node.input) else None
+    if node.op_type in _SHARP:
+        seen = ranges.get(node.input[_SHARP[node.op_type]])
         if seen is not None and seen.smallest < SMALLEST_NORMAL:
             yield f"underflow: {node.op_type} of values down to {seen.smallest:.1e}, FP16 is exact from 6.1e-05"
 
 
+def _added(node: onnx.NodeProto) -> list[str]:
+    """Inputs that are summands: what a constant loses there counts only against the sum."""
+    return list(node.input) if node.op_type in ("Add", "Sub", "Sum") else list(node.input[2:]) * (node.op_type in HEAVY)
+
+
 def _measure_costs(graph: Graph, audit: Audit, meter: CostMeter) -> None:
-    """Fill the costs; keep the dearest regions in FP32 until the rest is cheap enough."""
+    """Fill the costs; keep the dearest stretches in FP32 until the rest is cheap enough."""
     kept = {row.name for row in audit.kept}
-    audit.cost_all_half = _cost(graph, meter, set())
-    audit.cost_kept = _cost(graph, meter, kept)
-    groups = [(f"role: {role}", names) for role, names in _by_role(audit).items()]
-    stretches = regions(graph, set(audit.nodes) - kept)
-    for label, names in (*groups, *stretches):
-        cost = meter.cost(write_half(graph, names).model)
-        audit.groups.append(GroupCost(label, len(names), cost, names <= kept))
-    dear = sorted(zip(audit.groups[len(groups) :], stretches, strict=True), key=lambda pair: -pair[0].cost)
-    for group, (label, names) in dear[: len(dear) // 2]:
+    groups = _kept_groups(audit)
+    stretches = dict(regions(graph, set(audit.nodes) - kept))
+    gated = GatedGraph(graph, groups | stretches)
+    session = open_session(gated.model)
+    audit.cost_all_half = meter.measure(session, gated.feed(*groups, *stretches))
+    for label, names in (groups | stretches).items():
+        cost = meter.measure(session, gated.feed(label))
+        audit.groups.append(GroupCost(label, len(names), cost, label in groups))
+    audit.cost_kept = meter.measure(session, gated.feed(*stretches))
+    dear = sorted((group for group in audit.groups if not group.kept), key=lambda group: -group.cost)
+    for group in dear[: len(dear) // 2]:
         if audit.cost_kept <= TOLERATED_COST:
             break
-        for name in names:
-            audit.nodes[name].reasons.append(f"cost: {label} alone moves detections by {group.cost:.1%}")
+        for name in stretches.pop(group.group):
+            audit.nodes[name].reasons.append(f"cost: {group.group} alone moves detections by {group.cost:.1%}")
         group.kept = True
-        kept |= names
-        audit.cost_kept = _cost(graph, meter, kept)
+        audit.cost_kept = meter.measure(session, gated.feed(*stretches))
 
 
-def _cost(graph: Graph, meter: CostMeter, kept: set[str]) -> float:
-    return meter.cost(write_half(graph, half_nodes(graph, kept)).model)
-
-
-def _by_role(audit: Audit) -> dict[str, set[str]]:
-    roles: dict[str, set[str]] = {}
-    for row in audit.nodes.values():
-        if row.role:
-            roles.setdefault(row.role, set()).add(row.name)
-    return roles
+def _kept_groups(audit: Audit) -> dict[str, set[str]]:
+    """The nodes that stay in FP32 for other reasons than their cost, by role."""
+    groups: dict[str, set[str]] = {}
+    for row in audit.kept:
+        groups.setdefault(f"role: {row.role}" if row.role else "range", set()).add(row.name)
+    return groups
 
 
 def regions(graph: Graph, names: set[str]) -> list[tuple[str, set[str]]]:

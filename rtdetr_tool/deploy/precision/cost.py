@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+from onnxruntime import InferenceSession
 
 from rtdetr_tool.deploy.precision.emulation import emulate_half
 from rtdetr_tool.deploy.precision.observe import open_session, picture_input, rebatched
@@ -27,17 +28,20 @@ class CostMeter:
         self.input, _ = picture_input(model)
         self.names = [value.name for value in model.graph.output]
         self.pictures = list(rebatched(pictures, model))
-        self.reference = self._run(model)
+        self.reference = self._run(open_session(model), {})
 
     def cost(self, model: onnx.ModelProto) -> float:
         """Mean over the pictures; FP16 parts of `model` are computed as a GPU would."""
-        pairs = zip(self.reference, self._run(emulate_half(model)), strict=True)
+        return self.measure(open_session(emulate_half(model)))
+
+    def measure(self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None) -> float:
+        """The cost of an opened graph; `others` are values of further inputs."""
+        pairs = zip(self.reference, self._run(session, others or {}), strict=True)
         return float(np.mean([output_difference(before, after) for before, after in pairs]))
 
-    def _run(self, model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
-        session = open_session(model)
+    def _run(self, session: InferenceSession, others: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [
-            dict(zip(self.names, session.run(self.names, {self.input: picture}), strict=True))
+            dict(zip(self.names, session.run(self.names, {self.input: picture, **others}), strict=True))
             for picture in self.pictures
         ]
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from rtdetr_tool.errors import UserError
@@ -36,14 +37,13 @@ LARGEST_FILE = 2**31 - 2**20  # protobuf's limit for one message, less room for 
 class Graph:
     """A private copy of a model: `Constant` nodes are initializers, every node has a name of its own.
 
-    `types` holds the element type of every tensor that shape inference knows; `origin` the model's own name of a node
-    that was renamed or had none.
+    Local functions are written out. `types` holds the element type of every tensor that shape inference knows.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         check_size(model)
         self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
         self.graph = self.model.graph
         self.opset = opset_of(self.model)
         self._lift_constants()

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
+import onnx.version_converter
 
 from rtdetr_tool.deploy.precision.audit import Audit, judge, regions
 from rtdetr_tool.deploy.precision.cache import Calibration, graph_hash, read_cache, write_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from rtdetr_tool.deploy.precision.audit import Audit, judge
+from rtdetr_tool.deploy.precision.audit import TOLERATED_COST, Audit, judge
 from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
 from rtdetr_tool.deploy.precision.graph import Graph
 from rtdetr_tool.deploy.precision.result import PrecisionGraph, apply_rules, kept_nodes
@@ -34,6 +34,8 @@ def to_mixed_fp16(
     reasons, notes = apply_rules(graph, rows, rules)
     half = half_nodes(graph, reasons)
     written = write_half(graph, half)
+    if audit is not None and audit.cost_kept is not None and audit.cost_kept > TOLERATED_COST:
+        notes.append(f"FP16 still moves the detections on calibration pictures by {audit.cost_kept:.1%}")
     return PrecisionGraph(
         written.model, kept_nodes(graph, rows, half, reasons), len(half & set(rows)), written.casts, notes=notes
     )

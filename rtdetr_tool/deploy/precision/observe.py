@@ -15,17 +15,24 @@ from rtdetr_tool.errors import UserError
 MEMORY = 1 << 30  # bytes of tensors of one picture that are looked at in one run
 
 
-def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU with as many threads as torch has.
+def scoring_options() -> onnxruntime.SessionOptions:
+    """Session options under which a CPU executes Q/DQ nodes as they stand.
 
-    Q/DQ nodes are executed as they stand: fused integer kernels of a CPU round and saturate in their own way.
+    onnxruntime's fused integer kernels for CPUs round and saturate in their own way, TensorRT's do not. FP16 graphs
+    need `emulate_half` besides; no option makes them honest.
     """
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU with as many threads as torch has."""
+    options = scoring_options()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_ENABLE_BASIC
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, one per status code
