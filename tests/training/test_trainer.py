@@ -152,7 +152,8 @@ def test_an_unknown_part_to_freeze_is_an_error_with_a_suggestion(make_spec):
         DetectorModule(spec, datamodule.class_map)
 
 
-def test_activation_checkpointing_changes_memory_not_results(make_spec):
+def test_activation_checkpointing_changes_memory_not_results(make_spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without a results_dir files go into the current folder
     plain, _, _ = run(make_spec(train__activation_checkpoint=False))
     saved, _, _ = run(make_spec(train__activation_checkpoint=True, train__results_dir=None), logger=False)
     assert saved.detector.backbone.activation_checkpoint

@@ -1,0 +1,92 @@
+"""What a checkpoint's ONNX graph is like, and its latency in onnxruntime against torch in the same run.
+
+    .venv/bin/python scripts/bench_export.py results/train/rtdetr_model_best.pth [--opset 17] [--steps 30] [--threads 2]
+
+Both sides see the same picture in turn, the order changing with every step; medians are shown, and their ratio. torch
+runs the detector as evaluate does: RepVGG fused, norms folded, channels_last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rtdetr_tool.checkpoints.onnx_file import interface_of
+from rtdetr_tool.data.preprocess import input_size
+from rtdetr_tool.deploy.compare import compare_on
+from rtdetr_tool.deploy.onnx_export import export_graph
+from rtdetr_tool.deploy.pictures import drawn_pictures, pictures_of
+from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
+from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
+from rtdetr_tool.spec import read_spec
+
+
+def alternate(sides: dict[str, Callable[[], object]], steps: int, warm_up: int = 3) -> dict[str, float]:
+    """Median milliseconds of each side; who goes first changes with every step."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for step in range(steps + warm_up):
+        order = list(sides) if step % 2 else list(sides)[::-1]
+        for name in order:
+            start = time.perf_counter()
+            sides[name]()
+            if step >= warm_up:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--images", nargs="*", help="folders with pictures; drawn ones without")
+    parser.add_argument("--opset", type=int, default=17)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    opened = open_detector(options.checkpoint, read_spec(None))
+    augmentation = opened.spec.dataset.augmentation
+    size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    source = pictures_of(
+        opened.spec.dataset, options.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
+    )
+    pictures = drawn_pictures(6, size) if source is None else source.load(6)
+
+    model, eager = ExportModel(opened.detector).eval(), TorchRuntime(opened.detector, opened.class_map)
+    columns = ("batch", "opset", "nodes", "MB", "seconds", "score difference", "box difference", "at batch")
+    table = Table(*columns, title=f"{opened.spec.model.backbone}, {size[0]} x {size[1]}")
+    sessions = {}
+    for batch in (1, None):
+        start = time.perf_counter()
+        graph = export_graph(model, size, batch, options.opset)
+        seconds = time.perf_counter() - start
+        content = graph.SerializeToString()
+        name = "dynamic" if batch is None else "static"
+        sessions[name] = OnnxRuntime(content, interface_of(graph, name), threads=options.threads)
+        for compared in (1, 3) if batch is None else (1,):
+            found = compare_on(pictures, compared, eager.predict, sessions[name].predict)
+            table.add_row(
+                name, str(options.opset), str(len(graph.graph.node)), f"{len(content) / 1e6:.1f}", f"{seconds:.1f}",
+                f"{found.score:.1e}", f"{found.box:.1e}", str(compared),
+            )  # fmt: skip
+    console = Console(width=120)
+    console.print(table)
+
+    picture = pictures[:1]
+    sides = {"torch": lambda: eager.predict(picture)}
+    sides |= {name: lambda session=session: session.predict(picture) for name, session in sessions.items()}
+    medians = alternate(sides, options.steps)
+    for name, value in medians.items():
+        ratio = "" if name == "torch" else f", {value / medians['torch']:.2f} of torch"
+        console.print(f"{name}: {value:.1f} ms per picture at batch 1{ratio} ({options.threads} threads)")
+
+
+if __name__ == "__main__":
+    main()
