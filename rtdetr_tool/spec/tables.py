@@ -57,6 +57,7 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "dataset.infer_data_sources": ("default", "null, as the package's value; empty paths cannot be used"),
     "dataset.workers": ("min", "0 loads in the main process, as PyTorch means it"),
     "dataset.eval_class_ids": ("default", "null (all classes), as the package's value; [1] would score one class only"),
+    "export.opset_version": ("min", "the operators of the models begin at 12"),
     "inference.input_width": ("default", "null = the trained width; 960 would stretch every model's input"),
     "inference.input_height": ("default", "null = the trained height; 544 would stretch every model's input"),
     "export.input_width": ("default", "null = the trained width; the documentation's example has 640, its table 960"),
@@ -116,7 +117,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate.checkpoint|evaluate.trt_engine", "dataset.test_data_sources"),
     "inference": ("inference.checkpoint|inference.trt_engine", "dataset.infer_data_sources"),
     "export": ("export.checkpoint", "export.onnx_file"),
-    "gen_trt_engine": ("gen_trt_engine.onnx_file",),  # and trt_engine, unless backend is none
+    "gen_trt_engine": ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
     "distill": (
         "dataset.train_data_sources",
         "dataset.val_data_sources",
@@ -124,3 +125,6 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     ),
     "quantize": ("quantize.model_path",),
 }
+
+# Needed fields that are not needed after all: field -> (field, value with which it is not needed).
+UNLESS: dict[str, tuple[str, str]] = {"gen_trt_engine.trt_engine": ("gen_trt_engine.backend", "none")}

@@ -11,7 +11,7 @@ from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.model import ModelSpec
-from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, SOURCE_KEYS
+from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, SOURCE_KEYS, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
 SIZE_MULTIPLE = 32  # stride of the coarsest level
@@ -204,6 +204,9 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
     for alternatives in REQUIRED.get(command, ()):
         names = alternatives.split("|")
+        unless = UNLESS.get(alternatives)
+        if unless and value_of(spec, unless[0]) == unless[1]:
+            continue
         if all(_is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
     if command in ("train", "distill"):
@@ -216,9 +219,6 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
                     f"{name}.frozen_fm.checkpoint: a value is missing; {model.frozen_fm.backbone} needs a file with "
                     "its weights"
                 )
-    engine = spec.gen_trt_engine
-    if command == "gen_trt_engine" and engine.backend != "none" and _is_blank(engine.trt_engine):
-        yield "gen_trt_engine.trt_engine: a value is missing; `gen_trt_engine` needs it unless backend is none"
     if command == "distill" and spec.distill is not None:
         for index, binding in enumerate(spec.distill.bindings):
             for field in ("teacher_module_name", "student_module_name", "criterion"):
