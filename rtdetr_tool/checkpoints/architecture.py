@@ -23,10 +23,36 @@ RESNETS = {
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
 }
+# (global response norm, width of the stem, blocks per stage) -> backbones with stages; FAN has one row of blocks.
+STAGED = {
+    (False, 96, (3, 3, 9, 3)): "convnext_tiny",
+    (False, 96, (3, 3, 27, 3)): "convnext_small",
+    (False, 128, (3, 3, 27, 3)): "convnext_base",
+    (False, 192, (3, 3, 27, 3)): "convnext_large",
+    (False, 256, (3, 3, 27, 3)): "convnext_xlarge",
+    (True, 80, (2, 2, 8, 2)): "convnextv2_nano",
+    (True, 96, (3, 3, 9, 3)): "convnextv2_tiny",
+    (True, 128, (3, 3, 27, 3)): "convnextv2_base",
+    (True, 192, (3, 3, 27, 3)): "convnextv2_large",
+    (True, 352, (3, 3, 27, 3)): "convnextv2_huge",
+    (False, 8, (2, 2, 3, 3)): "efficientvit_b0",
+    (False, 16, (2, 3, 4, 5)): "efficientvit_b1",
+    (False, 24, (3, 4, 5, 7)): "efficientvit_b2",
+    (False, 32, (4, 6, 7, 10)): "efficientvit_b3",
+    (False, 32, (2, 2, 5, 5)): "efficientvit_l0",
+    (False, 32, (2, 2, 7, 7)): "efficientvit_l1",
+    (False, 32, (3, 3, 9, 9)): "efficientvit_l2",
+    (False, 64, (3, 3, 9, 9)): "efficientvit_l3",
+    (False, 32, (3, 3, 9, 3)): "edgenext_x_small",
+    (False, 48, (3, 3, 9, 3)): "edgenext_small",
+    (False, 80, (3, 3, 9, 3)): "edgenext_base",
+}
+FAN = {8: "fan_tiny", 10: "fan_small", 16: "fan_base", 22: "fan_large"}
 # Fields of `model` that shapes cannot tell.
 UNSEEN = ("nheads", "num_queries", "use_encoder_idx", "enc_act", "act", "pe_temperature", "eval_idx")
 _HEADS, _POINTS = 8, 4  # of every published model
 
+_STEMS = ("stem.0", "stem.in_conv.conv")
 _BLOCK = "decoder.decoder.layers.0."
 
 
@@ -63,17 +89,22 @@ def points_per_level(shares: Tensor) -> list[int]:
     return points if len(set(points)) > 1 else points[:1]
 
 
-def resnet_of(weights: Mapping[str, Tensor]) -> str | None:
-    """The catalog's name of the ResNet under `backbone.`, None when it is none."""
+def backbone_of(weights: Mapping[str, Tensor]) -> str | None:
+    """The catalog's name of the network under `backbone.`, None where the tensors do not tell."""
     blocks = tuple(count(weights, f"backbone.layer{stage}.") for stage in range(1, 5))
-    depth = RESNETS.get(("backbone.layer1.0.conv3.weight" in weights, blocks))
-    if depth is None:
+    if depth := RESNETS.get(("backbone.layer1.0.conv3.weight" in weights, blocks)):
+        return f"resnet_{depth}{'d' if 'backbone.conv1.0.weight' in weights else ''}"
+    if any(name.startswith("backbone.patch_embed.") for name in weights):
+        return FAN.get(count(weights, "backbone.blocks."))
+    stem = next((weights[f"backbone.{name}.weight"] for name in _STEMS if f"backbone.{name}.weight" in weights), None)
+    if stem is None:
         return None
-    return f"resnet_{depth}{'d' if 'backbone.conv1.0.weight' in weights else ''}"
+    blocks = tuple(count(weights, f"backbone.stages.{stage}.blocks.") for stage in range(4))
+    return STAGED.get((any(".grn." in name for name in weights), stem.shape[0], blocks))
 
 
 def _backbone(weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    name = resnet_of(weights) or given.get("backbone")
+    name = backbone_of(weights) or given.get("backbone")
     if name is None:
         names = [name for name in weights if name.startswith("backbone.")]
         raise CheckpointError(

@@ -68,24 +68,39 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
         CheckpointError: missing, damaged, unsafe, another network, or tensors without a counterpart.
     """
     path = Path(path)
-    weights_file = _weights_in(path) if path.is_dir() else path
-    payload = load_checkpoint(weights_file)
+    file = weights_file(path)
+    payload = load_checkpoint(file)
     layout = identify(payload, str(path))
     weights = to_own_names(layout, str(path))
     what = f"{layout.what}{', averaged weights (EMA)' if layout.averaged else ''}"
     if layout.kind == OURS:
         return DetectorFile(str(path), OURS, what, weights, dict(payload[KEY]))
     config, preprocessor = {}, {}
-    if layout.kind == TRANSFORMERS and weights_file.name in DIRECTORY_WEIGHTS:
-        config = _read_json(weights_file.parent / CONFIG, required=path.is_dir())
-        preprocessor = _read_json(weights_file.parent / PREPROCESSOR)
-    file = DetectorFile(str(path), layout.kind, what, weights, {})
-    return _described(file, layout, config, preprocessor, given or {})
+    if layout.kind == TRANSFORMERS and file.name in DIRECTORY_WEIGHTS:
+        config = _read_json(file.parent / CONFIG, required=path.is_dir())
+        preprocessor = _read_json(file.parent / PREPROCESSOR)
+    read = DetectorFile(str(path), layout.kind, what, weights, {})
+    return _described(read, layout, config, preprocessor, given or {})
 
 
 def is_transformers_directory(path: str | Path) -> bool:
     """Whether this is a directory as transformers' `save_pretrained` writes it."""
     return (Path(path) / CONFIG).is_file()
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file itself, or the weights in a directory of transformers; CheckpointError when that has none."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in DIRECTORY_WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{path} is a directory without {' or '.join(DIRECTORY_WEIGHTS)}, as transformers writes them (it holds "
+        f"{found}); give a weights file, or a directory of transformers."
+    )
 
 
 def _described(
@@ -137,17 +152,6 @@ def _check_agreement(known: Mapping[str, Any], model: Mapping[str, Any], source:
     ]
     if wrong:
         raise CheckpointError(f"{source}: the weights are not those of the configuration: {'; '.join(wrong)}.")
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in DIRECTORY_WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    found = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
-    raise CheckpointError(
-        f"{folder} is a directory without {' or '.join(DIRECTORY_WEIGHTS)}, as transformers writes them (it holds "
-        f"{found}); give a weights file, or a directory of transformers."
-    )
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.backbone_names import own_backbone_names
 from rtdetr_tool.checkpoints.official_rtdetr import (
     from_official,
     from_official_backbone,
@@ -101,9 +102,7 @@ def detector_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
 
 def to_own_names(layout: Layout, source: str) -> dict[str, Tensor]:
     """The tensors of a layout by our names; CheckpointError listing those without a counterpart."""
-    convert = {OFFICIAL: from_official, TRANSFORMERS: from_transformers}.get(layout.kind)
-    if convert is None:
-        return layout.tensors
+    convert = {OFFICIAL: from_official, TRANSFORMERS: from_transformers}.get(layout.kind, _with_own_backbone)
     try:
         return convert(layout.tensors)
     except CheckpointError as error:
@@ -111,7 +110,11 @@ def to_own_names(layout: Layout, source: str) -> dict[str, Tensor]:
 
 
 def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """A backbone's tensors as timm names them, from a timm or torchvision file, a TAO backbone or a whole detector."""
+    """A backbone's tensors by our names.
+
+    From timm's or torchvision's file, a backbone of TAO, of the official RT-DETR or of the network's own repository, or
+    from a whole detector.
+    """
     tensors = _some_tensors(payload, source)
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if is_transformers_rtdetr(plain) or is_official_rtdetr(plain):
@@ -121,18 +124,28 @@ def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
         }
     in_backbone = [name for name in tensors if ".backbone." in f".{name}"]
     if in_backbone and any("decoder." in name for name in tensors):  # a whole detector
-        return {name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}
+        return _backbone_by_own_names({name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}, source)
     cleaned: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for prefix in ("module.", "model.model.backbone.", "model.backbone.", "model.encoder.", "backbone.", "model."):
             name = name.removeprefix(prefix)
         cleaned[name.removeprefix("ema_")] = tensor
-    if not is_official_backbone(cleaned):
-        return cleaned
+    return _backbone_by_own_names(cleaned, source)
+
+
+def _backbone_by_own_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     try:
-        return from_official_backbone(cleaned)
+        return from_official_backbone(weights) if is_official_backbone(weights) else own_backbone_names(weights)
     except CheckpointError as error:
-        raise CheckpointError(f"{source} is an official backbone that cannot be converted: {error}.") from error
+        raise CheckpointError(f"{source} is a backbone that cannot be converted: {error}.") from error
+
+
+def _with_own_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """TAO's names are ours but for those of some backbones."""
+    start = "backbone."
+    backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
+    others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
+    return {**{start + name: tensor for name, tensor in own_backbone_names(backbone).items()}, **others}
 
 
 def _suffix(version: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rtdetr_tool.errors import CheckpointError
 
 # Heads that have one row per class; their sizes may differ between a pretrained file and a new data set.
-CLASS_HEADS = ("dec_score_head", "enc_score_head", "denoising_class_embed")
+SCORE_HEADS = ("dec_score_head", "enc_score_head")
 _SMALLEST_SHARE = 0.5
 
 
@@ -38,9 +38,22 @@ class LoadReport:
     def complete(self) -> bool:
         return not (self.reinitialised or self.missing or self.unused)
 
+    @property
+    def class_counts(self) -> tuple[int, int] | None:
+        """Classes of (file, module) where they differ."""
+        for name, (in_file, in_module) in self.reinitialised.items():
+            if any(head in name for head in SCORE_HEADS) and in_file[1:] == in_module[1:]:
+                return in_file[0], in_module[0]
+        return None
+
     def summary(self) -> str:
         """One line, then one per group of tensors that did not fit."""
         lines = [f"Loaded {len(self.loaded)} of {self.total} tensors from {self.source}."]
+        if classes := self.class_counts:
+            lines.append(
+                f"The file has {classes[0]} classes, the model {classes[1]} (dataset.num_classes): its class heads "
+                "start from their initial values."
+            )
         if self.reinitialised:
             shapes = [f"{name} (file {list(a)}, model {list(b)})" for name, (a, b) in self.reinitialised.items()]
             lines.append(f"Another shape, left at their initial values: {_some(shapes)}.")
@@ -59,6 +72,8 @@ def load_into(
     Otherwise (a pretrained model) tensors of another shape keep their initial values and the report says so;
     when less than half of the module's tensors fit, it is another model and an error. A module that keeps frozen
     weights outside of its state dict (`take_frozen`) takes those from the file first.
+
+    Tensors that differ by axes of length 1 only (a linear layer against a 1x1 convolution) have the same shape.
     """
     take_frozen = getattr(module, "take_frozen", None)
     if take_frozen is not None:
@@ -70,7 +85,7 @@ def load_into(
         if given is None:
             if not name.endswith("num_batches_tracked"):  # frozen batch norms have none; it has no effect on results
                 report.missing.append(name)
-        elif given.shape != tensor.shape:
+        elif _essential(given) != _essential(tensor):
             report.reinitialised[name] = (tuple(given.shape), tuple(tensor.shape))
         else:
             report.loaded.append(name)
@@ -84,16 +99,18 @@ def load_into(
         )
     with torch.no_grad():
         for name in report.loaded:
-            own[name].copy_(state_dict[name])
+            own[name].copy_(state_dict[name].reshape(own[name].shape))
     return report
+
+
+def _essential(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(size for size in tensor.shape if size != 1)
 
 
 def _class_hint(report: LoadReport) -> str:
     """Say it in words when only the number of classes differs."""
-    for name, (in_file, in_model) in report.reinitialised.items():
-        if "score_head" in name and in_file[1:] == in_model[1:]:
-            return f": the file has {in_file[0]} classes, the model {in_model[0]} (dataset.num_classes)"
-    return ""
+    counts = report.class_counts
+    return f": the file has {counts[0]} classes, the model {counts[1]} (dataset.num_classes)" if counts else ""
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -100,6 +100,16 @@ def _nested(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:
     return mapping or {}
 
 
+def differences(spec: Any, meta: Mapping[str, Any]) -> list[str]:
+    """The fields of the architecture, in words, in which a spec and a checkpoint differ, given or not."""
+    stored = _flat(meta.get("spec", {}).get("model") or {})
+    return [
+        f"model.{name} {_value(spec.model, name)!r} in the spec, {_plain(stored[name])!r} in the checkpoint"
+        for name in ARCHITECTURE
+        if name in stored and _value(spec.model, name) != _plain(stored[name])
+    ]
+
+
 def _flat(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section with the fields of sections inside it by dotted names."""
     flat: dict[str, Any] = {}

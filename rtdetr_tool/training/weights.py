@@ -7,30 +7,34 @@ import logging
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import BACKBONES
-from rtdetr_tool.checkpoints.io import load_checkpoint, read_weights
+from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER
+from rtdetr_tool.checkpoints.detector_file import read_detector, weights_file
+from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import backbone_weights
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
+from rtdetr_tool.checkpoints.metadata import differences
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 
 logger = logging.getLogger(__name__)
-
-_CLASSIFIER = ("fc.", "head.", "classifier.")  # of an ImageNet model; a detector has no use for it
 
 
 def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadReport | None:
     """Do what `train.pretrained_model_path` or, without it, `model.pretrained_backbone_path` says, and report it."""
     if spec.train.pretrained_model_path:
         path = spec.train.pretrained_model_path
-        weights, _ = read_weights(path)
-        report = load_into(detector, weights, source=path, strict=False)
+        file = read_detector(path, spec_to_dict(spec)["model"])
+        logger.info("%s is %s", path, file.what)
+        for difference in differences(spec, file.meta):
+            logger.warning("Another architecture than that of %s: %s", path, difference)
+        report = load_into(detector, file.weights, source=path, strict=False)
         if spec.model.pretrained_backbone_path:
             logger.info("train.pretrained_model_path is given, so model.pretrained_backbone_path is not read.")
     elif spec.model.pretrained_backbone_path:
         path = spec.model.pretrained_backbone_path
         weights = read_backbone(path, spec.model.backbone)
         report = load_into(detector.backbone, weights, source=path, strict=False, what="backbone")
-        report.unused = [name for name in report.unused if not name.startswith(_CLASSIFIER)]
+        report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
     else:
         logger.info("Training starts from random weights.")
         return None
@@ -41,10 +45,11 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
 def read_backbone(source: str, backbone: str) -> dict[str, Tensor]:
     """Backbone tensors from a file, or from timm: `timm` (its default weights) or `timm/<tag>`.
 
-    The file may be timm's, torchvision's, a TAO backbone, or a whole detector, whose backbone is then taken.
+    The file may be timm's, torchvision's, of the network's own repository, a backbone of TAO or of the official
+    RT-DETR, or a whole detector of any kind (file or directory), whose backbone is then taken.
     """
     if source != "timm" and not source.startswith("timm/"):
-        return backbone_weights(load_checkpoint(source), source)
+        return backbone_weights(load_checkpoint(weights_file(source)), source)
     import timm
 
     tag = source.partition("/")[2]

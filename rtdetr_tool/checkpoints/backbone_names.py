@@ -1,0 +1,100 @@
+"""Names of backbones in the files of others and ours, which are timm's (FAN: its own), without the prefix `backbone.`.
+
+NVIDIA TAO keeps the names of the networks' original repositories (facebookresearch/ConvNeXt and ConvNeXt-V2,
+mmaaz60/EdgeNeXt, mit-han-lab/efficientvit, NVlabs/FAN), so that one table serves both. A file is recognised by a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rtdetr_tool.checkpoints.renames import Table, to_ours
+
+# Classifiers of ImageNet models: a detector has no use for them.
+CLASSIFIER = ("fc.", "head.", "classifier.")
+
+
+class Family(NamedTuple):
+    """Backbones whose names follow one table; None = their names are ours."""
+
+    marker: str  # how a name starts that only such files have
+    table: Table | None
+    dropped: tuple[str, ...] = ()  # regular expressions of what never reaches a feature map
+
+
+FAMILIES = (
+    Family(  # ConvNeXt, ConvNeXt V2, EdgeNeXt
+        "downsample_layers.0.",
+        (
+            ("downsample_layers.0.", "stem."),
+            ("downsample_layers.*.", "stages.*.downsample."),
+            ("stages.*.*.dwconv.", "stages.*.blocks.*.conv_dw."),
+            ("stages.*.*.pwconv1.", "stages.*.blocks.*.mlp.fc1."),
+            ("stages.*.*.pwconv2.", "stages.*.blocks.*.mlp.fc2."),
+            ("stages.*.*.grn.gamma", "stages.*.blocks.*.mlp.grn.weight"),
+            ("stages.*.*.grn.beta", "stages.*.blocks.*.mlp.grn.bias"),
+            ("stages.*.*.", "stages.*.blocks.*."),
+            ("conv_", "conv_"),  # TAO's convolutions behind the stages of ConvNeXt
+        ),
+        (r"norm\.",),
+    ),
+    Family(  # torchvision's ConvNeXt: stem, then stages and the steps between them in turn
+        "features.1.0.layer_scale",
+        (
+            ("features.0.", "stem."),
+            *((f"features.{2 * stage}.", f"stages.{stage}.downsample.") for stage in (1, 2, 3)),
+            *(
+                (f"features.{2 * stage + 1}.*.{theirs}", f"stages.{stage}.blocks.*.{ours}")
+                for stage in range(4)
+                for theirs, ours in (
+                    ("block.0.", "conv_dw."),
+                    ("block.2.", "norm."),
+                    ("block.3.", "mlp.fc1."),
+                    ("block.5.", "mlp.fc2."),
+                    ("layer_scale", "gamma"),
+                )
+            ),
+        ),
+    ),
+    Family(  # EfficientViT B; norm0 to norm3 are TAO's
+        "input_stem.op_list.",
+        (
+            ("input_stem.op_list.0.", "stem.in_conv."),
+            ("input_stem.op_list.1.", "stem.res0."),
+            ("stages.*.op_list.*.", "stages.*.blocks.*."),
+            ("norm", "norm"),
+        ),
+    ),
+    Family(  # EfficientViT L, whose stage 0 is the stem
+        "stages.0.op_list.",
+        (
+            ("stages.0.op_list.0.", "stem.in_conv."),
+            ("stages.0.op_list.1.", "stem.res0."),
+            *((f"stages.{stage + 1}.op_list.*.", f"stages.{stage}.blocks.*.") for stage in range(4)),
+            ("norm", "norm"),
+        ),
+    ),
+    Family(  # FAN: the class token never reaches a feature map
+        "patch_embed.backbone.stem.",
+        None,
+        (r"cls_token$", r"cls_attn_blocks\.\d+\.(attn|mlp|gamma2)", r"norm\."),
+    ),
+)
+
+
+def own_backbone_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for a backbone of any family; names that are ours already stay.
+
+    Raises:
+        CheckpointError: listing tensors without a counterpart.
+    """
+    family = next((row for row in FAMILIES if any(name.startswith(row.marker) for name in weights)), None)
+    if family is None:
+        return dict(weights)
+    dropped = re.compile("|".join((*map(re.escape, CLASSIFIER), *family.dropped)))
+    kept = {name: tensor for name, tensor in weights.items() if not dropped.match(name)}
+    return kept if family.table is None else to_ours(kept, family.table)
