@@ -30,11 +30,11 @@ _FAMILIES: dict[str, type[nn.Module]] = {
 }
 
 
-def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpoint: bool = False) -> nn.Module:
-    """The backbone of `spec`; `pretrained` asks timm for its published weights."""
+def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> nn.Module:
+    """The backbone of `spec` with random weights."""
     indices = spec.return_interm_indices
     if spec.backbone.startswith(TIMM):
-        backbone = any_timm_backbone(spec.backbone.removeprefix(TIMM), indices, pretrained, activation_checkpoint)
+        backbone = any_timm_backbone(spec.backbone.removeprefix(TIMM), indices, activation_checkpoint)
     else:
         row = BACKBONES.get(spec.backbone)
         if row is None:
@@ -43,7 +43,7 @@ def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpo
             backbone = FanBackbone(indices, activation_checkpoint, **row.options)
         else:
             build = _FAMILIES[row.family]
-            backbone = build(row.timm_name, indices, pretrained, activation_checkpoint, **row.options)
+            backbone = build(row.timm_name, indices, activation_checkpoint, **row.options)
     if tuple(spec.feat_strides) != backbone.strides:
         raise UserError(
             f"model.feat_strides {list(spec.feat_strides)} does not fit {spec.backbone} with return_interm_indices "
@@ -52,14 +52,12 @@ def build_backbone(spec: ModelSpec, pretrained: bool = False, activation_checkpo
     return backbone
 
 
-def build_detector(
-    spec: ModelSpec, num_classes: int, pretrained_backbone: bool = False, activation_checkpoint: bool = False
-) -> RTDETR:
-    """A detector with random weights (the backbone's from timm if asked), in training mode.
+def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RTDETR:
+    """A detector with random weights, in training mode.
 
     A frozen foundation model comes with its weights, from the file that the spec names.
     """
-    backbone = build_backbone(spec, pretrained_backbone, activation_checkpoint)
+    backbone = build_backbone(spec, activation_checkpoint)
     frozen_radio = build_frozen_radio(spec.frozen_fm) if spec.frozen_fm.enabled else None
     encoder = HybridEncoder(
         backbone.channels if frozen_radio is None else (*backbone.channels, frozen_radio.width),

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import Format
 from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
@@ -25,20 +26,18 @@ class WholeBackbone(nn.Module):
     """A timm network that cannot be cut into parts, as timm's own feature extractor around it.
 
     Norms are not folded, and activations are only recomputed where timm's own way keeps the result the same: in
-    networks without batch norms.
+    networks without batch norms. `channels_are_last` says that the network's maps are [B, H, W, C].
     """
+
+    channels_are_last = False
 
     def __init__(self, extractor: nn.Module, indices: Sequence[int], activation_checkpoint: bool) -> None:
         super().__init__()
         self.extractor = extractor
         self.channels = tuple(extractor.feature_info.channels())
         self.strides = tuple(STRIDES[index] for index in indices)
-        if activation_checkpoint:
-            network = self.published
-            if hasattr(network, "set_grad_checkpointing") and not _has_batch_norms(network):
-                network.set_grad_checkpointing(True)
-            else:
-                logger.info("train.activation_checkpoint has no effect on %s.", type(network).__name__)
+        if activation_checkpoint and not _recompute(self.published):
+            logger.info("train.activation_checkpoint has no effect on %s.", type(self.published).__name__)
 
     @property
     def published(self) -> nn.Module:
@@ -49,7 +48,8 @@ class WholeBackbone(nn.Module):
         return self.extractor
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.extractor(images)
+        maps = self.extractor(images)
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_are_last else maps
 
     def freeze_stem_and_norms(self) -> None:
         """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
@@ -58,9 +58,7 @@ class WholeBackbone(nn.Module):
         """Nothing: where norms can be folded is not known of a network that timm does not cut into parts."""
 
 
-def any_timm_backbone(
-    name: str, indices: Sequence[int], pretrained: bool = False, activation_checkpoint: bool = False
-) -> nn.Module:
+def any_timm_backbone(name: str, indices: Sequence[int], activation_checkpoint: bool = False) -> nn.Module:
     """The network `name` (with or without a tag) as a backbone with the maps in `indices` (strides 4 to 32).
 
     Raises:
@@ -76,7 +74,7 @@ def any_timm_backbone(
     problem = ""
     for options in _ANY_SIZE:
         try:
-            backbone = _build(name, indices, pretrained, activation_checkpoint, options)
+            backbone = _build(name, indices, activation_checkpoint, options)
         except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError, LookupError) as error:
             problem = problem or f"timm cannot cut it into feature maps ({_first_line(error)})"
             continue
@@ -87,9 +85,7 @@ def any_timm_backbone(
     raise UserError(f"model.backbone: timm/{name} cannot be a backbone: {problem}")
 
 
-def _build(
-    name: str, indices: Sequence[int], pretrained: bool, activation_checkpoint: bool, options: dict[str, Any]
-) -> nn.Module:
+def _build(name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]) -> nn.Module:
     entries = list(timm.create_model(name, num_classes=0, **options).feature_info)
     positions = []
     for index in indices:
@@ -101,10 +97,13 @@ def _build(
                 f"(model.return_interm_indices {index}); its strides are {strides}"
             )
         positions.append(fitting[-1])
-    extractor = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=positions, **options)
+    extractor = timm.create_model(name, features_only=True, out_indices=positions, **options)
     if isinstance(extractor, FeatureListNet):
-        return StagedBackbone(name, indices, pretrained, activation_checkpoint, **options)
-    return WholeBackbone(extractor, indices, activation_checkpoint)
+        backbone = StagedBackbone(name, indices, activation_checkpoint, **options)
+    else:
+        backbone = WholeBackbone(extractor, indices, activation_checkpoint)
+    backbone.channels_are_last = getattr(extractor, "output_fmt", None) == Format.NHWC
+    return backbone
 
 
 @torch.no_grad()
@@ -123,8 +122,15 @@ def _problem_with(backbone: nn.Module) -> str | None:
     return None if found == expected else f"its maps have shapes {found} where {expected} are expected"
 
 
-def _has_batch_norms(module: nn.Module) -> bool:
-    return any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules())
+def _recompute(network: nn.Module) -> bool:
+    """Switch timm's activation checkpointing on, if the network has it and no batch norms; whether it is on."""
+    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in network.modules()):
+        return False
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # how timm's networks say that they cannot
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -25,7 +25,6 @@ class ResNetBackbone(nn.Module):
     Args:
         name: a ResNet of timm, for example `resnet18d`.
         indices: stages to return, ascending.
-        pretrained: ask timm for its published weights.
         activation_checkpoint: recompute the stages in the backward pass to save memory.
         options: more arguments of timm's ResNet, for example `channels` and `layers` of its stages.
     """
@@ -34,12 +33,11 @@ class ResNetBackbone(nn.Module):
         self,
         name: str,
         indices: Sequence[int],
-        pretrained: bool = False,
         activation_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        network = timm.create_model(name, num_classes=0, **options)
         if isinstance(network.conv1, nn.Sequential):
             _project_first_shortcut(network.layer1[0])
         self.conv1, self.bn1, self.act1, self.maxpool = network.conv1, network.bn1, network.act1, network.maxpool

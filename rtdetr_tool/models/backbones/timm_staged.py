@@ -27,24 +27,22 @@ class StagedBackbone(nn.Module):
     The parts up to the last stage are taken over with their names; the classifier and later parts are left out. As in
     timm's own feature extraction, parts run in the order in which the network registers them.
 
+    `channels_are_last` says that the network's maps are [B, H, W, C], which only some of timm's are.
+
     Args:
         name: a network of timm, for example `convnext_tiny`.
         indices: stages to return, ascending.
-        pretrained: ask timm for its published weights.
-        activation_checkpoint: recompute each part in the backward pass to save memory.
+        activation_checkpoint: recompute each part that has weights in the backward pass to save memory.
         options: more arguments of the timm network, for example its `depths`.
     """
 
+    channels_are_last = False
+
     def __init__(
-        self,
-        name: str,
-        indices: Sequence[int],
-        pretrained: bool = False,
-        activation_checkpoint: bool = False,
-        **options: Any,
+        self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any
     ) -> None:
         super().__init__()
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        network = timm.create_model(name, num_classes=0, **options)
         self.indices = tuple(indices)
         self.activation_checkpoint = activation_checkpoint
         self.strides = tuple(STRIDES[index] for index in self.indices)
@@ -57,15 +55,18 @@ class StagedBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps, x = [], images
+        recompute = self.activation_checkpoint and self.training
         for part in self._parts:
-            x = run(self.get_submodule(part), x, recompute=self.activation_checkpoint and self.training)
+            module = self.get_submodule(part)
+            # without weights there is nothing to save, and an activation may overwrite what was kept for later
+            x = run(module, x, recompute=recompute and any(True for _ in module.parameters()))
             if part in self._taps:
                 maps.append(x)
         return self.finish(maps)
 
     def finish(self, maps: list[Tensor]) -> list[Tensor]:
         """What a family does with each map in the end."""
-        return maps
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_are_last else maps
 
     def freeze_stem_and_norms(self) -> None:
         """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
