@@ -1,10 +1,10 @@
-"""RT-DETR's decoder: query selection, deformable cross-attention, iterative box refinement (arXiv:2304.08069).
+"""RT-DETR's decoder: query selection, its layers, iterative box refinement (arXiv:2304.08069).
 
 RT-DETRv2 (arXiv:2407.17140) is the same with other sampling: `num_points`, `cross_attn_method`, `offset_scale`.
 Names of the children are those of the public weights.
 
 Shape legend: B batch, S tokens of all levels, Q queries (denoising first when present), D hidden_dim, C classes,
-K decoder layers, L levels, H heads, P points of a level, N points of all levels.
+K decoder layers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.rtdetr.decoder_layer import DecoderLayer, DeformableAttention, points_per_level
 from rtdetr_tool.models.rtdetr.denoising import DenoisingQueries, build_denoising
 from rtdetr_tool.ops.boxes import inverse_sigmoid
-from rtdetr_tool.ops.deformable import Shapes, deformable_sample
-from rtdetr_tool.ops.layers import MLP, build_activation
+from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target
 
 ANCHOR_SIZE = 0.05  # side of an anchor on the finest level, relative; doubles with each level
@@ -194,15 +193,6 @@ class RTDETRDecoder(nn.Module):
         return content.detach(), reference.detach(), logits, reference.sigmoid()
 
 
-def points_per_level(num_points: int | Sequence[int], levels: int) -> list[int]:
-    """One number, or a list of one, stands for all levels."""
-    points = [num_points] if isinstance(num_points, int) else list(num_points)
-    points = points * levels if len(points) == 1 else points
-    if len(points) != levels or min(points) < 1:
-        raise UserError(f"num_points {points} does not fit {levels} levels; allowed: one number of points, or {levels}")
-    return points
-
-
 def build_anchors(shapes: Shapes, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """One anchor per cell: logits of its cxcywh box [1, S, 4] (infinite where unused), whether it is used [1, S, 1]."""
     boxes = []
@@ -284,96 +274,3 @@ class TransformerDecoder(nn.Module):
     ) -> Tensor:
         """One layer; a subclass may let it see more, such as the summary of the image."""
         return self.layers[index](content, reference, memory, shapes, query_pos_head(reference), attention_mask)
-
-
-class DecoderLayer(nn.Module):
-    """Attention among the queries, deformable attention to the levels, feed-forward network; each is post-norm."""
-
-    def __init__(
-        self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str, cross_attn: nn.Module
-    ) -> None:
-        super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
-        self.cross_attn = cross_attn
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = build_activation(act)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
-
-    def forward(
-        self,
-        content: Tensor,
-        reference: Tensor,
-        memory: Tensor,
-        shapes: Shapes,
-        position: Tensor,
-        attention_mask: Tensor | None,
-    ) -> Tensor:
-        query = content + position
-        attended = self.self_attn(query, query, content, attn_mask=attention_mask, need_weights=False)[0]
-        content = self.norm1(content + self.dropout(attended))
-        sampled = self.cross_attn(content + position, reference, memory, shapes)
-        content = self.norm2(content + self.dropout(sampled))
-        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
-        return self.norm3(content + self.dropout(hidden))
-
-
-class DeformableAttention(nn.Module):
-    """Each query samples P points per level and head around its reference box (arXiv:2010.04159).
-
-    Args:
-        num_points: points of each level.
-        method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2); the offsets of the latter are not trained.
-        offset_scale: an offset of P units is `offset_scale` times the side of the box.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_points: Sequence[int],
-        method: str = "default",
-        offset_scale: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.heads, self.points = num_heads, tuple(num_points)
-        self.discrete, self.offset_scale = method == "discrete", offset_scale
-        total = num_heads * sum(self.points)
-        self.sampling_offsets = nn.Linear(dim, total * 2)
-        self.attention_weights = nn.Linear(dim, total)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
-        unit = torch.tensor([1 / count for count in self.points for _ in range(count)])
-        self.register_buffer("unit", unit[:, None], persistent=False)  # [N, 1], of an offset
-        self.reset_parameters()
-        self.sampling_offsets.requires_grad_(not self.discrete)
-
-    def reset_parameters(self) -> None:
-        """Heads look in evenly spread directions, point p of a level at distance p; all weights equal."""
-        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
-        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        direction = direction / direction.abs().amax(-1, keepdim=True)
-        distance = torch.cat([torch.arange(1, count + 1, dtype=torch.float32) for count in self.points])
-        offsets = direction[:, None] * distance[:, None]  # [H, N, 2]
-        nn.init.zeros_(self.sampling_offsets.weight)
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.reshape(-1))
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-
-    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
-        """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] -> [B, Q, D]."""
-        batch, queries, dim = query.shape
-        spread = (batch, queries, self.heads, sum(self.points))
-        value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
-        offsets = self.sampling_offsets(query).float().view(*spread, 2)
-        weights = F.softmax(self.attention_weights(query).float().view(spread), dim=-1)
-        centre, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
-        locations = centre + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
-        return self.output_proj(deformable_sample(value, shapes, locations, weights, self.points, self.discrete))
