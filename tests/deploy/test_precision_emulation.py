@@ -16,10 +16,8 @@ VALUES = np.array([1.0, 30.0, 1.0003, 0.3333333, -7.77], np.float32)
 
 
 def graph_of(nodes, weights, inputs=("x", TensorProto.FLOAT), outputs=("y", TensorProto.FLOAT), opset=17):
-    graph = helper.make_graph(
-        nodes, "graph", [helper.make_tensor_value_info(*inputs, ["n"])], [helper.make_tensor_value_info(*outputs, ["n"])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )  # fmt: skip
+    ends = [[helper.make_tensor_value_info(*end, ["n"])] for end in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "graph", *ends, [numpy_helper.from_array(v, k) for k, v in weights.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     return model

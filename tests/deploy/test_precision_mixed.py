@@ -28,54 +28,50 @@ def run(model, images=PICTURES):
 
 
 def signature(model):
-    return [
-        (value.name, value.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
-        for value in (*model.graph.input, *model.graph.output)
-    ]  # fmt: skip
+    kinds = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
+    return {name: (t.elem_type, [d.dim_param or d.dim_value for d in t.shape.dim]) for name, t in kinds.items()}
 
 
 @pytest.fixture(scope="module")
-def audit(detector_graph):
-    return audit_precision(detector_graph, [PICTURES], pictures_for_cost=2)
+def audit(steady_graph):
+    return audit_precision(steady_graph, [PICTURES], pictures_for_cost=2)
 
 
 @pytest.fixture(scope="module")
-def mixed(detector_graph, audit):
-    return to_mixed_fp16(detector_graph, audit)
+def mixed(steady_graph, audit):
+    return to_mixed_fp16(steady_graph, audit)
 
 
-def test_the_graph_is_valid_and_its_inputs_and_outputs_are_as_before(detector_graph, mixed):
+def test_the_graph_is_valid_and_its_inputs_and_outputs_are_as_before(steady_graph, mixed):
     onnx.checker.check_model(mixed.model, full_check=True)
-    assert signature(mixed.model) == signature(detector_graph)
-    assert mixed.model.opset_import == detector_graph.opset_import
+    assert signature(mixed.model) == signature(steady_graph)
+    assert mixed.model.opset_import == steady_graph.opset_import
 
 
-def test_metadata_survives(detector_graph):
+def test_metadata_survives(steady_graph):
     noted = onnx.ModelProto()
-    noted.CopyFrom(detector_graph)
+    noted.CopyFrom(steady_graph)
     onnx.helper.set_model_props(noted, {"names": "cat, dog"})
     assert {entry.key: entry.value for entry in to_mixed_fp16(noted).model.metadata_props} == {"names": "cat, dog"}
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_outputs_stay_near_those_of_the_fp32_graph(detector_graph, mixed, batch):
-    before, after = run(detector_graph, PICTURES[:batch]), run(emulate_half(mixed.model), PICTURES[:batch])
+def test_outputs_stay_near_those_of_the_fp32_graph(steady_graph, mixed, batch):
+    before, after = run(steady_graph, PICTURES[:batch]), run(emulate_half(mixed.model), PICTURES[:batch])
     for expected, found in zip(before, after, strict=True):
-        assert 0 < np.abs(expected - found).mean() < 0.01
+        assert 0 < np.median(np.abs(expected - found)) < 0.003  # the median: ties may change the order of queries
 
 
-def test_a_static_batch_works_and_is_filled_up(export_model):
-    from rtdetr_tool.deploy.onnx_export import export_graph
-
-    static = export_graph(export_model, (64, 96), 3, 17)
-    seen = audit_precision(static, iter([PICTURES]), pictures_for_cost=3)  # four pictures: the second batch is filled
-    graph = to_mixed_fp16(static, seen).model
-    assert seen.pictures == 6
-    assert [found.shape[0] for found in run(graph, PICTURES[:3])] == [3, 3]
+def test_a_static_batch_works_and_is_filled_up():
+    static = norm_graph(1.0, batch=3)
+    images = np.random.default_rng(1).random((4, 3, 8, 8), np.float32)
+    audit = audit_precision(static, iter([images]))
+    assert audit.pictures == 6  # the second batch is filled up with its one picture
+    assert run(to_mixed_fp16(static, audit).model, images[:3])[0].shape == (3, 3, 8, 8)
 
 
-def test_most_weights_are_stored_in_half_precision(detector_graph, mixed):
-    assert mixed.model.ByteSize() < 0.56 * detector_graph.ByteSize()
+def test_most_weights_are_stored_in_half_precision(steady_graph, mixed):
+    assert mixed.model.ByteSize() < 0.56 * steady_graph.ByteSize()
     assert mixed.converted > len(mixed.kept)
 
 
@@ -87,10 +83,10 @@ def test_each_tensor_is_cast_at_most_once_and_no_cast_follows_another(mixed):
     assert not [node.name for node in casts if node.input[0] in made and made[node.input[0]] in casts]
 
 
-def test_what_decides_boxes_and_queries_stays_in_fp32_with_its_reason_and_figures(detector_graph, mixed):
+def test_what_decides_boxes_and_queries_stays_in_fp32_with_its_reason_and_figures(steady_graph, mixed):
     reasons = {node.name: node.reason for node in mixed.kept}
     operators = Counter(node.op_type for node in mixed.kept)
-    total = Counter(node.op_type for node in detector_graph.graph.node)
+    total = Counter(node.op_type for node in steady_graph.graph.node)
     for op_type in ("LayerNormalization", "Softmax", "GridSample", "Log"):
         assert operators[op_type] == total[op_type] > 0
     grid = next(node for node in mixed.kept if node.op_type == "GridSample")
@@ -101,9 +97,9 @@ def test_what_decides_boxes_and_queries_stays_in_fp32_with_its_reason_and_figure
     assert {"MatMul", "ReduceMax"} <= {node.op_type for node in selecting}
 
 
-def test_rules_add_to_and_overrule_what_the_audit_keeps(detector_graph, audit):
-    conv = next(node.name for node in detector_graph.graph.node if node.op_type == "Conv")
-    graph = to_mixed_fp16(detector_graph, audit, parse_layers_precision([f"{conv}:fp32", "Softmax:fp16"]))
+def test_rules_add_to_and_overrule_what_the_audit_keeps(steady_graph, audit):
+    conv = next(node.name for node in steady_graph.graph.node if node.op_type == "Conv")
+    graph = to_mixed_fp16(steady_graph, audit, parse_layers_precision([f"{conv}:fp32", "Softmax:fp16"]))
     kept = {node.name: node for node in graph.kept}
     assert kept[conv].reason == f"layers_precision: {conv}:fp32"
     assert "Softmax" not in {node.op_type for node in graph.kept}
@@ -111,29 +107,29 @@ def test_rules_add_to_and_overrule_what_the_audit_keeps(detector_graph, audit):
     assert next(t for t in graph.model.graph.initializer if t.name == weight).data_type == FLOAT
 
 
-def test_fp32_for_all_others_leaves_only_the_named_layers(detector_graph, audit):
-    graph = to_mixed_fp16(detector_graph, audit, parse_layers_precision(["*:fp32", "Conv:fp16"]))
-    convolutions = sum(node.op_type == "Conv" for node in detector_graph.graph.node)
+def test_fp32_for_all_others_leaves_only_the_named_layers(steady_graph, audit):
+    graph = to_mixed_fp16(steady_graph, audit, parse_layers_precision(["*:fp32", "Conv:fp16"]))
+    convolutions = sum(node.op_type == "Conv" for node in steady_graph.graph.node)
     assert convolutions <= graph.converted < convolutions + 60  # and what only moves values between them
 
 
-def test_overruling_an_overflow_is_said(large_norm):
-    audit = audit_precision(large_norm, [PICTURES], pictures_for_cost=2)
-    graph = to_mixed_fp16(large_norm, audit, parse_layers_precision(["*:fp16"]))
+def test_overruling_an_overflow_is_said(large_norm, large_audit):
+    graph = to_mixed_fp16(large_norm, large_audit, parse_layers_precision(["*:fp16"]))
     assert any("nodes into FP16 whose values do not fit" in note for note in graph.notes)
 
 
-def test_int8_for_a_layer_of_an_fp16_graph_is_refused(detector_graph):
+def test_int8_for_a_layer_of_an_fp16_graph_is_refused(steady_graph):
     with pytest.raises(UserError, match=r"\*:int8 needs INT8 ranges"):
-        to_mixed_fp16(detector_graph, None, parse_layers_precision(["*:int8"]))
+        to_mixed_fp16(steady_graph, None, parse_layers_precision(["*:int8"]))
 
 
-def test_names_of_nodes_are_not_needed(detector_graph, mixed):
+def test_names_of_nodes_are_not_needed(steady_graph):
+    mixed = to_mixed_fp16(steady_graph)
     bare = onnx.ModelProto()
-    bare.CopyFrom(detector_graph)
+    bare.CopyFrom(steady_graph)
     for node in bare.graph.node:
         node.ClearField("name")
-    graph = to_mixed_fp16(bare, audit_precision(bare, [PICTURES], pictures_for_cost=2))
+    graph = to_mixed_fp16(bare)
     assert (graph.converted, graph.casts, len(graph.kept)) == (mixed.converted, mixed.casts, len(mixed.kept))
     assert len({node.name for node in graph.kept}) == len(graph.kept)
     for expected, found in zip(run(emulate_half(mixed.model)), run(emulate_half(graph.model)), strict=True):
@@ -165,36 +161,39 @@ def scaled(model, weight, factor):
 
 
 @pytest.fixture(scope="module")
-def large_norm(detector_graph):
-    """The same detector, but the layer before the norm of the query selection yields values a million times as large."""
-    nodes = {node.output[0]: node for node in detector_graph.graph.node}
-    norm = next(n for n in detector_graph.graph.node if n.op_type == "LayerNormalization" and "enc_output" in n.name)
+def large_norm(steady_graph):
+    """The same detector, but the values before the norm of the query selection are a million times as large."""
+    nodes = {node.output[0]: node for node in steady_graph.graph.node}
+    norm = next(n for n in steady_graph.graph.node if n.op_type == "LayerNormalization" and "enc_output" in n.name)
     add = nodes[norm.input[0]]
     product = next(nodes[name] for name in add.input if name in nodes)
-    constants = {tensor.name for tensor in detector_graph.graph.initializer}
-    return scaled(detector_graph, {*add.input, *product.input} & constants, 1e6)
+    constants = {tensor.name for tensor in steady_graph.graph.initializer}
+    return scaled(steady_graph, {*add.input, *product.input} & constants, 1e6)
 
 
-def test_the_audit_saves_a_detector_that_plain_fp16_destroys(detector_graph, large_norm):
+@pytest.fixture(scope="module")
+def large_audit(large_norm):
+    return audit_precision(large_norm, [PICTURES], pictures_for_cost=2)
+
+
+def test_the_audit_saves_a_detector_that_plain_fp16_destroys(steady_graph, large_norm, large_audit):
     meter = CostMeter(large_norm, list(PICTURES[:2, None]))
-    assert meter.cost(detector_graph) < 1e-3  # a layer norm does not mind the factor
+    assert meter.cost(steady_graph) < 1e-3  # a layer norm does not mind the factor
     assert meter.cost(plain_half(large_norm)) > 0.5
-    audit = audit_precision(large_norm, [PICTURES], pictures_for_cost=2)
-    graph = to_mixed_fp16(large_norm, audit)
+    graph = to_mixed_fp16(large_norm, large_audit)
     assert meter.cost(graph.model) < 0.02
     kept = [node for node in graph.kept if node.reason.startswith("overflow")]
     assert {"MatMul", "Add", "LayerNormalization"} <= {node.op_type for node in kept}
     assert max(node.max_abs for node in kept) > 65504
-    assert audit.cost_all_half > 0.5 and audit.cost_kept < 0.02
+    assert large_audit.cost_all_half > 0.5 and large_audit.cost_kept < 0.02
 
 
 def test_only_pictures_show_an_overflow_of_activations(large_norm):
     blind = to_mixed_fp16(large_norm)
     assert not [node for node in blind.kept if "output up to" in node.reason]
-    assert all(node.op_type != "MatMul" or "selection" in node.reason or "constant" in node.reason for node in blind.kept)
 
 
-def norm_graph(scale):
+def norm_graph(scale, batch="batch"):
     """A layer norm spelled out, as exporters before operator set 17 do; inputs [B, 3, 8, 8]."""
     make = helper.make_node
     nodes = [
@@ -212,8 +211,8 @@ def norm_graph(scale):
     weights = {"scale": np.float32(scale), "two": np.float32(2), "eps": np.float32(1e-5)}
     weights["weight"] = rng.normal(size=(8, 8)).astype(np.float32)
     graph = helper.make_graph(
-        nodes, "norm", [helper.make_tensor_value_info("inputs", FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("result", FLOAT, ["batch", 3, 8, 8])],
+        nodes, "norm", [helper.make_tensor_value_info("inputs", FLOAT, [batch, 3, 8, 8])],
+        [helper.make_tensor_value_info("result", FLOAT, [batch, 3, 8, 8])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
@@ -239,7 +238,7 @@ def test_tensors_that_a_branch_reads_keep_their_name_in_fp32():
     weight = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["inputs", "weight"], ["y"], name="conv"),
-        helper.make_node("If", ["yes"], ["out"], then_branch=branch("a", "Neg"), else_branch=branch("b", "Abs"), name="if"),
+        helper.make_node("If", ["yes"], ["out"], "if", then_branch=branch("a", "Neg"), else_branch=branch("b", "Abs")),
     ]
     graph = helper.make_graph(
         nodes, "branches", [helper.make_tensor_value_info("inputs", FLOAT, ["batch", 3, 8, 8])],

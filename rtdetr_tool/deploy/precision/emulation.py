@@ -69,8 +69,8 @@ def _spelled_out(node: NodeProto, half: set[str], renamed: dict[str, str]) -> li
             target = wide.output[slot]
             exact, short = target + "/exact", target + "/half"
             wide.output[slot] = exact
-            rounding.append(helper.make_node("Cast", [exact], [short], name=short, to=HALF))
-            rounding.append(helper.make_node("Cast", [short], [target], name=target + "/round", to=FLOAT))
+            rounding.append(helper.make_node("Cast", [exact], [short], to=HALF))
+            rounding.append(helper.make_node("Cast", [short], [target], to=FLOAT))
     return [wide, *rounding]
 
 

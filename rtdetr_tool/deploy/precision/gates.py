@@ -74,9 +74,9 @@ class GatedGraph:
 
     def _choose(self, exact: str, chosen: str, group: int) -> None:
         short, rounded = f"{chosen}/half", f"{chosen}/rounded"
-        self._nodes.append(helper.make_node("Cast", [exact], [short], name=short, to=HALF))
-        self._nodes.append(helper.make_node("Cast", [short], [rounded], name=rounded, to=FLOAT))
-        self._nodes.append(helper.make_node("Where", [_gate(group), rounded, exact], [chosen], name=chosen))
+        self._nodes.append(helper.make_node("Cast", [exact], [short], to=HALF))
+        self._nodes.append(helper.make_node("Cast", [short], [rounded], to=FLOAT))
+        self._nodes.append(helper.make_node("Where", [_gate(group), rounded, exact], [chosen]))
 
 
 def _gate(index: int) -> str:
