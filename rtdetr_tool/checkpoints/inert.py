@@ -29,6 +29,8 @@ HARMLESS = (
     "omegaconf.",
     "pathlib.Path",
     "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
     "pathlib.WindowsPath",
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning.pytorch.utilities.parsing.AttributeDict",

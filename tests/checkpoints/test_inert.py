@@ -1,0 +1,68 @@
+"""Pickles that hold a program's settings beside the weights: the weights are read, the settings are not."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from rtdetr_tool.checkpoints.inert import HARMLESS, Inert
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.errors import CheckpointError
+
+SETTINGS = {
+    "args": argparse.Namespace(lr=0.1, output=pathlib.Path("out")),
+    "config": OmegaConf.create({"model": {"layers": [1, 2]}}),
+    "score": np.float64(0.5),
+    "history": np.arange(3.0),
+    "counts": collections.defaultdict(list),
+}
+
+
+class _RunsCode:
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.witness),)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_weights_beside_settings_are_read_and_the_settings_become_inert(tmp_path, name):
+    torch.save({"model": {"a": torch.arange(3.0)}, name: SETTINGS[name], "epoch": 3}, tmp_path / "a.pth")
+    payload = load_checkpoint(tmp_path / "a.pth")
+    assert torch.equal(payload["model"]["a"], torch.arange(3.0)) and payload["epoch"] == 3
+    assert isinstance(payload[name], Inert) and not payload[name]
+
+
+def test_the_code_of_a_harmless_class_does_not_run_either(tmp_path, monkeypatch):
+    torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
+    monkeypatch.setattr(argparse.Namespace, "__setattr__", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(argparse.Namespace, "__init__", lambda *_: pytest.fail("ran"))
+    assert isinstance(load_checkpoint(tmp_path / "a.pth")["args"], Inert)
+
+
+def test_something_dangerous_among_settings_is_refused_by_its_name_and_runs_nothing(tmp_path):
+    witness = tmp_path / "ran"
+    content = {"model": {"a": torch.ones(1)}, "args": argparse.Namespace(callback=_RunsCode(witness))}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*Nothing of it was executed"):
+        load_checkpoint(tmp_path / "a.pth")
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("name", ["os.", "posix.", "subprocess.", "builtins.eval", "builtins.exec", "builtins.getattr"])
+def test_nothing_that_runs_code_counts_as_harmless(name):
+    assert not any(known.startswith(name) or name.startswith(known) for known in HARMLESS)
+
+
+def test_an_unknown_class_is_still_refused(tmp_path):
+    torch.save({"model": {"a": torch.ones(1)}, "when": pathlib.PurePosixPath("x")}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"pathlib\.PurePosixPath"):
+        load_checkpoint(tmp_path / "a.pth")
