@@ -6,7 +6,7 @@ import logging
 
 from torch import Tensor, nn
 
-from rtdetr_tool.catalog import BACKBONES
+from rtdetr_tool.catalog import BACKBONES, TIMM
 from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER
 from rtdetr_tool.checkpoints.detector_file import read_detector, weights_file
 from rtdetr_tool.checkpoints.io import load_checkpoint
@@ -33,7 +33,8 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
     elif spec.model.pretrained_backbone_path:
         path = spec.model.pretrained_backbone_path
         weights = read_backbone(path, spec.model.backbone)
-        report = load_into(detector.backbone, weights, source=path, strict=False, what="backbone")
+        backbone = getattr(detector.backbone, "published", detector.backbone)  # where the names are timm's
+        report = load_into(backbone, weights, source=path, strict=False, what="backbone")
         report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
     else:
         logger.info("Training starts from random weights.")
@@ -48,19 +49,42 @@ def read_backbone(source: str, backbone: str) -> dict[str, Tensor]:
     The file may be timm's, torchvision's, of the network's own repository, a backbone of TAO or of the official
     RT-DETR, or a whole detector of any kind (file or directory), whose backbone is then taken.
     """
-    if source != "timm" and not source.startswith("timm/"):
+    if source != "timm" and not source.startswith(TIMM):
         return backbone_weights(load_checkpoint(weights_file(source)), source)
     import timm
 
-    tag = source.partition("/")[2]
-    model = BACKBONES[backbone].timm_name
-    name = tag if not tag or tag.startswith(model) else f"{model}.{tag}"
-    name = name or model
+    name = timm_weights(source, backbone)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+        network = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the network, the hub or timm's registry raise
         raise CheckpointError(
             f"model.pretrained_backbone_path: timm could not provide the weights of {name!r} "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
             "Without a network, download the file elsewhere and give its path."
         ) from error
+    licence = network.pretrained_cfg.get("license")
+    logger.info("%s: weights of timm, licence %s", name, licence or "not stated")
+    return network.state_dict()
+
+
+def timm_weights(source: str, backbone: str) -> str:
+    """What timm calls the weights that `source` (`timm` or `timm/<tag>`) asks for: `name.tag`, or `name` = its default.
+
+    Raises:
+        CheckpointError: when timm has no such backbone.
+    """
+    tag = source.removeprefix("timm").removeprefix("/")
+    if backbone.startswith(TIMM):
+        name = backbone.removeprefix(TIMM)
+        if not tag:
+            return name
+        name = name.partition(".")[0]
+    else:
+        row = BACKBONES[backbone]
+        if row.weights is None or not row.weights.startswith(TIMM):
+            public = f"give the path of a file; public ones are {row.weights}" if row.weights else "none are published"
+            raise CheckpointError(f"model.pretrained_backbone_path: timm has no weights of {backbone}: {public}")
+        name = row.timm_name
+    if tag.partition(".")[0] == name:
+        return tag
+    return f"{name}.{tag}" if tag else name

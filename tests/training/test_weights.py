@@ -1,0 +1,64 @@
+"""Which weights of timm a spec asks for; reading them needs a network and is left to timm."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from rtdetr_tool.checkpoints.io import save_checkpoint
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.spec import ExperimentSpec, ModelSpec
+from rtdetr_tool.training.weights import load_initial_weights, timm_weights
+
+
+@pytest.mark.parametrize(
+    ("source", "backbone", "name"),
+    [
+        ("timm", "resnet_18", "resnet18"),
+        ("timm/a3_in1k", "resnet_18", "resnet18.a3_in1k"),
+        ("timm/resnet18.a3_in1k", "resnet_18", "resnet18.a3_in1k"),
+        ("timm", "convnextv2_nano", "convnextv2_nano"),
+        ("timm", "timm/regnety_004", "regnety_004"),
+        ("timm", "timm/regnety_004.tv2_in1k", "regnety_004.tv2_in1k"),
+        ("timm/pycls_in1k", "timm/regnety_004.tv2_in1k", "regnety_004.pycls_in1k"),
+    ],
+)
+def test_weights_are_named_as_timm_names_them(source, backbone, name):
+    assert timm_weights(source, backbone) == name
+
+
+@pytest.mark.parametrize(
+    ("backbone", "advice"),
+    [("fan_tiny", "public ones are NVlabs/FAN fan_hybrid_tiny"), ("efficientvit_l0", "none are published")],
+)
+def test_a_backbone_without_weights_of_timm_says_where_there_are_some(backbone, advice):
+    with pytest.raises(CheckpointError, match=f"timm has no weights of {backbone}: .*{advice}"):
+        timm_weights("timm", backbone)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "network", "left"),
+    [
+        ("convnextv2_nano", "convnextv2_nano", ()),
+        ("convnext_tiny", "convnext_tiny", ("conv_",)),  # TAO's convolutions behind the stages
+        ("efficientvit_b0", "efficientvit_b0", ("norm",)),  # TAO's norms of the maps
+        ("edgenext_x_small", "edgenext_x_small", ()),
+        ("timm/regnety_002", "regnety_002", ()),
+        ("timm/mobilenetv3_small_050", "mobilenetv3_small_050", ()),  # not cut into parts
+        ("timm/pvt_v2_b0", "pvt_v2_b0", ()),
+    ],
+)
+def test_a_file_with_timms_names_fills_the_backbone(tmp_path, backbone, network, left):
+    torch.manual_seed(0)
+    published = timm.create_model(network).state_dict()
+    path = tmp_path / "published.pth"
+    save_checkpoint(published, path)
+    spec = ExperimentSpec(model=ModelSpec(backbone=backbone, pretrained_backbone_path=str(path), dec_layers=1))
+    detector = build_detector(spec.model, 2)
+    report = load_initial_weights(detector, spec)
+    assert not report.reinitialised and all(name.startswith(left or "?") for name in report.missing)
+    assert bool(report.missing) == bool(left)
+    own = getattr(detector.backbone, "published", detector.backbone).state_dict()
+    assert all(torch.equal(own[name], published[name]) for name in report.loaded) and len(report.loaded) > 20
