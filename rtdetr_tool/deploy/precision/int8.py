@@ -6,29 +6,22 @@ error) is chosen by what each way costs on some of the pictures, and stretches o
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
 import onnx.version_converter
 
-from rtdetr_tool.deploy.precision.audit import Audit, judge, regions
-from rtdetr_tool.deploy.precision.cache import Calibration, graph_hash, read_cache, write_cache
+from rtdetr_tool.deploy.precision.audit import Audit, judge
+from rtdetr_tool.deploy.precision.calibration import calibrated
 from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
-from rtdetr_tool.deploy.precision.cost import CostMeter
 from rtdetr_tool.deploy.precision.graph import Graph, opset_of
-from rtdetr_tool.deploy.precision.quantize_nodes import place, quantisable, residual_inputs
-from rtdetr_tool.deploy.precision.ranges import METHODS, collect
+from rtdetr_tool.deploy.precision.quantize_nodes import place, quantisable
 from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph, apply_rules, kept_nodes
 from rtdetr_tool.deploy.precision.rules import LayerRules
 from rtdetr_tool.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-PICTURES_FOR_COST = 8
-TOLERATED_COST = 0.05
 OLDEST_OPSET, OPSET_OF_HALF_SCALES = 13, 19  # per-channel Q/DQ; Q/DQ from and to FP16
 
 
@@ -53,7 +46,7 @@ def to_int8(
     rows = judge(graph) if audit is None else audit.nodes
     reasons, risks = apply_rules(graph, rows, rules)
     chosen, spared = _choose(graph, rules, reasons)
-    calibration, reused = _calibrated(graph, model, feeds, chosen, rules, cache_file, half)
+    calibration, reused = calibrated(graph, model, feeds, chosen, rules, cache_file, half)
     spared |= {name: why for name, why in calibration.kept.items() if name in chosen}
     chosen -= set(spared)
     quantised = Graph(place(graph, chosen, calibration.ranges, half))
@@ -113,72 +106,3 @@ def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tupl
     if not chosen:
         raise UserError("INT8: no convolution or linear layer with constant weights is left to quantise in this graph")
     return chosen, spared
-
-
-def _calibrated(
-    graph: Graph,
-    model: onnx.ModelProto,
-    feeds: Iterable[np.ndarray],
-    chosen: set[str],
-    rules: LayerRules,
-    cache_file: str | os.PathLike | None,
-    half: bool,
-) -> tuple[Calibration, bool]:
-    """Ranges from the cache where there is one, else measured (and kept there); whether the cache was used."""
-    tensors = _activations(graph)
-    sha = graph_hash(model)
-    known = read_cache(cache_file, sha, tensors) if cache_file else None
-    if known is not None:
-        return known, True
-    first: list[np.ndarray] = []
-    histograms, count = collect(graph.model, tensors, feeds, first, PICTURES_FOR_COST)
-    meter = CostMeter(graph.model, first)
-    limits = {method: {name: cut(h) for name, h in histograms.items()} for method, cut in METHODS.items()}
-    costs = {method: meter.cost(place(graph, chosen, found, half)) for method, found in limits.items()}
-    best = min(costs, key=costs.__getitem__)
-    kept = _too_dear(graph, meter, chosen, limits[best], costs[best], rules, half)
-    calibration = Calibration(sha, best, count, limits[best], costs, kept)
-    if cache_file:
-        write_cache(cache_file, calibration)
-    return calibration, False
-
-
-def _activations(graph: Graph) -> list[str]:
-    """Every tensor that may get Q/DQ, whatever nodes are chosen."""
-    candidates = quantisable(graph)
-    names = [target.activation for target in candidates.values()]
-    residual = residual_inputs(graph, candidates).items()
-    return list(dict.fromkeys([*names, *(graph.by_name[name].input[slot] for name, slot in residual)]))
-
-
-def _too_dear(
-    graph: Graph,
-    meter: CostMeter,
-    chosen: Collection[str],
-    limits: Mapping[str, float],
-    cost: float,
-    rules: LayerRules,
-    half: bool,
-) -> dict[str, str]:
-    """Nodes to leave out of INT8, dearest stretch of the graph first, until the cost is tolerable; at most half."""
-    kept: dict[str, str] = {}
-    if cost <= TOLERATED_COST:
-        return kept
-    prices = []
-    for label, names in regions(graph, set(chosen)):
-        names = {name for name in names if not _asked_for(graph, name, rules)}
-        if names:
-            prices.append((meter.cost(place(graph, names, limits, half)), label, names))
-    prices.sort(key=lambda row: -row[0])
-    for price, label, names in prices:
-        if cost <= TOLERATED_COST or len(kept) + len(names) > len(chosen) / 2:
-            break
-        kept |= dict.fromkeys(names, f"cost: INT8 from {label} alone moves detections by {price:.1%}")
-        cost = meter.cost(place(graph, set(chosen) - set(kept), limits, half))
-    return kept
-
-
-def _asked_for(graph: Graph, name: str, rules: LayerRules) -> bool:
-    """Whether the user wants this node in INT8, whatever it costs."""
-    rule = rules.match(name, graph.by_name[name].op_type)
-    return rule is not None and rule.precision == "int8"

@@ -110,6 +110,16 @@ def place(graph: Graph, chosen: Collection[str], limits: Mapping[str, float], ha
     return result
 
 
+def scale_name(activation: str) -> str:
+    return activation + "/scale"
+
+
+def scale_of(limit: float | np.ndarray, half: bool) -> np.ndarray:
+    """Step of INT8 for the magnitudes 0 to `limit`; with `half` one that FP16 holds exactly."""
+    scale = np.maximum(np.asarray(limit, np.float32) / np.float32(LEVELS), np.float32(SMALLEST_SCALE))
+    return np.asarray(scale.astype(np.float16) if half else scale, np.float32)
+
+
 class _Writer:
     """Makes each pair of Q and DQ once."""
 
@@ -126,7 +136,7 @@ class _Writer:
 
     def activation(self, name: str) -> str:
         if (name,) not in self.made:
-            scale = self._constant(name + "/scale", self._scale(np.float32(self.limits[name])))
+            scale = self._constant(scale_name(name), scale_of(self.limits[name], self.half))
             zero = self._constant(name + "/zero", np.int8(0))
             short, back = name + "/int8", name + "/quantised"
             self.new.append(helper.make_node("QuantizeLinear", [name, scale, zero], [short], name=short))
@@ -138,7 +148,7 @@ class _Writer:
         if (name, axis) not in self.made:
             values = self.graph.constant(name)
             others = tuple(i for i in range(values.ndim) if i != axis)
-            scales = self._scale(np.abs(values).max(others))
+            scales = scale_of(np.abs(values).max(others), self.half)
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]
             whole = np.clip(np.rint(values / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
             stem = name if (name, 1 - axis) not in self.made else f"{name}/{axis}"
@@ -152,10 +162,6 @@ class _Writer:
             self.made[name, axis] = back
             self.replaced.add(name)
         return self.made[name, axis]
-
-    def _scale(self, limit: np.ndarray) -> np.ndarray:
-        scale = np.maximum(np.asarray(limit, np.float32) / LEVELS, SMALLEST_SCALE)
-        return scale.astype(np.float16).astype(np.float32) if self.half else scale
 
     def _constant(self, name: str, value: np.ndarray) -> str:
         self.tensors.append(numpy_helper.from_array(np.asarray(value), name))

@@ -122,9 +122,7 @@ def collect(
         for name, value in observer.observe(picture):
             histograms[name].add(value)
     if not count:
-        raise UserError(
-            "INT8 calibration got no pictures; name some in gen_trt_engine.tensorrt.calibration.cal_image_dir"
-        )
+        raise UserError("INT8 got no calibration pictures; name gen_trt_engine.tensorrt.calibration.cal_image_dir")
     return histograms, count
 
 
