@@ -1,0 +1,160 @@
+"""The catalog of backbones as measured: parameters, channels, one training step, difference of the ONNX graph.
+
+    python scripts/measure_backbones.py [NAME ...] [--size 320] [--batch 2] [--steps 3] [--threads 1] [--lines FILE]
+
+Each backbone is measured in a process of its own. A step is forward, loss, backward and AdamW of the default detector
+with this backbone and 80 classes on random images (median of the steps after the first). The ONNX difference is the
+largest one of any map of the backbone, eval mode, random weights, relative to the largest value of that map: PyTorch
+against onnxruntime, with a batch of 3 where 2 was traced. `--lines` keeps one line of JSON per backbone, and
+backbones that it already holds are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rtdetr_tool.catalog import BACKBONES
+
+OPSET = 17
+
+
+def measure(name: str, size: int, batch: int, steps: int) -> dict:
+    """One row of the table."""
+    import torch
+
+    from rtdetr_tool.models.build import build_backbone, build_detector
+    from rtdetr_tool.spec import ModelSpec
+
+    torch.manual_seed(0)
+    spec = ModelSpec(backbone=name)
+    backbone = build_backbone(spec)
+    row = {
+        "name": name,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "channels": list(backbone.channels),
+        "strides": list(backbone.strides),
+    }
+    disturb(backbone)
+    row["onnx"] = onnx_difference(backbone, size)
+    del backbone
+    row["seconds"] = training_step(build_detector(spec, 80), spec, size, batch, steps)
+    return row
+
+
+def disturb(backbone) -> None:
+    """Move norms and scales away from their first values, so that every tensor has an effect."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in backbone.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+
+
+def training_step(detector, spec, size: int, batch: int, steps: int) -> float:
+    """Seconds of one step, the median without the first."""
+    import torch
+
+    from rtdetr_tool.losses.build import build_criterion
+    from rtdetr_tool.ops.structures import Target
+
+    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.2]])  # cxcywh 0..1
+    targets = [Target(boxes, torch.tensor([0, 2]), 0, (size, size), (float(size), float(size)))] * batch
+    images = torch.rand(batch, 3, size, size).to(memory_format=torch.channels_last)
+    detector = detector.train().to(memory_format=torch.channels_last)
+    criterion, optimizer = build_criterion(spec), torch.optim.AdamW(detector.parameters(), lr=1e-4)
+    times = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        loss = criterion(detector(images, targets), targets)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - start)
+        if not torch.isfinite(loss):
+            raise SystemExit(f"the loss is {loss.item()}")
+    return statistics.median(times[1:])
+
+
+def onnx_difference(backbone, size: int) -> float:
+    """Largest relative difference of a map, PyTorch with its norms against onnxruntime with folded ones."""
+    import onnxruntime
+    import torch
+
+    images = torch.rand(3, 3, size, size)
+    names = [f"map_{stride}" for stride in backbone.strides]
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        expected = [found.numpy() for found in backbone.eval()(images)]
+        backbone.fold_batch_norms()
+        path = os.path.join(folder, "backbone.onnx")  # a file, as more than 2 GiB do not fit into one message
+        torch.onnx.export(
+            backbone, (images[:2],), path, input_names=["inputs"], output_names=names, opset_version=OPSET,
+            dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = session.run(names, {"inputs": images.numpy()})
+    pairs = zip(found, expected, strict=True)
+    return max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| backbone | parameters (M) | channels | strides | training step (s) | ONNX difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        channels, strides = (", ".join(map(str, row[key])) for key in ("channels", "strides"))
+        lines.append(
+            f"| {row['name']} | {row['parameters'] / 1e6:.2f} | {channels} | {strides} | {row['seconds']:.2f} | "
+            f"{row['onnx']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="of the catalog or timm/NAME; all of the catalog without one")
+    for name, default in (("size", 320), ("batch", 2), ("steps", 3), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--lines", type=Path)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+        print(json.dumps(measure(arguments.names[0], arguments.size, arguments.batch, arguments.steps)))
+        return
+    rows = {}
+    if arguments.lines and arguments.lines.exists():
+        rows = {row["name"]: row for row in map(json.loads, arguments.lines.read_text().splitlines())}
+    names = arguments.names or list(BACKBONES)
+    for name in names:
+        if name in rows:
+            continue
+        options = [f"--{key}={getattr(arguments, key)}" for key in ("size", "batch", "steps", "threads")]
+        run = subprocess.run([sys.executable, __file__, name, "--one", *options], capture_output=True, text=True)
+        if run.returncode:
+            print(f"{name}: {run.stderr.strip().splitlines()[-1] if run.stderr.strip() else run.returncode}")
+            continue
+        line = run.stdout.strip().splitlines()[-1]
+        rows[name] = json.loads(line)
+        if arguments.lines:
+            with arguments.lines.open("a") as file:
+                file.write(line + "\n")
+        print(line, file=sys.stderr, flush=True)
+    print(markdown([rows[name] for name in names if name in rows]))
+
+
+if __name__ == "__main__":
+    main()
