@@ -31,8 +31,8 @@ from rtdetr_tool.deploy.precision import (
     LayerRules,
     PrecisionGraph,
     audit_precision,
-    emulate_half,
     parse_layers_precision,
+    scoring_options,
     to_int8,
     to_mixed_fp16,
 )
@@ -275,8 +275,8 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for variant in variants:
         evaluator = CocoEvaluator(truth, dataset.class_map, spec.dataset.eval_class_ids)
-        model = emulate_half(variant.model) if device == "cpu" else variant.model
-        runtime = OnnxRuntime(model.SerializeToString(), source.interface, dataset.class_map, device)
+        options = scoring_options() if device == "cpu" else None
+        runtime = OnnxRuntime(variant.file, source.interface, dataset.class_map, device, options=options)
         loader = build_loader(dataset, spec.dataset, training=False)
         times = score(runtime, loader, evaluator, spec.model.num_select, title=f"Scoring {variant.precision}")
         result = evaluator.compute()

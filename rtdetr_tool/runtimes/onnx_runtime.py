@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS, OnnxInterface
+from rtdetr_tool.checkpoints.half_emulation import emulate_half
+from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS, OnnxInterface, read_onnx
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.ops.structures import Predictions
@@ -23,6 +25,9 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 class OnnxRuntime:
     """A detector's graph; a static batch is filled up and cut to size.
+
+    On the CPU, graphs with FP16 parts run as `emulate_half` spells them out: onnxruntime itself would compute them in
+    FP32 there, and their score would say nothing about a GPU.
 
     Args:
         model: a file, or the bytes of one.
@@ -42,6 +47,7 @@ class OnnxRuntime:
         options: onnxruntime.SessionOptions | None = None,
     ) -> None:
         chosen = choose_provider(provider, torch.device(device))
+        half = emulated_half(model) if chosen == "cpu" else None
         options = options or onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions too
         if threads:
@@ -51,7 +57,7 @@ class OnnxRuntime:
         if chosen != "cpu":
             providers.append(PROVIDERS["cpu"])
         try:
-            source = model if isinstance(model, bytes) else str(model)
+            source = half or (model if isinstance(model, bytes) else str(model))
             self.session = onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             name = "the graph" if isinstance(model, bytes) else model
@@ -62,7 +68,7 @@ class OnnxRuntime:
                 f"onnxruntime could not start {PROVIDERS[chosen]} and would run on {used}; see its messages above, or "
                 "choose another onnx_provider"
             )
-        self.name = f"onnxruntime {onnxruntime.__version__} ({chosen})"
+        self.name = f"onnxruntime {onnxruntime.__version__} ({chosen}{', FP16 emulated' if half else ''})"
         self.class_map = class_map
         self.input_size = interface.size
         self.limits = BatchLimits(interface.batch or 1, interface.batch)
@@ -79,6 +85,13 @@ class OnnxRuntime:
         except Exception as error:
             raise CheckpointError(f"onnxruntime failed on a batch of {list(images.shape)}: {_reason(error)}") from error
         return {name: torch.from_numpy(array).float() for name, array in zip((LOGITS, BOXES), outputs, strict=True)}
+
+
+def emulated_half(model: str | Path | bytes) -> bytes | None:
+    """The graph with its FP16 parts spelled out; None where it has none."""
+    graph = onnx.load_from_string(model) if isinstance(model, bytes) else read_onnx(model)
+    spelled_out = emulate_half(graph)
+    return spelled_out.SerializeToString() if spelled_out != graph else None
 
 
 def choose_provider(wanted: str, device: torch.device) -> str:

@@ -93,7 +93,8 @@ def test_a_graph_with_all_options(exported, project, capsys):
     """Six images in steps of four on a static batch of two, with post-processing, another size and side files."""
     file = project.folder / "all" / "model.onnx"
     options = ["batch_size=2", "include_postprocess=true", "input_height=96", "input_width=128",
-               "serialize_nvdsinfer=true", f"onnx_file={file}", f"results_dir={project.folder / 'elsewhere'}", f"checkpoint={exported.weights}"]  # fmt: skip
+               "serialize_nvdsinfer=true", f"onnx_file={file}", f"results_dir={project.folder / 'elsewhere'}",
+               f"checkpoint={exported.weights}"]  # fmt: skip
     assert project.run("export", *(f"export.{option}" for option in options), "inference.conf_threshold=0.3") == 0
     assert json.loads((project.folder / "elsewhere" / "export.json").read_text())["batch"] == 2
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

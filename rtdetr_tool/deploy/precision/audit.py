@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from rtdetr_tool.checkpoints.half_emulation import MOVING
 from rtdetr_tool.deploy.precision.cost import CostMeter
 from rtdetr_tool.deploy.precision.gates import GatedGraph
-from rtdetr_tool.deploy.precision.graph import HEAVY, MOVING, Graph
+from rtdetr_tool.deploy.precision.graph import HEAVY, Graph
 from rtdetr_tool.deploy.precision.magnitudes import LARGEST, SMALLEST_NORMAL, TensorRange
 from rtdetr_tool.deploy.precision.observe import Observer, open_session, rebatched
 from rtdetr_tool.deploy.precision.roles import find_roles

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from rtdetr_tool.checkpoints.half_emulation import FLOAT
 from rtdetr_tool.deploy.precision.audit import regions
 from rtdetr_tool.deploy.precision.cache import Calibration, graph_hash, read_cache, write_cache
 from rtdetr_tool.deploy.precision.cost import CostMeter
-from rtdetr_tool.deploy.precision.graph import FLOAT, Graph
+from rtdetr_tool.deploy.precision.graph import Graph
 from rtdetr_tool.deploy.precision.observe import open_session
 from rtdetr_tool.deploy.precision.quantize_nodes import place, quantisable, residual_inputs, scale_name, scale_of
 from rtdetr_tool.deploy.precision.ranges import METHODS, collect

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from rtdetr_tool.deploy.precision.graph import FLOAT, HALF, HEAVY, MOVING, Graph, captured, holds_graph
+from rtdetr_tool.checkpoints.half_emulation import FLOAT, HALF, MOVING, holds_graph
+from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, captured
 
 CAST_PREFIX = "precision/"
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"

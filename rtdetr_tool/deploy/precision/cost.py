@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 
-from rtdetr_tool.deploy.precision.emulation import emulate_half
+from rtdetr_tool.checkpoints.half_emulation import emulate_half
 from rtdetr_tool.deploy.precision.observe import open_session, picture_input, rebatched
 
 LOGITS, BOXES = "pred_logits", "pred_boxes"

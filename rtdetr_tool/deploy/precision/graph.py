@@ -9,19 +9,9 @@ import onnx
 import onnx.inliner
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from rtdetr_tool.checkpoints.half_emulation import FLOAT, element_types, holds_graph
 from rtdetr_tool.errors import UserError
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-
-# Nodes that only move or select values: they round nothing and may run in either precision.
-# fmt: off
-MOVING = frozenset({
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Gather",
-    "GatherElements", "GatherND", "Expand", "Tile", "Identity", "Relu", "MaxPool", "GlobalMaxPool", "Max",
-    "Min", "Clip", "Neg", "Abs", "Where", "Pad", "DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin",
-    "TopK", "Dropout", "ScatterElements", "ScatterND",
-})
-# fmt: on
 # Nodes with most of the work; TensorRT fuses their neighbours into them.
 HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
 # Nodes whose output type an attribute fixes: left as they are.
@@ -140,16 +130,6 @@ def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in same), default=1)
 
 
-def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor, as far as ONNX's shape inference finds it."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        if value.type.HasField("tensor_type"):
-            types[value.name] = value.type.tensor_type.elem_type
-    return types
-
-
 def name_nodes(graph: onnx.GraphProto) -> None:
     """Give nodes without a name, or with one that is taken, `<operator>_<position>`."""
     taken = {node.name for node in graph.node}
@@ -162,11 +142,6 @@ def name_nodes(graph: onnx.GraphProto) -> None:
             node.name = name
             taken.add(name)
         seen.add(node.name)
-
-
-def holds_graph(node: NodeProto) -> bool:
-    """Whether a node (If, Loop, Scan) has graphs inside."""
-    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
 
 
 def captured(node: NodeProto) -> set[str]:

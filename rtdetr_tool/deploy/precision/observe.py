@@ -9,7 +9,8 @@ import onnx
 import onnxruntime
 import torch
 
-from rtdetr_tool.deploy.precision.graph import FLOAT, opset_of
+from rtdetr_tool.checkpoints.half_emulation import FLOAT
+from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.errors import UserError
 
 MEMORY = 1 << 30  # bytes of tensors of one picture that are looked at in one run

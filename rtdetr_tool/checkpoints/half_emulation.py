@@ -13,8 +13,19 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from rtdetr_tool.deploy.precision.graph import FLOAT, HALF, MOVING, element_types, holds_graph
 from rtdetr_tool.errors import UserError
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+# Nodes that only move or select values: they round nothing and may run in either precision.
+# fmt: off
+MOVING = frozenset({
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Gather",
+    "GatherElements", "GatherND", "Expand", "Tile", "Identity", "Relu", "MaxPool", "GlobalMaxPool", "Max",
+    "Min", "Clip", "Neg", "Abs", "Where", "Pad", "DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin",
+    "TopK", "Dropout", "ScatterElements", "ScatterND",
+})
+# fmt: on
 
 
 def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -80,3 +91,18 @@ def _wide(name: str) -> str:
 
 def _widened(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor, as far as ONNX's shape inference finds it."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        if value.type.HasField("tensor_type"):
+            types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def holds_graph(node: NodeProto) -> bool:
+    """Whether a node (If, Loop, Scan) has graphs inside."""
+    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
