@@ -7,6 +7,7 @@ RTDETRModel (tao_pytorch_backend 6.25.10, resnet_18, resnet_50), all names and s
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def random_weights(shapes: Shapes) -> dict[str, Tensor]:
             weights[name] = torch.tensor(1)
         elif name.endswith("num_points_scale"):
             weights[name] = torch.full(shape, 3 / shape[0])
-        elif name.endswith(("running_var", "norm.weight")) or ".bn" in name and name.endswith("weight"):
+        elif name.endswith(("running_var", "norm.weight")) or (".bn" in name and name.endswith("weight")):
             weights[name] = torch.rand(shape) + 0.5
         else:
             fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else 100
@@ -76,7 +77,7 @@ def _layer_norm(name: str, width: int) -> Shapes:
 def _mlp(name: str, sizes: tuple[int, ...]) -> Shapes:
     return {
         key: shape
-        for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        for index, (inputs, outputs) in enumerate(pairwise(sizes))
         for key, shape in _linear(f"{name}.layers.{index}", outputs, inputs).items()
     }
 
