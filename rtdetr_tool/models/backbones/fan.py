@@ -139,7 +139,8 @@ class SampleNorm2d(LayerNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        share = (x.shape[1] - 1) / x.shape[1]
+        (width,) = self.normalized_shape
+        share = (width - 1) / width
         x = F.layer_norm(
             x.permute(0, 2, 3, 1), self.normalized_shape, self.weight * share**0.5, self.bias, self.eps * share
         )
