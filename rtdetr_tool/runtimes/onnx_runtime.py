@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
 logger = logging.getLogger(__name__)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+FALLBACKS = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}
 
 
 class OnnxRuntime:
@@ -53,15 +55,15 @@ class OnnxRuntime:
         if threads:
             options.intra_op_num_threads = threads
         index = torch.device(device).index or 0
-        providers: list = [(PROVIDERS[chosen], {} if chosen == "cpu" else {"device_id": str(index)})]
-        if chosen != "cpu":
-            providers.append(PROVIDERS["cpu"])
+        order = FALLBACKS[chosen]
+        providers = [(PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
         try:
             source = half or (model if isinstance(model, bytes) else str(model))
             self.session = onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             name = "the graph" if isinstance(model, bytes) else model
-            raise CheckpointError(f"onnxruntime cannot run {name}: {_reason(error)}") from error
+            with_what = f"onnxruntime {onnxruntime.__version__} cannot run {name} (operator set {interface.opset})"
+            raise CheckpointError(f"{with_what}: {_reason(error)}") from error
         used = self.session.get_providers()[0]
         if used != PROVIDERS[chosen]:
             raise UserError(
@@ -112,5 +114,8 @@ def choose_provider(wanted: str, device: torch.device) -> str:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    """What onnxruntime says, without its error code and the place in its source."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"\S*onnxruntime_src\S+:\d+ .*?\) (?=[A-Z])", "", text)
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[0][:400] if lines else type(error).__name__

@@ -284,6 +284,14 @@ class TestForeignFiles:
         assert self.evaluate(copied, copied.file) == 2
         assert "MultiscaleDeformableAttnPlugin_TRT" in capsys.readouterr().err
 
+    def test_an_operator_set_of_the_future(self, copied, capsys):
+        model = onnx.load(copied.file)
+        model.opset_import[0].version = 99
+        onnx.save(model, copied.file)
+        assert self.evaluate(copied, copied.file) == 2
+        shown = capsys.readouterr().err
+        assert "operator set 99" in shown and "Traceback" not in shown
+
     def test_an_unknown_kind_of_file(self, project, capsys):
         file = project.folder / "model.tflite"
         file.write_bytes(b"x")
