@@ -1,9 +1,10 @@
 """The catalog of backbones as measured: parameters, channels, one training step, difference of the ONNX graph.
 
-    python scripts/measure_backbones.py [NAME ...] [--size 320] [--batch 2] [--steps 3] [--threads 1] [--lines FILE]
+    python scripts/measure_backbones.py [NAME ...] [--size 320] [--batch 2] [--steps 2] [--lines FILE]
 
 Each backbone is measured in a process of its own. A step is forward, loss, backward and AdamW of the default detector
-with this backbone and 80 classes on random images (median of the steps after the first). The ONNX difference is the
+with this backbone and 80 classes on random images: seconds of one CPU core (processor time, so that other load does
+not count), the least of the steps after the first. The ONNX difference is the
 largest one of any map of the backbone, eval mode, random weights, relative to the largest value of that map: PyTorch
 against onnxruntime, with a batch of 3 where 2 was traced. `--lines` keeps one line of JSON per backbone, and
 backbones that it already holds are not measured again.
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,7 +62,7 @@ def disturb(backbone) -> None:
 
 
 def training_step(detector, spec, size: int, batch: int, steps: int) -> float:
-    """Seconds of one step, the median without the first."""
+    """Processor seconds of one step, the least without the first."""
     import torch
 
     from rtdetr_tool.losses.build import build_criterion
@@ -75,15 +75,15 @@ def training_step(detector, spec, size: int, batch: int, steps: int) -> float:
     criterion, optimizer = build_criterion(spec), torch.optim.AdamW(detector.parameters(), lr=1e-4)
     times = []
     for _ in range(steps + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         loss = criterion(detector(images, targets), targets)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
         if not torch.isfinite(loss):
             raise SystemExit(f"the loss is {loss.item()}")
-    return statistics.median(times[1:])
+    return min(times[1:])
 
 
 def onnx_difference(backbone, size: int) -> float:
@@ -109,7 +109,7 @@ def onnx_difference(backbone, size: int) -> float:
 
 def markdown(rows: list[dict]) -> str:
     lines = [
-        "| backbone | parameters (M) | channels | strides | training step (s) | ONNX difference |",
+        "| backbone | parameters (M) | channels | strides | training step (core s) | ONNX difference |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -124,7 +124,7 @@ def markdown(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="of the catalog or timm/NAME; all of the catalog without one")
-    for name, default in (("size", 320), ("batch", 2), ("steps", 3), ("threads", 1)):
+    for name, default in (("size", 320), ("batch", 2), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lines", type=Path)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -132,7 +132,7 @@ def main() -> None:
     if arguments.one:
         import torch
 
-        torch.set_num_threads(arguments.threads)
+        torch.set_num_threads(1)
         print(json.dumps(measure(arguments.names[0], arguments.size, arguments.batch, arguments.steps)))
         return
     rows = {}
@@ -142,7 +142,7 @@ def main() -> None:
     for name in names:
         if name in rows:
             continue
-        options = [f"--{key}={getattr(arguments, key)}" for key in ("size", "batch", "steps", "threads")]
+        options = [f"--{key}={getattr(arguments, key)}" for key in ("size", "batch", "steps")]
         run = subprocess.run([sys.executable, __file__, name, "--one", *options], capture_output=True, text=True)
         if run.returncode:
             print(f"{name}: {run.stderr.strip().splitlines()[-1] if run.stderr.strip() else run.returncode}")

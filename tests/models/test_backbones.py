@@ -24,8 +24,7 @@ SMALL = dataclasses.replace(
     dn_number=4,
 )  # fmt: skip
 SMALLEST = ("resnet_18", "convnextv2_nano", "fan_tiny", "efficientvit_b0", "edgenext_x_small")  # of their families
-TIMM = ("timm/regnety_002", "timm/efficientnet_lite0", "timm/mambaout_femto", "timm/pvt_v2_b0")
-QUICK = (*SMALLEST, *TIMM)
+QUICK = (*SMALLEST, "timm/regnety_002", "timm/efficientnet_lite0")  # one cut into parts, one not
 LARGEST_MODEL_FILE = 500e6  # parameters above which one step and one graph need more memory than a test should
 
 
@@ -85,7 +84,7 @@ def test_one_to_four_maps_have_the_promised_shapes_and_values_whatever_else_is_b
         torch.testing.assert_close(found, all_maps[index], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, "timm/mambaout_femto", "timm/pvt_v2_b0"])
 def test_every_size_that_is_a_multiple_of_32_works(name):
     backbone = build(name).eval()
     with torch.no_grad():
