@@ -131,3 +131,88 @@ FOUNDATION_MODELS: dict[str, FoundationModel] = {
         FoundationModel("radio_v2-h", 1280, 32, 16, 651_642_880, "nvidia/C-RADIOv2-H", _OPEN),
     )
 }
+
+
+class RfdetrVariant(NamedTuple):
+    """Hyper-parameters of an RF-DETR as published; the spec's `model.rfdetr` fields have the same names."""
+
+    name: str
+    encoder: str
+    out_feature_indexes: tuple[int, ...]  # blocks of the ViT after which its tokens become a map, from 1
+    projector_scale: tuple[str, ...]
+    hidden_dim: int
+    dec_layers: int
+    sa_nheads: int
+    ca_nheads: int
+    dec_n_points: int
+    num_queries: int
+    resolution: int
+    patch_size: int
+    num_windows: int
+    positional_encoding_size: int
+    parameters: int  # with 91 class logits and 13 query groups
+    weights: str  # file name under which they are published
+    licence: str  # of these weights
+
+
+class Dinov2(NamedTuple):
+    """A ViT of DINOv2 as RF-DETR splits it into windows."""
+
+    name: str
+    width: int
+    depth: int
+    num_heads: int
+    num_registers: int
+    weights: str  # on the Hugging Face hub, for 37 x 37 patches of 14 pixels
+
+
+_DINO_SMALL, _DINO_BASE = "dinov2_windowed_small", "dinov2_windowed_base"
+_EVERY_THIRD, _EVERY_THIRD_LEGACY = (3, 6, 9, 12), (2, 5, 8, 11)
+_PML = "PML-1.0"
+
+DINOV2: dict[str, Dinov2] = {
+    row.name: row
+    for row in (
+        Dinov2(_DINO_SMALL, 384, 12, 6, 0, "facebook/dinov2-small"),
+        Dinov2(_DINO_BASE, 768, 12, 12, 0, "facebook/dinov2-base"),
+        Dinov2("dinov2_registers_windowed_small", 384, 12, 6, 4, "facebook/dinov2-with-registers-small"),
+    )
+}
+
+
+def _rfdetr(
+    name: str, dec_layers: int, resolution: int, grid: int, parameters: int, weights: str, **others: Any
+) -> RfdetrVariant:
+    """A row that has the architecture of Nano but for `others`."""
+    row = RfdetrVariant(
+        name, _DINO_SMALL, _EVERY_THIRD, ("P4",), 256, dec_layers, 8, 16, 2, 300, resolution, 16, 2, grid, parameters,
+        weights, _APACHE,
+    )  # fmt: skip
+    return row._replace(**others)
+
+
+_LEGACY: Any = {"out_feature_indexes": _EVERY_THIRD_LEGACY, "patch_size": 14, "num_windows": 4}
+_WIDE: Any = {
+    "encoder": _DINO_BASE, "hidden_dim": 512, "sa_nheads": 16, "ca_nheads": 32, "dec_n_points": 4, "patch_size": 20,
+    "licence": _PML,
+}  # fmt: skip
+_LARGE_2025: Any = {
+    **_LEGACY, "encoder": _DINO_BASE, "projector_scale": ("P3", "P5"), "hidden_dim": 384, "sa_nheads": 12,
+    "ca_nheads": 24, "dec_n_points": 4,
+}  # fmt: skip
+
+RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
+    row.name: row
+    for row in (
+        _rfdetr("nano", 2, 384, 24, 30_467_298, "rf-detr-nano.pth"),
+        _rfdetr("small", 3, 512, 32, 32_111_170, "rf-detr-small.pth"),
+        _rfdetr("medium", 4, 576, 36, 33_687_458, "rf-detr-medium.pth"),
+        _rfdetr("base", 3, 560, 37, 32_174_530, "rf-detr-base.pth", **_LEGACY),
+        _rfdetr("large", 4, 704, 44, 33_933_218, "rf-detr-large-2026.pth"),
+        _rfdetr("large_2025", 3, 560, 37, 135_637_474, "rf-detr-large.pth", **_LARGE_2025),
+        _rfdetr("xlarge", 5, 700, 35, 126_361_529, "rf-detr-xlarge.pth", **_WIDE, num_windows=1),
+        _rfdetr("2xlarge", 5, 880, 44, 126_907_577, "rf-detr-xxlarge.pth", **_WIDE),
+    )
+}
+
+PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # size of a level relative to the ViT's map

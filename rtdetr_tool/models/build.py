@@ -13,6 +13,8 @@ from rtdetr_tool.models.backbones.fan import FanBackbone
 from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 from rtdetr_tool.models.backbones.timm_staged import ConvNextBackbone, EfficientVitBackbone, StagedBackbone
+from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.models.rfdetr.build import build_rfdetr
 from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
 from rtdetr_tool.models.rtdetr.detector import RTDETR
 from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
@@ -52,11 +54,19 @@ def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> nn.M
     return backbone
 
 
-def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RTDETR:
-    """A detector with random weights, in training mode.
+def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> Detector:
+    """A detector with random weights, in training mode, of the family `spec.arch`.
 
     A frozen foundation model comes with its weights, from the file that the spec names.
     """
+    build = build_rfdetr if spec.arch == "rfdetr" else _build_rtdetr
+    detector = build(spec, num_classes, activation_checkpoint)
+    if not spec.train_backbone:
+        detector.freeze(["backbone"])
+    return detector
+
+
+def _build_rtdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool) -> RTDETR:
     backbone = build_backbone(spec, activation_checkpoint)
     frozen_radio = build_frozen_radio(spec.frozen_fm) if spec.frozen_fm.enabled else None
     encoder = HybridEncoder(
@@ -90,12 +100,8 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
         num_denoising=spec.dn_number,
     )
     if frozen_radio is None:
-        detector = RTDETR(backbone, encoder, decoder)
-    else:
-        detector = FoundationRTDETR(backbone, encoder, decoder, frozen_radio)
-    if not spec.train_backbone:
-        detector.freeze(["backbone"])
-    return detector
+        return RTDETR(backbone, encoder, decoder)
+    return FoundationRTDETR(backbone, encoder, decoder, frozen_radio)
 
 
 def build_frozen_radio(spec: FrozenFmSpec) -> FrozenRadio:

@@ -26,3 +26,15 @@ def sincos_position_2d(
     angle_x = x.reshape(-1, 1) * frequency
     angle_y = y.reshape(-1, 1) * frequency
     return torch.cat([angle_x.sin(), angle_x.cos(), angle_y.sin(), angle_y.cos()], dim=1)
+
+
+def sine_of_boxes(boxes: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Position embedding [..., 4 * dim] of boxes [..., 4] cxcywh 0..1: sines and cosines in turn, y before x.
+
+    The order y, x, w, h and the period 2 pi of a coordinate are Conditional DETR's (arXiv:2108.06152), which RF-DETR's
+    weights were trained with.
+    """
+    pair = torch.arange(dim, dtype=torch.float32, device=boxes.device).div(2, rounding_mode="floor")
+    period = temperature ** (2 * pair[::2] / dim)  # [dim / 2]
+    angle = boxes[..., [1, 0, 2, 3], None] * (2 * torch.pi) / period
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)

@@ -18,6 +18,7 @@ from rtdetr_tool.spec.experiment import ExperimentSpec, WandbSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.load import LoadedSpec, load_spec, read_spec, spec_from_dict
 from rtdetr_tool.spec.model import FrozenFmSpec, ModelSpec
+from rtdetr_tool.spec.rfdetr import RfdetrSpec, resolve_rfdetr
 from rtdetr_tool.spec.train import CudnnSpec, EmaSpec, OptimSpec, TrainSpec
 
 __all__ = [
@@ -40,11 +41,13 @@ __all__ = [
     "ModelSpec",
     "OptimSpec",
     "QuantizeSpec",
+    "RfdetrSpec",
     "TensorRTSpec",
     "TrainSpec",
     "WandbSpec",
     "load_spec",
     "read_spec",
+    "resolve_rfdetr",
     "spec_from_dict",
     "spec_to_dict",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS, TIMM
 from rtdetr_tool.spec.fields import INF, field
+from rtdetr_tool.spec.rfdetr import RfdetrSpec
 
 ENCODER_ACTIVATIONS = ("relu", "gelu", "silu", "prelu", "selu", "leaky_relu")
 
@@ -138,3 +139,10 @@ class ModelSpec:
     )
     distillation_loss_coef: float = field(1.0, "distill: weight of the sum of all binding losses.", min=0.0)
     frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model beside the backbone.")
+    arch: str = field(
+        "rtdetr",
+        "Which family: rtdetr; rfdetr, whose own fields stand below model.rfdetr.",
+        options=("rtdetr", "rfdetr"),
+        origin="ours",
+    )
+    rfdetr: RfdetrSpec = field(RfdetrSpec, "RF-DETR; only read with arch rfdetr.", origin="ours")

@@ -1,0 +1,259 @@
+"""DINOv2's ViT (Oquab et al. 2023, arXiv:2304.07193) with attention inside windows, as RF-DETR has it.
+
+The grid of patches is cut into n x n windows of equal size; each window has its own copy of the class token (and of the
+registers). Most blocks attend inside the windows, some over the whole image. Names of the children follow DINOv2's;
+`checkpoints/rfdetr.py` has the table.
+
+Which blocks attend globally is a quirk that the public weights were trained with: a tap is counted from 1 (the tokens
+after so many blocks), and block number `tap`, counted from 0, is the global one. Taps 3, 6, 9, 12 of twelve blocks thus
+make the blocks 3, 6 and 9 global, which run right after the tapped ones, and block 12 does not exist.
+
+Shape legend: B batch, H, W image size, p patch size, h, w = H/p, W/p, n windows per side, R registers, D width,
+L = 1 + R + (h/n)(w/n) tokens of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.ops.resize import resize_bicubic
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB 0..1
+_EPS = 1e-6  # of the layer norms
+
+
+class WindowedDinov2(nn.Module):
+    """images [B, 3, H, W] RGB 0..1 -> one map [B, D, h, w] per tap.
+
+    Args:
+        taps: number of blocks after which the tokens become a map, ascending; 0 would be the embedded patches.
+        num_windows: windows per side (n); 1 = every block sees the whole image.
+        grid: side of the square of position embeddings, in patches; other sizes are interpolated from it.
+        drop_path: share of windows for which the last block is skipped in training; it rises linearly from 0.
+        activation_checkpoint: recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        width: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        taps: Sequence[int] = (3, 6, 9, 12),
+        patch_size: int = 16,
+        num_windows: int = 2,
+        grid: int = 24,
+        num_registers: int = 0,
+        drop_path: float = 0.0,
+        activation_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.taps, self.num_windows, self.num_registers = tuple(taps), num_windows, num_registers
+        self.patch_size, self.activation_checkpoint = patch_size, activation_checkpoint
+        if not self.taps or list(self.taps) != sorted({*self.taps}) or not 0 <= self.taps[0] <= self.taps[-1] <= depth:
+            raise UserError(f"out_feature_indexes {list(taps)}: allowed are ascending numbers of blocks, 0 to {depth}")
+        self.channels, self.strides = (width,) * len(self.taps), (patch_size,) * len(self.taps)
+        self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)  # of DINOv2's pretraining
+        self.registers = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
+        self.position = nn.Parameter(torch.empty(1, 1 + grid * grid, width))  # class token, then rows of patches
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, rate, num_windows if index in self.taps or index > self.taps[-1] else 1)
+            for index, rate in enumerate(rates)
+        )
+        self.norm = nn.LayerNorm(width, eps=_EPS)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self._tables: dict[tuple[int, int], Tensor] | None = None  # positions by size; only a deployed copy keeps them
+        self.blocks[self.taps[-1] :].requires_grad_(False)  # nothing reads what they compute
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with 0.02, cut at two standard deviations; biases and registers start at 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an image must be multiples of this."""
+        return self.patch_size * self.num_windows
+
+    @property
+    def grid(self) -> int:
+        return round((self.position.shape[1] - 1) ** 0.5)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        check_size(int(images.shape[-2]), int(images.shape[-1]), self.size_multiple)
+        tokens = self._embed(images, int(height), int(width))  # [B * n * n, L, D]
+        maps = [tokens] if self.taps[0] == 0 else []
+        recompute = self.activation_checkpoint and self.training
+        for number, block in enumerate(self.blocks[: self.taps[-1]], 1):
+            tokens = run(block, tokens, recompute=recompute)
+            if number in self.taps:
+                maps.append(tokens)
+        return [self._to_map(self.norm(tokens), int(height), int(width)) for tokens in maps]
+
+    def _embed(self, images: Tensor, height: int, width: int) -> Tensor:
+        if hasattr(self, "mean"):
+            images = (images - self.mean) / self.std
+        positions = self._positions(height, width).to(images.dtype)
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2) + positions[:, 1:]  # [B, h * w, D]
+        windows = split_windows(patches, height, width, self.num_windows)
+        extra = [self.cls_token + positions[:, :1]]
+        if self.registers is not None:
+            extra.append(self.registers)
+        leading = torch.cat(extra, dim=1).to(windows.dtype).expand(windows.shape[0], -1, -1)
+        return torch.cat([leading, windows], dim=1)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Embeddings [1, 1 + h * w, D] for a grid of this size."""
+        if (height, width) == (self.grid, self.grid):
+            return self.position
+        if self._tables is None:
+            return resize_positions(self.position, height, width)
+        if (height, width) not in self._tables:
+            self._tables[height, width] = resize_positions(self.position, height, width)
+        return self._tables[height, width]
+
+    def _to_map(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        patches = join_windows(tokens[:, 1 + self.num_registers :], height, width, self.num_windows)
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+
+    @torch.no_grad()
+    def fold_for_inference(self) -> None:
+        """In place: normalisation and layer scales inside their neighbours, one projection for query, key and value,
+        unused blocks gone. Same outputs up to rounding; it cannot be trained afterwards."""
+        scaled = self.patch_embed.weight / self.std
+        self.patch_embed.bias -= (scaled * self.mean).sum((1, 2, 3))
+        self.patch_embed.weight.copy_(scaled)
+        del self.mean, self.std, self.blocks[self.taps[-1] :]
+        self.mask_token = None
+        for block in self.blocks:
+            block.fold_for_inference()
+        self._tables = {}
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each scaled per channel. tokens [B * n * n, L, D].
+
+    Args:
+        merge: windows per side that attend to one another; 1 = each window on its own.
+    """
+
+    def __init__(self, width: int, num_heads: int, drop_path: float = 0.0, merge: int = 1) -> None:
+        super().__init__()
+        self.merge = merge
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=_EPS), nn.LayerNorm(width, eps=_EPS)
+        self.attention = Attention(width, num_heads)
+        self.scale1, self.scale2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        attended = self.attention(self._together(self.norm1(tokens))).reshape(tokens.shape)
+        tokens = tokens + self.drop_path(self._scaled(attended, self.scale1))
+        hidden = self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        return tokens + self.drop_path(self._scaled(hidden, self.scale2))
+
+    def _together(self, tokens: Tensor) -> Tensor:
+        """[B * n * n, L, D] -> [B, n * n * L, D] in a global block."""
+        windows = self.merge * self.merge
+        return tokens if windows == 1 else tokens.reshape(-1, windows * tokens.shape[1], tokens.shape[2])
+
+    @staticmethod
+    def _scaled(tokens: Tensor, scale: Tensor | None) -> Tensor:
+        return tokens if scale is None else tokens * scale
+
+    @torch.no_grad()
+    def fold_for_inference(self) -> None:
+        self.attention.fold_projections()
+        for linear, scale in ((self.attention.output, self.scale1), (self.fc2, self.scale2)):
+            linear.weight *= scale[:, None]
+            linear.bias *= scale
+        self.scale1 = self.scale2 = None
+        self.drop_path = nn.Identity()
+
+
+class Attention(nn.Module):
+    """Softmax attention of every token to every token of the same sequence; tokens [N, L, D]."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if hasattr(self, "joint"):
+            parts = self.joint(tokens).chunk(3, dim=-1)
+        else:
+            parts = (self.query(tokens), self.key(tokens), self.value(tokens))
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def fold_projections(self) -> None:
+        """One linear layer in place of three."""
+        parts = (self.query, self.key, self.value)
+        joint = nn.Linear(parts[0].in_features, 3 * parts[0].out_features).to(parts[0].weight)
+        joint.weight.copy_(torch.cat([part.weight for part in parts]))
+        joint.bias.copy_(torch.cat([part.bias for part in parts]))
+        self.joint = joint.requires_grad_(False)
+        del self.query, self.key, self.value
+
+
+def split_windows(patches: Tensor, height: int, width: int, windows: int) -> Tensor:
+    """Rows of patches [B, h * w, D] -> windows in reading order, [B * n * n, (h / n) * (w / n), D]."""
+    if windows == 1:
+        return patches
+    rows, columns = height // windows, width // windows
+    cut = patches.reshape(-1, rows, windows, columns, patches.shape[-1])  # [B * n, h / n, n, w / n, D]
+    return cut.transpose(1, 2).reshape(-1, rows * columns, patches.shape[-1])
+
+
+def join_windows(tokens: Tensor, height: int, width: int, windows: int) -> Tensor:
+    """The reverse of `split_windows`."""
+    if windows == 1:
+        return tokens
+    rows, columns = height // windows, width // windows
+    cut = tokens.reshape(-1, windows, rows, columns, tokens.shape[-1])  # [B * n, n, h / n, w / n, D]
+    return cut.transpose(1, 2).reshape(-1, height * width, tokens.shape[-1])
+
+
+def resize_positions(position: Tensor, height: int, width: int) -> Tensor:
+    """Embeddings [1, 1 + g * g, D] of a square grid for one of height x width; the class token's stays."""
+    side = round((position.shape[1] - 1) ** 0.5)
+    patches = position[:, 1:].unflatten(1, (side, side))
+    resized = resize_bicubic(patches, height, width).flatten(1, 2).to(position.dtype)
+    return torch.cat([position[:, :1], resized], dim=1)
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """UserError with the nearest sizes that work, unless both are multiples."""
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"an image of {height} x {width} (height x width) does not fit this RF-DETR: both must be multiples of "
+            f"{multiple} (patch size times windows); nearest: {nearest_multiples(height, multiple)} x "
+            f"{nearest_multiples(width, multiple)}"
+        )
+
+
+def nearest_multiples(size: int, multiple: int) -> str:
+    """`616 or 672`: the multiples below and above, or the size itself where it is one."""
+    if size % multiple == 0 and size:
+        return str(size)
+    below = size // multiple * multiple
+    return f"{below} or {below + multiple}" if below else str(multiple)

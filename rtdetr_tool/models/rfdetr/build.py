@@ -1,0 +1,54 @@
+"""Builds an RF-DETR from the `model` section of a spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
+from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
+from rtdetr_tool.models.rfdetr.detector import RFDETR
+from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
+from rtdetr_tool.spec import ModelSpec, resolve_rfdetr
+
+
+def build_rfdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RFDETR:
+    """An RF-DETR with random weights, in training mode.
+
+    Args:
+        num_classes: rows of the class heads. RF-DETR's own `num_classes` leaves out the background, for which its heads
+            have one row more that no object ever has; the 91 rows of its COCO weights are the category ids 0..90.
+    """
+    own = resolve_rfdetr(spec.rfdetr)
+    vit = DINOV2[own.encoder]
+    backbone = WindowedDinov2(
+        vit.width,
+        vit.depth,
+        vit.num_heads,
+        taps=own.out_feature_indexes,
+        patch_size=own.patch_size,
+        num_windows=own.num_windows,
+        grid=own.positional_encoding_size,
+        num_registers=vit.num_registers,
+        drop_path=own.drop_path,
+        activation_checkpoint=activation_checkpoint,
+    )
+    projector = MultiScaleProjector(backbone.channels, own.hidden_dim, own.projector_scale)
+    return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(own)))
+
+
+def _decoder_arguments(own: Any) -> dict[str, Any]:
+    return {
+        "levels": len(own.projector_scale),
+        "hidden_dim": own.hidden_dim,
+        "num_queries": own.num_queries,
+        "num_layers": own.dec_layers,
+        "self_heads": own.sa_nheads,
+        "cross_heads": own.ca_nheads,
+        "num_points": own.dec_n_points,
+        "dim_feedforward": own.dim_feedforward,
+        "dropout": own.dropout,
+        "group_detr": own.group_detr,
+        "bbox_reparam": own.bbox_reparam,
+        "lite_refpoint_refine": own.lite_refpoint_refine,
+    }

@@ -1,0 +1,178 @@
+"""RF-DETR's decoder: learned queries look at the image from the boxes that the first stage proposes.
+
+LW-DETR (Chen et al. 2024, arXiv:2406.03459): in training there are several groups of queries, which see the same image
+but not one another, so that an object has a positive query in each (Group DETR, arXiv:2207.13085). Outside training
+only the first group exists. Names of the children are those of the public weights.
+
+Shape legend: B batch, S tokens of all levels, G groups, Q queries of a group, D hidden_dim, C class logits,
+K decoder layers, L levels, k tokens selected by the first stage, at most Q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_tool.models.rfdetr.queries import QuerySelection, Selected, refine
+from rtdetr_tool.models.rtdetr.decoder_layer import DecoderLayer, DeformableAttention
+from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.layers import MLP
+from rtdetr_tool.ops.position import sine_of_boxes
+from rtdetr_tool.ops.structures import Predictions
+
+_PRIOR = 0.01  # class scores start here
+
+
+class RFDETRDecoder(QuerySelection):
+    """Levels of the projector in, `Predictions` out; those of training hold the queries of all groups, group by group.
+
+    Args:
+        num_classes: class logits. RF-DETR's own number leaves out the background, so its heads have one row more.
+        num_points: sampling points of a query on every level.
+        group_detr: groups of `num_queries` queries in training.
+        bbox_reparam: boxes are predicted relative to their reference; otherwise as logits, as in RT-DETR.
+        lite_refpoint_refine: every layer looks from, and predicts relative to, the first reference; otherwise each
+            layer from the box of the one before.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        levels: int = 1,
+        hidden_dim: int = 256,
+        num_queries: int = 300,
+        num_layers: int = 2,
+        self_heads: int = 8,
+        cross_heads: int = 16,
+        num_points: int = 2,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.0,
+        group_detr: int = 13,
+        bbox_reparam: bool = True,
+        lite_refpoint_refine: bool = True,
+    ) -> None:
+        super().__init__(hidden_dim, num_classes, group_detr, bbox_reparam)
+        self.num_classes, self.num_queries, self.hidden_dim = num_classes, num_queries, hidden_dim
+        self.lite_refpoint_refine = lite_refpoint_refine
+        self.layers = nn.ModuleList(
+            GroupDecoderLayer(
+                hidden_dim, self_heads, dim_feedforward, dropout, "relu",
+                DeformableAttention(hidden_dim, cross_heads, [num_points] * levels),
+            )
+            for _ in range(num_layers)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.ref_point_head = MLP(2 * hidden_dim, hidden_dim, hidden_dim, 2)
+        self.class_embed = nn.Linear(hidden_dim, num_classes)
+        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.refpoint_embed = nn.Embedding(num_queries * group_detr, 4)
+        self.query_feat = nn.Embedding(num_queries * group_detr, hidden_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Class scores start at 0.01 (focal loss prior), boxes at their reference; heads of a kind start equal."""
+        for part in (self.enc_output, self.layers, self.ref_point_head):
+            for name, weight in part.named_parameters():
+                if weight.ndim > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
+                    nn.init.xavier_uniform_(weight)
+        nn.init.constant_(self.class_embed.bias, -math.log((1 - _PRIOR) / _PRIOR))
+        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
+        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        nn.init.zeros_(self.refpoint_embed.weight)
+        for head in self.enc_out_class_embed:
+            head.load_state_dict(self.class_embed.state_dict())
+        for head in self.enc_out_bbox_embed:
+            head.load_state_dict(self.bbox_embed.state_dict())
+
+    def keep_groups(self, count: int) -> None:
+        """Drop all groups but the first `count`, in place. One is enough outside training."""
+        super().keep_groups(count)
+        for name in ("refpoint_embed", "query_feat"):
+            rows = getattr(self, name).weight.detach()[: count * self.num_queries].clone()
+            setattr(self, name, nn.Embedding.from_pretrained(rows, freeze=False))
+
+    def forward(self, maps: Sequence[Tensor]) -> Predictions:
+        """maps [B, D, h, w], one per level."""
+        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
+        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+        selected = super().forward(memory, shapes, self.num_queries)
+        content, reference = self._queries(selected)
+        hidden, references = self._decode(content, reference, memory, shapes)
+        return self._predict(hidden, references, selected)
+
+    def _queries(self, selected: Selected) -> tuple[Tensor, Tensor]:
+        """Content [B, G * Q, D] and reference [B, G * Q, 4] of every query.
+
+        Only the place of a query comes from the image, its content is learned. When the image has fewer tokens than a
+        group has queries, the other queries' references are learned alone.
+        """
+        groups, batch, count, _ = selected.references.shape
+        learned = self.refpoint_embed.weight[: groups * self.num_queries].unflatten(0, (groups, 1, -1))
+        learned = learned.expand(-1, batch, -1, -1)  # [G, B, Q, 4]
+        reference = refine(selected.references.detach(), learned[:, :, :count].float(), self.bbox_reparam)
+        if count < self.num_queries:
+            reference = torch.cat([reference, learned[:, :, count:].to(reference.dtype)], dim=2)
+        content = self.query_feat.weight[: groups * self.num_queries]
+        return content.expand(batch, -1, -1), _joined(reference)
+
+    def _decode(
+        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Normed content and reference of each layer; outside training of the last one alone."""
+        groups = self.groups if self.training else 1
+        hidden, references = [], []
+        for number, layer in enumerate(self.layers):
+            if number == 0 or not self.lite_refpoint_refine:
+                box = reference.detach() if number else reference
+                box = box if self.bbox_reparam else box.sigmoid()
+                position = self.ref_point_head(sine_of_boxes(box, self.hidden_dim // 2).to(content.dtype))
+            content = layer(content, box, memory, shapes, position, groups)
+            if self.training or number == len(self.layers) - 1:
+                hidden.append(self.norm(content))
+                references.append(reference)
+            if not self.lite_refpoint_refine and number < len(self.layers) - 1:
+                reference = refine(reference.detach() if number else reference, self._delta(content), self.bbox_reparam)
+        return hidden, references
+
+    def _delta(self, content: Tensor) -> Tensor:
+        return self.bbox_embed(content).float()
+
+    def _predict(self, hidden: list[Tensor], references: list[Tensor], selected: Selected) -> Predictions:
+        logits = self.class_embed(torch.stack(hidden) if self.training else hidden[-1][None])
+        deltas = self._delta(torch.stack(hidden) if self.training else hidden[-1][None])
+        boxes = self._boxes(refine(torch.stack(references), deltas, self.bbox_reparam))
+        if not self.training:
+            return Predictions(logits[-1], boxes[-1])
+        proposed = _joined(self._boxes(selected.references))
+        return Predictions(logits[-1], boxes[-1], logits, boxes, _joined(selected.logits), proposed)
+
+    def _boxes(self, values: Tensor) -> Tensor:
+        return values if self.bbox_reparam else values.sigmoid()
+
+
+class GroupDecoderLayer(DecoderLayer):
+    """RT-DETR's decoder layer, but queries attend only to those of their own group; content [B, G * Q, D]."""
+
+    def forward(
+        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor, groups: int
+    ) -> Tensor:
+        query = _split(content + position, groups)
+        attended = self.self_attn(query, query, _split(content, groups), need_weights=False)[0]
+        content = self.norm1(content + self.dropout(attended.reshape(content.shape)))
+        sampled = self.cross_attn(content + position, reference, memory, shapes)
+        content = self.norm2(content + self.dropout(sampled))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
+        return self.norm3(content + self.dropout(hidden))
+
+
+def _split(x: Tensor, groups: int) -> Tensor:
+    """[B, G * Q, D] -> [B * G, Q, D]"""
+    return x if groups == 1 else x.reshape(-1, x.shape[1] // groups, x.shape[2])
+
+
+def _joined(x: Tensor) -> Tensor:
+    """[G, B, Q, D] -> [B, G * Q, D]"""
+    return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)

@@ -1,0 +1,135 @@
+"""The first of RF-DETR's two stages: tokens of the levels propose boxes, the best ones become the queries' references.
+
+Each group of queries has its own heads here (Group DETR, Chen et al. 2022, arXiv:2207.13085); all groups are worked off
+together by batched matrix products.
+
+Shape legend: B batch, S tokens of all levels, G groups, k selected tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.ops.boxes import inverse_sigmoid
+from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.layers import MLP
+
+PROPOSAL_SIZE = 0.05  # side of a proposal on the finest level, relative; doubles with each level
+PROPOSAL_MARGIN = 0.01  # proposals with a coordinate outside (margin, 1 - margin) propose nothing
+
+
+class Selected(NamedTuple):
+    """The best tokens of each group; references and boxes are cxcywh, or their logits without `bbox_reparam`."""
+
+    tokens: Tensor  # [G, B, k, D]
+    logits: Tensor  # [G, B, k, C]
+    references: Tensor  # [G, B, k, 4]
+
+
+class QuerySelection(nn.Module):
+    """Heads of every group over the tokens. Names of the children are those of the public weights."""
+
+    def __init__(self, dim: int, num_classes: int, groups: int, bbox_reparam: bool) -> None:
+        super().__init__()
+        self.bbox_reparam = bbox_reparam
+        self.enc_output = nn.ModuleList(nn.Linear(dim, dim) for _ in range(groups))
+        self.enc_output_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(groups))
+        self.enc_out_class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(groups))
+        self.enc_out_bbox_embed = nn.ModuleList(MLP(dim, dim, 4, 3) for _ in range(groups))
+        self._proposals: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def groups(self) -> int:
+        return len(self.enc_output)
+
+    def keep_groups(self, count: int) -> None:
+        """Drop all groups but the first `count`, in place."""
+        for heads in (self.enc_output, self.enc_output_norm, self.enc_out_class_embed, self.enc_out_bbox_embed):
+            del heads[count:]
+
+    def forward(self, memory: Tensor, shapes: Shapes, count: int) -> Selected:
+        """The `count` best tokens (or all there are) of memory [B, S, D]; outside training for the first group only."""
+        proposals, valid = self.proposals(shapes, memory.device)
+        memory = memory * valid.to(memory.dtype)
+        groups = self.groups if self.training else 1
+        tokens = _per_group(memory, self.enc_output[:groups])  # [G, B, S, D]
+        tokens = _norm_per_group(tokens, self.enc_output_norm[:groups])
+        scores = _per_group(tokens, self.enc_out_class_embed[:groups])  # [G, B, S, C]
+        best = scores.amax(-1).topk(min(count, _tokens(shapes)), dim=-1).indices[..., None]  # [G, B, k, 1]
+        tokens = tokens.gather(2, best.expand(-1, -1, -1, tokens.shape[-1]))
+        logits = scores.gather(2, best.expand(-1, -1, -1, scores.shape[-1]))
+        proposals = proposals.expand(groups, memory.shape[0], -1, -1).gather(2, best.expand(-1, -1, -1, 4))
+        deltas = tokens
+        for number, layers in enumerate(zip(*(mlp.layers for mlp in self.enc_out_bbox_embed[:groups]), strict=True)):
+            deltas = _per_group(deltas if number == 0 else F.relu(deltas), layers)
+        return Selected(tokens, logits, refine(proposals, deltas.float(), self.bbox_reparam))
+
+    def proposals(self, shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The proposal of each token [1, S, 4] (0, or an infinite logit, where unused) and whether it is used."""
+        key = (*shapes, device)
+        if key not in self._proposals:
+            with torch.inference_mode(False):  # what inference has made must serve training too
+                boxes = build_proposals(shapes, device)
+                valid = ((boxes > PROPOSAL_MARGIN) & (boxes < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
+                unused = 0.0 if self.bbox_reparam else torch.inf
+                values = boxes if self.bbox_reparam else inverse_sigmoid(boxes)
+                self._proposals[key] = values.masked_fill(~valid, unused), valid
+        return self._proposals[key]
+
+
+def build_proposals(shapes: Shapes, device: torch.device | None = None) -> Tensor:
+    """A square box around the centre of every token: [1, S, 4] cxcywh 0..1."""
+    boxes = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = torch.meshgrid(
+            torch.arange(height, dtype=torch.float32, device=device),
+            torch.arange(width, dtype=torch.float32, device=device),
+            indexing="ij",
+        )
+        centre = torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=-1).reshape(-1, 2)
+        boxes.append(torch.cat([centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)], dim=-1))
+    return torch.cat(boxes)[None]
+
+
+def refine(reference: Tensor, delta: Tensor, bbox_reparam: bool) -> Tensor:
+    """The reference moved by delta [..., 4].
+
+    With `bbox_reparam` cxcywh: the centre moves by shares of the size, the size changes by a factor exp(delta).
+    Otherwise both are logits and add up.
+    """
+    if not bbox_reparam:
+        return reference + delta
+    centre = delta[..., :2] * reference[..., 2:] + reference[..., :2]
+    return torch.cat([centre, delta[..., 2:].exp() * reference[..., 2:]], dim=-1)
+
+
+def _tokens(shapes: Shapes) -> int:
+    return sum(height * width for height, width in shapes)
+
+
+def _per_group(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
+    """One linear layer per group: x [B, N, i] for all, or [G, B, N, i] -> [G, B, N, o]."""
+    if len(layers) == 1:
+        return layers[0](x).reshape(1, *x.shape[-3:-1], -1)
+    weight = torch.stack([layer.weight for layer in layers])  # [G, o, i]
+    bias = torch.stack([layer.bias for layer in layers])
+    if x.ndim == 3:
+        flat = x.flatten(0, 1)  # [B * N, i]
+        together = F.linear(flat, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
+        return together.transpose(0, 1).unflatten(1, x.shape[:2])
+    together = torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.transpose(1, 2))
+    return together.unflatten(1, x.shape[1:3])
+
+
+def _norm_per_group(x: Tensor, norms: Sequence[nn.LayerNorm]) -> Tensor:
+    """One layer norm per group, x [G, B, N, D]: mean and variance do not depend on the group's weights."""
+    if len(norms) == 1:
+        return norms[0](x)
+    weight = torch.stack([norm.weight for norm in norms])[:, None, None]
+    bias = torch.stack([norm.bias for norm in norms])[:, None, None]
+    return F.layer_norm(x, x.shape[-1:], eps=norms[0].eps) * weight + bias

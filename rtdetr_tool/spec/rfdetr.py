@@ -1,0 +1,156 @@
+"""The `model.rfdetr` section: which RF-DETR, and what differs from the published one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
+from rtdetr_tool.spec.fields import INF, field
+
+
+@dataclass(frozen=True)
+class RfdetrSpec:
+    """Architecture and loss of RF-DETR. What is null is the variant's."""
+
+    variant: str = field(
+        "nano",
+        "Which published RF-DETR; large_2025 is the Large of 2025, which Roboflow has replaced.",
+        options=tuple(RFDETR_VARIANTS),
+        origin="ours",
+    )
+    encoder: str | None = field(
+        None, "The ViT: DINOv2 of this size, with attention inside windows.", options=tuple(DINOV2), origin="ours"
+    )
+    out_feature_indexes: list[int] | None = field(
+        None,
+        "Numbers of ViT blocks after which the tokens become a feature map, ascending; they decide which blocks attend "
+        "to the whole image, too.",
+        min=0,
+        max=12,
+        origin="ours",
+    )
+    projector_scale: list[str] | None = field(
+        None,
+        "Levels that the projector makes, ascending: P3 has twice the size of the ViT's map, P4 the same, P5 half.",
+        options=tuple(PROJECTOR_SCALES),
+        origin="ours",
+    )
+    hidden_dim: int | None = field(
+        None, "Width of levels and queries; a multiple of 4, sa_nheads and ca_nheads.", min=4, origin="ours"
+    )
+    dec_layers: int | None = field(None, "Decoder layers.", min=1, origin="ours")
+    sa_nheads: int | None = field(None, "Heads of the attention among queries.", min=1, origin="ours")
+    ca_nheads: int | None = field(None, "Heads of the deformable attention to the levels.", min=1, origin="ours")
+    dec_n_points: int | None = field(None, "Points that a query samples per head and level.", min=1, origin="ours")
+    dim_feedforward: int = field(
+        2048, "Width of the feed-forward network in decoder layers.", min=1, origin="ours"
+    )
+    dropout: float = field(0.0, "Dropout in decoder layers.", min=0.0, max=1.0, origin="ours")
+    num_queries: int | None = field(None, "Object queries (of one group).", min=1, origin="ours")
+    group_detr: int = field(
+        13,
+        "Groups of queries in training: each matches every object once. Outside training only the first is used.",
+        min=1,
+        origin="ours",
+    )
+    bbox_reparam: bool = field(
+        True, "Predict boxes relative to the size of their reference; false = as logits.", origin="ours"
+    )
+    lite_refpoint_refine: bool = field(
+        True, "All decoder layers look from the first reference; false = each from the box before.", origin="ours"
+    )
+    resolution: int | None = field(
+        None,
+        "Side of the images that the model is made for, a multiple of patch_size * num_windows: it sets the number of "
+        "position embeddings where that is not given. Other sizes interpolate them.",
+        min=1,
+        unit="pixels",
+        origin="ours",
+    )
+    patch_size: int | None = field(None, "Side of a patch of the ViT.", min=1, unit="pixels", origin="ours")
+    num_windows: int | None = field(
+        None, "Windows per side of the image, inside which most ViT blocks attend.", min=1, origin="ours"
+    )
+    positional_encoding_size: int | None = field(
+        None,
+        "Side of the square of learned position embeddings, in patches; null = resolution / patch_size when the "
+        "resolution is given, else the variant's.",
+        min=1,
+        origin="ours",
+    )
+    drop_path: float = field(
+        0.0,
+        "Share of windows for which the last ViT block is skipped in training; from 0 in the first it rises linearly.",
+        min=0.0,
+        max=0.99,
+        origin="ours",
+    )
+    cls_loss_coef: float = field(1.0, "Weight of the IoU-aware class loss.", min=0.0, max=INF, origin="ours")
+    focal_alpha: float = field(
+        0.25,
+        "Class loss: the target of a matched class is p^focal_alpha * IoU^(1 - focal_alpha); weight of positives in "
+        "the matching.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
+
+
+def resolve_rfdetr(own: RfdetrSpec) -> RfdetrSpec:
+    """The same with every null filled in from the variant."""
+    row = RFDETR_VARIANTS[own.variant]
+    given = {entry.name: getattr(own, entry.name) for entry in dataclasses.fields(own)}
+    filled = {name: _plain(getattr(row, name, None)) if value is None else value for name, value in given.items()}
+    from_resolution = row.positional_encoding_size * row.patch_size == row.resolution
+    if own.positional_encoding_size is None and own.resolution is not None and from_resolution:
+        filled["positional_encoding_size"] = own.resolution // filled["patch_size"]
+    return dataclasses.replace(own, **filled)
+
+
+def size_multiple(own: RfdetrSpec) -> int:
+    """Height and width of every image must be multiples of this."""
+    full = resolve_rfdetr(own)
+    return full.patch_size * full.num_windows
+
+
+def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
+    """What the fields owe each other; `name` is the section's."""
+    full = resolve_rfdetr(own)
+    depth = DINOV2[full.encoder].depth
+    for field_name in ("out_feature_indexes", "projector_scale"):
+        values = getattr(full, field_name)
+        if not values or values != sorted(set(values)):
+            yield f"{name}.{field_name}: {values} is not allowed; allowed: at least one, ascending, none twice"
+    if full.out_feature_indexes and full.out_feature_indexes[-1] > depth:
+        yield (
+            f"{name}.out_feature_indexes: {full.out_feature_indexes} is not allowed; allowed: 0 to {depth}, the blocks "
+            f"of {full.encoder}"
+        )
+    for field_name in ("sa_nheads", "ca_nheads"):
+        heads = getattr(full, field_name)
+        if full.hidden_dim % heads:
+            yield (
+                f"{name}.{field_name}: {heads} is not allowed; allowed: a divisor of {name}.hidden_dim, which is "
+                f"{full.hidden_dim}"
+            )
+    if full.hidden_dim % 4:
+        yield f"{name}.hidden_dim: {full.hidden_dim} is not allowed; allowed: a multiple of 4"
+    multiple = full.patch_size * full.num_windows
+    if full.resolution % multiple:
+        nearest = nearest_multiples(full.resolution, multiple)
+        yield (
+            f"{name}.resolution: {full.resolution} is not allowed; allowed: a multiple of {multiple} (patch_size "
+            f"{full.patch_size} * num_windows {full.num_windows}), nearest: {nearest}"
+        )
+
+
+def nearest_multiples(size: int, multiple: int) -> str:
+    """`616 or 672`: the multiples below and above a size that is none."""
+    below = size // multiple * multiple
+    return f"{below} or {below + multiple}" if below else str(multiple)
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
