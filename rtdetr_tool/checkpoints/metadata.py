@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.errors import CheckpointError
@@ -78,19 +78,33 @@ def check_against(
     compares all.
     """
     problems = []
+    for section, name, given, stored in _compared(spec, meta):
+        own = operator.attrgetter(section)(spec)
+        was_given = given != _default(own, name) if explicit is None else name in _nested(explicit, section)
+        if given != stored and (every_field or was_given):
+            problems.append(f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}")
+
+
+def differences(spec: Any, meta: Mapping[str, Any]) -> list[str]:
+    """The fields of the architecture, in words, in which a spec and a checkpoint differ, given or not."""
+    return [
+        f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint"
+        for section, name, given, stored in _compared(spec, meta)
+        if section != "dataset" and given != stored
+    ]
+
+
+def _compared(spec: Any, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """(section, field, value in the spec, value in the checkpoint) of what both have."""
     for section, names in CHECKED:
         stored_section = _nested(meta.get("spec"), section)
         own = operator.attrgetter(section)(spec)
         for name in names:
-            if name not in stored_section:
-                continue
-            given, stored = _plain(getattr(own, name)), _plain(stored_section[name])
-            was_given = given != _default(own, name) if explicit is None else name in _nested(explicit, section)
-            if given != stored and (every_field or was_given):
-                problems.append(f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}")
+            if name in stored_section:
+                yield section, name, _plain(getattr(own, name)), _plain(stored_section[name])
 
 
 def _nested(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:
@@ -100,35 +114,7 @@ def _nested(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:
     return mapping or {}
 
 
-def differences(spec: Any, meta: Mapping[str, Any]) -> list[str]:
-    """The fields of the architecture, in words, in which a spec and a checkpoint differ, given or not."""
-    stored = _flat(meta.get("spec", {}).get("model") or {})
-    return [
-        f"model.{name} {_value(spec.model, name)!r} in the spec, {_plain(stored[name])!r} in the checkpoint"
-        for name in ARCHITECTURE
-        if name in stored and _value(spec.model, name) != _plain(stored[name])
-    ]
-
-
-def _flat(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with the fields of sections inside it by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        inner = value if isinstance(value, Mapping) else {}
-        flat |= {f"{name}.{field}": item for field, item in inner.items()} or {name: value}
-    return flat
-
-
-def _value(section: Any, name: str) -> Any:
-    for part in name.split("."):
-        section = getattr(section, part)
-    return _plain(section)
-
-
 def _default(section: Any, name: str) -> Any:
-    outer, _, inner = name.rpartition(".")
-    if outer:
-        return _default(getattr(section, outer), inner)
     for entry in dataclasses.fields(section):
         if entry.name == name:
             if entry.default is not dataclasses.MISSING:

@@ -140,15 +140,17 @@ class ClassMap:
             entries = [ClassEntry(by_name[name], i, name) for i, name in categories.items()]
             return ClassMap(entries, self.num_classes, f"names as stored with the weights, ids as in {source}")
         ranked = list(zip(self.entries, sorted(categories.items()), strict=False))
-        other = [f"{entry.name!r} is {name!r}" for entry, (_, name) in ranked if entry.name != name]
-        if len(categories) != len(self.entries) or 2 * len(other) > len(ranked):
+        other = [(entry.name, name) for entry, (_, name) in ranked if entry.name != name]
+        moved = any(name in by_name for _, name in other)
+        if len(categories) != len(self.entries) or moved or 2 * len(other) > len(ranked):
             unknown = sorted(set(categories.values()) - set(by_name))
             raise DataError(
                 f"{source} has categories that the weights do not know: {', '.join(map(repr, unknown[:6]))}"
                 f"{', ...' if len(unknown) > 6 else ''}. The weights know {_listing(self.entries)}."
             )
         entries = [ClassEntry(entry.index, i, name) for entry, (i, name) in ranked]
-        reason = f"in the order of the ids in {source}, where {', '.join(other[:4])}{', ...' if len(other) > 4 else ''}"
+        spellings = ", ".join(f"{ours!r} is {theirs!r}" for ours, theirs in other[:4]) + ", ..." * (len(other) > 4)
+        reason = f"in the order of the ids in {source}, where {spellings}"
         return ClassMap(entries, self.num_classes, reason)
 
     # Asking it

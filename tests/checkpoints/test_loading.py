@@ -10,7 +10,7 @@ from torch import nn
 
 from rtdetr_tool.checkpoints.layout import backbone_weights
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import build_metadata, check_against
+from rtdetr_tool.checkpoints.metadata import build_metadata, check_against, differences
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.spec.experiment import ExperimentSpec
 
@@ -120,3 +120,34 @@ def test_settings_that_do_not_change_what_weights_mean_may_differ():
     trained = ExperimentSpec()
     asked = replace(trained, model=replace(trained.model, num_select=100, dropout_ratio=0.5, bbox_cost=1.0))
     check_against(asked, _meta(trained), source="a.pth", every_field=True)
+
+
+def test_the_report_says_in_words_that_the_number_of_classes_differs():
+    report = load_into(_model(5), _model(3).state_dict(), source="a.pth", strict=False)
+    assert report.class_counts == (3, 5)
+    assert "The file has 3 classes, the model 5 (dataset.num_classes): its class heads start" in report.summary()
+    assert load_into(_model(3), _model(3).state_dict(), source="a.pth").class_counts is None
+
+
+def test_every_difference_of_the_architecture_is_told_and_no_other():
+    trained = ExperimentSpec()
+    trained = replace(trained, model=replace(trained.model, nheads=4, num_points=[4, 2, 2], num_queries=100))
+    assert differences(ExperimentSpec(), _meta(trained)) == [
+        "model.nheads is 8 in the spec, 4 in the checkpoint",
+        "model.num_points is [4] in the spec, [4, 2, 2] in the checkpoint",
+    ]
+    assert differences(trained, _meta(trained)) == []
+
+
+def test_a_frozen_foundation_model_belongs_to_the_architecture():
+    trained = ExperimentSpec()
+    frozen = replace(trained.model.frozen_fm, enabled=True, checkpoint="radio.pth")
+    trained = replace(trained, model=replace(trained.model, frozen_fm=frozen))
+    assert differences(ExperimentSpec(), _meta(trained)) == [
+        "model.frozen_fm.enabled is False in the spec, True in the checkpoint"
+    ]
+    given = {"model": {"frozen_fm": {"enabled": False}}}
+    with pytest.raises(CheckpointError, match=r"model\.frozen_fm\.enabled is False in the spec, True"):
+        check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit=given)
+    elsewhere = {"model": {"frozen_fm": {"checkpoint": "other.pth"}}}
+    check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit=elsewhere)

@@ -114,3 +114,41 @@ def test_a_file_that_disagrees_with_the_checkpoint_is_refused_with_both_names() 
         classes.check_categories({2: "leucocyte"}, "val.json")
     with pytest.raises(DataError, match=r"val\.json has category 4 \('dust'\)"):
         classes.check_categories({4: "dust"}, "val.json")
+
+
+def names_only(*names: str) -> ClassMap:
+    """Classes of a file that knows names and no category ids."""
+    return ClassMap.from_list([{"index": i, "id": None, "name": name} for i, name in enumerate(names)])
+
+
+def test_classes_without_ids_take_the_ids_that_an_annotation_file_has_for_their_names():
+    known = names_only("cow", "cat", "dog")
+    assert not known.ids_known and [entry["id"] for entry in known.to_list()] == [None] * 3
+    found = known.with_ids_of({9: "dog", 4: "cow"}, "a.json")
+    assert found.ids_known and found.num_classes == 3
+    assert found.to_list() == [{"index": 0, "id": 4, "name": "cow"}, {"index": 2, "id": 9, "name": "dog"}]
+
+
+def test_a_few_other_spellings_go_by_the_order_of_the_ids_and_are_told():
+    found = names_only("person", "bicycle", "motorbike").with_ids_of({4: "motorcycle", 2: "bicycle", 1: "person"}, "a")
+    assert [(entry["index"], entry["id"], entry["name"]) for entry in found.to_list()] == [
+        (0, 1, "person"), (1, 2, "bicycle"), (2, 4, "motorcycle")
+    ]  # fmt: skip
+    assert "'motorbike' is 'motorcycle'" in found.describe()
+
+
+def test_another_order_of_names_is_never_taken_for_other_spellings():
+    with pytest.raises(DataError, match="do not know: 'motorcycle'"):
+        names_only("person", "car", "bicycle", "motorbike", "bus").with_ids_of(
+            {1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "bus"}, "a.json"
+        )
+
+
+def test_categories_that_the_weights_do_not_know_are_named():
+    with pytest.raises(DataError, match=r"a\.json has categories that the weights do not know: 'zebra'.*'cow'"):
+        names_only("cow", "cat", "dog").with_ids_of({1: "zebra", 2: "cat"}, "a.json")
+
+
+def test_some_classes_with_and_some_without_an_id_are_an_error():
+    with pytest.raises(DataError, match="index, id and name"):
+        ClassMap.from_list([{"index": 0, "id": 1, "name": "a"}, {"index": 1, "id": None, "name": "b"}])

@@ -1,0 +1,253 @@
+"""`rtdetr convert`: anybody's files to ours, ours to transformers and back; and foreign files in the other commands."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.optimize import linear_sum_assignment
+
+from rtdetr_tool.checkpoints.onnx_file import description_of, read_onnx
+from rtdetr_tool.cli import main
+from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.spec import read_spec
+
+transformers = pytest.importorskip("transformers")
+
+NAMES = ("cow", "cat", "dog")
+VERSIONS = {
+    1: (transformers.RTDetrConfig, transformers.RTDetrForObjectDetection),
+    2: (transformers.RTDetrV2Config, transformers.RTDetrV2ForObjectDetection),
+}
+
+
+def lively(model):
+    """Norms and heads away from their tiny initial values: every tensor matters, and the scores differ."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_var", "normalization.weight", "norm.weight")):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif tensor.is_floating_point() and "n_points_scale" not in name:
+                fan_in = tensor[0].numel() if tensor.ndim > 1 else 100
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * fan_in**-0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def saved(request, tmp_path_factory):
+    """A random model of transformers and the directory that it was saved to, with its processor of pictures."""
+    config_class, model_class = VERSIONS[request.param]
+    backbone = transformers.RTDetrResNetConfig(
+        depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_indices=[2, 3, 4]
+    )
+    config = config_class(
+        backbone_config=backbone, d_model=32, encoder_hidden_dim=32, encoder_in_channels=[128, 256, 512],
+        encoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4, decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=40, decoder_layers=2, num_queries=12, id2label=dict(enumerate(NAMES)),
+        label2id={name: index for index, name in enumerate(NAMES)},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = lively(model_class(config))
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    transformers.RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return model, folder
+
+
+def convert(*arguments) -> int:
+    return main(["convert", *map(str, arguments)])
+
+
+def content(path):
+    opened = open_detector(str(path), read_spec(None))
+    return opened.detector.state_dict(), opened.spec.model, opened.class_map.to_list()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_transformers_to_ours_and_back_loses_nothing(saved, tmp_path, suffix):
+    model, folder = saved
+    ours, back = tmp_path / f"ours{suffix}", tmp_path / "back"
+    assert convert(folder, ours) == 0
+    assert convert(ours, back) == 0
+    before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
+    assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
+    loaded = type(model).from_pretrained(back).eval()
+    old, new = model.config.to_dict(), loaded.config.to_dict()
+    assert {name for name in old if old[name] != new[name]} <= {"backbone_config", "_name_or_path", "dtype"}
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        one, other = model(images), loaded(images)
+    torch.testing.assert_close(one.logits, other.logits)
+    torch.testing.assert_close(one.pred_boxes, other.pred_boxes)
+    processor = transformers.AutoImageProcessor.from_pretrained(back)
+    assert processor.size == {"height": 64, "width": 64} and not processor.do_normalize
+
+
+def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path):
+    project.spec["model"]["backbone"] = "resnet_18d"
+    checkpoint = project.checkpoint(lively=True)
+    folder, back = tmp_path / "there", tmp_path / "back.pth"
+    assert convert(checkpoint, folder, "--to", "transformers") == 0
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json"
+    ]  # fmt: skip
+    assert convert(folder, back, "--to", "rtdetr") == 0
+    (weights, model, _), (returned, again, classes) = content(checkpoint), content(back)
+    counters = [name for name in weights if name.endswith("num_batches_tracked")]
+    assert all(torch.equal(weights[name], returned[name]) for name in weights if name not in counters)
+    assert (again.nheads, again.num_queries, again.dn_number) == (model.nheads, model.num_queries, model.dn_number)
+    assert [entry["name"] for entry in classes] == ["class_0", "cat"]
+
+
+def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(project, tmp_path, capsys):
+    project.spec["model"] |= {"backbone": "resnet_18d", "dec_layers": 3, "eval_idx": 0}
+    assert convert(project.checkpoint(), tmp_path / "there") == 0
+    assert "decoder layers 1 to 2 are left out" in capsys.readouterr().err
+    config = json.loads((tmp_path / "there" / "config.json").read_text())
+    assert config["decoder_layers"] == 1
+    transformers.RTDetrForObjectDetection.from_pretrained(tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "model.backbone: resnet_18; it has resnet_18d"),
+        ({"backbone": "resnet_18d", "depth_mult": 2}, "model.depth_mult: 2"),
+        ({"backbone": "resnet_18d", "act": "selu"}, "model.act: selu"),
+        ({"backbone": "resnet_18d", "num_points": [4, 2, 2]}, "model.num_points"),
+    ],
+)
+def test_what_transformers_does_not_have_is_named_and_nothing_is_written(project, tmp_path, capsys, fields, words):
+    project.spec["model"] |= fields
+    assert convert(project.checkpoint(), tmp_path / "there") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "there").exists()
+
+
+def test_nothing_is_overwritten_unless_asked(project, tmp_path, capsys):
+    checkpoint, target = project.checkpoint(), tmp_path / "a.safetensors"
+    target.write_bytes(b"precious")
+    assert convert(checkpoint, target) == 2
+    assert "give --force" in capsys.readouterr().err and target.read_bytes() == b"precious"
+    assert convert(checkpoint, target, "--force") == 0
+    assert content(target)[2] == [{"index": 1, "id": 1, "name": "cat"}]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    assert convert(checkpoint, tmp_path / "full") == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "words"),
+    [
+        ("model.bin", "rtdetr", "must end in .pth"),
+        ("model.pth", "transformers", "keeps a model in a directory"),
+        (".", "rtdetr", "must end in"),
+    ],
+)
+def test_a_target_that_does_not_fit_the_layout_is_refused(tmp_path, capsys, target, to, words):
+    assert convert("a.pth", tmp_path / target, "--to", to) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_class_names_come_from_a_file(saved, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("Kuh\nKatze\nHund\n")
+    assert convert(saved[1], tmp_path / "a.pth", "--classes", names) == 0
+    assert [entry["name"] for entry in content(tmp_path / "a.pth")[2]] == ["Kuh", "Katze", "Hund"]
+    names.write_text("Kuh\nKatze\n")
+    assert convert(saved[1], tmp_path / "b.pth", "--classes", names) == 2
+    assert "2 names, but the detector has 3 classes" in capsys.readouterr().err
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_what_a_file_does_not_say_is_asked_for_and_taken_from_a_spec(project, tmp_path, capsys):
+    weights = torch.load(project.checkpoint(), weights_only=True)["state_dict"]
+    torch.save(weights, tmp_path / "bare.pth")
+    assert convert(tmp_path / "bare.pth", tmp_path / "a.pth") == 2
+    assert "give model.nheads and model.num_points in a spec (-e)" in capsys.readouterr().err
+    assert convert(tmp_path / "bare.pth", tmp_path / "a.pth", "-e", project.spec_file) == 0
+    assert convert(tmp_path / "bare.pth", tmp_path / "b.pth", "model.nheads=2", "model.num_queries=8") == 0
+    for name in ("a.pth", "b.pth"):
+        opened = open_detector(str(tmp_path / name), read_spec(None))
+        assert (opened.spec.model.nheads, opened.spec.model.num_queries) == (2, 8)
+        assert opened.class_map is None
+
+
+def test_a_file_that_cannot_be_read_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{broken}")
+    assert convert(tmp_path / "cut.safetensors", tmp_path / "a.pth") == 2
+    assert "cut.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "a.pth").exists()
+
+
+def found_by_transformers(model, folder, images) -> list[np.ndarray]:
+    """Rows (class, score, x1, y1, x2, y2) per picture from transformers' own processor, cut off at the picture."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    rows = []
+    for path in images:
+        picture = Image.open(path).convert("RGB")
+        with torch.no_grad():
+            output = model(**processor(images=picture, return_tensors="pt"))
+        result = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[picture.size[::-1]])[0]
+        boxes = result["boxes"]
+        boxes[:, 0::2].clamp_(0, picture.width)
+        boxes[:, 1::2].clamp_(0, picture.height)
+        rows.append(torch.cat([result["labels"][:, None], result["scores"][:, None], boxes], 1).numpy())
+    return rows
+
+
+def test_evaluate_on_a_directory_of_transformers_finds_what_transformers_finds(saved, project):
+    """Categories are matched by name: the annotation file numbers them otherwise than the model."""
+    model, folder = saved
+    ids = {"cat": 4, "dog": 9, "cow": 2}
+    project.coco["categories"] = [{"id": number, "name": name} for name, number in ids.items()]
+    for annotation in project.coco["annotations"]:
+        annotation["category_id"] = 9
+    del project.spec["model"], project.spec["dataset"]["num_classes"], project.spec["dataset"]["augmentation"]
+    project.write()
+    assert project.run("evaluate", f"evaluate.checkpoint={folder}") == 0
+    predictions = json.loads((project.folder / "results/evaluate/predictions.json").read_text())
+    index_of = {ids[name]: index for index, name in enumerate(NAMES)}
+    theirs = found_by_transformers(model, folder, [project.image(number) for number in range(1, 7)])
+    for number, rows in enumerate(theirs, 1):
+        ours = [row for row in predictions if row["image_id"] == number]
+        assert len(ours) == len(rows) == 12
+        a = np.array([[index_of[row["category_id"]], row["score"], *row["bbox"]] for row in ours])
+        a[:, 4:] += a[:, 2:4]
+        distance = np.abs(a[:, None] - rows[None]).sum(-1)
+        first, second = linear_sum_assignment(distance)
+        np.testing.assert_allclose(a[first], rows[second], atol=2e-3)
+
+
+def test_a_category_that_the_weights_do_not_know_is_an_error(saved, project, capsys):
+    project.coco["categories"] = [{"id": 1, "name": "zebra"}]
+    del project.spec["model"], project.spec["dataset"]["num_classes"]
+    project.write()
+    assert project.run("evaluate", f"evaluate.checkpoint={saved[1]}") == 2
+    said = capsys.readouterr().err
+    assert "'zebra'" in said and "'cow'" in said
+
+
+def test_inference_and_export_take_a_directory_of_transformers(saved, project):
+    del project.spec["model"], project.spec["dataset"]["num_classes"], project.spec["dataset"]["augmentation"]
+    project.write()
+    assert project.run("inference", f"inference.checkpoint={saved[1]}", "inference.conf_threshold=0") == 0
+    labels = (project.folder / "results/inference/labels/1.txt").read_text()
+    assert any(name in labels for name in NAMES)
+    target = project.folder / "a.onnx"
+    assert project.run("export", f"export.checkpoint={saved[1]}", f"export.onnx_file={target}") == 0
+    description = description_of(read_onnx(target))
+    assert description["names"] == {str(index): name for index, name in enumerate(NAMES)}
+    assert description["input_size"] == [64, 64]
+
+
+def test_a_contradiction_between_spec_and_file_is_an_error(saved, project, capsys):
+    assert project.run("evaluate", f"evaluate.checkpoint={saved[1]}") == 2
+    said = capsys.readouterr().err
+    assert "model.hidden_dim is 16 in the spec, 32 in the checkpoint" in said and "model.backbone" in said
