@@ -28,6 +28,8 @@ class SetCriterion(nn.Module):
             same rule: all layers with it, the last one without.
     """
 
+    class_term = "loss_vfl"
+
     def __init__(
         self,
         matcher: HungarianMatcher,
@@ -52,7 +54,7 @@ class SetCriterion(nn.Module):
         """
         padded = PaddedTargets.of(targets)
         logits, boxes, names = self._stack(predictions)
-        count = _count_objects(padded.counts, logits.device, across_processes=self.training)
+        count = count_objects(padded.counts, logits.device, across_processes=self.training)
         matches = self.matcher(logits.detach(), boxes.detach(), padded)
         losses = self._losses(logits, boxes, matches, padded, count, names)
         if predictions.denoising is not None:
@@ -105,7 +107,7 @@ class SetCriterion(nn.Module):
             quality = box_iou(corners.detach(), wanted_corners)
             label = targets.labels[matches.image, matches.target]
             positive = (matches.stage, matches.image, matches.query, label)
-            sums["loss_vfl"] = varifocal_loss(logits, positive, quality, self.alpha, self.gamma)
+            sums[self.class_term] = self.class_loss(logits, positive, quality)
         if "boxes" in self.loss_types:
             distance = (source - wanted).abs().sum(-1)
             overlap = generalized_box_iou(corners, wanted_corners)
@@ -116,6 +118,10 @@ class SetCriterion(nn.Module):
             for key, total in sums.items()
             for suffix, value in zip(names, (total * self.weights[key] / normaliser).unbind(), strict=True)
         }
+
+    def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
+        """[S] from logits [S, B, Q, C], the indices of matched entries and the IoU of their boxes [P]."""
+        return varifocal_loss(logits, positive, quality, self.alpha, self.gamma)
 
     def _denoising_losses(
         self, denoising: DenoisingPredictions, targets: PaddedTargets, count: Tensor | float
@@ -140,7 +146,7 @@ def _denoising_matches(denoising: DenoisingPredictions, counts: Sequence[int], s
     return Matches(stage, image, torch.cat(denoising.positive_index).repeat(stages), target)
 
 
-def _count_objects(counts: Sequence[int], device: torch.device, across_processes: bool) -> Tensor | float:
+def count_objects(counts: Sequence[int], device: torch.device, across_processes: bool) -> Tensor | float:
     """Objects per process, at least 1: the normaliser of every loss.
 
     In training it is averaged over all processes. In evaluation it is this process's own: there the processes may have

@@ -76,7 +76,7 @@ class HungarianMatcher:
         rows = []
         for stage in range(stages):
             for image, count in enumerate(targets.counts):
-                query, target = _assign(cost[stage, image, :, :count], stage, image)
+                query, target = assign(cost[stage, image, :, :count], stage, image)
                 rows.append(np.stack([np.full_like(query, stage), np.full_like(query, image), query, target]))
         index = torch.from_numpy(np.concatenate(rows, axis=1))
         return Matches(*index.to(logits.device, non_blocking=True))
@@ -84,16 +84,22 @@ class HungarianMatcher:
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
         """[S, B, Q, M]; columns of padding are meaningless."""
         index = targets.labels[None, :, None].expand(logits.shape[0], -1, logits.shape[2], -1)
-        probability = logits.float().gather(-1, index).sigmoid()
-        present = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
-        absent = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
+        classes = self.class_term(logits.float().gather(-1, index))
         boxes, wanted = boxes.float(), targets.boxes[None]
         distance = torch.cdist(boxes, wanted.expand(len(boxes), -1, -1, -1), p=1)
         overlap = pairwise_generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
-        return self.class_cost * (present - absent) + self.bbox_cost * distance - self.giou_cost * overlap
+        return self.class_cost * classes + self.bbox_cost * distance - self.giou_cost * overlap
+
+    def class_term(self, logits: Tensor) -> Tensor:
+        """Focal cost of an object whose class has these logits, elementwise."""
+        probability = logits.sigmoid()
+        present = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
+        absent = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
+        return present - absent
 
 
-def _assign(cost: np.ndarray, stage: int, image: int) -> tuple[np.ndarray, np.ndarray]:
+def assign(cost: np.ndarray, stage: int, image: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the cheapest assignment; RtdetrError when the costs are not finite."""
     if not np.isfinite(cost).all():
         raise RtdetrError(
             f"the predictions of image {image} of this batch are not finite (output {stage} of the decoder layers and "

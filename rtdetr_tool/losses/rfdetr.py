@@ -1,0 +1,143 @@
+"""RF-DETR's training loss: class, L1 and GIoU over all groups of queries, decoder layers and the encoder.
+
+Group DETR (Chen et al. 2022, arXiv:2207.13085): within each group of queries every object has one match. The class loss
+is that of Align-DETR (Cai et al. 2023, arXiv:2304.07527), as LW-DETR takes it.
+
+Shape legend: S stages, B batch, G groups, Q queries of a group, C class logits, P matched pairs, M most objects of an
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rtdetr_tool.losses.criterion import SetCriterion, count_objects
+from rtdetr_tool.losses.functional import sum_by_stage
+from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets, assign
+from rtdetr_tool.ops.structures import Predictions, Target
+
+_LEAST_TARGET = 0.01  # of a matched class, however bad its box
+
+Stack = tuple[Tensor, Tensor]  # logits [S, B, G * Q, C], boxes [S, B, G * Q, 4] cxcywh 0..1
+
+
+class GroupMatcher(HungarianMatcher):
+    """The Hungarian matching within each group of queries; its class cost has no floor under small probabilities."""
+
+    def class_term(self, logits: Tensor) -> Tensor:
+        probability = logits.sigmoid()
+        present = self.alpha * (1 - probability) ** self.gamma * F.softplus(-logits)
+        absent = (1 - self.alpha) * probability**self.gamma * F.softplus(logits)
+        return present - absent
+
+    @torch.no_grad()
+    def match_groups(self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int) -> list[Matches]:
+        """One `Matches` per stack; the stacks may differ in queries. One copy to the host, one back."""
+        device = stacks[0][0].device
+        if not any(targets.counts):
+            return [Matches(*torch.zeros(4, 0, dtype=torch.long, device=device)) for _ in stacks]
+        costs = [self.cost(logits, boxes, targets) for logits, boxes in stacks]  # [S, B, G * Q, M] each
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
+        found, first = [], 0
+        for cost in costs:
+            found.append(_pairs(flat[first : first + cost.numel()].reshape(cost.shape), targets.counts, groups))
+            first += cost.numel()
+        together = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
+        return [Matches(*part) for part in together.split([pairs.shape[1] for pairs in found], dim=1)]
+
+
+def _pairs(cost: np.ndarray, counts: Sequence[int], groups: int) -> np.ndarray:
+    """(stage, image, query, object) of every match [4, P]; cost [S, B, G * Q, M]."""
+    queries = cost.shape[2] // groups
+    rows = []
+    for stage in range(cost.shape[0]):
+        for image, count in enumerate(counts):
+            for first in range(0, groups * queries, queries):
+                query, target = assign(cost[stage, image, first : first + queries, :count], stage, image)
+                rows.append(
+                    np.stack([np.full_like(query, stage), np.full_like(query, image), query + first, target])
+                )
+    return np.concatenate(rows, axis=1)
+
+
+class RFDETRCriterion(SetCriterion):
+    """Losses of a batch by RF-DETR's names: `loss_ce`, `loss_bbox` and `loss_giou` of the last layer, `_i` of decoder
+    layer i, `_enc` of the encoder's selection.
+
+    Args:
+        matcher: a `GroupMatcher`.
+        group_detr: groups of queries in what the detector gives in training mode.
+        focal_alpha: how much of a matched class's target is its own probability, the rest is the IoU.
+    """
+
+    class_term = "loss_ce"
+
+    def __init__(
+        self,
+        matcher: GroupMatcher,
+        weights: dict[str, float],
+        group_detr: int = 13,
+        focal_alpha: float = 0.25,
+        aux_loss: bool = True,
+    ) -> None:
+        super().__init__(matcher, weights, alpha=focal_alpha, aux_loss=aux_loss)
+        self.group_detr = group_detr
+
+    def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses by name and their sum `loss`; all are per object and group."""
+        padded = PaddedTargets.of(targets)
+        groups = 1 if predictions.layer_logits is None else self.group_detr
+        stacks = self._stacks(predictions)
+        counts = [count * groups for count in padded.counts]
+        normaliser = count_objects(counts, predictions.logits.device, across_processes=self.training)
+        tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
+        found = self.matcher.match_groups([(a.detach(), b.detach()) for a, b in tensors], padded, groups)
+        losses: dict[str, Tensor] = {}
+        for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, found, strict=True):
+            losses |= self._losses(logits, boxes, matches, padded, normaliser, names)
+        losses["loss"] = torch.stack(list(losses.values())).sum()
+        if torch.is_grad_enabled():
+            losses["loss"] = losses["loss"] + self._unsupervised(predictions)
+        return losses
+
+    def _stacks(self, predictions: Predictions) -> list[tuple[Tensor, Tensor, list[str]]]:
+        """Logits, boxes and the names' endings: the decoder layers, then the encoder, which may select less queries."""
+        if predictions.layer_logits is None or not self.aux_loss:
+            return [(predictions.logits[None], predictions.boxes[None], [""])]
+        layers = len(predictions.layer_logits)
+        names = [*(f"_{index}" for index in range(layers - 1)), ""]
+        return [
+            (predictions.layer_logits, predictions.layer_boxes, names),
+            (predictions.encoder_logits[None], predictions.encoder_boxes[None], ["_enc"]),
+        ]
+
+    def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
+        return iou_aware_bce(logits, positive, quality, self.alpha)
+
+
+def iou_aware_bce(logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor, alpha: float = 0.25) -> Tensor:
+    """Binary cross-entropy summed per stage: logits [S, B, Q, C] -> [S].
+
+    An entry with probability p that is not matched has target 0 and weight p^2 (which passes a gradient). A matched one
+    has the soft target t = p^alpha * IoU^(1 - alpha), at least 0.01, which passes none.
+
+    Args:
+        positive: index tensors [P] of (stage, image, query, class) of the matched entries, each at most once.
+        quality: [P], IoU of the matched boxes.
+    """
+    matched = logits[positive]
+    with torch.no_grad():
+        target = (matched.sigmoid() ** alpha * quality ** (1 - alpha)).clamp(min=_LEAST_TARGET)
+    # x - log sigmoid(x) = softplus(x); every entry first counts as not matched, so that nothing is scattered
+    correction = (1 - target) * matched + F.softplus(-matched) - _absent(matched)
+    return _absent(logits).flatten(1).sum(1) + sum_by_stage(correction, positive[0], len(logits))
+
+
+def _absent(logits: Tensor) -> Tensor:
+    """Loss of entries that stand for no object."""
+    return logits.sigmoid().square() * F.softplus(logits)
