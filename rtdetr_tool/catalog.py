@@ -62,6 +62,11 @@ def _fan(
     return Backbone(f"fan_{size}", "fan", None, channels, parameters, weights, _NVIDIA_NC, options)
 
 
+def _edgenext_bn(size: str, channels: tuple[int, int, int, int], parameters: int) -> Backbone:
+    name, weights = f"edgenext_{size}_bn_hs", f"mmaaz60/EdgeNeXt edgenext_{size}_bn_hs"
+    return Backbone(name, "edgenext_bn", f"edgenext_{size}", channels, parameters, weights, _MIT, origin="code")
+
+
 _ROWS = (
     _timm("resnet_18", "a1_in1k", _APACHE, _BASIC, 11_176_512),
     _timm("resnet_34", "a1_in1k", _APACHE, _BASIC, 21_284_672),
@@ -96,6 +101,9 @@ _ROWS = (
     _timm("edgenext_x_small", "in1k", _MIT, (32, 64, 100, 192), 2_143_420, origin="code"),
     _timm("edgenext_small", "usi_in1k", _MIT, (48, 96, 160, 304), 5_281_224, origin="code"),
     _timm("edgenext_base", "usi_in1k", _MIT, (80, 160, 288, 584), 17_925_124, origin="code"),
+    _edgenext_bn("xx_small", (24, 48, 88, 168), 1_156_848),
+    _edgenext_bn("x_small", (32, 64, 100, 192), 2_141_624),
+    _edgenext_bn("small", (48, 96, 160, 304), 5_278_392),
 )
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in _ROWS}

@@ -9,6 +9,7 @@ from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS, TIMM
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.edgenext_bn import EdgeNextBnBackbone
 from rtdetr_tool.models.backbones.fan import FanBackbone
 from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
@@ -29,6 +30,7 @@ _FAMILIES: dict[str, type[nn.Module]] = {
     "convnextv2": StagedBackbone,
     "efficientvit": EfficientVitBackbone,
     "edgenext": StagedBackbone,
+    "edgenext_bn": EdgeNextBnBackbone,
 }
 
 

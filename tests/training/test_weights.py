@@ -31,7 +31,11 @@ def test_weights_are_named_as_timm_names_them(source, backbone, name):
 
 @pytest.mark.parametrize(
     ("backbone", "advice"),
-    [("fan_tiny", "public ones are NVlabs/FAN fan_hybrid_tiny"), ("efficientvit_l0", "none are published")],
+    [
+        ("fan_tiny", "public ones are NVlabs/FAN fan_hybrid_tiny"),
+        ("edgenext_small_bn_hs", "public ones are mmaaz60/EdgeNeXt edgenext_small_bn_hs"),
+        ("efficientvit_l0", "none are published"),
+    ],
 )
 def test_a_backbone_without_weights_of_timm_says_where_there_are_some(backbone, advice):
     with pytest.raises(CheckpointError, match=f"timm has no weights of {backbone}: .*{advice}"):

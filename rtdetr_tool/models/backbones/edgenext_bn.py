@@ -1,0 +1,84 @@
+"""EdgeNeXt with batch norms and hard swish, the `bn_hs` variants of the original (Maaz et al. 2022, arXiv:2206.10589).
+
+timm has the network with layer norms only, so its blocks are changed in place; names stay timm's.
+
+Shape legend: B batch, C channels, h, w size of the map, N = h*w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d
+from timm.models.edgenext import ConvBlock, SplitTransposeBlock
+from torch import Tensor, nn
+
+from rtdetr_tool.models.backbones.timm_staged import StagedBackbone
+
+
+class EdgeNextBnBackbone(StagedBackbone):
+    """EdgeNeXt whose norms are batch norms, with hard swish and without biases before a norm."""
+
+    def __init__(self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any) -> None:
+        super().__init__(name, indices, activation_checkpoint, act_layer=nn.Hardswish, conv_bias=False, **options)
+        for module in self.modules():
+            if isinstance(module, ConvBlock):
+                module.__class__ = _ConvBlock
+                module.norm = _batch_norm_for(module.norm)
+            elif isinstance(module, SplitTransposeBlock):
+                module.__class__ = _SplitTransposeBlock
+                module.norm_xca, module.norm = _batch_norm_for(module.norm_xca), _batch_norm_for(module.norm)
+                module.convs = nn.ModuleList(_with_bias(conv) for conv in module.convs)
+            elif isinstance(module, nn.Sequential):  # stem and steps between stages
+                for place, child in enumerate(module):
+                    if isinstance(child, LayerNorm2d):
+                        module[place] = _batch_norm_for(child)
+
+
+class _ConvBlock(ConvBlock):
+    """Depthwise convolution, norm, MLP; [B, C, h, w]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv_dw(x)).permute(0, 2, 3, 1)
+        y = self.gamma * self.mlp(y)
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+class _SplitTransposeBlock(SplitTransposeBlock):
+    """Convolutions of growing reach over groups of channels, attention between channels, MLP; [B, C, h, w].
+
+    Unlike with layer norms, the attention adds to its normalised input, and the position is added behind the norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        y = self.norm_xca(self._convolved(x)).flatten(2).transpose(1, 2)  # [B, N, C]
+        if self.pos_embd is not None:
+            y = y + self.pos_embd((batch, height, width)).flatten(2).transpose(1, 2)
+        y = y + self.drop_path(self.gamma_xca * self.xca(y))
+        # [B, N, C] is laid out as [B, h, w, C]
+        y = self.norm(y.unflatten(1, (height, width)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = self.gamma * self.mlp(y)
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """Each group of channels but the last is added to the outcome of the one before it and convolved."""
+        groups = x.chunk(len(self.convs) + 1, dim=1)
+        outcomes: list[Tensor] = []
+        for group, conv in zip(groups, self.convs, strict=False):
+            outcomes.append(conv(outcomes[-1] + group if outcomes else group))
+        return torch.cat([*outcomes, groups[-1]], dim=1)
+
+
+def _batch_norm_for(norm: nn.LayerNorm) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(norm.normalized_shape[0])
+
+
+def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
+    width, (kernel, _) = conv.out_channels, conv.kernel_size
+    biased = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+    nn.init.trunc_normal_(biased.weight, std=0.02)
+    nn.init.zeros_(biased.bias)
+    return biased
