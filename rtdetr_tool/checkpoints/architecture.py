@@ -43,6 +43,7 @@ STAGED = {
     (False, 32, (2, 2, 7, 7)): "efficientvit_l1",
     (False, 32, (3, 3, 9, 9)): "efficientvit_l2",
     (False, 64, (3, 3, 9, 9)): "efficientvit_l3",
+    (False, 24, (2, 2, 6, 2)): "edgenext_xx_small",
     (False, 32, (3, 3, 9, 3)): "edgenext_x_small",
     (False, 48, (3, 3, 9, 3)): "edgenext_small",
     (False, 80, (3, 3, 9, 3)): "edgenext_base",
@@ -100,7 +101,10 @@ def backbone_of(weights: Mapping[str, Tensor]) -> str | None:
     if stem is None:
         return None
     blocks = tuple(count(weights, f"backbone.stages.{stage}.blocks.") for stage in range(4))
-    return STAGED.get((any(".grn." in name for name in weights), stem.shape[0], blocks))
+    name = STAGED.get((any(".grn." in name for name in weights), stem.shape[0], blocks), "")
+    if name.startswith("edgenext") and "backbone.stem.1.running_mean" in weights:
+        name += "_bn_hs"  # batch norms and hard swish
+    return name if name in BACKBONES else None
 
 
 def _backbone(weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def random_weights(shapes: Shapes) -> dict[str, Tensor]:
             weights[name] = torch.tensor(1)
         elif name.endswith("num_points_scale"):
             weights[name] = torch.full(shape, 3 / shape[0])
-        elif name.endswith(("running_var", "norm.weight")) or (".bn" in name and name.endswith("weight")):
+        elif name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):  # norms
             weights[name] = torch.rand(shape) + 0.5
         else:
             fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else 100
