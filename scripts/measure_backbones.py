@@ -3,11 +3,11 @@
     python scripts/measure_backbones.py [NAME ...] [--size 320] [--batch 2] [--steps 2] [--lines FILE]
 
 Each backbone is measured in a process of its own. A step is forward, loss, backward and AdamW of the default detector
-with this backbone and 80 classes on random images: seconds of one CPU core (processor time, so that other load does
-not count), the least of the steps after the first. The ONNX difference is the
-largest one of any map of the backbone, eval mode, random weights, relative to the largest value of that map: PyTorch
-against onnxruntime, with a batch of 3 where 2 was traced. `--lines` keeps one line of JSON per backbone, and
-backbones that it already holds are not measured again.
+with this backbone and 80 classes on random images: seconds of one CPU core (processor time, so that other load counts
+little), the least of the steps after the first. The ONNX difference is the largest one of any map of the backbone, eval
+mode, random weights, relative to the largest value of that map: PyTorch against onnxruntime, with a batch of 3 where 2
+was traced. `--lines` keeps one line of JSON per backbone, and backbones that it already holds are not measured again.
+The table is that of docs/backbones.md.
 """
 
 from __future__ import annotations
@@ -107,17 +107,27 @@ def onnx_difference(backbone, size: int) -> float:
     return max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(names: list[str], rows: dict[str, dict]) -> str:
+    """The table; what was not measured is the catalog's, or a dash."""
     lines = [
-        "| backbone | parameters (M) | channels | strides | training step (core s) | ONNX difference |",
-        "|---|---|---|---|---|---|",
+        "| backbone | parameters (M) | channels at stride 8, 16, 32 | step (core s) | ONNX difference | "
+        "public ImageNet weights | licence |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        channels, strides = (", ".join(map(str, row[key])) for key in ("channels", "strides"))
-        lines.append(
-            f"| {row['name']} | {row['parameters'] / 1e6:.2f} | {channels} | {strides} | {row['seconds']:.2f} | "
-            f"{row['onnx']:.0e} |"
+    for name in names:
+        row, known = rows.get(name, {}), BACKBONES.get(name)
+        parameters = row.get("parameters") or (known.parameters if known else 0)
+        channels = row.get("channels") or (known.channels[1:] if known else ())
+        cells = (
+            name,
+            f"{parameters / 1e6:.2f}",
+            ", ".join(map(str, channels)),
+            f"{row['seconds']:.1f}" if "seconds" in row else "-",
+            f"{row['onnx']:.0e}" if "onnx" in row else "-",
+            (known and known.weights) or "-",
+            (known and known.licence) or "-",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -153,7 +163,7 @@ def main() -> None:
             with arguments.lines.open("a") as file:
                 file.write(line + "\n")
         print(line, file=sys.stderr, flush=True)
-    print(markdown([rows[name] for name in names if name in rows]))
+    print(markdown(names, rows))
 
 
 if __name__ == "__main__":
