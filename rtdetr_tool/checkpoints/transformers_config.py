@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rtdetr_tool.catalog import BACKBONES
 from rtdetr_tool.checkpoints.architecture import RESNETS
 from rtdetr_tool.errors import CheckpointError
 
 V1, V2 = "rt_detr", "rt_detr_v2"
+TIMM_BACKBONE = "timm_backbone"
 
 # (transformers, `model` field of ours, transformers' default)
 TABLE: tuple[tuple[str, str, Any], ...] = (
@@ -90,10 +92,7 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         if fields[ours] == fields[same]:
             del fields[ours]
     fields |= {"num_select": fields["num_queries"], "eval_idx": -1}
-    backbone = config.get("backbone_config") or {"model_type": config.get("backbone")}
-    problems += _unlike(backbone, _FIXED_BACKBONE, "backbone_config.")
-    if not problems:
-        fields |= _backbone(backbone, problems)
+    fields |= _backbone(config, problems)
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"{source} asks for what this tool does not have:\n{lines}")
@@ -127,34 +126,25 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
         CheckpointError: naming every field that transformers' RT-DETR has no counterpart of.
     """
     problems = [*_without_counterpart(model, version)]
-    kind, blocks = _resnet_parts(model["backbone"], problems)
+    backbone = _backbone_config(model["backbone"], model["return_interm_indices"], problems)
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"transformers' RT-DETR has no counterpart of\n{lines}")
     labels = {index: names.get(index, f"class_{index}" if names else f"LABEL_{index}") for index in range(num_classes)}
-    stages = [f"stage{index + 1}" for index in model["return_interm_indices"]]
-    widths = _WIDTHS[kind]
+    channels = BACKBONES[model["backbone"]].channels
     filled = {**model, "dec_hidden_dim": model.get("dec_hidden_dim") or model["hidden_dim"],
               "dec_dim_feedforward": model.get("dec_dim_feedforward") or model["dim_feedforward"]}  # fmt: skip
     return {
         "architectures": ["RTDetrForObjectDetection" if version == V1 else "RTDetrV2ForObjectDetection"],
         "model_type": version,
-        "backbone_config": {
-            "model_type": "rt_detr_resnet",
-            "layer_type": kind,
-            "depths": list(blocks),
-            "hidden_sizes": widths,
-            "embedding_size": 64,
-            "out_features": stages,
-            "out_indices": [index + 1 for index in model["return_interm_indices"]],
-        },
+        "backbone_config": backbone,
         **{theirs: filled[ours] for theirs, ours, _ in TABLE},
         **({theirs: model[ours] for theirs, ours, _ in TABLE_V2} if version == V2 else {}),
         **({"decoder_n_levels": model["num_feature_levels"]} if version == V2 else {}),
         **{name: values[0] for name, values in _FIXED.items()},
         "decoder_n_points": model["num_points"][0],
         "decoder_attention_heads": model["nheads"],
-        "encoder_in_channels": [widths[index] for index in model["return_interm_indices"]],
+        "encoder_in_channels": [channels[index] for index in model["return_interm_indices"]],
         "id2label": {str(index): name for index, name in labels.items()},
         "label2id": {name: index for index, name in labels.items()},
     }
@@ -200,24 +190,56 @@ def _without_counterpart(model: Mapping[str, Any], version: str) -> list[str]:
     return problems
 
 
-def _resnet_parts(backbone: str, problems: list[str]) -> tuple[str, Sequence[int]]:
+def _backbone_config(name: str, stages: Sequence[int], problems: list[str]) -> dict[str, Any]:
+    """transformers' own ResNet-d, or timm's plain ResNet in its wrapper."""
+    outputs = [stage + 1 for stage in stages]
     for (bottleneck, blocks), depth in RESNETS.items():
-        if backbone == f"resnet_{depth}d":
-            return "bottleneck" if bottleneck else "basic", blocks
-    problems.append(f"model.backbone: {backbone}; it has resnet_18d, resnet_34d, resnet_50d and resnet_101d")
-    return "basic", ()
+        kind = "bottleneck" if bottleneck else "basic"
+        if name == f"resnet_{depth}d":
+            return {
+                "model_type": "rt_detr_resnet", "layer_type": kind, "depths": list(blocks), "embedding_size": 64,
+                "hidden_sizes": _WIDTHS[kind], "out_features": [f"stage{stage}" for stage in outputs],
+                "out_indices": outputs,
+            }  # fmt: skip
+        if name == f"resnet_{depth}":
+            return {
+                "model_type": TIMM_BACKBONE, "backbone": f"resnet{depth}", "features_only": True, "num_channels": 3,
+                "use_pretrained_backbone": False, "out_indices": outputs,
+            }  # fmt: skip
+    problems.append(f"model.backbone: {name}; it has resnet_18, resnet_34, resnet_50, resnet_101 and their d variants")
+    return {}
 
 
 def _backbone(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    kind, depths = config.get("layer_type", "bottleneck"), tuple(config.get("depths", (3, 4, 6, 3)))
-    widths = list(config.get("hidden_sizes", _WIDTHS["bottleneck"]))
+    """Our fields for the backbone of a `config.json`; what does not work is added to `problems`."""
+    inner = config.get("backbone_config")
+    if not inner:  # as written before transformers 5
+        options = config.get("backbone_kwargs") or {}
+        kind = TIMM_BACKBONE if config.get("use_timm_backbone") else config.get("backbone")
+        inner = {**options, "model_type": kind, "backbone": config.get("backbone")}
+    if inner.get("model_type") == TIMM_BACKBONE:
+        return _timm_backbone(inner, problems)
+    if unlike := _unlike(inner, _FIXED_BACKBONE, "backbone_config."):
+        problems += unlike
+        return {}
+    kind, depths = inner.get("layer_type", "bottleneck"), tuple(inner.get("depths", (3, 4, 6, 3)))
+    widths = list(inner.get("hidden_sizes", _WIDTHS["bottleneck"]))
     depth = RESNETS.get((kind == "bottleneck", depths))
     if depth is None or widths != _WIDTHS.get(kind):
         problems.append(f"backbone_config: {kind} blocks, depths {list(depths)}, hidden_sizes {widths}")
         return {}
-    stages, numbers = config.get("out_features"), config.get("out_indices") or [2, 3, 4]
+    stages, numbers = inner.get("out_features"), inner.get("out_indices") or [2, 3, 4]
     indices = [int(name.removeprefix("stage")) - 1 for name in stages] if stages else [i - 1 for i in numbers]
     return {"backbone": f"resnet_{depth}d", "return_interm_indices": indices}
+
+
+def _timm_backbone(inner: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    name = str(inner.get("backbone", "")).partition(".")[0].removeprefix("timm/")  # without the tag of its weights
+    row = next((row for row in BACKBONES.values() if row.family == "resnet" and row.timm_name == name), None)
+    if row is None:
+        problems.append(f"backbone_config.backbone is {inner.get('backbone')!r}; of timm's networks only ResNets work")
+        return {}
+    return {"backbone": row.name, "return_interm_indices": [i - 1 for i in inner.get("out_indices") or [2, 3, 4]]}
 
 
 def _unlike(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], prefix: str = "") -> list[str]:

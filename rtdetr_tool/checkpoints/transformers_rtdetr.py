@@ -1,8 +1,8 @@
 """Names of Hugging Face transformers' RT-DETR (`RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`) and ours.
 
 Both directions read one table. The files that transformers publishes and writes still carry the names it used before
-version 5 (`encoder.encoder`, `fc1`, `out_proj`); its modules in memory carry the new ones: both are understood. Only
-the ResNet-d backbones of the published weights have a counterpart here.
+version 5 (`encoder.encoder`, `fc1`, `out_proj`); its modules in memory carry the new ones: both are understood. Of
+its backbones there are counterparts here of the ResNet-d of the published weights and of timm's ResNets.
 
 The one difference beyond names: transformers keeps query, key and value projections apart, we in one tensor.
 """
@@ -19,7 +19,7 @@ from rtdetr_tool.checkpoints.renames import to_ours, to_theirs
 from rtdetr_tool.errors import CheckpointError
 
 # (transformers, ours): the starts of names, where `*` is a number that is carried over. What follows is kept.
-TABLE: tuple[tuple[str, str], ...] = (
+_RESNET_D: tuple[tuple[str, str], ...] = (
     ("model.backbone.model.embedder.embedder.0.convolution.", "backbone.conv1.0."),
     ("model.backbone.model.embedder.embedder.0.normalization.", "backbone.conv1.1."),
     ("model.backbone.model.embedder.embedder.1.convolution.", "backbone.conv1.3."),
@@ -41,6 +41,9 @@ TABLE: tuple[tuple[str, str], ...] = (
             ("shortcut.normalization" if stage == 0 else "shortcut.1.normalization", "downsample.2"),
         )
     ),
+)
+_TIMM = (("model.backbone.model._backbone.", "backbone."),)
+_NECK: tuple[tuple[str, str], ...] = (
     ("model.encoder_input_proj.", "encoder.input_proj."),
     *(
         (f"model.encoder.aifi.*.layers.*.{theirs}", f"encoder.encoder.*.layers.*.{ours}")
@@ -80,6 +83,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("model.decoder.class_embed.", "decoder.dec_score_head."),
     ("model.decoder.bbox_embed.", "decoder.dec_bbox_head."),
 )
+
 
 # Names before transformers 5 -> names since, and back.
 _RENAMED = (
@@ -125,13 +129,14 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(projections) != 3:
             raise CheckpointError(f"the query, key or value projection of {name.rsplit('.', 1)[0]} is missing")
         joined[name] = torch.cat([projections[part] for part in "qkv"])
-    return to_ours(joined, TABLE)
+    return to_ours(joined, (*_RESNET_D, *_TIMM, *_NECK))
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' names in memory (since version 5); CheckpointError when a tensor has no counterpart."""
     separate: dict[str, Tensor] = {}
-    for name, tensor in to_theirs(state_dict, TABLE).items():
+    backbone = _RESNET_D if "backbone.conv1.0.weight" in state_dict else _TIMM
+    for name, tensor in to_theirs(state_dict, (*backbone, *_NECK)).items():
         if found := _JOINED.match(name):
             for part, projection in zip("qkv", tensor.chunk(3), strict=True):
                 separate[f"{found[1]}{part}_proj.{found[2]}"] = projection.clone()

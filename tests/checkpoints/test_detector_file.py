@@ -174,6 +174,8 @@ def changed(folder, target, **values):
         ({"normalize_before": True}, "normalize_before is True; only False works"),
         ({"learn_initial_query": True}, "learn_initial_query is True"),
         ({"decoder_attention_heads": 2}, "decoder_attention_heads is 2"),
+        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "vgg11"}}, "'vgg11'; of timm.* only ResNets"),
+        ({"backbone_config": None, "backbone": "swin"}, "backbone_config.model_type is 'swin'"),
         ({"backbone_config__model_type": "resnet"}, "backbone_config.model_type is 'resnet'"),
         ({"backbone_config__depths": [3, 3, 3, 3]}, r"depths \[3, 3, 3, 3\]"),
         ({"decoder_layers": 3}, "dec_layers is 3 in config.json, 2 in the tensors"),

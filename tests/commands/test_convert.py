@@ -88,8 +88,9 @@ def test_transformers_to_ours_and_back_loses_nothing(saved, tmp_path, suffix):
     assert processor.size == {"height": 64, "width": 64} and not processor.do_normalize
 
 
-def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path):
-    project.spec["model"]["backbone"] = "resnet_18d"
+@pytest.mark.parametrize("backbone", ["resnet_18d", "resnet_18"])
+def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path, backbone):
+    project.spec["model"]["backbone"] = backbone
     checkpoint = project.checkpoint(lively=True)
     folder, back = tmp_path / "there", tmp_path / "back.pth"
     assert convert(checkpoint, folder, "--to", "transformers") == 0
@@ -102,6 +103,15 @@ def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path):
     assert all(torch.equal(weights[name], returned[name]) for name in weights if name not in counters)
     assert (again.nheads, again.num_queries, again.dn_number) == (model.nheads, model.num_queries, model.dn_number)
     assert [entry["name"] for entry in classes] == ["class_0", "cat"]
+
+    theirs = transformers.RTDetrForObjectDetection.from_pretrained(folder).eval()
+    detector, images = open_detector(str(checkpoint), read_spec(None)).detector.eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        one, other = detector(images), theirs(images)
+    rows = [torch.cat(pair, -1) for pair in ((one.logits, one.boxes), (other.logits, other.pred_boxes))]
+    for ours, expected in zip(*rows, strict=True):  # in whatever order
+        first, second = linear_sum_assignment(torch.cdist(ours, expected))
+        torch.testing.assert_close(ours[first], expected[second], atol=1e-4, rtol=1e-4)
 
 
 def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(project, tmp_path, capsys):
@@ -116,7 +126,7 @@ def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(p
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "model.backbone: resnet_18; it has resnet_18d"),
+        ({"backbone": "efficientvit_b0"}, "model.backbone: efficientvit_b0; it has resnet_18,"),
         ({"backbone": "resnet_18d", "depth_mult": 2}, "model.depth_mult: 2"),
         ({"backbone": "resnet_18d", "act": "selu"}, "model.act: selu"),
         ({"backbone": "resnet_18d", "num_points": [4, 2, 2]}, "model.num_points"),
