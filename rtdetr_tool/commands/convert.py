@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
 
     opened = open_detector(options.source, loaded)
     meta = metadata_of(opened, options.classes)
-    notes = []
+    notes: list[str] = []
     try:
         if layout == TRANSFORMERS:
             notes = write_transformers(target, opened.detector.state_dict(), meta)
@@ -58,6 +58,11 @@ def main(options: argparse.Namespace) -> int:
             save_detector(opened.detector.state_dict(), meta, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+    if opened.spec.model.frozen_fm.enabled:
+        notes.append(
+            f"{target} is without the frozen foundation model: model.frozen_fm.checkpoint must name its file (a TAO "
+            "checkpoint that holds it will do)"
+        )
     for note in notes:
         logger.warning(note)
     named = f"{len(meta['classes'])} of {opened.spec.dataset.num_classes} classes named"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetr_tool.catalog import BACKBONES
+from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
 from rtdetr_tool.checkpoints.architecture import architecture_of, backbone_of, points_per_level
 from rtdetr_tool.models.build import build_backbone, build_detector
-from rtdetr_tool.spec import ModelSpec
+from rtdetr_tool.spec import FrozenFmSpec, ModelSpec
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -52,6 +52,16 @@ def test_the_fields_that_shapes_settle_are_those_that_the_detector_was_built_wit
     if "dn_number" not in fields:
         assert "dn_number" not in model
     assert classes == 5 and told.items() <= model.items()
+
+
+@pytest.mark.parametrize("name", FOUNDATION_MODELS)
+def test_a_frozen_foundation_model_is_known_by_the_level_that_it_adds(name):
+    with torch.device("meta"):
+        model = ModelSpec(backbone="resnet_18", frozen_fm=FrozenFmSpec(enabled=True, backbone=name))
+        weights = build_detector(model, 5).state_dict()
+    fields, _ = architecture_of(weights, {}, "a.pth")
+    assert fields["frozen_fm"] == {"enabled": True, "backbone": name, "checkpoint": None}
+    assert fields["num_feature_levels"] == 3 and fields["return_interm_indices"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("points", [[4], [1], [4, 2, 1], [2, 4, 4, 3]])
