@@ -48,6 +48,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "rtdetr gen_trt_engine -e specs/demo.yaml -r results gen_trt_engine.onnx_file=results/model.onnx "
         "gen_trt_engine.trt_engine=results/model.engine gen_trt_engine.tensorrt.data_type=FP16",
     ),
+    "distill": (
+        "rtdetr_tool.commands.distill",
+        "train a small detector (the student) that follows a larger one (the teacher)",
+        "rtdetr distill -e specs/distill_demo.yaml -r results "
+        "distill.pretrained_teacher_model_path=teacher/train/rtdetr_model_best.pth",
+    ),
     "convert": (
         "rtdetr_tool.commands.convert",
         "rewrite a checkpoint: NVIDIA TAO, official RT-DETR, Hugging Face transformers to ours; ours to transformers",
@@ -64,7 +70,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 OWN_ARGUMENTS = ("convert", "default_specs")
 
 # Commands of TAO that have a section in the spec but are not part of this version.
-NOT_YET = ("distill", "quantize")
+NOT_YET = ("quantize",)
 
 
 def build_parser() -> argparse.ArgumentParser:

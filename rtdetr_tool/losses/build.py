@@ -1,11 +1,21 @@
-"""Builds the criterion from the `model` section of a spec; the only place in `losses` that sees a spec."""
+"""Builds losses from a spec; the only place in `losses` that sees one."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+
+from rtdetr_tool.errors import SpecError
 from rtdetr_tool.losses.criterion import SetCriterion
+from rtdetr_tool.losses.distillation import Alignment, DistillationLoss, FeatureBinding, PredictionBinding
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.losses.rfdetr import GroupMatcher, RFDETRCriterion
-from rtdetr_tool.spec import ModelSpec
+from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
+from rtdetr_tool.spec.tables import PREDICTIONS
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # of each level of a module's output, by the module's name
 
 
 def build_criterion(spec: ModelSpec) -> SetCriterion:
@@ -29,3 +39,80 @@ def _build_rfdetr_criterion(spec: ModelSpec) -> RFDETRCriterion:
         "loss_giou": spec.giou_loss_coef,
     }
     return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss)
+
+
+def build_distillation(spec: DistillSpec, model: ModelSpec, student: Shapes, teacher: Shapes) -> DistillationLoss:
+    """The bindings of `spec` between outputs of these shapes; `SpecError` names every pair that does not fit.
+
+    Predictions are matched with the costs of the student's `model`.
+    """
+    problems: list[str] = []
+    bindings = [
+        PredictionBinding(binding.student_module_name, binding.criterion, binding.weight, spec.temperature)
+        if binding.student_module_name in PREDICTIONS
+        else _feature_binding(spec, index, student, teacher, problems)
+        for index, binding in enumerate(spec.bindings)
+    ]
+    if problems:
+        raise SpecError(problems)
+    return DistillationLoss(bindings, HungarianMatcher(model.class_cost, model.bbox_cost, model.giou_cost))
+
+
+def _feature_binding(
+    spec: DistillSpec, index: int, student: Shapes, teacher: Shapes, problems: list[str]
+) -> FeatureBinding | None:
+    binding = spec.bindings[index]
+    own, wanted = student[binding.student_module_name], teacher[binding.teacher_module_name]
+    problem = _misfit(own, wanted, spec.align)
+    if problem:
+        problems.append(
+            f"distill.bindings[{index}]: {binding.student_module_name} {_text(own)} of the student and "
+            f"{binding.teacher_module_name} {_text(wanted)} of the teacher: {problem}"
+        )
+        return None
+    channels = [(_channels(a), _channels(b), len(a)) for a, b in zip(own, wanted, strict=True)]
+    _say(binding, own, wanted)
+    return FeatureBinding(
+        binding.teacher_module_name,
+        binding.student_module_name,
+        binding.criterion,
+        binding.weight,
+        Alignment(channels),
+        spec.temperature,
+    )
+
+
+def _misfit(own: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]], align: str) -> str | None:
+    """Why outputs of these shapes cannot be brought together."""
+    if len(own) != len(wanted):
+        return f"they have {len(own)} and {len(wanted)} levels; bind outputs with equally many"
+    if any(len(a) != len(b) or len(a) not in (2, 3, 4) for a, b in zip(own, wanted, strict=True)):
+        return "their kinds differ; maps [B, C, h, w], tokens [B, N, C] and vectors [B, C] go with their like"
+    if any(len(a) == 3 and a[1] != b[1] for a, b in zip(own, wanted, strict=True)):
+        return "the numbers of tokens differ; bind maps (srcs, dsrcs, bb_feats), which are interpolated, or pred_logits"
+    if align == "error" and any(a[1:] != b[1:] for a, b in zip(own, wanted, strict=True)):
+        return "the shapes differ and distill.align is error; with project a learned 1x1 projection fits them together"
+    return None
+
+
+def _say(binding: BindingSpec, own: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]]) -> None:
+    """Log what is bound, and what is done where the shapes differ."""
+    ways = []
+    if any(_channels(a) != _channels(b) for a, b in zip(own, wanted, strict=True)):
+        pairs = [f"{_channels(a)} to {_channels(b)}" for a, b in zip(own, wanted, strict=True)]
+        ways.append(f"through learned projections of {', '.join(pairs)} channels")
+    if any(len(a) == 4 and a[2:] != b[2:] for a, b in zip(own, wanted, strict=True)):
+        ways.append("interpolated to the teacher's sizes")
+    logger.info(
+        "Distillation: %s of the student follows %s of the teacher (%s, weight %g)%s",
+        binding.student_module_name, binding.teacher_module_name, binding.criterion, binding.weight,
+        "".join(f", {way}" for way in ways),
+    )  # fmt: skip
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[1] if len(shape) == 4 else shape[-1]
+
+
+def _text(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape[1:])) for shape in shapes)

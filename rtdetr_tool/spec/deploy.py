@@ -147,7 +147,7 @@ class GenTrtEngineSpec:
         [], "TensorRT-RTX: the GPUs to build for, such as SM89; empty = the GPU present.", origin="ours"
     )
     score_images: int = field(
-        500, "Pictures of dataset.val_data_sources to score each precision on; -1 = all, 0 = none.", min=-1, origin="ours"
+        500, "Pictures of val_data_sources to score each precision on; -1 = all, 0 = none.", min=-1, origin="ours"
     )
     max_score_drop: float = field(
         0.01,
@@ -165,8 +165,12 @@ class GenTrtEngineSpec:
 class BindingSpec:
     """One pair of teacher and student outputs to bring together."""
 
-    teacher_module_name: str = field(MISSING, "Module of the teacher, or srcs, dsrcs, bb_feats.")
-    student_module_name: str = field(MISSING, "Module of the student, or srcs, dsrcs, bb_feats.")
+    teacher_module_name: str = field(
+        MISSING, "Module of the teacher, or srcs, dsrcs, bb_feats, pred_logits, pred_boxes."
+    )
+    student_module_name: str = field(
+        MISSING, "Module of the student, or srcs, dsrcs, bb_feats, pred_logits, pred_boxes."
+    )
     criterion: str = field(MISSING, "How they are compared.", options=("L1", "L2", "KL", "IOU"))
     weight: float = field(1.0, "Weight of this binding.")
 
@@ -179,6 +183,29 @@ class DistillSpec:
     pretrained_teacher_model_path: str | None = field(MISSING, "Weights of the teacher.")
     bindings: list[BindingSpec] = field([], "Pairs of outputs to bring together.")
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/distill.")
+    align: str = field(
+        "project",
+        "Where shapes differ: project = a 1x1 projection learned with the student, and interpolation; error = refuse.",
+        options=("project", "error"),
+        origin="ours",
+    )
+    temperature: float = field(1.0, "KL: both sides are divided by it before the softmax.", above=0.0, origin="ours")
+    warmup_epochs: int = field(
+        0, "The distillation loss grows to its full weight, linearly, in this many epochs.", min=0, origin="ours"
+    )
+    decay_from_epoch: int | None = field(
+        None,
+        "From this epoch (counted from 0) on its weight shrinks linearly, to final_factor in the last epoch.",
+        min=0,
+        origin="ours",
+    )
+    final_factor: float = field(
+        0.0,
+        "Share of the weight in the last epoch, with decay_from_epoch; at 0 the teacher is not run.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
 
 
 @dataclass(frozen=True)

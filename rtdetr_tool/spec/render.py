@@ -16,6 +16,7 @@ from rtdetr_tool.spec.tables import (
     DOCUMENTATION_DIFFERENCES,
     FIELD_ALIASES,
     INERT,
+    RECOMMENDED_BINDING,
     REQUIRED,
     SECTIONS_NOT_YET,
     SOURCE_KEYS,
@@ -61,8 +62,9 @@ def default_data(command: str) -> dict[str, Any]:
         for part in path:
             target = target[part]
         target[leaf] = _placeholder(leaf)
-    if command != "distill":
-        _drop_inert(data, "")
+    if command == "distill":
+        data["distill"]["bindings"] = [dict(RECOMMENDED_BINDING)]
+    _drop_inert(data, "")
     return data
 
 

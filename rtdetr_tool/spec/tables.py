@@ -72,8 +72,6 @@ INERT: dict[str, str] = {
     "model.backbone_names": "the backbone's parameters are known without a name pattern",
     "train.optim.monitor_name": "neither MultiStep nor StepLR watches a metric",
     "wandb.reinit": "one process makes one run",
-    "model.load_teacher_enc_dec": "only distill reads it, and distill is not part of this version",
-    "model.distillation_loss_coef": "only distill reads it, and distill is not part of this version",
     "dataset.quant_calibration_data_sources": "only quantize reads it, and quantize is not part of this version",
     "gen_trt_engine.input_channel": "the ONNX file says it",
     "gen_trt_engine.input_width": "the ONNX file says it",
@@ -88,7 +86,7 @@ NOT_YET: dict[str, str] = {
 }
 
 # Sections of commands that this version does not have: checked like all others, read by nothing yet.
-SECTIONS_NOT_YET = ("distill", "quantize")
+SECTIONS_NOT_YET = ("quantize",)
 
 # Other spellings of fields (TAO's documentation has them) -> the field.
 FIELD_ALIASES: dict[str, str] = {
@@ -101,6 +99,23 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "distill.teacher.backbone": BACKBONE_ALIASES,
     "quantize.backend": {"modelopt": "modelopt.pytorch"},
 }
+
+# Outputs of a detector that a binding of `distill` can name, besides the modules of the network. A prediction goes with
+# the same prediction; IOU has a meaning for some of them only.
+FEATURES = ("srcs", "dsrcs", "bb_feats")
+PREDICTIONS = ("pred_logits", "pred_boxes")
+BINDING_CRITERIA: dict[str, tuple[str, ...]] = {
+    "srcs": ("L1", "L2", "KL", "IOU"),
+    "dsrcs": ("L1", "L2", "KL", "IOU"),
+    "pred_logits": ("L1", "L2", "KL"),
+    "pred_boxes": ("L1", "L2", "IOU"),
+}
+OTHER_CRITERIA = ("L1", "L2", "KL")  # of bb_feats and every other module
+
+# The binding that TAO's documentation recommends.
+RECOMMENDED_BINDING = {
+    "teacher_module_name": "srcs", "student_module_name": "srcs", "criterion": "IOU", "weight": 20.0,
+}  # fmt: skip
 
 # Data source of the `dataset` section -> (keys it needs, keys it may have).
 SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -8,6 +8,7 @@ from typing import Any
 from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
+from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.model import ModelSpec
@@ -22,6 +23,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
     problems = [*_model(spec.model, "model"), *_dataset(spec.dataset), *_train(spec.train)]
     if spec.distill is not None:
         problems += _model(spec.distill.teacher, "distill.teacher")
+        problems += distill_problems(spec.distill, spec.train.num_epochs)
     for name in ("train", "evaluate", "inference"):
         problems += _devices(getattr(spec, name), name)
     for name in ("evaluate", "inference", "export"):
@@ -220,10 +222,7 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
                     "its weights"
                 )
     if command == "distill" and spec.distill is not None:
-        for index, binding in enumerate(spec.distill.bindings):
-            for field in ("teacher_module_name", "student_module_name", "criterion"):
-                if _is_blank(getattr(binding, field)):
-                    yield f"distill.bindings[{index}].{field}: a value is missing"
+        yield from missing_bindings(spec.distill)
     section = getattr(spec, command, None)
     if section is not None and not section.results_dir and not spec.results_dir:
         yield f"results_dir or {command}.results_dir: a value is missing; `{command}` needs it"

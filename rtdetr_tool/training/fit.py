@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 
+from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path
 from rtdetr_tool.training.datamodule import DetectionDataModule
@@ -35,16 +36,21 @@ class FitResult:
     dry_run: bool = False
 
 
-def fit(spec: ExperimentSpec, callbacks: Sequence[Callback] = (), **trainer_kwargs: Any) -> FitResult:
+def fit(
+    spec: ExperimentSpec,
+    callbacks: Sequence[Callback] = (),
+    build_module: Callable[[ExperimentSpec, ClassMap], DetectorModule] = DetectorModule,
+    **trainer_kwargs: Any,
+) -> FitResult:
     """Train as `spec` says, going on from `train.resume_training_checkpoint_path` or the results folder's newest file.
 
-    With `train.is_dry_run` everything is built and one batch goes through the model forwards and backwards, but nothing
-    is trained and nothing is written.
+    `build_module` makes what is trained; distillation gives its own. With `train.is_dry_run` everything is built and
+    one batch goes through the model forwards and backwards, but nothing is trained and nothing is written.
     """
     seed_run(spec.train.seed)
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")
-    module = DetectorModule(spec, datamodule.class_map)
+    module = build_module(spec, datamodule.class_map)
     if spec.train.is_dry_run:
         return rehearse(spec, module, datamodule)
     trainer = build_trainer(spec, callbacks=list(callbacks), **trainer_kwargs)

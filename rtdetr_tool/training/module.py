@@ -54,6 +54,7 @@ class DetectorModule(pl.LightningModule):
         detector.freeze(spec.train.freeze or ())
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
+        self.logged_terms = _MAIN_TERMS  # of `compute_losses`, in every training step
         self.last_loss: Tensor | None = None  # of the latest training step, on the device; read without haste
         self.validated_epoch = -1
         self.metrics: dict[str, float] = {}  # of the latest validation or test
@@ -109,7 +110,7 @@ class DetectorModule(pl.LightningModule):
         self.last_loss = loss.detach()
         size = len(batch)
         self.log("train_loss", self.last_loss, on_step=True, on_epoch=True, batch_size=size, sync_dist=False)
-        terms = {f"train_{name}": losses[name].detach() for name in _MAIN_TERMS if name in losses}
+        terms = {f"train_{name}": losses[name].detach() for name in self.logged_terms if name in losses}
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("lr", self._main_rate(), on_step=True, on_epoch=False, batch_size=size)
         return loss
@@ -180,9 +181,10 @@ class DetectorModule(pl.LightningModule):
 
     # Optimizer
 
-    def configure_optimizers(self) -> Any:
-        train, optim = self.spec.train, self.spec.train.optim
-        groups = parameter_groups(
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains."""
+        optim = self.spec.train.optim
+        return parameter_groups(
             self.detector,
             lr=optim.lr,
             lr_backbone=optim.lr_backbone,
@@ -190,6 +192,10 @@ class DetectorModule(pl.LightningModule):
             linear_proj_names=self.spec.model.linear_proj_names,
             lr_linear_proj_mult=optim.lr_linear_proj_mult,
         )
+
+    def configure_optimizers(self) -> Any:
+        train, optim = self.spec.train, self.spec.train.optim
+        groups = self.parameter_groups()
         fused = train.precision != "fp16" and self.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(optim.optimizer, groups, momentum=optim.momentum, fused=fused)
         schedule = StagedSchedule(

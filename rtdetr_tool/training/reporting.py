@@ -41,7 +41,7 @@ class StatusReport(Callback):
         self._epochs, self._seconds = self._epochs + 1, self._seconds + seconds
         epoch, steps = trainer.current_epoch, int(trainer.num_training_batches)
         status = current_status()
-        status.running("Train metrics generated.", kpi=_figures(trainer, ("train_loss",)))
+        status.running("Train metrics generated.", kpi=_figures(trainer, ("train_loss", "train_loss_distillation")))
         status.running(
             "Training loop in progress",
             epoch=epoch,

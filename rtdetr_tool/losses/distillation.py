@@ -1,0 +1,196 @@
+"""The distillation loss: what is bound together of a student and a teacher, and how far apart it is.
+
+Shape legend: B batch, C channels or classes, h, w size of a map, N tokens, S decoder layers of the student, Q queries,
+K the teacher's best queries, P matched pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.losses.imitation import (
+    box_distance,
+    class_distance,
+    masked_square,
+    mean_absolute,
+    mean_square,
+    query_quality,
+    relative_entropy,
+    target_mask,
+)
+from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
+from rtdetr_tool.ops.structures import Predictions, Target
+
+TEACHER_QUERIES = 100  # the best K queries of the teacher are matched; others hardly have a score to weigh with
+
+
+class Queries(NamedTuple):
+    """What an RT-DETR teacher's decoder starts from."""
+
+    content: Tensor  # [B, Q, C]
+    scores: Tensor  # [B, Q] 0..1, of the best class
+    boxes: Tensor  # [B, Q, 4] cxcywh 0..1
+
+
+@dataclass
+class Outputs:
+    """What one forward pass of a detector gave: outputs of modules by name, and its predictions."""
+
+    features: dict[str, list[Tensor]]
+    predictions: Predictions
+    queries: Queries | None = None
+    in_query_space: dict[str, list[Tensor]] = field(default_factory=dict)  # maps as wide as queries, where they differ
+
+
+class Matched(NamedTuple):
+    """Pairs of queries of student and teacher that speak of the same object."""
+
+    student_logits: Tensor  # [P, C]
+    student_boxes: Tensor  # [P, 4] cxcywh 0..1
+    teacher_logits: Tensor
+    teacher_boxes: Tensor
+    weight: Tensor  # [P] 0..1, the teacher's score
+
+
+class Alignment(nn.Module):
+    """Brings the student's tensors to the shape of the teacher's.
+
+    Where the channels differ, a 1x1 projection learned with the student (a linear layer for tokens); where the sizes of
+    maps differ, bilinear interpolation.
+
+    Args:
+        channels: (student's, teacher's, axes of the tensor) of each level.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Identity() if own == wanted else nn.Conv2d(own, wanted, 1) if axes == 4 else nn.Linear(own, wanted)
+            for own, wanted, axes in channels
+        )
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+        aligned = [project(level) for project, level in zip(self.projections, student, strict=True)]
+        return [
+            F.interpolate(own, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+            if wanted.ndim == 4 and own.shape[-2:] != wanted.shape[-2:]
+            else own
+            for own, wanted in zip(aligned, teacher, strict=True)
+        ]
+
+
+class FeatureBinding(nn.Module):
+    """Outputs of one module of the student and one of the teacher, the distance summed over their levels.
+
+    L1 and L2 are means over all elements, KL compares distributions (`imitation.relative_entropy`). IOU is the
+    target-aware imitation of DETRDistill (Chang et al. 2023, arXiv:2211.10156) in the form of NVIDIA TAO::
+
+        quality_n = score_n * max over objects g of IoU(box_n, g)       score_n without objects
+        m(p)      = max(sum_n quality_n * cos(query_n, teacher(p)), 0.01) / its largest value in the image
+        loss      = sum over levels of mean((m * student - m * teacher)^2)
+
+    with the teacher's selected queries n (content [B, Q, C], score 0..1, box cxcywh 0..1 like the objects') and its
+    maps [B, C, h, w].
+    """
+
+    def __init__(
+        self, teacher: str, student: str, criterion: str, weight: float, alignment: Alignment, temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.teacher, self.student, self.criterion = teacher, student, criterion
+        self.weight, self.temperature = weight, temperature
+        self.alignment = alignment
+
+    def forward(self, student: Outputs, teacher: Outputs, targets: PaddedTargets) -> Tensor:
+        wanted = teacher.features[self.teacher]
+        given = self.alignment(student.features[self.student], wanted)
+        if self.criterion == "IOU":
+            losses = self._target_aware(given, wanted, teacher, targets)
+        elif self.criterion == "KL":
+            losses = [relative_entropy(a, b, self.temperature) for a, b in zip(given, wanted, strict=True)]
+        else:
+            distance = mean_absolute if self.criterion == "L1" else mean_square
+            losses = [distance(a, b) for a, b in zip(given, wanted, strict=True)]
+        return torch.stack(losses).sum()
+
+    def _target_aware(
+        self, given: Sequence[Tensor], wanted: Sequence[Tensor], teacher: Outputs, targets: PaddedTargets
+    ) -> list[Tensor]:
+        queries = teacher.queries
+        quality = query_quality(queries.scores, queries.boxes, targets)
+        compared = teacher.in_query_space.get(self.teacher, wanted)
+        masks = [target_mask(level, queries.content, quality) for level in compared]
+        return [masked_square(a, b, mask) for a, b, mask in zip(given, wanted, masks, strict=True)]
+
+
+class PredictionBinding(nn.Module):
+    """`pred_logits` or `pred_boxes` of matched queries, averaged over the pairs with the teacher's scores as weights.
+
+    Queries have no order that student and teacher share. As in the logits distillation of DETRDistill (Chang et al.
+    2023, arXiv:2211.10156) the teacher's predictions are matched with the student's like objects, for every decoder
+    layer of the student. Ours: only the teacher's best queries are, and each counts as much as the teacher is sure of
+    it.
+    """
+
+    def __init__(self, name: str, criterion: str, weight: float, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.teacher = self.student = name
+        self.criterion, self.weight, self.temperature = criterion, weight, temperature
+
+    def forward(self, pairs: Matched) -> Tensor:
+        if self.student == "pred_logits":
+            distance = class_distance(pairs.student_logits, pairs.teacher_logits, self.criterion, self.temperature)
+        else:
+            distance = box_distance(pairs.student_boxes, pairs.teacher_boxes, self.criterion)
+        return (pairs.weight * distance).sum() / pairs.weight.sum().clamp(min=1e-6)
+
+
+class DistillationLoss(nn.Module):
+    """All bindings of a run: `loss_distillation_<student's module>_<criterion>` of each (weighted) and their sum."""
+
+    def __init__(self, bindings: Sequence[FeatureBinding | PredictionBinding], matcher: HungarianMatcher) -> None:
+        super().__init__()
+        self.bindings = nn.ModuleList(bindings)
+        self.matcher = matcher
+        self.names: list[str] = []
+        for binding in bindings:
+            name = f"loss_distillation_{binding.student}_{binding.criterion}"
+            count = sum(other == name or other.startswith(f"{name}_") for other in self.names)
+            self.names.append(f"{name}_{count + 1}" if count else name)
+
+    def forward(self, student: Outputs, teacher: Outputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        padded = PaddedTargets.of(targets)
+        pairs = None
+        terms: dict[str, Tensor] = {}
+        for name, binding in zip(self.names, self.bindings, strict=True):
+            if isinstance(binding, PredictionBinding):
+                if pairs is None:
+                    pairs = match_queries(self.matcher, student.predictions, teacher.predictions)
+                distance = binding(pairs)
+            else:
+                distance = binding(student, teacher, padded)
+            terms[name] = binding.weight * distance
+        return {**terms, "loss_distillation": torch.stack(list(terms.values())).sum()}
+
+
+def match_queries(
+    matcher: HungarianMatcher, student: Predictions, teacher: Predictions, limit: int = TEACHER_QUERIES
+) -> Matched:
+    """The teacher's best queries as if they were objects, each with its own query of every decoder layer."""
+    scores, labels = teacher.logits.detach().float().sigmoid().max(-1)  # [B, Q]
+    score, best = scores.topk(min(limit, scores.shape[1]), dim=1)  # [B, K]
+    take = best[..., None]
+    logits = teacher.logits.detach().gather(1, take.expand(-1, -1, teacher.logits.shape[-1]))
+    boxes = teacher.boxes.detach().float().gather(1, take.expand(-1, -1, 4))
+    objects = PaddedTargets(labels.gather(1, best), boxes, [best.shape[1]] * len(best))
+    layers = (student.layer_logits, student.layer_boxes)
+    own_logits, own_boxes = (student.logits[None], student.boxes[None]) if layers[0] is None else layers
+    found = matcher(own_logits.detach(), own_boxes.detach(), objects)
+    own, theirs = (found.stage, found.image, found.query), (found.image, found.target)
+    return Matched(own_logits[own], own_boxes[own], logits[theirs], boxes[theirs], score[theirs])

@@ -1,0 +1,248 @@
+"""`rtdetr distill` from the command line: what it leaves, whom it takes as teacher, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
+from rtdetr_tool.commands.distill import open_teacher
+from rtdetr_tool.spec import read_spec
+from rtdetr_tool.spec.convert import walk_fields
+from rtdetr_tool.spec.fields import MISSING
+
+ROOT = Path(__file__).parents[2]
+BINDING = "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"
+WIDE = ("model.hidden_dim=24", "model.feat_channels=[24,24,24]")
+"""The student of these tests; the teacher is the project's own network, of width 16."""
+
+
+def bindings(teacher_module_name="srcs", student_module_name="srcs", criterion="IOU", weight=20) -> str:
+    ends = f"teacher_module_name: {teacher_module_name}, student_module_name: {student_module_name}"
+    return f"distill.bindings=[{{{ends}, criterion: {criterion}, weight: {weight}}}]"
+
+
+@pytest.fixture
+def distill(project):
+    """`distill(*overrides)` runs the command on the project with its own untrained checkpoint as teacher."""
+    teacher = project.checkpoint(lively=True)
+
+    def run(*overrides: str, **settings: str) -> int:
+        settings = {"bindings": f"[{BINDING}]", "pretrained_teacher_model_path": str(teacher), **settings}
+        return project.run(
+            "distill", *WIDE, *(f"distill.{name}={value}" for name, value in settings.items()), *overrides
+        )
+
+    return run
+
+
+def failure(project) -> str:
+    return project.status("distill")[-1]["message"]
+
+
+def test_a_run_leaves_a_student_that_evaluates_like_any_other(project, distill):
+    project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "activation_checkpoint": False}
+    project.write()
+    assert distill() == 0
+    folder = project.folder / "results" / "distill"
+    names = {path.name for path in folder.iterdir()}
+    assert {"experiment.yaml", "status.json", "log.txt", "model_epoch_000.pth", "rtdetr_model_latest.pth"} <= names
+    assert not (project.folder / "results" / "train").exists()
+    lines = project.status("distill")
+    assert lines[-1]["status"] == "SUCCESS"
+    figures = next(line["kpi"] for line in lines if line.get("message") == "Train metrics generated.")
+    assert figures["train_loss_distillation"] > 0
+    log = (folder / "log.txt").read_text()
+    assert "Distillation: srcs of the student follows srcs of the teacher (IOU, weight 20), through learned" in log
+    checkpoint = folder / "rtdetr_model_latest.pth"
+    assert load_checkpoint(checkpoint)["rtdetr_tool"]["spec"]["distill"]["bindings"][0]["weight"] == 20.0
+    assert distill("train.num_epochs=2") == 0  # and another epoch: it goes on from there
+    assert any("Resuming from" in line.get("message", "") for line in project.status("distill"))
+    assert (folder / "model_epoch_001.pth").exists()
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}", *WIDE) == 0
+
+
+# Each field of the section
+
+
+def test_results_dir_moves_the_results(project, distill, tmp_path):
+    place = tmp_path / "elsewhere"
+    assert distill(results_dir=str(place)) == 0
+    assert (place / "status.json").exists()
+    assert not (project.folder / "results").exists()
+
+
+def test_align_error_refuses_what_project_would_fit(project, distill):
+    assert distill(align="project") == 0
+    assert distill(align="error") == 2
+    assert "distill.align is error" in failure(project)
+
+
+def test_the_rest_of_the_section_reaches_the_loss(project, distill, monkeypatch):
+    """Temperature, warm-up and decay change the loss of a dry run's one step (of epoch 0)."""
+    from rtdetr_tool.training import fit as fitting
+
+    losses = []
+    original = fitting.rehearse
+
+    def seen(*arguments):
+        result = original(*arguments)
+        losses.append(result.metrics["train_loss"])
+        return result
+
+    monkeypatch.setattr(fitting, "rehearse", seen)
+    kl = bindings(criterion="KL").split("=", 1)[1]
+    decay = "distill.decay_from_epoch=0"
+    changes = [(), ("distill.temperature=4.0",), ("distill.warmup_epochs=10",), (decay,),
+               (decay, "distill.final_factor=0.5"), ("model.distillation_loss_coef=0.4",)]  # fmt: skip
+    for change in changes:
+        assert distill("train.num_epochs=10", *change, bindings=kl) == 0
+    assert len({round(loss, 6) for loss in losses}) == len(changes)
+
+
+def test_load_teacher_enc_dec_is_said(project, distill):
+    same = ("model.hidden_dim=16", "model.feat_channels=[16,16,16]", "model.load_teacher_enc_dec=true")
+    assert distill(*same) == 0
+    log = (project.folder / "results" / "distill" / "log.txt").read_text()
+    assert "tensors of encoder and decoder from the teacher." in log
+
+
+# The teacher
+
+
+def test_the_teacher_is_what_its_file_says(project):
+    teacher = f"distill.pretrained_teacher_model_path={project.checkpoint()}"
+    loaded = read_spec(project.spec_file, [teacher, bindings(), *WIDE], "distill")
+    assert loaded.spec.distill.teacher.hidden_dim == 256  # the default, which nobody gave
+    opened = open_teacher(loaded)
+    assert opened.detector.encoder.hidden_dim == 16 and opened.class_map.name_of(1) == "cat"
+
+
+def test_a_teacher_section_that_contradicts_the_file_is_an_error(project, distill):
+    assert distill("distill.teacher.backbone=convnext_large") == 2
+    assert "distill.teacher.backbone is 'convnext_large' in the spec, 'resnet_18' in the checkpoint" in failure(project)
+
+
+def test_every_field_of_the_teacher_is_one_of_model():
+    """They are built by the same code, whose effects `test_field_effects` shows."""
+    names = [name for name, _, _ in walk_fields()]
+    assert {name[16:] for name in names if name.startswith("distill.teacher.")} == {
+        name[6:] for name in names if name.startswith("model.")
+    }
+
+
+def test_weights_without_our_metadata_serve_as_teacher(project, distill):
+    weights = {
+        name.removeprefix("model.model."): tensor
+        for name, tensor in load_checkpoint(project.checkpoint())["state_dict"].items()
+    }
+    path = save_checkpoint({"state_dict": weights}, project.folder / "bare.pth")
+    assert distill("distill.teacher.nheads=2", pretrained_teacher_model_path=str(path)) == 0
+
+
+def test_a_teacher_of_transformers_can_be_learned_from(project, distill, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    backbone = transformers.RTDetrResNetConfig(
+        depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_indices=[2, 3, 4]
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone, d_model=32, encoder_hidden_dim=32, encoder_in_channels=[128, 256, 512],
+        encoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4, decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=40, decoder_layers=2, num_queries=12, id2label={0: "cat", 1: "dog", 2: "cow"},
+        label2id={"cat": 0, "dog": 1, "cow": 2},
+    )  # fmt: skip
+    folder = tmp_path / "teacher"
+    transformers.RTDetrForObjectDetection(config).save_pretrained(folder)
+    assert distill(pretrained_teacher_model_path=str(folder)) == 0
+    log = (project.folder / "results" / "distill" / "log.txt").read_text()
+    assert "the teacher has 3 classes (0: cat, 1: dog, 2: cow), the data 2 (1: cat)" in log
+    assert distill(bindings("pred_logits", "pred_logits", "KL"), pretrained_teacher_model_path=str(folder)) == 2
+
+
+# What is refused, in one message each
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "words"),
+    [
+        ([], {"pretrained_teacher_model_path": "/nowhere/teacher.pth"},
+         "distill.pretrained_teacher_model_path: There is no checkpoint at /nowhere/teacher.pth"),
+        ([bindings("src", criterion="L2")], {},
+         "distill.bindings[0].teacher_module_name: the teacher has no module 'src'; near: srcs"),
+        ([bindings("backbone.layer2", "srcs", "L2")], {}, "they have 3 and 1 levels"),
+    ],
+)  # fmt: skip
+def test_a_wrong_teacher_or_binding_is_one_message(project, distill, capsys, overrides, settings, words):
+    assert distill(*overrides, **settings) == 2
+    assert words in failure(project)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_classes_cannot_give_predictions(project, distill):
+    project.coco["categories"] = [{"id": 1, "name": "dog"}]
+    project.write()
+    assert distill(bindings("pred_logits", "pred_logits", "KL")) == 2
+    assert "the teacher has 2 classes (1: cat), the data 2 (1: dog)" in failure(project)
+    assert distill() == 0  # its features can be used
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ([bindings("srcs", "pred_logits", "L2")],
+         "distill.bindings[0]: srcs of the teacher and pred_logits of the student; allowed: the same prediction of "),
+        ([bindings("bb_feats", "bb_feats")],
+         "distill.bindings[0].criterion: IOU is not allowed; allowed with bb_feats: L1, L2, KL (IOU goes with srcs, "
+         "dsrcs, pred_boxes)"),
+        ([bindings("pred_boxes", "pred_boxes", "KL")],
+         "distill.bindings[0].criterion: KL is not allowed; allowed with pred_boxes: L1, L2, IOU"),
+        ([bindings(weight=-1)], "distill.bindings[0].weight: -1.0 is not allowed; allowed: at least 0"),
+        (["distill.bindings=[]"],
+         "distill.bindings: [] is not allowed; allowed: at least one pair of outputs, such as "
+         "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"),
+        (["distill.decay_from_epoch=99"],
+         "distill.decay_from_epoch: 99 is not allowed; allowed: below train.num_epochs (72)"),
+    ],
+)  # fmt: skip
+def test_bindings_without_meaning_are_found_in_the_spec(project, distill, capsys, overrides, problem):
+    assert distill("train.num_epochs=72", *overrides) == 2
+    assert f"  - {problem}" in capsys.readouterr().err
+
+
+# The specs that are shipped
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "specs").glob("distill_*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_spec_needs_nothing_but_paths(path):
+    place = "{image_dir: /a, json_file: /b}"
+    gaps = [f"dataset.{split}_data_sources={place}" for split in ("train", "val")] if "demo" not in path.name else []
+    loaded = read_spec(path, [*gaps, "distill.pretrained_teacher_model_path=/teacher.pth"], "distill")
+    assert not loaded.notes
+    assert [b.criterion for b in loaded.spec.distill.bindings] == ["IOU"]
+
+
+def test_the_example_of_taos_documentation_runs_with_small_sizes(project, tmp_path):
+    """Every word of its distill section, at sizes for a test; the teacher is its ConvNeXt-L with small widths."""
+    from rtdetr_tool.checkpoints.metadata import build_metadata
+    from rtdetr_tool.models.build import build_detector
+    from rtdetr_tool.spec import spec_from_dict, spec_to_dict
+    from rtdetr_tool.spec.load import read_file
+
+    data = read_file(ROOT / "specs" / "distill_convnext_large.yaml")
+    small = {"hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16], "dim_feedforward": 16, "dec_layers": 1}
+    data["model"] |= {**small, "backbone": "resnet_18", "num_queries": 8, "num_select": 8}
+    data["distill"]["teacher"] |= {**small, "backbone": "convnext_tiny", "num_queries": 8, "num_select": 8}
+    data["dataset"] = project.spec["dataset"]
+    data |= {"train": project.spec["train"], "wandb": {"enable": False}, "results_dir": str(tmp_path / "results")}
+    spec = spec_from_dict({**project.spec, "model": {**data["distill"]["teacher"]}}, "train")
+    weights = build_detector(spec.model, 2).state_dict()
+    meta = build_metadata("test", spec_to_dict(spec), [{"index": 1, "id": 1, "name": "cat"}])
+    payload = {"state_dict": {f"model.model.{name}": t for name, t in weights.items()}, "rtdetr_tool": meta}
+    data["distill"]["pretrained_teacher_model_path"] = MISSING
+    project.spec_file.write_text(json.dumps(data))
+    path = save_checkpoint({**payload, "tao_model": "rtdetr"}, tmp_path / "teacher.pth")
+    assert project.run("distill", f"distill.pretrained_teacher_model_path={path}") == 0
