@@ -71,7 +71,7 @@ def main() -> None:
         name = "dynamic" if batch is None else "static"
         sessions[name] = OnnxRuntime(content, interface_of(graph, name), threads=options.threads)
         for compared in (1, 3) if batch is None else (1,):
-            found = compare_on(pictures, compared, eager.predict, sessions[name].predict)
+            found = compare_on(pictures, compared, eager.predict, sessions[name].predict, 1e-3)
             table.add_row(
                 name, str(options.opset), str(len(graph.graph.node)), f"{len(content) / 1e6:.1f}", f"{seconds:.1f}",
                 f"{found.score:.1e}", f"{found.box:.1e}", str(compared),

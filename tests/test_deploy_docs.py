@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from rtdetr_tool import cli
-from rtdetr_tool.spec import load_spec, read_spec
+from rtdetr_tool.spec import load_spec, read_spec, spec_from_dict
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def test_tritons_configuration_has_the_graphs_names_types_and_shapes(exported):
 
 
 def test_deepstreams_files_are_where_its_configuration_says(exported):
-    app, engine = (yaml.safe_load(block) for block in blocks("yaml"))
+    app, engine, _ = (yaml.safe_load(block) for block in blocks("yaml"))
     assert app["primary-gie"]["config-file"] == "nvdsinfer_config.yaml"
     config = yaml.safe_load((exported / "nvdsinfer_config.yaml").read_text())
     assert (exported / config["property"]["onnx-file"]).exists()
@@ -105,6 +105,15 @@ def test_deepstreams_files_are_where_its_configuration_says(exported):
     assert labels == ["disc", "square", "triangle", "star", "ring"]
     assert set(engine["property"]) == {"model-engine-file", "network-mode"}
     assert "NvDsInferParseCustomDDETRTAO" in TEXT
+
+
+def test_the_example_of_single_layers_is_a_valid_spec():
+    from rtdetr_tool.deploy.precision import parse_layers_precision
+
+    spec = spec_from_dict(yaml.safe_load(blocks("yaml")[-1]))
+    rules = parse_layers_precision(spec.gen_trt_engine.tensorrt.layers_precision)
+    assert rules.match("/detector/backbone/conv1/Conv", "Conv").precision == "fp32"
+    assert rules.match("/detector/encoder/Softmax", "Softmax").precision == "fp16"
 
 
 def test_every_field_named_exists():

@@ -47,7 +47,8 @@ from rtdetr_tool.status import current_status
 
 logger = logging.getLogger(__name__)
 
-AUDIT_PICTURES = 32  # where the spec does not say how many
+UNSCORED_FIRST = ("train", "infer", "test", "val")  # what is scored should not be calibrated on
+AUDIT_PICTURES, CALIBRATION_PICTURES = 32, 100  # where the spec does not say how many
 SHOWN_REASONS = 12
 FEW_PICTURES = 32  # below this, INT8 ranges depend on which pictures were taken
 
@@ -173,7 +174,7 @@ def calibration_pictures(source: Source, loaded: LoadedSpec) -> CalibrationPictu
     folders = None if calibration.cal_image_dir in (MISSING, [], None) else list(calibration.cal_image_dir)
     augmentation = source.spec.dataset.augmentation
     found = pictures_of(
-        source.spec.dataset, folders, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
+        source.spec.dataset, folders, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, UNSCORED_FIRST
     )
     name = "gen_trt_engine.tensorrt.calibration.cal_image_dir"
     if found is None:
@@ -188,7 +189,7 @@ def calibration_pictures(source: Source, loaded: LoadedSpec) -> CalibrationPictu
             f"{len(found.paths)} pictures. Lower cal_batches, or name more folders in cal_image_dir."
         )
     if "cal_batches" not in given:
-        count = min(AUDIT_PICTURES, len(found.paths))
+        count = min(CALIBRATION_PICTURES if needed else AUDIT_PICTURES, len(found.paths))
     if needed and count < FEW_PICTURES:
         logger.warning("INT8 is calibrated on %d pictures; some hundred give steadier ranges (cal_batches)", count)
     logger.info("Calibration: %d pictures of %s", count, folders or found.origin)
@@ -246,7 +247,7 @@ def show_kept(precision: str, graph: PrecisionGraph) -> None:
     """How many nodes stay in a higher precision and why; the full list with figures stands in precision.json."""
     reasons: dict[str, list[KeptNode]] = {}
     for node in graph.kept:
-        reasons.setdefault(f"{node.precision}: {node.reason.split(';')[0].split(',')[0]}", []).append(node)
+        reasons.setdefault(f"{node.precision}: {kind_of(node.reason)}", []).append(node)
     counts = f"{graph.converted} nodes in FP16, {len(graph.kept)} kept higher"
     eight = f"{graph.quantised} nodes in INT8, " if precision == "INT8" else ""
     table = Table("kept in, because of", title=f"{precision}: {eight}{counts}")
@@ -257,6 +258,12 @@ def show_kept(precision: str, graph: PrecisionGraph) -> None:
         values = [node.max_abs for node in nodes if node.max_abs is not None]
         table.add_row(reason, str(len(nodes)), f"{max(values):.3g}" if values else "-", nodes[0].name)
     console().print(table)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its figures: `role: softmax` as it is, `overflow: output up to 1e+05` as `overflow`."""
+    first = reason.split(";")[0]
+    return first if first.startswith(("role", "layers_precision", "between")) else first.split(":")[0]
 
 
 # Score

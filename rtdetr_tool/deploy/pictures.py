@@ -60,14 +60,18 @@ class PictureSource:
 
 
 def pictures_of(
-    dataset: DatasetSpec, folders: Sequence[str] | None, spatial_size: Sequence[int], preserve_aspect_ratio: bool
+    dataset: DatasetSpec,
+    folders: Sequence[str] | None,
+    spatial_size: Sequence[int],
+    preserve_aspect_ratio: bool,
+    order: Sequence[str] = ("val", "test", "train", "infer"),
 ) -> PictureSource | None:
-    """Pictures in `folders`, or else in the first image folder of the spec's data that exists; None if none does.
+    """Pictures in `folders`, or else in the first data source of the spec, in this order, whose images exist.
 
-    The files are spread over their list with a fixed seed, so that a few of them stand for all.
+    None where there are none. The files are drawn from their list with a fixed seed, so that a few stand for all.
     """
     named = [("the given folders", folders)] if folders else []
-    for name in ("val", "test", "train", "infer"):
+    for name in order:
         source = getattr(dataset, f"{name}_data_sources")
         entries = source if isinstance(source, list) else [source] if source else []
         where = [entry["image_dir"] for entry in entries if entry.get("image_dir")]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from rtdetr_tool.data.preprocess import to_float
+from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.postprocess import postprocess
-from rtdetr_tool.ops.structures import Batch, Detections
+from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.runtimes.base import Runtime
 
 
@@ -51,11 +52,23 @@ def detect(
         times.preprocess += clock.lap()
         predictions = runtime.predict(images)
         times.model += clock.lap()
+        check_finite(predictions, batch, runtime.name)
         detections = [found.to("cpu") for found in postprocess(predictions, batch.targets, num_select)]
         times.postprocess += clock.lap()
         times.images += len(batch)
         yield batch, detections
         clock.lap()  # what the caller does with the batch is not ours
+
+
+def check_finite(predictions: Predictions, batch: Batch, name: str) -> None:
+    """RtdetrError for NaN and infinity, which have no score; half precision gives them where values overflow."""
+    finite = predictions.logits.isfinite().flatten(1).all(1) & predictions.boxes.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        target = batch.targets[int((~finite).nonzero()[0])]
+        raise RtdetrError(
+            f"The model in {name} gives NaN or infinite values, for example on {target.path or target.image_id}: "
+            "values overflow (FP16 ends at 65504), or the weights are damaged."
+        )
 
 
 class _Clock:

@@ -123,9 +123,10 @@ class TestCalibrationPictures:
         assert torch.equal(once, again), "calibration is repeatable"
         assert once.min() >= 0 and once.max() <= 1 and once.max() > 0.5
 
-    def test_without_a_folder_the_validation_pictures_serve(self, exported):
+    def test_without_a_folder_the_training_pictures_serve(self, exported):
+        """Not those of the validation set, which the score is measured on."""
         found = self.pictures(exported, "tensorrt.data_type=FP16")
-        assert found.source.origin == "dataset.val_data_sources"
+        assert found.source.origin == "dataset.train_data_sources"
         assert found.count == 6
 
     def test_more_pictures_than_there_are(self, exported):

@@ -73,6 +73,40 @@ def test_images_are_compared_in_batches_of_the_asked_size():
         seen.append(len(images))
         return Predictions(images.flatten(1)[:, :8].view(-1, 2, 4), torch.ones(len(images), 2, 4))
 
-    difference = compare_on(torch.rand(7, 3, 4, 4), 3, run, run)
+    difference = compare_on(torch.rand(7, 3, 4, 4), 3, run, run, 1e-3)
     assert seen == [3] * 4  # two parts, each on both sides; the seventh picture is left out
-    assert (difference.batch, difference.images) == (3, 6)
+    assert (difference.batch, difference.images, difference.ambiguous) == (3, 6, 0)
+
+
+def selecting(images):
+    """The brighter of the two upper pixels is selected and decides where the box is."""
+    first = images[:, 0, 0, 0] > images[:, 0, 0, 1]
+    centre = torch.where(first, 0.2, 0.8)[:, None, None]
+    return Predictions(torch.ones(len(images), 1, 1), centre.expand(-1, 1, 4))
+
+
+def other_way(images):
+    """As `selecting`, but a tie falls the other way."""
+    return Predictions(torch.ones(len(images), 1, 1), 1 - selecting(images.flip(-1)).boxes)
+
+
+def test_a_picture_on_which_torch_itself_is_unstable_is_left_out():
+    images = torch.zeros(3, 3, 2, 2)
+    images[0, 0, 0, 0] = images[2, 0, 0, 1] = 0.5
+    found = compare_on(images, 1, selecting, other_way, 1e-3)
+    assert (found.images, found.ambiguous) == (2, 1)
+    assert found.within(1e-3)
+
+
+def test_a_real_difference_is_not_taken_for_instability():
+    images = torch.zeros(2, 3, 2, 2)
+    images[:, 0, 0, 0] = 0.5
+    found = compare_on(images, 1, selecting, lambda part: selecting(part.flip(-1)), 1e-3)
+    assert (found.images, found.ambiguous) == (2, 0)
+    assert not found.within(1e-3)
+
+
+def test_nothing_compared_is_not_within():
+    found = compare_on(torch.zeros(2, 3, 2, 2), 1, selecting, other_way, 1e-3)
+    assert (found.images, found.ambiguous) == (0, 2)
+    assert not found.within(1e-3)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from rtdetr_tool.data.build import build_inference_dataset, build_loader
+from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.structures import Batch, Predictions, Target
 from rtdetr_tool.runtimes.loop import LoopTimes, detect
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
@@ -139,3 +140,16 @@ def test_detections_are_on_the_cpu_without_gradients(folder):
     for _, detections in detect(FindsRed(), load(folder, False), 5):
         for found in detections:
             assert found.boxes.device.type == "cpu" and not found.boxes.requires_grad
+
+
+@pytest.mark.parametrize("part", ["logits", "boxes"])
+def test_nan_from_a_model_is_an_error_that_names_the_picture(part, folder):
+    class Broken(FindsRed):
+        def predict(self, images):
+            found = super().predict(images)
+            setattr(found, part, getattr(found, part).clone())
+            getattr(found, part)[1, 0, 0] = torch.nan
+            return found
+
+    with pytest.raises(RtdetrError, match=r"red gives NaN or infinite values, for example on .*wide\.png: .*overflow"):
+        list(detect(Broken(), load(folder, False), num_select=2))
