@@ -53,13 +53,12 @@ class _SplitTransposeBlock(SplitTransposeBlock):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
+        batch, channels, height, width = x.shape
         y = self.norm_xca(self._convolved(x)).flatten(2).transpose(1, 2)  # [B, N, C]
         if self.pos_embd is not None:
             y = y + self.pos_embd((batch, height, width)).flatten(2).transpose(1, 2)
         y = y + self.drop_path(self.gamma_xca * self.xca(y))
-        # [B, N, C] is laid out as [B, h, w, C]
-        y = self.norm(y.unflatten(1, (height, width)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = self.norm(y.transpose(1, 2).reshape(batch, channels, height, width)).permute(0, 2, 3, 1)
         y = self.gamma * self.mlp(y)
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 

@@ -42,9 +42,10 @@ class TokenAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, G, N, D]
-        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        batch, count, width = x.shape
+        q = self.q(x).reshape(batch, count, self.heads, -1).transpose(1, 2)  # [B, G, N, D]
+        k, v = self.kv(x).reshape(batch, count, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width))
 
 
 class ChannelAttention(nn.Module):
@@ -63,8 +64,9 @@ class ChannelAttention(nn.Module):
         self.q = nn.Linear(width, width)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).softmax(dim=1)  # [B, N, G, D]
-        k = x.unflatten(-1, (self.heads, -1)).softmax(dim=1).mean(dim=-1, keepdim=True)  # [B, N, G, 1]
+        batch, count, _ = x.shape
+        q = self.q(x).reshape(batch, count, self.heads, -1).softmax(dim=1)  # [B, N, G, D]
+        k = x.reshape(batch, count, self.heads, -1).softmax(dim=1).mean(dim=-1, keepdim=True)  # [B, N, G, 1]
         weight = (q * k).sum(dim=1, keepdim=True).sigmoid() * self.temperature[:, 0]  # [B, 1, G, D]
         return weight.flatten(2) * self.norm_v(self.mlp_v(x, height, width))
 
@@ -114,4 +116,4 @@ class ClassBlockOnTokens(nn.Module):
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """[B, N, C] -> [B, C, h, w]"""
-    return tokens.transpose(1, 2).unflatten(-1, (height, width))
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)  # unflatten would fix B in a trace
