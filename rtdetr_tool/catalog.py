@@ -218,8 +218,8 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
         _rfdetr("base", 3, 560, 37, 32_174_530, "rf-detr-base.pth", **_LEGACY),
         _rfdetr("large", 4, 704, 44, 33_933_218, "rf-detr-large-2026.pth"),
         _rfdetr("large_2025", 3, 560, 37, 135_637_474, "rf-detr-large.pth", **_LARGE_2025),
-        _rfdetr("xlarge", 5, 700, 35, 126_361_529, "rf-detr-xlarge.pth", **_WIDE, num_windows=1),
-        _rfdetr("2xlarge", 5, 880, 44, 126_907_577, "rf-detr-xxlarge.pth", **_WIDE),
+        _rfdetr("xlarge", 5, 700, 35, 126_357_154, "rf-detr-xlarge.pth", **_WIDE, num_windows=1),
+        _rfdetr("2xlarge", 5, 880, 44, 126_903_202, "rf-detr-xxlarge.pth", **_WIDE),
     )
 }
 

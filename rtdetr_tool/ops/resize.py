@@ -19,9 +19,11 @@ _REACH = 2.0  # of the kernel, in pixels of the smaller grid
 
 def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
     """[..., h, w, D] -> [..., height, width, D] in float32; pixel centres at half integers."""
-    rows = resize_matrix(grid.shape[-3], height).to(grid.device)
-    columns = resize_matrix(grid.shape[-2], width).to(grid.device)
-    return torch.einsum("ah,bw,...hwd->...abd", rows, columns, grid.float())
+    old_height, old_width = int(grid.shape[-3]), int(grid.shape[-2])  # a graph being traced would keep them as tensors
+    rows = resize_matrix(old_height, height).to(grid.device)
+    columns = resize_matrix(old_width, width).to(grid.device)
+    tall = (rows @ grid.float().flatten(-2)).unflatten(-1, (old_width, -1))  # [..., height, w, D]
+    return columns @ tall
 
 
 def resize_matrix(old: int, new: int) -> Tensor:

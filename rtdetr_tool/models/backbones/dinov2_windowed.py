@@ -14,6 +14,7 @@ L = 1 + R + (h/n)(w/n) tokens of a window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,7 @@ class WindowedDinov2(nn.Module):
     ) -> None:
         super().__init__()
         self.taps, self.num_windows, self.num_registers = tuple(taps), num_windows, num_registers
-        self.patch_size, self.activation_checkpoint = patch_size, activation_checkpoint
+        self.patch_size, self.grid, self.activation_checkpoint = patch_size, grid, activation_checkpoint
         if not self.taps or list(self.taps) != sorted({*self.taps}) or not 0 <= self.taps[0] <= self.taps[-1] <= depth:
             raise UserError(f"out_feature_indexes {list(taps)}: allowed are ascending numbers of blocks, 0 to {depth}")
         self.channels, self.strides = (width,) * len(self.taps), (patch_size,) * len(self.taps)
@@ -64,7 +65,7 @@ class WindowedDinov2(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)  # of DINOv2's pretraining
         self.registers = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self.position = nn.Parameter(torch.empty(1, 1 + grid * grid, width))  # class token, then rows of patches
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
             Block(width, num_heads, rate, num_windows if index in self.taps or index > self.taps[-1] else 1)
             for index, rate in enumerate(rates)
@@ -90,21 +91,17 @@ class WindowedDinov2(nn.Module):
         """Height and width of an image must be multiples of this."""
         return self.patch_size * self.num_windows
 
-    @property
-    def grid(self) -> int:
-        return round((self.position.shape[1] - 1) ** 0.5)
-
     def forward(self, images: Tensor) -> list[Tensor]:
-        height, width = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         check_size(int(images.shape[-2]), int(images.shape[-1]), self.size_multiple)
-        tokens = self._embed(images, int(height), int(width))  # [B * n * n, L, D]
+        height, width = int(images.shape[-2]) // self.patch_size, int(images.shape[-1]) // self.patch_size
+        tokens = self._embed(images, height, width)  # [B * n * n, L, D]
         maps = [tokens] if self.taps[0] == 0 else []
         recompute = self.activation_checkpoint and self.training
         for number, block in enumerate(self.blocks[: self.taps[-1]], 1):
             tokens = run(block, tokens, recompute=recompute)
             if number in self.taps:
                 maps.append(tokens)
-        return [self._to_map(self.norm(tokens), int(height), int(width)) for tokens in maps]
+        return [self._to_map(self.norm(tokens), images.shape[0], height, width) for tokens in maps]
 
     def _embed(self, images: Tensor, height: int, width: int) -> Tensor:
         if hasattr(self, "mean"):
@@ -128,9 +125,9 @@ class WindowedDinov2(nn.Module):
             self._tables[height, width] = resize_positions(self.position, height, width)
         return self._tables[height, width]
 
-    def _to_map(self, tokens: Tensor, height: int, width: int) -> Tensor:
+    def _to_map(self, tokens: Tensor, batch: int, height: int, width: int) -> Tensor:
         patches = join_windows(tokens[:, 1 + self.num_registers :], height, width, self.num_windows)
-        return patches.transpose(1, 2).unflatten(2, (height, width))
+        return patches.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def fold_for_inference(self) -> None:
@@ -163,7 +160,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        attended = self.attention(self._together(self.norm1(tokens))).reshape(tokens.shape)
+        attended = self._apart(self.attention(self._together(self.norm1(tokens))))
         tokens = tokens + self.drop_path(self._scaled(attended, self.scale1))
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
         return tokens + self.drop_path(self._scaled(hidden, self.scale2))
@@ -171,7 +168,12 @@ class Block(nn.Module):
     def _together(self, tokens: Tensor) -> Tensor:
         """[B * n * n, L, D] -> [B, n * n * L, D] in a global block."""
         windows = self.merge * self.merge
-        return tokens if windows == 1 else tokens.reshape(-1, windows * tokens.shape[1], tokens.shape[2])
+        return tokens if windows == 1 else tokens.reshape(-1, windows * int(tokens.shape[1]), int(tokens.shape[2]))
+
+    def _apart(self, tokens: Tensor) -> Tensor:
+        """The reverse of `_together`."""
+        windows = self.merge * self.merge
+        return tokens if windows == 1 else tokens.reshape(-1, int(tokens.shape[1]) // windows, int(tokens.shape[2]))
 
     @staticmethod
     def _scaled(tokens: Tensor, scale: Tensor | None) -> Tensor:
@@ -201,9 +203,11 @@ class Attention(nn.Module):
             parts = self.joint(tokens).chunk(3, dim=-1)
         else:
             parts = (self.query(tokens), self.key(tokens), self.value(tokens))
-        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        length, width = int(tokens.shape[1]), int(tokens.shape[2])  # numbers, so that only the batch is left open
+        heads = (-1, length, self.num_heads, width // self.num_heads)
+        query, key, value = (part.reshape(heads).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.output(attended.transpose(1, 2).reshape(-1, length, width))
 
     def fold_projections(self) -> None:
         """One linear layer in place of three."""
@@ -235,7 +239,7 @@ def join_windows(tokens: Tensor, height: int, width: int, windows: int) -> Tenso
 
 def resize_positions(position: Tensor, height: int, width: int) -> Tensor:
     """Embeddings [1, 1 + g * g, D] of a square grid for one of height x width; the class token's stays."""
-    side = round((position.shape[1] - 1) ** 0.5)
+    side = math.isqrt(int(position.shape[1]) - 1)
     patches = position[:, 1:].unflatten(1, (side, side))
     resized = resize_bicubic(patches, height, width).flatten(1, 2).to(position.dtype)
     return torch.cat([position[:, :1], resized], dim=1)

@@ -115,7 +115,7 @@ def _tokens(shapes: Shapes) -> int:
 def _per_group(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
     """One linear layer per group: x [B, N, i] for all, or [G, B, N, i] -> [G, B, N, o]."""
     if len(layers) == 1:
-        return layers[0](x).reshape(1, *x.shape[-3:-1], -1)
+        return layers[0](x if x.ndim == 4 else x[None])
     weight = torch.stack([layer.weight for layer in layers])  # [G, o, i]
     bias = torch.stack([layer.bias for layer in layers])
     if x.ndim == 3:
