@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -189,11 +190,47 @@ def test_what_a_file_does_not_say_is_asked_for_and_taken_from_a_spec(project, tm
         assert opened.class_map is None
 
 
-def test_a_file_that_cannot_be_read_leaves_nothing(tmp_path, capsys):
-    (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{broken}")
-    assert convert(tmp_path / "cut.safetensors", tmp_path / "a.pth") == 2
-    assert "cut.safetensors" in capsys.readouterr().err
-    assert not (tmp_path / "a.pth").exists()
+class RunsCode:
+    """Pickles to a call that makes a folder."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.witness),)
+
+
+def bad_file(kind: str, folder):
+    """A file that must not be loaded."""
+    path = folder / f"bad.{'safetensors' if kind == 'wrong header' else 'pth'}"
+    if kind == "malicious":
+        torch.save({"model": {"a": torch.ones(1)}, "args": RunsCode(folder / "ran")}, path)
+    elif kind == "cut short":
+        torch.save({"model": {"a": torch.rand(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "wrong header":
+        path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    else:
+        torch.save({"features.0.weight": torch.ones(1), "classifier.bias": torch.ones(1)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("malicious", "posix.mkdir"),
+        ("cut short", "cut short"),
+        ("wrong header", "no safetensors file"),
+        ("unrelated", "another program's checkpoint"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason_and_nothing_runs(project, tmp_path, capsys, kind, words):
+    path = bad_file(kind, tmp_path)
+    assert convert(path, tmp_path / "a.pth") == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "a.pth").exists()
+    assert project.run("evaluate", f"evaluate.checkpoint={path}") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
 
 
 def found_by_transformers(model, folder, images) -> list[np.ndarray]:
