@@ -339,6 +339,16 @@ def results_dir(spec):
     return spec.train.results_dir
 
 
+def rfdetr_parts(spec):
+    """Shapes of an RF-DETR, without its numbers."""
+    from rtdetr_tool.models.build import build_detector
+
+    with torch.device("meta"):
+        detector = build_detector(spec.model, spec.dataset.num_classes)
+    return {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
+
+
+RFDETR = {"model__arch": "rfdetr", "model__rfdetr__num_queries": 12, "model__rfdetr__group_detr": 2}
 LEVELS = {
     "model__num_feature_levels": 2, "model__return_interm_indices": [2, 3], "model__feat_strides": [16, 32],
     "model__feat_channels": [16, 16], "model__use_encoder_idx": [1],
@@ -392,6 +402,19 @@ ROWS: list[tuple] = [
     ("model__aux_loss", False, losses),
     ("model__loss_types", ["vfl"], losses),
     ("model__linear_proj_names", ["norm1"], optimizer, {"train__optim__lr_linear_proj_mult": 0.5}),
+    ("model__arch", "rfdetr", rfdetr_parts),
+    *((f"model__rfdetr__{name}", value, rfdetr_parts, RFDETR) for name, value in (
+        ("variant", "small"), ("encoder", "dinov2_registers_windowed_small"), ("projector_scale", ["P3"]),
+        ("hidden_dim", 128), ("dec_layers", 1), ("sa_nheads", 5), ("ca_nheads", 8), ("dec_n_points", 4),
+        ("dim_feedforward", 64), ("num_queries", 20), ("group_detr", 3), ("resolution", 64), ("patch_size", 8),
+        ("positional_encoding_size", 4))),
+    *((f"model__rfdetr__{name}", value, output, RFDETR) for name, value in (
+        ("out_feature_indexes", [2, 6, 9, 12]), ("num_windows", 1), ("bbox_reparam", False),
+        ("lite_refpoint_refine", False))),
+    ("model__rfdetr__dropout", 0.5, training_output, RFDETR),
+    ("model__rfdetr__drop_path", 0.5, training_output, RFDETR),
+    ("model__rfdetr__cls_loss_coef", 3.0, losses, RFDETR),
+    ("model__rfdetr__focal_alpha", 0.9, losses, RFDETR),
     ("dataset__train_data_sources", [SOURCE], class_list),
     ("dataset__val_data_sources", SOURCE, eval_sample),
     ("dataset__test_data_sources", SOURCE, test_sample),

@@ -9,6 +9,15 @@ from dataclasses import dataclass
 from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
 from rtdetr_tool.spec.fields import INF, field
 
+# Fields of `model` that RF-DETR does not read; its own stand below `model.rfdetr`.
+RTDETR_ONLY = (
+    "backbone", "num_queries", "num_feature_levels", "return_interm_indices", "feat_strides", "feat_channels",
+    "use_encoder_idx", "hidden_dim", "nheads", "dropout_ratio", "enc_layers", "dim_feedforward", "pe_temperature",
+    "expansion", "depth_mult", "enc_act", "act", "dec_layers", "dec_hidden_dim", "dec_dim_feedforward", "num_points",
+    "cross_attn_method", "offset_scale", "dn_number", "eval_idx", "vfl_loss_coef", "alpha", "gamma", "loss_types",
+    "frozen_fm.enabled",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RfdetrSpec:
@@ -113,6 +122,13 @@ def size_multiple(own: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
     full = resolve_rfdetr(own)
     return full.patch_size * full.num_windows
+
+
+def fields_without_effect(arch: str) -> tuple[str, ...]:
+    """Fields of `model` that the other family reads."""
+    if arch == "rfdetr":
+        return RTDETR_ONLY
+    return tuple(f"rfdetr.{entry.name}" for entry in dataclasses.fields(RfdetrSpec))
 
 
 def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:

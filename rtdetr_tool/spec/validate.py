@@ -12,22 +12,23 @@ from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.model import ModelSpec
+from rtdetr_tool.spec.rfdetr import fields_without_effect, rfdetr_problems, size_multiple
 from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, SOURCE_KEYS, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
-SIZE_MULTIPLE = 32  # stride of the coarsest level
+SIZE_MULTIPLE = 32  # stride of RT-DETR's coarsest level
 
 
 def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]:
     """Every disagreement between fields, and what `command` needs and does not have."""
-    problems = [*_model(spec.model, "model"), *_dataset(spec.dataset), *_train(spec.train)]
+    problems = [*_model(spec.model, "model"), *_dataset(spec.dataset, _size_multiple(spec.model)), *_train(spec.train)]
     if spec.distill is not None:
         problems += _model(spec.distill.teacher, "distill.teacher")
         problems += distill_problems(spec.distill, spec.train.num_epochs)
     for name in ("train", "evaluate", "inference"):
         problems += _devices(getattr(spec, name), name)
     for name in ("evaluate", "inference", "export"):
-        problems += _input_size(getattr(spec, name), name)
+        problems += _input_size(getattr(spec, name), name, _size_multiple(spec.model))
     problems += _engine(spec)
     if command in ("train", "evaluate", "inference", "export"):
         problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
@@ -38,7 +39,12 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
 
 def inert_notes(spec: ExperimentSpec) -> list[str]:
     """One line for each field that the spec sets although it has no effect."""
-    return [f"{name} has no effect: {reason}" for name, reason in INERT.items() if changed_from_default(name, spec)]
+    arch = spec.model.arch
+    reasons = {
+        **INERT,
+        **{f"model.{name}": f"model.arch {arch} does not read it" for name in fields_without_effect(arch)},
+    }
+    return [f"{name} has no effect: {reason}" for name, reason in reasons.items() if changed_from_default(name, spec)]
 
 
 def value_of(spec: Any, name: str) -> Any:
@@ -48,7 +54,14 @@ def value_of(spec: Any, name: str) -> Any:
     return spec
 
 
+def _size_multiple(model: ModelSpec) -> int:
+    return size_multiple(model.rfdetr) if model.arch == "rfdetr" else SIZE_MULTIPLE
+
+
 def _model(model: ModelSpec, name: str) -> Iterator[str]:
+    if model.arch == "rfdetr":
+        yield from rfdetr_problems(model.rfdetr, f"{name}.rfdetr")
+        return
     levels = model.num_feature_levels
     for field in ("return_interm_indices", "feat_strides", "feat_channels"):
         values = getattr(model, field)
@@ -105,7 +118,7 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
             )
 
 
-def _dataset(dataset: DatasetSpec) -> Iterator[str]:
+def _dataset(dataset: DatasetSpec, multiple: int) -> Iterator[str]:
     for field in SOURCE_KEYS:
         value = getattr(dataset, field)
         if isinstance(value, list):
@@ -118,7 +131,7 @@ def _dataset(dataset: DatasetSpec) -> Iterator[str]:
             f"dataset.num_classes: {dataset.num_classes} is not allowed; allowed: at least 80 with "
             "dataset.remap_mscoco_category"
         )
-    yield from _sizes(dataset.augmentation)
+    yield from _sizes(dataset.augmentation, multiple)
 
 
 def _source(source: dict, field: str, name: str) -> Iterator[str]:
@@ -137,21 +150,21 @@ def _source(source: dict, field: str, name: str) -> Iterator[str]:
             yield f"{name}.{key}: {shown(value)} is not allowed; allowed: a path{' or a list of paths' * several}"
 
 
-def _sizes(augmentation: AugmentationSpec) -> Iterator[str]:
+def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
     name = "dataset.augmentation"
     for field in ("train_spatial_size", "eval_spatial_size"):
         size = getattr(augmentation, field)
-        if len(size) != 2 or any(side % SIZE_MULTIPLE for side in size):
-            yield f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {SIZE_MULTIPLE}"
+        if len(size) != 2 or any(side % multiple for side in size):
+            yield f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {multiple}"
     for index, size in enumerate(augmentation.multi_scales):
         sides = size if isinstance(size, (list, tuple)) else [size]
         right = len(sides) == (2 if isinstance(size, (list, tuple)) else 1) and all(
-            isinstance(s, int) and not isinstance(s, bool) and s > 0 and s % SIZE_MULTIPLE == 0 for s in sides
+            isinstance(s, int) and not isinstance(s, bool) and s > 0 and s % multiple == 0 for s in sides
         )
         if not right:
             yield (
                 f"{name}.multi_scales[{index}]: {shown(size)} is not allowed; allowed: a side or [height, width], "
-                f"multiples of {SIZE_MULTIPLE}"
+                f"multiples of {multiple}"
             )
 
 
@@ -180,7 +193,7 @@ def _devices(section: Any, name: str) -> Iterator[str]:
         yield f"{name}.gpu_ids: {section.gpu_ids} names a GPU twice"
 
 
-def _input_size(section: Any, name: str) -> Iterator[str]:
+def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
     if section.batch_size == 0:
         meaning = "dynamic" if name == "export" else "dataset.batch_size"
         yield f"{name}.batch_size: 0 is not allowed; allowed: -1 ({meaning}) or at least 1"
@@ -188,8 +201,8 @@ def _input_size(section: Any, name: str) -> Iterator[str]:
         yield f"{name}.input_width, {name}.input_height: only one is given; allowed: both or none"
     for field in ("input_width", "input_height"):
         side = getattr(section, field)
-        if side is not None and side % SIZE_MULTIPLE:
-            yield f"{name}.{field}: {side} is not allowed; allowed: a multiple of {SIZE_MULTIPLE}"
+        if side is not None and side % multiple:
+            yield f"{name}.{field}: {side} is not allowed; allowed: a multiple of {multiple}"
 
 
 def _engine(spec: ExperimentSpec) -> Iterator[str]:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from rtdetr_tool.catalog import RFDETR_VARIANTS
+from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec import RfdetrSpec, read_spec, resolve_rfdetr
+
+ARCH = "model.arch=rfdetr"
+
+
+@pytest.mark.parametrize("variant", RFDETR_VARIANTS)
+def test_null_fields_are_the_variants(variant):
+    full, row = resolve_rfdetr(RfdetrSpec(variant=variant)), RFDETR_VARIANTS[variant]
+    assert (full.resolution, full.patch_size, full.num_windows) == (row.resolution, row.patch_size, row.num_windows)
+    assert full.out_feature_indexes == list(row.out_feature_indexes)
+    assert full.positional_encoding_size == row.positional_encoding_size
+    assert None not in vars(full).values()
+
+
+def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s():
+    assert resolve_rfdetr(RfdetrSpec(resolution=448)).positional_encoding_size == 28
+    assert resolve_rfdetr(RfdetrSpec(resolution=448, positional_encoding_size=5)).positional_encoding_size == 5
+    assert resolve_rfdetr(RfdetrSpec(variant="base", resolution=448)).positional_encoding_size == 37
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.rfdetr.resolution=400", "a multiple of 32 (patch_size 16 * num_windows 2), nearest: 384 or 416"),
+        ("model.rfdetr.resolution=20", "nearest: 32"),
+        ("model.rfdetr.out_feature_indexes=[3,2]", "at least one, ascending, none twice"),
+        ("model.rfdetr.projector_scale=[P4,P4]", "at least one, ascending, none twice"),
+        ("model.rfdetr.sa_nheads=5", "a divisor of model.rfdetr.hidden_dim, which is 256"),
+        ("model.rfdetr.hidden_dim=100", "model.rfdetr.sa_nheads: 8 is not allowed"),
+        ("model.rfdetr.variant=tiny", "nano, small, medium, base, large, large_2025, xlarge, 2xlarge"),
+        ("evaluate.input_width=400 evaluate.input_height=384", "evaluate.input_width: 400 is not allowed"),
+        ("dataset.augmentation.eval_spatial_size=[40,64]", "each a multiple of 32"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_allowed(override, said):
+    with pytest.raises(SpecError) as caught:
+        read_spec(None, [ARCH, *override.split()])
+    assert said in str(caught.value)
+
+
+def test_sizes_must_fit_the_windows_of_the_variant():
+    sizes = "dataset.augmentation.train_spatial_size=[560,560] dataset.augmentation.eval_spatial_size=[560,616]"
+    others = [ARCH, *sizes.split(), "dataset.augmentation.multi_scales=[]"]
+    assert read_spec(None, [*others, "model.rfdetr.variant=base"]).spec.model.rfdetr.variant == "base"
+    with pytest.raises(SpecError, match=r"eval_spatial_size: \[560, 616\] is not allowed.*multiple of 32"):
+        read_spec(None, [*others, "model.rfdetr.variant=nano"])
+
+
+def test_fields_of_the_other_family_are_named():
+    notes = read_spec(None, [ARCH, "model.num_queries=100"]).notes
+    assert notes == ["model.num_queries has no effect: model.arch rfdetr does not read it"]
+    notes = read_spec(None, ["model.rfdetr.dec_layers=4"]).notes
+    assert notes == ["model.rfdetr.dec_layers has no effect: model.arch rtdetr does not read it"]
+    assert read_spec(None, [ARCH]).notes == []
