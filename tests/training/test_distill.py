@@ -272,9 +272,9 @@ def test_checkpoints_hold_the_student_alone_and_the_projections_apart(make_disti
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(make_distill, tmp_path):
     changes = {
         "train__num_epochs": 3, "train__checkpoint_interval": 2, "train__enable_ema": True,
-        "train__validation_interval": 3, "train__optim__lr": 1e-3, "train__optim__warmup_steps": 3, "dataset__augmentation__multi_scales": [32, 64],
-        "model__dropout_ratio": 0.1, "distill": {"warmup_epochs": 3},
-        "bindings": [SRCS, bind("pred_boxes", "IOU"), bind("bb_feats", "KL", teacher="bb_feats")],
+        "train__validation_interval": 3, "train__optim__lr": 1e-3, "train__optim__warmup_steps": 3,
+        "dataset__augmentation__multi_scales": [32, 64], "model__dropout_ratio": 0.1, "distill": {"warmup_epochs": 3},
+        "bindings": [SRCS, bind("pred_boxes", "IOU"), bind("bb_feats", "KL")],
     }  # fmt: skip
     whole = make_distill(**changes, train__results_dir=str(tmp_path / "whole"))
     run(whole)
