@@ -19,6 +19,13 @@ from rtdetr_tool.checkpoints.architecture import UNSEEN, architecture_of, descri
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import BARE, OURS, TAO, TRANSFORMERS, Layout, identify, to_own_names
 from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata
+from rtdetr_tool.checkpoints.rfdetr import is_own_rfdetr
+from rtdetr_tool.checkpoints.rfdetr_architecture import (
+    architecture_of_rfdetr,
+    class_names_of,
+    describe_rfdetr,
+    settings_of,
+)
 from rtdetr_tool.errors import CheckpointError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -47,6 +54,9 @@ class DetectorFile:
     def summary(self) -> str:
         """What was found, in a few lines."""
         spec = self.meta["spec"]
+        if spec["model"].get("arch") == "rfdetr":
+            found = describe_rfdetr(spec["model"], spec["dataset"]["num_classes"])
+            return "\n".join([f"{self.source} is {self.what}: {found}", *self.notes])
         shown = {name: value for name, value in spec["model"].items() if name in ARCHITECTURE}
         lines = [f"{self.source} is {self.what}: {describe(shown, spec['dataset']['num_classes'])}"]
         if not self.ours:
@@ -80,6 +90,8 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
         config = _read_json(file.parent / CONFIG, required=path.is_dir())
         preprocessor = _read_json(file.parent / PREPROCESSOR)
     read = DetectorFile(str(path), layout.kind, what, weights, {})
+    if is_own_rfdetr(weights):
+        return _described_rfdetr(read, payload, given or {})
     return _described(read, layout, config, preprocessor, given or {})
 
 
@@ -130,6 +142,21 @@ def _described(
     if layout.kind == TRANSFORMERS and not config:
         file.notes.append(f"There is no {CONFIG} beside it: heads, activations and class names are not known from it.")
     if layout.kind not in (TRANSFORMERS, BARE):
+        file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
+    return file
+
+
+def _described_rfdetr(file: DetectorFile, payload: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorFile:
+    """As `_described`, for an RF-DETR."""
+    known = {**settings_of(payload, file.source), **(given.get("rfdetr") or {})}
+    model, classes = architecture_of_rfdetr(file.weights, known, file.source)
+    names = class_names_of(payload)
+    file.meta = build_metadata(
+        "", {"model": model, "dataset": {"num_classes": classes}},
+        [{"index": index, "id": None, "name": name} for index, name in enumerate(names) if index < classes],
+    )  # fmt: skip
+    file.meta["origin"] = {"format": file.kind, "version": 1}
+    if not names:
         file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
     return file
 

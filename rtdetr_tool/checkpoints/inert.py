@@ -62,13 +62,25 @@ class Inert(dict):
         return id(self)
 
 
+class Settings(Inert):
+    """In place of `argparse.Namespace`: its values by name, as a dictionary."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
 def stand_ins(path: Path) -> AbstractContextManager:
     """A context in which torch reads the settings in the file as `Inert`; it refuses everything else as always."""
     try:
         names = get_unsafe_globals_in_checkpoint(path)
     except Exception:  # whatever is wrong with the file: reading it says so
         return nullcontext()
-    return safe_globals([(Inert, name) for name in names if _is_harmless(name)])
+    return safe_globals([(_stand_in(name), name) for name in names if _is_harmless(name)])
+
+
+def _stand_in(name: str) -> type[Inert]:
+    return Settings if name == "argparse.Namespace" else Inert
 
 
 def _is_harmless(name: str) -> bool:

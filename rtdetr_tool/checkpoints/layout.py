@@ -20,6 +20,7 @@ from rtdetr_tool.checkpoints.official_rtdetr import (
     is_version_2,
 )
 from rtdetr_tool.checkpoints.renames import count
+from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, is_own_rfdetr, is_rfdetr
 from rtdetr_tool.checkpoints.transformers_rtdetr import POINT_SHARES, from_transformers, is_transformers_rtdetr
 from rtdetr_tool.errors import CheckpointError
 
@@ -27,6 +28,7 @@ TAO_PREFIX = "model.model."
 PARTS = ("backbone", "encoder", "decoder")
 
 OURS, TAO, OFFICIAL, TRANSFORMERS, BARE = "ours", "tao", "official", "transformers", "bare"
+RFDETR = "rfdetr"
 
 # Where programs put the state dict inside a checkpoint, first match wins.
 _CONTAINERS = ("state_dict", "model", "module", "weights")
@@ -82,6 +84,8 @@ def identify(payload: Mapping[str, Any], source: str) -> Layout:
     if is_official_rtdetr(plain):
         version = 2 if is_version_2(plain) else 1
         return Layout(OFFICIAL, f"an official RT-DETR{_suffix(version)} checkpoint", averaged, plain, version)
+    if is_rfdetr(plain):
+        return Layout(RFDETR, "an RF-DETR checkpoint of Roboflow", False, plain)
     for what, marker, advice in _STRANGERS:
         if any(name.startswith(marker) for name in plain):
             raise CheckpointError(f"{source} is {what}, not a detector of this tool: {advice}.")
@@ -102,7 +106,8 @@ def detector_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
 
 def to_own_names(layout: Layout, source: str) -> dict[str, Tensor]:
     """The tensors of a layout by our names; CheckpointError listing those without a counterpart."""
-    convert = {OFFICIAL: from_official, TRANSFORMERS: from_transformers}.get(layout.kind, _with_own_backbone)
+    tables = {OFFICIAL: from_official, TRANSFORMERS: from_transformers, RFDETR: from_rfdetr}
+    convert = tables.get(layout.kind, _with_own_backbone)
     try:
         return convert(layout.tensors)
     except CheckpointError as error:
@@ -142,6 +147,8 @@ def _backbone_by_own_names(weights: Mapping[str, Tensor], source: str) -> dict[s
 
 def _with_own_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """TAO's names are ours but for those of some backbones."""
+    if is_own_rfdetr(weights):
+        return dict(weights)
     start = "backbone."
     backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
     others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rtdetr_tool.errors import CheckpointError
 
 # Heads that have one row per class; their sizes may differ between a pretrained file and a new data set.
-SCORE_HEADS = ("dec_score_head", "enc_score_head")
+SCORE_HEADS = ("dec_score_head", "enc_score_head", "decoder.class_embed", "enc_out_class_embed")
 _SMALLEST_SHARE = 0.5
 
 
@@ -73,11 +73,16 @@ def load_into(
     when less than half of the module's tensors fit, it is another model and an error. A module that keeps frozen
     weights outside of its state dict (`take_frozen`) takes those from the file first.
 
+    A module with `fitted` first brings tensors whose size is free, such as position embeddings, to its own.
+
     Tensors that differ by axes of length 1 only (a linear layer against a 1x1 convolution) have the same shape.
     """
     take_frozen = getattr(module, "take_frozen", None)
     if take_frozen is not None:
         state_dict = take_frozen(state_dict, source)
+    fitted = getattr(module, "fitted", None)
+    if fitted is not None:
+        state_dict = fitted(state_dict)
     own = module.state_dict()
     report = LoadReport(source)
     for name, tensor in own.items():

@@ -19,6 +19,7 @@ FORMAT = 1
 
 # Fields of `model` that change what the weights mean; the others (losses, top-k, queries, dropout) may differ freely.
 ARCHITECTURE = (
+    "arch",
     "backbone",
     "num_feature_levels",
     "return_interm_indices",
@@ -41,7 +42,27 @@ ARCHITECTURE = (
     "cross_attn_method",
     "offset_scale",
 )
-CHECKED = (("model", ARCHITECTURE), ("model.frozen_fm", ("enabled", "backbone")), ("dataset", ("num_classes",)))
+RFDETR = (
+    "variant",
+    "encoder",
+    "out_feature_indexes",
+    "projector_scale",
+    "hidden_dim",
+    "dec_layers",
+    "sa_nheads",
+    "ca_nheads",
+    "dec_n_points",
+    "bbox_reparam",
+    "lite_refpoint_refine",
+    "patch_size",
+    "num_windows",
+)
+CHECKED = (
+    ("model", ARCHITECTURE),
+    ("model.frozen_fm", ("enabled", "backbone")),
+    ("model.rfdetr", RFDETR),
+    ("dataset", ("num_classes",)),
+)
 
 
 def build_metadata(

@@ -145,4 +145,4 @@ class ModelSpec:
         options=("rtdetr", "rfdetr"),
         origin="ours",
     )
-    rfdetr: RfdetrSpec = field(RfdetrSpec, "RF-DETR; only read with arch rfdetr.", origin="ours")
+    rfdetr: RfdetrSpec = field(RfdetrSpec, "RF-DETR; only read with arch rfdetr.")

@@ -11,7 +11,7 @@ K decoder layers, L levels, k tokens selected by the first stage, at most Q.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,16 @@ class RFDETRDecoder(QuerySelection):
             rows = getattr(self, name).weight.detach()[: count * self.num_queries].clone()
             setattr(self, name, nn.Embedding.from_pretrained(rows, freeze=False))
 
+    def fitted(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """The tensors without surplus groups, and without surplus queries in each group."""
+        found = count_groups(weights, f"{prefix}enc_output.")
+        kept = {name: t for name, t in weights.items() if _group_of(name, prefix) < self.groups}
+        for name in (f"{prefix}refpoint_embed.weight", f"{prefix}query_feat.weight"):
+            if found and name in kept and len(kept[name]) % found == 0:
+                table = kept[name].unflatten(0, (found, -1))
+                kept[name] = table[: self.groups, : self.num_queries].flatten(0, 1)
+        return kept
+
     def forward(self, maps: Sequence[Tensor]) -> Predictions:
         """maps [B, D, h, w], one per level."""
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
@@ -166,6 +176,17 @@ class GroupDecoderLayer(DecoderLayer):
         content = self.norm2(content + self.dropout(sampled))
         hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
         return self.norm3(content + self.dropout(hidden))
+
+
+def _group_of(name: str, prefix: str) -> int:
+    """The group whose head this tensor belongs to, -1 for all others."""
+    parts = name.removeprefix(prefix).split(".")
+    return int(parts[1]) if name.startswith(f"{prefix}enc_out") else -1
+
+
+def count_groups(names: Iterable[str], start: str) -> int:
+    """How many numbers follow `start`."""
+    return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
 
 
 def _split(x: Tensor, groups: int) -> Tensor:

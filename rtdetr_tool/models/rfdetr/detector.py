@@ -6,11 +6,11 @@ Shape legend: B batch, H, W input size (multiples of patch size times windows), 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
+from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2, resize_positions
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
 from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
@@ -35,6 +35,15 @@ class RFDETR(Detector):
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1; `targets` are not read: RF-DETR has no denoising queries."""
         return self.decoder(self.encoder(self.backbone(images)))
+
+    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by our names with position embeddings of this model's grid; of groups and queries that the file has
+        beyond this model's, the first ones stay."""
+        weights = dict(weights)
+        position = weights.get("backbone.position")
+        if position is not None and position.shape[1] != self.backbone.position.shape[1]:
+            weights["backbone.position"] = resize_positions(position, self.backbone.grid, self.backbone.grid)
+        return self.decoder.fitted(weights, "decoder.")
 
     def deploy(self) -> RFDETR:
         """A copy for inference and export: one group of queries, normalisation and layer scales folded, unused blocks
