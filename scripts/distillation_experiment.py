@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=160, help="side of the network's input (default 160)")
     parser.add_argument("--teacher", default="resnet_34d", help="backbone of the teacher (default resnet_34d)")
     parser.add_argument("--teacher-width", type=int, default=160, help="hidden_dim of the teacher (default 160)")
-    parser.add_argument("--teacher-epochs", type=int, default=40)
+    parser.add_argument("--teacher-epochs", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=10, help="of each student (default 10)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "srcs", "logits"])

@@ -23,7 +23,7 @@ def experiment():
 def test_the_specs_of_teacher_and_students_load(experiment, tmp_path):
     options = experiment.parse(["run", str(tmp_path), "--set", "model.dec_layers=2"])
     teacher = load_spec(experiment.SPEC, experiment.settings(options, tmp_path, teacher=True), "train")
-    assert (teacher.model.backbone, teacher.model.hidden_dim, teacher.train.num_epochs) == ("resnet_34d", 160, 40)
+    assert (teacher.model.backbone, teacher.model.hidden_dim, teacher.train.num_epochs) == ("resnet_34d", 160, 24)
     for variant, bindings in experiment.VARIANTS.items():
         following = experiment.following(tmp_path / "t.pth", bindings)
         overrides = [*experiment.settings(options, tmp_path, False), *following]
