@@ -164,10 +164,13 @@ def report(differences: list[Difference], tolerance: float, name: str) -> None:
             difference.batch, difference.images, difference.detections, difference.score, difference.box,
         )  # fmt: skip
         if difference.ambiguous:
-            logger.info("  %d more are left out: rounding alone changes what torch finds there", difference.ambiguous)
+            logger.info("  %d more are left out: noise below a grey level changes them", difference.ambiguous)
     wrong = [difference for difference in differences if not difference.within(tolerance)]
     if any(difference.images == 0 for difference in wrong):
-        raise RtdetrError(f"{name} was not written: rounding alone changes what torch finds, on every picture compared")
+        raise RtdetrError(
+            f"{name} was not written: it differs from torch, and on every picture compared noise below a grey level "
+            f"changes what torch finds by more than export.tolerance ({tolerance:.1e})"
+        )
     if wrong:
         worst = wrong[0]
         raise RtdetrError(

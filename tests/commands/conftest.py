@@ -73,7 +73,9 @@ class Project:
         from rtdetr_tool.spec import spec_from_dict, spec_to_dict
 
         spec = spec_from_dict(self.spec, "train")
-        detector = build_detector(spec.model, spec.dataset.num_classes)
+        with torch.random.fork_rng():  # the same weights whatever ran before: others may have ties in what they select
+            torch.manual_seed(0)
+            detector = build_detector(spec.model, spec.dataset.num_classes)
         if lively:
             generator = torch.Generator().manual_seed(0)
             for name, parameter in detector.named_parameters():
