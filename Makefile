@@ -60,8 +60,8 @@ demo: $(INSTALLED) ## train, evaluate and run a small detector on drawn pictures
 	$(BIN)/rtdetr inference -e specs/demo.yaml $(DEMO_OVERRIDES)
 	@$(BIN)/python scripts/demo_summary.py "$(DEMO_DIR)/results" --require $(DEMO_MAP50)
 
-test: $(INSTALLED_DEV) ## the tests; ARGS="-k name" chooses
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED_DEV) ## the tests, in two processes; ARGS="-k name" chooses
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: $(INSTALLED_DEV) ## the tests that take long
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
