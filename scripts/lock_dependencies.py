@@ -20,8 +20,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
-# Tests compare our schema with this package. It comes without its fifty dependencies: the schema needs none of them.
-ALONE = ("nvidia-tao-core",)
+# Tests compare our schema and our RF-DETR with these packages. They come without their dependencies, which are many or
+# pin old versions; what is imported of them stands here too.
+ALONE = ("nvidia-tao-core", "rfdetr", "pyDeprecate", "requests", "urllib3", "certifi", "charset-normalizer", "idna")
 
 # Published for Linux only; torch for other systems does without.
 LINUX_ONLY = re.compile(r"^(nvidia-(?!tao)|cuda-|triton$|tensorrt-rtx)")
@@ -69,7 +70,7 @@ def main() -> int:
     build = ["setuptools"]  # builds the editable install without a download
     run = closure([*project["dependencies"], *build])
     dev = closure([*project["dependencies"], *build, *project["optional-dependencies"]["dev"]])
-    alone = {name: importlib.metadata.version(name) for name in ALONE}
+    alone = {canonicalize_name(name): importlib.metadata.version(name) for name in ALONE}
     write(ROOT / "requirements.lock", "Everything the program needs.", run)
     extra = {name: version for name, version in {**dev, **alone}.items() if name not in run}
     write(ROOT / "requirements-dev.lock", "What tests and linting need on top of requirements.lock.", extra)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 OLDEST_OPSET = 12
 NATIVE_OPSET = 16  # from here on ONNX has GridSample
+LARGEST = 2**31 - 2**24  # bytes of weights that one protobuf file can hold, with room for the graph
 NEWEST_TRACED = 20  # the exporter's own limit; newer sets are reached by ONNX's version converter
 
 
@@ -38,8 +39,14 @@ def export_graph(
     for a constant.
 
     Raises:
-        UserError: when this operator set cannot be had.
+        UserError: when this operator set cannot be had, or the weights do not fit into one file.
     """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if weights > LARGEST:
+        raise UserError(
+            f"This model has {weights / 1e9:.1f} GB of weights; one ONNX file holds at most {LARGEST / 1e9:.1f} GB. "
+            "Export a smaller backbone; evaluate and inference run the checkpoint as it is."
+        )
     device = next(model.parameters()).device
     images = torch.rand(batch or 2, 3, *size, device=device)
     graph = trace(model, images, min(opset, NEWEST_TRACED), dynamic=batch is None, verbose=verbose)

@@ -113,6 +113,12 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
     assert "graph(" not in capfd.readouterr().err
 
 
+def test_weights_that_no_onnx_file_can_hold_are_said_before_the_work(export_model, monkeypatch):
+    monkeypatch.setattr("rtdetr_tool.deploy.onnx_export.LARGEST", 10_000_000)
+    with pytest.raises(UserError, match=r"has 0\.0 GB of weights; one ONNX file holds at most 0\.0 GB"):
+        export_graph(export_model, SIZE, batch=1, opset=17)
+
+
 def test_a_too_old_operator_set_is_refused(export_model):
     with pytest.raises(UserError, match="12 or newer"):
         export_graph(export_model, SIZE, batch=1, opset=11)
