@@ -43,6 +43,7 @@ def failure(project) -> str:
     return project.status("distill")[-1]["message"]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_student_that_evaluates_like_any_other(project, distill):
     project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "activation_checkpoint": False}
     project.write()
@@ -81,6 +82,7 @@ def test_align_error_refuses_what_project_would_fit(project, distill):
     assert "distill.align is error" in failure(project)
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_section_reaches_the_loss(project, distill, monkeypatch):
     """Temperature, warm-up and decay change the loss of a dry run's one step (of epoch 0)."""
     from rtdetr_tool.training import fit as fitting
