@@ -23,7 +23,7 @@ INPUT = "inputs"
 LOGITS, BOXES = "pred_logits", "pred_boxes"
 NORMALISATION = "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation"
 
-# What of a spec concerns a deployed model; paths and training settings stay at home.
+# What of a spec holds for a trained model unless the user says otherwise; paths and training settings stay at home.
 DEPLOYED_DATASET = ("num_classes", "class_ids", "remap_mscoco_category")
 DEPLOYED_AUGMENTATION = ("eval_spatial_size", "preserve_aspect_ratio")
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from rtdetr_tool.checkpoints.onnx_file import INPUT
 from rtdetr_tool.deploy.elementary import elementary_operators
+from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import UserError
 
@@ -112,10 +113,6 @@ def name_axes(graph: onnx.ModelProto, batch: int | None) -> None:
             axis.dim_param = "batch"
         else:
             axis.dim_value = batch
-
-
-def opset_of(graph: onnx.ModelProto) -> int:
-    return next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 @contextlib.contextmanager

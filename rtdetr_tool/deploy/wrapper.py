@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.checkpoints.onnx_file import BOXES, LOGITS
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.postprocess import select_top
 from rtdetr_tool.ops.structures import Predictions
 
-INPUT = "inputs"
-RAW_OUTPUTS = ("pred_logits", "pred_boxes")
+RAW_OUTPUTS = (LOGITS, BOXES)
 DETECTION_OUTPUTS = ("boxes", "scores", "labels")
 
 

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.half_emulation import emulate_half
+from rtdetr_tool.checkpoints.half_emulation import HALF, emulate_half
 from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS, OnnxInterface, read_onnx
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
@@ -92,8 +92,9 @@ class OnnxRuntime:
 def emulated_half(model: str | Path | bytes) -> bytes | None:
     """The graph with its FP16 parts spelled out; None where it has none."""
     graph = onnx.load_from_string(model) if isinstance(model, bytes) else read_onnx(model)
-    spelled_out = emulate_half(graph)
-    return spelled_out.SerializeToString() if spelled_out != graph else None
+    constants = any(tensor.data_type == HALF for tensor in graph.graph.initializer)
+    casts = any(a.name == "to" and a.i == HALF for node in graph.graph.node for a in node.attribute)
+    return emulate_half(graph).SerializeToString() if constants or casts else None
 
 
 def choose_provider(wanted: str, device: torch.device) -> str:

@@ -17,7 +17,13 @@ import torch
 from rtdetr_tool.checkpoints.detector_file import is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, check_against
-from rtdetr_tool.checkpoints.onnx_file import description_of, interface_of, read_onnx
+from rtdetr_tool.checkpoints.onnx_file import (
+    DEPLOYED_AUGMENTATION,
+    DEPLOYED_DATASET,
+    description_of,
+    interface_of,
+    read_onnx,
+)
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError, UserError
@@ -31,11 +37,6 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-
-# Fields of `dataset` that a checkpoint was trained with and that hold for it unless the user says otherwise.
-REMEMBERED = ("num_classes", "class_ids", "remap_mscoco_category")
-REMEMBERED_AUGMENTATION = ("eval_spatial_size", "preserve_aspect_ratio")
-
 
 @dataclass
 class OpenedModel:
@@ -176,11 +177,11 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
         elif isinstance(value, Mapping):  # a section: what the user said of it, and the rest as it was
             data["model"][name] = {**value, **given_model[name]}
     stored_dataset, given_dataset = stored.get("dataset") or {}, given.get("dataset") or {}
-    for name in REMEMBERED:
+    for name in DEPLOYED_DATASET:
         if name in stored_dataset and name not in given_dataset:
             data["dataset"][name] = stored_dataset[name]
     stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
-    for name in REMEMBERED_AUGMENTATION:
+    for name in DEPLOYED_AUGMENTATION:
         if name in stored_sizes and name not in given_sizes:
             data["dataset"]["augmentation"][name] = stored_sizes[name]
     return spec_from_dict(data)
