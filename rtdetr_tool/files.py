@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,10 +32,47 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+@contextmanager
+def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
+    """Like `replacing` for a file that may need another one, `<path><suffix>`, to be complete.
+
+    The temporary file has the name of `path` and lies in a folder of its own. Old and new are never mixed: `path` is
+    taken away before its companion is exchanged, and a companion that the new file does not have goes as well.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        written = [file for file in (_companion(temporary, suffix), temporary) if file.exists()]
+        for file in written:
+            _flush(file)
+            os.chmod(file, 0o666 & ~_umask())
+        if len(written) > 1 or _companion(path, suffix).exists():
+            path.unlink(missing_ok=True)
+            _companion(path, suffix).unlink(missing_ok=True)
+            sync_directory(path.parent)
+        for file in written:
+            os.replace(file, path.parent / file.name)
+    sync_directory(path.parent)
+
+
+def _companion(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     """Replace `path` by a file with this content, text as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Of a file's content, in hexadecimal digits; read in parts."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def sync_directory(folder: Path) -> None:

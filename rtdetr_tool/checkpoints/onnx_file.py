@@ -3,13 +3,16 @@
 A file of ours carries in its metadata, for people and other tools: `names` (class index -> name, JSON), `input_size`,
 `preserve_aspect_ratio`, `normalisation`, `rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`,
 the same plain data that a checkpoint has, without paths.
+
+Protobuf ends at 2 GiB: the weights of larger models lie beside the graph, in `<name>.onnx.data`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,15 @@ import onnx
 
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.files import replacing_with_companion
 
 INPUT = "inputs"
 LOGITS, BOXES = "pred_logits", "pred_boxes"
 NORMALISATION = "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation"
+
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
+WEIGHTS_SUFFIX = ".data"
+SMALLEST_APART = 1024  # bytes of a tensor that is worth a place in the other file
 
 # What of a spec holds for a trained model unless the user says otherwise; paths and training settings stay at home.
 DEPLOYED_DATASET = ("num_classes", "class_ids", "remap_mscoco_category")
@@ -40,8 +48,8 @@ class OnnxInterface:
     outputs: tuple[str, ...]
 
 
-def read_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read and check a file.
+def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
+    """Read and check a file; `weights` False leaves those that lie beside it where they are.
 
     Raises:
         CheckpointError: it is missing, unreadable, no ONNX file, or damaged.
@@ -52,7 +60,7 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
         near = f" {path.parent} holds: {', '.join(found)}." if found else ""
         raise CheckpointError(f"There is no ONNX file at {path}.{near}")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=weights)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} keeps its weights in another file, which is not there: {error}") from error
     except Exception as error:  # protobuf raises its own DecodeError, others come from external data
@@ -61,6 +69,35 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:
         raise CheckpointError(f"{path} is not an ONNX file with a graph: it holds no nodes or no operator set.")
     return model
+
+
+def fits_one_file(model: onnx.ModelProto) -> bool:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= LARGEST_FILE
+
+
+@contextmanager
+def replacing_onnx(path: str | Path, model: onnx.ModelProto) -> Iterator[Path]:
+    """Write a model to a temporary file, to be looked at; it (and its weights, if apart) replaces `path` when that ends
+    well.
+
+    A model with weights apart has lost them afterwards.
+    """
+    with replacing_with_companion(path, WEIGHTS_SUFFIX) as temporary:
+        apart = {"location": temporary.name + WEIGHTS_SUFFIX, "size_threshold": SMALLEST_APART}
+        onnx.save(model, temporary, **({} if fits_one_file(model) else {"save_as_external_data": True, **apart}))
+        yield temporary
+
+
+def weights_beside(path: Path) -> Path | None:
+    """The file with the weights of an ONNX file, where it has one."""
+    file = path.with_name(path.name + WEIGHTS_SUFFIX)
+    return file if file.exists() else None
+
+
+def bytes_of(path: Path) -> int:
+    """What an ONNX file takes on the disk, weights beside it included."""
+    beside = weights_beside(path)
+    return path.stat().st_size + (beside.stat().st_size if beside else 0)
 
 
 def interface_of(model: onnx.ModelProto, source: str | Path) -> OnnxInterface:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -12,7 +11,15 @@ import onnx
 import torch
 
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.checkpoints.onnx_file import attach, describe, interface_of
+from rtdetr_tool.checkpoints.onnx_file import (
+    OnnxInterface,
+    attach,
+    bytes_of,
+    describe,
+    interface_of,
+    replacing_onnx,
+    weights_beside,
+)
 from rtdetr_tool.commands.detection import with_input_size
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.deploy.compare import Difference, compare_on
@@ -21,7 +28,7 @@ from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.pictures import drawn_pictures, pictures_of
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import RtdetrError, UserError
-from rtdetr_tool.files import replacing, write_atomically
+from rtdetr_tool.files import sha256_of, write_atomically
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
 from rtdetr_tool.runtimes.open import OpenedDetector, open_detector
@@ -58,11 +65,12 @@ def run(loaded: LoadedSpec) -> None:
     graph = export_graph(model, size, batch, section.opset_version, section.verbose)
     attach(graph, describe(metadata_of(opened), size, section.notes))
     seconds = time.perf_counter() - start
-    with replacing(target) as temporary:
-        onnx.save(graph, temporary)
-        differences, pictures = verify(model, temporary, batch, opened, size, section.tolerance)
+    interface = interface_of(graph, target)
+    with replacing_onnx(target, graph) as temporary:
+        runtime = OnnxRuntime(temporary, interface, provider="cpu")
+        differences, pictures = verify(model, runtime, batch, opened, size, section.tolerance)
         report(differences, section.tolerance, section.onnx_file)
-        content = summary(graph, temporary, section, size, differences, pictures, seconds)
+        content = summary(graph, temporary, interface, section, size, differences, pictures, seconds)
     write_atomically(Path(section.results_dir) / "export.json", json.dumps(content, indent=2) + "\n")
     if section.serialize_nvdsinfer:
         if opened.class_map is None:
@@ -125,7 +133,7 @@ def metadata_of(opened: OpenedDetector) -> dict:
 
 def verify(
     model: ExportModel,
-    file: Path,
+    runtime: OnnxRuntime,
     batch: int | None,
     opened: OpenedDetector,
     size: tuple[int, int],
@@ -145,7 +153,6 @@ def verify(
         images, origin = source.load(count), source.origin
         if len(images) < count:
             images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
-    runtime = OnnxRuntime(file, interface_of(onnx.load(file, load_external_data=False), file), provider="cpu")
 
     @torch.inference_mode()
     def in_torch(part: torch.Tensor) -> Predictions:
@@ -183,19 +190,20 @@ def report(differences: list[Difference], tolerance: float, name: str) -> None:
 def summary(
     graph: onnx.ModelProto,
     file: Path,
+    interface: OnnxInterface,
     section: ExportSpec,
     size: tuple[int, int],
     differences: list[Difference],
     pictures: str,
     seconds: float,
 ) -> dict:
-    interface = interface_of(graph, section.onnx_file)
-    content = file.read_bytes()
+    beside = weights_beside(file)
     return {
         "onnx_file": section.onnx_file,
         "checkpoint": section.checkpoint,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
+        "sha256": sha256_of(file),
+        "weights_sha256": sha256_of(beside) if beside else None,
+        "bytes": bytes_of(file),
         "nodes": len(graph.graph.node),
         "opset": interface.opset,
         "batch": "dynamic" if interface.batch is None else interface.batch,

@@ -6,7 +6,6 @@ Both are written below the results folder, and their loss is measured before an 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import onnx
 import torch
 from rich.table import Table
 
-from rtdetr_tool.checkpoints.onnx_file import OnnxInterface, description_of, interface_of, read_onnx
+from rtdetr_tool.checkpoints.onnx_file import OnnxInterface, bytes_of, description_of, interface_of, read_onnx
 from rtdetr_tool.commands.detection import score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader
 from rtdetr_tool.data.classes import ClassMap
@@ -37,7 +36,7 @@ from rtdetr_tool.deploy.precision import (
     to_mixed_fp16,
 )
 from rtdetr_tool.errors import RtdetrError, UserError
-from rtdetr_tool.files import write_atomically
+from rtdetr_tool.files import sha256_of, write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
@@ -70,7 +69,6 @@ class Variant:
     """The graph in one precision, and its score where there is a validation set."""
 
     precision: str
-    model: onnx.ModelProto
     file: Path
     scores: dict[str, float] | None = None
 
@@ -83,7 +81,7 @@ def run(loaded: LoadedSpec) -> None:
     backend = None
     if section.backend != "none":
         backend = choose_backend(section.backend, torch.cuda.is_available(), section.compute_capability)
-        backend.check(source.model.SerializeToString(), settings)
+        backend.check(source.path, settings)
     folder = Path(section.results_dir)
 
     variants, report = make_variants(source, rules, loaded, folder)
@@ -98,12 +96,11 @@ def run(loaded: LoadedSpec) -> None:
         logger.info("%s is ready; no engine was asked for (gen_trt_engine.backend is none)", chosen.file)
         return
     current_status().running(f"Building the engine with {backend.name} {backend.version}.")
-    content = chosen.model.SerializeToString()
-    built = backend.build(content, settings)
+    built = backend.build(chosen.file, settings)
     description = {
         **source.description,
         "precision": chosen.precision,
-        "onnx": {"file": chosen.file.name, "sha256": hashlib.sha256(content).hexdigest()},
+        "onnx": {"file": chosen.file.name, "sha256": sha256_of(chosen.file)},
         "scores": report["scores"],
     }
     write_engine(Path(section.trt_engine), built, description)
@@ -119,7 +116,7 @@ def open_source(loaded: LoadedSpec) -> Source:
     path = Path(loaded.spec.gen_trt_engine.onnx_file)
     if path.suffix.lower() != ".onnx":
         raise UserError(f"gen_trt_engine.onnx_file: {path} must be an ONNX file (.onnx); `rtdetr export` writes one")
-    model = read_onnx(path)
+    model = read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != "FP32")
     interface, description = interface_of(model, path), description_of(model)
     spec, class_map = settle_file(str(path), loaded, description, interface.size, interface.classes)
     return Source(path, model, interface, spec, class_map, description)
@@ -204,7 +201,7 @@ def make_variants(
 ) -> tuple[list[Variant], dict[str, Any]]:
     """FP32, then FP16, then INT8, as far as asked for, each written below `folder`; and the report about them."""
     section = loaded.spec.gen_trt_engine.tensorrt
-    variants = [Variant("FP32", source.model, source.path)]
+    variants = [Variant("FP32", source.path)]
     report: dict[str, Any] = {"onnx_file": str(source.path), "data_type": section.data_type}
     if section.data_type == "FP32":
         if rules.rules:
@@ -240,7 +237,7 @@ def written(precision: str, graph: PrecisionGraph, source: Source, folder: Path)
     logger.info("%s: %s, %.1f MB, %d casts", precision, file, len(content) / 1e6, graph.casts)
     for note in graph.notes:
         logger.warning("%s: %s", precision, note)
-    return Variant(precision, graph.model, file)
+    return Variant(precision, file)
 
 
 def show_kept(precision: str, graph: PrecisionGraph) -> None:
@@ -293,7 +290,7 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
             "images": times.images,
             "model_ms_per_image": 1000 * times.model / max(1, times.images),
         }
-        variant.scores["bytes"] = variant.file.stat().st_size
+        variant.scores["bytes"] = bytes_of(variant.file)
 
 
 def show_scores(variants: list[Variant]) -> None:

@@ -41,9 +41,9 @@ class EngineBackend(Protocol):
     name: str
     version: str
 
-    def check(self, model: bytes, settings: BuildSettings) -> None: ...
+    def check(self, model: Path, settings: BuildSettings) -> None: ...
 
-    def build(self, model: bytes, settings: BuildSettings) -> BuiltEngine: ...
+    def build(self, model: Path, settings: BuildSettings) -> BuiltEngine: ...
 
 
 def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = ()) -> EngineBackend:
@@ -88,7 +88,7 @@ class LibraryBackend:
         self.name = loaded.library.module
         self.version = loaded.version
 
-    def check(self, model: bytes, settings: BuildSettings) -> None:
+    def check(self, model: Path, settings: BuildSettings) -> None:
         """What `build` would refuse without trying: GPUs, nodes, batch sizes. Takes about a second.
 
         Raises:
@@ -100,7 +100,7 @@ class LibraryBackend:
             network = parse(self.loaded, builder, model, messages)
             add_profile(builder, network, builder.create_builder_config(), settings, messages)
 
-    def build(self, model: bytes, settings: BuildSettings) -> BuiltEngine:
+    def build(self, model: Path, settings: BuildSettings) -> BuiltEngine:
         """Parse, optimise and serialize an ONNX file; takes seconds with TensorRT-RTX, minutes with TensorRT.
 
         Raises:

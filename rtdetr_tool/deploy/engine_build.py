@@ -60,7 +60,7 @@ class BuiltEngine:
 
 def build_engine(
     loaded: LoadedLibrary,
-    model: bytes,
+    model: Path,
     settings: BuildSettings,
     targets: tuple[str, ...],
     stop: Any,
@@ -115,12 +115,12 @@ def start(loaded: LoadedLibrary, messages: Messages) -> Any:
         raise RtdetrError(f"{loaded.name} cannot start here:\n{messages.reasons()}") from error
 
 
-def parse(loaded: LoadedLibrary, builder: Any, model: bytes, messages: Messages) -> Any:
+def parse(loaded: LoadedLibrary, builder: Any, model: Path, messages: Messages) -> Any:
     """A strongly typed network from an ONNX file; one error names every node that the library refuses."""
     trt = loaded.module
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, loaded.logger)
-    parsed = parser.parse(model)
+    parsed = parser.parse_from_file(str(model))
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if errors:
         lines = "\n".join(dict.fromkeys(f"  - {_parser_error(error)}" for error in errors))

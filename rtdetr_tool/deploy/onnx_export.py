@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 import onnxslim
@@ -17,7 +17,7 @@ import torch
 from onnx import version_converter
 from torch import nn
 
-from rtdetr_tool.checkpoints.onnx_file import INPUT
+from rtdetr_tool.checkpoints.onnx_file import INPUT, fits_one_file
 from rtdetr_tool.deploy.elementary import elementary_operators
 from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.deploy.wrapper import ExportModel
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 OLDEST_OPSET = 12
 NATIVE_OPSET = 16  # from here on ONNX has GridSample
-LARGEST = 2**31 - 2**24  # bytes of weights that one protobuf file can hold, with room for the graph
 NEWEST_TRACED = 20  # the exporter's own limit; newer sets are reached by ONNX's version converter
+LARGE_TENSOR = 2**20  # bytes
 
 
 def export_graph(
@@ -36,26 +36,23 @@ def export_graph(
 ) -> onnx.ModelProto:
     """The graph of `model` for inputs of `size` (height, width); `batch` None makes axis 0 dynamic.
 
-    The static and the dynamic graph are traced with a batch of 2 in the dynamic case, so that no size-1 axis is taken
-    for a constant.
+    A dynamic graph is traced with a batch of 2, so that no size-1 axis is taken for a constant. What works on graphs
+    (converter, simplifier, checker) sends them through protobuf, which ends at 2 GiB: it sees a model with more weights
+    than that without its large tensors.
 
     Raises:
-        UserError: when this operator set cannot be had, or the weights do not fit into one file.
+        UserError: when this operator set cannot be had.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    if weights > LARGEST:
-        raise UserError(
-            f"This model has {weights / 1e9:.1f} GB of weights; one ONNX file holds at most {LARGEST / 1e9:.1f} GB. "
-            "Export a smaller backbone; evaluate and inference run the checkpoint as it is."
-        )
     device = next(model.parameters()).device
     images = torch.rand(batch or 2, 3, *size, device=device)
     graph = trace(model, images, min(opset, NEWEST_TRACED), dynamic=batch is None, verbose=verbose)
+    weights = [] if fits_one_file(graph) else detach_weights(graph)
     if opset > NEWEST_TRACED:
         graph = convert_opset(graph, opset)
     graph = simplify(graph)
-    name_axes(graph, batch)
     onnx.checker.check_model(graph, full_check=True)
+    attach_weights(graph, weights)
+    name_axes(graph, batch)
     found = opset_of(graph)
     if found != opset:
         raise UserError(f"export.opset_version: asked for {opset}, the exporter gave {found}; choose that or less")
@@ -67,14 +64,14 @@ def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, ver
         raise UserError(f"export.opset_version: {opset} is not allowed; allowed: {OLDEST_OPSET} or newer")
     names = list(model.output_names)
     axes = {name: {0: "batch"} for name in (INPUT, *names)} if dynamic else None
-    buffer = io.BytesIO()
     older = elementary_operators() if opset < NATIVE_OPSET else contextlib.nullcontext()
     try:
-        with torch.no_grad(), quiet(verbose), older:
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), quiet(verbose), older:
+            file = Path(folder) / "model.onnx"
             torch.onnx.export(
                 model.eval(),
                 (images,),
-                buffer,
+                str(file),
                 input_names=[INPUT],
                 output_names=names,
                 dynamic_axes=axes,
@@ -82,9 +79,32 @@ def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, ver
                 verbose=verbose,
                 dynamo=False,
             )
+            return onnx.load(file)
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"this model cannot be exported with operator set {opset}: {_first_line(error)}") from error
-    return onnx.load_from_string(buffer.getvalue())
+
+
+def detach_weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Make inputs of the large constants; what they were comes back."""
+    tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.graph.initializer]
+    large = [tensor for tensor in tensors if len(tensor.raw_data) > LARGE_TENSOR]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(tensor for tensor in tensors if len(tensor.raw_data) <= LARGE_TENSOR)
+    graph.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large
+    )
+    return large
+
+
+def attach_weights(graph: onnx.ModelProto, weights: list[onnx.TensorProto]) -> None:
+    """The reverse of `detach_weights`; what the graph does not use any more stays away."""
+    names = {tensor.name for tensor in weights}
+    graph.graph.initializer.extend(
+        tensor for tensor in weights if tensor.name in {value.name for value in graph.graph.input}
+    )
+    kept = [value for value in graph.graph.input if value.name not in names]
+    del graph.graph.input[:]
+    graph.graph.input.extend(kept)
 
 
 def convert_opset(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:

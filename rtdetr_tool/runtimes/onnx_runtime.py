@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class OnnxRuntime:
     FP32 there, and their score would say nothing about a GPU.
 
     Args:
-        model: a file, or the bytes of one.
+        path: of the file.
         interface: what `interface_of` says of it.
         provider: cpu, cuda, tensorrt, or auto: CUDA where `device` is a GPU and onnxruntime can use it, else the CPU.
         threads: threads of one operator; None = onnxruntime's choice.
@@ -40,7 +39,7 @@ class OnnxRuntime:
 
     def __init__(
         self,
-        model: str | Path | bytes,
+        path: str | Path,
         interface: OnnxInterface,
         class_map: ClassMap | None = None,
         device: torch.device | str = "cpu",
@@ -49,7 +48,7 @@ class OnnxRuntime:
         options: onnxruntime.SessionOptions | None = None,
     ) -> None:
         chosen = choose_provider(provider, torch.device(device))
-        half = emulated_half(model) if chosen == "cpu" else None
+        half = emulated_half(path) if chosen == "cpu" else None
         options = options or onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions too
         if threads:
@@ -58,11 +57,9 @@ class OnnxRuntime:
         order = FALLBACKS[chosen]
         providers = [(PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
         try:
-            source = half or (model if isinstance(model, bytes) else str(model))
-            self.session = onnxruntime.InferenceSession(source, options, providers=providers)
+            self.session = onnxruntime.InferenceSession(half or str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
-            name = "the graph" if isinstance(model, bytes) else model
-            with_what = f"onnxruntime {onnxruntime.__version__} cannot run {name} (operator set {interface.opset})"
+            with_what = f"onnxruntime {onnxruntime.__version__} cannot run {path} (operator set {interface.opset})"
             raise CheckpointError(f"{with_what}: {_reason(error)}") from error
         used = self.session.get_providers()[0]
         if used != PROVIDERS[chosen]:
@@ -89,12 +86,14 @@ class OnnxRuntime:
         return {name: torch.from_numpy(array).float() for name, array in zip((LOGITS, BOXES), outputs, strict=True)}
 
 
-def emulated_half(model: str | Path | bytes) -> bytes | None:
+def emulated_half(path: str | Path) -> bytes | None:
     """The graph with its FP16 parts spelled out; None where it has none."""
-    graph = onnx.load_from_string(model) if isinstance(model, bytes) else read_onnx(model)
+    graph = read_onnx(path, weights=False)
     constants = any(tensor.data_type == HALF for tensor in graph.graph.initializer)
     casts = any(a.name == "to" and a.i == HALF for node in graph.graph.node for a in node.attribute)
-    return emulate_half(graph).SerializeToString() if constants or casts else None
+    if not constants and not casts:
+        return None
+    return emulate_half(read_onnx(path)).SerializeToString()
 
 
 def choose_provider(wanted: str, device: torch.device) -> str:

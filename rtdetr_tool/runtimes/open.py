@@ -98,7 +98,7 @@ def open_onnx(path: str, loaded: LoadedSpec, device: torch.device | str, provide
     """A graph in onnxruntime."""
     from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
 
-    model = read_onnx(path)
+    model = read_onnx(path, weights=False)
     interface = interface_of(model, path)
     spec, class_map = settle_file(path, loaded, description_of(model), interface.size, interface.classes)
     return OpenedModel(OnnxRuntime(path, interface, class_map, device, provider), spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -112,6 +113,28 @@ def test_a_graph_with_all_options(exported, project, capsys):
     wanted = ["evaluate.input_height=96", "evaluate.input_width=128"]
     expected = evaluated(project, f"evaluate.checkpoint={exported.weights}", *wanted)
     assert_same_results(evaluated(project, f"evaluate.checkpoint={file}", *wanted), expected)
+
+
+def test_weights_above_the_limit_of_protobuf_lie_beside_the_graph(export, project, monkeypatch):
+    with monkeypatch.context() as small:
+        small.setattr("rtdetr_tool.checkpoints.onnx_file.LARGEST_FILE", 100_000)
+        code, file = export()
+    assert code == 0
+    weights = file.with_name("model.onnx.data")
+    assert sorted(file.parent.iterdir()) == [file, weights]
+    assert weights.stat().st_size > 100_000 > file.stat().st_size - 100_000
+    assert weights.stat().st_mode == file.stat().st_mode
+    report = json.loads((project.folder / "results" / "export" / "export.json").read_text())
+    assert report["bytes"] == file.stat().st_size + weights.stat().st_size
+    assert report["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = evaluated(project, f"evaluate.checkpoint={file}")
+    assert_same_results(found, evaluated(project, f"evaluate.checkpoint={report['checkpoint']}"))
+
+    assert export("export.overwrite=true")[0] == 0
+    assert list(file.parent.iterdir()) == [file], "weights of the graph before this one"
+    file.unlink()
+    weights.write_bytes(b"left over")
+    assert export()[0] == 0 and not weights.exists()
 
 
 def test_inference_runs_on_the_graph(copied):

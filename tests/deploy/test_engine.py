@@ -37,13 +37,26 @@ def heard(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def detector_onnx(export_model):
+def detector_onnx(export_model, tmp_path_factory):
     """A small RT-DETR with a dynamic batch, inputs of 64 x 96."""
-    return export_graph(export_model, (64, 96), None, 17).SerializeToString()
+    path = tmp_path_factory.mktemp("detector") / "model.onnx"
+    onnx.save(export_graph(export_model, (64, 96), None, 17), path)
+    return path
 
 
-def toy_onnx(nodes=None, batch="batch", size=(8, 8), initializers=()):
-    """A graph with a detector's names that builds in an instant."""
+@pytest.fixture
+def toy_onnx(tmp_path):
+    """Writes a graph with a detector's names that builds in an instant."""
+
+    def write(*arguments, **options):
+        path = tmp_path / "toy.onnx"
+        onnx.save(toy_graph(*arguments, **options), path)
+        return path
+
+    return write
+
+
+def toy_graph(nodes=None, batch="batch", size=(8, 8), initializers=()):
     nodes = nodes or [
         helper.make_node("Relu", ["inputs"], ["pred_logits"], name="relu"),
         helper.make_node("Sigmoid", ["inputs"], ["pred_boxes"], name="sigmoid"),
@@ -53,7 +66,7 @@ def toy_onnx(nodes=None, batch="batch", size=(8, 8), initializers=()):
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("pred_logits", "pred_boxes")]
     graph = helper.make_graph(nodes, "toy", inputs, outputs, list(initializers))
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("nvidia", 1)]
-    return helper.make_model(graph, opset_imports=opsets).SerializeToString()
+    return helper.make_model(graph, opset_imports=opsets)
 
 
 def settings(*batches, **others):
@@ -83,13 +96,13 @@ def test_an_rt_detr_is_built_for_two_generations_of_gpus_without_one(rtx, detect
         assert description["names"] == {"0": "cat"} and description["engine"]["bytes"] == len(plan)
 
 
-def test_one_engine_for_several_gpus_names_each_of_them_once(rtx):
+def test_one_engine_for_several_gpus_names_each_of_them_once(rtx, toy_onnx):
     built = rtx.build(toy_onnx(), settings(compute_capabilities=("sm89", "SM120", "SM89")))
     assert built.report["compute_capabilities"] == ["SM89", "SM120"]
     assert rtx.build(toy_onnx(), settings(compute_capabilities=("AMPERE_PLUS",))).plan
 
 
-def test_the_summary_says_size_time_profile_layers_and_precision(rtx):
+def test_the_summary_says_size_time_profile_layers_and_precision(rtx, toy_onnx):
     report = rtx.build(toy_onnx(), settings(2, 2, 6)).report
     lines = summary({**report, "bytes": 12_300_000, "seconds": 4.56}).splitlines()
     assert lines[0] == f"tensorrt_rtx {rtx.version} for SM89: 12.3 MB in 4.6 s"
@@ -98,7 +111,7 @@ def test_the_summary_says_size_time_profile_layers_and_precision(rtx):
     assert lines[3] == "layers by precision: float32 2"
 
 
-def test_the_graph_alone_decides_the_precision(rtx):
+def test_the_graph_alone_decides_the_precision(rtx, toy_onnx):
     weight = helper.make_tensor("weight", TensorProto.FLOAT16, [2, 3, 1, 1], [0.5] * 6)
     nodes = [
         helper.make_node("Cast", ["inputs"], ["half"], to=TensorProto.FLOAT16),
@@ -113,7 +126,7 @@ def test_the_graph_alone_decides_the_precision(rtx):
     assert [tensor["type"] for tensor in report["inputs"] + report["outputs"]] == ["float32"] * 3
 
 
-def test_a_convolution_between_quantizing_nodes_counts_as_int8(rtx):
+def test_a_convolution_between_quantizing_nodes_counts_as_int8(rtx, toy_onnx):
     scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])
     zero = helper.make_tensor("zero", TensorProto.INT8, [], [0])
     weight = helper.make_tensor("weight", TensorProto.FLOAT, [2, 3, 1, 1], [0.5] * 6)
@@ -132,13 +145,13 @@ def test_a_convolution_between_quantizing_nodes_counts_as_int8(rtx):
 # Batch sizes
 
 
-def test_a_fixed_batch_is_the_whole_profile(rtx):
+def test_a_fixed_batch_is_the_whole_profile(rtx, toy_onnx):
     report = rtx.build(toy_onnx(batch=5), settings()).report
     assert {shape[0] for shape in report["profile"]["inputs"].values()} == {5}
     assert rtx.build(toy_onnx(batch=5), settings(5, 5, 5)).report["profile"] == report["profile"]
 
 
-def test_a_fixed_batch_and_another_one_asked_for_contradict(rtx):
+def test_a_fixed_batch_and_another_one_asked_for_contradict(rtx, toy_onnx):
     with pytest.raises(UserError, match=r"fixed batch of 5, but .*max_batch_size=8 is asked for") as error:
         rtx.build(toy_onnx(batch=5), settings(5, 5, 8))
     assert "min_batch_size" not in str(error.value) and "export.batch_size=-1" in str(error.value)
@@ -158,7 +171,7 @@ def test_batch_sizes_out_of_order_are_refused(given):
         settings(*given).batches(None)
 
 
-def test_a_dynamic_image_size_is_refused(rtx):
+def test_a_dynamic_image_size_is_refused(rtx, toy_onnx):
     with pytest.raises(UserError, match=r"input inputs is \[-1, 3, -1, -1\]: only the batch"):
         rtx.build(toy_onnx(size=("height", "width")), settings())
 
@@ -166,7 +179,7 @@ def test_a_dynamic_image_size_is_refused(rtx):
 # What the library refuses
 
 
-def test_every_node_that_the_library_refuses_is_named(rtx):
+def test_every_node_that_the_library_refuses_is_named(rtx, toy_onnx):
     plugin = "MultiscaleDeformableAttnPlugin_TRT"
     nodes = [
         helper.make_node(plugin, ["inputs"], ["pred_logits"], name="attn", domain="nvidia"),
@@ -180,13 +193,15 @@ def test_every_node_that_the_library_refuses_is_named(rtx):
         assert [line for line in text.splitlines() if line.startswith(start) and len(line) > len(start) + 5]
 
 
-@pytest.mark.parametrize("model", [b"not an ONNX file", b"", onnx.ModelProto(ir_version=8).SerializeToString()])
-def test_what_is_no_onnx_graph_is_told(rtx, model):
+@pytest.mark.parametrize("content", [b"not an ONNX file", b"", onnx.ModelProto(ir_version=8).SerializeToString()])
+def test_what_is_no_onnx_graph_is_told(rtx, tmp_path, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"Failed to parse the ONNX model|no inputs or no outputs"):
-        rtx.build(model, settings())
+        rtx.build(path, settings())
 
 
-def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx):
+def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx, toy_onnx):
     """TensorRT-RTX has no FP32 matrix products on Turing."""
     weight = helper.make_tensor("weight", TensorProto.FLOAT, [8, 8], [0.5] * 64)
     nodes = [
@@ -198,25 +213,25 @@ def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx):
     assert str(error.value).count("\n") == 1, "one reason, without those that only follow from it"
 
 
-def test_what_a_build_would_refuse_is_found_before_it(rtx):
-    strange = toy_onnx([helper.make_node("NoSuchOperator", ["inputs"], ["pred_boxes", "pred_logits"])])
+def test_what_a_build_would_refuse_is_found_before_it(rtx, toy_onnx):
+    strange = [helper.make_node("NoSuchOperator", ["inputs"], ["pred_boxes", "pred_logits"])]
     rtx.check(toy_onnx(), settings(1, 2, 4))
-    for model, wrong, words in (
-        (strange, settings(), "NoSuchOperator"),
-        (toy_onnx(batch=5), settings(1), "fixed batch of 5"),
-        (toy_onnx(), settings(compute_capabilities=("SM1",)), "does not know SM1"),
+    for nodes, batch, wrong, words in (
+        (strange, "batch", settings(), "NoSuchOperator"),
+        (None, 5, settings(1), "fixed batch of 5"),
+        (None, "batch", settings(compute_capabilities=("SM1",)), "does not know SM1"),
     ):
         with pytest.raises(UserError, match=words):
-            rtx.check(model, wrong)
+            rtx.check(toy_onnx(nodes, batch), wrong)
 
 
-def test_an_unknown_compute_capability_lists_the_known_ones(rtx):
+def test_an_unknown_compute_capability_lists_the_known_ones(rtx, toy_onnx):
     with pytest.raises(UserError, match=r"does not know SM90\. It knows SM75, SM80, SM86, SM89, SM120"):
         rtx.build(toy_onnx(), settings(compute_capabilities=("SM89", "SM90")))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx):
+def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx, toy_onnx):
     expected = r"set gen_trt_engine\.compute_capability .*SM89"
     with pytest.raises(UserError, match=expected):
         choose_backend("auto", gpu=False)
@@ -227,7 +242,7 @@ def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx):
 # Messages of the library
 
 
-def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog):
+def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog, toy_onnx):
     ours, theirs = "rtdetr_tool.checkpoints.tensorrt_library", "tensorrt_rtx"
     for verbose, expected, other in ((False, theirs, ours), (True, ours, theirs)):
         caplog.clear()
@@ -238,7 +253,7 @@ def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog):
         assert other not in {record.name for record in caplog.records}
 
 
-def test_builds_one_after_the_other_share_the_one_logger(rtx, caplog):
+def test_builds_one_after_the_other_share_the_one_logger(rtx, caplog, toy_onnx):
     with caplog.at_level(logging.DEBUG, logger="tensorrt_rtx"):
         for _ in range(2):
             assert rtx.build(toy_onnx(), settings()).report["warnings"] == []
@@ -253,7 +268,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_a_build_and_the_next_one_works(rtx, detector_onnx, interruptible):
+def test_ctrl_c_ends_a_build_and_the_next_one_works(rtx, detector_onnx, interruptible, toy_onnx):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
@@ -266,7 +281,7 @@ def test_ctrl_c_ends_a_build_and_the_next_one_works(rtx, detector_onnx, interrup
 # Timing cache
 
 
-def test_tensorrt_rtx_has_no_timing_cache_and_says_so(rtx, tmp_path, caplog):
+def test_tensorrt_rtx_has_no_timing_cache_and_says_so(rtx, tmp_path, caplog, toy_onnx):
     path = tmp_path / "timing.cache"
     with caplog.at_level(logging.WARNING):
         report = rtx.build(toy_onnx(), settings(timing_cache=path)).report
@@ -337,6 +352,6 @@ def test_an_unknown_backend_lists_the_known_ones():
         choose_backend("trt", gpu=True)
 
 
-def test_the_report_is_plain_data(rtx):
+def test_the_report_is_plain_data(rtx, toy_onnx):
     report = rtx.build(toy_onnx(), settings()).report
     assert json.loads(json.dumps(report)) == report

@@ -113,10 +113,17 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
     assert "graph(" not in capfd.readouterr().err
 
 
-def test_weights_that_no_onnx_file_can_hold_are_said_before_the_work(export_model, monkeypatch):
-    monkeypatch.setattr("rtdetr_tool.deploy.onnx_export.LARGEST", 10_000_000)
-    with pytest.raises(UserError, match=r"has 0\.0 GB of weights; one ONNX file holds at most 0\.0 GB"):
-        export_graph(export_model, SIZE, batch=1, opset=17)
+@pytest.mark.parametrize("opset", [17, 22])
+def test_a_model_with_more_weights_than_protobuf_takes_is_simplified_without_them(export_model, monkeypatch, opset):
+    usual = export_graph(export_model, SIZE, batch=None, opset=opset)
+    monkeypatch.setattr("rtdetr_tool.checkpoints.onnx_file.LARGEST_FILE", 100_000)
+    monkeypatch.setattr("rtdetr_tool.deploy.onnx_export.LARGE_TENSOR", 5_000)
+    graph = export_graph(export_model, SIZE, batch=None, opset=opset)
+    assert opset_of(graph) == opset
+    assert [value.name for value in graph.graph.input] == ["inputs"]
+    assert any(len(tensor.raw_data) > 5_000 for tensor in graph.graph.initializer)
+    assert len(graph.graph.node) < 1.2 * len(usual.graph.node)
+    assert_same(graph, export_model, torch.rand(3, 3, *SIZE))
 
 
 def test_a_too_old_operator_set_is_refused(export_model):

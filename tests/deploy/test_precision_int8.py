@@ -295,10 +295,11 @@ def test_no_pictures_and_no_cache_is_refused(steady_graph, tmp_path):
 
 
 @pytest.mark.slow
-def test_tensorrt_rtx_builds_the_graph(quantised):
+def test_tensorrt_rtx_builds_the_graph(quantised, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     from rtdetr_tool.deploy.engine import BuildSettings, choose_backend
 
+    onnx.save(quantised.model, tmp_path / "int8.onnx")
     settings = BuildSettings(1, 1, 4, compute_capabilities=("SM89",))
-    built = choose_backend("tensorrt_rtx", False, ("SM89",)).build(quantised.model.SerializeToString(), settings)
+    built = choose_backend("tensorrt_rtx", False, ("SM89",)).build(tmp_path / "int8.onnx", settings)
     assert len(built.plan) > 1_000_000

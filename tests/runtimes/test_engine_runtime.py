@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -20,7 +21,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about mac
 
 
 @pytest.fixture(scope="module")
-def built():
+def built(tmp_path_factory):
     pytest.importorskip("tensorrt_rtx")
     nodes = [
         helper.make_node("Relu", ["inputs"], ["pred_logits"]),
@@ -31,9 +32,10 @@ def built():
     model = helper.make_model(
         helper.make_graph(nodes, "toy", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)]
     )
-    return choose_backend("tensorrt_rtx", False, ("SM89",)).build(
-        model.SerializeToString(), BuildSettings(max_batch=4, compute_capabilities=("SM89",))
-    )
+    path = tmp_path_factory.mktemp("toy") / "toy.onnx"
+    onnx.save(model, path)
+    settings = BuildSettings(max_batch=4, compute_capabilities=("SM89",))
+    return choose_backend("tensorrt_rtx", False, ("SM89",)).build(path, settings)
 
 
 @pytest.fixture

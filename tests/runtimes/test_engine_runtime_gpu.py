@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 
@@ -43,8 +44,8 @@ def backend(request):
 
 
 def build(backend, detector, folder, batch=None, **settings):
-    model = export_graph(ExportModel(detector), SIZE, batch, 17).SerializeToString()
-    path = folder / "model.engine"
+    model, path = folder / "model.onnx", folder / "model.engine"
+    onnx.save(export_graph(ExportModel(detector), SIZE, batch, 17), model)
     write_engine(path, backend.build(model, BuildSettings(allow_tf32=False, **settings)), {"names": {"0": "a"}})
     return path
 
@@ -124,7 +125,8 @@ def test_a_timing_cache_is_extended_by_the_next_build(backend, detector, tmp_pat
     if not LIBRARIES[backend.name].timing_cache:
         pytest.skip(f"{backend.name} has none")
     cache = tmp_path / "timing.cache"
-    model = export_graph(ExportModel(detector), SIZE, 1, 17).SerializeToString()
+    model = tmp_path / "model.onnx"
+    onnx.save(export_graph(ExportModel(detector), SIZE, 1, 17), model)
     states = [backend.build(model, BuildSettings(timing_cache=cache)).report["timing_cache"] for _ in range(2)]
     assert states == ["new", "extended"] and cache.stat().st_size > 0
     cache.write_bytes(b"damaged")

@@ -10,6 +10,7 @@ import onnx.inliner
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from rtdetr_tool.checkpoints.half_emulation import FLOAT, element_types, holds_graph
+from rtdetr_tool.checkpoints.onnx_file import fits_one_file
 from rtdetr_tool.errors import UserError
 
 # Nodes with most of the work; TensorRT fuses their neighbours into them.
@@ -21,7 +22,6 @@ FIXED = frozenset({
     "DynamicQuantizeLinear",
 })
 # fmt: on
-LARGEST_FILE = 2**31 - 2**20  # protobuf's limit for one message, less room for what is added
 
 
 class Graph:
@@ -116,11 +116,10 @@ def _scalar_constant(node: NodeProto) -> np.ndarray | None:
 
 
 def check_size(model: onnx.ModelProto) -> None:
-    size = sum(len(t.raw_data) for t in model.graph.initializer)
-    if size > LARGEST_FILE:
+    if not fits_one_file(model):
         raise UserError(
-            f"The ONNX graph holds {size / 2**30:.1f} GiB of weights; FP16 and INT8 graphs can be made of at most "
-            "2 GiB. Set gen_trt_engine.tensorrt.data_type to FP32"
+            "The ONNX graph holds more than 2 GiB of weights; FP16 and INT8 graphs can be made of at most that. "
+            "Set gen_trt_engine.tensorrt.data_type to FP32"
         )
 
 
