@@ -46,6 +46,11 @@ class SetCriterion(nn.Module):
         self.alpha, self.gamma = alpha, gamma
         self.aux_loss = aux_loss
 
+    @property
+    def main_terms(self) -> tuple[str, ...]:
+        """Names of the losses of the last decoder layer, which are worth a curve."""
+        return (self.class_term, "loss_bbox", "loss_giou")
+
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name and their sum `loss`.
 

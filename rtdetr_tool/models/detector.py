@@ -34,6 +34,11 @@ class Detector(nn.Module):
             self._frozen.append(name)
         self.train(self.training)
 
+    def fix_pretrained_norms(self) -> None:
+        """Fix what a pretrained backbone of this kind does not learn: a ResNet's stem and norms, nothing of others."""
+        if hasattr(self.backbone, "freeze_stem_and_norms"):
+            self.backbone.freeze_stem_and_norms()
+
     def train(self, mode: bool = True) -> Detector:
         super().train(mode)
         for name in self._frozen:

@@ -33,7 +33,6 @@ from rtdetr_tool.version import package_version
 logger = logging.getLogger(__name__)
 
 _FINITE_CHECK_INTERVAL = 50  # steps
-_MAIN_TERMS = ("loss_vfl", "loss_bbox", "loss_giou")
 
 
 class DetectorModule(pl.LightningModule):
@@ -50,11 +49,11 @@ class DetectorModule(pl.LightningModule):
             spec.model, spec.dataset.num_classes, activation_checkpoint=spec.train.activation_checkpoint
         )
         if spec.model.pretrained_backbone_path and spec.model.train_backbone and not spec.train.pretrained_model_path:
-            detector.backbone.freeze_stem_and_norms()
+            detector.fix_pretrained_norms()
         detector.freeze(spec.train.freeze or ())
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
-        self.logged_terms = _MAIN_TERMS  # of `compute_losses`, in every training step
+        self.logged_terms = self.criterion.main_terms  # of `compute_losses`, in every training step
         self.last_loss: Tensor | None = None  # of the latest training step, on the device; read without haste
         self.validated_epoch = -1
         self.metrics: dict[str, float] = {}  # of the latest validation or test
@@ -118,7 +117,7 @@ class DetectorModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         predictions = self.detector(self.prepare_images(batch, multi_scale=False))
         losses = self.criterion(predictions, batch.targets)
-        terms = {"val_loss": losses["loss"], **{f"val_{name}": losses[name] for name in _MAIN_TERMS if name in losses}}
+        terms = {f"val_{name}": losses[name] for name in ("loss", *self.criterion.main_terms) if name in losses}
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         self._collect(batch, predictions)
 

@@ -95,9 +95,6 @@ class FanBackbone(nn.Module):
             maps.append(self.learnable_downsample(tokens_to_map(x, height, width)))
         return maps
 
-    def freeze_stem_and_norms(self) -> None:
-        """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
-
     def fold_batch_norms(self) -> None:
         """Nothing: the batch norms of the blocks stand before a padded convolution and cannot be folded into it."""
 

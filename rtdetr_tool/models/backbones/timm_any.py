@@ -51,9 +51,6 @@ class WholeBackbone(nn.Module):
         maps = self.extractor(images)
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_are_last else maps
 
-    def freeze_stem_and_norms(self) -> None:
-        """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
-
     def fold_batch_norms(self) -> None:
         """Nothing: where norms can be folded is not known of a network that timm does not cut into parts."""
 

@@ -68,9 +68,6 @@ class StagedBackbone(nn.Module):
         """What a family does with each map in the end."""
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_are_last else maps
 
-    def freeze_stem_and_norms(self) -> None:
-        """Nothing: TAO fixes stem and norms of a pretrained ResNet only."""
-
     def fold_batch_norms(self) -> None:
         """Fold norms into convolutions, in place, if the maps stay the same; for eval mode only.
 
