@@ -8,7 +8,8 @@ import torch
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.models.rfdetr.queries import QuerySelection, build_proposals, refine
+from rtdetr_tool.models.rfdetr.queries import QuerySelection, refine
+from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.position import sine_of_boxes
 from rtdetr_tool.spec import ModelSpec, RfdetrSpec
 from tests.models.rfdetr_parts import CLASSES, GROUPS, QUERIES, tiny_rfdetr
@@ -95,7 +96,7 @@ def test_a_box_moves_by_shares_of_its_reference():
 
 
 def test_proposals_are_squares_at_the_centres_and_double_with_each_level():
-    proposals = build_proposals([(1, 2), (1, 1)])
+    proposals, _ = square_anchors([(1, 2), (1, 1)])
     expected = [[0.25, 0.5, 0.05, 0.05], [0.75, 0.5, 0.05, 0.05], [0.5, 0.5, 0.1, 0.1]]
     torch.testing.assert_close(proposals, torch.tensor([expected]))
 

@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
-
-PROPOSAL_SIZE = 0.05  # side of a proposal on the finest level, relative; doubles with each level
-PROPOSAL_MARGIN = 0.01  # proposals with a coordinate outside (margin, 1 - margin) propose nothing
 
 
 class Selected(NamedTuple):
@@ -74,26 +72,11 @@ class QuerySelection(nn.Module):
         key = (*shapes, device)
         if key not in self._proposals:
             with torch.inference_mode(False):  # what inference has made must serve training too
-                boxes = build_proposals(shapes, device)
-                valid = ((boxes > PROPOSAL_MARGIN) & (boxes < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
+                boxes, valid = square_anchors(shapes, device)
                 unused = 0.0 if self.bbox_reparam else torch.inf
                 values = boxes if self.bbox_reparam else inverse_sigmoid(boxes)
                 self._proposals[key] = values.masked_fill(~valid, unused), valid
         return self._proposals[key]
-
-
-def build_proposals(shapes: Shapes, device: torch.device | None = None) -> Tensor:
-    """A square box around the centre of every token: [1, S, 4] cxcywh 0..1."""
-    boxes = []
-    for level, (height, width) in enumerate(shapes):
-        y, x = torch.meshgrid(
-            torch.arange(height, dtype=torch.float32, device=device),
-            torch.arange(width, dtype=torch.float32, device=device),
-            indexing="ij",
-        )
-        centre = torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=-1).reshape(-1, 2)
-        boxes.append(torch.cat([centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)], dim=-1))
-    return torch.cat(boxes)[None]
 
 
 def refine(reference: Tensor, delta: Tensor, bbox_reparam: bool) -> Tensor:

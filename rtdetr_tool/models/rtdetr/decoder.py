@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.rtdetr.decoder_layer import DecoderLayer, DeformableAttention, points_per_level
 from rtdetr_tool.models.rtdetr.denoising import DenoisingQueries, build_denoising
+from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target
-
-ANCHOR_SIZE = 0.05  # side of an anchor on the finest level, relative; doubles with each level
-ANCHOR_MARGIN = 0.01  # anchors with a coordinate outside (margin, 1 - margin) are not used
 
 
 class RTDETRDecoder(nn.Module):
@@ -195,17 +193,7 @@ class RTDETRDecoder(nn.Module):
 
 def build_anchors(shapes: Shapes, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """One anchor per cell: logits of its cxcywh box [1, S, 4] (infinite where unused), whether it is used [1, S, 1]."""
-    boxes = []
-    for level, (height, width) in enumerate(shapes):
-        y, x = torch.meshgrid(
-            torch.arange(height, dtype=torch.float32, device=device),
-            torch.arange(width, dtype=torch.float32, device=device),
-            indexing="ij",
-        )
-        centre = torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=-1).reshape(-1, 2)
-        boxes.append(torch.cat([centre, torch.full_like(centre, ANCHOR_SIZE * 2.0**level)], dim=-1))
-    anchors = torch.cat(boxes)[None]
-    valid = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1, keepdim=True)
+    anchors, valid = square_anchors(shapes, device)
     return torch.log(anchors / (1 - anchors)).masked_fill(~valid, torch.inf), valid
 
 
