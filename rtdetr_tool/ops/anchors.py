@@ -1,4 +1,4 @@
-"""The boxes that tokens of feature maps start from, in both families (Deformable DETR's two stages, arXiv:2010.04159)."""
+"""The boxes that tokens of feature maps start from (Deformable DETR in two stages, arXiv:2010.04159); both families."""
 
 from __future__ import annotations
 
