@@ -47,3 +47,11 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, foreign or unsafe."""
+
+
+def nearest_multiples(size: int, multiple: int) -> str:
+    """`616 or 672`: the multiples below and above a size, or the size itself where it is one."""
+    if size % multiple == 0 and size:
+        return str(size)
+    below = size // multiple * multiple
+    return f"{below} or {below + multiple}" if below else str(multiple)

@@ -31,7 +31,7 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.rtdetr.detector import RTDETR
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
-from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import SIZE_FIELDS, DatasetSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,11 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
         if name in stored_dataset and name not in given_dataset:
             data["dataset"][name] = stored_dataset[name]
     stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
+    sizes = data["dataset"]["augmentation"]
+    if data["model"]["arch"] == "rfdetr":  # sizes that nobody gave follow from the checkpoint's model.rfdetr
+        sizes = {name: value for name, value in sizes.items() if name in given_sizes or name not in SIZE_FIELDS}
+        data["dataset"]["augmentation"] = sizes
     for name in DEPLOYED_AUGMENTATION:
         if name in stored_sizes and name not in given_sizes:
-            data["dataset"]["augmentation"][name] = stored_sizes[name]
+            sizes[name] = stored_sizes[name]
     return spec_from_dict(data)

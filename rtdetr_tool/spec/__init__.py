@@ -18,11 +18,12 @@ from rtdetr_tool.spec.experiment import ExperimentSpec, WandbSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.load import LoadedSpec, load_spec, read_spec, spec_from_dict
 from rtdetr_tool.spec.model import FrozenFmSpec, ModelSpec
-from rtdetr_tool.spec.rfdetr import RfdetrSpec, resolve_rfdetr
+from rtdetr_tool.spec.rfdetr import SIZE_FIELDS, RfdetrSpec, resolve_rfdetr
 from rtdetr_tool.spec.train import CudnnSpec, EmaSpec, OptimSpec, TrainSpec
 
 __all__ = [
     "MISSING",
+    "SIZE_FIELDS",
     "AugmentationSpec",
     "BindingSpec",
     "CalibrationSpec",

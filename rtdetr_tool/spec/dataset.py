@@ -15,14 +15,21 @@ class AugmentationSpec:
     multi_scales: list[Any] = field(
         [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
         "Sizes of which one is drawn for each training step: a side, or [height, width]; multiples of 32. "
-        "[] keeps train_spatial_size.",
+        "[] keeps train_spatial_size. With model.arch rfdetr: around model.rfdetr.resolution.",
         unit="pixels",
     )
     train_spatial_size: list[int] = field(
-        [640, 640], "Input size in training, [height, width]; multiples of 32.", min=32, unit="pixels"
+        [640, 640],
+        "Input size in training, [height, width]; multiples of 32. With model.arch rfdetr: model.rfdetr.resolution.",
+        min=32,
+        unit="pixels",
     )
     eval_spatial_size: list[int] = field(
-        [640, 640], "Input size outside training, [height, width]; multiples of 32.", min=32, unit="pixels"
+        [640, 640],
+        "Input size outside training, [height, width]; multiples of 32. With model.arch rfdetr: "
+        "model.rfdetr.resolution.",
+        min=32,
+        unit="pixels",
     )
     distortion_prob: float = field(
         0.8,

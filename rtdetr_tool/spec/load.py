@@ -14,6 +14,7 @@ from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec.convert import field_names, from_plain, spec_to_dict, suggestion, walk_fields
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING
+from rtdetr_tool.spec.rfdetr import RfdetrSpec, default_sizes
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes
 
@@ -52,7 +53,7 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec of `data`; `SpecError` with `problems` and all that are found here."""
-    spec = from_plain(ExperimentSpec, _with_devices(data), problems)
+    spec = from_plain(ExperimentSpec, _with_sizes(_with_devices(data)), problems)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:
         raise SpecError(list(dict.fromkeys(problems)), source)
@@ -83,6 +84,19 @@ def _with_devices(data: dict[str, Any]) -> dict[str, Any]:
         elif "num_gpus" not in section and isinstance(ids, list) and ids:
             data[name] = {**section, "num_gpus": len(ids)}
     return data
+
+
+def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
+    """With `model.arch: rfdetr`, sizes of images that are not given follow from `model.rfdetr`."""
+    model, dataset = data.get("model"), data.get("dataset", {})
+    if not (isinstance(model, dict) and model.get("arch") == "rfdetr" and isinstance(dataset, dict)):
+        return data
+    section, augmentation = model.get("rfdetr", {}), dataset.get("augmentation", {})
+    if not (isinstance(section, dict) and isinstance(augmentation, dict)):
+        return data
+    wrong: list[str] = []  # named when the whole spec is converted
+    sizes = default_sizes(from_plain(RfdetrSpec, section, wrong))
+    return data if wrong else {**data, "dataset": {**dataset, "augmentation": {**sizes, **augmentation}}}
 
 
 def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> LoadedSpec:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
+from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.spec.fields import INF, field
 
 # Fields of `model` that RF-DETR does not read; its own stand below `model.rfdetr`.
@@ -73,7 +74,8 @@ class RfdetrSpec:
     resolution: int | None = field(
         None,
         "Side of the images that the model is made for, a multiple of patch_size * num_windows: it sets the number of "
-        "position embeddings where that is not given. Other sizes interpolate them.",
+        "position embeddings, and the sizes of dataset.augmentation, where those are not given. Other sizes "
+        "interpolate the embeddings.",
         min=1,
         unit="pixels",
         origin="ours",
@@ -118,6 +120,23 @@ def resolve_rfdetr(own: RfdetrSpec) -> RfdetrSpec:
     return dataclasses.replace(own, **filled)
 
 
+SIZE_FIELDS = ("train_spatial_size", "eval_spatial_size", "multi_scales")  # of `dataset.augmentation`
+_SCALE_STEPS = 5  # multi-scale training goes so many windows' patches below and above the resolution
+
+
+def default_sizes(own: RfdetrSpec) -> dict[str, list]:
+    """What `dataset.augmentation` says of sizes where the user does not: the resolution, and the sizes around it.
+
+    A resolution that is no multiple (which is an error of its own) counts as the next smaller one.
+    """
+    multiple = size_multiple(own)
+    base = max(resolve_rfdetr(own).resolution // multiple, 1)
+    factors = [base + step for step in range(-_SCALE_STEPS, _SCALE_STEPS + 1)]
+    square = [base * multiple] * 2
+    scales = [factor * multiple for factor in factors if factor >= 2]
+    return dict(zip(SIZE_FIELDS, (square, list(square), scales), strict=True))
+
+
 def size_multiple(own: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
     full = resolve_rfdetr(own)
@@ -160,12 +179,6 @@ def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
             f"{name}.resolution: {full.resolution} is not allowed; allowed: a multiple of {multiple} (patch_size "
             f"{full.patch_size} * num_windows {full.num_windows}), nearest: {nearest}"
         )
-
-
-def nearest_multiples(size: int, multiple: int) -> str:
-    """`616 or 672`: the multiples below and above a size that is none."""
-    below = size // multiple * multiple
-    return f"{below} or {below + multiple}" if below else str(multiple)
 
 
 def _plain(value):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rtdetr_tool.catalog import STRIDES
+from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
@@ -155,7 +156,10 @@ def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
     for field in ("train_spatial_size", "eval_spatial_size"):
         size = getattr(augmentation, field)
         if len(size) != 2 or any(side % multiple for side in size):
-            yield f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {multiple}"
+            yield (
+                f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {multiple}"
+                f"{_nearest(size, multiple)}"
+            )
     for index, size in enumerate(augmentation.multi_scales):
         sides = size if isinstance(size, (list, tuple)) else [size]
         right = len(sides) == (2 if isinstance(size, (list, tuple)) else 1) and all(
@@ -164,8 +168,15 @@ def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
         if not right:
             yield (
                 f"{name}.multi_scales[{index}]: {shown(size)} is not allowed; allowed: a side or [height, width], "
-                f"multiples of {multiple}"
+                f"multiples of {multiple}{_nearest(sides, multiple)}"
             )
+
+
+def _nearest(sides: list[Any], multiple: int) -> str:
+    """`, nearest: 616 or 672` for sides that are numbers."""
+    if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        return ""
+    return f", nearest: {' x '.join(nearest_multiples(side, multiple) for side in sides)}"
 
 
 def _train(train: TrainSpec) -> Iterator[str]:
@@ -202,7 +213,10 @@ def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
     for field in ("input_width", "input_height"):
         side = getattr(section, field)
         if side is not None and side % multiple:
-            yield f"{name}.{field}: {side} is not allowed; allowed: a multiple of {multiple}"
+            yield (
+                f"{name}.{field}: {side} is not allowed; allowed: a multiple of {multiple}"
+                f"{_nearest([side], multiple)}"
+            )
 
 
 def _engine(spec: ExperimentSpec) -> Iterator[str]:

@@ -7,7 +7,6 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.backbones.dinov2_windowed import (
     check_size,
     join_windows,
-    nearest_multiples,
     resize_positions,
     split_windows,
 )
@@ -102,4 +101,5 @@ def test_sizes_are_checked():
     check_size(64, 96, 32)
     with pytest.raises(UserError, match=r"70 x 96 .* multiples of 32 .*nearest: 64 or 96 x 96"):
         check_size(70, 96, 32)
-    assert nearest_multiples(20, 32) == "32"
+    with pytest.raises(UserError, match="nearest: 32 x 32"):
+        check_size(20, 32, 32)

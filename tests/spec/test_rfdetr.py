@@ -35,7 +35,8 @@ def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s
         ("model.rfdetr.hidden_dim=100", "model.rfdetr.sa_nheads: 8 is not allowed"),
         ("model.rfdetr.variant=tiny", "nano, small, medium, base, large, large_2025, xlarge, 2xlarge"),
         ("evaluate.input_width=400 evaluate.input_height=384", "evaluate.input_width: 400 is not allowed"),
-        ("dataset.augmentation.eval_spatial_size=[40,64]", "each a multiple of 32"),
+        ("dataset.augmentation.eval_spatial_size=[40,64]", "each a multiple of 32, nearest: 32 or 64 x 64"),
+        ("dataset.augmentation.multi_scales=[100]", "multiples of 32, nearest: 96 or 128"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_allowed(override, said):
@@ -50,6 +51,17 @@ def test_sizes_must_fit_the_windows_of_the_variant():
     assert read_spec(None, [*others, "model.rfdetr.variant=base"]).spec.model.rfdetr.variant == "base"
     with pytest.raises(SpecError, match=r"eval_spatial_size: \[560, 616\] is not allowed.*multiple of 32"):
         read_spec(None, [*others, "model.rfdetr.variant=nano"])
+
+
+@pytest.mark.parametrize("variant", RFDETR_VARIANTS)
+def test_sizes_that_are_not_given_are_the_variants(variant):
+    row = RFDETR_VARIANTS[variant]
+    given = read_spec(None, [ARCH, f"model.rfdetr.variant={variant}"]).spec.dataset.augmentation
+    assert given.train_spatial_size == given.eval_spatial_size == [row.resolution, row.resolution]
+    assert len(given.multi_scales) == 11 and given.multi_scales[5] == row.resolution
+    own = ["model.rfdetr.resolution=1120", "dataset.augmentation.multi_scales=[]"]
+    sizes = read_spec(None, [ARCH, f"model.rfdetr.variant={variant}", *own]).spec.dataset.augmentation
+    assert sizes.train_spatial_size == sizes.eval_spatial_size == [1120, 1120] and sizes.multi_scales == []
 
 
 def test_fields_of_the_other_family_are_named():

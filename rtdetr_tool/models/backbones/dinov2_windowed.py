@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.resize import resize_bicubic
 
@@ -253,11 +253,3 @@ def check_size(height: int, width: int, multiple: int) -> None:
             f"{multiple} (patch size times windows); nearest: {nearest_multiples(height, multiple)} x "
             f"{nearest_multiples(width, multiple)}"
         )
-
-
-def nearest_multiples(size: int, multiple: int) -> str:
-    """`616 or 672`: the multiples below and above, or the size itself where it is one."""
-    if size % multiple == 0 and size:
-        return str(size)
-    below = size // multiple * multiple
-    return f"{below} or {below + multiple}" if below else str(multiple)
