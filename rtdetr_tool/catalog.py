@@ -172,6 +172,7 @@ class Dinov2(NamedTuple):
     num_heads: int
     num_registers: int
     weights: str  # on the Hugging Face hub, for 37 x 37 patches of 14 pixels
+    timm_name: str  # the same weights in timm
 
 
 _DINO_SMALL, _DINO_BASE = "dinov2_windowed_small", "dinov2_windowed_base"
@@ -181,9 +182,12 @@ _PML = "PML-1.0"
 DINOV2: dict[str, Dinov2] = {
     row.name: row
     for row in (
-        Dinov2(_DINO_SMALL, 384, 12, 6, 0, "facebook/dinov2-small"),
-        Dinov2(_DINO_BASE, 768, 12, 12, 0, "facebook/dinov2-base"),
-        Dinov2("dinov2_registers_windowed_small", 384, 12, 6, 4, "facebook/dinov2-with-registers-small"),
+        Dinov2(_DINO_SMALL, 384, 12, 6, 0, "facebook/dinov2-small", "vit_small_patch14_dinov2"),
+        Dinov2(_DINO_BASE, 768, 12, 12, 0, "facebook/dinov2-base", "vit_base_patch14_dinov2"),
+        Dinov2(
+            "dinov2_registers_windowed_small", 384, 12, 6, 4, "facebook/dinov2-with-registers-small",
+            "vit_small_patch14_reg4_dinov2",
+        ),
     )
 }
 
@@ -223,4 +227,50 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
     )
 }
 
+
+class PublishedWeights(NamedTuple):
+    """A file of weights that everyone may ask for by its name, with or without `.pth`."""
+
+    file: str
+    url: str | None  # None: not to be had without accepting a licence elsewhere
+    md5: str | None  # of the content, as the publisher states it
+    licence: str
+
+
+_ROBOFLOW = "https://storage.googleapis.com/rfdetr/"
+# File name -> (address below Roboflow's, MD5), as rfdetr 1.11.2 states them.
+_ROBOFLOW_FILES: dict[str, tuple[str, str]] = {
+    "rf-detr-nano.pth": ("nano_coco/checkpoint_best_regular.pth", "fb6504cce7fbdc783f7a46991f07639f"),
+    "rf-detr-small.pth": ("small_coco/checkpoint_best_regular.pth", "fb37061c1af7bace359c91b723a8d5c1"),
+    "rf-detr-medium.pth": ("medium_coco/checkpoint_best_regular.pth", "7223f764a87b863f02eb8d52bf0ce2ee"),
+    "rf-detr-base.pth": ("rf-detr-base-coco.pth", "b4d3ce46099eaed50626ede388caf979"),
+    "rf-detr-large-2026.pth": ("rf-detr-large-2026.pth", "5cb72153541cbcb9aa6efa26222acc75"),
+    "rf-detr-large.pth": ("rf-detr-large.pth", "992c8e862aa733a7bb2777e45d49f1a0"),
+}
+
+PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
+    row.weights: PublishedWeights(
+        row.weights,
+        _ROBOFLOW + _ROBOFLOW_FILES[row.weights][0] if row.weights in _ROBOFLOW_FILES else None,
+        _ROBOFLOW_FILES[row.weights][1] if row.weights in _ROBOFLOW_FILES else None,
+        row.licence,
+    )
+    for row in RFDETR_VARIANTS.values()
+}
+
 PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # size of a level relative to the ViT's map
+
+# The 80 category ids that COCO detection uses out of 1..90, and their names (instances_train2017.json).
+COCO_CATEGORIES: dict[int, str] = {
+    1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
+    10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
+    18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear", 24: "zebra", 25: "giraffe",
+    27: "backpack", 28: "umbrella", 31: "handbag", 32: "tie", 33: "suitcase", 34: "frisbee", 35: "skis",
+    36: "snowboard", 37: "sports ball", 38: "kite", 39: "baseball bat", 40: "baseball glove", 41: "skateboard",
+    42: "surfboard", 43: "tennis racket", 44: "bottle", 46: "wine glass", 47: "cup", 48: "fork", 49: "knife",
+    50: "spoon", 51: "bowl", 52: "banana", 53: "apple", 54: "sandwich", 55: "orange", 56: "broccoli", 57: "carrot",
+    58: "hot dog", 59: "pizza", 60: "donut", 61: "cake", 62: "chair", 63: "couch", 64: "potted plant", 65: "bed",
+    67: "dining table", 70: "toilet", 72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard",
+    77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
+    85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+}  # fmt: skip

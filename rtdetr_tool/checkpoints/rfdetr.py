@@ -11,36 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.dinov2 import TRANSFORMERS as DINOV2_TABLE
 from rtdetr_tool.checkpoints.renames import to_ours, to_theirs
 from rtdetr_tool.errors import CheckpointError
 
 _VIT = "backbone.0.encoder.encoder."
-_BLOCK = ("encoder.layer.*.", "blocks.*.")
-# Hugging Face's names of DINOv2 -> ours, below `backbone.`.
-DINOV2_TABLE: tuple[tuple[str, str], ...] = (
-    ("embeddings.cls_token", "cls_token"),
-    ("embeddings.mask_token", "mask_token"),
-    ("embeddings.register_tokens", "registers"),
-    ("embeddings.position_embeddings", "position"),
-    ("embeddings.patch_embeddings.projection.", "patch_embed."),
-    ("layernorm.", "norm."),
-    *(
-        (f"{_BLOCK[0]}{theirs}", f"{_BLOCK[1]}{ours}")
-        for theirs, ours in (
-            ("attention.output.dense.", "attention.output."),
-            ("attention.attention.", "attention."),
-            ("attention.q_proj.", "attention.query."),  # these four since transformers 5
-            ("attention.k_proj.", "attention.key."),
-            ("attention.v_proj.", "attention.value."),
-            ("attention.o_proj.", "attention.output."),
-            ("layer_scale1.lambda1", "scale1"),
-            ("layer_scale2.lambda1", "scale2"),
-            ("norm1.", "norm1."),
-            ("norm2.", "norm2."),
-            ("mlp.", ""),
-        )
-    ),
-)
 _HEADS = ("class_embed.", "bbox_embed.", "refpoint_embed.", "query_feat.")
 TABLE: tuple[tuple[str, str], ...] = (
     *((_VIT + theirs, f"backbone.{ours}") for theirs, ours in DINOV2_TABLE),
@@ -106,9 +81,3 @@ def to_rfdetr(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """RF-DETR's names for ours (models with `lite_refpoint_refine`, as all published ones are)."""
     renamed = to_theirs(weights, _BACK)
     return {**renamed, _KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)}
-
-
-def from_dinov2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our backbone's names for DINOv2's weights as transformers publishes them."""
-    names = {name.removeprefix("dinov2.").removeprefix("dinov2_with_registers."): t for name, t in state_dict.items()}
-    return to_ours({name: t for name, t in names.items() if not name.startswith("classifier.")}, DINOV2_TABLE)

@@ -6,15 +6,17 @@ import logging
 
 from torch import Tensor, nn
 
-from rtdetr_tool.catalog import BACKBONES, TIMM
+from rtdetr_tool.catalog import BACKBONES, DINOV2, TIMM
 from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER
 from rtdetr_tool.checkpoints.detector_file import read_detector, weights_file
+from rtdetr_tool.checkpoints.dinov2 import from_dinov2
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.layout import backbone_weights
+from rtdetr_tool.checkpoints.layout import backbone_weights, state_dict_of
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import differences
+from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.spec import ExperimentSpec, ModelSpec, resolve_rfdetr, spec_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
             logger.info("train.pretrained_model_path is given, so model.pretrained_backbone_path is not read.")
     elif spec.model.pretrained_backbone_path:
         path = spec.model.pretrained_backbone_path
-        weights = read_backbone(path, spec.model.backbone)
+        rfdetr = spec.model.arch == "rfdetr"
+        weights = read_vit(path, spec.model) if rfdetr else read_backbone(path, spec.model.backbone)
         backbone = getattr(detector.backbone, "published", detector.backbone)  # where the names are timm's
         report = load_into(backbone, weights, source=path, strict=False, what="backbone")
         report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
@@ -51,9 +54,31 @@ def read_backbone(source: str, backbone: str) -> dict[str, Tensor]:
     """
     if source != "timm" and not source.startswith(TIMM):
         return backbone_weights(load_checkpoint(weights_file(source)), source)
+    return from_timm(timm_weights(source, backbone))
+
+
+def read_vit(source: str, model: ModelSpec) -> dict[str, Tensor]:
+    """The ViT of an RF-DETR by our names: from a file or directory, or from timm (`timm`, `timm/<tag>`).
+
+    The file may be DINOv2 as transformers, timm or Meta publish it, or a whole RF-DETR of any kind.
+    """
+    if source == "timm" or source.startswith(TIMM):
+        name = DINOV2[resolve_rfdetr(model.rfdetr).encoder].timm_name
+        return from_dinov2(from_timm(_tagged(name, source.removeprefix("timm").removeprefix("/"))))
+    tensors = state_dict_of(load_checkpoint(weights_file(source)))
+    if is_rfdetr(tensors) or any(name.endswith("decoder.refpoint_embed.weight") for name in tensors):
+        start, weights = "backbone.", read_detector(source).weights
+        return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+    try:
+        return from_dinov2(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.pretrained_backbone_path: {source} is no ViT for RF-DETR: {error}") from error
+
+
+def from_timm(name: str) -> dict[str, Tensor]:
+    """Weights of timm by timm's name for them, from its cache or the network."""
     import timm
 
-    name = timm_weights(source, backbone)
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the network, the hub or timm's registry raise
@@ -85,6 +110,11 @@ def timm_weights(source: str, backbone: str) -> str:
             public = f"give the path of a file; public ones are {row.weights}" if row.weights else "none are published"
             raise CheckpointError(f"model.pretrained_backbone_path: timm has no weights of {backbone}: {public}")
         name = row.timm_name
+    return _tagged(name, tag)
+
+
+def _tagged(name: str, tag: str) -> str:
+    """`name.tag`; the tag may have the name in front already, or be empty."""
     if tag.partition(".")[0] == name:
         return tag
     return f"{name}.{tag}" if tag else name

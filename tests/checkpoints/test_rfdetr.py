@@ -10,10 +10,11 @@ import torch
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.detector_file import read_detector
+from rtdetr_tool.checkpoints.dinov2 import from_dinov2
 from rtdetr_tool.checkpoints.io import save_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.checkpoints.rfdetr import from_dinov2, from_rfdetr, to_rfdetr, unwrapped
+from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr, unwrapped
 from rtdetr_tool.checkpoints.rfdetr_architecture import architecture_of_rfdetr
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.models.build import build_detector

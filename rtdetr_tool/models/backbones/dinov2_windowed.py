@@ -15,11 +15,11 @@ L = 1 + R + (h/n)(w/n) tokens of a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, resample_patch_embed
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError, nearest_multiples
@@ -128,6 +128,20 @@ class WindowedDinov2(nn.Module):
     def _to_map(self, tokens: Tensor, batch: int, height: int, width: int) -> Tensor:
         patches = join_windows(tokens[:, 1 + self.num_registers :], height, width, self.num_windows)
         return patches.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by our names with position embeddings of this grid and patches of this size.
+
+        DINOv2's patches have 14 pixels; others are resampled such that a patch drawn larger or smaller keeps its
+        embedding (FlexiViT, Beyer et al. 2022, arXiv:2212.08013).
+        """
+        weights = dict(weights)
+        position, embed = weights.get("position"), weights.get("patch_embed.weight")
+        if position is not None and position.shape[1] != self.position.shape[1]:
+            weights["position"] = resize_positions(position, self.grid, self.grid)
+        if embed is not None and embed.shape[-1] != self.patch_size:
+            weights["patch_embed.weight"] = resample_patch_embed(embed, [self.patch_size, self.patch_size])
+        return weights
 
     @torch.no_grad()
     def fold_for_inference(self) -> None:

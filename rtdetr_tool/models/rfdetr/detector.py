@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2, resize_positions
+from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
 from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
@@ -37,13 +37,13 @@ class RFDETR(Detector):
         return self.decoder(self.encoder(self.backbone(images)))
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by our names with position embeddings of this model's grid; of groups and queries that the file has
-        beyond this model's, the first ones stay."""
-        weights = dict(weights)
-        position = weights.get("backbone.position")
-        if position is not None and position.shape[1] != self.backbone.position.shape[1]:
-            weights["backbone.position"] = resize_positions(position, self.backbone.grid, self.backbone.grid)
-        return self.decoder.fitted(weights, "decoder.")
+        """Weights by our names with a ViT's positions and patches of this model's sizes; of groups and queries that the
+        file has beyond this model's, the first ones stay."""
+        start = "backbone."
+        own = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+        others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
+        fitted = {f"{start}{name}": tensor for name, tensor in self.backbone.fitted(own).items()}
+        return self.decoder.fitted({**fitted, **others}, "decoder.")
 
     def deploy(self) -> RFDETR:
         """A copy for inference and export: one group of queries, normalisation and layer scales folded, unused blocks
