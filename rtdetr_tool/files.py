@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -66,10 +69,25 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file opened for reading; OSError for what is none: a FIFO would be waited for, a device never ends."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a zero byte in the path
+        raise FileNotFoundError(errno.ENOENT, str(error)) from None
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
+    return os.fdopen(descriptor, "rb")
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Of a file's content, in hexadecimal digits; read in parts."""
     found = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,16 +22,19 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.files import open_regular
 
 _ORIENTATION = 0x0112  # EXIF tag
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# EXIF orientation -> what brings stored pixels [H, W, 3] upright; from 5 on width and height change places.
+_TURNS: dict[int, Callable[[Tensor], Tensor]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels.flip(1),
+    3: lambda pixels: pixels.flip(0, 1),
+    4: lambda pixels: pixels.flip(0),
+    5: lambda pixels: pixels.transpose(0, 1),
+    6: lambda pixels: pixels.rot90(-1, (0, 1)),
+    7: lambda pixels: pixels.flip(0, 1).transpose(0, 1),
+    8: lambda pixels: pixels.rot90(1, (0, 1)),
 }
 
 
@@ -44,110 +49,165 @@ class PreparedImage:
 
 # Decoding
 
+# What detection data comes in. Pillow reads more, among it EPS, for which it starts another program.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO",
+)  # fmt: skip
+
+# A file that claims more pixels (width x height) is refused before it is decoded: the largest pictures of phones have
+# 108 million, and what decoders need for this many stays below 2 GB.
+MAX_PIXELS = 120_000_000
+
+_STRIP_PIXELS = 1 << 24  # converted at a time, so that large pictures are not held in several forms at once
+
+
+class SizeMismatch(DataError):
+    """An image file does not have the size that its annotations are for."""
+
 
 def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None = None) -> Tensor:
     """The first frame of an image file as uint8 RGB [3, H, W], turned upright by its EXIF orientation.
 
     Transparency is dropped, 16-bit grey is scaled to 8 bits. `declared_size` is the (width, height) that annotations
     refer to: where it fits the file only without the EXIF rotation, the annotations were made on the unrotated image,
-    and it is left so; where it fits neither way, the boxes cannot be right and DataError says so.
+    and it is left so; where it fits neither way, the boxes cannot be right and `SizeMismatch` says so.
 
     Raises:
         DataError: with the path, whatever is wrong with the file.
     """
-    path = os.fspath(path)
-    try:
-        # The copy of numpy's is needed anyway; torch must own writable memory.
-        with Image.open(path) as file:
-            picture = _to_rgb(file)
-            transpose = _TRANSPOSES.get(_orientation(file))
-    except FileNotFoundError as error:
-        raise DataError(f"Image file not found: {path}") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and many more
-        raise DataError(f"Cannot read image {path}: {_reason(path, error)}") from error
-    if transpose is not None and not (declared_size == picture.size != _turned(picture.size, transpose)):
-        picture = picture.transpose(transpose)
-    if declared_size is not None and declared_size != picture.size:
-        raise DataError(
-            f"Image {path} is {picture.width}x{picture.height} pixels, "
-            f"but its annotations are for {declared_size[0]}x{declared_size[1]}."
-        )
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    with _reading(path) as file:
+        file.load()
+        orientation = _orientation(file)
+        if declared_size == file.size != _upright_size(file.size, orientation):
+            orientation = 1
+        size = _upright_size(file.size, orientation)
+        if declared_size is not None and declared_size != size:
+            raise SizeMismatch(
+                f"Image {os.fspath(path)} is {size[0]}x{size[1]} pixels, "
+                f"but its annotations are for {declared_size[0]}x{declared_size[1]}."
+            )
+        pixels = torch.from_numpy(_rgb_pixels(file))
+    return _TURNS[orientation](pixels).contiguous().permute(2, 0, 1)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the file's header where possible; DataError if that cannot be read."""
+    return image_header(path)[0]
+
+
+def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
+    """(width, height) after EXIF rotation, and the EXIF orientation 1..8; DataError if they cannot be read."""
+    with _reading(path) as file:
+        if file.format == "TIFF":
+            file.load()  # turns the picture itself; before that, Pillow's versions differ in what `size` is
+        orientation = _orientation(file)
+        return _upright_size(file.size, orientation), orientation
+
+
+@contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """The opened image; whatever goes wrong with it inside the block becomes a DataError with the path."""
     try:
-        with Image.open(path) as file:
-            if file.format == "TIFF":
-                file.load()  # turns the picture itself; before that, Pillow's versions differ in what `size` is
-            transpose = _TRANSPOSES.get(_orientation(file))
-            return file.size if transpose is None else _turned(file.size, transpose)
-    except Exception as error:
+        with open_regular(path) as stream, Image.open(stream, formats=_formats()) as file:
+            _check_pixels(*file.size)
+            yield file
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"Image file not found: {os.fspath(path)}") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and many more
         raise DataError(f"Cannot read image {os.fspath(path)}: {_reason(path, error)}") from error
 
 
-def _turned(size: tuple[int, int], transpose: Image.Transpose) -> tuple[int, int]:
-    return size if transpose in (_TRANSPOSES[2], _TRANSPOSES[3], _TRANSPOSES[4]) else size[::-1]
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that the installed Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"it claims {width}x{height} pixels; more than {MAX_PIXELS} are not decoded (it may be a decompression "
+            "bomb). Cut it into tiles or make it smaller"
+        )
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size if orientation < 5 else size[::-1]
 
 
 def _orientation(file: Image.Image) -> int:
     """The EXIF orientation 1..8; a damaged EXIF block counts as upright."""
     try:
-        return int(file.getexif().get(_ORIENTATION, 1))
+        found = int(file.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
+    return found if found in _TURNS else 1
 
 
-def _to_rgb(file: Image.Image) -> Image.Image:
-    file.load()
+def _rgb_pixels(file: Image.Image) -> np.ndarray:
+    """Pixels of a loaded image, uint8 [H, W, 3], strip by strip."""
+    width, height = file.size
+    convert = _to_rgb(file)
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return np.array(convert(file))  # the copy is needed: torch must own writable memory
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(convert(file.crop((0, top, width, bottom))))
+    return pixels
+
+
+def _to_rgb(file: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What makes RGB of this image, or of any part of it."""
     mode = file.mode
     if mode == "RGB":
-        return file.copy() if file.readonly else file
+        return lambda part: part
     if mode.startswith("I") or mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(file), mode)).convert("RGB")
+        low, high = _grey_range(file)
+        return lambda part: Image.fromarray(_to_8_bit(np.asarray(part), low, high)).convert("RGB")
     if mode == "P":
-        return file.convert("RGBA").convert("RGB")
+        return lambda part: part.convert("RGBA").convert("RGB")
     if mode in ("RGBa", "La"):  # premultiplied alpha
-        return file.convert("RGBA" if mode == "RGBa" else "LA").convert("RGB")
+        return lambda part: part.convert("RGBA" if mode == "RGBa" else "LA").convert("RGB")
     if mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(file, lab, srgb, outputMode="RGB")
-    return file.convert("RGB")
+        return lambda part: ImageCms.profileToProfile(part, lab, srgb, outputMode="RGB")
+    return lambda part: part.convert("RGB")
 
 
-def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values of more than 8 bits brought to 0..255.
+def _grey_range(file: Image.Image) -> tuple[float, float]:
+    """The grey values of more than 8 bits that become 0 and 255.
 
     Integers are taken as 16-bit, 65535 is white; wider ones by their own maximum. Floats are taken as 0..1, else as
-    0..255, else by their own range.
+    0..255, else by their own range, in which what is no number does not count.
     """
-    if mode == "F":
-        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(values.min()), float(values.max())
-        if low >= 0 and high <= 1:
-            scaled = values * 255
-        elif low >= 0 and high <= 255:
-            scaled = values
-        else:
-            scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    else:
-        values = values.astype(np.int64).clip(min=0)
-        scaled = values * (255 / max(65535, int(values.max())))
+    values = np.asarray(file)
+    if file.mode != "F":
+        return 0.0, float(max(65535, int(values.max())))
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return (low, high) if low < 0 or high > 255 else (0.0, 1.0 if high <= 1 else 255.0)
+
+
+def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Grey values with `low` as 0 and `high` as 255; what is no number is black."""
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low).clip(low, high)
+    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
     return np.rint(scaled).astype(np.uint8)
 
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
-    try:
-        if os.path.isdir(path):
-            return "it is a directory."
-        if os.path.getsize(path) == 0:
-            return "the file is empty."
-    except OSError as problem:
-        return f"{problem.strerror or problem}."
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is not an image, or of an unknown format."
-    return f"{str(error).strip() or type(error).__name__}."
+        empty = os.path.getsize(path) == 0
+        return "the file is empty." if empty else f"it is not an image, or of an unknown format ({', '.join(FORMATS)})."
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it claims more pixels than the {MAX_PIXELS} that are decoded; it may be a decompression bomb."
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return f"{text.rstrip('.')}."
 
 
 # Resizing
