@@ -6,7 +6,8 @@
     └── UserError               the user's input is wrong; exit code 2, shown as one message without a traceback
         ├── SpecError           the spec file or an override on the command line (carries every problem found)
         ├── DataError           annotation files, images, class ids
-        └── CheckpointError     a weights file that cannot or must not be loaded
+        ├── CheckpointError     a weights file that cannot or must not be loaded
+        └── DownloadError       an address that cannot or must not be read
 
 The command line turns `KeyboardInterrupt` into exit code 130. A message says what is wrong, where, what is allowed and
 what to do.
@@ -47,6 +48,10 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, foreign or unsafe."""
+
+
+class DownloadError(UserError):
+    """An address that does not answer, answers too slowly or too much, or must not be read."""
 
 
 def nearest_multiples(size: int, multiple: int) -> str:

@@ -348,6 +348,12 @@ def rfdetr_parts(spec):
     return {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
 
 
+def consent(spec):
+    from rtdetr_tool.checkpoints.published import check_licence
+
+    check_licence("rf-detr-xlarge.pth", "PML-1.0", spec.model.rfdetr.accept_platform_model_license)
+
+
 RFDETR = {"model__arch": "rfdetr", "model__rfdetr__num_queries": 12, "model__rfdetr__group_detr": 2}
 LEVELS = {
     "model__num_feature_levels": 2, "model__return_interm_indices": [2, 3], "model__feat_strides": [16, 32],
@@ -413,6 +419,7 @@ ROWS: list[tuple] = [
         ("lite_refpoint_refine", False))),
     ("model__rfdetr__dropout", 0.5, training_output, RFDETR),
     ("model__rfdetr__drop_path", 0.5, training_output, RFDETR),
+    ("model__rfdetr__accept_platform_model_license", True, consent, RFDETR),
     ("model__rfdetr__cls_loss_coef", 3.0, losses, RFDETR),
     ("model__rfdetr__focal_alpha", 0.9, losses, RFDETR),
     ("dataset__train_data_sources", [SOURCE], class_list),

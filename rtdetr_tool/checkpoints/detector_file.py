@@ -1,7 +1,8 @@
 """Opening anybody's detector: weights by our names, and what the file, its neighbours and its shapes tell.
 
 Read are our own checkpoints, NVIDIA TAO's, the official RT-DETR's (version 1 and 2), Hugging Face transformers' (a
-`model.safetensors`, best with the `config.json` beside it, or their directory), and bare state dicts of ours.
+`model.safetensors`, best with the `config.json` beside it, or their directory), Roboflow's RF-DETR's, and bare state
+dicts of ours. A published name such as `rf-detr-nano` stands for its file.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Any
 
 from torch import Tensor
 
+from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.checkpoints import official_rtdetr, transformers_config, transformers_rtdetr
 from rtdetr_tool.checkpoints.architecture import UNSEEN, architecture_of, describe, points_per_level
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.layout import BARE, OURS, TAO, TRANSFORMERS, Layout, identify, to_own_names
+from rtdetr_tool.checkpoints.layout import BARE, OURS, RFDETR, TAO, TRANSFORMERS, Layout, identify, to_own_names
 from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata
+from rtdetr_tool.checkpoints.published import ACCEPT, check_licence, weights_path
 from rtdetr_tool.checkpoints.rfdetr import is_own_rfdetr
 from rtdetr_tool.checkpoints.rfdetr_architecture import (
     architecture_of_rfdetr,
-    class_names_of,
+    classes_of,
     describe_rfdetr,
     settings_of,
 )
@@ -69,7 +72,7 @@ class DetectorFile:
 
 
 def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> DetectorFile:
-    """Read a weights file or a directory of transformers.
+    """Read a weights file, a directory of transformers, or weights by their published name.
 
     Args:
         given: fields of the spec's `model` section that the user gave; they decide where the file leaves a choice.
@@ -101,8 +104,12 @@ def is_transformers_directory(path: str | Path) -> bool:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file itself, or the weights in a directory of transformers; CheckpointError when that has none."""
-    path = Path(path)
+    """The file itself, the weights in a directory of transformers, or the file of a published name.
+
+    Raises:
+        CheckpointError: a directory without weights, or a published file that cannot be had.
+    """
+    path = weights_path(path)
     if not path.is_dir():
         return path
     for name in DIRECTORY_WEIGHTS:
@@ -148,15 +155,15 @@ def _described(
 
 def _described_rfdetr(file: DetectorFile, payload: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorFile:
     """As `_described`, for an RF-DETR."""
-    known = {**settings_of(payload, file.source), **(given.get("rfdetr") or {})}
+    chosen = given.get("rfdetr") or {}
+    known = {**settings_of(payload, file.source), **chosen}
     model, classes = architecture_of_rfdetr(file.weights, known, file.source)
-    names = class_names_of(payload)
-    file.meta = build_metadata(
-        "", {"model": model, "dataset": {"num_classes": classes}},
-        [{"index": index, "id": None, "name": name} for index, name in enumerate(names) if index < classes],
-    )  # fmt: skip
+    if file.kind == RFDETR:
+        check_licence(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].licence, bool(chosen.get(ACCEPT)))
+    named = classes_of(payload, classes)
+    file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)
     file.meta["origin"] = {"format": file.kind, "version": 1}
-    if not names:
+    if not named:
         file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
     return file
 

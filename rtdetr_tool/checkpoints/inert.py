@@ -34,6 +34,7 @@ HARMLESS = (
     "pathlib.WindowsPath",
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning.pytorch.utilities.parsing.AttributeDict",
+    "types.SimpleNamespace",
     "typing.Any",
     "builtins.bool",
     "builtins.dict",
@@ -63,7 +64,7 @@ class Inert(dict):
 
 
 class Settings(Inert):
-    """In place of `argparse.Namespace`: its values by name, as a dictionary."""
+    """In place of a namespace: its values by name, as a dictionary."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -80,7 +81,7 @@ def stand_ins(path: Path) -> AbstractContextManager:
 
 
 def _stand_in(name: str) -> type[Inert]:
-    return Settings if name == "argparse.Namespace" else Inert
+    return Settings if name in ("argparse.Namespace", "types.SimpleNamespace") else Inert
 
 
 def _is_harmless(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS, RfdetrVariant
+from rtdetr_tool.catalog import COCO_CATEGORIES, DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS, RfdetrVariant
 from rtdetr_tool.checkpoints.renames import count
 from rtdetr_tool.errors import CheckpointError
 
@@ -41,11 +41,17 @@ def settings_of(payload: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {**found, "hint": text.lower()}
 
 
-def class_names_of(payload: Mapping[str, Any]) -> list[str]:
-    """The names that the file's `args` keep, by class index."""
+def classes_of(payload: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
+    """The file's classes in the form of our metadata: the names that its `args` keep, by class index.
+
+    With 91 class logits and COCO's 80 names (or none) they are COCO's, whose class index is the category id.
+    """
     args = payload.get("args")
-    names = args.get("class_names") if isinstance(args, Mapping) else None
-    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+    stated = args.get("class_names") if isinstance(args, Mapping) else None
+    names = [str(name) for name in stated] if isinstance(stated, (list, tuple)) else []
+    if classes == max(COCO_CATEGORIES) + 1 and names in ([], list(COCO_CATEGORIES.values())):
+        return [{"index": number, "id": number, "name": name} for number, name in COCO_CATEGORIES.items()]
+    return [{"index": index, "id": None, "name": name} for index, name in enumerate(names) if index < classes]
 
 
 def describe_rfdetr(model: Mapping[str, Any], classes: int) -> str:

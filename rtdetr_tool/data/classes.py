@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.errors import DataError
 
 RULES = ("auto", "raw", "contiguous")
 
-# The 80 category ids that COCO detection uses out of 1..90 (instances_train2017.json); an id's rank is its class index.
-MSCOCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+MSCOCO_IDS = tuple(COCO_CATEGORIES)  # an id's rank is its class index
 
 
 @dataclass(frozen=True)

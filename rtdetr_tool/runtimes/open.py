@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, check_against
@@ -24,6 +25,7 @@ from rtdetr_tool.checkpoints.onnx_file import (
     interface_of,
     read_onnx,
 )
+from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError, UserError
@@ -76,11 +78,13 @@ def open_model(
 
 def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
     """The detector of a weights file (ours or another ecosystem's), in training mode and on the CPU."""
-    if Path(path).suffix.lower() not in WEIGHT_SUFFIXES and not is_transformers_directory(path):
+    known = Path(path).suffix.lower() in WEIGHT_SUFFIXES or is_transformers_directory(path) or published(path)
+    if not known:
+        names = ", ".join(Path(file).stem for file in PUBLISHED_WEIGHTS)
         raise UserError(
             f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)} (or a directory "
             "of transformers with its config.json), graphs in .onnx, TensorRT engines in "
-            f"{', '.join(ENGINE_SUFFIXES)}."
+            f"{', '.join(ENGINE_SUFFIXES)}. Published weights are {names}."
         )
     file = read_detector(path, loaded.explicit.get("model") or {})
     spec, class_map = settle(path, loaded, file.meta)

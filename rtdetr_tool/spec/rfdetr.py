@@ -98,6 +98,12 @@ class RfdetrSpec:
         max=0.99,
         origin="ours",
     )
+    accept_platform_model_license: bool = field(
+        False,
+        "You have read Roboflow's Platform Model License (PML-1.0) and accept it: needed to use its weights of xlarge "
+        "and 2xlarge.",
+        origin="ours",
+    )
     cls_loss_coef: float = field(1.0, "Weight of the IoU-aware class loss.", min=0.0, max=INF, origin="ours")
     focal_alpha: float = field(
         0.25,

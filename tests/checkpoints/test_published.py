@@ -1,0 +1,159 @@
+"""Weights by name: the cache, the hash, what is said without a network, and licences."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import torch
+
+from rtdetr_tool.catalog import COCO_CATEGORIES, PUBLISHED_WEIGHTS, RFDETR_VARIANTS
+from rtdetr_tool.checkpoints import download as downloads
+from rtdetr_tool.checkpoints import published as published_weights
+from rtdetr_tool.checkpoints.detector_file import read_detector
+from rtdetr_tool.checkpoints.download import md5_of
+from rtdetr_tool.checkpoints.published import cache_folder, published, weights_path
+from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
+from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.spec import ModelSpec, RfdetrSpec, read_spec
+
+FEW = {"num_queries": 5, "group_detr": 2, "dim_feedforward": 16}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(downloads, "PAUSE", 0.01)
+    return tmp_path / "cache"
+
+
+def write_weights(path, variant="nano", classes=91, **changes):
+    """A file as Roboflow publishes them, with random weights of a narrow decoder."""
+    spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **{**FEW, **changes}))
+    weights = to_rfdetr(build_detector(spec, classes).state_dict())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": weights, "args": argparse.Namespace(num_classes=classes - 1, pretrain_weights="none")}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("served") / "nano.pth")
+
+
+@pytest.fixture
+def served(nano, monkeypatch):
+    """The published Nano is the file of `nano`, on a server on this machine."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(nano.parent))
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/nano.pth"
+    row = PUBLISHED_WEIGHTS["rf-detr-nano.pth"]._replace(url=url, md5=md5_of(nano))
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, row.file, row)
+    yield row
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_every_variant_has_weights_and_those_under_a_free_licence_an_address_and_a_hash():
+    assert {row.weights for row in RFDETR_VARIANTS.values()} == set(PUBLISHED_WEIGHTS)
+    for row in PUBLISHED_WEIGHTS.values():
+        assert (row.url is None) == (row.md5 is None) == (row.licence == "PML-1.0")
+        assert row.url is None or row.url.startswith("https://")
+
+
+def test_addresses_and_hashes_are_those_of_the_original():
+    original = pytest.importorskip("rfdetr.assets.model_weights").ModelWeights
+    for row in PUBLISHED_WEIGHTS.values():
+        assert (original.get_url(row.file), original.get_md5(row.file)) == (row.url, row.md5)
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("RF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "rtdetr"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "rtdetr"
+
+
+def test_a_name_is_one_with_or_without_its_suffix_and_without_a_folder():
+    assert published("rf-detr-nano") is published("rf-detr-nano.pth") is not None
+    assert published("weights/rf-detr-nano.pth") is None and published("rf-detr-pico") is None
+
+
+def test_a_named_detector_is_downloaded_once_and_opened_with_coco_classes(served, cache):
+    opened = open_detector("rf-detr-nano", read_spec(None))
+    assert [file.name for file in cache.iterdir()] == ["rf-detr-nano.pth"]
+    assert opened.spec.model.arch == "rfdetr" and opened.spec.dataset.num_classes == 91
+    assert opened.class_map.categories == COCO_CATEGORIES and opened.class_map.name_of(18) == "dog"
+    before = (cache / "rf-detr-nano.pth").stat().st_mtime_ns
+    assert weights_path("rf-detr-nano.pth") == cache / "rf-detr-nano.pth"
+    assert (cache / "rf-detr-nano.pth").stat().st_mtime_ns == before
+
+
+def test_a_file_of_that_name_in_the_working_folder_is_not_looked_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rf-detr-nano.pth").write_bytes(b"mine")
+    assert str(weights_path("rf-detr-nano.pth")) == "rf-detr-nano.pth"
+
+
+def test_without_a_network_the_message_says_which_file_goes_where(cache, monkeypatch):
+    row = PUBLISHED_WEIGHTS["rf-detr-nano.pth"]._replace(url="http://127.0.0.1:9/nano.pth")
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, row.file, row)
+    with pytest.raises(CheckpointError) as caught:
+        read_detector("rf-detr-nano")
+    text = str(caught.value)
+    assert "Connection refused" in text and row.url in text and str(row.md5) in text
+    assert f"put it at {cache / 'rf-detr-nano.pth'}" in text
+
+
+def test_a_file_in_the_cache_must_be_the_published_one(served, cache):
+    cache.mkdir()
+    (cache / "rf-detr-nano.pth").write_bytes(b"half of it")
+    with pytest.raises(CheckpointError, match=rf"rf-detr-nano.pth is not the published .* published is {served.md5}"):
+        read_detector("rf-detr-nano")
+
+
+def test_a_wrong_file_on_the_server_is_refused(served, cache, monkeypatch):
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, served.file, served._replace(md5="0" * 32))
+    with pytest.raises(CheckpointError, match="is not the published file"):
+        read_detector("rf-detr-nano")
+    assert not (cache / served.file).exists()
+
+
+def test_an_unknown_name_is_answered_with_the_names():
+    with pytest.raises(UserError, match=r"rf-detr-nono: a file of this kind.*Published weights are rf-detr-nano, rf"):
+        open_detector("rf-detr-nono", read_spec(None))
+
+
+def test_restricted_weights_are_not_downloaded(cache):
+    with pytest.raises(CheckpointError, match=rf"Platform Model License.*put it at {cache}/rf-detr-xlarge.pth"):
+        read_detector("rf-detr-xlarge")
+
+
+def test_restricted_weights_need_consent_and_free_ones_say_their_licence(tmp_path, nano, caplog):
+    path = write_weights(tmp_path / "mine.pth", "xlarge", encoder="dinov2_windowed_small", dec_layers=1)
+    with pytest.raises(CheckpointError, match=r"PML-1.0.*set model.rfdetr.accept_platform_model_license=true"):
+        open_detector(str(path), read_spec(None))
+    with caplog.at_level(logging.INFO, published_weights.__name__):
+        open_detector(str(path), read_spec(None, ["model.rfdetr.accept_platform_model_license=true"]))
+        open_detector(str(nano), read_spec(None))
+    accepted, free = [record.getMessage() for record in caplog.records if record.name == published_weights.__name__]
+    assert "under Roboflow's Platform Model License 1.0 (PML-1.0), accepted" in accepted
+    assert free.endswith("are under Apache-2.0")
