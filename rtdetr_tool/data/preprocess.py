@@ -6,6 +6,7 @@ standard deviation (TAO's detectors are trained that way).
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import warnings
@@ -86,8 +87,20 @@ def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None 
                 f"Image {os.fspath(path)} is {size[0]}x{size[1]} pixels, "
                 f"but its annotations are for {declared_size[0]}x{declared_size[1]}."
             )
-        pixels = torch.from_numpy(_rgb_pixels(file))
-    return _TURNS[orientation](pixels).contiguous().permute(2, 0, 1)
+        return _upright(file, orientation)
+
+
+def decode_content(content: bytes, name: str) -> Tensor:
+    """The image in a file with this content, as `decode_image` gives it; `name` is what errors call it."""
+    with _reading(name, content) as file:
+        file.load()
+        return _upright(file, _orientation(file))
+
+
+def decode_picture(picture: Image.Image) -> Tensor:
+    """A picture that Pillow holds as uint8 RGB [3, H, W]; not turned, because boxes refer to the pixels as they are."""
+    picture.load()
+    return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -104,11 +117,20 @@ def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
         return _upright_size(file.size, orientation), orientation
 
 
+def _upright(file: Image.Image, orientation: int) -> Tensor:
+    pixels = torch.from_numpy(_rgb_pixels(file))
+    return _TURNS[orientation](pixels).contiguous().permute(2, 0, 1)
+
+
 @contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The opened image; whatever goes wrong with it inside the block becomes a DataError with the path."""
+def _reading(path: str | os.PathLike, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The opened image; whatever goes wrong with it inside the block becomes a DataError with the path.
+
+    With `content` that is read, and `path` is only its name.
+    """
     try:
-        with open_regular(path) as stream, Image.open(stream, formats=_formats()) as file:
+        opened = open_regular(path) if content is None else io.BytesIO(content)
+        with opened as stream, Image.open(stream, formats=_formats()) as file:
             _check_pixels(*file.size)
             yield file
     except DataError:
@@ -116,7 +138,7 @@ def _reading(path: str | os.PathLike) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise DataError(f"Image file not found: {os.fspath(path)}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and many more
-        raise DataError(f"Cannot read image {os.fspath(path)}: {_reason(path, error)}") from error
+        raise DataError(f"Cannot read image {os.fspath(path)}: {_reason(path, content, error)}") from error
 
 
 @cache
@@ -200,10 +222,11 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(scaled).astype(np.uint8)
 
 
-def _reason(path: str | os.PathLike, error: Exception) -> str:
+def _reason(path: str | os.PathLike, content: bytes | None, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        empty = os.path.getsize(path) == 0
-        return "the file is empty." if empty else f"it is not an image, or of an unknown format ({', '.join(FORMATS)})."
+        if (os.path.getsize(path) if content is None else len(content)) == 0:
+            return "the file is empty."
+        return f"it is not an image, its beginning is damaged, or its format is none of {', '.join(FORMATS)}."
     if isinstance(error, Image.DecompressionBombError):
         return f"it claims more pixels than the {MAX_PIXELS} that are decoded; it may be a decompression bomb."
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
