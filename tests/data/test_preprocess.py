@@ -155,10 +155,19 @@ def test_a_palette_with_transparency_keeps_its_colours(tmp_path) -> None:
     assert np.array_equal(pixels(tmp_path / "a.png"), UPRIGHT)
 
 
-def test_of_an_animation_the_first_frame_is_taken(tmp_path) -> None:
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert pixels(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    assert pixels(tmp_path / f"a.{suffix}")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_of_a_cameras_picture_with_a_preview_the_first_is_taken(tmp_path) -> None:
+    Image.new("RGB", (16, 8), "red").save(
+        tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
+    )
+    assert pixels(tmp_path / "a.jpg").shape == (8, 16, 3) and pixels(tmp_path / "a.jpg")[0, 0, 0] > 250
 
 
 def damaged() -> dict[str, bytes]:

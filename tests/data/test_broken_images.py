@@ -1,0 +1,210 @@
+"""No image file, however broken, gives anything but a picture or a `DataError` with its path."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rtdetr_tool.data import preprocess
+from rtdetr_tool.data.preprocess import MAX_PIXELS, decode_image, image_header, image_size
+from rtdetr_tool.errors import DataError
+
+from .broken_images import broken_images, pictures, png
+
+PACKAGE = Path(preprocess.__file__).parents[1]
+# Harmless damage: what is broken in these is not needed for the pixels, or the format has no way to notice it.
+READABLE = {"exif-garbage.jpg", "exif-loop.jpg", "exif-text.jpg", "exif-ninety.jpg", "exif-cut.jpg", "data-bomb.png"}
+MEGABYTES_ALLOWED = 2000
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def outcome(path) -> str:
+    """`read`, or the message of the DataError; other exceptions are the test's failure."""
+    try:
+        image = decode_image(path)
+    except DataError as error:
+        return str(error)
+    assert image.dtype.is_floating_point is False and image.shape[0] == 3 and min(image.shape) >= 1
+    return "read"
+
+
+def test_the_corpus_ends_in_pictures_or_in_our_error_within_the_memory_allowed(tmp_path) -> None:
+    corpus = broken_images()
+    assert len(corpus) > 120
+    before = peak_megabytes()
+    read = set()
+    for name, content in corpus.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        message = outcome(path)
+        if message == "read":
+            read.add(name)
+        else:
+            assert str(path) in message and "\n" not in message, name
+    assert read >= READABLE
+    empty_or_cut = {name for name in read if name.startswith(("cut-0.0.", "cut-0.01.", "cut-0.2", "text", "zeros"))}
+    assert empty_or_cut == set()
+    assert peak_megabytes() - before < 500  # of the 2 GB, of which a quarter is torch
+
+
+def test_the_pictures_that_the_corpus_is_made_from_are_readable(tmp_path) -> None:
+    for name, content in pictures().items():
+        (tmp_path / name).write_bytes(content)
+        assert outcome(tmp_path / name) == "read", name
+
+
+def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(13_000, 9_300))
+    with pytest.raises(DataError, match=rf"bomb\.png: it claims 13000x9300 pixels; more than {MAX_PIXELS} are not"):
+        decode_image(path)
+    path.write_bytes(png(100_000, 100_000))
+    with pytest.raises(DataError, match=rf"claims more pixels than the {MAX_PIXELS}.*bomb"):
+        image_size(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path)
+        listener.bind("socket.png")
+        for name in ("fifo.png", "socket.png", "/dev/zero", "/dev/tty", "."):
+            ended: list[str] = []
+            thread = threading.Thread(target=lambda name=name, to=ended: to.append(outcome(name)), daemon=True)
+            thread.start()
+            thread.join(20)
+            assert ended and f"Cannot read image {name}: " in ended[0], name
+    for function in (image_size, image_header):
+        with pytest.raises(DataError, match=r"fifo\.png: it is a pipe, socket or device, not a file"):
+            function(tmp_path / "fifo.png")
+
+
+def test_paths_that_cannot_be_are_errors_of_ours_too(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    inside = [tmp_path / name for name in ("x" * 300, "a\0b.png", "file/a.png")]
+    for path in (*inside, "\udcff.png", "", "\ud800"):
+        with pytest.raises(DataError):
+            decode_image(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(DataError, match=r"a\.png: Permission denied\."):
+        decode_image(tmp_path / "a.png")
+
+
+def test_no_program_is_started_for_an_image(tmp_path, monkeypatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
+    with pytest.raises(DataError, match="format is none of"):
+        decode_image(tmp_path / "a.eps")
+
+
+def test_images_are_opened_in_one_place_only() -> None:
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "torchvision.io", "cv2.imread")
+    }
+    assert found == {"data/preprocess.py"}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "F"])
+def test_a_picture_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, mode) -> None:
+    rng = np.random.default_rng(1)
+    if mode in ("I;16", "F"):
+        values = rng.integers(0, 65536, (40, 30)).astype(np.uint16 if mode == "I;16" else np.float32)
+        picture = Image.fromarray(values)
+    else:
+        picture = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.tif", exif=exif)
+    at_once = decode_image(tmp_path / "a.tif")
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 7 * 30)
+    assert at_once.shape == (3, 30, 40) and bool((decode_image(tmp_path / "a.tif") == at_once).all())
+
+
+def damage(data, contents: dict[str, bytes]) -> bytearray:
+    """A file of one of the formats with bytes changed, parts cut out, doubled or replaced."""
+    content = bytearray(contents[data.draw(st.sampled_from(sorted(contents)))])
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, max(0, min(len(content) - 1, data.draw(st.sampled_from([64, 512, 10**6]))))))
+        kind = data.draw(st.sampled_from(["set", "cut", "delete", "double", "insert"]))
+        length = data.draw(st.integers(1, 64))
+        if kind == "set" and content:
+            content[at] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del content[at:]
+        elif kind == "delete":
+            del content[at : at + length]
+        elif kind == "double":
+            content[at:at] = content[at : at + length]
+        else:
+            content[at:at] = data.draw(st.binary(max_size=8))
+    return content
+
+
+def check_damage(folder: Path, data) -> None:
+    path = folder / "damaged"
+    path.write_bytes(damage(data, pictures()))
+    message = outcome(path)
+    assert message == "read" or str(path) in message
+    try:
+        image_header(path)
+    except DataError as error:
+        assert str(path) in str(error)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_random_damage_ends_in_a_picture_or_in_our_error(tmp_path_factory, data) -> None:
+    check_damage(tmp_path_factory.getbasetemp(), data)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(data=st.data())
+def test_random_damage_ends_in_a_picture_or_in_our_error_many_times(tmp_path_factory, data) -> None:
+    check_damage(tmp_path_factory.getbasetemp(), data)
+
+
+LARGEST = """
+import resource, sys
+from rtdetr_tool.data.preprocess import decode_image
+image = decode_image(sys.argv[1])
+print(tuple(image.shape), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), [("rgb.jpg", {"progressive": True, "subsampling": 0}), ("p.png", {})])
+def test_the_largest_picture_allowed_is_read_in_two_gigabytes(tmp_path, name, options) -> None:
+    height = 10_000
+    mode = "P" if name == "p.png" else "RGB"
+    Image.new(mode, (MAX_PIXELS // height, height)).save(tmp_path / name, **options)
+    run = subprocess.run([sys.executable, "-c", LARGEST, str(tmp_path / name)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("(3, 10000, 12000)")
+    assert int(run.stdout.split()[-1]) < MEGABYTES_ALLOWED
