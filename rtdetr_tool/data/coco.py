@@ -5,12 +5,15 @@ What is only untidy is mended and counted in `Repairs`; what would make the labe
 
 from __future__ import annotations
 
+import gc
 import glob
 import json
 import math
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,9 +25,13 @@ from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.files import open_regular
 
 # Annotation tools round; a box may stick out this far (pixels) without being touched, as in COCO's own files.
 OVERHANG = 0.5
+
+_LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
+_LARGEST_SIDE = 10**6  # pixels; no format of images has more in use
 
 
 @dataclass
@@ -97,28 +104,60 @@ def _missing(paths: Iterable[str]) -> set[str]:
 
 
 def load_json(path: str) -> dict[str, Any]:
-    """The object in a JSON file (UTF-8, with or without a byte order mark); DataError for everything else."""
+    """The object in a JSON file without its polygons (`segmentation`); DataError for everything else.
+
+    The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise DataError(f"Annotation file not found: {path}") from error
-    except OSError as error:
-        raise DataError(f"Cannot read annotation file {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"Annotation file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        empty = error.pos == 0 and os.path.getsize(path) <= 3
-        what = "is empty" if empty else f"is not valid JSON or is cut off: {error}"
-        raise DataError(f"Annotation file {path} {what}.") from error
+        with _without_garbage_collection():
+            content = json.loads(_read_text(path), object_hook=_without_polygons)
     except RecursionError as error:
         raise DataError(f"Annotation file {path} is nested too deeply to be a COCO file.") from error
+    except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
+        raise DataError(f"Annotation file {path} is not valid JSON or is cut off: {error}.") from error
     if not isinstance(content, dict):
         raise DataError(
             f"Annotation file {path} holds {_kind(content)} at the top, not an object with images, annotations and "
             "categories" + (" (it looks like a file of detection results)." if isinstance(content, list) else ".")
         )
     return content
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open_regular(path) as file:
+            data = file.read()
+        text = data.decode(json.detect_encoding(data))
+    except FileNotFoundError as error:
+        raise DataError(f"Annotation file not found: {path}") from error
+    except OSError as error:
+        raise DataError(f"Cannot read annotation file {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Annotation file {path} is not UTF-8 text ({error.reason} at byte {error.start}). If its text is of "
+            "another encoding, write it anew, for example: iconv -f latin1 -t utf-8"
+        ) from error
+    if not text.strip("\ufeff\0 \t\r\n"):
+        raise DataError(f"Annotation file {path} is empty.")
+    return text
+
+
+def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+    """Dropped while the file is parsed: in COCO's own files they are most of the memory."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """The collector would look through millions of new objects again and again, and none of them is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Reader:
@@ -132,19 +171,20 @@ class _Reader:
         content = load_json(self.path)
         for key in ("images", "annotations", "categories"):
             if key not in content:
-                raise DataError(f"Annotation file {self.path} has no {key!r}; its keys are {sorted(content)}.")
+                raise DataError(f"Annotation file {self.path} has no {key!r}; its keys are {sorted(content)[:10]}.")
             if not isinstance(content[key], list):
                 raise DataError(f"{key!r} in annotation file {self.path} is {_kind(content[key])}, not a list.")
-        self._categories(content["categories"])
-        self._images(content["images"])
-        self._annotations(content["annotations"])
+        with _without_garbage_collection():
+            self._categories(content.pop("categories"))
+            self._images(content.pop("images"))
+            self._annotations(content.pop("annotations"))
 
     def _categories(self, entries: list) -> None:
         known = self.source.categories
         for number, entry in enumerate(entries):
             where = f"categories[{number}]"
             category_id = self._id(self._object(entry, where), "id", where)
-            name = str(entry.get("name", category_id)).strip()
+            name = _text(entry.get("name")) or str(category_id)
             if category_id in known:
                 if known[category_id] != name:
                     raise DataError(
@@ -171,9 +211,9 @@ class _Reader:
 
     def _size(self, entry: Mapping[str, Any], path: str) -> tuple[int, int]:
         """Declared width and height, else the file's; 0, 0 where neither is known (the file will be reported)."""
-        size = [entry.get("width"), entry.get("height")]
-        if all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 1 for v in size):
-            return int(size[0]), int(size[1])
+        width, height = (_number(entry.get(key)) for key in ("width", "height"))
+        if 1 <= width <= _LARGEST_SIDE and 1 <= height <= _LARGEST_SIDE:
+            return int(width), int(height)
         self.repairs.add("image_without_size", os.path.basename(path))
         try:
             return image_size(path)
@@ -183,8 +223,13 @@ class _Reader:
     def _image_path(self, name: Any, where: str) -> str:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise DataError(f"{where} in {self.path} has no file_name.")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{where} in {self.path} has a file_name that is not text: {name!r}.") from None
         plain = PurePosixPath(name.replace("\\", "/") if os.sep == "/" else name)
-        if plain.is_absolute() or ".." in plain.parts or ":" in plain.parts[0]:
+        outside = plain.is_absolute() or ".." in plain.parts or re.match(r"[A-Za-z]:|[^/]+:/", name)
+        if outside or not plain.parts:
             raise DataError(
                 f"{where} in {self.path} names the file {name!r}; file names must be relative to the image directory "
                 "and stay inside it."
@@ -196,6 +241,7 @@ class _Reader:
         seen: set[int] = set()
         unknown: dict[int, int] = defaultdict(int)
         for number, entry in enumerate(entries):
+            entries[number] = None  # gives its memory back to the rows that are made of it
             where = f"annotations[{number}]"
             image_id = self._id(self._object(entry, where), "image_id", where)
             category_id = self._id(entry, "category_id", where)
@@ -209,8 +255,7 @@ class _Reader:
                 continue
             box = self._box(entry.get("bbox"), image, where)
             if box is not None:
-                crowd = bool(entry.get("iscrowd") or False)
-                image.rows.append((*box, category_id, crowd, self._area(entry, box, where)))
+                image.rows.append((*box, category_id, self._crowd(entry, where), self._area(entry, box, where)))
         if unknown:
             raise DataError(
                 f"Annotations in {self.path} use category ids that its 'categories' do not list: "
@@ -227,15 +272,14 @@ class _Reader:
 
     def _box(self, bbox: Any, image: _Image, where: str) -> tuple[float, float, float, float] | None:
         """COCO's (x, y, width, height) as xyxy, clipped to the image; None when nothing usable is left."""
-        try:
-            x, y, width, height = (float(value) for value in bbox)
-        except (TypeError, ValueError):
+        if not isinstance(bbox, list) or len(bbox) != 4 or any(type(value) not in (int, float) for value in bbox):
             self.repairs.add("box_malformed", where)
             return None
-        if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(width) and math.isfinite(height)):
+        x, y, width, height = numbers = [_number(value) for value in bbox]
+        if not all(map(math.isfinite, (*numbers, x + width, y + height))):
             self.repairs.add("box_not_finite", where)
             return None
-        if width <= 0 or height <= 0:
+        if x + width <= x or y + height <= y:
             self.repairs.add("box_empty", where)
             return None
         right, bottom = x + width, y + height
@@ -251,13 +295,21 @@ class _Reader:
     def _area(self, entry: Mapping[str, Any], box: tuple[float, ...], where: str) -> float:
         """COCO's area; a clipped box cannot cover more than itself."""
         most = (box[2] - box[0]) * (box[3] - box[1])
-        area = entry.get("area")
-        if isinstance(area, (int, float)) and math.isfinite(area) and area > 0:
-            x, y, width, height = (float(value) for value in entry["bbox"])
+        area = _number(entry.get("area"))
+        if math.isfinite(area) and area > 0:
+            x, y, width, height = map(_number, entry["bbox"])
             clipped = (x, y, x + width, y + height) != tuple(box)
-            return min(float(area), most) if clipped else float(area)
+            return min(area, most) if clipped else area
         self.repairs.add("area_computed", where)
         return most
+
+    def _crowd(self, entry: Mapping[str, Any], where: str) -> bool:
+        """COCO's iscrowd, 0 or 1; an annotation without it is a single object."""
+        value = entry.get("iscrowd")
+        if value in (0, 1):  # False and True too
+            return bool(value)
+        self.repairs.add("iscrowd_assumed", where)
+        return False
 
     # Plain values
 
@@ -268,19 +320,17 @@ class _Reader:
 
     def _id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
         value = entry.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        number: int | None = None
         if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, str):
-            try:
-                number = int(value)
-            except ValueError:
-                pass
-            else:
-                self.repairs.add("id_as_text", f"{where}.{key}")
-                return number
-        missing = "is missing" if key not in entry else f"is {value!r}, not an integer"
+            number = int(value)
+        elif isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value):
+            number = int(value)
+            self.repairs.add("id_as_text", f"{where}.{key}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        if number is not None and abs(number) <= _LARGEST_ID:
+            return number
+        missing = "is missing" if key not in entry else f"is {_shown(value)}, not an integer of 64 bits"
         raise DataError(f"{where}.{key} in {self.path} {missing}.")
 
 
@@ -330,3 +380,23 @@ def _kind(value: Any) -> str:
     """What JSON calls a value, with its article."""
     names = {list: "a list", dict: "an object", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names[type(value)]
+
+
+def _number(value: Any) -> float:
+    """A JSON number as a float, beyond its range as infinity; NaN for everything else."""
+    if type(value) not in (int, float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _text(value: Any) -> str:
+    """A name as text that can be written to any file; empty where there is none."""
+    return "" if value is None else str(value).strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

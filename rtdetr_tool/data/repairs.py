@@ -19,6 +19,7 @@ KINDS = {
     "box_empty": "boxes of zero or negative width or height: dropped",
     "box_outside": "boxes wholly outside of their image: dropped",
     "box_clipped": "boxes that reached out of their image: clipped to it",
+    "iscrowd_assumed": "annotations whose iscrowd is missing or neither 0 nor 1: taken as single objects",
     "area_computed": "annotations without a usable area: width x height taken",
 }
 

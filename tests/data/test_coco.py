@@ -20,7 +20,9 @@ def read(source):
 
 def with_boxes(*boxes) -> dict:
     content = coco(1)
-    content["annotations"] = [{"id": n, "image_id": 1, "category_id": 1, "bbox": box} for n, box in enumerate(boxes)]
+    content["annotations"] = [
+        {"id": n, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0} for n, box in enumerate(boxes)
+    ]
     return content
 
 
@@ -39,8 +41,22 @@ def test_a_clean_file_is_read_without_repairs(make_source) -> None:
     assert os.path.isfile(records[3].path)
 
 
-def test_a_byte_order_mark_is_no_obstacle(make_source) -> None:
-    assert len(read(make_source("\ufeff" + json.dumps(coco()))).images) == 4
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_every_encoding_of_unicode_is_read_with_and_without_a_byte_order_mark(make_source, encoding) -> None:
+    content = coco(1)
+    content["categories"][0]["name"] = "Hündchen 犬"
+    source = make_source(content)
+    with open(source["json_file"], "wb") as file:
+        file.write(json.dumps(content, ensure_ascii=False).encode(encoding))
+    assert read(source).categories == {1: "Hündchen 犬", 2: "name2"}
+
+
+def test_text_of_another_encoding_is_an_error_that_says_how_to_convert_it(make_source) -> None:
+    source = make_source()
+    with open(source["json_file"], "wb") as file:
+        file.write(json.dumps(coco() | {"info": "Hündchen"}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(DataError, match=r"set\.json is not UTF-8 text \(.* at byte \d+\).*iconv -f latin1"):
+        read(source)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +84,21 @@ def test_a_byte_order_mark_is_no_obstacle(make_source) -> None:
         (coco() | {"images": [{"id": 1, "file_name": "..\\secret.png"}]}, "stay inside"),
         (coco() | {"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "stay inside"),
         (coco() | {"images": [{"id": 1, "file_name": "h5://file:3"}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "C:\\a.png"}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "."}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "a\0.png"}]}, "no file_name"),
+        (coco() | {"images": [{"id": 1, "file_name": "\ud800.png"}]}, r"not text: '\\ud800"),
+        (coco() | {"images": [{"id": 10**30, "file_name": "a"}]}, r"1000.*not an integer of 64 bits"),
+        (coco() | {"images": [{"id": 1e300, "file_name": "a"}]}, "not an integer of 64 bits"),
+        (coco() | {"images": [{"id": float("nan"), "file_name": "a"}]}, "nan, not an integer"),
+        (coco() | {"images": [{"id": float("inf"), "file_name": "a"}]}, "inf, not an integer"),
+        (coco() | {"images": [{"id": True, "file_name": "a"}]}, "True, not an integer"),
+        (coco() | {"images": [{"id": "1_0", "file_name": "a"}]}, "'1_0', not an integer"),
+        (coco() | {"annotations": [None]}, r"annotations\[0\] in .* is null, not an object"),
+        (coco() | {"annotations": [{"id": 1, "category_id": 1}]}, r"annotations\[0\].image_id in .* is missing"),
+        (coco() | {"annotations": [{"id": 1, "image_id": 1}]}, r"annotations\[0\].category_id in .* is missing"),
+        ('{"images": [' + "9" * 5000 + "]}", "not valid JSON"),
+        ('{"images": ' * 100_000, "not valid JSON|nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_a_readable_error(make_source, content, message) -> None:
@@ -93,6 +124,48 @@ def test_a_file_that_is_not_text_is_a_readable_error(make_source) -> None:
         file.write(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
         read(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused_without_waiting(make_source, tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    for path, message in ((tmp_path / "pipe.json", "it is a pipe"), (tmp_path, "it is a directory"), ("a\0", "found")):
+        with pytest.raises(DataError, match=message):
+            read_source(make_source()["image_dir"], str(path))
+
+
+def test_numbers_beyond_every_range_are_mended_like_others(make_source) -> None:
+    content = with_boxes([1e308, 1, 1e308, 5], [10**400, 1, 5, 5], [60, 1, 1e-30, 5], "1234", {"0": 1}, [True, 1, 1, 1])
+    content["annotations"].append({"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 10**400})
+    content["images"][0] |= {"width": 10**400, "height": 48}
+    source = read(make_source(content))
+    assert dict(source.repairs.counts) == {
+        "image_without_size": 1, "box_not_finite": 2, "box_empty": 1, "box_malformed": 3, "area_computed": 1,
+        "iscrowd_assumed": 1,
+    }  # fmt: skip
+    assert source.images[1].rows == [(1, 1, 5, 5, 1, False, 16)] and source.images[1].width == 64
+
+
+@pytest.mark.parametrize(
+    ("iscrowd", "read_as", "counted"),
+    [(0, False, 0), (1, True, 0), (True, True, 0), (None, False, 1), ("0", False, 1), (2, False, 1), ([1], False, 1)],
+)
+def test_only_one_and_true_make_a_crowd(make_source, iscrowd, read_as, counted) -> None:
+    content = with_boxes([1, 1, 5, 5])
+    content["annotations"][0] |= {"iscrowd": iscrowd, "area": 25}
+    source = read(make_source(content))
+    assert source.images[1].rows[0][5] is read_as and source.repairs.counts["iscrowd_assumed"] == counted
+
+
+def test_file_names_may_hold_what_file_systems_allow(make_source, tmp_path) -> None:
+    names = ["Straße/犬 1.png", "10:30.png", " spaced .png", "a'b\"c#%.png", "..hidden..png", "./plain.png"]
+    content = coco(len(names))
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+        draw_image(tmp_path / "set" / name)
+    source = read(make_source(content, draw=False))
+    drop_missing_images(source, "error")
+    assert not source.repairs and all(os.path.isfile(image.path) for image in source.images.values())
 
 
 def test_bad_boxes_are_counted_and_dropped_or_clipped(make_source) -> None:
