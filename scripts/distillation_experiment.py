@@ -33,17 +33,17 @@ def binding(name: str, criterion: str, weight: float) -> str:
     return f"{{teacher_module_name: {name}, student_module_name: {name}, criterion: {criterion}, weight: {weight}}}"
 
 
+SRCS = binding("srcs", "IOU", 20)
+TOKENS = binding("decoder.enc_score_head", "L2", 1)  # class logits of every place, before queries are selected
+LOGITS = (binding("pred_logits", "KL", 2), binding("pred_boxes", "IOU", 1))
+
 # What is compared: name -> bindings; none is plain training.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
-    "srcs": (binding("srcs", "IOU", 20),),
-    "logits": (binding("pred_logits", "KL", 2), binding("pred_boxes", "L1", 5), binding("pred_boxes", "IOU", 2)),
-    "both": (
-        binding("srcs", "IOU", 20),
-        binding("pred_logits", "KL", 2),
-        binding("pred_boxes", "L1", 5),
-        binding("pred_boxes", "IOU", 2),
-    ),
+    "srcs": (SRCS,),
+    "logits": LOGITS,
+    "tokens": (SRCS, TOKENS),
+    "both": (SRCS, *LOGITS),
 }
 
 

@@ -1,7 +1,7 @@
 """The distillation loss: what is bound together of a student and a teacher, and how far apart it is.
 
 Shape legend: B batch, C channels or classes, h, w size of a map, N tokens, S decoder layers of the student, Q queries,
-K the teacher's best queries, P matched pairs.
+P matched pairs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from rtdetr_tool.losses.imitation import (
     target_mask,
 )
 from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
+from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy
 from rtdetr_tool.ops.structures import Predictions, Target
-
-TEACHER_QUERIES = 100  # the best K queries of the teacher are matched; others hardly have a score to weigh with
 
 
 class Queries(NamedTuple):
@@ -49,13 +48,13 @@ class Outputs:
 
 
 class Matched(NamedTuple):
-    """Pairs of queries of student and teacher that speak of the same object."""
+    """Pairs of queries of student and teacher that are matched with the same object."""
 
     student_logits: Tensor  # [P, C]
     student_boxes: Tensor  # [P, 4] cxcywh 0..1
     teacher_logits: Tensor
     teacher_boxes: Tensor
-    weight: Tensor  # [P] 0..1, the teacher's score
+    weight: Tensor  # [P] 0..1, how well the teacher finds the object
 
 
 class Alignment(nn.Module):
@@ -130,12 +129,11 @@ class FeatureBinding(nn.Module):
 
 
 class PredictionBinding(nn.Module):
-    """`pred_logits` or `pred_boxes` of matched queries, averaged over the pairs with the teacher's scores as weights.
+    """`pred_logits` or `pred_boxes` of matched queries, averaged over the pairs with `Matched.weight` as weights.
 
-    Queries have no order that student and teacher share. As in the logits distillation of DETRDistill (Chang et al.
-    2023, arXiv:2211.10156) the teacher's predictions are matched with the student's like objects, for every decoder
-    layer of the student. Ours: only the teacher's best queries are, and each counts as much as the teacher is sure of
-    it.
+    Queries have no order that student and teacher share, so they are matched, for every decoder layer of the student,
+    as in the logits distillation of DETRDistill (Chang et al. 2023, arXiv:2211.10156). Ours: not with each other, but
+    both with the objects, see `match_queries`.
     """
 
     def __init__(self, name: str, criterion: str, weight: float, temperature: float = 1.0) -> None:
@@ -171,7 +169,7 @@ class DistillationLoss(nn.Module):
         for name, binding in zip(self.names, self.bindings, strict=True):
             if isinstance(binding, PredictionBinding):
                 if pairs is None:
-                    pairs = match_queries(self.matcher, student.predictions, teacher.predictions)
+                    pairs = match_queries(self.matcher, student.predictions, teacher.predictions, padded)
                 distance = binding(pairs)
             else:
                 distance = binding(student, teacher, padded)
@@ -180,17 +178,25 @@ class DistillationLoss(nn.Module):
 
 
 def match_queries(
-    matcher: HungarianMatcher, student: Predictions, teacher: Predictions, limit: int = TEACHER_QUERIES
+    matcher: HungarianMatcher, student: Predictions, teacher: Predictions, objects: PaddedTargets
 ) -> Matched:
-    """The teacher's best queries as if they were objects, each with its own query of every decoder layer."""
-    scores, labels = teacher.logits.detach().float().sigmoid().max(-1)  # [B, Q]
-    score, best = scores.topk(min(limit, scores.shape[1]), dim=1)  # [B, K]
-    take = best[..., None]
-    logits = teacher.logits.detach().gather(1, take.expand(-1, -1, teacher.logits.shape[-1]))
-    boxes = teacher.boxes.detach().float().gather(1, take.expand(-1, -1, 4))
-    objects = PaddedTargets(labels.gather(1, best), boxes, [best.shape[1]] * len(best))
+    """For each object the teacher's query and, of every decoder layer, the student's.
+
+    The student's are those that the detection loss trains to find the object. Matched with the teacher's predictions
+    instead, other queries would be pulled to the same objects, against the detection loss (docs/distillation.md has the
+    figures). A pair counts as much as the teacher is right: its score of the object's class times the IoU of its box.
+    """
+    logits, boxes = teacher.logits.detach(), teacher.boxes.detach().float()
     layers = (student.layer_logits, student.layer_boxes)
     own_logits, own_boxes = (student.logits[None], student.boxes[None]) if layers[0] is None else layers
     found = matcher(own_logits.detach(), own_boxes.detach(), objects)
-    own, theirs = (found.stage, found.image, found.query), (found.image, found.target)
-    return Matched(own_logits[own], own_boxes[own], logits[theirs], boxes[theirs], score[theirs])
+    theirs = matcher(logits[None], boxes[None], objects)
+    query_of = torch.full_like(objects.labels, -1)  # the teacher's, of each object; it may have fewer than objects
+    query_of[theirs.image, theirs.target] = theirs.query
+    query = query_of[found.image, found.target]
+    pair = query >= 0
+    stage, image, query, target = (index[pair] for index in (found.stage, found.image, query, found.target))
+    own = (stage, image, found.query[pair])
+    scores = logits[image, query, objects.labels[image, target]].float().sigmoid()
+    overlap = box_iou(cxcywh_to_xyxy(boxes[image, query]), cxcywh_to_xyxy(objects.boxes[image, target]))
+    return Matched(own_logits[own], own_boxes[own], logits[image, query], boxes[image, query], scores * overlap)

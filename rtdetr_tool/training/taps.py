@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
@@ -76,7 +77,8 @@ def tapped_queries(detector: RTDETR) -> Iterator[list[Queries]]:
 
     def hook(module: nn.Module, inputs: Any) -> None:
         content, box_logits = inputs[:2]
-        scores = decoder.enc_score_head(content).float().sigmoid().amax(-1)
+        head = decoder.enc_score_head  # not called, as its own call may be tapped
+        scores = F.linear(content, head.weight, head.bias).float().sigmoid().amax(-1)
         found.append(Queries(content, scores, box_logits.float().sigmoid()))
 
     handle = decoder.decoder.register_forward_pre_hook(hook)

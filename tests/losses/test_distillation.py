@@ -191,44 +191,68 @@ def test_the_mask_is_made_where_the_teachers_queries_live():
     assert loss.item() == pytest.approx((1 + 1 / 9 + 1 / 3600) / 3)
 
 
-def test_matched_queries_compare_what_speaks_of_the_same_object():
-    teacher = predictions([[[3.0, -9.0], [-9.0, 2.0], [-9.0, -9.0]]], [[[0.2] * 4, [0.7] * 4, [0.4] * 4]])
+LEFT, RIGHT, AWAY = [0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.4, 0.9, 0.1, 0.1]
+
+
+def objects(*boxes, labels=None) -> PaddedTargets:
+    found = target(*boxes)
+    found.labels = torch.tensor(labels) if labels else found.labels
+    return PaddedTargets.of([found])
+
+
+def test_matched_queries_speak_of_the_same_object():
+    teacher = predictions([[[3.0, -9.0], [-9.0, 2.0], [-9.0, -9.0]]], [[LEFT, RIGHT, AWAY]])
     order = [2, 0, 1]
     student = Predictions(teacher.logits[:, order], teacher.boxes[:, order])
-    pairs = match_queries(HungarianMatcher(), student, teacher)
+    pairs = match_queries(HungarianMatcher(), student, teacher, objects(LEFT, RIGHT, labels=[0, 1]))
     torch.testing.assert_close(pairs.student_logits, pairs.teacher_logits)
     torch.testing.assert_close(pairs.student_boxes, pairs.teacher_boxes)
-    assert sorted(pairs.weight.tolist()) == pytest.approx(sorted(teacher.logits.sigmoid().amax(-1)[0].tolist()))
+    assert sorted(pairs.teacher_logits.amax(-1).tolist()) == [2.0, 3.0], "the query away from objects has no pair"
 
 
-def test_only_the_teachers_best_queries_are_matched_and_students_may_have_fewer():
-    logits = torch.linspace(-3, 3, 8).view(1, 8, 1)
-    boxes = torch.rand(1, 8, 4, generator=torch.Generator().manual_seed(0))
-    teacher = Predictions(logits, boxes)
-    pairs = match_queries(HungarianMatcher(), Predictions(logits[:, :3], boxes[:, :3]), teacher, limit=5)
-    assert len(pairs.weight) == 3
-    pairs = match_queries(HungarianMatcher(), teacher, teacher, limit=5)
-    assert sorted(pairs.teacher_logits.flatten().tolist()) == pytest.approx(logits.flatten()[3:].tolist())
+def test_the_student_follows_with_the_query_that_the_detection_loss_trains():
+    """The teacher's box is a little off; another query of the student is nearer to it than the one at the object."""
+    teacher = predictions([[[3.0]]], [[[0.3, 0.2, 0.2, 0.2]]])
+    student = predictions([[[0.0], [0.1]]], [[[0.3, 0.2, 0.2, 0.2], LEFT]])
+    pairs = match_queries(HungarianMatcher(), student, teacher, objects(LEFT))
+    assert pairs.student_logits.tolist() == [[pytest.approx(0.1)]]
+
+
+def test_either_may_have_fewer_queries_than_there_are_objects():
+    one, two = predictions([[[1.0]]], [[LEFT]]), predictions([[[1.0], [1.0]]], [[LEFT, RIGHT]])
+    for student, teacher in ((one, two), (two, one)):
+        pairs = match_queries(HungarianMatcher(), student, teacher, objects(RIGHT, LEFT))
+        torch.testing.assert_close(pairs.student_boxes, torch.tensor([LEFT]))
+        torch.testing.assert_close(pairs.teacher_boxes, torch.tensor([LEFT]))
 
 
 def test_every_decoder_layer_of_the_student_is_matched():
-    teacher = predictions([[[1.0], [-1.0]]], [[[0.2] * 4, [0.7] * 4]])
+    teacher = predictions([[[1.0], [-1.0]]], [[LEFT, RIGHT]])
     layers = torch.stack([teacher.logits.flip(1), teacher.logits])
     boxes = torch.stack([teacher.boxes.flip(1), teacher.boxes])
     student = Predictions(layers[-1], boxes[-1], layers, boxes)
-    pairs = match_queries(HungarianMatcher(), student, teacher)
+    pairs = match_queries(HungarianMatcher(), student, teacher, objects(LEFT, RIGHT))
     assert len(pairs.weight) == 4
     torch.testing.assert_close(pairs.student_boxes, pairs.teacher_boxes)
 
 
-def test_a_prediction_counts_as_much_as_the_teacher_is_sure_of_it():
-    teacher = predictions([[[math.log(3.0)], [-math.log(3.0)]]], [[[0.2] * 4, [0.7] * 4]])  # scores 3/4 and 1/4
-    student = predictions([[[0.0], [0.0]]], [[[0.2, 0.2, 0.2, 0.3], [0.7, 0.7, 0.7, 1.0]]])
-    pairs = match_queries(HungarianMatcher(), student, teacher)
+def test_a_pair_counts_as_much_as_the_teacher_is_right():
+    """Score 3/4 with half of the object, score 1/4 with all of it."""
+    half = [0.2, 0.15, 0.2, 0.1]
+    teacher = predictions([[[math.log(3.0)], [-math.log(3.0)]]], [[half, RIGHT]])
+    student = predictions([[[0.0], [0.0]]], [[LEFT, [0.7, 0.7, 0.2, 0.5]]])
+    pairs = match_queries(HungarianMatcher(), student, teacher, objects(LEFT, RIGHT))
+    first, second = 0.75 * 0.5, 0.25 * 1.0
     loss = PredictionBinding("pred_boxes", "L1", 1.0)(pairs)
-    assert loss.item() == pytest.approx(0.75 * 0.1 + 0.25 * 0.3, rel=1e-5)
+    assert loss.item() == pytest.approx((first * 0.15 + second * 0.3) / (first + second), rel=1e-5)
     loss = PredictionBinding("pred_logits", "KL", 1.0)(pairs)
     assert loss.item() == pytest.approx(KL_OF_THREE_TO_ONE, rel=1e-5)  # the same for both
+
+
+def test_without_objects_nothing_is_matched():
+    both = predictions([[[1.0]]])
+    pairs = match_queries(HungarianMatcher(), both, both, objects())
+    assert PredictionBinding("pred_logits", "KL", 1.0)(pairs).item() == 0.0
 
 
 def test_weights_are_applied_once_and_names_are_told_apart():
