@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -82,6 +83,14 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
         raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
     return os.fdopen(descriptor, "rb")
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """`json.loads` for texts of others: whatever is wrong with one is a ValueError, also that it is nested too deep."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def sha256_of(path: str | os.PathLike) -> str:

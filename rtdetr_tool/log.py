@@ -11,18 +11,32 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGE = "rtdetr_tool"
-_SECRETS = re.compile(
-    r"""((?:api[_-]?key|encryption[_-]?key|token|password|secret)["']?\s*[=:]\s*["']?)[^\s"',}]+"""
-    r"""|(https?://)[^/\s:@]+:[^/\s@]+@""",
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:api_?key|access_?key|private_?key|encryption_?key|token|passw(?:or)?d|secret|credentials?)(?:_|$)"
+    r"|_(?:key|pwd)$",
     re.I,
+)
+_MASKS = (  # what is before a secret is kept (group 1), the secret goes
+    re.compile(r"""(://)[^/\s@"'<>]{1,1000}(?=@)"""),
+    re.compile(
+        r"""([?&][^=&\s"']{0,60}(?:token|key|sig|secret|passw|credential|auth)[^=&\s"']{0,60}=)[^&\s"'#]+""", re.I
+    ),
+    re.compile(
+        r"""((?:api[_-]?key|(?:access|private|encryption)[_-]?key|token|passw(?:or)?d|secret)["']?\s*[=:]\s*)"""
+        r"""(?:"[^"]+"|'[^']+'|["']?[^\s"',}&]+)""",
+        re.I,
+    ),
+    re.compile(r"(\bbearer\s+)[\w.~+/-]{8,}=*", re.I),
+    re.compile(r"(\b(?:hf|gh[oprsu]|github_pat|glpat|sk|xox[abp])[_-])[A-Za-z0-9_-]{16,}"),
 )
 
 
@@ -34,13 +48,31 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
+def names_secret(name: str) -> bool:
+    """Whether the value of an environment variable or a key with this name is nobody else's business."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def mask_secrets(text: str) -> str:
     """The text without values of keys, tokens and passwords, and without credentials in addresses."""
-    text = _SECRETS.sub(lambda m: f"{m.group(1)}***" if m.group(1) else f"{m.group(2)}***@", text)
+    for secret in _MASKS:
+        text = secret.sub(r"\1***", text)
     for name, value in os.environ.items():
-        if value and len(value) >= 8 and re.search(r"API_KEY|TOKEN|PASSWORD|SECRET", name):
+        if len(value) >= 8 and names_secret(name):
             text = text.replace(value, "***")
     return text
+
+
+def without_secrets(data: Any) -> Any:
+    """Plain data as files may keep it: texts masked, and the text under a key that names a secret as a whole."""
+    if isinstance(data, Mapping):
+        return {
+            key: "***" if value and isinstance(value, str) and names_secret(str(key)) else without_secrets(value)
+            for key, value in data.items()
+        }
+    if isinstance(data, (list, tuple)):
+        return [without_secrets(value) for value in data]
+    return mask_secrets(data) if isinstance(data, str) else data
 
 
 class _ConsoleHandler(logging.Handler):

@@ -184,7 +184,7 @@ def test_nothing_evaluates_text_or_unpickles():
 
 def test_a_spec_with_a_python_tag_is_refused_and_runs_nothing(tmp_path):
     from rtdetr_tool.errors import SpecError
-    from rtdetr_tool.spec.load import read_file
+    from rtdetr_tool.spec.documents import read_file
 
     mark, spec = tmp_path / "ran", tmp_path / "spec.yaml"
     spec.write_text(f"results_dir: !!python/object/apply:os.mkdir ['{mark}']\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,17 @@ from typing import Any
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec.convert import field_names, from_plain, spec_to_dict, suggestion, walk_fields
+from rtdetr_tool.spec.documents import first_line, read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
-from rtdetr_tool.spec.fields import MISSING
+from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.rfdetr import RfdetrSpec, default_sizes
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes
 
-COMMANDS = ("train", "evaluate", "inference", "export", "gen_trt_engine", "distill", "quantize")
+LONGEST_OVERRIDES = 20_000  # characters; Hydra's parser takes time with the square of what it reads
+MOST_PARTS = 1_000  # items of lists and mappings
+
+COMMANDS = ("train", "evaluate", "inference", "export", "gen_trt_engine", "distill", "quantize", "validate_data")
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,20 @@ def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: s
     source = None if path is None else str(path)
     data = {} if path is None else read_file(Path(path))
     problems: list[str] = []
-    config = _compose(data, overrides, problems)
-    plain = _resolve(config, problems)
+    composed = _compose(data, overrides, problems)
+    plain = resolve(composed, spec_to_dict(ExperimentSpec()), problems)
+    if found := unusual(plain):
+        raise SpecError([*problems, *found], source)
+    plain = _without_sharing(plain)
     spec = _checked(plain, problems, command, source)
     return LoadedSpec(spec, plain, inert_notes(spec), source)
+
+
+def _without_sharing(value: Any) -> Any:
+    """A copy in which what several references name is there several times, so that one can be changed alone."""
+    if isinstance(value, dict):
+        return {key: _without_sharing(inner) for key, inner in value.items()}
+    return [_without_sharing(inner) for inner in value] if isinstance(value, list) else value
 
 
 def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpec:
@@ -120,61 +133,23 @@ def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpe
     return replace(spec, **{command: replace(section, results_dir=str(Path(spec.results_dir) / command))})
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file, interpolations untouched."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf._utils import get_yaml_loader
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SpecError("the file does not exist", str(path)) from None
-    except IsADirectoryError:
-        raise SpecError("this is a folder, not a file", str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"the file cannot be read: {error}", str(path)) from None
-    try:
-        if path.suffix.lower() == ".json":
-            data = json.loads(text, object_pairs_hook=_without_duplicates)
-        else:
-            data = yaml.load(text, Loader=get_yaml_loader())  # omegaconf's loader: safe, 1e-4 is a number
-    except json.JSONDecodeError as error:
-        raise SpecError(f"not valid JSON, line {error.lineno}: {error.msg}", str(path)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise SpecError(f"not valid {kind}{where}: {getattr(error, 'problem', None) or error}", str(path)) from None
-    if data is None:
-        raise SpecError("the file is empty", str(path))
-    if not isinstance(data, dict):
-        raise SpecError(f"a mapping of sections is expected, found {type(data).__name__}", str(path))
-    try:
-        OmegaConf.create(data)
-    except Exception as error:  # e.g. malformed ${...}: OmegaConf's errors have no common public base
-        raise SpecError(f"cannot be read: {_first_line(error)}", str(path)) from None
-    return data
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"duplicate key '{key}'")
-    return dict(pairs)
-
-
-def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> Any:
+def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
     """The user's data with the overrides applied by Hydra."""
     from hydra import compose, initialize
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    length, parts = sum(map(len, overrides)), sum(text.count(mark) for text in overrides for mark in ",[{")
+    if length > LONGEST_OVERRIDES or parts > MOST_PARTS:
+        problems.append(
+            f"command line: {length} characters with {parts} items; allowed are {LONGEST_OVERRIDES} and {MOST_PARTS}. "
+            "Write long values into the spec file"
+        )
+        return data
     accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]
     if not accepted:
-        return OmegaConf.create(data)
+        return data
     special = {
         key: data[key] for key in ("defaults", "hydra") if key in data
     }  # unknown to us, but Hydra would act on them
@@ -183,10 +158,11 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     GlobalHydra.instance().clear()
     try:
         with initialize(config_path=None, version_base=None):
-            return OmegaConf.merge(OmegaConf.create(special), compose("experiment", overrides=accepted))
+            composed = compose("experiment", overrides=accepted)
     except Exception as error:  # hydra and omegaconf raise many types for a bad override
-        problems.append(f"command line: {_first_line(error)}")
-        return OmegaConf.create(data)
+        problems.append(f"command line: {first_line(error)}")
+        return data
+    return {**special, **OmegaConf.to_container(composed, resolve=False)}
 
 
 def _canonical(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -200,33 +176,27 @@ def _canonical(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deep or holds itself"
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _accepted(override: str, problems: list[str]) -> str | None:
     """The override in Hydra's force-add form, or None with the problem noted."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    shown = override if len(override) <= 200 else f"{override[:197]}..."
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
         hint = "; quote a value with special characters: key='\"a=b\"'" if "=" in override else ""
-        problems.append(f"command line: '{override}' is not key=value: {_first_line(error)}{hint}")
+        problems.append(f"command line: '{shown}' is not key=value: {first_line(error)}{hint}")
         return None
     if not parsed.key_or_group:
-        problems.append(f"command line: '{override}' is not key=value: there is no key")
+        problems.append(f"command line: '{shown}' is not key=value: there is no key")
         return None
     name = FIELD_ALIASES.get(parsed.key_or_group, parsed.key_or_group)
     if parsed.is_sweep_override():
-        problems.append(f"{name}: '{override}' is a list of alternatives; write a list as [a,b], a text as '\"a,b\"'")
+        problems.append(f"{name}: '{shown}' is a list of alternatives; write a list as [a,b], a text as '\"a,b\"'")
         return None
     if not _is_field(name):
-        problems.append(f"{name}: no such field{suggestion(name)}")
+        problems.append(f"{name[:200]}: no such field{suggestion(name)}")
         return None
     text = override.lstrip("+~")
     text = name + text.removeprefix(parsed.key_or_group)
@@ -239,40 +209,3 @@ def _is_field(name: str) -> bool:
         return True
     free = [n for n, _, hint in walk_fields() if "dict" in str(hint) or "list" in str(hint)]
     return any(name.startswith(f"{parent}.") for parent in free)
-
-
-def _resolve(config: Any, problems: list[str]) -> dict[str, Any]:
-    """Plain data with every `${...}` replaced; references see the defaults of fields that the user left out."""
-    from omegaconf import OmegaConf
-
-    raw = OmegaConf.to_container(config, resolve=False)
-    if "${" not in json.dumps(raw, default=str):
-        return raw
-    full = _over_defaults(config)
-
-    def visit(value: Any, path: str) -> Any:
-        if isinstance(value, dict):
-            return {k: visit(v, f"{path}.{k}" if path else str(k)) for k, v in value.items()}
-        if isinstance(value, list):
-            return [visit(v, f"{path}[{i}]") for i, v in enumerate(value)]
-        if not (isinstance(value, str) and "${" in value):
-            return value
-        try:
-            found = OmegaConf.select(full, path, throw_on_missing=True)
-            return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
-        except Exception as error:  # omegaconf: missing key, unsupported resolver, missing value, grammar
-            problems.append(f"{path}: '{value}' cannot be resolved: {_first_line(error)}")
-            return MISSING
-
-    return visit(raw, "")
-
-
-def _over_defaults(config: Any) -> Any:
-    """The default spec with the user's values over it; the user's values alone where a wrong type prevents that."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.merge(OmegaConf.create(spec_to_dict(ExperimentSpec())), config)
-    except (OmegaConfBaseException, TypeError, ValueError):
-        return config

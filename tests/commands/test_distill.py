@@ -232,7 +232,7 @@ def test_the_example_of_taos_documentation_runs_with_small_sizes(project, tmp_pa
     from rtdetr_tool.checkpoints.metadata import build_metadata
     from rtdetr_tool.models.build import build_detector
     from rtdetr_tool.spec import spec_from_dict, spec_to_dict
-    from rtdetr_tool.spec.load import read_file
+    from rtdetr_tool.spec.documents import read_file
 
     data = read_file(ROOT / "specs" / "distill_convnext_large.yaml")
     small = {"hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16], "dim_feedforward": 16, "dec_layers": 1}

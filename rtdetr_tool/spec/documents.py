@@ -1,0 +1,201 @@
+"""Spec files as plain data: YAML and JSON from anybody, read safely and within limits.
+
+A file can ask for more than it holds: an alias of YAML stands for everything its anchor holds, and aliases of aliases
+for exponentially much. So size, depth and the number of values with every alias written out are bounded before
+anything is built. Only plain data comes out: no tag makes an object of Python.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rtdetr_tool.errors import SpecError
+from rtdetr_tool.files import open_regular, parse_json
+
+LARGEST_FILE = 1 << 20  # bytes; the longest spec of this package's own, with all comments, has 30 thousand
+DEEPEST = 32  # sections and lists in one another
+MOST_VALUES = 10_000  # with every alias written out; the whole spec of this package has 500
+MOST_REFERENCES = 1_000  # ${...}
+LARGEST_INTEGER = 2**63
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file, interpolations untouched."""
+    text = _text(path)
+    kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
+    try:
+        if kind == "JSON":
+            data = parse_json(text, object_pairs_hook=_without_duplicates)
+        else:
+            data = yaml.load(text, Loader=_loader())
+    except json.JSONDecodeError as error:
+        raise SpecError(f"not valid JSON, line {error.lineno}: {error.msg}", str(path)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = "it is nested too deep" if isinstance(error, RecursionError) else getattr(error, "problem", None)
+        raise SpecError(f"not valid {kind}{where}: {what or error}", str(path)) from None
+    if data is None:
+        raise SpecError("the file is empty", str(path))
+    if not isinstance(data, dict):
+        raise SpecError(f"a mapping of sections is expected, found {type(data).__name__}", str(path))
+    problems = unusual(data)
+    if problems:
+        raise SpecError(problems, str(path))
+    _check_references(data, text, str(path))
+    return data
+
+
+def _text(path: Path) -> str:
+    try:
+        with open_regular(path) as file:
+            data = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise SpecError("the file does not exist", str(path)) from None
+    except IsADirectoryError:
+        raise SpecError("this is a folder, not a file", str(path)) from None
+    except OSError as error:
+        raise SpecError(f"the file cannot be read: {error.strerror or error}", str(path)) from None
+    if len(data) > LARGEST_FILE:
+        raise SpecError(f"the file has more than {LARGEST_FILE} bytes: it is no spec", str(path))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the file cannot be read: {error.reason} at byte {error.start}; UTF-8 is expected",
+                        str(path)) from None  # fmt: skip
+
+
+def _loader() -> type[yaml.SafeLoader]:
+    """OmegaConf's loader (safe; 1e-4 is a number; a key given twice is an error), with limits."""
+    from omegaconf._utils import get_yaml_loader
+
+    class Loader(get_yaml_loader()):
+        depth = values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+            self.depth, self.values = self.depth + 1, self.values + 1
+            if self.depth > DEEPEST or self.values > MOST_VALUES:
+                what = f"nested more than {DEEPEST} deep" if self.depth > DEEPEST else f"more than {MOST_VALUES} values"
+                raise yaml.composer.ComposerError(None, None, what, self.peek_event().start_mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def get_single_node(self) -> yaml.Node | None:
+            node = super().get_single_node()
+            if node is not None:
+                _count(node, {})
+            return node
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, LookupError, AttributeError, TypeError, OverflowError):  # `!!bool maybe`, `!!int ''`
+                kind = node.tag.rpartition(":")[2]
+                shown = str(node.value)[:40]
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{shown!r} is no {kind}", node.start_mark
+                ) from None
+
+    return Loader
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node with aliases written out, `known` by identity; ComposerError for too many."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.composer.ComposerError(None, None, "an anchor holds itself", node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0
+    inner = (part for pair in node.value for part in pair) if isinstance(node, yaml.MappingNode) else node.value
+    known[id(node)] = count = 1 + sum(_count(part, known) for part in inner)
+    if count > MOST_VALUES:
+        raise yaml.composer.ComposerError(
+            None, None, f"more than {MOST_VALUES} values, with every alias written out", node.start_mark
+        )
+    return count
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"duplicate key '{key}'")
+    return result
+
+
+def unusual(data: Any) -> list[str]:
+    """What plain data must not hold, one line each: too many values, too deep, texts that no file or path can hold.
+
+    Parts that occur several times count each time.
+    """
+    problems: list[str] = []
+    left = MOST_VALUES
+
+    def visit(value: Any, name: str, depth: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            return
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                place = f"{name}.{key}" if name else str(key) if not isinstance(key, int) else "an integer"
+                wrong = wrong_value(key)
+                if wrong:
+                    problems.append(f"{name or 'the top'}: a key is not allowed: {wrong}")
+                else:
+                    visit(inner, place, depth + 1)
+        elif isinstance(value, (list, tuple)):
+            for index, inner in enumerate(value):
+                visit(inner, f"{name}[{index}]", depth + 1)
+        else:
+            wrong = wrong_value(value)
+            if wrong:
+                problems.append(f"{name}: {wrong}")
+        if depth == DEEPEST and isinstance(value, (dict, list, tuple)) and value:
+            problems.append(f"{name[:60]}...: nested more than {DEEPEST} deep")
+
+    visit(data, "", 0)
+    return problems if left >= 0 else [f"more than {MOST_VALUES} values, with every reference written out"]
+
+
+def wrong_value(value: Any) -> str | None:
+    """Why no field can hold this scalar, or None."""
+    if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+        return "an integer of more than 64 bits is not allowed"
+    if not isinstance(value, str):
+        return None
+    if "\0" in value:
+        return f"a text with a zero byte is not allowed: {value[:40]!r}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"a text that UTF-8 cannot hold is not allowed: {value[:40]!r}"
+    return None
+
+
+def _check_references(data: dict[str, Any], text: str, source: str) -> None:
+    """OmegaConf must be able to hold the data: no malformed ${...}, no keys or values of unknown kinds."""
+    from omegaconf import OmegaConf
+
+    if text.count("${") > MOST_REFERENCES:
+        raise SpecError(f"more than {MOST_REFERENCES} references ${{...}}", source)
+    try:
+        OmegaConf.create(data)
+    except Exception as error:  # OmegaConf's errors have no common public base
+        raise SpecError(f"cannot be read: {first_line(error)}", source) from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error of Hydra or OmegaConf says, in one line."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

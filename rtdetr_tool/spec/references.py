@@ -1,0 +1,175 @@
+"""References in a spec: `${results_dir}/train` for another field, `${oc.env:HOME}` for a variable of the environment.
+
+OmegaConf's notation with these two forms only, so that a spec computes nothing and its size stays bounded:
+
+    ${a.b}  ${a.b[0]}  ${.sibling}  ${..uncle}     a field, of the file, the command line or the defaults
+    ${oc.env:NAME}  ${oc.env:NAME,otherwise}       never one that names a secret: specs are written into results
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from rtdetr_tool.log import names_secret
+from rtdetr_tool.spec.fields import MISSING
+
+LONGEST_TEXT = 10_000  # characters of a text with its references written out
+
+_FIELD = re.compile(r"\.*[\w-]+(?:\.[\w-]+|\[\d+\])*")
+_ENVIRONMENT = re.compile(r"oc\.env:\s*(\w+)\s*(?:,(.*))?", re.S)
+
+
+_NOTHING = object()
+
+
+class _Unresolved(Exception):
+    """Says why, in words."""
+
+
+def resolve(data: dict[str, Any], defaults: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """`data` with every reference replaced by its value; one that has none is a problem, and its key is left out."""
+    return _Resolver(_merged(defaults, data), problems).written_out(data, ())
+
+
+class _Resolver:
+    def __init__(self, full: dict[str, Any], problems: list[str]) -> None:
+        self.full, self.problems = full, problems
+        self.known: dict[tuple, Any] = {}  # by place: the value, or why there is none
+
+    def written_out(self, value: Any, place: tuple) -> Any:
+        """A part of the user's data; what several references name is shared, not copied."""
+        if isinstance(value, dict):
+            items = ((key, self.written_out(inner, (*place, key))) for key, inner in value.items())
+            return {key: inner for key, inner in items if inner is not _NOTHING}
+        if isinstance(value, list):
+            return [self.written_out(inner, (*place, index)) for index, inner in enumerate(value)]
+        if not (isinstance(value, str) and "${" in value):
+            return value
+        try:
+            return self.value_at(place)
+        except _Unresolved as why:
+            self.problems.append(f"{_name(place)}: '{value[:200]}' cannot be resolved: {why}")
+            return _NOTHING if isinstance(place[-1], str) else MISSING
+
+    def value_at(self, place: tuple) -> Any:
+        """The value at a place of the full spec, with its own references written out."""
+        if place not in self.known:
+            self.known[place] = _Unresolved("it refers to itself")
+            try:
+                self.known[place] = self._value(self._raw(place), place)
+            except _Unresolved as why:
+                self.known[place] = why
+            except RecursionError:
+                self.known[place] = _Unresolved("too many references follow one another")
+        found = self.known[place]
+        if isinstance(found, _Unresolved):
+            raise _Unresolved(str(found))
+        return found
+
+    def _raw(self, place: tuple) -> Any:
+        value: Any = self.full
+        for key in place:
+            is_index = isinstance(value, list) and isinstance(key, int) and key < len(value)
+            if not is_index and not (isinstance(value, dict) and key in value):
+                raise _Unresolved(f"there is no {_name(place)}")
+            value = value[key]
+        return value
+
+    def _value(self, value: Any, place: tuple) -> Any:
+        if isinstance(value, dict):
+            return {key: self.value_at((*place, key)) for key in value}
+        if isinstance(value, list):
+            return [self.value_at((*place, index)) for index in range(len(value))]
+        return self._text(value, place) if isinstance(value, str) and "${" in value else value
+
+    def _text(self, text: str, place: tuple) -> Any:
+        """A text with its references replaced; a reference alone keeps its value's type. `\\${` stands for `${`."""
+        parts: list[Any] = []
+        position = 0
+        while (start := text.find("${", position)) >= 0:
+            if text[:start].endswith("\\"):
+                parts.append(text[position : start - 1] + "${")
+                position = start + 2
+                continue
+            end = _closing(text, start)
+            parts.append(text[position:start])
+            parts.append(self._referred(str(self._text(text[start + 2 : end], place)).strip(), place))
+            position = end + 1
+        parts.append(text[position:])
+        single = [part for part in parts if part != ""]
+        if len(single) == 1:
+            return single[0]
+        if any(isinstance(part, (dict, list)) for part in parts):
+            raise _Unresolved("a section or list cannot stand within a text")
+        joined = "".join(map(str, parts))
+        if len(joined) > LONGEST_TEXT:
+            raise _Unresolved(f"written out it has more than {LONGEST_TEXT} characters")
+        return joined
+
+    def _referred(self, reference: str, place: tuple) -> Any:
+        environment = _ENVIRONMENT.fullmatch(reference)
+        if environment:
+            return _variable(*environment.groups())
+        if not _FIELD.fullmatch(reference):
+            raise _Unresolved(f"${{{reference}}} is neither a field nor oc.env:NAME, and nothing else is allowed")
+        up = len(reference) - len(reference.lstrip("."))
+        if up > len(place):
+            raise _Unresolved(f"${{{reference}}} leads out of the spec")
+        keys = re.findall(r"[\w-]+", reference)
+        target = self._place(place[: len(place) - up] if up else (), keys)
+        found = self.value_at(target)
+        if isinstance(found, str) and found == MISSING:
+            raise _Unresolved(f"{_name(target)} has no value")
+        return found
+
+    def _place(self, start: tuple, keys: list[str]) -> tuple:
+        """Keys as the spec has them: numbers where it has a list."""
+        value: Any = self.full
+        for key in start:
+            value = value[key]
+        place = start
+        for key in keys:
+            index = int(key) if isinstance(value, list) and re.fullmatch(r"\d{1,9}", key) else None
+            place = (*place, key if index is None else index)
+            if index is not None:
+                value = value[index] if index < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, dict) else None
+        return place
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the reference that starts here ends; others may stand inside it."""
+    depth = 0
+    for mark in re.finditer(r"\$\{|\}", text[start:]):
+        depth += 1 if mark.group() == "${" else -1
+        if depth == 0:
+            return start + mark.start()
+    raise _Unresolved("a reference is not closed with }")
+
+
+def _variable(name: str, otherwise: str | None) -> Any:
+    if names_secret(name):
+        raise _Unresolved(f"{name} names a secret, and the values of a spec are written into results and checkpoints")
+    if name in os.environ:
+        return os.environ[name]
+    if otherwise is None:
+        raise _Unresolved(f"the environment variable {name} is not set")
+    otherwise = otherwise.strip()
+    if len(otherwise) > 1 and otherwise[0] in "'\"" and otherwise[-1] == otherwise[0]:
+        return otherwise[1:-1]
+    return None if otherwise == "null" else otherwise
+
+
+def _merged(defaults: Any, given: Any) -> Any:
+    """The user's values over the defaults; lists as a whole."""
+    if not (isinstance(defaults, dict) and isinstance(given, dict)):
+        return given
+    return {**defaults, **{key: _merged(defaults.get(key), value) for key, value in given.items()}}
+
+
+def _name(place: tuple) -> str:
+    """`a.b[0]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
