@@ -1,0 +1,112 @@
+"""`${...}` in a spec: other fields and variables of the environment, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from rtdetr_tool.spec.references import resolve
+
+DEFAULTS = {"results_dir": "/results", "train": {"seed": 7, "optim": {"lr": 0.1}}, "evaluate": {"checkpoint": "???"}}
+
+
+def resolved(data: dict) -> dict:
+    problems: list[str] = []
+    result = resolve(data, DEFAULTS, problems)
+    assert not problems
+    return result
+
+
+def problem(text: str, **more) -> str:
+    problems: list[str] = []
+    assert "x" not in resolve({"x": text, **more}, DEFAULTS, problems)
+    assert problems[0].startswith(f"x: '{text[:20]}") and "cannot be resolved" in problems[0]
+    return problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${train.seed}", 7),
+        ("a${train.seed}b", "a7b"),
+        ("${train.optim.lr}", 0.1),
+        ("${train}", {"seed": 7, "optim": {"lr": 0.1}}),
+        ("${items[1]}", "two"),
+        ("${items.0}", 1),
+        ("${.results_dir}/x", "/results/x"),
+        ("${ train.seed }", 7),
+        ("${train.${word}}", 7),
+        ("\\${train.seed}", "${train.seed}"),
+        ("$5 {x} }", "$5 {x} }"),
+        ("${oc.env:R3_PLACE}/x", "/place/x"),
+        ("${oc.env:R3_UNSET,else}", "else"),
+        ("${oc.env:R3_UNSET,'a, b'}", "a, b"),
+        ("${oc.env:R3_UNSET,null}", None),
+        ("${oc.env:R3_UNSET,${results_dir}}", "/results"),
+        ("${both}${both}", "/results and /results/results and /results"),
+    ],
+)
+def test_a_reference_gives_the_value_it_names(text, value, monkeypatch):
+    monkeypatch.setenv("R3_PLACE", "/place")
+    data = {"x": text, "items": [1, "two"], "word": "seed", "both": "${results_dir} and ${results_dir}"}
+    assert resolved(data)["x"] == value
+
+
+def test_relative_references_count_from_where_they_stand():
+    data = {"train": {"optim": {"a": "${.lr}", "b": "${..seed}", "c": ["${.lr}", "${..lr}"]}}}
+    problems: list[str] = []
+    optim = resolve(data, DEFAULTS, problems)["train"]["optim"]
+    assert (optim["a"], optim["b"], optim["c"][1]) == (0.1, 7, 0.1)
+    assert problems == ["train.optim.c[0]: '${.lr}' cannot be resolved: there is no train.optim.c.lr"]
+
+
+def test_a_section_may_be_taken_over_with_its_missing_values():
+    assert resolved({"x": "${evaluate}"})["x"] == {"checkpoint": "???"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("${nowhere}", "there is no nowhere"),
+        ("${train.seed.deeper}", "there is no train.seed.deeper"),
+        ("${items[7]}", "there is no items[7]"),
+        ("${evaluate.checkpoint}", "evaluate.checkpoint has no value"),
+        ("${x}", "it refers to itself"),
+        ("a${train}", "a section or list cannot stand within a text"),
+        ("${train.seed", "a reference is not closed"),
+        ("${....seed}", "leads out of the spec"),
+        ("${oc.env:R3_UNSET}", "the environment variable R3_UNSET is not set"),
+        ("${eval:1+1}", "neither a field nor oc.env:NAME"),
+        ("${oc.decode:1}", "neither a field nor oc.env:NAME"),
+        ("${oc.create:{a: 1}}", "neither a field nor oc.env:NAME"),
+        ("${hydra:run.dir}", "neither a field nor oc.env:NAME"),
+        ("${}", "neither a field nor oc.env:NAME"),
+    ],
+)
+def test_what_is_no_reference_is_a_problem_that_says_why(text, why):
+    assert why in problem(text, items=[1])
+
+
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MYSQL_PWD", "github_token"]
+)
+def test_a_variable_that_names_a_secret_is_refused_also_with_something_to_fall_back_to(name, monkeypatch):
+    monkeypatch.setenv(name, "abcdef123456")
+    for text in (f"${{oc.env:{name}}}", f"${{oc.env:{name},x}}", f"${{oc.env:${{word}}{name[1:]}}}"):
+        message = problem(text, word=name[0])
+        assert f"{name} names a secret" in message and "abcdef123456" not in message
+
+
+def test_what_a_variable_holds_is_not_read_as_a_reference_again(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "abcdef123456")
+    monkeypatch.setenv("R3_NESTED", "${oc.env:WANDB_API_KEY}")
+    assert resolved({"x": "${oc.env:R3_NESTED}/y", "z": "${x}"}) == {
+        "x": "${oc.env:WANDB_API_KEY}/y",
+        "z": "${oc.env:WANDB_API_KEY}/y",
+    }
+
+
+def test_thousands_of_references_in_a_row_end_in_a_problem():
+    data = {f"k{n}": f"${{k{n + 1}}}" for n in range(5_000)}
+    problems: list[str] = []
+    resolve(data, DEFAULTS, problems)
+    assert problems
