@@ -161,6 +161,7 @@ class RfdetrVariant(NamedTuple):
     parameters: int  # with 91 class logits and 13 query groups
     weights: str  # file name under which they are published
     licence: str  # of these weights
+    segmentation_head: bool = False
 
 
 class Dinov2(NamedTuple):
@@ -212,6 +213,7 @@ _LARGE_2025: Any = {
     **_LEGACY, "encoder": _DINO_BASE, "projector_scale": ("P3", "P5"), "hidden_dim": 384, "sa_nheads": 12,
     "ca_nheads": 24, "dec_n_points": 4,
 }  # fmt: skip
+_SEGMENTATION: Any = {"patch_size": 12, "segmentation_head": True}
 
 RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
     row.name: row
@@ -224,12 +226,25 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
         _rfdetr("large_2025", 3, 560, 37, 135_637_474, "rf-detr-large.pth", **_LARGE_2025),
         _rfdetr("xlarge", 5, 700, 35, 126_357_154, "rf-detr-xlarge.pth", **_WIDE, num_windows=1),
         _rfdetr("2xlarge", 5, 880, 44, 126_903_202, "rf-detr-xxlarge.pth", **_WIDE),
+        *(
+            _rfdetr(f"seg_{name}", layers, 12 * grid, grid, parameters, f"rf-detr-seg-{file}.pt", **_SEGMENTATION)
+            ._replace(num_queries=queries, num_windows=windows)
+            for name, layers, queries, grid, windows, parameters, file in (
+                ("preview", 4, 200, 36, 2, 34_153_555, "preview"),
+                ("nano", 4, 100, 26, 1, 33_577_475, "nano"),
+                ("small", 4, 100, 32, 2, 33_711_107, "small"),
+                ("medium", 5, 200, 36, 2, 35_694_259, "medium"),
+                ("large", 5, 200, 42, 2, 35_873_971, "large"),
+                ("xlarge", 6, 300, 52, 2, 38_113_635, "xlarge"),
+                ("2xlarge", 6, 300, 64, 2, 38_648_163, "xxlarge"),
+            )
+        ),
     )
 }
 
 
 class PublishedWeights(NamedTuple):
-    """A file of weights that everyone may ask for by its name, with or without `.pth`."""
+    """A file of weights that everyone may ask for by its name, with or without its suffix."""
 
     file: str
     url: str | None  # None: not to be had without accepting a licence elsewhere
@@ -246,6 +261,13 @@ _ROBOFLOW_FILES: dict[str, tuple[str, str]] = {
     "rf-detr-base.pth": ("rf-detr-base-coco.pth", "b4d3ce46099eaed50626ede388caf979"),
     "rf-detr-large-2026.pth": ("rf-detr-large-2026.pth", "5cb72153541cbcb9aa6efa26222acc75"),
     "rf-detr-large.pth": ("rf-detr-large.pth", "992c8e862aa733a7bb2777e45d49f1a0"),
+    "rf-detr-seg-preview.pt": ("rf-detr-seg-preview.pt", "e35820c28fb86080558123e47a5e49ca"),
+    "rf-detr-seg-nano.pt": ("rf-detr-seg-n-ft.pth", "9995497791d0ff1664a1d9ddee9cfd20"),
+    "rf-detr-seg-small.pt": ("rf-detr-seg-s-ft.pth", "0a2a3006381d0c42853907e700eadd08"),
+    "rf-detr-seg-medium.pt": ("rf-detr-seg-m-ft.pth", "a49af1562c3719227ad43d0ca53b4c7a"),
+    "rf-detr-seg-large.pt": ("rf-detr-seg-l-ft.pth", "275f7b094909544ed2841c94a677d07e"),
+    "rf-detr-seg-xlarge.pt": ("rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba"),
+    "rf-detr-seg-xxlarge.pt": ("rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba"),
 }
 
 PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {

@@ -56,6 +56,8 @@ RFDETR = (
     "lite_refpoint_refine",
     "patch_size",
     "num_windows",
+    "segmentation_head",
+    "mask_downsample_ratio",
 )
 CHECKED = (
     ("model", ARCHITECTURE),

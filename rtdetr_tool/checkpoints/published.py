@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 
 RESTRICTED = {"PML-1.0": "Roboflow's Platform Model License 1.0"}  # licences that must be accepted
 ACCEPT = "accept_platform_model_license"  # field of model.rfdetr, and keyword in Python
-_SUFFIX = ".pth"
+_SUFFIXES = ("", ".pth", ".pt")
 
 
 def published(name: str | os.PathLike) -> PublishedWeights | None:
     """The row of a published name (`rf-detr-nano` or `rf-detr-nano.pth`, without a folder), else None."""
     text = os.fspath(name)
-    return PUBLISHED_WEIGHTS.get(text) or PUBLISHED_WEIGHTS.get(text + _SUFFIX)
+    return next((PUBLISHED_WEIGHTS[text + end] for end in _SUFFIXES if text + end in PUBLISHED_WEIGHTS), None)
 
 
 def cache_folder() -> Path:

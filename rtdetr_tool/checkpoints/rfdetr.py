@@ -17,12 +17,14 @@ from rtdetr_tool.errors import CheckpointError
 
 _VIT = "backbone.0.encoder.encoder."
 _HEADS = ("class_embed.", "bbox_embed.", "refpoint_embed.", "query_feat.")
+_MASKS = ("segmentation_head.", "segmentation_head.")
 TABLE: tuple[tuple[str, str], ...] = (
     *((_VIT + theirs, f"backbone.{ours}") for theirs, ours in DINOV2_TABLE),
     ("backbone.0.projector.", "encoder."),
     ("transformer.decoder.", "decoder."),
     ("transformer.", "decoder."),
     *((name, f"decoder.{name}") for name in _HEADS),
+    _MASKS,
 )
 # The reverse needs to know which of our decoder's parts stand where.
 _BACK: tuple[tuple[str, str], ...] = (
@@ -30,6 +32,7 @@ _BACK: tuple[tuple[str, str], ...] = (
     *((f"transformer.decoder.{name}.", f"decoder.{name}.") for name in ("layers", "norm", "ref_point_head")),
     *((name, f"decoder.{name}") for name in _HEADS),
     ("transformer.enc_", "decoder.enc_"),
+    _MASKS,
 )
 _KEYPOINT_MASK = "_kp_active_mask"  # a buffer; empty for models without keypoints
 _SHARED_HEAD = "transformer.decoder.bbox_embed."  # bbox_embed a second time, without lite_refpoint_refine
@@ -37,7 +40,6 @@ _WRAPPERS = ("model.", "module.", "_orig_mod.")
 _LORA = "backbone.0.encoder.base_model.model."
 # Parts that this tool does not build -> what they belong to.
 _REFUSED = {
-    "segmentation_head.": "a segmentation model",
     "keypoint_embed.": "a keypoint model",
     "transformer.enc_out_keypoint_embed.": "a keypoint model",
     "backbone.0.cross_attn_projector.": "a model with two projectors",

@@ -16,7 +16,7 @@ from rtdetr_tool.errors import CheckpointError
 # What a file may state that shapes do not tell, with its type.
 _STATED: dict[str, type] = {
     "out_feature_indexes": list, "sa_nheads": int, "ca_nheads": int, "dec_n_points": int, "num_windows": int,
-    "resolution": int, "bbox_reparam": bool, "lite_refpoint_refine": bool,
+    "resolution": int, "bbox_reparam": bool, "lite_refpoint_refine": bool, "mask_downsample_ratio": int,
 }  # fmt: skip
 _FEED_FORWARD = 2048
 _ON = ("bbox_reparam", "lite_refpoint_refine")  # true unless stated otherwise
@@ -109,6 +109,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "patch_size": embed.shape[-1],
         "positional_encoding_size": round((weights["backbone.position"].shape[1] - 1) ** 0.5),
         "group_detr": groups,
+        "segmentation_head": "segmentation_head.bias" in weights,
         **_feed_forward(weights["decoder.layers.0.linear1.weight"].shape[0]),
     }
 

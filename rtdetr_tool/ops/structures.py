@@ -75,6 +75,18 @@ class DenoisingPredictions(_Movable):
 
 
 @dataclass
+class MaskFactors(_Movable):
+    """Masks of S stages before they are multiplied out: the logits of query q are `queries[q] @ features + bias`.
+
+    In training there are too many queries for a map each.
+    """
+
+    features: Tensor  # [S, B, D, h, w]
+    queries: Tensor  # [S, B, Q, D]
+    bias: Tensor  # [1]
+
+
+@dataclass
 class Predictions(_Movable):
     """Raw output of a detector.
 
@@ -89,6 +101,9 @@ class Predictions(_Movable):
     encoder_logits: Tensor | None = None  # [B, Q, C]
     encoder_boxes: Tensor | None = None  # [B, Q, 4]
     denoising: DenoisingPredictions | None = None
+    masks: Tensor | None = None  # [B, Q, h, w] before the sigmoid, over the network's input; not in training mode
+    layer_masks: MaskFactors | None = None  # of L decoder layers
+    encoder_masks: MaskFactors | None = None  # of one stage
 
 
 @dataclass

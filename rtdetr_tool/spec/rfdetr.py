@@ -98,6 +98,14 @@ class RfdetrSpec:
         max=0.99,
         origin="ours",
     )
+    segmentation_head: bool | None = field(
+        None,
+        "Predict a mask for each object, too; the annotations must have them (COCO's segmentation). The seg_ variants do.",
+        origin="ours",
+    )
+    mask_downsample_ratio: int = field(
+        4, "Side of the images over that of the predicted masks.", min=1, unit="pixels", origin="ours"
+    )
     accept_platform_model_license: bool = field(
         False,
         "You have read Roboflow's Platform Model License (PML-1.0) and accept it: needed to use its weights of xlarge "
@@ -105,6 +113,15 @@ class RfdetrSpec:
         origin="ours",
     )
     cls_loss_coef: float = field(1.0, "Weight of the IoU-aware class loss.", min=0.0, max=INF, origin="ours")
+    mask_ce_loss_coef: float = field(
+        5.0, "Weight of the masks' cross-entropy, in the loss and in the matching.", min=0.0, max=INF, origin="ours"
+    )
+    mask_dice_loss_coef: float = field(
+        5.0, "Weight of the masks' Dice loss, in the loss and in the matching.", min=0.0, max=INF, origin="ours"
+    )
+    mask_point_sample_ratio: int = field(
+        16, "Pixels of a predicted mask for each point at which it is compared with its object's.", min=1, origin="ours"
+    )
     focal_alpha: float = field(
         0.25,
         "Class loss: the target of a matched class is p^focal_alpha * IoU^(1 - focal_alpha); weight of positives in "
@@ -147,6 +164,11 @@ def size_multiple(own: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
     full = resolve_rfdetr(own)
     return full.patch_size * full.num_windows
+
+
+def predicts_masks(arch: str, own: RfdetrSpec) -> bool:
+    """Whether the model has a segmentation head, and so needs data with masks."""
+    return arch == "rfdetr" and bool(resolve_rfdetr(own).segmentation_head)
 
 
 def fields_without_effect(arch: str) -> tuple[str, ...]:

@@ -59,9 +59,9 @@ def test_sizes_that_are_not_given_are_the_variants(variant):
     given = read_spec(None, [ARCH, f"model.rfdetr.variant={variant}"]).spec.dataset.augmentation
     assert given.train_spatial_size == given.eval_spatial_size == [row.resolution, row.resolution]
     assert len(given.multi_scales) == 11 and given.multi_scales[5] == row.resolution
-    own = ["model.rfdetr.resolution=1120", "dataset.augmentation.multi_scales=[]"]
+    own = [f"model.rfdetr.resolution={2 * row.resolution}", "dataset.augmentation.multi_scales=[]"]
     sizes = read_spec(None, [ARCH, f"model.rfdetr.variant={variant}", *own]).spec.dataset.augmentation
-    assert sizes.train_spatial_size == sizes.eval_spatial_size == [1120, 1120] and sizes.multi_scales == []
+    assert sizes.train_spatial_size == sizes.eval_spatial_size == [2 * row.resolution] * 2 and sizes.multi_scales == []
 
 
 def test_fields_of_the_other_family_are_named():

@@ -8,6 +8,7 @@ from rtdetr_tool.catalog import DINOV2
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
 from rtdetr_tool.models.rfdetr.detector import RFDETR
+from rtdetr_tool.models.rfdetr.mask_head import MaskHead
 from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
 from rtdetr_tool.spec import ModelSpec, resolve_rfdetr
 
@@ -34,7 +35,8 @@ def build_rfdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool 
         activation_checkpoint=activation_checkpoint,
     )
     projector = MultiScaleProjector(backbone.channels, own.hidden_dim, own.projector_scale)
-    return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(own)))
+    head = MaskHead(own.hidden_dim, own.dec_layers, own.mask_downsample_ratio) if own.segmentation_head else None
+    return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(own)), head)
 
 
 def _decoder_arguments(own: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,16 @@ from rtdetr_tool.ops.structures import Predictions
 _PRIOR = 0.01  # class scores start here
 
 
+class Decoded(NamedTuple):
+    """Predictions, and what further heads read: the content of the queries, outside training of the last layer alone."""
+
+    predictions: Predictions
+    hidden: list[Tensor]  # [B, Q, D] of each layer
+    proposed: Tensor  # [B, Q, D], the tokens that the first stage has selected
+
+
 class RFDETRDecoder(QuerySelection):
-    """Levels of the projector in, `Predictions` out; those of training hold the queries of all groups, group by group.
+    """Levels of the projector in, `Decoded` out; in training it holds the queries of all groups, group by group.
 
     Args:
         num_classes: class logits. RF-DETR's own number leaves out the background, so its heads have one row more.
@@ -104,14 +113,14 @@ class RFDETRDecoder(QuerySelection):
                 kept[name] = table[: self.groups, : self.num_queries].flatten(0, 1)
         return kept
 
-    def forward(self, maps: Sequence[Tensor]) -> Predictions:
+    def forward(self, maps: Sequence[Tensor]) -> Decoded:
         """maps [B, D, h, w], one per level."""
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         selected = super().forward(memory, shapes, self.num_queries)
         content, reference = self._queries(selected)
         hidden, references = self._decode(content, reference, memory, shapes)
-        return self._predict(hidden, references, selected)
+        return Decoded(self._predict(hidden, references, selected), hidden, _joined(selected.tokens))
 
     def _queries(self, selected: Selected) -> tuple[Tensor, Tensor]:
         """Content [B, G * Q, D] and reference [B, G * Q, 4] of every query.

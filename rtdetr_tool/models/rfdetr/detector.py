@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
+from rtdetr_tool.models.rfdetr.mask_head import MaskHead
 from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -20,12 +22,24 @@ from rtdetr_tool.ops.structures import Predictions, Target
 class RFDETR(Detector):
     """A detector from images to raw predictions. ImageNet's normalisation belongs to the model, not to the data.
 
-    Heads for masks or keypoints would be further children that read what `encoder` and `decoder` give.
+    Further heads read the finest level and what the decoder says of its queries; `segmentation_head` is one, a head for
+    keypoints would be another.
     """
 
     backbone: WindowedDinov2
     encoder: MultiScaleProjector
     decoder: RFDETRDecoder
+    decoder_layers = ("decoder.layers.", "decoder.norm.", "decoder.ref_point_head.")
+
+    def __init__(
+        self,
+        backbone: WindowedDinov2,
+        encoder: MultiScaleProjector,
+        decoder: RFDETRDecoder,
+        segmentation_head: MaskHead | None = None,
+    ) -> None:
+        super().__init__(backbone, encoder, decoder)
+        self.segmentation_head = segmentation_head
 
     @property
     def size_multiple(self) -> int:
@@ -34,7 +48,12 @@ class RFDETR(Detector):
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1; `targets` are not read: RF-DETR has no denoising queries."""
-        return self.decoder(self.encoder(self.backbone(images)))
+        levels = self.encoder(self.backbone(images))
+        decoded = self.decoder(levels)
+        if self.segmentation_head is None:
+            return decoded.predictions
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        return replace(decoded.predictions, **self.segmentation_head(levels[0], decoded, size))
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with a ViT's positions and patches of this model's sizes; of groups and queries that the
