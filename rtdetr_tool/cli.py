@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.log import mask_secrets
 from rtdetr_tool.version import package_version
 
 # Command -> (module, what it does, worked example).
@@ -176,7 +177,7 @@ def _unknown_command(command: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"Error: {message}", file=sys.stderr)
+    print(mask_secrets(f"Error: {message}"), file=sys.stderr)
     return 2
 
 
@@ -184,8 +185,9 @@ def _report_fault(error: Exception) -> int:
     """Our own failure before a run has a log file: one line, the traceback in a file of its own."""
     descriptor, path = tempfile.mkstemp(prefix="rtdetr-", suffix=".txt")
     with open(descriptor, "w", encoding="utf-8") as stream:
-        traceback.print_exception(error, file=stream)
-    print(f"Failed: {type(error).__name__}: {error}. The traceback is in {path}.", file=sys.stderr)
+        stream.write(mask_secrets("".join(traceback.format_exception(error))))
+    message = f"Failed: {type(error).__name__}: {error}. The traceback is in {path}."
+    print(mask_secrets(message), file=sys.stderr)
     return 1
 
 

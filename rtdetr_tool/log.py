@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +84,14 @@ class _ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class _LogFile(logging.FileHandler):
+    def _open(self) -> TextIO:
+        def without_links(name: str, flags: int) -> int:
+            return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=without_links)
+
+
 class _FileFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return mask_secrets(super().format(record))
@@ -107,8 +115,11 @@ def set_up_console(rank: int = 0) -> None:
 
 
 def open_log_file(path: Path) -> logging.Handler:
-    """Append everything, warnings of the libraries included, to `path`; pass the result to `close_log_file`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Append everything, warnings of the libraries included, to `path`; pass the result to `close_log_file`.
+
+    A link in place of the file is an OSError: whoever may write in a shared folder could lead it anywhere.
+    """
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     handler.filters_before = warnings.filters[:]  # type: ignore[attr-defined]
     logging.captureWarnings(True)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ def process_rank() -> int:
 class StatusLogger:
     """Appends status lines to a file; does nothing without a path or in processes other than the first.
 
-    `kpi` values stay on later lines until they change, as in TAO; they are numbers.
+    `kpi` values stay on later lines until they change, as in TAO; they are numbers. `clean` takes secrets out of
+    messages. A link in place of the file is not followed.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, clean: Callable[[str], str] = str) -> None:
+        self.clean = clean
         self.path = Path(path) if path is not None and process_rank() == 0 else None
         self.kpi: dict[str, float] = {}
         self.finished = False
@@ -66,7 +68,7 @@ class StatusLogger:
             "time": f"{now.hour}:{now.minute}:{now.second}",
             "status": status,
             "verbosity": verbosity,
-            "message": message,
+            "message": self.clean(message),
         }
         for key, value in details.items():
             if key in ("time_per_epoch", "time_per_step", "eta"):
@@ -78,7 +80,7 @@ class StatusLogger:
 
     def _append(self, data: bytes) -> None:
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
                 os.write(descriptor, data)
             finally:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.log import without_secrets
 
 KEY = "rtdetr_tool"
 FORMAT = 1
@@ -74,11 +75,11 @@ def build_metadata(
     weights: str = "raw",
     metrics: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Plain data for the key `rtdetr_tool` of a checkpoint."""
+    """Plain data for the key `rtdetr_tool` of a checkpoint; secrets that the spec may hold are left out."""
     return {
         "version": str(version),
         "format": FORMAT,
-        "spec": dict(spec),
+        "spec": without_secrets(spec),
         "classes": [dict(entry) for entry in classes],
         "weights": weights,
         "metrics": {name: float(value) for name, value in (metrics or {}).items()},

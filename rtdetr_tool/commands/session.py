@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rtdetr_tool.errors import RtdetrError, SpecError, UserError
 from rtdetr_tool.files import write_atomically
-from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console
+from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
 from rtdetr_tool.status import StatusLogger, process_rank, set_current_status
 
@@ -36,7 +36,7 @@ def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], in
         return report_user_error(error)
     except OSError as error:
         return report_user_error(UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}"))
-    status = StatusLogger(folder / "status.json")
+    status = StatusLogger(folder / "status.json", clean=mask_secrets)
     set_current_status(status)
     try:
         if first:
@@ -53,14 +53,14 @@ def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], in
         return code
     except UserError as error:
         kind = "Schema validation error" if isinstance(error, SpecError) else "Configuration error"
-        status.failure(f"{kind}: {mask_secrets(str(error))}")
+        status.failure(f"{kind}: {error}")
         return report_user_error(error)
     except BaseException as error:
         if was_interrupted(error):
             status.failure("User/System interruption: the run was interrupted.")
             logger.error("Interrupted.")
             return INTERRUPTED
-        status.failure(f"{_failure_kind(error)}: {mask_secrets(str(error) or type(error).__name__)}")
+        status.failure(f"{_failure_kind(error)}: {str(error) or type(error).__name__}")
         return report_failure(error, folder / "log.txt")
     finally:
         set_current_status(StatusLogger())
@@ -112,7 +112,7 @@ def prepare_folder(spec: ExperimentSpec, command: str) -> Path:
 def spec_to_yaml(spec: ExperimentSpec) -> str:
     import yaml
 
-    return yaml.safe_dump(spec_to_dict(spec), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(without_secrets(spec_to_dict(spec)), sort_keys=False, allow_unicode=True)
 
 
 def report_user_error(error: UserError) -> int:
