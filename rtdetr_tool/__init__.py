@@ -10,12 +10,20 @@ from typing import Any
 
 # Public name -> module that defines it.
 _PUBLIC = {
+    **dict.fromkeys(
+        (
+            "Detector", "RTDETR", "RFDETRNano", "RFDETRSmall", "RFDETRMedium", "RFDETRBase", "RFDETRLarge",
+            "RFDETRLarge2025", "RFDETRXLarge", "RFDETR2XLarge", "PlainDetections",
+        ),
+        "rtdetr_tool.api",
+    ),
     "ExperimentSpec": "rtdetr_tool.spec",
     "load_spec": "rtdetr_tool.spec",
     "read_spec": "rtdetr_tool.spec",
     "DetectorModule": "rtdetr_tool.training",
     "DetectionDataModule": "rtdetr_tool.training",
     "build_trainer": "rtdetr_tool.training",
+    "convert_legacy_checkpoint": "rtdetr_tool.training",
     "build_detector": "rtdetr_tool.models.build",
     "build_criterion": "rtdetr_tool.losses.build",
     "open_model": "rtdetr_tool.runtimes.open",

@@ -44,10 +44,21 @@ DYNAMIC_BATCHES = (1, 3)  # batch sizes at which a dynamic graph is compared
 
 def run(loaded: LoadedSpec) -> None:
     section = loaded.spec.export
-    target = check_target(section)
-    device = choose_device(section)
+    check_target(section)
+    choose_device(section)
     current_status().running(f"Loading checkpoint: {section.checkpoint}")
     opened = open_detector(section.checkpoint, with_input_size(loaded, section))
+    export_detector(opened, section, loaded.spec.inference.conf_threshold)
+
+
+def export_detector(opened: OpenedDetector, section: ExportSpec, conf_threshold: float) -> Path:
+    """Write a detector as ONNX, as `section` says; the detector stays as it is. The file is returned.
+
+    Args:
+        conf_threshold: smallest score that DeepStream shows.
+    """
+    target = check_target(section)
+    device = choose_device(section)
     augmentation = opened.spec.dataset.augmentation
     if augmentation.preserve_aspect_ratio and section.input_height != section.input_width:
         raise UserError(
@@ -77,7 +88,7 @@ def run(loaded: LoadedSpec) -> None:
             raise UserError("export.serialize_nvdsinfer: the checkpoint does not know its classes")
         write_side_files(
             target, opened.class_map, size, augmentation.preserve_aspect_ratio, opened.spec.model.num_select,
-            loaded.spec.inference.conf_threshold,
+            conf_threshold,
         )  # fmt: skip
     worst = max(differences, key=lambda d: max(d.score, d.box))
     kpi = {"score_difference": worst.score, "box_difference": worst.box, "nodes": content["nodes"]}
@@ -86,6 +97,7 @@ def run(loaded: LoadedSpec) -> None:
         "%s: opset %d, %d nodes, %.1f MB, %.1f s, batch %s, input %d x %d",
         target, content["opset"], content["nodes"], content["bytes"] / 1e6, seconds, batch or "dynamic", *size,
     )  # fmt: skip
+    return target
 
 
 def check_target(section: ExportSpec) -> Path:

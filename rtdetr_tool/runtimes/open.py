@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
-from rtdetr_tool.checkpoints.detector_file import is_transformers_directory, read_detector
+from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, check_against
 from rtdetr_tool.checkpoints.onnx_file import (
@@ -86,15 +86,20 @@ def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
             "of transformers with its config.json), graphs in .onnx, TensorRT engines in "
             f"{', '.join(ENGINE_SUFFIXES)}. Published weights are {names}."
         )
-    file = read_detector(path, loaded.explicit.get("model") or {})
-    spec, class_map = settle(path, loaded, file.meta)
+    return detector_of(read_detector(path, loaded.explicit.get("model") or {}), loaded)
+
+
+def detector_of(file: DetectorFile, loaded: LoadedSpec) -> OpenedDetector:
+    """The detector of a file that has been read."""
+    spec, class_map = settle(file.source, loaded, file.meta)
     if file.ours:
         kind = "averaged (EMA)" if file.meta.get("weights") == "ema" else "trained"
-        logger.info("%s: %s weights of %s, %d classes", path, kind, spec.model.backbone, spec.dataset.num_classes)
+        name = spec.model.rfdetr.variant if spec.model.arch == "rfdetr" else spec.model.backbone
+        logger.info("%s: %s weights of %s, %d classes", file.source, kind, name, spec.dataset.num_classes)
     else:
         logger.warning("%s", file.summary())
     detector = build_detector(spec.model, spec.dataset.num_classes)
-    load_into(detector, file.weights, source=str(path))
+    load_into(detector, file.weights, source=file.source)
     return OpenedDetector(detector, file.meta, class_map, spec)
 
 
@@ -138,7 +143,7 @@ def settle_file(
         logger.warning("%s does not say what its classes are: the spec and the data give them", path)
     given = loaded.explicit.get("dataset") or {}
     if classes is not None and classes != spec.dataset.num_classes:
-        if "num_classes" in given or class_map is not None:
+        if given.get("num_classes") is not None or class_map is not None:
             raise CheckpointError(
                 f"{path} predicts {classes} classes, but dataset.num_classes is {spec.dataset.num_classes}; leave "
                 "dataset.num_classes out, or choose the file that belongs to this data"
@@ -182,7 +187,7 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
             data["model"][name] = {**value, **given_model[name]}
     stored_dataset, given_dataset = stored.get("dataset") or {}, given.get("dataset") or {}
     for name in DEPLOYED_DATASET:
-        if name in stored_dataset and name not in given_dataset:
+        if name in stored_dataset and given_dataset.get(name) is None:
             data["dataset"][name] = stored_dataset[name]
     stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
     sizes = data["dataset"]["augmentation"]

@@ -9,9 +9,10 @@ _HOMES = {
     "DetectorModule": "module",
     "DetectionDataModule": "datamodule",
     "build_trainer": "trainer",
+    "convert_legacy_checkpoint": "legacy",
 }
 
-__all__ = ["DetectionDataModule", "DetectorModule", "build_trainer"]
+__all__ = ["DetectionDataModule", "DetectorModule", "build_trainer", "convert_legacy_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,65 @@
+"""Whatever people hand over as an image, as the uint8 tensor that all preprocessing starts from."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rtdetr_tool.checkpoints.download import is_url, read_url, shown
+from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_picture
+from rtdetr_tool.errors import DataError
+
+MAX_BYTES = 64_000_000  # of an image at an address
+MAX_SECONDS = 30.0
+
+_FORMS = (
+    "a path, an http(s) address, a PIL image, an array [height, width, 3] or a tensor [3, height, width], RGB, uint8 "
+    "0..255 or floats 0..1"
+)
+
+
+def to_pixels(image: Any) -> Tensor:
+    """An image in any of the accepted forms as uint8 RGB [3, H, W] on the CPU.
+
+    Floats 0..1 are rounded to the 256 levels that an image file has.
+
+    Raises:
+        DataError: it is none of the forms, or cannot be read.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _read(os.fspath(image))
+    if isinstance(image, Image.Image):
+        return decode_picture(image)
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(f"An array of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")
+        return _levels(torch.from_numpy(np.ascontiguousarray(image))).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise DataError(f"A tensor of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")
+        return _levels(image.detach().cpu())
+    raise DataError(f"{type(image).__name__} is no image here; allowed: {_FORMS}.")
+
+
+def _read(place: str) -> Tensor:
+    if not is_url(place):
+        return decode_image(place)
+    return decode_content(read_url(place, max_bytes=MAX_BYTES, seconds=MAX_SECONDS), shown(place))
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    if pixels.numel() == 0:
+        raise DataError(f"An image of shape {list(pixels.shape)} has no pixels.")
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise DataError(f"Pixels of type {pixels.dtype} are not known; allowed: {_FORMS}.")
+    low, high = pixels.min().item(), pixels.max().item()
+    if not (low >= 0 and high <= 1):  # not a number counts as outside, too
+        raise DataError(f"Pixels from {low:g} to {high:g}: floats must lie in 0..1 (0..255 are given as uint8).")
+    return pixels.mul(255).round().to(torch.uint8)

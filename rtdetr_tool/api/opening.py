@@ -1,0 +1,102 @@
+"""From keyword arguments to an opened detector."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rtdetr_tool.api.keywords import Settings, applied, model_settings
+from rtdetr_tool.checkpoints.detector_file import read_detector
+from rtdetr_tool.checkpoints.loading import load_into
+from rtdetr_tool.checkpoints.metadata import check_against
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.runtimes.open import OpenedDetector, complete_spec, detector_of
+from rtdetr_tool.spec import LoadedSpec, spec_from_dict
+from rtdetr_tool.spec.validate import inert_notes
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """`auto` takes a GPU if there is one; UserError for a device that is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device: {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); allowed: 'auto', 'cpu', or a "
+            "GPU that torch sees, such as 'cuda:0'"
+        ) from None
+    return chosen
+
+
+def class_rows(arch: str, num_classes: int | None) -> int | None:
+    """Class logits for so many classes: an RF-DETR has one more, which stands for none of them."""
+    if num_classes is None:
+        return None
+    return num_classes + 1 if arch == "rfdetr" else num_classes
+
+
+def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str) -> OpenedDetector:
+    """A detector with random weights (a backbone's, where `pretrained_backbone_path` names them)."""
+    arch = base["model.arch"]
+    loaded = _loaded({**base, **model_settings(keywords, arch, where)}, class_rows(arch, num_classes))
+    spec = loaded.spec
+    detector = build_detector(spec.model, spec.dataset.num_classes)
+    if spec.model.pretrained_backbone_path:
+        from rtdetr_tool.training.weights import load_initial_weights
+
+        load_initial_weights(detector, spec)
+    return OpenedDetector(detector, {}, None, spec)
+
+
+def open_weights(
+    weights: str | os.PathLike, base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str
+) -> OpenedDetector:
+    """The detector of a weights file or a published name.
+
+    Raises:
+        CheckpointError: `base` or `keywords` contradict it. Another number of classes does not: class heads start anew.
+    """
+    file = read_detector(os.fspath(weights), {**keywords, "rfdetr": keywords})  # where it leaves a choice
+    arch = file.meta["spec"]["model"].get("arch", "rtdetr")
+    known = file.meta["spec"]["dataset"]["num_classes"]
+    chosen = {**base, **model_settings(keywords, arch, where)}
+    rows = class_rows(arch, num_classes)
+    if rows in (None, known):
+        return detector_of(file, _loaded(chosen, None))
+    loaded = _loaded(chosen, rows)
+    check_against(loaded.spec, file.meta, source=file.source, explicit={"model": loaded.explicit.get("model")})
+    spec = complete_spec(loaded, file.meta)
+    detector = build_detector(spec.model, spec.dataset.num_classes)
+    report = load_into(detector, file.weights, source=file.source, strict=False)
+    logger.warning("%s", report.summary())
+    return OpenedDetector(detector, {**file.meta, "classes": []}, None, spec)
+
+
+def loaded_for_deployed(keywords: Mapping[str, Any], where: str) -> LoadedSpec:
+    """For a graph or engine, which settles everything itself: only dotted names can be given."""
+    return _loaded(model_settings(keywords, "rtdetr", where), None)
+
+
+def _loaded(settings: Settings, rows: int | None) -> LoadedSpec:
+    data = applied({}, settings if rows is None else {**settings, "dataset.num_classes": rows})
+    spec = spec_from_dict(data)
+    for note in inert_notes(spec):
+        logger.warning("%s", note)
+    return LoadedSpec(spec, data)
+
+
+def with_size(opened: OpenedDetector, size: tuple[int, int]) -> OpenedDetector:
+    """The same detector for inputs of (height, width)."""
+    dataset = opened.spec.dataset
+    augmentation = replace(dataset.augmentation, eval_spatial_size=list(size))
+    return replace(opened, spec=replace(opened.spec, dataset=replace(dataset, augmentation=augmentation)))

@@ -1,0 +1,82 @@
+"""What `predict` gives: `supervision.Detections` where that package is installed, else the same fields in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.ops.structures import Detections
+
+
+@dataclass
+class PlainDetections:
+    """The objects found in an image, best first: the fields that `supervision.Detections` has, no more."""
+
+    xyxy: NDArray[np.float32]  # [N, 4] pixels of the original image
+    confidence: NDArray[np.float32]  # [N] 0..1
+    class_id: NDArray[np.int64]  # [N] class index
+    mask: None = None
+    tracker_id: None = None
+    data: dict[str, Any] = field(default_factory=dict)  # [N] each
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    def __iter__(self) -> Iterator[tuple]:
+        """(xyxy, mask, confidence, class_id, tracker_id, data) of each object, as supervision does it."""
+        for index in range(len(self)):
+            data = {name: values[index] for name, values in self.data.items()}
+            yield self.xyxy[index], None, self.confidence[index], self.class_id[index], None, data
+
+    def __getitem__(self, index: Any) -> Any:
+        """A column of `data` by its name, else the objects that `index` chooses."""
+        if isinstance(index, str):
+            return self.data.get(index)
+        index = [index] if isinstance(index, (int, np.integer)) else index
+        return PlainDetections(
+            self.xyxy[index], self.confidence[index], self.class_id[index],
+            data={name: values[index] for name, values in self.data.items()}, metadata=self.metadata,
+        )  # fmt: skip
+
+
+def result_of(
+    found: Detections, class_map: ClassMap | None, size: tuple[int, int], source: NDArray[np.uint8] | None
+) -> Any:
+    """The detections of one image for the caller.
+
+    `data` holds `class_name` and `source_shape` (height, width) of each object, `metadata` the image itself as
+    `source_image` when it is given. What the network says about an index without a class is not a detection.
+    """
+    if class_map is not None:
+        keep = [class_map.category_id_of(label) is not None for label in found.labels.tolist()]
+        found = Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+    labels = found.labels.numpy().astype(np.int64)
+    names = [class_map.name_of(label) if class_map else f"class_{label}" for label in labels.tolist()]
+    data = {
+        "class_name": np.array(names, dtype=str),
+        "source_shape": np.tile(np.array(size, dtype=np.int64), (len(labels), 1)),
+    }
+    return detections_class()(
+        xyxy=found.boxes.numpy().astype(np.float32).reshape(-1, 4),
+        confidence=found.scores.numpy().astype(np.float32),
+        class_id=labels,
+        data=data,
+        metadata={} if source is None else {"source_image": source},
+    )
+
+
+@cache
+def detections_class() -> type:
+    """`supervision.Detections`, or ours where supervision is not installed."""
+    try:
+        from supervision import Detections as Found
+    except ImportError:
+        return PlainDetections
+    return Found

@@ -1,0 +1,54 @@
+"""Files for Roboflow: its upload bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rtdetr_tool.checkpoints.io import save_checkpoint
+from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import write_atomically
+from rtdetr_tool.runtimes.open import OpenedDetector
+from rtdetr_tool.spec import resolve_rfdetr, spec_to_dict
+
+WEIGHTS, CLASS_NAMES = "weights.pt", "class_names.txt"
+
+
+def write_bundle(opened: OpenedDetector, folder: Path) -> None:
+    """`weights.pt` (the network by Roboflow's names, its settings, class names) and `class_names.txt`."""
+    if opened.spec.model.arch != "rfdetr":
+        raise UserError("export_for_roboflow: Roboflow takes RF-DETR only; an RT-DETR is exported with export()")
+    names = class_names(opened)
+    settings = {**spec_to_dict(resolve_rfdetr(opened.spec.model.rfdetr)), **_by_their_names(opened, names)}
+    weights = to_rfdetr({name: tensor.cpu() for name, tensor in opened.detector.state_dict().items()})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CLASS_NAMES, "\n".join(names))
+        save_checkpoint({"model": weights, "args": argparse.Namespace(**settings)}, folder / WEIGHTS)
+    except OSError as error:
+        raise UserError(f"export_for_roboflow: {folder} cannot be written: {error.strerror or error}") from None
+
+
+def class_names(opened: OpenedDetector) -> list[str]:
+    """Names in the order of the indices; UserError where they are not known."""
+    if opened.class_map is None:
+        raise UserError("export_for_roboflow: the classes have no names; train this detector, or open a file with them")
+    return [entry.name for entry in opened.class_map.entries]
+
+
+def _by_their_names(opened: OpenedDetector, names: list[str]) -> dict[str, Any]:
+    """Settings that have another name or meaning with Roboflow."""
+    return {
+        "num_classes": opened.spec.dataset.num_classes - 1,
+        "class_names": names,
+        "num_select": opened.spec.model.num_select,
+        "resolution": opened.spec.dataset.augmentation.eval_spatial_size[0],
+        "two_stage": True,
+        "layer_norm": True,
+        "pretrain_weights": "none",
+        "dataset_dir": None,
+        "output_dir": "output",
+        "resume": "",
+    }

@@ -1,0 +1,74 @@
+"""Training and scoring an opened detector."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rtdetr_tool.api.keywords import Settings, applied
+from rtdetr_tool.api.opening import class_rows
+from rtdetr_tool.commands.detection import score
+from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
+from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
+from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.training.fit import FitResult, fit
+from rtdetr_tool.training.module import DetectorModule
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = "output"  # folder of the results where none is given
+
+
+def train(
+    opened: OpenedDetector, changes: Settings, callbacks: Sequence[Any]
+) -> tuple[FitResult, OpenedDetector | None]:
+    """Fit from the detector's weights; what was trained is opened from its best checkpoint (None after a dry run)."""
+    spec = training_spec(opened, changes)
+    weights = opened.detector.state_dict()
+
+    def build_module(spec: ExperimentSpec, class_map: ClassMap) -> DetectorModule:
+        module = DetectorModule(spec, class_map)
+        report = module.start_from(weights, "the detector")
+        if not report.complete:
+            logger.warning("%s", report.summary())
+        return module
+
+    result = fit(spec, callbacks, build_module)
+    path = result.best_path or result.latest_path
+    return result, open_detector(str(path), LoadedSpec(ExperimentSpec())) if path else None
+
+
+def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:
+    """The detector's spec with the changes, for as many classes as the training data have."""
+    data = spec_to_dict(opened.spec)
+    if "model.rfdetr.resolution" in changes:
+        for name in SIZE_FIELDS:  # they follow from it
+            data["dataset"]["augmentation"].pop(name)
+    if not {"train.results_dir", "results_dir"} & set(changes):
+        data["train"]["results_dir"] = OUTPUT
+    data = applied(data, changes)
+    spec = spec_from_dict(data, "train")
+    if {"dataset.num_classes", "dataset.class_ids"} & set(changes):
+        return spec
+    found = class_settings(train_categories(spec.dataset), opened.class_map, spec.model.arch)
+    return spec_from_dict(applied(data, found), "train") if found else spec
+
+
+def class_settings(categories: Mapping[int, str], known: ClassMap | None, arch: str) -> Settings:
+    """Number of class logits and numbering for these categories; nothing where the detector knows them."""
+    if known is not None and categories.items() <= known.categories.items():
+        return {}
+    return {"dataset.num_classes": class_rows(arch, len(categories)), "dataset.class_ids": "contiguous"}
+
+
+def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:
+    """Score a model on the `test` or `val` source of its spec, in this process."""
+    runtime, spec = model.runtime, model.spec
+    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map)
+    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
+    loader = build_loader(dataset, spec.dataset, training=False)
+    score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)
+    return evaluator.compute()

@@ -1,0 +1,104 @@
+"""A detector in PyTorch made faster for one batch shape; every other shape runs as before."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TracedRuntime(TorchRuntime):
+    """A copy that computes in another number format and, with `trace`, as a traced graph for `shape`.
+
+    Coordinates, sums and norms stay float32 (autocast), so that boxes keep their precision.
+
+    Args:
+        shape: (batch, height, width) that the graph is made for. More images are cut into such batches; what is left
+            over, and every other size, goes through the network that was not traced.
+        dtype: of convolutions and matrix products.
+
+    Raises:
+        UserError: this device cannot run the network in `dtype`.
+    """
+
+    name = "torch, optimized"
+
+    def __init__(
+        self,
+        detector: Detector,
+        class_map: ClassMap | None,
+        device: torch.device | str,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype = torch.float32,
+        trace: bool = True,
+    ) -> None:
+        super().__init__(detector, class_map, device)
+        self.dtype, self.batch, self.size = dtype, shape[0], shape[1:]
+        example = torch.rand(shape[0], 3, *shape[1:], device=self.device).contiguous(memory_format=torch.channels_last)
+        self.graph: torch.jit.ScriptModule | None = None
+        try:
+            self._plain(example)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.device} cannot run this detector in {dtype}: {str(error).splitlines()[0]}; take float32"
+            ) from error
+        if trace:
+            with self._computing():
+                self.graph = _traced(self.detector, example)
+
+    def _computing(self) -> torch.autocast:
+        """The number format; without a cache of casts, which a graph being traced would hold on to."""
+        return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32, cache_enabled=False)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Predictions:
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.graph is None or tuple(images.shape[-2:]) != self.size:
+            return self._plain(images)
+        whole = len(images) // self.batch * self.batch
+        with self._computing():
+            found = [Predictions(*self.graph(part)) for part in images[:whole].split(self.batch) if len(part)]
+        if whole < len(images):
+            found.append(self._plain(images[whole:]))
+        logits, boxes = (torch.cat([getattr(each, name) for each in found]) for name in ("logits", "boxes"))
+        return Predictions(logits.float(), boxes.float())
+
+    @torch.inference_mode()
+    def _plain(self, images: Tensor) -> Predictions:
+        with self._computing():
+            found = self.detector(images)
+        return Predictions(found.logits.float(), found.boxes.float())
+
+
+class _Outputs(nn.Module):
+    """The detector with tensors for results, as tracing wants them."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.detector(images)
+        return found.logits, found.boxes
+
+
+def _traced(detector: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
+    """The graph, frozen, after the two runs in which torch's fuser settles."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # sizes become constants, which is meant here
+        graph = torch.jit.freeze(torch.jit.trace(_Outputs(detector).eval(), example, check_trace=False))
+        for _ in range(2):
+            graph(example)
+    return graph

@@ -1,0 +1,183 @@
+"""`predict` takes an image in any form and gives the same detections for all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rtdetr_tool.api import Detector, PlainDetections
+from rtdetr_tool.api import results as result_forms
+from rtdetr_tool.data.classes import ClassEntry, ClassMap
+from rtdetr_tool.errors import DataError, DownloadError, UserError
+
+
+@pytest.fixture(autouse=True)
+def without_supervision(monkeypatch):
+    """Our own form of results; `supervision` has a test of its own."""
+    monkeypatch.setattr(result_forms, "detections_class", lambda: PlainDetections)
+
+
+def same(one, other) -> bool:
+    return np.array_equal(one.xyxy, other.xyxy) and np.array_equal(one.confidence, other.confidence)
+
+
+def test_every_form_of_an_image_gives_the_same(detector, sample, serve):
+    path = sample.image(1)
+    pixels = np.array(Image.open(path))
+    channels = torch.from_numpy(pixels).permute(2, 0, 1)
+    address = f"{serve(sample.images)}/1.png"
+    expected = detector.predict(str(path), threshold=0.0)
+    assert len(expected) >= 8
+    forms = [path, address, Image.open(path), pixels, pixels / 255, channels, channels / 255, channels.half() / 255]
+    for form in forms:
+        assert same(detector.predict(form, threshold=0.0), expected), type(form)
+
+
+def test_a_list_gives_a_list_also_of_one_and_of_none(rtdetr, sample):
+    single = rtdetr.predict(sample.image(1), threshold=0.0)
+    assert isinstance(single, PlainDetections)
+    assert len(rtdetr.predict([sample.image(1)])) == 1 and rtdetr.predict([]) == []
+    several = rtdetr.predict([sample.image(number) for number in (3, 1, 2, 4, 5, 6)], threshold=0.0)
+    assert len(several) == 6 and np.allclose(several[1].xyxy, single.xyxy, atol=1e-3)
+
+
+def test_results_carry_names_sizes_and_the_image(detector, sample):
+    found = detector.predict(sample.image(1), threshold=0.0)
+    assert found.xyxy.shape == (len(found), 4) and found.xyxy.dtype == np.float32
+    assert found.xyxy[:, 0::2].max() <= 64 and found.xyxy[:, 1::2].max() <= 48 and found.xyxy.min() >= 0
+    assert (np.diff(found.confidence) <= 0).all()
+    assert found.data["source_shape"].tolist() == [[48, 64]] * len(found)
+    assert found["class_name"].tolist() == [f"class_{index}" for index in found.class_id]
+    assert np.array_equal(found.metadata["source_image"], np.array(Image.open(sample.image(1))))
+    assert detector.predict(sample.image(1), include_source_image=False).metadata == {}
+
+
+def test_an_index_without_a_class_is_no_detection(rfdetr, sample, monkeypatch):
+    everything = rfdetr.predict(sample.image(1), threshold=0.0)
+    assert set(everything.class_id) == {0, 1, 2}  # two classes and what stands for none
+    monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(0, 5, "cat"), ClassEntry(1, 7, "dog")], 3))
+    named = rfdetr.predict(sample.image(1), threshold=0.0)
+    assert set(named.class_id) == {0, 1} and set(named["class_name"]) == {"cat", "dog"}
+    assert rfdetr.class_names == ["cat", "dog"]
+
+
+def test_the_threshold_is_the_smallest_score(rtdetr, sample):
+    every = rtdetr.predict(sample.image(1), threshold=0.0)
+    middle = float(every.confidence[3])
+    kept = rtdetr.predict(sample.image(1), threshold=middle)
+    assert len(kept) == 4 and same(kept, every[:4])
+    with pytest.raises(UserError, match="threshold 50 is not allowed; allowed: 0 to 1"):
+        rtdetr.predict(sample.image(1), threshold=50)
+
+
+def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
+    for detector in (rtdetr, rfdetr):
+        assert len(detector.predict(sample.image(1), threshold=0.0, shape=(96, 128))) > 0
+    with pytest.raises(UserError, match="shape: 100 is not allowed; allowed: a multiple of 32, nearest: 96 or 128"):
+        rtdetr.predict(sample.image(1), shape=(96, 100))
+    with pytest.raises(UserError, match=r"shape: \(96,\) is not allowed; allowed: \(height, width\)"):
+        rtdetr.predict(sample.image(1), shape=(96,))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("no/such/picture.jpg", "Image file not found: no/such/picture.jpg"),
+        (np.zeros((4, 4), np.uint8), r"array of shape \[4, 4\] is no image here; allowed: a path"),
+        (np.zeros((4, 4, 4), np.uint8), r"array of shape \[4, 4, 4\]"),
+        (np.zeros((4, 4, 3), np.int32), "Pixels of type torch.int32"),
+        (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
+        (torch.zeros(1, 3, 4, 4), r"tensor of shape \[1, 3, 4, 4\]"),
+        (torch.full((3, 4, 4), 255.0), r"Pixels from 255 to 255: floats must lie in 0..1 \(0..255 are given as uint8"),
+        (torch.full((3, 4, 4), -0.1), "Pixels from -0.1"),
+        (torch.full((3, 4, 4), float("nan")), "Pixels from nan"),
+        (7, "int is no image here"),
+        (None, "NoneType is no image here"),
+    ],
+)
+def test_what_is_no_image_is_said(rtdetr, image, message):
+    with pytest.raises(DataError, match=message):
+        rtdetr.predict(image)
+    with pytest.raises(DataError, match=f"Image 1 of 2: .*{message}"):
+        rtdetr.predict([np.zeros((4, 4, 3), np.uint8), image])
+
+
+def test_an_address_that_is_no_image_is_one_message(rtdetr, sample, serve):
+    (sample.folder / "page.html").write_text("<html>no picture</html>")
+    address = serve(sample.folder)
+    with pytest.raises(DataError, match=f"Cannot read image {address}/page.html: it is not an image"):
+        rtdetr.predict(f"{address}/page.html?token=1")
+    with pytest.raises(DataError, match="404"):
+        rtdetr.predict(f"{address}/missing.png")
+    with pytest.raises(DataError, match="only http and https"):
+        rtdetr.predict("file:///etc/passwd")
+    try:
+        rtdetr.predict(f"{address}/missing.png")
+    except DataError as error:
+        assert isinstance(error.__cause__, DownloadError)
+
+
+def test_a_picture_is_not_turned_under_the_hands_of_its_owner(rtdetr):
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    picture.getexif()[0x0112] = 6
+    assert rtdetr.predict(picture).metadata["source_image"].shape == (48, 64, 3)
+
+
+def test_prediction_loads_no_lightning():
+    code = "import sys, rtdetr_tool; rtdetr_tool.Detector; print('pytorch_lightning' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+# Optimized
+
+
+def test_an_optimized_detector_finds_the_same_and_takes_other_sizes_and_numbers(detector, sample):
+    images = [sample.image(number) for number in range(1, 6)]
+    plain = detector.predict(images, threshold=0.0)
+    small = detector.predict(images[0], threshold=0.0, shape=(64, 96))
+    detector.optimize_for_inference(batch_size=2)
+    assert detector.runtime.graph is not None
+    try:
+        for one, other in zip(detector.predict(images, threshold=0.0), plain, strict=True):  # two, two and one
+            assert np.allclose(one.confidence, other.confidence, atol=1e-4)
+        assert np.allclose(detector.predict(images[0], 0.0, (64, 96)).confidence, small.confidence, atol=1e-4)
+    finally:
+        detector.remove_optimized_model()
+    assert detector.runtime.name == "torch"
+    detector.remove_optimized_model()
+    assert same(detector.predict(images[0], threshold=0.0), detector.predict(images[0], threshold=0.0))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_another_number_format_changes_scores_a_little(rtdetr, sample, dtype):
+    plain = rtdetr.predict(sample.image(1), threshold=0.0)
+    rtdetr.optimize_for_inference(compile=False, dtype=dtype)
+    try:
+        found = rtdetr.predict(sample.image(1), threshold=0.0)
+    finally:
+        rtdetr.remove_optimized_model()
+    assert found.confidence.dtype == np.float32 and np.allclose(found.confidence, plain.confidence, atol=0.03)
+    assert not np.array_equal(found.confidence, plain.confidence)
+
+
+def test_wrong_wishes_for_optimizing_are_said(rtdetr):
+    with pytest.raises(UserError, match="dtype: 'int8' is not allowed; allowed: float32, float16, bfloat16"):
+        rtdetr.optimize_for_inference(dtype="int8")
+    with pytest.raises(UserError, match="batch_size: 0 is not allowed"):
+        rtdetr.optimize_for_inference(batch_size=0)
+
+
+def test_supervision_gets_its_own_class(rtdetr, sample, monkeypatch):
+    supervision = pytest.importorskip("supervision")
+    monkeypatch.undo()
+    found = rtdetr.predict(sample.image(1), threshold=0.0)
+    assert isinstance(found, supervision.Detections) and isinstance(rtdetr, Detector)
+    assert len(found) > 0 and len(found.with_nms(0.5)) <= len(found)
+    assert found["class_name"][0] == f"class_{found.class_id[0]}"
+    assert len(rtdetr.predict(sample.image(1), threshold=1.0)) == 0
