@@ -80,7 +80,8 @@ class StatusLogger:
 
     def _append(self, data: bytes) -> None:
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            no_link = getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link, 0o644)
             try:
                 os.write(descriptor, data)
             finally:
