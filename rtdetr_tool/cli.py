@@ -55,6 +55,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "rtdetr distill -e specs/distill_demo.yaml -r results "
         "distill.pretrained_teacher_model_path=teacher/train/rtdetr_model_best.pth",
     ),
+    "validate_data": (
+        "rtdetr_tool.commands.validate_data",
+        "check the data sets of a spec before training: labels, images, duplicates, classes",
+        "rtdetr validate_data -e specs/demo.yaml -r results",
+    ),
     "convert": (
         "rtdetr_tool.commands.convert",
         "rewrite a checkpoint: NVIDIA TAO, official RT-DETR, Hugging Face transformers to ours; ours to transformers",

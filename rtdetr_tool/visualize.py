@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -53,19 +53,34 @@ def draw_detections(
     Weak detections are drawn first, so that strong ones stay on top, and labels after all boxes, so that no line runs
     through a text.
     """
+    boxes, scores, classes = detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist()
+    order = sorted(range(len(boxes)), key=scores.__getitem__)
+    names = [name_of(classes[index]) for index in order]
+    return draw_boxes(
+        image,
+        [boxes[index] for index in order],
+        [(colors or {}).get(name, palette_color(classes[index])) for index, name in zip(order, names, strict=True)],
+        [f"{name} {scores[index]:.2f}" for index, name in zip(order, names, strict=True)] if labels else [],
+        outline_width,
+    )
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    colors: Sequence[Color],
+    captions: Sequence[str] = (),
+    outline_width: int = 3,
+) -> Image.Image:
+    """A copy of `image` (RGB) with boxes (xyxy, pixels), the last on top, and over each its caption, if there are."""
     canvas = image.copy() if image.mode == "RGB" else image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(font_size(canvas.size))
-    boxes, scores, classes = detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist()
-    strips = []
-    for index in sorted(range(len(boxes)), key=scores.__getitem__):
-        name = name_of(classes[index])
-        color = (colors or {}).get(name, palette_color(classes[index]))
-        box = _clip(boxes[index], canvas.size)
+    clipped = [_clip(list(box), canvas.size) for box in boxes]
+    for box, color in zip(clipped, colors, strict=True):
         shorter = 1 + int(min(box[2] - box[0], box[3] - box[1]))
         draw.rectangle(box, outline=color, width=min(outline_width, shorter))
-        strips.append((box, f"{name} {scores[index]:.2f}", color))
-    for box, text, color in strips if labels else ():
+    for box, text, color in zip(clipped, captions, colors, strict=bool(captions)):
         _draw_label(draw, box, text, color, font, canvas.size)
     return canvas
 

@@ -600,7 +600,7 @@ COMMAND_ROWS_ELSEWHERE = {
     for field in ("batch_size", "num_nodes", "onnx_provider")
 }
 # Commands whose tests show the effect of every field: the file sets each as `field=value`.
-COMMANDS_WITH_OWN_TESTS = ("export", "gen_trt_engine", "distill")
+COMMANDS_WITH_OWN_TESTS = ("export", "gen_trt_engine", "distill", "validate_data")
 # Fields of `model` that only distill reads; its tests show their effect.
 OF_DISTILL = {"model.load_teacher_enc_dec", "model.distillation_loss_coef"}
 

@@ -13,6 +13,7 @@ from rtdetr_tool.spec.deploy import (
     LayerQuantizationSpec,
     QuantizeSpec,
     TensorRTSpec,
+    ValidateDataSpec,
 )
 from rtdetr_tool.spec.experiment import ExperimentSpec, WandbSpec
 from rtdetr_tool.spec.fields import MISSING
@@ -45,6 +46,7 @@ __all__ = [
     "RfdetrSpec",
     "TensorRTSpec",
     "TrainSpec",
+    "ValidateDataSpec",
     "WandbSpec",
     "load_spec",
     "read_spec",

@@ -1,4 +1,4 @@
-"""The sections of the other commands: evaluate, inference, export, gen_trt_engine, distill, quantize."""
+"""The sections of the commands other than train."""
 
 from __future__ import annotations
 
@@ -248,3 +248,15 @@ class QuantizeSpec:
     results_dir: str | None = field("", "Folder of this command's results; empty = <results_dir>/quantize.")
     backend_kwargs: dict[str, Any] | None = field({}, "Further arguments of the library.")
     device: str = field("cuda", "Device to quantize on: cuda, cpu, cuda:1.")
+
+
+@dataclass(frozen=True)
+class ValidateDataSpec:
+    """Check the data sets of a spec before training on them."""
+
+    results_dir: str | None = field(
+        None, "Folder of this command's results; null = <results_dir>/validate_data.", origin="ours"
+    )
+    num_pictures: int = field(
+        60, "The most pictures that are drawn on the page of what to look at.", min=0, max=10_000, origin="ours"
+    )

@@ -12,6 +12,7 @@ from rtdetr_tool.spec.deploy import (
     GenTrtEngineSpec,
     InferenceSpec,
     QuantizeSpec,
+    ValidateDataSpec,
 )
 from rtdetr_tool.spec.fields import field
 from rtdetr_tool.spec.model import ModelSpec
@@ -50,3 +51,4 @@ class ExperimentSpec:
     gen_trt_engine: GenTrtEngineSpec = field(GenTrtEngineSpec, "How to build a TensorRT engine.")
     distill: DistillSpec | None = field(None, "How to distill.")
     quantize: QuantizeSpec = field(QuantizeSpec, "How to quantize.")
+    validate_data: ValidateDataSpec = field(ValidateDataSpec, "How to check data sets.")

@@ -33,15 +33,20 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "gen_trt_engine": ("results_dir", "gen_trt_engine"),
     "distill": ("results_dir", "wandb", "model", "dataset", "train", "distill"),
     "quantize": ("results_dir", "dataset", "quantize"),
+    "validate_data": ("results_dir", "dataset", "validate_data"),
 }
 
 _LOADING = ("batch_size", "workers", "pin_memory")
 
-# The fields of `dataset` in the default spec of a command that has a checkpoint.
+# The fields of `dataset` in the default spec of a command that does not train.
 DATASET_FIELDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("test_data_sources", *_LOADING, "dataset_type", "eval_class_ids"),
     "inference": ("infer_data_sources", *_LOADING),
     "quantize": ("quant_calibration_data_sources", *_LOADING),
+    "validate_data": (
+        "train_data_sources", "val_data_sources", "test_data_sources", "workers", "remap_mscoco_category",
+        "num_classes", "class_ids", "on_bad_image", "augmentation",
+    ),
 }
 
 
@@ -95,7 +100,7 @@ def _drop_inert(data: dict[str, Any], prefix: str) -> None:
 def default_yaml(command: str) -> str:
     """The commented default spec of a command."""
     lines = [f"# Default spec of `rtdetr {command}`. ??? marks what must be given."]
-    if "model" not in SECTIONS[command] and command != "gen_trt_engine":
+    if "model" not in SECTIONS[command] and command not in ("gen_trt_engine", "validate_data"):
         lines.append("# Architecture, classes and sizes come from the checkpoint.")
     _yaml_section(default_data(command), ExperimentSpec, 0, lines)
     return "\n".join(lines) + "\n"

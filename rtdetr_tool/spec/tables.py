@@ -139,6 +139,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
         "distill.pretrained_teacher_model_path",
     ),
     "quantize": ("quantize.model_path",),
+    "validate_data": ("dataset.train_data_sources|dataset.val_data_sources|dataset.test_data_sources",),
 }
 
 # Needed fields that are not needed after all: field -> (field, value with which it is not needed).

@@ -292,6 +292,10 @@ class TestNeeds:
             ("gen_trt_engine", {"gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"}),
             ("quantize", {"quantize.model_path"}),
             (
+                "validate_data",
+                {"dataset.train_data_sources or dataset.val_data_sources or dataset.test_data_sources"},
+            ),
+            (
                 "distill",
                 {
                     "dataset.train_data_sources",

@@ -1,0 +1,205 @@
+"""Checks of labelled images before training on them: the cheap ones, and those that read every file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from rtdetr_tool.data.dataset import DetectionDataset
+from rtdetr_tool.data.findings import Findings
+from rtdetr_tool.data.loader import start_worker
+from rtdetr_tool.data.preprocess import SizeMismatch, decode_image, image_header
+from rtdetr_tool.data.records import ImageRecord
+from rtdetr_tool.errors import DataError
+from rtdetr_tool.files import sha256_of
+
+IMBALANCE = 100  # a class with fewer objects than the most frequent one has hundreds is called rare
+SAME_BOX = 0.95  # IoU from which two boxes of a class in one image are one object labelled twice
+TINY = 1.0  # pixels of the network's input
+_PAIRS = 1 << 18  # of boxes, compared at a time
+
+
+@dataclass
+class SplitCounts:
+    """How much a split holds; objects are counted without crowd regions."""
+
+    images: int
+    objects: int
+    crowds: int
+    empty_images: int
+    by_class: dict[int, int]  # class index -> objects
+
+    @classmethod
+    def of(cls, dataset: DetectionDataset) -> SplitCounts:
+        images = objects = crowds = empty = 0
+        by_class = np.zeros(dataset.class_map.num_classes, dtype=np.int64)
+        for record in dataset.records:
+            single = record.labels[~record.iscrowd]
+            images, objects, crowds = images + 1, objects + len(single), crowds + len(record) - len(single)
+            empty += len(record) == 0
+            by_class += np.bincount(single, minlength=len(by_class))
+        classes = {entry.index: int(by_class[entry.index]) for entry in dataset.class_map.entries}
+        return cls(images, objects, crowds, empty, classes)
+
+
+# Without opening an image
+
+
+def check_contents(datasets: Mapping[str, DetectionDataset], findings: Findings) -> dict[str, SplitCounts]:
+    """What a run can be told at its start: repairs, classes, objects, images listed for training and scoring both.
+
+    `datasets` are by split, with one numbering of the classes.
+    """
+    counts = {split: SplitCounts.of(dataset) for split, dataset in datasets.items()}
+    trained = {record.path for record in datasets["train"].records} if "train" in datasets else set()
+    for split, dataset in datasets.items():
+        findings.include(split, dataset.repairs)
+        _check_classes(split, dataset, counts, findings)
+        for record in dataset.records if split != "train" and trained else ():
+            if record.path in trained:
+                findings.add("image_in_train", split, record.path, record=record)
+    return counts
+
+
+def _check_classes(
+    split: str, dataset: DetectionDataset, counts: Mapping[str, SplitCounts], findings: Findings
+) -> None:
+    of_class, name_of = counts[split].by_class, dataset.class_map.name_of
+    if counts[split].empty_images:
+        findings.add("empty_images", split, count=counts[split].empty_images)
+    if not counts[split].objects:
+        findings.add("no_objects", split)
+        return
+    trained = counts["train"].by_class if "train" in counts else None
+    most = max(of_class, key=of_class.__getitem__)
+    for index, count in of_class.items():
+        if not count:
+            findings.add("class_absent", split, name_of(index))
+        elif count * IMBALANCE <= of_class[most]:
+            findings.add("class_imbalance", split, f"{name_of(index)}: {count}, {name_of(most)}: {of_class[most]}")
+        if count and trained is not None and not trained.get(index):
+            findings.add("class_not_trained", split, name_of(index))
+
+
+def check_boxes(
+    split: str, record: ImageRecord, input_size: tuple[int, int], num_queries: int, findings: Findings
+) -> None:
+    """Labels of one image that a detector with this input (height, width) and this many queries cannot learn well."""
+    tiny, twice = tiny_boxes(record, input_size), repeated_boxes(record)
+    if tiny:
+        findings.add("box_tiny", split, record.path, tiny, record)
+    if twice:
+        findings.add("object_twice", split, record.path, twice, record)
+    if int((~record.iscrowd).sum()) > num_queries:
+        findings.add("too_many_objects", split, record.path, record=record)
+
+
+def tiny_boxes(record: ImageRecord, input_size: tuple[int, int]) -> int:
+    """How many boxes are narrower than `TINY` when their image has been stretched to `input_size` (height, width)."""
+    if not len(record) or not record.width:
+        return 0
+    scale = np.array([input_size[1] / record.width, input_size[0] / record.height])
+    return int((((record.boxes[:, 2:] - record.boxes[:, :2]) * scale).min(axis=1) < TINY).sum())
+
+
+def repeated_boxes(record: ImageRecord) -> int:
+    """How many boxes nearly equal another one of the same class; crowd regions do not count."""
+    count = 0
+    for label in set(record.labels.tolist()):
+        boxes = record.boxes[(record.labels == label) & ~record.iscrowd]
+        rows = max(1, _PAIRS // max(1, len(boxes)))
+        for start in range(0, len(boxes), rows):  # thousands of boxes have millions of pairs
+            same = box_iou(boxes[start : start + rows], boxes) >= SAME_BOX
+            count += int(np.tril(same, start - 1).any(axis=1).sum())
+    return count
+
+
+def box_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """IoU of boxes [N, 4] and [M, 4] (xyxy), [N, M]."""
+    low, high = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
+    common = (high - low).clip(min=0).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
+    return common / (areas[0][:, None] + areas[1] - common)
+
+
+# The files
+
+
+@dataclass
+class ImageFacts:
+    """What reading one file gave: SHA-256 of its bytes and EXIF orientation, or why it cannot be used."""
+
+    sha256: str | None = None
+    orientation: int = 1
+    as_stored: bool = False  # labelled without the rotation of EXIF
+    wrong_size: bool = False
+    error: str | None = None
+
+
+class _Files(Dataset):
+    """Reads each file as training would."""
+
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> ImageFacts:
+        record = self.records[index]
+        try:
+            decode_image(record.path, (record.width, record.height) if record.width else None)
+            upright, orientation = image_header(record.path)
+            as_stored = bool(record.width) and (record.width, record.height) != upright
+            return ImageFacts(sha256_of(record.path), orientation, as_stored)
+        except (DataError, OSError) as error:
+            return ImageFacts(wrong_size=isinstance(error, SizeMismatch), error=str(error))
+
+
+def read_files(records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFacts]:
+    """Facts of every image file, in order, read by `workers` processes (0: in this one)."""
+    ahead = {"prefetch_factor": 16, "worker_init_fn": start_worker} if workers else {}
+    try:
+        yield from DataLoader(_Files(records), batch_size=None, num_workers=workers, **ahead)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "A process that reads images ended by itself: it was killed, ran out of memory, or a decoder crashed on a "
+            "file. Give fewer dataset.workers; with 0 the file shows itself."
+        ) from error
+
+
+class FileCheck:
+    """Judges the facts of one file after the other; equal contents are told by their SHA-256.
+
+    Args:
+        replaced: the splits in which another image is taken for one that cannot be read.
+    """
+
+    def __init__(self, findings: Findings, replaced: Sequence[str] = ()) -> None:
+        self.findings, self.replaced = findings, replaced
+        self.bad = 0
+        self._seen: dict[str, dict[str, str]] = {}  # split -> sha256 -> path
+
+    def look(self, split: str, record: ImageRecord, facts: ImageFacts) -> None:
+        if facts.error is not None:
+            self.bad += 1
+            kind = "image_size_differs" if facts.wrong_size else "image_unreadable"
+            kind = "image_replaced" if split in self.replaced else kind
+            self.findings.add(kind, split, facts.error, record=record)
+            return
+        if facts.as_stored:
+            self.findings.add("exif_not_applied", split, record.path, record=record)
+        elif facts.orientation > 1 and (facts.orientation < 5 or record.width == record.height):
+            self.findings.add("exif_unclear", split, record.path, record=record)
+        seen, trained = self._seen.setdefault(split, {}), self._seen.get("train", {})
+        if facts.sha256 in seen:
+            self.findings.add("image_twice", split, f"{record.path} = {seen[facts.sha256]}", record=record)
+        elif split != "train" and trained.get(facts.sha256, record.path) != record.path:
+            # Where both list the same file, that was found without reading it.
+            self.findings.add("image_in_train", split, f"{record.path} = {trained[facts.sha256]}", record=record)
+        seen.setdefault(facts.sha256, record.path)

@@ -1,0 +1,246 @@
+"""`rtdetr validate_data` as a user runs it: the table, the files it leaves, the exit code."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def sound(project):
+    """A project whose validation images and labels are others than those for training."""
+    held_out = project.folder / "held_out"
+    held_out.mkdir()
+    rng = np.random.default_rng(5)
+    for number in (1, 2):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(held_out / f"{number}.png")
+    content = {
+        **project.coco, "images": project.coco["images"][:2], "annotations": project.coco["annotations"][:2],
+    }  # fmt: skip
+    (project.folder / "held_out.json").write_text(json.dumps(content))
+    source = {"image_dir": str(held_out), "json_file": str(project.folder / "held_out.json")}
+    project.spec["dataset"] |= {"val_data_sources": source, "test_data_sources": source}
+    project.write()
+    return project
+
+
+def result(project) -> dict:
+    return json.loads((project.folder / "results" / "validate_data" / "report.json").read_text())
+
+
+def found(project) -> dict[tuple[str, str], int]:
+    """(kind, split) -> count."""
+    return {(entry["kind"], entry["split"]): entry["count"] for entry in result(project)["findings"]}
+
+
+def page(project) -> str:
+    return (project.folder / "results" / "validate_data" / "report.html").read_text()
+
+
+def pictures(text: str) -> list[Image.Image]:
+    return [
+        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'"data:image/jpeg;base64,([^"]+)"', text)
+    ]
+
+
+def test_sound_data_ends_with_zero_and_leaves_what_every_command_leaves(sound, capsys):
+    assert sound.run("validate_data", "dataset.workers=2") == 0
+    assert result(sound) == {
+        "usable": True,
+        "splits": {
+            split: {
+                "images": count, "images_without_objects": 0, "objects": count, "crowd_regions": 0,
+                "objects_by_class": {"cat": count},
+            }
+            for split, count in (("train", 6), ("val", 2))
+        },
+        "findings": [],
+    }  # fmt: skip
+    folder = sound.folder / "results" / "validate_data"
+    assert {path.name for path in folder.iterdir()} == {
+        "experiment.yaml", "log.txt", "report.html", "report.json", "status.json",
+    }  # fmt: skip
+    assert sound.status("validate_data")[-1]["status"] == "SUCCESS"
+    text = capsys.readouterr().err
+    assert "Nothing was found that is wrong" in text and "The test data is the validation data" in text
+
+
+def test_the_spec_of_any_command_will_do_and_one_split_is_enough(sound):
+    assert sound.run("validate_data", "dataset.train_data_sources=null", "evaluate.checkpoint=nowhere.pth") == 0
+    assert list(result(sound)["splits"]) == ["val"]
+
+
+def test_a_spec_without_labelled_images_says_what_is_needed(project, capsys):
+    nothing = [f"dataset.{split}_data_sources=null" for split in ("train", "val", "test")]
+    assert project.run("validate_data", *nothing) == 2
+    text = capsys.readouterr().err
+    assert "dataset.train_data_sources or dataset.val_data_sources" in text and "`validate_data` needs it" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
+def test_an_unreadable_image_is_an_error_only_where_it_would_stop_the_run(sound, capsys, content):
+    sound.image(3).write_bytes(content)
+    assert sound.run("validate_data") == 0
+    assert found(sound) == {("image_replaced", "train"): 1}
+    assert sound.run("validate_data", "dataset.on_bad_image=error") == 2
+    assert found(sound) == {("image_unreadable", "train"): 1}
+    assert re.search(r"train: 1 images that cannot be read \(Cannot read image \S+3\.png", capsys.readouterr().err)
+    assert sound.status("validate_data")[-1]["status"] == "FAILURE"
+    (sound.folder / "held_out" / "2.png").write_bytes(content)
+    assert sound.run("validate_data") == 2
+    assert ("image_unreadable", "val") in found(sound)
+
+
+def test_a_split_of_nothing_but_unreadable_images_is_an_error(sound):
+    for number in range(1, 7):
+        sound.image(number).write_bytes(b"")
+    assert sound.run("validate_data") == 2
+    assert found(sound) == {("image_replaced", "train"): 6, ("unusable", "train"): 1}
+
+
+def test_missing_images_are_counted_in_training_and_an_error_in_validation(sound):
+    sound.image(2).unlink()
+    assert sound.run("validate_data") == 0
+    assert found(sound) == {("image_missing", "train"): 1}
+    (sound.folder / "held_out" / "1.png").unlink()
+    assert sound.run("validate_data") == 2
+    assert found(sound) == {("image_missing", "train"): 1, ("unusable", "val"): 1}
+
+
+def test_a_broken_annotation_file_of_one_split_does_not_hide_the_other(sound):
+    sound.image(2).unlink()
+    (sound.folder / "held_out.json").write_text('{"images": [')
+    assert sound.run("validate_data", "dataset.test_data_sources=null") == 2
+    assert found(sound) == {("image_missing", "train"): 1, ("unusable", "val"): 1}
+    assert "not valid JSON" in result(sound)["findings"][0]["examples"][0]
+
+
+def test_sizes_that_disagree_with_the_file_are_named(sound):
+    sound.coco["images"][1]["width"] = 640
+    sound.write()
+    assert sound.run("validate_data", "dataset.on_bad_image=error") == 2
+    assert found(sound) == {("image_size_differs", "train"): 1}
+    assert "64x48 pixels, but its annotations are for 640x48" in page(sound)
+    assert len(pictures(page(sound))) == 1
+
+
+def test_the_same_picture_is_found_under_another_name_in_and_between_splits(sound):
+    shutil.copy(sound.image(1), sound.image(4))
+    shutil.copy(sound.image(5), sound.folder / "held_out" / "2.png")
+    assert sound.run("validate_data") == 0
+    assert found(sound) == {("image_in_train", "val"): 1, ("image_twice", "train"): 1}
+    examples = {entry["kind"]: entry["examples"] for entry in result(sound)["findings"]}
+    assert examples["image_twice"] == [f"{sound.image(4)} = {sound.image(1)}"]
+    assert examples["image_in_train"] == [f"{sound.folder / 'held_out' / '2.png'} = {sound.image(5)}"]
+
+
+def test_images_listed_for_training_and_validation_are_counted_once(project):
+    assert project.run("validate_data") == 0
+    assert found(project) == {("image_in_train", "val"): 6}
+
+
+def test_suspicious_boxes_are_counted_and_drawn(sound):
+    boxes = sound.coco["annotations"]
+    boxes[0]["bbox"] = [50, 40, 60, 60]  # clipped
+    boxes[1]["bbox"] = [5, 5, 0, 9]  # dropped
+    boxes[2] |= {"bbox": [5, 5, 0.4, 9]}  # narrower than a pixel of the input, which is as large as the image
+    boxes.append({**boxes[3], "id": 8, "bbox": [8, 8, 20, 20.1]})
+    boxes += [{**boxes[4], "id": 10 + n, "bbox": [2 * n, 2 * n, 9, 9]} for n in range(8)]
+    sound.write()
+    assert sound.run("validate_data") == 0
+    assert found(sound) == {
+        ("box_clipped", "train"): 1, ("box_empty", "train"): 1, ("box_tiny", "train"): 1, ("object_twice", "train"): 1,
+        ("too_many_objects", "train"): 1, ("empty_images", "train"): 1,
+    }  # fmt: skip
+    drawn = pictures(page(sound))
+    assert len(drawn) >= 3 and all(picture.size == (64, 48) for picture in drawn)
+
+
+def test_classes_that_cannot_be_learned_are_named(sound):
+    sound.coco["categories"] += [{"id": 2, "name": "dog"}, {"id": 3, "name": "cow"}]
+    sound.coco["annotations"] = [
+        {"id": n, "image_id": 1 + n % 6, "category_id": 1, "bbox": [n % 40, 3, 20, 20], "area": 400, "iscrowd": 0}
+        for n in range(100)
+    ] + [{"id": 200, "image_id": 1, "category_id": 2, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}]
+    sound.write()
+    held_out = json.loads((sound.folder / "held_out.json").read_text())
+    held_out["categories"] = sound.coco["categories"]
+    held_out["annotations"][0]["category_id"] = 3
+    (sound.folder / "held_out.json").write_text(json.dumps(held_out))
+    assert sound.run("validate_data", "dataset.num_classes=4", "model.num_queries=300") == 0
+    examples = {(entry["kind"], entry["split"]): entry["examples"] for entry in result(sound)["findings"]}
+    assert examples[("class_absent", "train")] == ["cow"] and examples[("class_absent", "val")] == ["dog"]
+    assert examples[("class_imbalance", "train")] == ["dog: 1, cat: 100"]
+    assert examples[("class_not_trained", "val")] == ["cow"]
+
+
+def test_training_data_without_an_object_is_an_error(sound):
+    sound.coco["annotations"] = []
+    sound.write()
+    assert sound.run("validate_data") == 2
+    assert ("no_objects", "train") in found(sound)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "declared", "kind"),
+    [
+        (6, (64, 48), (48, 64), None),  # the file is 64 wide, shown upright it is 48 wide
+        (6, (64, 48), (64, 48), "exif_not_applied"),
+        (6, (64, 64), (64, 64), "exif_unclear"),
+        (3, (64, 48), (64, 48), "exif_unclear"),
+    ],
+)
+def test_photographs_turned_by_exif_are_told_by_their_size(sound, orientation, size, declared, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size, "gray").save(sound.image(1), exif=exif)
+    sound.coco["images"][0] |= {"width": declared[0], "height": declared[1]}
+    sound.write()
+    assert sound.run("validate_data") == 0
+    assert found(sound) == ({} if kind is None else {(kind, "train"): 1})
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.targets += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_needs_nothing_but_itself_and_runs_nothing(sound):
+    evil = '<script>alert(1)</script>".png'
+    sound.image(1).rename(sound.image(1).with_name(evil.replace("/", "_")))
+    sound.coco["images"][0]["file_name"] = evil.replace("/", "_")
+    sound.coco["annotations"].append({**sound.coco["annotations"][0], "id": 77})
+    sound.write()
+    assert sound.run("validate_data") == 0
+    links = _Links()
+    links.feed(page(sound))
+    assert links.targets and all(target.startswith("data:image/jpeg;base64,") for target in links.targets)
+    assert "script" not in links.tags
+
+
+def test_no_more_pictures_are_drawn_than_asked_for(sound):
+    sound.coco["annotations"] += [{**entry, "id": 50 + n} for n, entry in enumerate(sound.coco["annotations"])]
+    sound.write()
+    for number in (0, 2, 60):
+        assert sound.run("validate_data", f"validate_data.num_pictures={number}") == 0
+        assert len(pictures(page(sound))) == min(number, 6)
+
+
+def test_results_go_where_the_section_says(sound):
+    assert sound.run("validate_data", f"validate_data.results_dir={sound.folder / 'elsewhere'}") == 0
+    assert (sound.folder / "elsewhere" / "report.html").is_file()
+    assert not (sound.folder / "results").exists()
