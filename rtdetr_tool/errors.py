@@ -9,8 +9,8 @@
         ├── CheckpointError     a weights file that cannot or must not be loaded
         └── DownloadError       an address that cannot or must not be read
 
-The command line turns `KeyboardInterrupt` into exit code 130. A message says what is wrong, where, what is allowed and
-what to do.
+The command line turns `KeyboardInterrupt` into exit code 130 and `Preempted` into 75. A message says what is wrong,
+where, what is allowed and what to do.
 """
 
 from __future__ import annotations
@@ -28,6 +28,15 @@ class UserError(RtdetrError):
     """Something the user can mend: a file, a value, an option."""
 
     exit_code = 2
+
+
+class Preempted(BaseException):
+    """SIGTERM or SIGUSR1: the machine is wanted back. No failure: the same command goes on where this run ended.
+
+    Like `KeyboardInterrupt` it is no `Exception`, so that code which gets over errors does not get over it.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class SpecError(UserError):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rtdetr_tool.errors import RtdetrError, SpecError, UserError
+from rtdetr_tool.commands.run_lock import RunLock
+from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
@@ -18,33 +19,49 @@ from rtdetr_tool.status import StatusLogger, process_rank, set_current_status
 
 logger = logging.getLogger(__name__)
 
-OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, Preempted.exit_code
+
+# Commands that go on from what lies in their results folder, so that two of them must not share one.
+EXCLUSIVE = ("train", "distill")
 
 
 def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None]) -> int:
-    """Run a command and return its exit code: 0 done, 1 our failure, 2 the user's input is wrong, 130 interrupted.
+    """Run a command and return its exit code.
 
-    Under the command's results folder it leaves `experiment.yaml` (the resolved spec), `status.json` (ends with SUCCESS
-    or FAILURE) and `log.txt`. Only the first process of a run writes.
+    0 done, 1 our failure, 2 the user's input is wrong, 75 ended by SIGTERM or SIGUSR1 (start it again), 130 interrupted
+    by Ctrl-C. Under the command's results folder it leaves `experiment.yaml` (the resolved spec), `status.json` (ends
+    with SUCCESS or FAILURE) and `log.txt`. Only the first process of a run writes.
     """
-    first = process_rank() == 0
     set_up_console(process_rank())
     try:
         folder = prepare_folder(loaded.spec, command)
-        handler = open_log_file(folder / "log.txt") if first else None
+        with one_run_in(folder, command) as earlier:
+            return _run_in(folder, loaded, command, run, earlier)
     except UserError as error:
         return report_user_error(error)
+
+
+def _run_in(
+    folder: Path, loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], earlier: str | None
+) -> int:
+    """`run_session` with its folder; `earlier` describes a run that ended in it without a word."""
+    first = process_rank() == 0
+    try:
+        handler = open_log_file(folder / "log.txt") if first else None
     except OSError as error:
-        return report_user_error(UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}"))
+        raise UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}") from None
     status = StatusLogger(folder / "status.json", clean=mask_secrets)
     set_current_status(status)
     try:
+        if earlier:
+            status.failure(f"Killed: {earlier} ended without a word.")
+            logger.warning("%s ended without a word: it was killed, or its machine failed.", earlier)
         if first:
             write_atomically(folder / "experiment.yaml", spec_to_yaml(loaded.spec))
         status.started(f"Starting RT-DETR {command}.")
         for note in loaded.notes:
             logger.warning(note)
-        with termination_as_interrupt():
+        with termination_as_preemption():
             code = run(loaded) or OK
         if code == OK:
             status.success(f"RT-DETR {command} finished successfully.")
@@ -55,6 +72,10 @@ def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], in
         kind = "Schema validation error" if isinstance(error, SpecError) else "Configuration error"
         status.failure(f"{kind}: {error}")
         return report_user_error(error)
+    except Preempted as error:
+        status.failure(f"User/System interruption: {error}")
+        logger.error(str(error))
+        return PREEMPTED if first else OK  # who starts several processes takes any other end of one for a failure
     except BaseException as error:
         if was_interrupted(error):
             status.failure("User/System interruption: the run was interrupted.")
@@ -69,22 +90,42 @@ def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], in
 
 
 @contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, ends the run as Ctrl-C does: cleaned up, a FAILURE line, exit code 130."""
+def one_run_in(folder: Path, command: str) -> Iterator[str | None]:
+    """Keep other runs of an exclusive command out of the folder; yields who held it last and did not let go."""
+    if command not in EXCLUSIVE or process_rank() != 0:
+        yield None
+        return
+    try:
+        lock = RunLock(folder, command)
+    except OSError as error:
+        raise UserError(f"the lock file in {folder} cannot be written: {error.strerror}") from None
+    try:
+        yield lock.stale
+    finally:
+        lock.release()
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
 
-    usable = (
-        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if usable:
-        signal.signal(signal.SIGTERM, interrupt)
+@contextmanager
+def termination_as_preemption() -> Iterator[None]:
+    """SIGTERM and SIGUSR1, as schedulers send them, end the run cleanly: a FAILURE line, exit code 75.
+
+    While it trains, a run catches them itself and saves first (`training.preemption`).
+    """
+
+    def end(signum: int, frame: object) -> None:
+        raise Preempted(f"ended by {signal.Signals(signum).name}; start the same command again.")
+
+    names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    usable = [number for name in names if signal.getsignal(number := getattr(signal, name)) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        usable = []
+    for number in usable:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        if usable:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in usable:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def was_interrupted(error: BaseException | None) -> bool:

@@ -20,6 +20,7 @@ class TrainSampler(Sampler[tuple[int, int]]):
         self.count, self.seed, self.batch_size = count, seed, batch_size
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._start = (-1, 0)
 
     @property
     def full_steps(self) -> int:
@@ -28,13 +29,18 @@ class TrainSampler(Sampler[tuple[int, int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def start_at(self, epoch: int, batches: int) -> None:
+        """Leave the first `batches` batches of that one epoch out: a run that goes on has seen them."""
+        self._start = (epoch, batches)
+
     def __len__(self) -> int:
         return self.full_steps * self.batch_size or -(-self.count // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
         order = np.resize(order, len(self) * self.world_size)  # cuts, or repeats from the start
-        return ((self.epoch, int(index)) for index in order[self.rank :: self.world_size])
+        seen = self._start[1] * self.batch_size if self._start[0] == self.epoch else 0
+        return ((self.epoch, int(index)) for index in order[self.rank :: self.world_size][seen:])
 
 
 class EvalSampler(Sampler[int]):

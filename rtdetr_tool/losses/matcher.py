@@ -16,7 +16,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_box_iou
 from rtdetr_tool.ops.structures import Target
 
@@ -76,7 +75,7 @@ class HungarianMatcher:
         rows = []
         for stage in range(stages):
             for image, count in enumerate(targets.counts):
-                query, target = assign(cost[stage, image, :, :count], stage, image)
+                query, target = assign(cost[stage, image, :, :count])
                 rows.append(np.stack([np.full_like(query, stage), np.full_like(query, image), query, target]))
         index = torch.from_numpy(np.concatenate(rows, axis=1))
         return Matches(*index.to(logits.device, non_blocking=True))
@@ -98,12 +97,14 @@ class HungarianMatcher:
         return present - absent
 
 
-def assign(cost: np.ndarray, stage: int, image: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) of the cheapest assignment; RtdetrError when the costs are not finite."""
-    if not np.isfinite(cost).all():
-        raise RtdetrError(
-            f"the predictions of image {image} of this batch are not finite (output {stage} of the decoder layers and "
-            "the encoder): the training has diverged. Lower train.optim.lr, add train.optim.warmup_steps, keep "
-            "train.clip_grad_norm above 0, or use precision fp32 or bf16."
-        )
-    return linear_sum_assignment(cost)
+def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the cheapest assignment of [queries, objects].
+
+    Queries whose costs are not finite are matched first: the loss then is not finite either, and the training loop
+    says so (`training.finite`).
+    """
+    finite = np.isfinite(cost).all(axis=1)
+    if finite.all():
+        return linear_sum_assignment(cost)
+    pairs = min(cost.shape)
+    return np.argsort(finite, kind="stable")[:pairs], np.arange(pairs)

@@ -58,7 +58,7 @@ def _pairs(cost: np.ndarray, counts: Sequence[int], groups: int) -> np.ndarray:
     for stage in range(cost.shape[0]):
         for image, count in enumerate(counts):
             for first in range(0, groups * queries, queries):
-                query, target = assign(cost[stage, image, first : first + queries, :count], stage, image)
+                query, target = assign(cost[stage, image, first : first + queries, :count])
                 rows.append(
                     np.stack([np.full_like(query, stage), np.full_like(query, image), query + first, target])
                 )

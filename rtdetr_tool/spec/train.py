@@ -71,6 +71,13 @@ class TrainSpec:
     freeze: list[str] | None = field([], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.")
     pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.")
     clip_grad_norm: float = field(0.1, "Largest L2 norm of the gradient; 0 = not clipped.", min=0.0)
+    non_finite_loss: str = field(
+        "stop",
+        "A step whose loss or gradient is NaN or infinite never reaches the weights; then stop saves and ends the run "
+        "with what is needed to find the cause, skip goes on.",
+        options=("stop", "skip"),
+        origin="ours",
+    )
     is_dry_run: bool = field(False, "Check and build everything, run one batch, train and save nothing.")
     enable_ema: bool = field(False, "Keep an exponential moving average of the weights.")
     ema: EmaSpec = field(EmaSpec, "Exponential moving average.")

@@ -3,10 +3,13 @@
 ::
 
     model_epoch_007.pth            every checkpoint_interval epochs (counted from 0) and after the last one
-    model_epoch_007_step_00320.pth with checkpoint_interval_unit: step
+    model_epoch_007_step_00320.pth with checkpoint_interval_unit: step, and where a run was told to end or stopped itself
     model_epoch_007-EMA.pth        its twin when EMA is on: the averages in `state_dict`, the rest as in the other
-    rtdetr_model_latest.pth        link to the newest of them (the twin when there is one)
     rtdetr_model_best.pth          the best validation mAP so far; a file of its own, so the others may be deleted
+    rtdetr_model_latest.pth        link to the newest of them (the twin when there is one)
+
+They are written in this order. The link comes last: a run that is killed in between goes on from the file before, and
+writes the same again.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,19 +29,30 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.files import sync_directory
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 
 logger = logging.getLogger(__name__)
 
 LATEST, BEST = "rtdetr_model_latest.pth", "rtdetr_model_best.pth"
+_NUMBERED = re.compile(r"model_epoch_(\d+)(?:_step_(\d+))?(-EMA)?\.pth")
+# What `files.replacing` and `_beside` name their files until they are whole.
+_UNFINISHED = re.compile(r"\.(model_epoch_\d+|rtdetr_model_(latest|best))\S*\.(pth|tmp)")
 
 
 class SafeCheckpointIO(CheckpointIO):
     """Lets Lightning read and write through `checkpoints.io`: atomic, and nothing but weights and plain data."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save_checkpoint(checkpoint, path)
+        try:
+            save_checkpoint(checkpoint, path)
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+            reason = getattr(error.__cause__ or error.__context__ or error, "strerror", None) or str(error)
+            raise RtdetrError(
+                f"The checkpoint {path} could not be written: {reason}. Those before it are whole; when there is room "
+                "again, the same command goes on from them."
+            ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         payload = load_checkpoint(path)
@@ -64,6 +79,7 @@ class PeriodicCheckpoint(Checkpoint):
         self.best_epoch: int | None = None
         self.latest_path: Path | None = None
         self._last_step = 0
+        self._saved_step: int | None = None
         self._validated_epoch = -1
 
     @property
@@ -90,9 +106,17 @@ class PeriodicCheckpoint(Checkpoint):
         improved = self._improved(trainer, epoch)
         last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
         due = self.unit == "epoch" and (epoch + 1) % self.interval == 0
-        saved = self._save_periodic(trainer, f"model_epoch_{epoch:03d}") if due or last or trainer.should_stop else {}
-        if improved:
-            self._save_best(trainer, saved)
+        if due or last or trainer.should_stop:
+            self._save_periodic(trainer, f"model_epoch_{epoch:03d}", improved)
+        elif improved:
+            self._save_best(trainer, {})
+
+    def save_now(self, trainer: Trainer) -> Path:
+        """Write what the run has reached, unless a file has it already; the newest file."""
+        epoch, step = trainer.current_epoch, trainer.global_step
+        if self._saved_step != step:
+            self._save_periodic(trainer, f"model_epoch_{epoch:03d}_step_{step:05d}")
+        return self.latest_path
 
     def _improved(self, trainer: Trainer, epoch: int) -> bool:
         """Whether this epoch was validated and beats all before it."""
@@ -105,15 +129,16 @@ class PeriodicCheckpoint(Checkpoint):
         self.best_score, self.best_epoch = score, epoch
         return True
 
-    def _save_periodic(self, trainer: Trainer, stem: str) -> dict[str, Path]:
-        """Write the file, its EMA twin and the latest link; the written paths by the kind of weights in them."""
+    def _save_periodic(self, trainer: Trainer, stem: str, improved: bool = False) -> None:
+        """Write the file, its EMA twin, the best file if it is, and the latest link."""
         saved = {"raw": self._save(trainer, self.folder / f"{stem}.pth", averages=False)}
         if _ema(trainer) is not None:
             saved["ema"] = self._save(trainer, self.folder / f"{stem}-EMA.pth", averages=True)
-        self.latest_path = saved.get("ema", saved["raw"])
+        if improved:
+            self._save_best(trainer, saved)
+        self.latest_path, self._saved_step = saved.get("ema", saved["raw"]), trainer.global_step
         if trainer.is_global_zero:
             point_link(self.folder / LATEST, self.latest_path)
-        return saved
 
     def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
         """The best file holds the weights that were validated."""
@@ -144,13 +169,30 @@ class PeriodicCheckpoint(Checkpoint):
 
 
 def find_resume_path(folder: str | os.PathLike, explicit: str | None = None) -> Path | None:
-    """The explicit path, else what the latest link in `folder` stands for, else None."""
+    """The explicit path, else what the latest link in `folder` stands for, else the newest numbered file, else None."""
     if explicit:
         return Path(explicit)
     latest = Path(folder) / LATEST
-    if latest.is_symlink() and latest.exists():
-        return latest.resolve()
-    return latest if latest.exists() else None
+    if latest.exists():
+        return latest.resolve() if latest.is_symlink() else latest
+    numbered = [file for file in Path(folder).glob("model_epoch_*.pth") if _NUMBERED.fullmatch(file.name)]
+    newest = max(numbered, key=_age, default=None)
+    if newest is not None:
+        logger.warning("%s leads nowhere; the newest checkpoint beside it is %s.", latest, newest.name)
+    return newest
+
+
+def _age(file: Path) -> tuple[int, float, bool]:
+    """Orders numbered files as a run writes them: those of an epoch's steps come before that of its end."""
+    epoch, step, twin = _NUMBERED.fullmatch(file.name).groups()
+    return int(epoch), int(step) if step else float("inf"), bool(twin)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Delete what a killed run had not finished writing. Nobody else may be writing there."""
+    for file in Path(folder).glob(".*"):
+        if _UNFINISHED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def point_link(link: Path, target: Path) -> None:
@@ -161,6 +203,7 @@ def point_link(link: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(target, temporary)
         os.replace(temporary, link)
+    sync_directory(link.parent)
 
 
 def share_file(source: Path, path: Path) -> None:
@@ -171,6 +214,7 @@ def share_file(source: Path, path: Path) -> None:
         except OSError:
             shutil.copyfile(source, temporary)
         os.replace(temporary, path)
+    sync_directory(path.parent)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, Trainer
 
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path
+from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.reporting import say_resumed, show_result
@@ -54,6 +54,8 @@ def fit(
     if spec.train.is_dry_run:
         return rehearse(spec, module, datamodule)
     trainer = build_trainer(spec, callbacks=list(callbacks), **trainer_kwargs)
+    if trainer.is_global_zero:
+        remove_unfinished(spec.train.results_dir)
     resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
     if resume:
         logger.info(say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path)))

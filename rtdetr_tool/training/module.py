@@ -16,7 +16,7 @@ from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
-from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.models.build import build_detector
@@ -25,14 +25,13 @@ from rtdetr_tool.ops.structures import Batch, Detections
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
 from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
+from rtdetr_tool.training.finite import StepGuard, answer
 from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
 from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
 from rtdetr_tool.training.weights import load_initial_weights
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
-
-_FINITE_CHECK_INTERVAL = 50  # steps
 
 
 class DetectorModule(pl.LightningModule):
@@ -54,11 +53,11 @@ class DetectorModule(pl.LightningModule):
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
         self.logged_terms = self.criterion.main_terms  # of `compute_losses`, in every training step
-        self.last_loss: Tensor | None = None  # of the latest training step, on the device; read without haste
+        self.guard: StepGuard | None = None  # while training
+        self.last_loss: Tensor | None = None  # the latest finite one, on the device; read without haste
         self.validated_epoch = -1
         self.metrics: dict[str, float] = {}  # of the latest validation or test
         self._evaluator: CocoEvaluator | None = None
-        self._not_finite: Tensor | None = None
         self._initialised = False
         self.run_seed = spec.train.seed if spec.train.seed >= 0 else int.from_bytes(os.urandom(4), "little")
 
@@ -104,14 +103,17 @@ class DetectorModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_step()
+        self.guard.begin()
         losses = self.compute_losses(batch)
         loss = losses["loss"]
-        self.last_loss = loss.detach()
-        size = len(batch)
+        finite = self.guard.judge(loss)  # a step that is not does not count in the means of the epoch
+        self.last_loss = torch.where(finite, loss.detach(), 0.0 if self.last_loss is None else self.last_loss)
+        size = finite * len(batch)
         self.log("train_loss", self.last_loss, on_step=True, on_epoch=True, batch_size=size, sync_dist=False)
-        terms = {f"train_{name}": losses[name].detach() for name in self.logged_terms if name in losses}
+        terms = {name: losses[name].detach() for name in self.logged_terms if name in losses}
+        terms = {f"train_{name}": torch.where(finite, term, 0.0) for name, term in terms.items()}
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        self.log("lr", self._main_rate(), on_step=True, on_epoch=False, batch_size=size)
+        self.log("lr", self._main_rate(), on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -214,9 +216,14 @@ class DetectorModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip without Lightning's check, which refuses every fused optimizer although bf16 has no loss scale."""
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        if by_norm and gradient_clip_val and not isinstance(self.trainer.strategy, FSDPStrategy):
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        self.guard.watch_gradient(optimizer, norm)
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -229,24 +236,19 @@ class DetectorModule(pl.LightningModule):
                 if self.spec.train.verbose and before != schedule.get_last_lr():
                     logger.info("Learning rate from epoch %d on: %g", self.current_epoch, self._main_rate())
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Remember a loss that is not finite without waiting for the device; look at it now and then."""
-        bad = ~torch.isfinite(self.last_loss)
-        self._not_finite = bad if self._not_finite is None else self._not_finite | bad
-        if self.global_step % _FINITE_CHECK_INTERVAL == 0:
-            self._check_finite()
+    # Steps that are not finite
+
+    def on_train_start(self) -> None:
+        self.guard = StepGuard(self.detector, self.criterion)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        answer(self.trainer, self, self.guard.settle(optimizer), self.spec.train.non_finite_loss)
 
     def on_train_epoch_end(self) -> None:
-        self._check_finite()  # before the epoch's checkpoint is written
+        answer(self.trainer, self, self.guard.settle_last(), self.spec.train.non_finite_loss)
 
-    def _check_finite(self) -> None:
-        bad, self._not_finite = self._not_finite, None
-        if bad is not None and bool(bad):
-            raise RtdetrError(
-                f"The training loss became infinite or NaN by step {self.global_step} (epoch {self.current_epoch}). "
-                "Lower train.optim.lr, set train.clip_grad_norm, or use bf16 or fp32 instead of fp16. "
-                "The checkpoints already written are from before."
-            )
+    def on_train_end(self) -> None:
+        self.guard.close()
 
     # Checkpoints
 
@@ -272,6 +274,8 @@ class DetectorModule(pl.LightningModule):
                 f"The classes differ: the data has {_names(self.class_map.to_list())}, "
                 f"the checkpoint {_names(meta['classes'])}."
             )
+        if fitting:
+            self.metrics = dict(meta.get("metrics") or {})
         if fitting and RAW_KEY in checkpoint:
             checkpoint[AVERAGED_KEY] = checkpoint["state_dict"]
             checkpoint["state_dict"] = checkpoint.pop(RAW_KEY)

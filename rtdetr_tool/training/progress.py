@@ -74,8 +74,8 @@ class ProgressReport(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        done = trainer.current_epoch * int(trainer.num_training_batches)
-        self.pace = Pace(total, done)
+        epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1  # it may go on in the middle of an epoch
+        self.pace = Pace(total, epoch * int(trainer.num_training_batches) + batch)
         self._last_drawn = time.monotonic()
         if self.active and self.console.is_terminal:
             self._bar = Progress(
@@ -87,6 +87,7 @@ class ProgressReport(ProgressBar):
                 transient=True,
             )
             self._bar.start()
+        self.on_train_epoch_start(trainer, pl_module)  # which is not called in the middle of one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.pace.pause_over()
@@ -129,6 +130,8 @@ class ProgressReport(ProgressBar):
         left = self.pace.seconds_left()
         speed = f"{self.pace.images_per_second:.1f} images/s"
         parts += [speed] + ([f"{as_clock(left)} left"] if left else [])
+        if pl_module.guard.skipped:
+            parts.append(f"{pl_module.guard.skipped} steps left out since the start: not finite")
         logger.info("Epoch %d/%s done: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

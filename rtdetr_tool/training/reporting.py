@@ -27,6 +27,7 @@ class StatusReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         current_status().started("Starting Training Loop.")
+        self._epoch_started = time.monotonic()  # a run may go on in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_started = time.monotonic()

@@ -19,6 +19,8 @@ from rtdetr_tool.spec import ExperimentSpec, WandbSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.ema import ExponentialMovingAverage
+from rtdetr_tool.training.position import EpochPosition
+from rtdetr_tool.training.preemption import PreemptionSave
 from rtdetr_tool.training.progress import ProgressReport
 from rtdetr_tool.training.reporting import StatusReport
 
@@ -96,9 +98,9 @@ def choose_strategy(name: str, several: bool, accelerator: str, enable_ema: bool
 
 
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
-    """EMA (if on), checkpoints, console progress and status lines, in the order in which they must act."""
+    """Place in the epoch, EMA (if on), console, status lines, checkpoints, in the order in which they must act."""
     train = spec.train
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [EpochPosition()]
     if train.enable_ema:
         callbacks.append(
             ExponentialMovingAverage(
@@ -110,6 +112,7 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
         )
     callbacks += [ProgressReport(), StatusReport()]
     callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit))
+    callbacks.append(PreemptionSave())
     return callbacks
 
 

@@ -214,8 +214,15 @@ class TestProcesses:
         assert run_session(loaded, "train", lambda _: None) == 0
         assert list(folder.iterdir()) == []
 
-    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_ends_the_run_with_130_and_a_failure_line(self, tmp_path, signum):
+    @pytest.mark.parametrize(
+        ("signum", "exit_code", "says"),
+        [
+            (signal.SIGINT, 130, "Interrupted."),
+            (signal.SIGTERM, 75, "ended by SIGTERM; start the same command again."),
+            (signal.SIGUSR1, 75, "ended by SIGUSR1; start the same command again."),
+        ],
+    )
+    def test_a_signal_ends_the_run_with_its_code_and_a_failure_line(self, tmp_path, signum, exit_code, says):
         spec = tmp_path / "spec.yaml"
         spec.write_text(SPEC.format(results=tmp_path / "results"))
         code = (
@@ -236,12 +243,13 @@ class TestProcesses:
         time.sleep(0.1)
         process.send_signal(signum)
         _, shown = process.communicate(timeout=30)
-        assert process.returncode == 130
-        assert "Interrupted." in shown
+        assert process.returncode == exit_code
+        assert says in shown
         assert "Traceback" not in shown
         assert status_of(tmp_path / "results" / "train")[-1]["status"] == "FAILURE"
 
-    def test_the_handler_of_sigterm_is_given_back(self, loaded):
-        before = signal.getsignal(signal.SIGTERM)
+    @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+    def test_the_handler_of_a_signal_is_given_back(self, loaded, signum):
+        before = signal.getsignal(signum)
         run_session(loaded, "train", lambda _: None)
-        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signum) is before

@@ -1,0 +1,89 @@
+"""SIGTERM and SIGUSR1 while a run trains: finish the step, save, end with exit code 75 so that a scheduler requeues.
+
+Outside of the training loop there is nothing to save, and the signal ends the run at once (`commands.session`).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from rtdetr_tool.errors import Preempted
+from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
+from rtdetr_tool.training.distributed import world_size
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class PreemptionSave(Checkpoint):
+    """Ends the run after the step (or validation batch) in which a signal came to any of its processes.
+
+    Lightning's handlers are replaced while the loop runs: they communicate with the other processes from inside the
+    handler, where these may be in the middle of another exchange. A `Checkpoint`, so that it acts after all callbacks.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self._handlers: dict[int, Any] = {}
+        self._last_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, Preempted):  # a second signal must not disturb the end that the first asked for
+            self._give_back()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        pl_module.guard.signal = self.requested  # exchanged with the other processes in the course of the step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        stepped, self._last_step = trainer.global_step != self._last_step, trainer.global_step
+        number = self.requested if world_size() == 1 else pl_module.guard.agreed_signal
+        if stepped and number:  # not in the middle of an accumulation
+            self._end(trainer, number)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.state.fn == "fit" and (number := self._agreed(pl_module)):
+            self._end(trainer, number)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+        if (number := self._agreed(pl_module)) and not last:
+            self._end(trainer, number)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.requested = number
+
+    def _agreed(self, pl_module: LightningModule) -> int:
+        """The signal that came to any process, 0 if none."""
+        if world_size() == 1:
+            return self.requested
+        found = torch.tensor(self.requested, device=pl_module.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found)
+
+    def _end(self, trainer: Trainer, number: int) -> None:
+        name = signal.Signals(number).name
+        logger.warning("%s: saving, then ending.", name)
+        path = next(c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint)).save_now(trainer)
+        raise Preempted(f"ended by {name} after saving {path}; start the same command again to go on.")
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
