@@ -7,7 +7,6 @@ dicts of ours. A published name such as `rf-detr-nano` stands for its file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from rtdetr_tool.checkpoints import official_rtdetr, transformers_config, transf
 from rtdetr_tool.checkpoints.architecture import UNSEEN, architecture_of, describe, points_per_level
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import BARE, OURS, RFDETR, TAO, TRANSFORMERS, Layout, identify, to_own_names
-from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata
+from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata, checked_metadata
 from rtdetr_tool.checkpoints.published import ACCEPT, check_licence, weights_path
 from rtdetr_tool.checkpoints.rfdetr import is_own_rfdetr
 from rtdetr_tool.checkpoints.rfdetr_architecture import (
@@ -30,6 +29,7 @@ from rtdetr_tool.checkpoints.rfdetr_architecture import (
     settings_of,
 )
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.files import parse_json
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 DIRECTORY_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -87,7 +87,7 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
     weights = to_own_names(layout, str(path))
     what = f"{layout.what}{', averaged weights (EMA)' if layout.averaged else ''}"
     if layout.kind == OURS:
-        return DetectorFile(str(path), OURS, what, weights, dict(payload[KEY]))
+        return DetectorFile(str(path), OURS, what, weights, checked_metadata(payload[KEY], str(path)))
     config, preprocessor = {}, {}
     if layout.kind == TRANSFORMERS and file.name in DIRECTORY_WEIGHTS:
         config = _read_json(file.parent / CONFIG, required=path.is_dir())
@@ -194,7 +194,7 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
             raise CheckpointError(f"{path} is missing: transformers keeps the architecture there.")
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

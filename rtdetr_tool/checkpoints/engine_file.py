@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.files import replacing
+from rtdetr_tool.files import parse_json, replacing
 
 MAGIC = b"trt"  # bytes 1 to 3 of a plan; the first byte tells its kind
 VERSION_AT = 24  # four bytes: major, minor, patch, build
@@ -85,7 +85,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
     """What `<engine file>.json` says; empty where there is none, as with engines of other tools."""
     beside = description_path(path)
     try:
-        description = json.loads(beside.read_text(encoding="utf-8"))
+        description = parse_json(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from rtdetr_tool.checkpoints.inert import stand_ins
 from rtdetr_tool.checkpoints.layout import TAO_PREFIX, detector_weights
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import replacing
+from rtdetr_tool.files import parse_json, replacing
 
 _REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global|class|instantiate) [`'\"]?([\w.]+\.[\w.]+)")
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -107,7 +108,7 @@ def _read_pickle(path: Path) -> Any:
         with stand_ins(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
+            IndexError, OSError, MemoryError, OverflowError, AssertionError, struct.error, zipfile.BadZipFile) as error:
         raise CheckpointError(_explain(path, error)) from error
 
 
@@ -142,8 +143,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     payload: dict[str, Any] = {"state_dict": weights}
     if KEY in header:
         try:
-            payload[KEY] = json.loads(header[KEY])
-        except json.JSONDecodeError as error:
+            payload[KEY] = parse_json(header[KEY])
+        except ValueError as error:
             raise CheckpointError(f"The header of {path} is damaged: {error}") from error
     return payload
 

@@ -86,6 +86,20 @@ def build_metadata(
     }
 
 
+def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Metadata of a file as a dictionary of the form at the top; CheckpointError where somebody else made it up."""
+    spec, classes = meta.get("spec") or {}, meta.get("classes")
+    sections = [spec]
+    for path in ("model", "dataset", "dataset.augmentation"):
+        if all(isinstance(section, Mapping) for section in sections):
+            sections.append(_nested(spec, path))
+    sound = all(isinstance(section, Mapping) for section in sections) and isinstance(classes, (list, tuple))
+    sound = sound and all(isinstance(entry, Mapping) for entry in classes)
+    if not sound:
+        raise CheckpointError(f"{source} says something of itself in {KEY!r} that this tool does not write: damaged?")
+    return dict(meta)
+
+
 def check_against(
     spec: Any,
     meta: Mapping[str, Any],

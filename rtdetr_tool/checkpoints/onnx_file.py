@@ -14,14 +14,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import onnx
 
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import replacing_with_companion
+from rtdetr_tool.files import parse_json, replacing_with_companion
 
 INPUT = "inputs"
 LOGITS, BOXES = "pred_logits", "pred_boxes"
@@ -60,7 +60,12 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
         near = f" {path.parent} holds: {', '.join(found)}." if found else ""
         raise CheckpointError(f"There is no ONNX file at {path}.{near}")
     try:
-        model = onnx.load(path, load_external_data=weights)
+        model = onnx.load(path, load_external_data=False)
+        _check_places(model, path)
+        if weights:
+            onnx.load_external_data_for_model(model, str(path.parent))
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} keeps its weights in another file, which is not there: {error}") from error
     except Exception as error:  # protobuf raises its own DecodeError, others come from external data
@@ -69,6 +74,31 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:
         raise CheckpointError(f"{path} is not an ONNX file with a graph: it holds no nodes or no operator set.")
     return model
+
+
+def _check_places(model: onnx.ModelProto, path: Path) -> None:
+    """Weights apart must lie in the folder of the graph or below: a graph could name any file of this machine."""
+    for tensor in _tensors(model.graph):
+        for entry in tensor.external_data:
+            place = PurePosixPath(entry.value.replace("\\", "/"))
+            outside = place.is_absolute() or ".." in place.parts or PureWindowsPath(entry.value).drive
+            if entry.key == "location" and outside:
+                raise CheckpointError(
+                    f"{path} was refused: it says that the weights {tensor.name!r} lie in {entry.value!r}. Files beside "
+                    "a graph must be in its folder or below."
+                )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph, those in attributes and graphs within it included."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _tensors(inner)
 
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
@@ -170,8 +200,8 @@ def description_of(model: onnx.ModelProto) -> dict[str, Any]:
     description: dict[str, Any] = {}
     for entry in model.metadata_props:
         try:
-            value = json.loads(entry.value) if entry.key not in ("notes", "rtdetr_version") else entry.value
-        except json.JSONDecodeError:
+            value = parse_json(entry.value) if entry.key not in ("notes", "rtdetr_version") else entry.value
+        except ValueError:
             value = entry.value
         description[entry.key] = value
     return description

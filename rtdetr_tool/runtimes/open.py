@@ -17,7 +17,7 @@ import torch
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import KEY, check_against
+from rtdetr_tool.checkpoints.metadata import KEY, check_against, checked_metadata
 from rtdetr_tool.checkpoints.onnx_file import (
     DEPLOYED_AUGMENTATION,
     DEPLOYED_DATASET,
@@ -137,7 +137,7 @@ def settle_file(
     """
     meta, class_map = description.get(KEY), None
     if isinstance(meta, Mapping) and "spec" in meta:
-        spec, class_map = settle(path, loaded, meta)
+        spec, class_map = settle(path, loaded, checked_metadata(meta, path))
     else:
         spec = loaded.spec
         logger.warning("%s does not say what its classes are: the spec and the data give them", path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.files import write_atomically
+from rtdetr_tool.files import parse_json, write_atomically
 
 FORMAT = "rtdetr INT8 ranges 1"
 
@@ -49,7 +49,7 @@ def read_cache(path: str | os.PathLike, graph_sha256: str, tensors: Iterable[str
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         found = Calibration(**data)
         sound = found.format == FORMAT and all(value >= 0 for value in found.ranges.values())
     except (OSError, ValueError, TypeError, AttributeError):
