@@ -422,6 +422,8 @@ ROWS: list[tuple] = [
     ("model__rfdetr__accept_platform_model_license", True, consent, RFDETR),
     ("model__rfdetr__cls_loss_coef", 3.0, losses, RFDETR),
     ("model__rfdetr__focal_alpha", 0.9, losses, RFDETR),
+    ("dataset__dataset_dir", "/no/such/folder", class_list, {"dataset__train_data_sources": None}),
+    ("dataset__format", "yolo", class_list, {"dataset__train_data_sources": [{"dataset_dir": "/"}]}),
     ("dataset__train_data_sources", [SOURCE], class_list),
     ("dataset__val_data_sources", SOURCE, eval_sample),
     ("dataset__test_data_sources", SOURCE, test_sample),

@@ -141,7 +141,8 @@ def _compared(spec: Any, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, An
         stored_section = _nested(meta.get("spec"), section)
         own = operator.attrgetter(section)(spec)
         for name in names:
-            if name in stored_section:
+            open_number = name == "num_classes" and own.num_classes is None  # left to the file or the data
+            if name in stored_section and not open_number:
                 yield section, name, _plain(getattr(own, name)), _plain(stored_section[name])
 
 

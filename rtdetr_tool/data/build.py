@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from rtdetr_tool.data.classes import ClassMap, merge_categories
-from rtdetr_tool.data.coco import CocoSource, drop_missing_images, read_source
+from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.collate import collate, collate_inference
 from rtdetr_tool.data.dataset import EvalDataset, TrainDataset
+from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import ImageFolder, find_images
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
@@ -21,6 +22,7 @@ from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.sampling import EvalSampler, TrainSampler
 from rtdetr_tool.data.serialized import SerializedRecords
+from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.spec import DatasetSpec
@@ -30,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 def build_train_dataset(spec: DatasetSpec, seed: int = 0) -> TrainDataset:
     """All training sources as one data set; a negative seed stands for a random one."""
-    sources = [_read(entry, "train") for entry in _entries(spec.train_data_sources, "train")]
+    sources = read_sources(spec, "train")
     for source in sources:
         drop_missing_images(source, spec.on_bad_image)
-    class_map = _class_map(spec, merge_categories((source.name, source.categories) for source in sources))
+    class_map = _class_map(spec, _joined_categories(sources))
     records = _records(spec, sources, class_map)
     augmentation = spec.augmentation
     transform = TrainTransform(
@@ -47,23 +49,23 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0) -> TrainDataset:
     return dataset
 
 
+def train_categories(spec: DatasetSpec) -> dict[int, str]:
+    """Category id -> name of all training sources, whatever `num_classes` says."""
+    return _joined_categories(read_sources(spec, "train"))
+
+
 def build_eval_dataset(spec: DatasetSpec, split: str = "val", class_map: ClassMap | None = None) -> EvalDataset:
     """The `val` or `test` source.
 
-    With `class_map` (of the training data or a checkpoint) the file's categories must be among its classes, by id and
-    name; without, they are numbered as the spec says.
+    With `class_map` (of the training data or a checkpoint) the source's categories must be among its classes; without,
+    they are numbered as the spec says.
     """
-    entries = _entries(getattr(spec, f"{split}_data_sources"), split)
-    if len(entries) != 1:
-        raise DataError(f"dataset.{split}_data_sources must be one data source, not {len(entries)}.")
-    source = _read(entries[0], split)
+    sources = read_sources(spec, split)
+    if len(sources) != 1:
+        raise DataError(f"dataset.{split}_data_sources must be one data source, not {len(sources)}.")
+    source = sources[0]
     drop_missing_images(source, "error")
-    if class_map is None:
-        class_map = _class_map(spec, source.categories)
-    else:
-        if not class_map.ids_known:
-            class_map = class_map.with_ids_of(source.categories, source.name)
-        class_map.check_categories(source.categories, source.name)
+    class_map = _class_map(spec, source.categories) if class_map is None else _matched(source, class_map)
     dataset = EvalDataset(
         _records(spec, [source], class_map),
         class_map,
@@ -73,6 +75,34 @@ def build_eval_dataset(spec: DatasetSpec, split: str = "val", class_map: ClassMa
     )
     logger.info("%s data: %d images, %s", split.capitalize(), len(dataset), class_map.describe())
     return dataset
+
+
+def read_sources(spec: DatasetSpec, split: str) -> list[Source]:
+    """The annotations of every source of `train`, `val` or `test`, whatever their format."""
+    given = getattr(spec, f"{split}_data_sources")
+    entries = [given] if isinstance(given, Mapping) else list(given or [])
+    if not entries:
+        raise DataError(
+            f"dataset.{split}_data_sources is not set: it needs image_dir and json_file, or the dataset_dir of a data "
+            "set."
+        )
+    return [_read(entry, split, spec.format) for entry in entries]
+
+
+def source_images(spec: DatasetSpec, split: str) -> list[str]:
+    """The image files of `train`, `val`, `test` or `infer`: all in the folder where one is named, else the split's."""
+    given = getattr(spec, f"{split}_data_sources")
+    paths: dict[str, None] = {}
+    for entry in [given] if isinstance(given, Mapping) else list(given or []):
+        if entry.get("dataset_dir"):
+            source = _read(entry, split, spec.format)
+            drop_missing_images(source, "skip")
+            paths.update(dict.fromkeys(image.path for image in source.images.values()))
+        elif entry.get("image_dir"):
+            paths.update(dict.fromkeys(find_images(entry["image_dir"])))
+    if not paths:
+        raise DataError(f"dataset.{split}_data_sources names no images.")
+    return list(paths)
 
 
 def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
@@ -111,23 +141,47 @@ def build_loader(
     )
 
 
-def _entries(sources: Any, split: str) -> list[Mapping[str, Any]]:
-    """The data sources of a split as a list; a single mapping is a list of one."""
-    entries = [sources] if isinstance(sources, Mapping) else list(sources or [])
-    for entry in entries:
+def _read(entry: Mapping[str, Any], split: str, data_format: str) -> Source:
+    """A source `{image_dir, json_file}` or `{dataset_dir, split}`."""
+    if entry.get("dataset_dir"):
+        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format)
+    else:
         missing = [key for key in ("image_dir", "json_file") if not entry.get(key)]
         if missing:
             raise DataError(f"An entry of dataset.{split}_data_sources lacks {' and '.join(missing)}: {dict(entry)}")
-    if not entries:
-        raise DataError(f"dataset.{split}_data_sources is not set: it needs image_dir and json_file.")
-    return entries
-
-
-def _read(entry: Mapping[str, Any], split: str) -> CocoSource:
-    source = read_source(entry["image_dir"], entry["json_file"])
+        source = read_source(entry["image_dir"], entry["json_file"])
     if not source.images:
         raise DataError(f"{source.name} (dataset.{split}_data_sources) lists no images.")
     return source
+
+
+def _joined_categories(sources: Sequence[Source]) -> dict[int, str]:
+    """Union of the categories; sources that know names only follow the others, or the first of them, by name."""
+    known = merge_categories((source.name, source.categories) for source in sources if source.ids_known)
+    for source in (source for source in sources if not source.ids_known):
+        new = [name for name in source.categories.values() if name not in known.values()]
+        known.update(enumerate(new, max(known, default=-1) + 1))
+        source.renumber(known)
+    return known
+
+
+def _matched(source: Source, class_map: ClassMap) -> ClassMap:
+    """The classes with ids as in `source`, which takes over theirs if it knows names only; DataError if they differ."""
+    ours, theirs = class_map.categories, source.categories
+    names = set(theirs.values())
+    unknown = sorted(names - set(ours.values()))
+    by_name = not unknown and len(names) == len(theirs) and len(set(ours.values())) == len(ours)
+    if not class_map.ids_known or (by_name and source.ids_known and not theirs.items() <= ours.items()):
+        class_map = class_map.with_ids_of(theirs, source.name)
+    elif by_name:
+        source.renumber(ours)
+    elif not source.ids_known:
+        raise DataError(
+            f"{source.name} has classes that the training data or checkpoint does not have: "
+            f"{', '.join(map(repr, unknown[:6]))}. They are {', '.join(map(repr, list(ours.values())[:12]))}."
+        )
+    class_map.check_categories(source.categories, source.name)
+    return class_map
 
 
 def _class_map(spec: DatasetSpec, categories: Mapping[int, str]) -> ClassMap:
@@ -135,13 +189,13 @@ def _class_map(spec: DatasetSpec, categories: Mapping[int, str]) -> ClassMap:
 
 
 def _records(
-    spec: DatasetSpec, sources: Sequence[CocoSource], class_map: ClassMap
+    spec: DatasetSpec, sources: Sequence[Source], class_map: ClassMap
 ) -> SerializedRecords | list[ImageRecord]:
     records = [record for source in sources for record in source.records(class_map)]
     return SerializedRecords(records) if spec.dataset_type == "serialized" else records
 
 
-def _report(split: str, sources: Sequence[CocoSource]) -> Repairs:
+def _report(split: str, sources: Sequence[Source]) -> Repairs:
     """Log what was mended in each file; all of it together."""
     together = Repairs()
     for source in sources:

@@ -52,14 +52,14 @@ class ClassMap:
     def from_categories(
         cls,
         categories: Mapping[int, str],
-        num_classes: int,
+        num_classes: int | None = None,
         class_ids: str = "auto",
         remap_mscoco_category: bool = False,
     ) -> ClassMap:
         """Number the categories (id -> name) as the spec's `class_ids` and `remap_mscoco_category` say.
 
         `auto` is TAO's convention, index = id, when every id allows it, and otherwise `contiguous`: 0..K-1 in the order
-        of the ids.
+        of the ids. Without `num_classes` there are as many as are needed.
         """
         if class_ids not in RULES:
             raise DataError(f"dataset.class_ids is {class_ids!r}; it must be one of {', '.join(RULES)}.")
@@ -68,6 +68,8 @@ class ClassMap:
         if remap_mscoco_category:
             return cls._remapped(categories, num_classes, class_ids)
         ids = sorted(categories)
+        if num_classes is None:
+            num_classes = max(ids[-1] + 1, 1) if class_ids == "raw" else len(ids)
         outside = [i for i in ids if not 0 <= i < num_classes]
         if class_ids == "raw" or (class_ids == "auto" and not outside):
             if outside:
@@ -91,7 +93,7 @@ class ClassMap:
         return cls((ClassEntry(k, i, categories[i]) for k, i in enumerate(ids)), num_classes, reason)
 
     @classmethod
-    def _remapped(cls, categories: Mapping[int, str], num_classes: int, class_ids: str) -> ClassMap:
+    def _remapped(cls, categories: Mapping[int, str], num_classes: int | None, class_ids: str) -> ClassMap:
         if class_ids != "auto":
             raise DataError(
                 f"dataset.remap_mscoco_category fixes the numbering; dataset.class_ids {class_ids} contradicts it."
@@ -103,6 +105,7 @@ class ClassMap:
                 f"dataset.remap_mscoco_category is for COCO's own 80 ids in 1..90, and {_some(foreign)} not one of "
                 "them. Set it to False for other data."
             )
+        num_classes = num_classes or len(MSCOCO_IDS)
         if num_classes < len(MSCOCO_IDS):
             raise DataError(f"dataset.remap_mscoco_category needs dataset.num_classes >= 80, not {num_classes}.")
         entries = (ClassEntry(rank[i], i, name) for i, name in categories.items())

@@ -14,93 +14,30 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
-
-import numpy as np
 
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.records import ImageRecord
-from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import open_regular
 
-# Annotation tools round; a box may stick out this far (pixels) without being touched, as in COCO's own files.
-OVERHANG = 0.5
-
 _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
-_LARGEST_SIDE = 10**6  # pixels; no format of images has more in use
 
 
-@dataclass
-class _Image:
-    path: str
-    width: int
-    height: int
-    rows: list[tuple] = field(default_factory=list)  # (x1, y1, x2, y2, category id, crowd, area)
-
-
-@dataclass
-class CocoSource:
-    """A checked annotation file with its image folder: images by id, in the order of the file."""
-
-    name: str
-    images: dict[int, _Image]
-    categories: dict[int, str]
-    repairs: Repairs
-
-    def records(self, class_map: ClassMap) -> list[ImageRecord]:
-        index_of = {category_id: class_map.index_of(category_id) for category_id in self.categories}
-        return [_record(image_id, image, index_of) for image_id, image in self.images.items()]
-
-
-def read_source(image_dir: str, json_file: str) -> CocoSource:
+def read_source(image_dir: str, json_file: str) -> Source:
     """Read `json_file` (a path, or a pattern with wildcards: its files together) with images in `image_dir`."""
     if not os.path.isdir(image_dir):
         raise DataError(f"The image directory {image_dir!r} does not exist (image_dir beside json_file {json_file!r}).")
     paths = sorted(glob.glob(json_file)) if glob.has_magic(json_file) and not os.path.exists(json_file) else [json_file]
     if not paths:
         raise DataError(f"No annotation file matches {json_file!r}.")
-    source = CocoSource(json_file, {}, {}, Repairs())
+    source = Source(json_file)
     for path in paths:
         _Reader(path, image_dir, source).read()
     return source
-
-
-def drop_missing_images(source: CocoSource, policy: str) -> None:
-    """Look for the files of all images, one listing per directory.
-
-    `policy` is `skip` (leave them out, count them in the repairs) or `error`. That not a single file exists is always
-    an error: the folder is the wrong one.
-    """
-    missing = _missing(image.path for image in source.images.values())
-    if not missing:
-        return
-    shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
-    total = len(source.images)
-    if policy == "error" or len(missing) == len({image.path for image in source.images.values()}):
-        raise DataError(f"{len(missing)} of {total} image files of {source.name} do not exist: {shown}")
-    for image_id, image in list(source.images.items()):
-        if image.path in missing:
-            source.repairs.add("image_missing", image.path)
-            del source.images[image_id]
-
-
-def _missing(paths: Iterable[str]) -> set[str]:
-    folders: dict[str, set[str]] = defaultdict(set)
-    for path in paths:
-        folder, name = os.path.split(path)
-        folders[folder].add(name)
-    missing = set()
-    for folder, names in folders.items():
-        try:
-            present = set(os.listdir(folder))
-        except OSError:
-            present = set()
-        missing |= {os.path.join(folder, name) for name in names - present}
-    return missing
 
 
 def load_json(path: str) -> dict[str, Any]:
@@ -163,7 +100,7 @@ def _without_garbage_collection() -> Iterator[None]:
 class _Reader:
     """Checks one file and adds its content to a source."""
 
-    def __init__(self, path: str, image_dir: str, source: CocoSource) -> None:
+    def __init__(self, path: str, image_dir: str, source: Source) -> None:
         self.path, self.image_dir, self.source = path, image_dir, source
         self.repairs = source.repairs
 
@@ -192,6 +129,7 @@ class _Reader:
                     )
                 self.repairs.add("category_repeated", f"id {category_id}")
             known[category_id] = name
+            self.source.supercategories[category_id] = _text(entry.get("supercategory"))
 
     def _images(self, entries: list) -> None:
         known = self.source.images
@@ -207,12 +145,12 @@ class _Reader:
                     )
                 self.repairs.add("image_repeated", f"id {image_id}")
                 continue
-            known[image_id] = _Image(path, *self._size(entry, path))
+            known[image_id] = AnnotatedImage(path, *self._size(entry, path))
 
     def _size(self, entry: Mapping[str, Any], path: str) -> tuple[int, int]:
         """Declared width and height, else the file's; 0, 0 where neither is known (the file will be reported)."""
         width, height = (_number(entry.get(key)) for key in ("width", "height"))
-        if 1 <= width <= _LARGEST_SIDE and 1 <= height <= _LARGEST_SIDE:
+        if 1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE:
             return int(width), int(height)
         self.repairs.add("image_without_size", os.path.basename(path))
         try:
@@ -270,27 +208,16 @@ class _Reader:
                 self.repairs.add("annotation_id_repeated", f"id {annotation_id}")
             seen.add(annotation_id)
 
-    def _box(self, bbox: Any, image: _Image, where: str) -> tuple[float, float, float, float] | None:
+    def _box(self, bbox: Any, image: AnnotatedImage, where: str) -> tuple[float, float, float, float] | None:
         """COCO's (x, y, width, height) as xyxy, clipped to the image; None when nothing usable is left."""
         if not isinstance(bbox, list) or len(bbox) != 4 or any(type(value) not in (int, float) for value in bbox):
             self.repairs.add("box_malformed", where)
             return None
         x, y, width, height = numbers = [_number(value) for value in bbox]
-        if not all(map(math.isfinite, (*numbers, x + width, y + height))):
+        if not all(map(math.isfinite, numbers)):
             self.repairs.add("box_not_finite", where)
             return None
-        if x + width <= x or y + height <= y:
-            self.repairs.add("box_empty", where)
-            return None
-        right, bottom = x + width, y + height
-        limit_x, limit_y = image.width or math.inf, image.height or math.inf
-        if x >= limit_x or y >= limit_y or right <= 0 or bottom <= 0:
-            self.repairs.add("box_outside", where)
-            return None
-        if min(x, y) < -OVERHANG or right > limit_x + OVERHANG or bottom > limit_y + OVERHANG:
-            self.repairs.add("box_clipped", where)
-            return max(x, 0.0), max(y, 0.0), min(right, limit_x), min(bottom, limit_y)
-        return x, y, right, bottom
+        return fitted_box((x, y, x + width, y + height), (image.width, image.height), self.repairs, where)
 
     def _area(self, entry: Mapping[str, Any], box: tuple[float, ...], where: str) -> float:
         """COCO's area; a clipped box cannot cover more than itself."""
@@ -332,22 +259,6 @@ class _Reader:
             return number
         missing = "is missing" if key not in entry else f"is {_shown(value)}, not an integer of 64 bits"
         raise DataError(f"{where}.{key} in {self.path} {missing}.")
-
-
-def _record(image_id: int, image: _Image, index_of: Mapping[int, int]) -> ImageRecord:
-    if not image.rows:
-        return ImageRecord(image.path, image_id, image.width, image.height)
-    table = np.array([row[:4] for row in image.rows], dtype=np.float64)
-    return ImageRecord(
-        path=image.path,
-        image_id=image_id,
-        width=image.width,
-        height=image.height,
-        boxes=table,
-        labels=np.array([index_of[row[4]] for row in image.rows], dtype=np.int64),
-        iscrowd=np.array([row[5] for row in image.rows], dtype=np.bool_),
-        area=np.array([row[6] for row in image.rows], dtype=np.float64),
-    )
 
 
 def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> dict[str, list[dict[str, Any]]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rtdetr_tool.data.build import source_images
 from rtdetr_tool.data.folder import find_images
 from rtdetr_tool.data.preprocess import load_image, to_float
 from rtdetr_tool.errors import DataError
@@ -70,16 +72,11 @@ def pictures_of(
 
     None where there are none. The files are drawn from their list with a fixed seed, so that a few stand for all.
     """
-    named = [("the given folders", folders)] if folders else []
-    for name in order:
-        source = getattr(dataset, f"{name}_data_sources")
-        entries = source if isinstance(source, list) else [source] if source else []
-        where = [entry["image_dir"] for entry in entries if entry.get("image_dir")]
-        flat = [folder for item in where for folder in (item if isinstance(item, list) else [item])]
-        named += [(f"dataset.{name}_data_sources", flat)] if flat else []
-    for origin, places in named:
+    named = [("the given folders", partial(find_images, folders))] if folders else []
+    named += [(f"dataset.{name}_data_sources", partial(source_images, dataset, name)) for name in order]
+    for origin, find in named:
         try:
-            paths = find_images(places)
+            paths = find()
         except DataError:
             if folders:
                 raise

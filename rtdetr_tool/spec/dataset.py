@@ -50,11 +50,29 @@ class AugmentationSpec:
 class DatasetSpec:
     """Where images and labels are and how they are loaded."""
 
-    train_data_sources: list[dict[str, str]] | None = field(
-        None, "Training sets, each {image_dir, json_file}: a folder of images and a COCO annotation file."
+    dataset_dir: str | None = field(
+        None,
+        "Folder of a data set with splits (COCO, Roboflow, YOLO or Pascal VOC), or the yaml file of a YOLO one. Stands "
+        "for every one of train_, val_ and test_data_sources that is not given, with its split of that name.",
+        origin="ours",
     )
-    val_data_sources: dict[str, str] | None = field(None, "Validation set {image_dir, json_file}.")
-    test_data_sources: dict[str, str] | None = field(None, "Test set {image_dir, json_file}, used by evaluate.")
+    format: str = field(
+        "auto",
+        "What the folders named by dataset_dir hold. auto: found from what is in them, and said in the log.",
+        options=("auto", "coco", "roboflow", "yolo", "voc"),
+        origin="ours",
+    )
+    train_data_sources: list[dict[str, str]] | None = field(
+        None,
+        "Training sets, each {image_dir, json_file}: a folder of images and a COCO annotation file; or each "
+        "{dataset_dir, split}: a data set's folder and the split of it (none = the folder is one by itself).",
+    )
+    val_data_sources: dict[str, str] | None = field(
+        None, "Validation set {image_dir, json_file} or {dataset_dir, split}."
+    )
+    test_data_sources: dict[str, str] | None = field(
+        None, "Test set {image_dir, json_file} or {dataset_dir, split}, used by evaluate."
+    )
     infer_data_sources: dict[str, Any] | None = field(
         None,
         "Images for inference {image_dir, classmap}: a folder or a list of folders, and a text file with one class "
@@ -74,7 +92,13 @@ class DatasetSpec:
         "serialized: records lie once in shared memory, however many workers; default: each worker holds them.",
         options=("serialized", "default"),
     )
-    num_classes: int = field(80, "Number of class logits.", min=1, max=INF)
+    num_classes: int | None = field(
+        80,
+        "Number of class logits. null = as many as the training data has classes, which is also the default with "
+        "dataset_dir.",
+        min=1,
+        max=INF,
+    )
     eval_class_ids: list[int] | None = field(None, "Category ids to evaluate; null = all.", min=0)
     augmentation: AugmentationSpec = field(AugmentationSpec, "Sizes and training augmentation.")
     class_ids: str = field(

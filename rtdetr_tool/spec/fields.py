@@ -57,3 +57,12 @@ def default_of(entry: dataclasses.Field) -> Any:
     if entry.default is not dataclasses.MISSING:
         return entry.default
     return entry.default_factory()
+
+
+def is_blank(value: Any) -> bool:
+    """Nothing given: null, empty, `???`, or a mapping or list of nothing but those."""
+    if isinstance(value, dict):
+        return all(is_blank(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_blank(item) for item in value)
+    return value in (None, "", MISSING)

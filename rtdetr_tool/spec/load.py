@@ -15,6 +15,7 @@ from rtdetr_tool.spec.documents import first_line, read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.rfdetr import RfdetrSpec, default_sizes
+from rtdetr_tool.spec.sources import with_sources
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes
 
@@ -56,7 +57,7 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec of `data`; `SpecError` with `problems` and all that are found here."""
-    spec = from_plain(ExperimentSpec, _with_sizes(_with_devices(data)), problems)
+    spec = from_plain(ExperimentSpec, _with_sizes(_with_devices(with_sources(data))), problems)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:
         raise SpecError(list(dict.fromkeys(problems)), source)

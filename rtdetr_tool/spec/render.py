@@ -40,12 +40,12 @@ _LOADING = ("batch_size", "workers", "pin_memory")
 
 # The fields of `dataset` in the default spec of a command that does not train.
 DATASET_FIELDS: dict[str, tuple[str, ...]] = {
-    "evaluate": ("test_data_sources", *_LOADING, "dataset_type", "eval_class_ids"),
+    "evaluate": ("dataset_dir", "format", "test_data_sources", *_LOADING, "dataset_type", "eval_class_ids"),
     "inference": ("infer_data_sources", *_LOADING),
     "quantize": ("quant_calibration_data_sources", *_LOADING),
     "validate_data": (
-        "train_data_sources", "val_data_sources", "test_data_sources", "workers", "remap_mscoco_category",
-        "num_classes", "class_ids", "on_bad_image", "augmentation",
+        "dataset_dir", "format", "train_data_sources", "val_data_sources", "test_data_sources", "workers",
+        "remap_mscoco_category", "num_classes", "class_ids", "on_bad_image", "augmentation",
     ),
 }
 
@@ -199,7 +199,8 @@ def _schema_of_field(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
 
 
 def _schema_of_source(name: str) -> dict[str, Any]:
-    properties: dict[str, Any] = {key: {"type": "string"} for keys in SOURCE_KEYS[name] for key in keys}
+    keys = [key for form in SOURCE_KEYS[name] for keys in form for key in keys]
+    properties: dict[str, Any] = {key: {"type": "string"} for key in keys}
     if name == "infer_data_sources":
         properties["image_dir"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
         properties["classmap"] = {"type": ["string", "null"]}

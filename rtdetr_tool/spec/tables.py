@@ -19,6 +19,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "model.act": ("options", "the known activations are named; others crash TAO"),
     "model.loss_types": ("options", "the known losses are named; others crash TAO"),
     "dataset.infer_data_sources": ("type", "image_dir may be one folder or a list of folders, as in TAO's own specs"),
+    "dataset.num_classes": ("type", "null = as many as the training data has"),
     "dataset.workers": ("min", "0 loads in the main process, as PyTorch means it"),
     "dataset.eval_class_ids": ("min", "a category id cannot be negative"),
     "dataset.augmentation.multi_scales": ("type", "TAO's own rectangular specs give [height, width] pairs"),
@@ -28,6 +29,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "train.num_epochs": ("automl", "the documentation lets AutoML choose it"),
     "train.clip_grad_norm": ("min", "0 (not clipped) is documented; the package's text says > 0"),
     "train.ema.decay": ("max", "a decay lies in (0, 1]"),
+    "train.optim.lr_scheduler": ("options", "Cosine is added"),
     "train.optim.momentum": ("max", "a momentum lies in (0, 1]"),
     "train.optim.weight_decay": ("min", "0 (no decay) is usual; the package's text says > 0"),
     "train.optim.lr_steps": ("min", "an epoch cannot be negative"),
@@ -117,13 +119,14 @@ RECOMMENDED_BINDING = {
     "teacher_module_name": "srcs", "student_module_name": "srcs", "criterion": "IOU", "weight": 20.0,
 }  # fmt: skip
 
-# Data source of the `dataset` section -> (keys it needs, keys it may have).
-SOURCE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train_data_sources": (("image_dir", "json_file"), ()),
-    "val_data_sources": (("image_dir", "json_file"), ()),
-    "test_data_sources": (("image_dir", "json_file"), ()),
-    "infer_data_sources": (("image_dir",), ("classmap",)),
-    "quant_calibration_data_sources": (("image_dir",), ("json_file",)),
+# Data source of the `dataset` section -> its forms: (keys it needs, keys it may have). The first key tells which.
+_LABELLED = ((("image_dir", "json_file"), ()), (("dataset_dir",), ("split",)))
+SOURCE_KEYS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+    "train_data_sources": _LABELLED,
+    "val_data_sources": _LABELLED,
+    "test_data_sources": _LABELLED,
+    "infer_data_sources": ((("image_dir",), ("classmap",)),),
+    "quant_calibration_data_sources": ((("image_dir",), ("json_file",)),),
 }
 
 # What a command cannot do without; the alternatives of one line are separated by |.

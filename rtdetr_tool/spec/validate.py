@@ -11,10 +11,11 @@ from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
-from rtdetr_tool.spec.fields import MISSING
+from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.rfdetr import fields_without_effect, rfdetr_problems, size_multiple
-from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, SOURCE_KEYS, UNLESS
+from rtdetr_tool.spec.sources import source_problems
+from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
 SIZE_MULTIPLE = 32  # stride of RT-DETR's coarsest level
@@ -120,35 +121,13 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
 
 
 def _dataset(dataset: DatasetSpec, multiple: int) -> Iterator[str]:
-    for field in SOURCE_KEYS:
-        value = getattr(dataset, field)
-        if isinstance(value, list):
-            for index, source in enumerate(value):
-                yield from _source(source, field, f"dataset.{field}[{index}]")
-        elif value is not None:
-            yield from _source(value, field, f"dataset.{field}")
-    if dataset.remap_mscoco_category and dataset.num_classes < 80:
+    yield from source_problems(dataset)
+    if dataset.remap_mscoco_category and (dataset.num_classes or 80) < 80:
         yield (
             f"dataset.num_classes: {dataset.num_classes} is not allowed; allowed: at least 80 with "
             "dataset.remap_mscoco_category"
         )
     yield from _sizes(dataset.augmentation, multiple)
-
-
-def _source(source: dict, field: str, name: str) -> Iterator[str]:
-    needed, optional = SOURCE_KEYS[field]
-    for key in source:
-        if key not in (*needed, *optional):
-            yield f"{name}.{key}: no such field; allowed: {', '.join((*needed, *optional))}"
-    if _is_blank(source):
-        return  # as if it were not there: only a command that needs it asks for it
-    for key in needed:
-        if _is_blank(source.get(key)):
-            yield f"{name}.{key}: a value is missing"
-    for key, value in source.items():
-        several = isinstance(value, list) and key == "image_dir" and field == "infer_data_sources"
-        if not all(item is None or isinstance(item, str) for item in (value if several else [value])):
-            yield f"{name}.{key}: {shown(value)} is not allowed; allowed: a path{' or a list of paths' * several}"
 
 
 def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
@@ -189,6 +168,13 @@ def _train(train: TrainSpec) -> Iterator[str]:
         yield (
             f"train.validation_interval: {train.validation_interval} is not allowed; allowed: at most "
             f"train.num_epochs ({train.num_epochs})"
+        )
+    if train.optim.warmup_steps and train.optim.warmup_epochs:
+        yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are given; allowed: one of them"
+    if train.drop_path_epochs > train.num_epochs:
+        yield (
+            f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "
+            f"({train.num_epochs})"
         )
     if train.optim.lr_scheduler == "MultiStep" and sorted(train.optim.lr_steps) != list(train.optim.lr_steps):
         yield f"train.optim.lr_steps: {train.optim.lr_steps} is not allowed; allowed: ascending epochs"
@@ -236,14 +222,14 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         unless = UNLESS.get(alternatives)
         if unless and value_of(spec, unless[0]) == unless[1]:
             continue
-        if all(_is_blank(value_of(spec, name)) for name in names):
+        if all(is_blank(value_of(spec, name)) for name in names):
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
     if command in ("train", "distill"):
         models = {"model": spec.model}
         if command == "distill" and spec.distill is not None:
             models["distill.teacher"] = spec.distill.teacher
         for name, model in models.items():
-            if model.frozen_fm.enabled and _is_blank(model.frozen_fm.checkpoint):
+            if model.frozen_fm.enabled and is_blank(model.frozen_fm.checkpoint):
                 yield (
                     f"{name}.frozen_fm.checkpoint: a value is missing; {model.frozen_fm.backbone} needs a file with "
                     "its weights"
@@ -253,12 +239,3 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
     section = getattr(spec, command, None)
     if section is not None and not section.results_dir and not spec.results_dir:
         yield f"results_dir or {command}.results_dir: a value is missing; `{command}` needs it"
-
-
-def _is_blank(value: Any) -> bool:
-    """Nothing given: null, empty, `???`, or a mapping or list of nothing but those."""
-    if isinstance(value, dict):
-        return all(_is_blank(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_blank(item) for item in value)
-    return value in (None, "", MISSING)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rtdetr_tool.data.classes import ClassMap
-from rtdetr_tool.data.coco import coco_ground_truth, drop_missing_images, read_source
+from rtdetr_tool.data.coco import coco_ground_truth, read_source
 from rtdetr_tool.data.repairs import KINDS, Repairs
+from rtdetr_tool.data.source import drop_missing_images
 from rtdetr_tool.errors import DataError
 
 from .conftest import coco, draw_image

@@ -1,0 +1,153 @@
+"""What every reader of annotations gives, whatever the format: images with boxes, categories, and what was mended."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.records import ImageRecord
+from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.errors import DataError
+from rtdetr_tool.files import open_regular
+
+# Annotation tools round; a box may stick out this far (pixels) without being touched, as in COCO's own files.
+OVERHANG = 0.5
+
+LARGEST_SIDE = 10**6  # pixels; no format of images has more in use
+LARGEST_LABEL = 16 << 20  # bytes of a text file for one image
+LARGEST_LIST = 1 << 30  # bytes of a text file that lists images
+
+_VALIDATION = ("val", "valid", "validation")
+
+
+@dataclass(slots=True)
+class AnnotatedImage:
+    path: str
+    width: int
+    height: int
+    rows: list[tuple] = field(default_factory=list)  # (x1, y1, x2, y2, category id, crowd, area)
+
+
+@dataclass
+class Source:
+    """Checked annotations of one split: images by id, in the order of the files.
+
+    Where the format knows classes by name only, `ids_known` is False and the ids are this package's, from 0.
+    `supercategories` are those that the files name, by category id.
+    """
+
+    name: str
+    images: dict[int, AnnotatedImage] = field(default_factory=dict)
+    categories: dict[int, str] = field(default_factory=dict)
+    repairs: Repairs = field(default_factory=Repairs)
+    ids_known: bool = True
+    supercategories: dict[int, str] = field(default_factory=dict)
+
+    def records(self, class_map: ClassMap) -> list[ImageRecord]:
+        index_of = {category_id: class_map.index_of(category_id) for category_id in self.categories}
+        return [_record(image_id, image, index_of) for image_id, image in self.images.items()]
+
+    def renumber(self, categories: Mapping[int, str]) -> None:
+        """Take over the ids of `categories` (id -> name), which has all names of this source, each once."""
+        id_of = {name: category_id for category_id, name in categories.items()}
+        new = {old: id_of[name] for old, name in self.categories.items()}
+        for image in self.images.values():
+            image.rows = [(*row[:4], new[row[4]], *row[5:]) for row in image.rows]
+        self.categories = {new[old]: name for old, name in self.categories.items()}
+
+
+def spellings(split: str) -> tuple[str, ...]:
+    """The names that a split goes by, the given one first: Roboflow says `valid` for `val`."""
+    return (split, *(name for name in _VALIDATION if name != split)) if split in _VALIDATION else (split,)
+
+
+def read_bytes(path: str, what: str, limit: int = LARGEST_LABEL) -> bytes:
+    """The content of a file of labels; DataError, which calls it `what`, where there is none or it is too large."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
+    if len(data) > limit:
+        raise DataError(f"{what} {path} has more than {limit >> 20} MB, which no such file needs.")
+    return data
+
+
+def area_of(box: tuple[float, float, float, float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def fitted_box(
+    corners: tuple[float, float, float, float], size: tuple[int, int], repairs: Repairs, where: str
+) -> tuple[float, float, float, float] | None:
+    """A box (xyxy, pixels) clipped to its image of `size` (width, height; 0 = unknown); None when nothing is left."""
+    left, top, right, bottom = corners
+    if not all(map(math.isfinite, corners)):
+        repairs.add("box_not_finite", where)
+        return None
+    if right <= left or bottom <= top:
+        repairs.add("box_empty", where)
+        return None
+    limit_x, limit_y = size[0] or math.inf, size[1] or math.inf
+    if left >= limit_x or top >= limit_y or right <= 0 or bottom <= 0:
+        repairs.add("box_outside", where)
+        return None
+    if min(left, top) < -OVERHANG or right > limit_x + OVERHANG or bottom > limit_y + OVERHANG:
+        repairs.add("box_clipped", where)
+        return max(left, 0.0), max(top, 0.0), min(right, limit_x), min(bottom, limit_y)
+    return corners
+
+
+def drop_missing_images(source: Source, policy: str) -> None:
+    """Look for the files of all images, one listing per directory.
+
+    `policy` is `skip` (leave them out, count them in the repairs) or `error`. That not a single file exists is always
+    an error: the folder is the wrong one.
+    """
+    missing = _missing(image.path for image in source.images.values())
+    if not missing:
+        return
+    shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+    total = len(source.images)
+    if policy == "error" or len(missing) == len({image.path for image in source.images.values()}):
+        raise DataError(f"{len(missing)} of {total} image files of {source.name} do not exist: {shown}")
+    for image_id, image in list(source.images.items()):
+        if image.path in missing:
+            source.repairs.add("image_missing", image.path)
+            del source.images[image_id]
+
+
+def _missing(paths: Iterable[str]) -> set[str]:
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        folder, name = os.path.split(path)
+        folders[folder].add(name)
+    missing = set()
+    for folder, names in folders.items():
+        try:
+            present = set(os.listdir(folder))
+        except OSError:
+            present = set()
+        missing |= {os.path.join(folder, name) for name in names - present}
+    return missing
+
+
+def _record(image_id: int, image: AnnotatedImage, index_of: Mapping[int, int]) -> ImageRecord:
+    if not image.rows:
+        return ImageRecord(image.path, image_id, image.width, image.height)
+    return ImageRecord(
+        path=image.path,
+        image_id=image_id,
+        width=image.width,
+        height=image.height,
+        boxes=np.array([row[:4] for row in image.rows], dtype=np.float64),
+        labels=np.array([index_of[row[4]] for row in image.rows], dtype=np.int64),
+        iscrowd=np.array([row[5] for row in image.rows], dtype=np.bool_),
+        area=np.array([row[6] for row in image.rows], dtype=np.float64),
+    )

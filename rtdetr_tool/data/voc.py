@@ -1,0 +1,237 @@
+"""Reading data sets in Pascal VOC's layout: one XML file per image.
+
+Either as the challenge has it, `JPEGImages/`, `Annotations/` and `ImageSets/Main/<split>.txt`, or as export tools write
+it: a folder per split, with the XML files beside the images or in the two folders above. Boxes are VOC's: pixels
+counted from 1, both ends inside, so that `xmin 1, xmax 640` spans an image of 640 pixels. Objects marked `difficult`
+are neither learned nor counted, as in the challenge; here they are crowd regions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+
+from rtdetr_tool.data.folder import EXTENSIONS
+from rtdetr_tool.data.preprocess import image_size
+from rtdetr_tool.data.source import (
+    LARGEST_LIST,
+    LARGEST_SIDE,
+    AnnotatedImage,
+    Source,
+    area_of,
+    fitted_box,
+    read_bytes,
+    spellings,
+)
+from rtdetr_tool.errors import DataError
+
+LOOKED_FOR = "Annotations/*.xml with JPEGImages/, or folders train, valid, test of images with *.xml (Pascal VOC)"
+NAMES_FILE = "labels.txt"
+
+_ANNOTATIONS = ("Annotations", "annotations")
+_IMAGES = ("JPEGImages", "images")
+_SPLITS = ("train", "val", "test")
+
+
+def evidence(place: str) -> str:
+    """Where XML files lie that make `place` a Pascal VOC data set, or nothing."""
+    bases = ["", *(name for split in _SPLITS for name in spellings(split))]
+    folders = [os.path.join(base, inner) for base in bases for inner in ("", *_ANNOTATIONS)]
+    return next((os.path.join(folder, "*.xml") for folder in folders if _has_xml(os.path.join(place, folder))), "")
+
+
+def read_split(place: str, split: str) -> Source:
+    """The images and objects of a split; without `split`, `place` is one by itself."""
+    return _Reader(_find(place, split), split).read()
+
+
+@dataclass(frozen=True)
+class _Files:
+    root: str
+    images: str
+    annotations: str
+    listed: str = ""  # the file that lists the split's images, where one does
+
+
+def _find(place: str, split: str) -> _Files:
+    """Where the files of a split lie."""
+    for name in spellings(split) if split else ():
+        listed = os.path.join(place, "ImageSets", "Main", f"{name}.txt")
+        if os.path.isfile(listed):
+            return _Files(place, *_folders(place), listed)
+    bases = [os.path.join(place, name) for name in spellings(split)] if split else [place]
+    for base in bases:
+        if os.path.isdir(base):
+            return _Files(place, *_folders(base))
+    lists, folders = os.path.join("ImageSets", "Main", f"{split}.txt"), " or ".join(spellings(split))
+    raise DataError(
+        f"{place} (Pascal VOC) has no split {split!r}: there is neither {lists} nor a folder {folders}. A folder "
+        "without splits is one data source by itself: name it as dataset_dir of the source, without `split`."
+    )
+
+
+def _folders(base: str) -> tuple[str, str]:
+    """The folders of images and of XML files; both are `base` where they lie side by side."""
+    annotations = next((p for n in _ANNOTATIONS if os.path.isdir(p := os.path.join(base, n))), base)
+    return next((p for n in _IMAGES if os.path.isdir(p := os.path.join(base, n))), base), annotations
+
+
+def _has_xml(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(".xml") for entry in entries)
+    except OSError:
+        return False
+
+
+class _Reader:
+    """Reads the images and objects of one split."""
+
+    def __init__(self, files: _Files, split: str) -> None:
+        self.files = files
+        name = f"{files.root} (Pascal VOC{', ' if split else ''}{split})"
+        self.source = Source(name, ids_known=False)
+        self.names_file = os.path.join(files.root, NAMES_FILE)
+        self.order = self._read_names() if os.path.isfile(self.names_file) else None
+        self.found = 0  # XML files
+        self.seen: set[str] = set()  # names of objects
+
+    def read(self) -> Source:
+        images = _by_stem(self.files.images, EXTENSIONS)
+        labels = _by_stem(self.files.annotations, (".xml",))
+        for stem in self._listed() if self.files.listed else sorted({*images, *labels}):
+            self._add(stem, images, labels.get(stem))
+        if not self.found:
+            raise DataError(
+                f"None of the {len(self.source.images)} images of {self.source.name} has an XML file in "
+                f"{self.files.annotations}."
+            )
+        names = self.order or sorted(self.seen)
+        if not names:
+            raise DataError(
+                f"{self.source.name} has no objects, so its classes are unknown; name them in {self.names_file}, one "
+                "per line."
+            )
+        index_of = {name: index for index, name in enumerate(names)}
+        for image in self.source.images.values():
+            image.rows = [(*row[:4], index_of[row[4]], *row[5:]) for row in image.rows]
+        self.source.categories = dict(enumerate(names))
+        return self.source
+
+    def _read_names(self) -> list[str]:
+        text = read_bytes(self.names_file, "The list of classes").decode("utf-8-sig", "replace")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names or len(set(names)) < len(names):
+            raise DataError(f"{self.names_file} must hold one class name per line, each once.")
+        return names
+
+    def _listed(self) -> list[str]:
+        """The names of images in a list of `ImageSets/Main`; what stands behind a name in a line is not read."""
+        text = read_bytes(self.files.listed, "The list of images", LARGEST_LIST).decode("utf-8-sig", "surrogateescape")
+        stems = list(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip()))
+        wrong = next((stem for stem in stems if "/" in stem or os.sep in stem or stem.startswith("..")), None)
+        if wrong is not None:
+            raise DataError(
+                f"{self.files.listed} names {wrong!r}; names of images without folder and ending are expected."
+            )
+        if not stems:
+            raise DataError(f"The list of images {self.files.listed} is empty.")
+        return stems
+
+    def _add(self, stem: str, images: dict[str, str], label: str | None) -> None:
+        root = None if label is None else _parse(label)
+        path = images.get(stem) or self._named(root, stem)
+        image = AnnotatedImage(path, 0, 0)
+        self.source.images[len(self.source.images) + 1] = image
+        if root is None:
+            self.source.repairs.add("image_without_label", os.path.basename(path))
+        else:
+            self.found += 1
+        self._size(root, image)
+        for number, entry in enumerate([] if root is None else root.iterfind("object"), 1):
+            self._object(entry, image, f"{label}, object {number}")
+
+    def _named(self, root: ElementTree.Element | None, stem: str) -> str:
+        """The image file that the XML names, for one that no image's name agrees with."""
+        name = "" if root is None else _text(root, "filename").replace("\\", "/").rpartition("/")[2]
+        return os.path.join(self.files.images, name or f"{stem}.*")
+
+    def _size(self, root: ElementTree.Element | None, image: AnnotatedImage) -> None:
+        sides = [_number(root, f"size/{side}") for side in ("width", "height")] if root is not None else [0, 0]
+        if all(1 <= side <= LARGEST_SIDE for side in sides):
+            image.width, image.height = map(int, sides)
+            return
+        if root is not None:
+            self.source.repairs.add("image_without_size", os.path.basename(image.path))
+        try:
+            image.width, image.height = image_size(image.path)
+        except DataError:  # reported when the file is looked for or decoded
+            return
+
+    def _object(self, entry: ElementTree.Element, image: AnnotatedImage, where: str) -> None:
+        repairs, name = self.source.repairs, _text(entry, "name")
+        if not name:
+            raise DataError(f"{where} has no <name>.")
+        if self.order is not None and name not in self.order:
+            raise DataError(
+                f"{where} is a {name!r}, which {self.names_file} does not list. Correct it, or add the class there."
+            )
+        self.seen.add(name)
+        edges = [_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        if any(entry.find(f"bndbox/{edge}") is None for edge in ("xmin", "ymin", "xmax", "ymax")):
+            repairs.add("box_malformed", where)
+            return
+        # Pixel 1 is the one from 0 to 1, and the last pixel belongs to the box.
+        corners = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
+        box = fitted_box(corners, (image.width, image.height), repairs, where)
+        if box is None:
+            return
+        difficult = _text(entry, "difficult") not in ("", "0")
+        if difficult:
+            repairs.add("object_difficult", where)
+        image.rows.append((*box, name, difficult, area_of(box)))
+
+
+def _by_stem(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
+    """Files of a folder with one of the endings, by name without ending."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error.strerror or error}.") from error
+    return {
+        os.path.splitext(name)[0]: os.path.join(folder, name)
+        for name in names
+        if name.lower().endswith(endings) and not name.startswith(".")
+    }
+
+
+class _PlainTree(ElementTree.TreeBuilder):
+    """Refuses a document type: entities are declared there, and a few of them can stand for gigabytes."""
+
+    def doctype(self, *_: object) -> None:
+        raise DataError("it has a document type (<!DOCTYPE ...>), which annotations do not need; remove it")
+
+
+def _parse(path: str) -> ElementTree.Element:
+    data = read_bytes(path, "The annotation file")
+    try:
+        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
+    except (DataError, ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise DataError(f"{path} is no annotation of Pascal VOC: {error}.") from error
+    if root.tag != "annotation":
+        raise DataError(f"{path} is no annotation of Pascal VOC: its root is <{root.tag[:60]}>, not <annotation>.")
+    return root
+
+
+def _text(entry: ElementTree.Element, name: str) -> str:
+    return (entry.findtext(name) or "").strip()
+
+
+def _number(entry: ElementTree.Element, name: str) -> float:
+    """NaN where there is none."""
+    try:
+        return float(_text(entry, name))
+    except ValueError:
+        return math.nan

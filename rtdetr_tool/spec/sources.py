@@ -1,0 +1,74 @@
+"""The data sources of a spec: what follows from `dataset.dataset_dir`, and the checks of each source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from rtdetr_tool.spec.convert import shown
+from rtdetr_tool.spec.dataset import DatasetSpec
+from rtdetr_tool.spec.fields import is_blank
+from rtdetr_tool.spec.tables import SOURCE_KEYS
+
+_SPLITS = {"train_data_sources": "train", "val_data_sources": "val", "test_data_sources": "test"}
+
+
+def with_sources(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data of a spec with the sources that `dataset.dataset_dir` stands for.
+
+    Where a data set is named by its folder, the number of classes that nobody gave is that of the data.
+    """
+    dataset = data.get("dataset")
+    if not isinstance(dataset, dict):
+        return data
+    dataset, place = dict(dataset), dataset.get("dataset_dir")
+    if isinstance(place, str) and not is_blank(place):
+        for name, split in _SPLITS.items():
+            if is_blank(dataset.get(name)):
+                source = {"dataset_dir": place, "split": split}
+                dataset[name] = [source] if name == "train_data_sources" else source
+    if any(_names_folder(dataset.get(name)) for name in _SPLITS):
+        dataset.setdefault("num_classes", None)
+    return {**data, "dataset": dataset}
+
+
+def source_problems(dataset: DatasetSpec) -> Iterator[str]:
+    """What is wrong with the sources of a `dataset` section."""
+    for field in SOURCE_KEYS:
+        value = getattr(dataset, field)
+        if isinstance(value, list):
+            for index, source in enumerate(value):
+                yield from _source(source, field, f"dataset.{field}[{index}]")
+        elif value is not None:
+            yield from _source(value, field, f"dataset.{field}")
+    if dataset.format != "auto" and not any(_names_folder(getattr(dataset, name)) for name in _SPLITS):
+        yield (
+            f"dataset.format: {dataset.format} is not allowed; allowed: auto, because no source has a dataset_dir "
+            "(image_dir with json_file is COCO)"
+        )
+
+
+def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
+    forms = SOURCE_KEYS[field]
+    needed, optional = next((form for form in forms if form[0][0] in source), forms[0])
+    for key in source:
+        if key not in (*needed, *optional):
+            yield f"{name}.{key}: no such field; allowed: {' or '.join(', '.join((*n, *o)) for n, o in forms)}"
+    if is_blank(source):
+        return  # as if it were not there: only a command that needs it asks for it
+    for key in needed:
+        if is_blank(source.get(key)):
+            yield f"{name}.{key}: a value is missing"
+    for key, value in source.items():
+        several = isinstance(value, list) and key == "image_dir" and field == "infer_data_sources"
+        if not all(item is None or isinstance(item, str) for item in (value if several else [value])):
+            yield f"{name}.{key}: {shown(value)} is not allowed; allowed: a path{' or a list of paths' * several}"
+    split = source.get("split")
+    if isinstance(split, str) and not re.fullmatch(r"\w[\w.-]*|", split):
+        yield f"{name}.split: {shown(split)} is not allowed; allowed: the name of a split, as train, val, test"
+
+
+def _names_folder(sources: Any) -> bool:
+    entries = sources if isinstance(sources, list) else [sources]
+    return any(isinstance(entry, dict) and not is_blank(entry.get("dataset_dir")) for entry in entries)

@@ -1,0 +1,108 @@
+"""Writes one data set in every format that is read: COCO, Roboflow, YOLO and Pascal VOC, with the same images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import yaml
+
+FORMATS = ("coco", "roboflow", "yolo", "voc")
+
+
+def write_format(name: str, root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> Path:
+    """A data set of `splits` (split -> COCO dict) in a new folder; images are links."""
+    root.mkdir(parents=True)
+    {"coco": _coco, "roboflow": _roboflow, "yolo": _yolo, "voc": _voc}[name](root, splits, images)
+    return root
+
+
+def as_boxes(content: dict) -> dict:
+    """A COCO dict whose areas are those of the boxes, the only ones that the other formats know."""
+    annotations = [{**a, "area": a["bbox"][2] * a["bbox"][3]} for a in content["annotations"]]
+    return {**content, "annotations": annotations}
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(source.resolve(), target)
+
+
+def _coco(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
+    (root / "annotations").mkdir()
+    for split, content in splits.items():
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        for image in content["images"]:
+            _link(images[split] / image["file_name"], root / split / image["file_name"])
+
+
+def _roboflow(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
+    """With the placeholder category 0 that groups the others, and `valid` for `val`."""
+    for split, content in splits.items():
+        folder = root / split.replace("val", "valid")
+        folder.mkdir()
+        categories = [{"id": 0, "name": "things", "supercategory": "none"}]
+        categories += [{**category, "supercategory": "things"} for category in content["categories"]]
+        (folder / "_annotations.coco.json").write_text(json.dumps({**content, "categories": categories}))
+        for image in content["images"]:
+            _link(images[split] / image["file_name"], folder / image["file_name"])
+
+
+def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
+    """As Roboflow and Ultralytics export it: `train: ../train/images`, which is meant from inside the folder."""
+    for split, content in splits.items():
+        index = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+        (root / split / "labels").mkdir(parents=True)
+        for image in content["images"]:
+            _link(images[split] / image["file_name"], root / split / "images" / image["file_name"])
+            lines = []
+            for a in (a for a in content["annotations"] if a["image_id"] == image["id"]):
+                x, y, width, height = a["bbox"]
+                shares = ((x + width / 2) / image["width"], (y + height / 2) / image["height"])
+                shares += (width / image["width"], height / image["height"])
+                lines.append(" ".join([str(index[a["category_id"]]), *(f"{share:.17g}" for share in shares)]))
+            if lines:  # others have no label file at all
+                (root / split / "labels" / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines) + "\n")
+    names = [c["name"] for c in sorted(splits["train"]["categories"], key=lambda c: c["id"])]
+    description = {split: f"../{split}/images" for split in splits} | {"nc": len(names), "names": names}
+    (root / "data.yaml").write_text(yaml.safe_dump(description))
+
+
+def _voc(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
+    """As the challenge has it, with the order of classes in labels.txt."""
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "Annotations").mkdir()
+    categories = sorted(splits["train"]["categories"], key=lambda c: c["id"])
+    (root / "labels.txt").write_text("".join(f"{c['name']}\n" for c in categories))
+    for split, content in splits.items():
+        name_of = {c["id"]: c["name"] for c in content["categories"]}
+        stems = []
+        for image in content["images"]:
+            stem = Path(image["file_name"]).stem
+            stems.append(stem)
+            _link(images[split] / image["file_name"], root / "JPEGImages" / image["file_name"])
+            objects = [
+                voc_object(name_of[a["category_id"]], a["bbox"], a.get("iscrowd", 0))
+                for a in content["annotations"]
+                if a["image_id"] == image["id"]
+            ]
+            (root / "Annotations" / f"{stem}.xml").write_text(
+                voc_xml(image["file_name"], image["width"], image["height"], objects)
+            )
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+
+
+def voc_xml(file_name: str, width: int, height: int, objects: list[str]) -> str:
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation><filename>{escape(file_name)}</filename>{size}{''.join(objects)}</annotation>"
+
+
+def voc_object(name: str, bbox: list[float], difficult: int = 0) -> str:
+    """An object with a COCO box (x, y, width, height) in VOC's pixels, which count from 1."""
+    x, y, width, height = bbox
+    edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+    box = "".join(f"<{edge}>{value:.17g}</{edge}>" for edge, value in edges.items())
+    return f"<object><name>{escape(name)}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
