@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.distillation import Alignment, DistillationLoss, FeatureBinding, PredictionBinding
+from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.losses.rfdetr import GroupMatcher, RFDETRCriterion
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
+from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.spec.tables import PREDICTIONS
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,12 @@ def _build_rfdetr_criterion(spec: ModelSpec) -> RFDETRCriterion:
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
     }
-    return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss)
+    mask_loss = (
+        MaskLoss(own.mask_ce_loss_coef, own.mask_dice_loss_coef, own.mask_point_sample_ratio)
+        if predicts_masks(spec.arch, own)
+        else None
+    )
+    return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss, mask_loss)
 
 
 def build_distillation(spec: DistillSpec, model: ModelSpec, student: Shapes, teacher: Shapes) -> DistillationLoss:

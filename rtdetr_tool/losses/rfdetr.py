@@ -18,8 +18,9 @@ from torch import Tensor
 
 from rtdetr_tool.losses.criterion import SetCriterion, count_objects
 from rtdetr_tool.losses.functional import sum_by_stage
+from rtdetr_tool.losses.masks import MaskLoss, TrueMasks, factors_of
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets, assign
-from rtdetr_tool.ops.structures import Predictions, Target
+from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target
 
 _LEAST_TARGET = 0.01  # of a matched class, however bad its box
 
@@ -36,12 +37,19 @@ class GroupMatcher(HungarianMatcher):
         return present - absent
 
     @torch.no_grad()
-    def match_groups(self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int) -> list[Matches]:
-        """One `Matches` per stack; the stacks may differ in queries. One copy to the host, one back."""
+    def match_groups(
+        self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int, further: Sequence[Tensor | float]
+    ) -> list[Matches]:
+        """One `Matches` per stack; the stacks may differ in queries. One copy to the host, one back.
+
+        `further` are costs of other things than boxes and classes, for each stack.
+        """
         device = stacks[0][0].device
         if not any(targets.counts):
             return [Matches(*torch.zeros(4, 0, dtype=torch.long, device=device)) for _ in stacks]
-        costs = [self.cost(logits, boxes, targets) for logits, boxes in stacks]  # [S, B, G * Q, M] each
+        costs = [
+            self.cost(logits, boxes, targets) + more for (logits, boxes), more in zip(stacks, further, strict=True)
+        ]  # [S, B, G * Q, M] each
         flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         found, first = [], 0
         for cost in costs:
@@ -73,6 +81,7 @@ class RFDETRCriterion(SetCriterion):
         matcher: a `GroupMatcher`.
         group_detr: groups of queries in what the detector gives in training mode.
         focal_alpha: how much of a matched class's target is its own probability, the rest is the IoU.
+        mask_loss: of models with a segmentation head; its costs count in the matching, too.
     """
 
     class_term = "loss_ce"
@@ -84,9 +93,16 @@ class RFDETRCriterion(SetCriterion):
         group_detr: int = 13,
         focal_alpha: float = 0.25,
         aux_loss: bool = True,
+        mask_loss: MaskLoss | None = None,
     ) -> None:
         super().__init__(matcher, weights, alpha=focal_alpha, aux_loss=aux_loss)
         self.group_detr = group_detr
+        self.mask_loss = mask_loss
+
+    @property
+    def main_terms(self) -> tuple[str, ...]:
+        masks = ("loss_mask_ce", "loss_mask_dice") if self.mask_loss else ()
+        return (*super().main_terms, *masks)
 
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name and their sum `loss`; all are per object and group."""
@@ -96,10 +112,20 @@ class RFDETRCriterion(SetCriterion):
         counts = [count * groups for count in padded.counts]
         normaliser = count_objects(counts, predictions.logits.device, across_processes=self.training)
         tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
-        found = self.matcher.match_groups([(a.detach(), b.detach()) for a, b in tensors], padded, groups)
+        masks, truth, further = [], None, [0.0] * len(stacks)
+        if self.mask_loss:
+            masks, truth = self._mask_stacks(predictions), TrueMasks.of(targets)
+            further = self.mask_loss.costs(masks, truth)
+        found = self.matcher.match_groups([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
         losses: dict[str, Tensor] = {}
         for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, found, strict=True):
             losses |= self._losses(logits, boxes, matches, padded, normaliser, names)
+        for index, stack in enumerate(masks):
+            queries, names = stack.queries.shape[2] // groups, stacks[index][2]
+            pairs = [groups * min(count, queries) for count in padded.counts]
+            for term, sums in self.mask_loss.sums(stack, found[index], pairs, truth).items():
+                each = zip(names, (sums / normaliser).unbind(), strict=True)
+                losses |= {f"{term}{end}": value for end, value in each}
         losses["loss"] = torch.stack(list(losses.values())).sum()
         if torch.is_grad_enabled():
             losses["loss"] = losses["loss"] + self._unsupervised(predictions)
@@ -115,6 +141,15 @@ class RFDETRCriterion(SetCriterion):
             (predictions.layer_logits, predictions.layer_boxes, names),
             (predictions.encoder_logits[None], predictions.encoder_boxes[None], ["_enc"]),
         ]
+
+    def _mask_stacks(self, predictions: Predictions) -> list[MaskFactors]:
+        """Masks of the same stages as `_stacks`."""
+        if predictions.layer_masks is None:
+            return [factors_of(predictions.masks)]
+        if not self.aux_loss:
+            layers = predictions.layer_masks
+            return [MaskFactors(layers.features[-1:], layers.queries[-1:], layers.bias)]
+        return [predictions.layer_masks, predictions.encoder_masks]
 
     def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
         return iou_aware_bce(logits, positive, quality, self.alpha)

@@ -51,6 +51,7 @@ class Target(_Movable):
     original_size: tuple[int, int]  # (height, width) in pixels, after EXIF rotation
     box_scale: tuple[float, float]  # (x, y), relative box -> pixels of the original image
     path: str = ""
+    masks: Tensor | None = None  # [N, H, W] bool over the network's input; all False where an object's is not known
 
 
 @dataclass

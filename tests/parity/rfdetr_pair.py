@@ -17,13 +17,14 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ModelSpec, RfdetrSpec
 
 rfdetr_models = pytest.importorskip("rfdetr.models", reason="the package rfdetr is the judge and is not installed")
-from rfdetr.config import ModelConfig, TrainConfig  # noqa: E402
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig  # noqa: E402
 from rfdetr.models.backbone import dinov2  # noqa: E402
 
 CLASSES = 90  # of theirs; one logit more
 FIELDS = (
     "encoder", "out_feature_indexes", "projector_scale", "hidden_dim", "dec_layers", "sa_nheads", "ca_nheads",
     "dec_n_points", "num_queries", "resolution", "patch_size", "num_windows", "positional_encoding_size",
+    "segmentation_head",
 )  # fmt: skip
 
 logging.getLogger("rf-detr").setLevel(logging.ERROR)
@@ -61,7 +62,8 @@ def build_pair(variant: str, **changes: Any) -> tuple[nn.Module, Detector]:
 
 
 def their_criterion(variant: str, **changes: Any) -> nn.Module:
-    settings = TrainConfig(dataset_dir=".", output_dir=".")
+    kind = SegmentationTrainConfig if RFDETR_VARIANTS[variant].segmentation_head else TrainConfig
+    settings = kind(dataset_dir=".", output_dir=".")
     return rfdetr_models.build_criterion_from_config(their_config(variant, **changes), settings)[0]
 
 

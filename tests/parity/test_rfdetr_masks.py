@@ -1,0 +1,162 @@
+"""Our segmentation head against Roboflow's package (rfdetr 1.11) with the same random weights: masks, losses, names.
+
+Points at which masks are compared are drawn at random, there and here; both get the same draws.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rtdetr_tool.catalog import RFDETR_VARIANTS
+from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
+from rtdetr_tool.losses.build import build_criterion
+from rtdetr_tool.losses.masks import TrueMasks, factors_of
+from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from tests.parity.rfdetr_pair import build_pair, normalised, their_criterion
+from tests.parity.test_rfdetr import FEW, TOLERANCE, make_targets, pictures, worst
+
+VARIANTS = [name for name, row in RFDETR_VARIANTS.items() if row.segmentation_head]
+
+
+@pytest.fixture
+def same_draws(monkeypatch):
+    """`torch.rand` of points gives every mask the same ones, so that the order of draws does not matter."""
+    real = torch.rand
+
+    def draw(*size, **options):
+        if len(size) != 3 or size[-1] != 2:
+            return real(*size, **options)
+        generator = torch.Generator().manual_seed(size[1])
+        points = real(1, size[1], 2, generator=generator).to(options.get("device"))
+        return points.expand(size[0], -1, -1).clone()
+
+    monkeypatch.setattr(torch, "rand", draw)
+
+
+def with_masks(targets, height, width):
+    """Ellipses that fill the boxes."""
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    for target in targets:
+        cx, cy, w, h = target.boxes[:, :, None, None].unbind(1)
+        target.masks = ((x - cx) / w) ** 2 + ((y - cy) / h) ** 2 < 0.25
+    return targets
+
+
+def build_segmenting_pair(variant, **changes):
+    """With queries that give logits of a few units, as trained ones do; those of random weights exceed 100."""
+    theirs, ours = build_pair(variant, **changes)
+    with torch.no_grad():
+        for tensor in theirs.segmentation_head.query_features_proj.parameters():
+            tensor.mul_(0.05)
+    ours.load_state_dict(from_rfdetr(theirs.state_dict()))
+    return theirs, ours
+
+
+def single(outputs):
+    """The package's losses take float32 only."""
+    if isinstance(outputs, dict):
+        return {name: single(value) for name, value in outputs.items()}
+    return [single(value) for value in outputs] if isinstance(outputs, list) else outputs.float()
+
+
+def check_masks(theirs, ours, images) -> float:
+    with torch.no_grad():
+        expected, found = theirs.eval()(normalised(images)), ours.eval()(images)
+        differences = [worst([(found.masks, expected["pred_masks"])])]
+        deployed = ours.deploy()(images)
+        differences.append(worst([(deployed.masks, expected["pred_masks"])]))
+        expected, found = theirs.train()(normalised(images)), ours.train()(images)
+    stages = [*expected["aux_outputs"], expected]
+    for factors, parts in ((found.layer_masks, stages), (found.encoder_masks, [expected["enc_outputs"]])):
+        assert len(factors.features) == len(parts)
+        for number, part in enumerate(parts):
+            part = part["pred_masks"]
+            pairs = ((factors.features[number], part["spatial_features"]), (factors.queries[number], part["query_features"]))
+            differences.append(worst([*pairs, (factors.bias, part["bias"])]))
+    print(f"largest difference of masks: {max(differences):.1e}")
+    return max(differences)
+
+
+def check_mask_losses(theirs, ours, variant, images, targets, **changes) -> float:
+    labels = [{"labels": t.labels, "boxes": t.boxes, "masks": t.masks} for t in targets]
+    spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **changes))
+    differences = []
+    for training in (True, False):
+        judge, criterion = their_criterion(variant, **changes).train(training), build_criterion(spec).train(training)
+        expected = judge(single(theirs.train(training)(normalised(images))), labels)
+        found = criterion(ours.train(training)(images).to(torch.float32), targets)
+        weights = {name: weight for name, weight in judge.weight_dict.items() if name in expected}
+        assert {"loss_mask_ce", "loss_mask_dice"} <= set(weights)
+        if training:
+            assert set(found) == {*weights, "loss"}
+        terms = [name for name in found if name != "loss"]
+        differences += [abs(found[name].item() - weights[name] * expected[name].item()) for name in terms]
+        if training:
+            check_head_gradients(theirs, ours, sum(weights[n] * expected[n] for n in weights), found["loss"])
+    print(f"largest difference of losses: {max(differences):.1e}")
+    return max(differences)
+
+
+def check_head_gradients(theirs, ours, their_loss, our_loss) -> None:
+    their_loss.backward()
+    our_loss.backward()
+    expected = from_rfdetr({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    found = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    assert set(found) == set(expected)
+    head = [name for name in found if name.startswith("segmentation_head.")]
+    assert head
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    assert worst((found[name], expected[name]) for name in found) < TOLERANCE * largest
+    largest = max(expected[name].abs().max() for name in head)
+    assert worst((found[name], expected[name]) for name in head) <= TOLERANCE * largest  # both 0 without objects
+
+
+@pytest.mark.parametrize(("variant", "size"), [("seg_nano", (48, 96)), ("seg_medium", (72, 48))])
+def test_masks_of_every_layer_are_equal(variant, size):
+    theirs, ours = build_segmenting_pair(variant, **FEW)
+    assert check_masks(theirs, ours, pictures(*size)) < TOLERANCE
+
+
+@pytest.mark.parametrize("counts", [(4, 0, 1), (0, 0)])
+def test_losses_and_gradients_with_masks_are_equal(counts, same_draws):
+    theirs, ours = build_segmenting_pair("seg_nano", **FEW)
+    images = pictures(60, 96, len(counts))
+    targets = with_masks(make_targets(*counts), 60, 96)
+    assert check_mask_losses(theirs, ours, "seg_nano", images, targets, **FEW) < TOLERANCE
+
+
+def test_names_of_a_segmentation_model_convert_in_both_directions():
+    theirs, ours = build_pair("seg_preview", **FEW)
+    state = theirs.state_dict()
+    own = from_rfdetr(state)
+    assert set(own) == set(ours.state_dict())
+    back = to_rfdetr(own)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_masks_that_are_multiplied_out_have_the_same_loss_as_their_factors(same_draws):
+    _, ours = build_segmenting_pair("seg_nano", **FEW)
+    with torch.no_grad():
+        found = ours.train()(pictures(60, 96)).layer_masks
+    targets = with_masks(make_targets(2, 3), 60, 96)
+    criterion = build_criterion(ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant="seg_nano", **FEW)))
+    truth = TrueMasks.of(targets)
+    last = type(found)(found.features[-1:], found.queries[-1:], found.bias)
+    dense = (last.queries[0] @ last.features[0].flatten(2)).unflatten(-1, last.features.shape[-2:]) + last.bias
+    costs = criterion.mask_loss.costs([last, factors_of(dense)], truth)
+    assert worst([(costs[0], costs[1])]) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_published_segmentation_variant_is_equal(variant, same_draws):
+    row = RFDETR_VARIANTS[variant]
+    theirs, ours = build_segmenting_pair(variant)
+    images = pictures(row.resolution, row.resolution, 1).double()
+    targets = with_masks(make_targets(5), row.resolution, row.resolution)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
+    theirs, ours = theirs.double(), ours.double()  # or rounding would swap some of the proposals of like scores
+    assert check_masks(theirs, ours, images) < TOLERANCE
+    assert check_mask_losses(theirs, ours, variant, images, targets) < TOLERANCE
