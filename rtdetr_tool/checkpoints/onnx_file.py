@@ -84,8 +84,8 @@ def _check_places(model: onnx.ModelProto, path: Path) -> None:
             outside = place.is_absolute() or ".." in place.parts or PureWindowsPath(entry.value).drive
             if entry.key == "location" and outside:
                 raise CheckpointError(
-                    f"{path} was refused: it says that the weights {tensor.name!r} lie in {entry.value!r}. Files beside "
-                    "a graph must be in its folder or below."
+                    f"{path} was refused: it says that the weights {tensor.name!r} lie in {entry.value!r}. The weights "
+                    "of a graph must be in its folder or below."
                 )
 
 
