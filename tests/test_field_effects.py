@@ -238,10 +238,23 @@ def trainer(spec):
     built = build_trainer(spec, logger=False)
     return (
         built.num_devices, built.num_nodes, built.max_epochs, built.check_val_every_n_epoch, built.gradient_clip_val,
-        built.precision, built.default_root_dir, type(built.strategy).__name__, type(built.accelerator).__name__,
+        built.accumulate_grad_batches, built.precision, built.default_root_dir, type(built.strategy).__name__, type(built.accelerator).__name__,
         [type(callback).__name__ for callback in built.callbacks],
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
     )  # fmt: skip
+
+
+def synchronised(spec):
+    """Whether several processes on a CPU share their batch norms."""
+    from types import SimpleNamespace
+
+    from rtdetr_tool.training.module import DetectorModule
+    from rtdetr_tool.training.sync_batchnorm import SyncBatchNorm2d
+
+    module = DetectorModule(spec, classes(spec))
+    module._trainer = SimpleNamespace(world_size=2, ckpt_path="x", accelerator=SimpleNamespace(name=lambda: "cpu"))
+    module.setup("validate")
+    return any(isinstance(part, SyncBatchNorm2d) for part in module.modules())
 
 
 def callbacks(spec):
@@ -269,7 +282,9 @@ def rates(spec):
     """Learning rate of the first group over three epochs of four steps."""
     from rtdetr_tool.training.module import DetectorModule
 
-    built = DetectorModule(spec, classes(spec)).configure_optimizers()
+    module = DetectorModule(spec, classes(spec))
+    module._steps = lambda: 12 * spec.train.num_epochs // 3
+    built = module.configure_optimizers()
     schedule, seen = built["lr_scheduler"]["scheduler"], []
     for epoch in range(3):
         schedule.start_epoch(epoch)
@@ -476,6 +491,21 @@ ROWS: list[tuple] = [
     ("train__optim__lr_decay", 0.5, rates, {"train__optim__lr_steps": [1]}),
     ("train__optim__warmup_steps", 3, rates),
     ("train__optim__lr_linear_proj_mult", 0.5, optimizer),
+    ("train__optim__lr_scheduler", "Cosine", rates),
+    ("train__optim__warmup_epochs", 1.0, rates),
+    ("train__optim__lr_min_factor", 0.5, rates, {"train__optim__lr_scheduler": "Cosine"}),
+    ("train__optim__lr_layer_decay", 0.5, optimizer),
+    ("train__optim__lr_component_decay", 0.5, optimizer),
+    ("train__ema__tau", 50.0, callbacks, {"train__enable_ema": True}),
+    ("train__ema__validate_both", True, callbacks, {"train__enable_ema": True}),
+    ("train__early_stopping__enabled", True, trainer),
+    ("train__early_stopping__patience", 3, callbacks, {"train__early_stopping__enabled": True}),
+    ("train__early_stopping__min_delta", 0.1, callbacks, {"train__early_stopping__enabled": True}),
+    ("train__grad_accum_steps", 2, trainer),
+    ("train__drop_path_schedule", "late", trainer),
+    ("train__drop_path_epochs", 1, callbacks, {"train__drop_path_schedule": "early"}),
+    ("train__save_dataset_grids", True, trainer),
+    ("train__sync_bn", False, lambda spec: synchronised(spec)),
     ("train__precision", "bf16", trainer),
     ("train__distributed_strategy", "fsdp", trainer),
     ("train__activation_checkpoint", True, recomputing),
@@ -660,6 +690,7 @@ def test_every_field_of_a_command_is_set_in_its_tests(command):
 
 def test_every_field_is_accounted_for():
     seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
+    seen |= {f"train.{field}" for field in ("compute_val_loss", "log_per_class_metrics")}  # training/test_recipe.py
     seen |= {f"model.frozen_fm.{field}" for field in ("enabled", "backbone", "checkpoint")}
     seen |= {f"{command}.{field}" for command, field, _ in COMMAND_ROWS} | COMMAND_ROWS_ELSEWHERE | OF_DISTILL
     unaccounted = [

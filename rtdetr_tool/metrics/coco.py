@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.metrics.operating_point import NOTHING_FOUND, Found, OperatingPoint, best_operating_point, match
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ARmax1", "ARmax10", "ARmax100", "ARs", "ARm", "ARl")
 ALIASES = {"mAP": "AP", "mAP50": "AP50"}
@@ -22,6 +23,7 @@ UNDEFINED = -1.0  # COCO's value of a statistic without any ground truth
 
 _AREAS, _MAX_DETECTIONS = {"all": 0, "s": 1, "m": 2, "l": 3}, {1: 0, 10: 1, 100: 2}
 _IOU_50, _IOU_75 = 0, 5
+_NONE = (np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class CocoResult:
     per_class: list[ClassResult] = field(default_factory=list)
     images: int = 0
     detections: int = 0
+    best: OperatingPoint = NOTHING_FOUND  # of the classes together, at IoU 0.5
 
     @property
     def map(self) -> float:
@@ -55,11 +58,12 @@ class CocoResult:
         return self.stats["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the twelve numbers, `mAP` and `mAP50`, and `per_class` (null where undefined)."""
+        """Plain data for JSON: the twelve numbers, `mAP` and `mAP50`, `per_class` (null where undefined) and `best`."""
         names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
         rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
         aliases = {alias: self.stats[name] for alias, name in ALIASES.items()}
-        return {**self.stats, **aliases, "per_class": rows, "images": self.images, "detections": self.detections}
+        return {**self.stats, **aliases, "per_class": rows, "images": self.images, "detections": self.detections,
+                "best": asdict(self.best)}  # fmt: skip
 
 
 class CocoEvaluator:
@@ -140,7 +144,8 @@ class CocoEvaluator:
 
     def compute(self) -> CocoResult:
         """Score everything collected so far, over all images of the ground truth."""
-        precision, recall = self._accumulate()
+        evaluation = self._evaluated()
+        precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
         stats = {
             "AP": _mean(precision[:, :, :, 0, 2]),
             "AP50": _mean(precision[_IOU_50, :, :, 0, 2]),
@@ -150,17 +155,44 @@ class CocoEvaluator:
             **{f"AR{size}": _mean(recall[:, :, _AREAS[size], 2]) for size in "sml"},
         }
         count = sum(len(rows) for rows in self._detections.values())
-        return CocoResult(stats, self._per_class(precision, recall), len(self.images), count)
+        return CocoResult(stats, self._per_class(precision, recall), len(self.images), count, self._best_point())
 
-    def _accumulate(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth."""
+    def _evaluated(self) -> hotcoco.COCOeval:
+        """`.eval` has precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth."""
         truth = hotcoco.COCO({"images": self.images, "annotations": self.annotations, "categories": self.categories})
         evaluation = hotcoco.COCOeval(truth, truth.load_res(self._table()), "bbox")
         evaluation.params.cat_ids = self.category_ids
         evaluation.params.img_ids = sorted(self._image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
-        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+        return evaluation
+
+    def _best_point(self) -> OperatingPoint:
+        """From a matching of our own: that of the evaluation cannot be read out in reasonable time."""
+        truth: dict[int, list[Any]] = {}
+        for annotation in self.annotations:
+            truth.setdefault(annotation["image_id"], []).append(annotation)
+        parts: list[list[NDArray]] = []
+        for image_id, rows in self._detections.items():
+            objects = truth.get(image_id, [])
+            boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
+            categories = np.array([a["category_id"] for a in objects])
+            crowd = np.array([bool(a.get("iscrowd")) for a in objects], dtype=bool)
+            correct, counted = match(rows[:, :4], rows[:, 4], rows[:, 5], boxes, categories, crowd)
+            parts.append([rows[counted, 4], rows[counted, 5], correct[counted]])
+        columns = zip(*parts, strict=True)
+        scores, categories, correct = (np.concatenate(column) for column in columns) if parts else _NONE
+        objects = self._objects()
+        mine = {i: categories == i for i in self.category_ids}
+        return best_operating_point({i: Found(scores[own], correct[own], objects[i]) for i, own in mine.items()})
+
+    def _objects(self) -> dict[int, int]:
+        """Ground truth by category id, without crowd regions."""
+        objects = dict.fromkeys(self.category_ids, 0)
+        for annotation in self.annotations:
+            if annotation["category_id"] in objects and not annotation.get("iscrowd"):
+                objects[annotation["category_id"]] += 1
+        return objects
 
     def _table(self) -> NDArray[np.float64]:
         """[N, 7] image id, x, y, width, height, score, category id."""
@@ -170,10 +202,7 @@ class CocoEvaluator:
     def _per_class(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[ClassResult]:
         names = {category["id"]: category["name"] for category in self.categories}
         index_of = {int(i): index for index, i in enumerate(self._category_of_index.tolist()) if i == i}
-        objects = dict.fromkeys(self.category_ids, 0)
-        for annotation in self.annotations:
-            if annotation["category_id"] in objects and not annotation.get("iscrowd"):
-                objects[annotation["category_id"]] += 1
+        objects = self._objects()
         return [
             ClassResult(
                 index=index_of.get(category_id),

@@ -13,6 +13,7 @@ from rtdetr_tool.errors import UserError
 class Detector(nn.Module):
     """The base of the families. `forward(images, targets)` gives `Predictions`, `deploy()` a copy for inference."""
 
+    decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
     static_batch: int | None = None  # the one batch size that can be exported; None = any
 
     def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:

@@ -30,6 +30,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "train.clip_grad_norm": ("min", "0 (not clipped) is documented; the package's text says > 0"),
     "train.ema.decay": ("max", "a decay lies in (0, 1]"),
     "train.optim.lr_scheduler": ("options", "Cosine is added"),
+    "train.optim.lr_scheduler": ("options", "Cosine is added"),
     "train.optim.momentum": ("max", "a momentum lies in (0, 1]"),
     "train.optim.weight_decay": ("min", "0 (no decay) is usual; the package's text says > 0"),
     "train.optim.lr_steps": ("min", "an epoch cannot be negative"),

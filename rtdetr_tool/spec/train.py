@@ -23,6 +23,31 @@ class EmaSpec:
     every_n_steps: int = field(1, "Steps between updates.", min=1, max=INF, unit="steps")
     validate_original_weights: bool = field(False, "Validate with the weights being trained instead of the average.")
     cpu_offload: bool = field(False, "Keep the average in host memory.")
+    tau: float | None = field(
+        None,
+        "How fast the decay d grows to `decay` at the start: update t has d = decay * (1 - exp(-t / tau)), as in "
+        "RF-DETR (there 100, with decay 0.993); 0 = decay from the start on, as in TAO; null = min(decay, (1 + t) / "
+        "(10 + t)).",
+        min=0.0,
+        max=INF,
+        unit="updates",
+        origin="ours",
+    )
+    validate_both: bool = field(
+        False,
+        "Validate the average and the weights being trained (val_raw_mAP), keep the best file of each, and the better "
+        "of the two as rtdetr_model_best.pth.",
+        origin="ours",
+    )
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSpec:
+    """Ending a run that does not get better."""
+
+    enabled: bool = field(False, "Stop when val_mAP has not improved for `patience` validations.", origin="ours")
+    patience: int = field(10, "Validations without improvement.", min=1, unit="validations", origin="ours")
+    min_delta: float = field(0.001, "What counts as an improvement.", min=0.0, max=1.0, origin="ours")
 
 
 @dataclass(frozen=True)
@@ -39,8 +64,9 @@ class OptimSpec:
     weight_decay: float = field(1e-4, "Weight decay; biases and normalisation weights have none.", min=0.0, automl=True)
     lr_scheduler: str = field(
         "MultiStep",
-        "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs.",
-        options=("MultiStep", "StepLR"),
+        "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs. Cosine: fall "
+        "along half a cosine to lr_min_factor at the last step.",
+        options=("MultiStep", "StepLR", "Cosine"),
     )
     lr_steps: list[int] = field([1000], "MultiStep: epochs at which the rate drops.", min=0, unit="epochs")
     lr_step_size: int = field(1000, "StepLR: epochs between drops.", above=0, unit="epochs", automl=True)
@@ -48,6 +74,26 @@ class OptimSpec:
     warmup_steps: int = field(0, "Steps over which the rate rises linearly from zero.", min=0, max=INF, unit="steps")
     lr_linear_proj_mult: float = field(
         1.0, "Factor on the learning rate of the parameters named in model.linear_proj_names.", above=0.0, origin="seed"
+    )
+    warmup_epochs: float = field(
+        0.0, "The same as warmup_steps, in epochs; only one of the two.", min=0.0, max=INF, unit="epochs", origin="ours"
+    )
+    lr_min_factor: float = field(
+        0.0, "Cosine: share of the learning rate that is left at the end.", min=0.0, max=1.0, origin="ours"
+    )
+    lr_layer_decay: float = field(
+        1.0,
+        "Factor on the learning rate per layer of the backbone, from its end to its stem. RF-DETR: 0.8.",
+        above=0.0,
+        max=1.0,
+        origin="ours",
+    )
+    lr_component_decay: float = field(
+        1.0,
+        "Factor on the learning rate of the decoder's layers, and its square on that of the backbone. RF-DETR: 0.7.",
+        above=0.0,
+        max=1.0,
+        origin="ours",
     )
 
 
@@ -92,6 +138,39 @@ class TrainSpec:
         True, "Recompute the backbone in the backward pass: less memory, more time, same result."
     )
     verbose: bool = field(False, "Log every change of the learning rate.", origin="seed")
+    grad_accum_steps: int = field(
+        1, "Batches whose gradients make one optimizer step.", min=1, max=INF, unit="batches", origin="ours"
+    )
+    effective_batch_size: int = field(
+        16,
+        "With dataset.batch_size auto: images per optimizer step, of all devices together; batches that do not fit are "
+        "accumulated.",
+        min=1,
+        max=INF,
+        unit="images",
+        origin="ours",
+    )
+    drop_path_schedule: str = field(
+        "constant",
+        "When model.drop_path holds. early: in the first drop_path_epochs epochs; early_linear: falling to 0 over "
+        "them; late: after them.",
+        options=("constant", "early", "early_linear", "late"),
+        origin="ours",
+    )
+    drop_path_epochs: int = field(0, "See drop_path_schedule.", min=0, max=INF, unit="epochs", origin="ours")
+    early_stopping: EarlyStoppingSpec = field(EarlyStoppingSpec, "Ending a run that does not get better.")
+    compute_val_loss: bool = field(True, "Compute the losses in validation, too.", origin="ours")
+    log_per_class_metrics: bool = field(False, "Log the AP of each class as val_AP/<class>.", origin="ours")
+    sync_bn: bool = field(True, "Several devices: batch norms see the images of all of them.", origin="ours")
+    save_dataset_grids: bool = field(
+        False,
+        "Write pictures of the first augmented training batches and validation batches, with their boxes, into "
+        "dataset_grids.",
+        origin="ours",
+    )
+    notes: str | None = field(
+        None, "Any text; kept in the checkpoints, and in an ONNX file without export.notes.", origin="ours"
+    )
     accelerator: str = field(
         "auto", "auto takes a GPU if there is one, else the CPU.", options=("auto", "gpu", "cpu"), origin="ours"
     )

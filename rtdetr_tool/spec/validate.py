@@ -176,6 +176,13 @@ def _train(train: TrainSpec) -> Iterator[str]:
             f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "
             f"({train.num_epochs})"
         )
+    if train.optim.warmup_steps and train.optim.warmup_epochs:
+        yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are given; allowed: one of them"
+    if train.drop_path_epochs > train.num_epochs:
+        yield (
+            f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "
+            f"({train.num_epochs})"
+        )
     if train.optim.lr_scheduler == "MultiStep" and sorted(train.optim.lr_steps) != list(train.optim.lr_steps):
         yield f"train.optim.lr_steps: {train.optim.lr_steps} is not allowed; allowed: ascending epochs"
 

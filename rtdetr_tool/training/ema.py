@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -15,13 +16,19 @@ AVERAGED_KEY = "ema_state_dict"  # in a file whose `state_dict` holds the weight
 RAW_KEY = "raw_state_dict"  # in a file whose `state_dict` holds the averaged weights
 
 
+def average_of(trainer: Trainer) -> ExponentialMovingAverage | None:
+    """The average that a trainer keeps, if it keeps one."""
+    return next((c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)), None)
+
+
 class ExponentialMovingAverage(Callback):
     """Keeps `ema = d * ema + (1 - d) * weights` after every `every_n_steps`-th optimizer step and validates with it.
 
-    Floating tensors (weights, running means and variances) are averaged, integer ones copied. With `ramp` (the default)
-    update n uses `d = min(decay, (1 + n) / (10 + n))`, so that short runs are not left with their random start:
-    after n updates the average reaches back over about n / 9 of them until `decay` is met. `ramp=False` is the plain
-    `decay` of TAO.
+    Floating tensors (weights, running means and variances) are averaged, integer ones copied. Without `tau` update n
+    uses `d = min(decay, (1 + n) / (10 + n))`, so that short runs are not left with their random start: after n updates
+    the average reaches back over about n / 9 of them until `decay` is met. With `tau` it is RF-DETR's
+    `d = decay * (1 - exp(-n / tau))`, and `tau=0` is the plain `decay` of TAO. With `validate_both` a validation sees
+    the weights being trained, too (`aside`).
     """
 
     def __init__(
@@ -30,10 +37,12 @@ class ExponentialMovingAverage(Callback):
         every_n_steps: int = 1,
         validate_original_weights: bool = False,
         cpu_offload: bool = False,
-        ramp: bool = True,
+        tau: float | None = None,
+        validate_both: bool = False,
     ) -> None:
-        self.decay, self.every_n_steps, self.ramp = decay, every_n_steps, ramp
+        self.decay, self.every_n_steps, self.tau = decay, every_n_steps, tau
         self.validate_original_weights, self.cpu_offload = validate_original_weights, cpu_offload
+        self.validate_both = validate_both
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
         self.saving_averages = False  # while true, `on_save_checkpoint` puts the averages in the main place
@@ -43,7 +52,9 @@ class ExponentialMovingAverage(Callback):
 
     def decay_at(self, update: int) -> float:
         """The decay of the `update`-th update, counted from 1."""
-        return min(self.decay, (1 + update) / (10 + update)) if self.ramp else self.decay
+        if self.tau is None:
+            return min(self.decay, (1 + update) / (10 + update))
+        return self.decay * (1 - math.exp(-update / self.tau)) if self.tau > 0 else self.decay
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._live = dict(pl_module.state_dict(keep_vars=False))
@@ -92,6 +103,13 @@ class ExponentialMovingAverage(Callback):
         if self._originals is not None:
             self._write(self._originals)
             self._originals = None
+
+    @property
+    def aside(self) -> dict[str, Tensor]:
+        """The weights being trained while the averages stand in for them and both are to be validated; else none."""
+        if self._originals is None or not self.validate_both:
+            return {}
+        return dict(zip(self._live, self._originals, strict=True))
 
     def _write(self, values: Any) -> None:
         for live, value in zip(self._live.values(), values, strict=True):

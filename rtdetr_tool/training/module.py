@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against
@@ -24,7 +26,7 @@ from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
-from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
+from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY, average_of
 from rtdetr_tool.training.finite import StepGuard, answer
 from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
 from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
@@ -32,6 +34,8 @@ from rtdetr_tool.training.weights import load_initial_weights
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
+
+PREFIX = "model.model."  # of the detector's tensors in a checkpoint
 
 
 class DetectorModule(pl.LightningModule):
@@ -58,6 +62,8 @@ class DetectorModule(pl.LightningModule):
         self.validated_epoch = -1
         self.metrics: dict[str, float] = {}  # of the latest validation or test
         self._evaluator: CocoEvaluator | None = None
+        self._raw_evaluator: CocoEvaluator | None = None  # of the weights being trained, beside their average
+        self._raw_weights: dict[str, Tensor] = {}
         self._initialised = False
         self.run_seed = spec.train.seed if spec.train.seed >= 0 else int.from_bytes(os.urandom(4), "little")
 
@@ -73,7 +79,8 @@ class DetectorModule(pl.LightningModule):
         """A fit that does not resume starts from the weights that the spec names."""
         if stage == "fit" and not self.trainer.ckpt_path:
             self.load_initial_weights()
-        if self.trainer.world_size > 1 and self.trainer.accelerator.name() == "cpu":
+        several = self.trainer.world_size > 1 and self.spec.train.sync_bn
+        if several and self.trainer.accelerator.name() == "cpu":
             synchronise_batch_norms(self.detector)
 
         self.run_seed = broadcast_object(self.run_seed)
@@ -102,7 +109,7 @@ class DetectorModule(pl.LightningModule):
         return self.criterion(predictions, batch.targets)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._seed_step()
+        self._seed_step(batch_idx)
         self.guard.begin()
         losses = self.compute_losses(batch)
         loss = losses["loss"]
@@ -117,11 +124,15 @@ class DetectorModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        predictions = self.detector(self.prepare_images(batch, multi_scale=False))
-        losses = self.criterion(predictions, batch.targets)
-        terms = {f"val_{name}": losses[name] for name in ("loss", *self.criterion.main_terms) if name in losses}
-        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        images = self.prepare_images(batch, multi_scale=False)
+        predictions = self.detector(images)
+        if self.spec.train.compute_val_loss:
+            losses = self.criterion(predictions, batch.targets)
+            terms = {f"val_{name}": losses[name] for name in ("loss", *self.criterion.main_terms) if name in losses}
+            self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         self._collect(batch, predictions)
+        if self._raw_evaluator is not None:
+            self._collect(batch, functional_call(self.detector, self._raw_weights, (images,)), self._raw_evaluator)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._collect(batch, self.detector(self.prepare_images(batch, multi_scale=False)))
@@ -130,12 +141,13 @@ class DetectorModule(pl.LightningModule):
         predictions = self.detector(self.prepare_images(batch, multi_scale=False))
         return postprocess(predictions, batch.targets, self.spec.model.num_select)
 
-    def _seed_step(self) -> None:
-        """Make the random draws of a step (denoising, dropout) a function of seed, step and rank.
+    def _seed_step(self, batch_idx: int) -> None:
+        """Make the random draws of a step (denoising, dropout) a function of seed, step, batch of the step and rank.
 
         A resumed run then draws what the unbroken one would have drawn, and ranks draw different noise.
         """
-        step = self.run_seed * 1_000_003 + self.global_step
+        part = batch_idx % self.spec.train.grad_accum_steps
+        step = self.run_seed * 1_000_003 + self.global_step + part * 998_244_353
         torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
 
     def _main_rate(self) -> float:
@@ -160,25 +172,42 @@ class DetectorModule(pl.LightningModule):
     def _start_evaluation(self, loaders: Any) -> None:
         loader = loaders[0] if isinstance(loaders, Sequence) else loaders
         truth = loader.dataset.coco_ground_truth()
-        self._evaluator = CocoEvaluator(truth, self.class_map, eval_class_ids=self.spec.dataset.eval_class_ids)
+        build = partial(CocoEvaluator, truth, self.class_map, eval_class_ids=self.spec.dataset.eval_class_ids)
+        self._evaluator = build()
+        average = average_of(self.trainer)
+        aside = average.aside if average is not None else {}
+        self._raw_evaluator = build() if aside else None
+        self._raw_weights = {name.removeprefix(PREFIX): t for name, t in aside.items() if name.startswith(PREFIX)}
 
-    def _collect(self, batch: Batch, predictions: Any) -> None:
+    def _collect(self, batch: Batch, predictions: Any, evaluator: CocoEvaluator | None = None) -> None:
         detections = postprocess(predictions, batch.targets, self.spec.model.num_select)
-        self._evaluator.update([target.image_id for target in batch.targets], detections)
+        (evaluator or self._evaluator).update([target.image_id for target in batch.targets], detections)
 
     def _finish_evaluation(self, phase: str) -> None:
         """Bring the detections of all ranks together and log the same numbers on each of them."""
-        states = gather_objects([self._evaluator.state()])
-        numbers: dict[str, float] = {}
-        if self.global_rank == 0:
-            self._evaluator.merge(states[1:])
-            stats = self._evaluator.compute().stats
-            numbers = {f"{phase}_mAP": float(stats["AP"]), f"{phase}_mAP50": float(stats["AP50"])}
+        numbers = self._numbers(self._evaluator, phase)
+        if self._raw_evaluator is not None:
+            numbers |= self._numbers(self._raw_evaluator, f"{phase}_raw")
         numbers = self.trainer.strategy.broadcast(numbers, 0)
         self.metrics = numbers
         self.validated_epoch = self.current_epoch
         self.log_dict(numbers, rank_zero_only=False, sync_dist=False)
-        self._evaluator = None
+        self._evaluator = self._raw_evaluator = None
+        self._raw_weights = {}
+
+    def _numbers(self, evaluator: CocoEvaluator, start: str) -> dict[str, float]:
+        """The metrics of all ranks' detections, on rank 0; their names begin with `start`."""
+        states = gather_objects([evaluator.state()])
+        if self.global_rank != 0:
+            return {}
+        evaluator.merge(states[1:])
+        result = evaluator.compute()
+        best = result.best
+        numbers = {"mAP": result.map, "mAP50": result.map50}
+        numbers |= {"F1": best.f1, "precision": best.precision, "recall": best.recall, "threshold": best.threshold}
+        if self.spec.train.log_per_class_metrics:
+            numbers |= {f"AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
+        return {f"{start}_{name}": float(value) for name, value in numbers.items()}
 
     # Optimizer
 
@@ -192,6 +221,8 @@ class DetectorModule(pl.LightningModule):
             weight_decay=optim.weight_decay,
             linear_proj_names=self.spec.model.linear_proj_names,
             lr_linear_proj_mult=optim.lr_linear_proj_mult,
+            lr_layer_decay=optim.lr_layer_decay,
+            lr_component_decay=optim.lr_component_decay,
         )
 
     def configure_optimizers(self) -> Any:
@@ -199,15 +230,24 @@ class DetectorModule(pl.LightningModule):
         groups = self.parameter_groups()
         fused = train.precision != "fp16" and self.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(optim.optimizer, groups, momentum=optim.momentum, fused=fused)
+        steps = self._steps()
         schedule = StagedSchedule(
             optimizer,
             kind=optim.lr_scheduler,
             decay=optim.lr_decay,
             milestones=optim.lr_steps,
             step_size=optim.lr_step_size,
-            warmup_steps=optim.warmup_steps,
+            warmup_steps=optim.warmup_steps or int(optim.warmup_epochs * steps / train.num_epochs),
+            total_steps=steps,
+            min_factor=optim.lr_min_factor,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps(self) -> int:
+        """Optimizer steps of the whole run; 0 where no schedule asks for them or no trainer knows."""
+        optim = self.spec.train.optim
+        asked = optim.lr_scheduler == "Cosine" or optim.warmup_epochs
+        return int(self.trainer.estimated_stepping_batches) if asked and self._trainer is not None else 0
 
     def configure_gradient_clipping(
         self,

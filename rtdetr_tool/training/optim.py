@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +21,9 @@ _NORMS = (
     nn.RMSNorm,
 )
 
+# How timm's networks and FAN name the blocks of a backbone.
+_BLOCK = re.compile(r"(?:.*?\.)??(?:\w*blocks\.\d+(?:\.\d+)?|layer\d+\.\d+|s\d+\.b\d+)\.")
+
 
 def parameter_groups(
     detector: nn.Module,
@@ -28,31 +33,67 @@ def parameter_groups(
     weight_decay: float,
     linear_proj_names: Sequence[str] = (),
     lr_linear_proj_mult: float = 1.0,
+    lr_layer_decay: float = 1.0,
+    lr_component_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one named group.
 
-    Three learning rates (`backbone`, `linear_proj`, `main`), each split by weight decay: norms, biases and other
-    vectors (layer scales) get none. A norm is known by its class, not by its name, so `input_proj.0.1` counts as one.
+    Learning rates by part (`backbone`, `linear_proj`, `decoder`, `main`), each split by weight decay: norms, biases and
+    other vectors (layer scales) get none. A norm is known by its class, not by its name, so `input_proj.0.1` counts as
+    one. With `lr_layer_decay` each layer of the backbone has a group of its own: the last has `lr_backbone`, and each
+    one before it that factor less (ELECTRA, Clark et al. 2020, arXiv:2003.10555). `lr_component_decay` is a factor on
+    the decoder's layers and, squared, on the backbone, as in RF-DETR.
     """
-    rates = {"backbone": lr_backbone, "linear_proj": lr * lr_linear_proj_mult, "main": lr}
+    decoder = () if lr_component_decay == 1 else detector.decoder_layers
+    layers = {} if lr_layer_decay == 1 else layer_numbers(detector.backbone)
+    last = max(layers.values(), default=0)
+    rates = {
+        "backbone": lr_backbone * lr_component_decay**2,
+        "linear_proj": lr * lr_linear_proj_mult,
+        "decoder": lr * lr_component_decay,
+        "main": lr,
+    }
     undecayed = {id(p) for module in detector.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in detector.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.split(".", 1)[0] == "backbone":
-            kind = "backbone"
+        layer, _, inner = name.partition(".")
+        depth = last
+        if layer == "backbone":
+            kind, depth = "backbone", layers.get(inner, last)
         elif any(part in name for part in linear_proj_names):
             kind = "linear_proj"
+        elif name.startswith(decoder):
+            kind = "decoder"
         else:
             kind = "main"
         decays = parameter.ndim > 1 and not name.endswith(".bias") and id(parameter) not in undecayed
-        key = kind if decays else f"{kind}_no_decay"
+        key = kind if kind != "backbone" or not layers else f"{kind}_{depth:03d}"
+        key = key if decays else f"{key}_no_decay"
         if key not in groups:
-            decay = weight_decay if decays else 0.0
-            groups[key] = {"name": key, "lr": rates[kind], "weight_decay": decay, "params": []}
+            rate, decay = rates[kind] * lr_layer_decay ** (last - depth), weight_decay if decays else 0.0
+            groups[key] = {"name": key, "lr": rate, "weight_decay": decay, "params": []}
         groups[key]["params"].append(parameter)
     return list(groups.values())
+
+
+def layer_numbers(backbone: nn.Module) -> dict[str, int]:
+    """Of each parameter of a backbone: 0 in the stem, then one more per block, the greatest behind the last block."""
+    given = getattr(backbone, "layer_numbers", None)
+    if given is not None:
+        return given()
+    numbers: dict[str, int] = {}
+    blocks: list[str] = []
+    for name, _ in backbone.named_parameters():
+        block = _BLOCK.match(name)
+        if block is None:  # what leads to a block learns like it
+            numbers[name] = len(blocks) + 1 if blocks else 0
+            continue
+        if block.group() not in blocks:
+            blocks.append(block.group())
+        numbers[name] = blocks.index(block.group()) + 1
+    return numbers
 
 
 def build_optimizer(
@@ -78,6 +119,9 @@ class StagedSchedule(LRScheduler):
 
     A function of optimizer step and epoch alone. `step()` follows every optimizer step; `start_epoch` is told the
     epoch, so the decay stays right when resuming with another number of processes changes the steps per epoch.
+
+    Cosine: after the warm-up `min_factor + (1 - min_factor) * (1 + cos(pi * p)) / 2`, where p goes from 0 to 1 over the
+    steps that are left of `total_steps`.
     """
 
     def __init__(
@@ -89,20 +133,31 @@ class StagedSchedule(LRScheduler):
         milestones: Sequence[int] = (),
         step_size: int = 1,
         warmup_steps: int = 0,
+        total_steps: int = 0,
+        min_factor: float = 0.0,
     ) -> None:
-        if kind not in ("MultiStep", "StepLR"):
-            raise SpecError(f"train.optim.lr_scheduler is {kind!r}; it can be MultiStep or StepLR")
+        if kind not in ("MultiStep", "StepLR", "Cosine"):
+            raise SpecError(f"train.optim.lr_scheduler is {kind!r}; it can be MultiStep, StepLR or Cosine")
         self.kind, self.decay = kind, decay
         self.milestones, self.step_size = sorted(milestones), step_size
-        self.warmup_steps = warmup_steps
+        self.warmup_steps, self.total_steps, self.min_factor = warmup_steps, total_steps, min_factor
         self.epoch = 0
         super().__init__(optimizer)
 
     def factor(self, step: int, epoch: int) -> float:
         """What the initial learning rates are multiplied with."""
+        if self.kind == "Cosine":
+            return self._cosine(step)
         passed = sum(epoch >= m for m in self.milestones) if self.kind == "MultiStep" else epoch // self.step_size
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps > 0 else 1.0
-        return warm * self.decay**passed
+        return self._warm(step) * self.decay**passed
+
+    def _warm(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps > 0 else 1.0
+
+    def _cosine(self, step: int) -> float:
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        fall = 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+        return self._warm(step) * (self.min_factor + (1 - self.min_factor) * fall)
 
     def get_lr(self) -> list[float]:
         factor = self.factor(self.last_epoch, self.epoch)  # torch's `last_epoch` counts optimizer steps here

@@ -18,11 +18,14 @@ from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec, WandbSpec
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
+from rtdetr_tool.training.drop_path import DropPathSchedule
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.position import EpochPosition
 from rtdetr_tool.training.preemption import PreemptionSave
+from rtdetr_tool.training.grids import DatasetGrids
 from rtdetr_tool.training.progress import ProgressReport
 from rtdetr_tool.training.reporting import StatusReport
+from rtdetr_tool.training.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +54,10 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         "num_nodes": train.num_nodes,
         "strategy": choose_strategy(train.distributed_strategy, several, accelerator, train.enable_ema),
         "precision": _PRECISIONS[train.precision],
-        "sync_batchnorm": several and accelerator == "gpu",  # DetectorModule sees to it on the CPU
+        "sync_batchnorm": several and train.sync_bn and accelerator == "gpu",  # DetectorModule sees to it on the CPU
         "benchmark": train.cudnn.benchmark,
         "max_epochs": train.num_epochs,
+        "accumulate_grad_batches": train.grad_accum_steps,
         "check_val_every_n_epoch": train.validation_interval,
         "gradient_clip_val": train.clip_grad_norm or None,
         "gradient_clip_algorithm": "norm",
@@ -108,9 +112,17 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
                 every_n_steps=train.ema.every_n_steps,
                 validate_original_weights=train.ema.validate_original_weights,
                 cpu_offload=train.ema.cpu_offload,
+                tau=train.ema.tau,
+                validate_both=train.ema.validate_both,
             )
         )
     callbacks += [ProgressReport(), StatusReport()]
+    if train.early_stopping.enabled:
+        callbacks.append(EarlyStopping(train.early_stopping.patience, train.early_stopping.min_delta))
+    if train.drop_path_schedule != "constant":
+        callbacks.append(DropPathSchedule(train.drop_path_schedule, train.drop_path_epochs))
+    if train.save_dataset_grids:
+        callbacks.append(DatasetGrids(folder / "dataset_grids"))
     callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit))
     callbacks.append(PreemptionSave())
     return callbacks

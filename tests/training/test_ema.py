@@ -60,7 +60,7 @@ def _expected(module: _Small, start: dict, decay, every: int = 1) -> dict:
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("every", [1, 2])
 def test_weights_and_batch_norm_statistics_are_averaged(every, offload):
-    ema = ExponentialMovingAverage(decay=0.9, every_n_steps=every, cpu_offload=offload, ramp=False)
+    ema = ExponentialMovingAverage(decay=0.9, every_n_steps=every, cpu_offload=offload, tau=0)
     module, start = _run(ema)
     expected = _expected(module, start, lambda n: 0.9, every)
     assert set(ema.averages) == set(expected) and "net.1.running_var" in expected
@@ -84,7 +84,7 @@ def test_the_ramp_lets_short_runs_forget_their_start():
 
 
 def test_validation_sees_the_average_and_training_goes_on_with_the_weights():
-    ema = ExponentialMovingAverage(decay=0.9, ramp=False)
+    ema = ExponentialMovingAverage(decay=0.9, tau=0)
     module, start = _run(ema, epochs=1)
     expected = _expected(module, start, lambda n: 0.9)
     torch.testing.assert_close(module.validated_with[-1], expected["net.0.weight"])

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.ops.resize import resize_bicubic
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB 0..1
 _EPS = 1e-6  # of the layer norms
 
 
@@ -128,6 +128,14 @@ class WindowedDinov2(nn.Module):
     def _to_map(self, tokens: Tensor, batch: int, height: int, width: int) -> Tensor:
         patches = join_windows(tokens[:, 1 + self.num_registers :], height, width, self.num_windows)
         return patches.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def layer_numbers(self) -> dict[str, int]:
+        """Of each parameter: 0 for embeddings, then one per block, and behind the last tap one more than would follow,
+        as RF-DETR counts."""
+        numbers = {name: self.taps[-1] + 2 for name, _ in self.norm.named_parameters("norm")}
+        for index, block in enumerate(self.blocks):
+            numbers |= {name: index + 1 for name, _ in block.named_parameters(f"blocks.{index}")}
+        return {name: numbers.get(name, 0) for name, _ in self.named_parameters()}
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with position embeddings of this grid and patches of this size.

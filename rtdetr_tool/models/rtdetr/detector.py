@@ -22,6 +22,8 @@ class RTDETR(Detector):
     Every input size that is a multiple of 32 works, in training and in eval mode.
     """
 
+    decoder_layers = ("decoder.decoder.",)
+
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1. In training mode `targets` feed the denoising queries (none without them)."""
         return self.decoder(self.encoder(self.backbone(images)).maps, targets)

@@ -1,0 +1,34 @@
+"""When stochastic depth (Huang et al. 2016, arXiv:1603.09382) holds during a run."""
+
+from __future__ import annotations
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from timm.layers import DropPath
+
+
+class DropPathSchedule(Callback):
+    """Scales the rates that the model was built with; a function of the step, so that resuming needs no state.
+
+    `early`: on in the first `epochs` epochs; `early_linear`: falling from 1 to 0 over their steps; `late`: on
+    after them.
+    """
+
+    def __init__(self, kind: str, epochs: int) -> None:
+        self.kind, self.epochs = kind, epochs
+        self._rates: list[tuple[DropPath, float]] = []
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Share of the rates at an optimizer step counted from 0."""
+        early = self.epochs * steps_per_epoch
+        if self.kind == "early_linear":
+            return max(1 - step / max(early - 1, 1), 0.0) if step < early else 0.0
+        return float((step < early) == (self.kind == "early"))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rates = [(module, module.drop_prob) for module in pl_module.modules() if isinstance(module, DropPath)]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        steps = max(1, int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1))
+        factor = self.factor(trainer.global_step, steps)
+        for module, rate in self._rates:
+            module.drop_prob = rate * factor

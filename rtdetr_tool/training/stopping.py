@@ -1,0 +1,44 @@
+"""Ending a run whose validation does not get better."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStopping(Callback):
+    """Stops after `patience` validations in a row whose `monitor` is not more than `min_delta` above the best so far.
+
+    What is validated is what counts: the average where EMA is on. All ranks see the same numbers and stop together.
+    """
+
+    def __init__(self, patience: int = 10, min_delta: float = 0.001, monitor: str = "val_mAP") -> None:
+        self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
+        self.best: float | None = None
+        self.waited = 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        score = trainer.callback_metrics.get(self.monitor)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
+            return
+        score = float(score)
+        if self.best is None or score > self.best + self.min_delta:
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            trainer.should_stop = True
+            logger.info(
+                "Stopping early: %s has not improved on %.4f by more than %g in %d validations.",
+                self.monitor, self.best, self.min_delta, self.waited,
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited = state_dict["best"], state_dict["waited"]

@@ -1,0 +1,246 @@
+"""The training fields beyond TAO's, for both families: accumulation, layer decay, cosine, EMA with tau and the rest.
+
+RF-DETR's formulas are held against its package (rfdetr 1.11) where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import nn
+
+from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.models.build import build_backbone, build_detector
+from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec.rfdetr import default_sizes
+from rtdetr_tool.training.drop_path import DropPathSchedule
+from rtdetr_tool.training.ema import ExponentialMovingAverage
+from rtdetr_tool.training.fit import fit
+from rtdetr_tool.training.optim import StagedSchedule, layer_numbers, parameter_groups
+from rtdetr_tool.training.stopping import EarlyStopping
+
+FAMILIES = {
+    "rtdetr": {},
+    "rfdetr": {
+        "model__arch": "rfdetr",
+        "model__rfdetr": RfdetrSpec(
+            out_feature_indexes=[1], resolution=64, hidden_dim=32, sa_nheads=2, ca_nheads=4, num_queries=10,
+            group_detr=2, dec_layers=2, dim_feedforward=32,
+        ),
+    },
+}  # fmt: skip
+TINY_VIT = Dinov2("dinov2_windowed_small", 32, 2, 2, 0, "", "")
+both_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture
+def tiny_vit(monkeypatch):
+    monkeypatch.setitem(DINOV2, TINY_VIT.name, TINY_VIT)
+
+
+@pytest.fixture
+def theirs(monkeypatch):
+    """Imports a module of RF-DETR's package; what it wants for COCO scores only is not needed here."""
+    for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
+        monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
+    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="the package rfdetr is the judge")
+
+
+class Steps(pl.Callback):
+    """The rate of each optimizer step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@both_families
+def test_both_families_train_validate_and_leave_a_checkpoint(family, tiny_vit, make_spec):
+    result = fit(make_spec(**FAMILIES[family], train__enable_ema=True))
+    term = "train_loss_vfl" if family == "rtdetr" else "train_loss_ce"
+    assert result.metrics[term] > 0 and result.metrics["val_loss"] > 0
+    assert {"val_mAP", "val_F1", "val_precision", "val_recall", "val_threshold"} <= set(result.metrics)
+    assert load_checkpoint(result.best_path)["rtdetr_tool"]["spec"]["model"]["arch"] == family
+
+
+@both_families
+def test_accumulated_batches_make_one_step_of_one_size_with_noise_of_their_own(family, tiny_vit, make_spec, tmp_path):
+    """Eight images in batches of two: four steps, or one of four batches."""
+    sizes, draws = [], []
+
+    class Watch(Steps):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            sizes.append(tuple(pl_module.prepare_images(batch, multi_scale=True).shape[-2:]))
+
+        def on_before_backward(self, trainer, pl_module, loss):
+            draws.append(torch.rand(1).item())
+
+    def steps(count):
+        watch = Watch()
+        spec = make_spec(
+            **FAMILIES[family], dataset__batch_size=2, train__grad_accum_steps=count,
+            dataset__augmentation__multi_scales=[64, 96, 128], train__results_dir=str(tmp_path / str(count)),
+        )  # fmt: skip
+        fit(spec, callbacks=[watch], limit_val_batches=0)
+        return len(watch.rates)
+
+    assert steps(4) == 1
+    assert len(set(sizes[:3])) == 1 and len(set(draws)) == 4
+    assert steps(1) == 4
+
+
+def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(theirs):
+    groups_of = theirs("training.param_groups").get_param_dict
+    from rtdetr_tool.checkpoints.rfdetr import from_rfdetr
+    from tests.parity.rfdetr_pair import build_ours, build_theirs
+
+    few = {"num_queries": 4, "group_detr": 2}
+    judge, ours = build_theirs("nano", **few), build_ours("nano", **few)
+    args = argparse.Namespace(
+        lr=1e-4, lr_encoder=1.5e-4, lr_vit_layer_decay=0.8, lr_component_decay=0.7, weight_decay=1e-4,
+        out_feature_indexes=[3, 6, 9, 12],
+    )  # fmt: skip
+    rate_of = {id(p): group["lr"] for group in groups_of(args, judge) for p in group["params"]}
+    expected = from_rfdetr(
+        {name: torch.tensor(rate_of[id(p)]) for name, p in judge.named_parameters() if id(p) in rate_of}
+    )
+    groups = parameter_groups(
+        ours, lr=1e-4, lr_backbone=1.5e-4, weight_decay=1e-4, lr_layer_decay=0.8, lr_component_decay=0.7
+    )
+    names = {id(p): name for name, p in ours.named_parameters()}
+    found = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert len(found) > 250 and set(found) <= set(expected)
+    for name, rate in found.items():
+        assert rate == pytest.approx(expected[name].item(), rel=1e-5), name
+    assert found["backbone.cls_token"] == pytest.approx(3.23e-6, rel=1e-2)  # as in the published table
+    assert found["backbone.blocks.11.fc1.weight"] == pytest.approx(4.70e-5, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "samples"),
+    [
+        ("resnet_18d", {"conv1.0.weight": 0, "layer1.0.conv1.weight": 1, "layer4.1.bn2.weight": 8}),
+        ("convnext_tiny", {"stem.0.weight": 0, "stages.1.downsample.1.weight": 4, "stages.1.blocks.0.gamma": 4,
+                           "stages.3.blocks.2.gamma": 18, "conv_1024.weight": 19}),
+        ("fan_tiny", {"patch_embed.backbone.stem.0.weight": 0, "patch_embed.proj.weight": 7, "blocks.0.gamma1": 7,
+                      "out_norm3.weight": 17}),
+        ("efficientvit_b0", {"stem.in_conv.conv.weight": 0, "norm1.weight": 11}),
+        ("timm/efficientnet_lite0", {"extractor.conv_stem.weight": 0, "extractor.blocks.6.0.conv_dw.weight": 16}),
+    ],
+)  # fmt: skip
+def test_layers_are_numbered_from_the_stem_on(backbone, samples):
+    numbers = layer_numbers(build_backbone(ModelSpec(backbone=backbone)))
+    assert {name: numbers[name] for name in samples} == samples
+    assert set(numbers.values()) == set(range(max(numbers.values()) + 1))
+
+
+def test_each_layer_of_a_timm_backbone_learns_by_the_factor_less_than_the_next(make_spec):
+    model = ModelSpec(backbone="resnet_18d", hidden_dim=32, nheads=4, feat_channels=[32, 32, 32], dec_layers=1)
+    detector = build_detector(model, 3)
+    groups = parameter_groups(
+        detector, lr=1e-3, lr_backbone=1e-4, weight_decay=0.1, lr_layer_decay=0.5, lr_component_decay=0.5
+    )
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates["backbone_008"] == pytest.approx(1e-4 / 4) and rates["backbone_000"] == pytest.approx(1e-4 / 4 / 2**8)
+    assert rates["decoder"] == pytest.approx(5e-4) and rates["main"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("cosine", "Cosine"), ("step", "MultiStep")])
+def test_schedules_have_the_values_of_rfdetrs_package(preset, kind, theirs):
+    """But for the warm-up, whose first step has a rate of 0 there and of 1/8 here."""
+    module = theirs("training.module_model")
+    config = argparse.Namespace(lr_scheduler=preset, lr_scheduler_kwargs={"min_factor": 0.1, "lr_drop": 3})
+    their_optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    expect = module._build_managed_scheduler(their_optimizer, config, 50, 10, 8).lr_lambdas[0]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    ours = StagedSchedule(
+        optimizer, kind=kind, milestones=[3], decay=0.1, warmup_steps=8, total_steps=50, min_factor=0.1
+    )
+    for step in range(50):
+        ours.start_epoch(step // 10)
+        expected = (step + 1) / 8 if step < 8 else expect(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected), step
+        optimizer.step()
+        ours.step()
+
+
+@pytest.mark.parametrize("tau", [100, 0])
+def test_the_decay_of_ema_grows_as_in_rfdetrs_package(tau, theirs):
+    judge = theirs("training.callbacks.ema").RFDETREMACallback(decay=0.993, tau=tau)
+    ours = ExponentialMovingAverage(decay=0.993, tau=tau)
+    for update in (1, 2, 50, 1000):
+        assert ours.decay_at(update) == pytest.approx(judge._effective_decay(update - 1))
+
+
+@pytest.mark.parametrize("variant", RFDETR_VARIANTS)
+def test_multi_scale_sizes_are_those_of_rfdetrs_package(variant, theirs):
+    scales = theirs("datasets.coco").compute_multi_scale_scales
+    row = RFDETR_VARIANTS[variant]
+    expected = scales(row.resolution, True, row.patch_size, row.num_windows)
+    assert default_sizes(RfdetrSpec(variant=variant))["multi_scales"] == expected
+
+
+@pytest.mark.parametrize("kind", ["early", "late", "early_linear"])
+def test_the_schedule_of_drop_path_is_that_of_rfdetrs_package(kind, theirs):
+    schedule = theirs("training.drop_schedule").drop_scheduler
+    mode, _, shape = kind.partition("_")
+    expected = schedule(0.2, 5, 4, 3, mode, shape or "constant")
+    ours = DropPathSchedule(kind, epochs=3)
+    assert [0.2 * ours.factor(step, 4) for step in range(20)] == pytest.approx(expected.tolist())
+
+
+def test_a_run_that_does_not_get_better_stops_and_is_saved(make_spec):
+    spec = make_spec(
+        train__num_epochs=9, train__checkpoint_interval=9, train__early_stopping__enabled=True,
+        train__early_stopping__patience=2, train__early_stopping__min_delta=1.0,
+    )  # fmt: skip
+    result = fit(spec)
+    assert result.epochs in (2, 3) and result.latest_path.name == "model_epoch_002.pth"
+
+
+def test_patience_survives_resuming():
+    first, second = EarlyStopping(patience=3), EarlyStopping(patience=3)
+    first.best, first.waited = 0.5, 2
+    second.load_state_dict(first.state_dict())
+    assert (second.best, second.waited) == (0.5, 2)
+
+
+@both_families
+def test_the_average_and_the_trained_weights_are_both_validated(family, tiny_vit, make_spec):
+    changes = {**FAMILIES[family], "train__enable_ema": True, "train__optim__lr": 1e-2, "train__num_epochs": 2}
+    result = fit(make_spec(**changes, train__ema__validate_both=True, train__ema__decay=1.0, train__ema__tau=0.0))
+    alone = fit(make_spec(**changes, train__ema__validate_original_weights=True, train__ema__decay=1.0,
+                          train__results_dir=str(Path(result.best_path).parent / "alone")))  # fmt: skip
+    assert result.metrics["val_raw_mAP50"] == pytest.approx(alone.metrics["val_mAP50"])
+    assert result.metrics["val_raw_F1"] == pytest.approx(alone.metrics["val_F1"])
+
+
+def test_validation_without_losses_and_with_each_classs_ap(make_spec):
+    result = fit(make_spec(train__compute_val_loss=False, train__log_per_class_metrics=True))
+    assert "val_loss" not in result.metrics
+    assert {"val_AP/red", "val_AP/green"} <= set(result.metrics)
+
+
+def test_grids_show_the_first_batches_with_their_boxes(make_spec):
+    spec = make_spec(train__save_dataset_grids=True)
+    fit(spec)
+    folder = Path(spec.train.results_dir, "dataset_grids")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["train_batch0_grid.jpg", "train_batch1_grid.jpg", "val_batch0_grid.jpg"]
+    picture = np.asarray(Image.open(folder / "val_batch0_grid.jpg"))
+    assert picture.shape == (72, 208, 3)  # three images of 64 in a row, four pixels between
+    assert json.loads(Path(spec.dataset.val_data_sources["json_file"]).read_text())["images"][0]["width"] == 64
+    assert math.isfinite(picture.std()) and picture.std() > 10
