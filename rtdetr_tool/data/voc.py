@@ -8,7 +8,6 @@ are neither learned nor counted, as in the challenge; here they are crowd region
 
 from __future__ import annotations
 
-import math
 import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -101,8 +100,16 @@ class _Reader:
     def read(self) -> Source:
         images = _by_stem(self.files.images, EXTENSIONS)
         labels = _by_stem(self.files.annotations, (".xml",))
-        for stem in self._listed() if self.files.listed else sorted({*images, *labels}):
-            self._add(stem, images, labels.get(stem))
+        if self.files.listed:
+            for stem in self._listed({*images, *labels}):
+                self._add(stem, images.get(stem), labels.get(stem))
+        else:
+            for stem, label in labels.items():
+                self._add(stem, images.get(stem), label)
+            annotated = {image.path for image in self.source.images.values()}
+            for stem, path in images.items():
+                if path not in annotated:
+                    self._add(stem, path, None)
         if not self.found:
             raise DataError(
                 f"None of the {len(self.source.images)} images of {self.source.name} has an XML file in "
@@ -127,10 +134,11 @@ class _Reader:
             raise DataError(f"{self.names_file} must hold one class name per line, each once.")
         return names
 
-    def _listed(self) -> list[str]:
+    def _listed(self, known: set[str]) -> list[str]:
         """The names of images in a list of `ImageSets/Main`; what stands behind a name in a line is not read."""
         text = read_bytes(self.files.listed, "The list of images", LARGEST_LIST).decode("utf-8-sig", "surrogateescape")
-        stems = list(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip()))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        stems = list(dict.fromkeys(line if line in known else line.split()[0] for line in lines))
         wrong = next((stem for stem in stems if "/" in stem or os.sep in stem or stem.startswith("..")), None)
         if wrong is not None:
             raise DataError(
@@ -140,9 +148,9 @@ class _Reader:
             raise DataError(f"The list of images {self.files.listed} is empty.")
         return stems
 
-    def _add(self, stem: str, images: dict[str, str], label: str | None) -> None:
+    def _add(self, stem: str, path: str | None, label: str | None) -> None:
         root = None if label is None else _parse(label)
-        path = images.get(stem) or self._named(root, stem)
+        path = path or self._named(root, stem)
         image = AnnotatedImage(path, 0, 0)
         self.source.images[len(self.source.images) + 1] = image
         if root is None:
@@ -159,11 +167,11 @@ class _Reader:
         return os.path.join(self.files.images, name or f"{stem}.*")
 
     def _size(self, root: ElementTree.Element | None, image: AnnotatedImage) -> None:
-        sides = [_number(root, f"size/{side}") for side in ("width", "height")] if root is not None else [0, 0]
-        if all(1 <= side <= LARGEST_SIDE for side in sides):
-            image.width, image.height = map(int, sides)
-            return
         if root is not None:
+            width, height = (_number(root, f"size/{side}") or 0 for side in ("width", "height"))
+            if 1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE:
+                image.width, image.height = int(width), int(height)
+                return
             self.source.repairs.add("image_without_size", os.path.basename(image.path))
         try:
             image.width, image.height = image_size(image.path)
@@ -180,7 +188,7 @@ class _Reader:
             )
         self.seen.add(name)
         edges = [_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
-        if any(entry.find(f"bndbox/{edge}") is None for edge in ("xmin", "ymin", "xmax", "ymax")):
+        if None in edges:
             repairs.add("box_malformed", where)
             return
         # Pixel 1 is the one from 0 to 1, and the last pixel belongs to the box.
@@ -229,9 +237,8 @@ def _text(entry: ElementTree.Element, name: str) -> str:
     return (entry.findtext(name) or "").strip()
 
 
-def _number(entry: ElementTree.Element, name: str) -> float:
-    """NaN where there is none."""
+def _number(entry: ElementTree.Element, name: str) -> float | None:
     try:
         return float(_text(entry, name))
     except ValueError:
-        return math.nan
+        return None
