@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,16 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.dataset import DetectionDataset
-from rtdetr_tool.data.findings import Findings
+from rtdetr_tool.data.findings import ERROR, NOTE, Findings
 from rtdetr_tool.data.loader import start_worker
 from rtdetr_tool.data.preprocess import SizeMismatch, decode_image, image_header
 from rtdetr_tool.data.records import ImageRecord
+from rtdetr_tool.data.repairs import KINDS as REPAIRS
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import sha256_of
+from rtdetr_tool.status import current_status
+
+logger = logging.getLogger(__name__)
 
 IMBALANCE = 100  # a class with fewer objects than the most frequent one has hundreds is called rare
 SAME_BOX = 0.95  # IoU from which two boxes of a class in one image are one object labelled twice
@@ -82,6 +87,21 @@ def _check_classes(
             findings.add("class_imbalance", split, f"{name_of(index)}: {count}, {name_of(most)}: {of_class[most]}")
         if count and trained is not None and not trained.get(index):
             findings.add("class_not_trained", split, name_of(index))
+
+
+def check_before_training(datasets: Mapping[str, DetectionDataset]) -> None:
+    """The cheap part of `rtdetr validate_data`: what it finds goes to the log and the status file.
+
+    DataError where there is nothing to learn.
+    """
+    findings = Findings()
+    check_contents(datasets, findings)
+    if any(found.level == ERROR and found.split == "train" for found in findings):
+        raise DataError("The training data has no object in any image (crowd regions do not count): nothing to learn.")
+    for found in findings:
+        current_status().write("RUNNING", found.line(), verbosity="INFO" if found.level == NOTE else "WARNING")
+        if found.kind not in REPAIRS:  # these were said when the annotations were read
+            logger.log(logging.INFO if found.level == NOTE else logging.WARNING, found.line())
 
 
 def check_boxes(

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.build import build_eval_dataset, build_inference_dataset, build_loader, build_train_dataset
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.inspection import check_before_training
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 
@@ -27,9 +28,12 @@ class DetectionDataModule(pl.LightningDataModule):
         self._datasets: dict[str, Dataset] = {}
 
     def setup(self, stage: str) -> None:
+        new = stage == "fit" and "train" not in self._datasets
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
             if split == "train" or getattr(self.spec.dataset, _SOURCES[split]):
                 self.dataset(split)  # without a source, asking for its loader says so
+        if new:
+            check_before_training(self._datasets)
 
     def dataset(self, split: str) -> Any:
         """`train`, `val`, `test` or `predict`."""
@@ -39,7 +43,7 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _build(self, split: str) -> Any:
         if split == "train":
-            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed)
+            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, masks=self.masks)
         if split == "predict":
             return build_inference_dataset(self.spec.dataset)
         known = self._datasets.get("train")

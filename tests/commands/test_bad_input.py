@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from rtdetr_tool.cli import main
+from rtdetr_tool.data.repairs import KINDS as REPAIRS
 
 SIDE = 64
 
@@ -107,6 +108,30 @@ def test_bad_boxes_are_counted_and_said(project, capsys):
     assert "labels.json" in text
     assert "dropped" in text
     assert "clipped" in text
+    noted = [line["message"] for line in project.status("train") if line["verbosity"] == "WARNING"]
+    for kind in ("box_not_finite", "box_empty", "box_clipped", "box_outside"):
+        for split in ("train", "val"):
+            count = 2 if kind == "box_empty" else 1
+            assert any(f"{split}: {count} {REPAIRS[kind]} (annotations[" in line for line in noted), kind
+
+
+def test_training_says_what_the_cheap_checks_find(project, capsys):
+    project.coco["categories"].append({"id": 0, "name": "dog"})
+    project.coco["annotations"] = project.coco["annotations"][:4]
+    project.write()
+    assert project.run("train") == 0
+    text = capsys.readouterr().err
+    assert "train: 1 classes without an object (dog)" in text
+    assert "val: 6 images that are in the training data too" in text
+    assert "train: 2 images without an object" in text
+
+
+def test_training_data_without_an_object_is_refused(project, capsys):
+    for annotation in project.coco["annotations"]:
+        annotation["iscrowd"] = 1
+    project.write()
+    assert project.run("train") == 2
+    failed_with(capsys, "no object in any image", "nothing to learn")
 
 
 def test_duplicate_ids_are_said(project, capsys):
