@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rtdetr_tool.checkpoints.loading import load_into
+from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
@@ -47,6 +48,8 @@ class DetectorModule(pl.LightningModule):
 
     def __init__(self, spec: ExperimentSpec, class_map: ClassMap) -> None:
         super().__init__()
+        if spec.dataset.num_classes is None:
+            spec = replace(spec, dataset=replace(spec.dataset, num_classes=class_map.num_classes))
         self.spec, self.class_map = spec, class_map
         detector = build_detector(
             spec.model, spec.dataset.num_classes, activation_checkpoint=spec.train.activation_checkpoint
@@ -89,6 +92,11 @@ class DetectorModule(pl.LightningModule):
         if not self._initialised:
             self._initialised = True
             load_initial_weights(self.detector, self.spec)
+
+    def start_from(self, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+        """Start from these weights (by our names) instead of those that the spec names."""
+        self._initialised = True
+        return load_into(self.detector, weights, source=source, strict=False)
 
     # Steps
 
@@ -171,8 +179,9 @@ class DetectorModule(pl.LightningModule):
 
     def _start_evaluation(self, loaders: Any) -> None:
         loader = loaders[0] if isinstance(loaders, Sequence) else loaders
-        truth = loader.dataset.coco_ground_truth()
-        build = partial(CocoEvaluator, truth, self.class_map, eval_class_ids=self.spec.dataset.eval_class_ids)
+        dataset = loader.dataset  # its ids may differ from those of the training data, not its class indices
+        truth = dataset.coco_ground_truth()
+        build = partial(CocoEvaluator, truth, dataset.class_map, eval_class_ids=self.spec.dataset.eval_class_ids)
         self._evaluator = build()
         average = average_of(self.trainer)
         aside = average.aside if average is not None else {}
