@@ -43,7 +43,7 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _build(self, split: str) -> Any:
         if split == "train":
-            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, masks=self.masks)
+            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed)
         if split == "predict":
             return build_inference_dataset(self.spec.dataset)
         known = self._datasets.get("train")
