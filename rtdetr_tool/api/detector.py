@@ -220,22 +220,25 @@ class Detector:
 
     # Training and scores
 
-    def train(self, callbacks: Sequence[Any] = (), **keywords: Any) -> FitResult:
+    def train(
+        self, callbacks: Sequence[Any] = (), resume: str | os.PathLike | bool | None = None, **keywords: Any
+    ) -> FitResult:
         """Train on a data set, starting from the weights that this detector has; it has the best ones afterwards.
 
         Args:
             callbacks: Lightning callbacks beside the built-in ones.
+            resume: go on with an interrupted run instead: True for the newest checkpoint in `output_dir`, or a path.
             keywords: fields of the spec's `train` and `dataset` sections by their last name (`num_epochs=5`), by their
                 dotted name (`**{"train.optim.lr": 1e-4}`), or by the names that users of RF-DETR know; the table is in
                 docs/python_api.md.
 
         Raises:
-            UserError: an unknown keyword, or a data set that cannot be used.
+            UserError: an unknown keyword, a data set that cannot be used, or `output_dir` holds another run.
         """
         from rtdetr_tool.api.training import train
 
         opened = self._trainable("train")
-        result, trained = train(opened, train_settings(keywords), callbacks)
+        result, trained = train(opened, train_settings(keywords), resume, callbacks)
         if trained is not None:
             self._opened, self._runtime, self.source = trained, None, str(result.best_path or result.latest_path)
         return result

@@ -50,7 +50,6 @@ TRAIN: dict[str, Rule] = {
     "lr_vit_layer_decay": "train.optim.lr_layer_decay",
     "clip_max_norm": "train.clip_grad_norm",
     "output_dir": "train.results_dir",
-    "resume": "train.resume_training_checkpoint_path",
     "num_workers": "dataset.workers",
     "use_ema": "train.enable_ema",
     "ema_decay": "train.ema.decay",

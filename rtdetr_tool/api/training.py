@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from rtdetr_tool.api.opening import class_rows
 from rtdetr_tool.commands.detection import score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
 from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import FitResult, fit
 from rtdetr_tool.training.module import DetectorModule
 
@@ -23,10 +26,21 @@ OUTPUT = "output"  # folder of the results where none is given
 
 
 def train(
-    opened: OpenedDetector, changes: Settings, callbacks: Sequence[Any]
+    opened: OpenedDetector, changes: Settings, resume: str | os.PathLike | bool | None, callbacks: Sequence[Any]
 ) -> tuple[FitResult, OpenedDetector | None]:
-    """Fit from the detector's weights; what was trained is opened from its best checkpoint (None after a dry run)."""
+    """Fit from the detector's weights, or go on with a run; what was trained is opened from its best checkpoint.
+
+    After a dry run that is None.
+    """
+    if resume and resume is not True:
+        changes = {**changes, "train.resume_training_checkpoint_path": os.fspath(resume)}
     spec = training_spec(opened, changes)
+    there = find_resume_path(spec.train.results_dir)
+    if there and not resume:
+        raise UserError(
+            f"train: {spec.train.results_dir} holds a run already ({there.name}). Give resume=True to go on with it, "
+            "or another output_dir to start a new one from this detector's weights."
+        )
     weights = opened.detector.state_dict()
 
     def build_module(spec: ExperimentSpec, class_map: ClassMap) -> DetectorModule:

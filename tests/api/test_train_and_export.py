@@ -1,0 +1,250 @@
+"""Training, scoring and files of a `Detector`, with the commands' own parts."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from rtdetr_tool.api import RTDETR, Detector, PlainDetections, RFDETRNano, RFDETRSmall
+from rtdetr_tool.api import results as result_forms
+from rtdetr_tool.api.keywords import TRAIN, leaves, train_settings
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.errors import CheckpointError, DataError, SpecError, UserError
+from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.spec.convert import field_names
+from tests.api.small import SIDE, SMALL_RFDETR, SMALL_RTDETR, lively
+
+
+@pytest.fixture(autouse=True)
+def without_supervision(monkeypatch):
+    monkeypatch.setattr(result_forms, "detections_class", lambda: PlainDetections)
+
+
+@pytest.fixture(scope="module")
+def trained(sample, tmp_path_factory):
+    """An RT-DETR after an epoch, and what `train` said."""
+    torch.manual_seed(0)
+    detector = lively(RTDETR("resnet_18", num_classes=7, device="cpu", **SMALL_RTDETR))
+    output = tmp_path_factory.mktemp("run")
+    result = detector.train(
+        **sample.keywords, epochs=1, batch_size=3, lr=1e-5, lr_encoder=1e-6, output_dir=output, device="cpu",
+        wandb=False, multi_scale=False,
+    )  # fmt: skip
+    return detector, result, output
+
+
+# Keywords
+
+
+def test_every_keyword_stands_for_fields_that_exist():
+    values = {"device": "cpu", "multi_scale": False, "lr_drop": 3, "lr_scheduler": "cosine"}
+    for name, rule in TRAIN.items():
+        fields = [rule] if isinstance(rule, str) else list(rule(values[name]))
+        assert fields and set(fields) <= set(field_names()), name
+
+
+def test_keywords_set_fields_by_every_name_they_have():
+    assert train_settings({"epochs": 5, "batch_size": 2, "lr": 1e-3, "warmup_steps": 7, "dataset_dir": "x"}) == {
+        "train.num_epochs": 5, "dataset.batch_size": 2, "train.optim.lr": 1e-3, "train.optim.warmup_steps": 7,
+        "dataset.dataset_dir": "x",
+    }  # fmt: skip
+    assert train_settings({"train.optim.lr": 1, "seed": 3}) == {"train.optim.lr": 1, "train.seed": 3}
+    assert train_settings({"device": "cuda:1"}) == {"train.accelerator": "gpu", "train.gpu_ids": [1]}
+    assert leaves("train")["results_dir"] == "train.results_dir"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"epoch": 3}, "train has no keyword epoch; did you mean epochs"),
+        ({"lr": 1, "learning": 2, "batchsize": 3}, "(?s)keyword learning.*batchsize; did you mean batch_size"),
+        ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is given twice, the second time as num_epochs"),
+        ({"device": "tpu"}, "device: 'tpu' is not allowed; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'"),
+    ],
+)
+def test_wrong_keywords_are_said(keywords, message):
+    with pytest.raises(UserError, match=message):
+        train_settings(keywords)
+
+
+def test_values_are_checked_as_in_a_spec(rtdetr, rfdetr, sample):
+    with pytest.raises(SpecError, match=r"train.num_epochs: -1 is not allowed"):
+        rtdetr.train(**sample.keywords, epochs=-1)
+    with pytest.raises(SpecError, match=r"model.rfdetr.resolution: 100 is not allowed.*nearest: 96 or 128"):
+        rfdetr.train(**{**sample.keywords, "model.rfdetr.resolution": 100})
+    with pytest.raises(DataError, match="no/such/folder"):
+        rtdetr.train(dataset_dir="no/such/folder")
+
+
+# Training
+
+
+def test_training_leaves_a_detector_for_the_classes_of_the_data(trained, sample):
+    detector, result, output = trained
+    assert result.epochs == 1 and result.latest_path.parent == output
+    assert detector.class_names == ["cat", "dog"] and detector.spec.dataset.num_classes == 2
+    assert detector.source == str(result.best_path or result.latest_path)
+    found = detector.predict(sample.image(1), threshold=0.0)
+    assert set(found["class_name"]) <= {"cat", "dog"} and len(found) == 8
+
+
+def test_training_again_starts_from_what_the_detector_has(trained, sample, tmp_path):
+    detector = copy.copy(trained[0])
+    before = {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
+    detector.train(**sample.keywords, epochs=1, lr=1e-12, lr_encoder=1e-12, weight_decay=0, device="cpu", wandb=False,
+                   output_dir=tmp_path, multi_scale=False)  # fmt: skip
+    after = detector.network.state_dict()
+    assert detector.network is not trained[0].network
+    for name, parameter in trained[0].network.named_parameters():
+        assert torch.allclose(after[name], before[name], atol=1e-6), name
+        assert parameter is not None
+
+
+def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(trained, sample):
+    output = trained[2]
+    again = {**sample.keywords, "output_dir": output, "device": "cpu", "wandb": False, "multi_scale": False}
+    detector = copy.copy(trained[0])
+    with pytest.raises(UserError, match=r"holds a run already \(model_epoch_000.pth\). Give resume=True"):
+        detector.train(**again, epochs=2)
+    result = detector.train(**again, batch_size=3, epochs=2, resume=True)
+    assert result.resumed_from.name == "model_epoch_000.pth" and result.latest_path.name == "model_epoch_001.pth"
+
+
+def test_rfdetr_trains_with_one_logit_for_no_class(sample, tmp_path):
+    detector = RFDETRNano(pretrain_weights=None, device="cpu", **SMALL_RFDETR)
+    assert detector.spec.dataset.num_classes == 80  # the spec's default; nobody said how many
+    result = detector.train(
+        **sample.keywords, epochs=1, batch_size=3, output_dir=tmp_path, device="cpu", wandb=False, multi_scale=False
+    )
+    assert detector.spec.dataset.num_classes == 3 and detector.class_names == ["cat", "dog"]
+    again = Detector.from_checkpoint(result.latest_path, device="cpu")
+    assert type(again) is RFDETRNano and again.input_size == (SIDE, SIDE) and again.class_names == ["cat", "dog"]
+    with pytest.raises(UserError, match="is a RFDETRNano, not a RFDETRSmall"):
+        RFDETRSmall.from_checkpoint(result.latest_path)
+    assert RFDETRNano.from_checkpoint(result.latest_path, num_classes=5).spec.dataset.num_classes == 6
+    with pytest.raises(CheckpointError, match="dec_layers is 3 in the spec, 1 in the checkpoint"):
+        Detector.from_checkpoint(result.latest_path, dec_layers=3)
+
+
+# Scores
+
+
+def test_one_resize_definition_the_score_of_predict_is_that_of_validation_and_evaluate(trained, sample):
+    """Ground truth made of the detector's own detections, so that the score is neither 0 nor 1."""
+    import pytorch_lightning as pl
+
+    from rtdetr_tool.training import DetectionDataModule, DetectorModule
+
+    detector, _, output = trained
+    truth, paths = copy.deepcopy(sample.coco), [sample.image(number) for number in range(1, 7)]
+    truth["annotations"] = []
+    for number, found in enumerate(detector.predict(paths, threshold=0.0), start=1):
+        for row in range(0, len(found), 2):
+            x1, y1, x2, y2 = found.xyxy[row].tolist()
+            box = [x1, y1, 0.9 * (x2 - x1), y2 - y1]
+            truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": number, "iscrowd": 0,
+                                         "category_id": int(found.class_id[row]) + 1, "bbox": box,
+                                         "area": box[2] * box[3]})  # fmt: skip
+    labels = output / "own.json"
+    labels.write_text(json.dumps(truth))
+    source = {**sample.source, "json_file": str(labels)}
+
+    scored = detector.evaluate("val", val_data_sources=source, num_workers=0)
+    own = CocoEvaluator(truth, detector.class_map)
+    own.update(range(1, 7), detector.detect(paths))
+    assert 0.05 < scored.map < 0.95
+    assert own.compute().map == pytest.approx(scored.map, abs=1e-9)
+
+    from dataclasses import replace
+
+    spec = replace(detector.spec, dataset=replace(detector.spec.dataset, val_data_sources=source, workers=0))
+    module = DetectorModule(spec, detector.class_map)
+    module.start_from(detector.network.state_dict(), "test")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.validate(module, DetectionDataModule(spec), verbose=False)
+    assert module.metrics["val_mAP"] == pytest.approx(scored.map, abs=1e-6)
+
+
+def test_what_cannot_be_scored_is_said(trained):
+    with pytest.raises(UserError, match="split 'train' is not allowed; allowed: 'test', 'val'"):
+        trained[0].evaluate("train")
+    with pytest.raises(DataError, match="test_data_sources"):
+        trained[0].evaluate()
+    with pytest.raises(UserError, match="evaluate has no keyword epochs"):
+        trained[0].evaluate(epochs=3)
+
+
+# Files
+
+
+def test_an_exported_file_is_a_detector_again(trained, sample, tmp_path):
+    detector = trained[0]
+    path = detector.export(tmp_path / "out", batch_size=2, notes="for the shelf")
+    assert path == tmp_path / "out" / "rtdetr-resnet_18.onnx"
+    assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    deployed = Detector.from_checkpoint(path, device="cpu")
+    assert deployed.class_names == ["cat", "dog"] and type(deployed) is RTDETR and deployed.network is None
+    expected = detector.predict(sample.image(1), threshold=0.0)
+    found = deployed.predict(sample.image(1), threshold=0.0)
+    assert np.allclose(found.confidence, expected.confidence, atol=1e-4)
+    with pytest.raises(UserError, match=r"takes inputs of 64 x 64 \(height x width\) only"):
+        deployed.predict(sample.image(1), shape=(96, 96))
+    with pytest.raises(UserError, match=r"train: .*rtdetr-resnet_18.onnx is a deployed file"):
+        deployed.train(epochs=1)
+    with pytest.raises(UserError, match=r"exists already; set export.overwrite=true"):
+        detector.export(tmp_path / "out")
+
+
+def test_an_rfdetr_is_exported_without_the_groups_of_training(rfdetr, tmp_path):
+    path = rfdetr.export(tmp_path, shape=(96, 64), output_name="mine")
+    dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    assert path.name == "mine.onnx" and [d.dim_value for d in dims] == [1, 3, 96, 64]
+    shapes = {tuple(tensor.dims)[-2:] for tensor in onnx.load(path).graph.initializer}
+    assert (8, 256) in shapes and (16, 256) not in shapes
+    assert rfdetr.network.decoder.refpoint_embed.weight.shape[0] == 16  # kept for going on with training
+
+
+def test_roboflows_bundle_opens_here_and_in_roboflows_package(sample, tmp_path, rfdetr, monkeypatch):
+    from rtdetr_tool.data.classes import ClassEntry, ClassMap
+
+    with pytest.raises(UserError, match="the classes have no names"):
+        rfdetr.export_for_roboflow(tmp_path)
+    monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(0, 1, "cat"), ClassEntry(1, 2, "dog")], 3))
+    rfdetr.export_for_roboflow(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "class_names.txt").read_text() == "cat\ndog"
+    assert sorted(file.name for file in (tmp_path / "bundle").iterdir()) == ["class_names.txt", "weights.pt"]
+    again = Detector.from_checkpoint(tmp_path / "bundle" / "weights.pt", device="cpu")
+    assert again.class_names == ["cat", "dog"] and again.input_size == rfdetr.input_size
+    expected = rfdetr.predict(sample.image(1), threshold=0.0)
+    assert np.allclose(again.predict(sample.image(1), threshold=0.0).xyxy, expected.xyxy, atol=1e-3)
+    args = load_checkpoint(tmp_path / "bundle" / "weights.pt")["args"]
+    assert args["num_classes"] == 2 and args["dataset_dir"] is None and args["patch_size"] == 16
+
+
+def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
+    with pytest.raises(UserError, match="Roboflow takes RF-DETR only"):
+        trained[0].export_for_roboflow(tmp_path)
+
+
+# Making one
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RTDETR("resnet_51"), "model.backbone: 'resnet_51' is not allowed"),
+        (lambda: RFDETRNano(pretrain_weights=None, resolution=100), "resolution: 100 is not allowed.*96 or 128"),
+        (lambda: RFDETRNano(pretrain_weights=None, layers=3), "RFDETRNano has no keyword layers"),
+        (lambda: RTDETR("resnet_18", device="cuda:99"), "device: 'cuda:99' cannot be used here"),
+        (lambda: RFDETRNano("no/such.pth"), "There is no checkpoint at no/such.pth"),
+        (lambda: Detector.from_checkpoint("no/such.onnx"), "There is no ONNX file at no/such.onnx"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_said(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
