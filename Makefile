@@ -24,7 +24,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-slow lint gpu-check docs lock clean
+.PHONY: help install install-dev demo test test-slow lint gpu-check docs lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,12 @@ docs: $(INSTALLED) ## write docs/spec.md anew
 
 lock: $(INSTALLED_DEV) ## write the lock files from what .venv holds
 	$(BIN)/python scripts/lock_dependencies.py
+
+audit: ## known weaknesses of the packages in the lock files (asks PyPI or OSV)
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit \
+		&& $(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit; } \
+		|| { rm -rf $(VENV)/audit; echo "make audit needs a package index to get pip-audit from" >&2; exit 2; }
+	@$(PYTHON) scripts/audit_dependencies.py $(VENV)/audit/bin/pip-audit
 
 clean: ## remove .venv and the demo's files
 	rm -rf $(VENV) "$(DEMO_DIR)/data" "$(DEMO_DIR)/results"
