@@ -14,6 +14,7 @@ from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
 
@@ -25,7 +26,8 @@ def run(loaded: LoadedSpec) -> None:
     current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
-    dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map)
+    masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
+    dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map, masks=masks)
     evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
     times = score(runtime, detecting.loader(dataset), evaluator, spec.model.num_select, section.conf_threshold)
 

@@ -30,9 +30,9 @@ from rtdetr_tool.spec import DatasetSpec
 logger = logging.getLogger(__name__)
 
 
-def build_train_dataset(spec: DatasetSpec, seed: int = 0) -> TrainDataset:
-    """All training sources as one data set; a negative seed stands for a random one."""
-    sources = read_sources(spec, "train")
+def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -> TrainDataset:
+    """All training sources as one data set, with `masks` if asked for; a negative seed stands for a random one."""
+    sources = read_sources(spec, "train", masks)
     for source in sources:
         drop_missing_images(source, spec.on_bad_image)
     class_map = _class_map(spec, _joined_categories(sources))
@@ -44,7 +44,7 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0) -> TrainDataset:
         iou_crop_prob=augmentation.iou_crop_prob,
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
     )
-    dataset = TrainDataset(records, class_map, transform, seed, spec.on_bad_image, _report("train", sources))
+    dataset = TrainDataset(records, class_map, transform, seed, spec.on_bad_image, _report("train", sources), masks)
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
 
@@ -54,13 +54,15 @@ def train_categories(spec: DatasetSpec) -> dict[int, str]:
     return _joined_categories(read_sources(spec, "train"))
 
 
-def build_eval_dataset(spec: DatasetSpec, split: str = "val", class_map: ClassMap | None = None) -> EvalDataset:
+def build_eval_dataset(
+    spec: DatasetSpec, split: str = "val", class_map: ClassMap | None = None, masks: bool = False
+) -> EvalDataset:
     """The `val` or `test` source.
 
     With `class_map` (of the training data or a checkpoint) the source's categories must be among its classes; without,
-    they are numbered as the spec says.
+    they are numbered as the spec says. `masks` reads those of the objects, too.
     """
-    sources = read_sources(spec, split)
+    sources = read_sources(spec, split, masks)
     if len(sources) != 1:
         raise DataError(f"dataset.{split}_data_sources must be one data source, not {len(sources)}.")
     source = sources[0]
@@ -72,13 +74,18 @@ def build_eval_dataset(spec: DatasetSpec, split: str = "val", class_map: ClassMa
         spec.augmentation.eval_spatial_size,
         spec.augmentation.preserve_aspect_ratio,
         _report(split, [source]),
+        masks,
     )
     logger.info("%s data: %d images, %s", split.capitalize(), len(dataset), class_map.describe())
     return dataset
 
 
-def read_sources(spec: DatasetSpec, split: str) -> list[Source]:
-    """The annotations of every source of `train`, `val` or `test`, whatever their format."""
+def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+    """The annotations of every source of `train`, `val` or `test`, whatever their format.
+
+    Raises:
+        DataError: `masks` are asked for, and a source has none.
+    """
     given = getattr(spec, f"{split}_data_sources")
     entries = [given] if isinstance(given, Mapping) else list(given or [])
     if not entries:
@@ -86,7 +93,16 @@ def read_sources(spec: DatasetSpec, split: str) -> list[Source]:
             f"dataset.{split}_data_sources is not set: it needs image_dir and json_file, or the dataset_dir of a data "
             "set."
         )
-    return [_read(entry, split, spec.format) for entry in entries]
+    sources = [_read(entry, split, spec.format, masks) for entry in entries]
+    for source in sources:
+        objects = sum(len(image.rows) for image in source.images.values())
+        if masks and objects and not source.has_masks:
+            raise DataError(
+                f"{source.name} (dataset.{split}_data_sources) has {objects} objects and not one with a mask, which a "
+                "segmentation head needs: give COCO files with `segmentation` or YOLO labels with outlines, or train "
+                "boxes alone (a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false)."
+            )
+    return sources
 
 
 def source_images(spec: DatasetSpec, split: str) -> list[str]:
@@ -121,6 +137,8 @@ def build_loader(
 
     Ranks of a training run must be given data sets with the same seed, or they would not see disjoint images.
     """
+    if not spec.batch_size:
+        raise DataError("dataset.batch_size auto is tried out by `rtdetr train`; give a number here")
     if training:
         sampler = TrainSampler(len(dataset), dataset.seed, spec.batch_size, rank, world_size)
         drop_last = sampler.full_steps > 0
@@ -141,15 +159,15 @@ def build_loader(
     )
 
 
-def _read(entry: Mapping[str, Any], split: str, data_format: str) -> Source:
+def _read(entry: Mapping[str, Any], split: str, data_format: str, masks: bool = False) -> Source:
     """A source `{image_dir, json_file}` or `{dataset_dir, split}`."""
     if entry.get("dataset_dir"):
-        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format)
+        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format, masks)
     else:
         missing = [key for key in ("image_dir", "json_file") if not entry.get(key)]
         if missing:
             raise DataError(f"An entry of dataset.{split}_data_sources lacks {' and '.join(missing)}: {dict(entry)}")
-        source = read_source(entry["image_dir"], entry["json_file"])
+        source = read_source(entry["image_dir"], entry["json_file"], masks)
     if not source.images:
         raise DataError(f"{source.name} (dataset.{split}_data_sources) lists no images.")
     return source

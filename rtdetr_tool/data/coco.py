@@ -23,12 +23,16 @@ from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import open_regular
+from rtdetr_tool.ops.masks import UNKNOWN, compact, counts_of, to_coco
 
 _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
 
 
-def read_source(image_dir: str, json_file: str) -> Source:
-    """Read `json_file` (a path, or a pattern with wildcards: its files together) with images in `image_dir`."""
+def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
+    """Read `json_file` (a path, or a pattern with wildcards: its files together) with images in `image_dir`.
+
+    Masks are read only where they are asked for: they are most of a file.
+    """
     if not os.path.isdir(image_dir):
         raise DataError(f"The image directory {image_dir!r} does not exist (image_dir beside json_file {json_file!r}).")
     paths = sorted(glob.glob(json_file)) if glob.has_magic(json_file) and not os.path.exists(json_file) else [json_file]
@@ -36,18 +40,18 @@ def read_source(image_dir: str, json_file: str) -> Source:
         raise DataError(f"No annotation file matches {json_file!r}.")
     source = Source(json_file)
     for path in paths:
-        _Reader(path, image_dir, source).read()
+        _Reader(path, image_dir, source, masks).read()
     return source
 
 
-def load_json(path: str) -> dict[str, Any]:
-    """The object in a JSON file without its polygons (`segmentation`); DataError for everything else.
+def load_json(path: str, masks: bool = False) -> dict[str, Any]:
+    """The object in a JSON file, without its `segmentation`s unless `masks`; DataError for everything else.
 
     The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     """
     try:
         with _without_garbage_collection():
-            content = json.loads(_read_text(path), object_hook=_without_polygons)
+            content = json.loads(_read_text(path), object_hook=_with_compact_masks if masks else _without_masks)
     except RecursionError as error:
         raise DataError(f"Annotation file {path} is nested too deeply to be a COCO file.") from error
     except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
@@ -79,9 +83,15 @@ def _read_text(path: str) -> str:
     return text
 
 
-def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
     """Dropped while the file is parsed: in COCO's own files they are most of the memory."""
     entry.pop("segmentation", None)
+    return entry
+
+
+def _with_compact_masks(entry: dict[str, Any]) -> dict[str, Any]:
+    if "segmentation" in entry:
+        entry["segmentation"] = compact(entry["segmentation"])
     return entry
 
 
@@ -100,12 +110,12 @@ def _without_garbage_collection() -> Iterator[None]:
 class _Reader:
     """Checks one file and adds its content to a source."""
 
-    def __init__(self, path: str, image_dir: str, source: Source) -> None:
-        self.path, self.image_dir, self.source = path, image_dir, source
+    def __init__(self, path: str, image_dir: str, source: Source, masks: bool) -> None:
+        self.path, self.image_dir, self.source, self.masks = path, image_dir, source, masks
         self.repairs = source.repairs
 
     def read(self) -> None:
-        content = load_json(self.path)
+        content = load_json(self.path, self.masks)
         for key in ("images", "annotations", "categories"):
             if key not in content:
                 raise DataError(f"Annotation file {self.path} has no {key!r}; its keys are {sorted(content)[:10]}.")
@@ -194,6 +204,8 @@ class _Reader:
             box = self._box(entry.get("bbox"), image, where)
             if box is not None:
                 image.rows.append((*box, category_id, self._crowd(entry, where), self._area(entry, box, where)))
+                if self.masks:
+                    image.masks.append(self._mask(entry.get("segmentation"), image, where))
         if unknown:
             raise DataError(
                 f"Annotations in {self.path} use category ids that its 'categories' do not list: "
@@ -238,6 +250,12 @@ class _Reader:
         self.repairs.add("iscrowd_assumed", where)
         return False
 
+    def _mask(self, segmentation: Any, image: AnnotatedImage, where: str) -> bytes:
+        counts = counts_of(segmentation, image.height, image.width) if segmentation else UNKNOWN
+        if not counts:
+            self.repairs.add("mask_malformed" if segmentation else "mask_missing", where)
+        return counts or UNKNOWN
+
     # Plain values
 
     def _object(self, entry: Any, where: str) -> Mapping[str, Any]:
@@ -272,17 +290,19 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
     for record in records:
         images.append({"id": record.image_id, "file_name": record.path, "width": record.width, "height": record.height})
         columns = (record.boxes.tolist(), record.labels.tolist(), record.iscrowd.tolist(), record.area.tolist())
-        for (x1, y1, x2, y2), label, crowd, area in zip(*columns, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": id_of[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-            )
+        masks = record.masks or [UNKNOWN] * len(record)
+        for (x1, y1, x2, y2), label, crowd, area, counts in zip(*columns, masks, strict=True):
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": record.image_id,
+                "category_id": id_of[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            if counts != UNKNOWN:
+                annotation["segmentation"] = to_coco(counts, (record.height, record.width))
+            annotations.append(annotation)
     categories = [{"id": entry.category_id, "name": entry.name} for entry in class_map.entries]
     return {"images": images, "annotations": annotations, "categories": categories}
 

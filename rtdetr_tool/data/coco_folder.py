@@ -23,7 +23,7 @@ def coco_evidence(place: str) -> str:
     return os.path.join("annotations", found[0]) if found else ""
 
 
-def read_coco_split(place: str, split: str) -> Source:
+def read_coco_split(place: str, split: str, masks: bool = False) -> Source:
     """`annotations/instances_<split>.json` with the images in the folder of the same name, also below `images`."""
     folder = os.path.join(place, "annotations")
     matches = [
@@ -44,7 +44,7 @@ def read_coco_split(place: str, split: str) -> Source:
     images = next((path for path in places if os.path.isdir(path)), None)
     if images is None:
         raise DataError(f"There is no folder of images for {matches[0][0]}; looked for {', '.join(places[:2])}.")
-    return read_source(images, os.path.join(folder, matches[0][0]))
+    return read_source(images, os.path.join(folder, matches[0][0]), masks)
 
 
 def roboflow_evidence(place: str) -> str:
@@ -52,13 +52,13 @@ def roboflow_evidence(place: str) -> str:
     return next((os.path.relpath(path, place) for path in _roboflow_files(place)), "")
 
 
-def read_roboflow_split(place: str, split: str) -> Source:
+def read_roboflow_split(place: str, split: str, masks: bool = False) -> Source:
     """`<split>/_annotations.coco.json` with the images beside it; without `split`, `place` is one by itself."""
     folders = [os.path.join(place, name) for name in spellings(split)] if split else [place]
     for folder in folders:
         path = os.path.join(folder, ROBOFLOW_FILE)
         if os.path.isfile(path):
-            source = read_source(folder, path)
+            source = read_source(folder, path, masks)
             _drop_placeholders(source)
             return source
     there = ", ".join(os.path.relpath(path, place) for path in _roboflow_files(place)) or "none"

@@ -15,11 +15,13 @@ from torch.utils.data import Dataset, get_worker_info
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import coco_ground_truth
 from rtdetr_tool.data.collate import FailedImage
-from rtdetr_tool.data.preprocess import decode_image, prepare_image
+from rtdetr_tool.data.preprocess import decode_image, input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.transforms import to_relative
+from rtdetr_tool.data.window import Window, render_masks
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.masks import decode
 from rtdetr_tool.ops.structures import Target
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,18 @@ class DetectionDataset(Dataset):
     process: what goes through torch's own way would arrive wrapped in the worker's traceback.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], class_map: ClassMap, repairs: Repairs | None = None) -> None:
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        class_map: ClassMap,
+        repairs: Repairs | None = None,
+        with_masks: bool = False,
+    ) -> None:
         if not len(records):
             raise DataError("The data set has no images.")
         self.records, self.class_map = records, class_map
         self.repairs = repairs or Repairs()
+        self.with_masks = with_masks  # whether the records were read with them, and targets have them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,6 +71,14 @@ class DetectionDataset(Dataset):
     def _decode(self, record: ImageRecord) -> Tensor:
         return decode_image(record.path, (record.width, record.height) if record.width else None)
 
+    def _masks(self, record: ImageRecord, keep: np.ndarray, image: Tensor) -> np.ndarray | None:
+        """[N, H, W] of 0 and 1 of the objects to `keep`; None where masks were not read."""
+        if not self.with_masks:
+            return None
+        height, width = image.shape[-2:]
+        chosen = [decode(record.masks[index], height, width) for index in np.flatnonzero(keep)]
+        return np.stack(chosen) if chosen else np.zeros((0, height, width), np.uint8)
+
 
 class TrainDataset(DetectionDataset):
     """Augmented images. Sample i of epoch e is a function of (seed, e, i) alone.
@@ -83,8 +100,9 @@ class TrainDataset(DetectionDataset):
         seed: int = 0,
         on_bad_image: str = "skip",
         repairs: Repairs | None = None,
+        with_masks: bool = False,
     ) -> None:
-        super().__init__(records, class_map, repairs)
+        super().__init__(records, class_map, repairs, with_masks)
         self.transform = transform
         self.seed = seed if seed >= 0 else int.from_bytes(os.urandom(4), "little")
         self.on_bad_image = on_bad_image
@@ -119,10 +137,14 @@ class TrainDataset(DetectionDataset):
         keep = ~record.iscrowd
         boxes, labels = torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
         height, width = image.shape[-2:]
-        image, boxes, labels = self.transform(image, boxes, labels, rng)
+        masks = self._masks(record, keep, image)
+        if masks is None:
+            image, boxes, labels = self.transform(image, boxes, labels, rng)
+        else:
+            image, boxes, labels, masks = self.transform.with_masks(image, boxes, labels, masks, rng)
         # The augmented picture has no way back to the original's pixels; its own size is the best that can be said.
         scale = (float(image.shape[-1]), float(image.shape[-2]))
-        return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path)
+        return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, masks)
 
     def _report(self, index: int, error: DataError) -> None:
         if not bool(self._reported[index]):
@@ -143,23 +165,36 @@ class EvalDataset(DetectionDataset):
         spatial_size: Sequence[int],
         preserve_aspect_ratio: bool = False,
         repairs: Repairs | None = None,
+        with_masks: bool = False,
     ) -> None:
-        super().__init__(records, class_map, repairs)
+        super().__init__(records, class_map, repairs, with_masks)
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
     def sample_of(self, count: int, seed: int) -> EvalDataset:
         """A data set of `count` of the images, drawn with `seed` and kept in their order."""
         chosen = sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
         records = [self.records[index] for index in chosen]
-        return EvalDataset(records, self.class_map, self.spatial_size, self.preserve_aspect_ratio)
+        return EvalDataset(
+            records, self.class_map, self.spatial_size, self.preserve_aspect_ratio, with_masks=self.with_masks
+        )
 
     def sample(self, index: int) -> Sample:
         record = self.records[index]
-        prepared = prepare_image(self._decode(record), self.spatial_size, self.preserve_aspect_ratio)
-        keep = ~record.iscrowd
+        image, keep = self._decode(record), ~record.iscrowd
+        prepared = prepare_image(image, self.spatial_size, self.preserve_aspect_ratio)
         across, down = prepared.box_scale
         boxes = to_relative(torch.from_numpy(record.boxes[keep]), (down, across))
         labels = torch.from_numpy(record.labels[keep])
         return prepared.image, Target(
-            boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path
-        )
+            boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path,
+            self._target_masks(record, keep, image),
+        )  # fmt: skip
+
+    def _target_masks(self, record: ImageRecord, keep: np.ndarray, image: Tensor) -> Tensor | None:
+        masks = self._masks(record, keep, image)
+        if masks is None:
+            return None
+        height, width = image.shape[-2:]
+        outer = input_size(self.spatial_size, self.preserve_aspect_ratio)
+        inner = letterbox_size((height, width), outer[0]) if self.preserve_aspect_ratio else outer
+        return render_masks(masks, Window(0, 0, width, height), inner, outer, mirrored=False)

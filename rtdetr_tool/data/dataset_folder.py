@@ -19,7 +19,7 @@ class Format:
     title: str
     looked_for: str
     evidence: Callable[[str], str]  # of a folder: what shows that it is of this format, or nothing
-    read: Callable[[str, str], Source]  # a folder and the name of a split
+    read: Callable[[str, str, bool], Source]  # a folder, the name of a split, and whether masks are wanted
     needs_split: bool = False
 
 
@@ -34,11 +34,11 @@ FORMATS: dict[str, Format] = {
         coco_folder.read_roboflow_split,
     ),
     "yolo": Format("YOLO", yolo.LOOKED_FOR, yolo.evidence, yolo.read_split, needs_split=True),
-    "voc": Format("Pascal VOC", voc.LOOKED_FOR, voc.evidence, voc.read_split),
+    "voc": Format("Pascal VOC", voc.LOOKED_FOR, voc.evidence, lambda place, split, masks: voc.read_split(place, split)),
 }
 
 
-def read_dataset_folder(place: str, split: str = "", name: str = "auto") -> Source:
+def read_dataset_folder(place: str, split: str = "", name: str = "auto", masks: bool = False) -> Source:
     """The `split` of the data set in the folder `place`, in the format `name` (a key of `FORMATS`, or `auto`).
 
     Without `split` the folder itself is one. A YOLO data set may be named by its yaml file too.
@@ -55,7 +55,7 @@ def read_dataset_folder(place: str, split: str = "", name: str = "auto") -> Sour
     if chosen.needs_split and not split:
         raise DataError(f"{place} is {chosen.title}: say which `split` of it (train, val, test) beside dataset_dir.")
     logger.info("%s is read as %s, because it has %s", place, chosen.title, found[name])
-    return chosen.read(place, split)
+    return chosen.read(place, split, masks)
 
 
 def _the_one(place: str, found: dict[str, str]) -> str:

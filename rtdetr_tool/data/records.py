@@ -25,5 +25,7 @@ class ImageRecord:
     iscrowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))  # [N]
     area: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # [N] square pixels
 
+    masks: list[bytes] | None = None  # of each object (see `ops/masks`); None where they were not read
+
     def __len__(self) -> int:
         return len(self.boxes)

@@ -22,6 +22,8 @@ KINDS = {
     "box_outside": "boxes wholly outside of their image: dropped",
     "box_clipped": "boxes that reached out of their image: clipped to it",
     "outline_boxed": "outlines (polygons): the boxes around them taken",
+    "mask_missing": "objects without a mask: their masks are neither learned nor scored",
+    "mask_malformed": "masks that are no outlines or run lengths of their image: taken as missing",
     "keypoints_left_out": "poses: their boxes taken, the keypoints left out",
     "object_difficult": "objects marked difficult: taken as crowd regions, neither learned nor counted",
     "iscrowd_assumed": "annotations whose iscrowd is missing or neither 0 nor 1: taken as single objects",

@@ -8,7 +8,7 @@ forked or spawned, reads one copy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ from rtdetr_tool.data.records import ImageRecord
 class SerializedRecords(Sequence[ImageRecord]):
     """A sequence of `ImageRecord` that is unpacked one record at a time.
 
-    Row i has the bytes `path_ends[i-1]:path_ends[i]` of `paths` and the objects `object_ends[i-1]:object_ends[i]`.
+    Row i has the bytes `path_ends[i-1]:path_ends[i]` of `paths` and the objects `object_ends[i-1]:object_ends[i]`;
+    object j the bytes `mask_ends[j]:mask_ends[j+1]` of `masks`, where there are masks.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
         paths = [record.path.encode("utf-8", "surrogateescape") for record in records]
-        # One bytearray, because torch refuses read-only memory; an empty one has no memory at all.
-        self.paths = _shared(np.frombuffer(bytearray(b"".join(paths)) or bytearray(1), dtype=np.uint8))
+        self.paths = _bytes(paths)
         self.path_ends = _shared(np.cumsum([len(path) for path in paths], dtype=np.int64))
         self.images = _shared(np.array([(r.image_id, r.width, r.height) for r in records], np.int64).reshape(-1, 3))
         self.object_ends = _shared(np.cumsum([len(record) for record in records], dtype=np.int64))
@@ -34,6 +34,11 @@ class SerializedRecords(Sequence[ImageRecord]):
         self.labels = _shared(_joined((r.labels for r in records), np.zeros(0, np.int64)))
         self.iscrowd = _shared(_joined((r.iscrowd for r in records), np.zeros(0, np.bool_)))
         self.area = _shared(_joined((r.area for r in records), np.zeros(0)))
+        self.masks = self.mask_ends = None
+        if any(record.masks is not None for record in records):
+            masks = [counts for record in records for counts in record.masks or [b""] * len(record)]
+            self.masks = _bytes(masks)
+            self.mask_ends = _shared(np.cumsum([0, *map(len, masks)], dtype=np.int64))  # one more: all after object i
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,7 +58,14 @@ class SerializedRecords(Sequence[ImageRecord]):
             labels=self.labels[objects].numpy(),
             iscrowd=self.iscrowd[objects].numpy(),
             area=self.area[objects].numpy(),
+            masks=self._masks(objects),
         )
+
+    def _masks(self, objects: slice) -> list[bytes] | None:
+        if self.masks is None:
+            return None
+        ends = self.mask_ends[objects.start : objects.stop + 1].tolist()
+        return [bytes(self.masks[start:end].numpy()) for start, end in pairwise(ends)]
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[index] for index in range(len(self)))
@@ -70,6 +82,11 @@ class SerializedRecords(Sequence[ImageRecord]):
 
 def _shared(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
+
+
+def _bytes(texts: Sequence[bytes]) -> Tensor:
+    """All of them one after the other, in a bytearray, because torch refuses read-only memory, and an empty one."""
+    return _shared(np.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=np.uint8))
 
 
 def _joined(arrays: Iterator[np.ndarray], empty: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ class AnnotatedImage:
     width: int
     height: int
     rows: list[tuple] = field(default_factory=list)  # (x1, y1, x2, y2, category id, crowd, area)
+    masks: list[bytes] = field(default_factory=list)  # of each row (see `ops/masks`), where masks are read
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Source:
     repairs: Repairs = field(default_factory=Repairs)
     ids_known: bool = True
     supercategories: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the mask of any object is known."""
+        return any(any(image.masks) for image in self.images.values())
 
     def records(self, class_map: ClassMap) -> list[ImageRecord]:
         index_of = {category_id: class_map.index_of(category_id) for category_id in self.categories}
@@ -150,4 +156,5 @@ def _record(image_id: int, image: AnnotatedImage, index_of: Mapping[int, int]) -
         labels=np.array([index_of[row[4]] for row in image.rows], dtype=np.int64),
         iscrowd=np.array([row[5] for row in image.rows], dtype=np.bool_),
         area=np.array([row[6] for row in image.rows], dtype=np.float64),
+        masks=image.masks or None,
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rtdetr_tool.data.photometric import draw_distortion
 from rtdetr_tool.data.preprocess import input_size, letterbox_size
-from rtdetr_tool.data.window import Window, render
+from rtdetr_tool.data.window import Window, render, render_masks
 
 ZOOM_PROBABILITY = 0.5
 ZOOM_RANGE = (1.0, 4.0)
@@ -47,32 +47,43 @@ class TrainTransform:
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.with_masks(image, boxes, labels, None, rng)[:3]
+
+    def with_masks(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, masks: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The same with masks [N, H, W] of 0 and 1, which come back as bool [n, *size]."""
         image = draw_distortion(rng, self.distortion_prob)(image)
         height, width = image.shape[-2:]
         window = Window(0, 0, width, height)
-        corners = boxes.numpy().astype(np.float64)
+        corners, kept = boxes.numpy().astype(np.float64), np.arange(len(boxes))
         if rng.random() < ZOOM_PROBABILITY:
             window = draw_zoom_out(rng, window)
         if rng.random() < self.iou_crop_prob:
             window, keep = draw_iou_crop(rng, window, corners)
-            corners, labels = corners[keep], labels[torch.from_numpy(keep)]
+            corners, kept = corners[keep], kept[keep]
         corners, keep = window.clip(corners)
-        labels = labels[torch.from_numpy(keep)]
+        kept = kept[keep]
         mirrored = bool(rng.random() < FLIP_PROBABILITY)
         if mirrored:
             corners[:, [0, 2]] = window.width - corners[:, [2, 0]]
-        return self._resize(image, window, mirrored, corners, labels)
-
-    def _resize(
-        self, image: Tensor, window: Window, mirrored: bool, corners: np.ndarray, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        outer = input_size(self.size, self.preserve_aspect_ratio)
-        inner = letterbox_size((window.height, window.width), outer[0]) if self.preserve_aspect_ratio else outer
-        picture = render(image, window, inner, outer, mirrored)
+        inner, outer = self._sizes(window)
         scaled = corners * ([inner[1] / window.width, inner[0] / window.height] * 2)  # pixels of the output
         keep = large_enough(scaled)
-        relative = to_relative(torch.from_numpy(scaled[keep]), outer)
-        return picture, relative, labels[torch.from_numpy(keep)]
+        kept = kept[keep]
+        return (
+            render(image, window, inner, outer, mirrored),
+            to_relative(torch.from_numpy(scaled[keep]), outer),
+            labels[torch.from_numpy(kept)],
+            None if masks is None else render_masks(masks[kept], window, inner, outer, mirrored),
+        )
+
+    def _sizes(self, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) that the window gets, and of the whole output."""
+        outer = input_size(self.size, self.preserve_aspect_ratio)
+        if not self.preserve_aspect_ratio:
+            return outer, outer
+        return letterbox_size((window.height, window.width), outer[0]), outer
 
 
 def draw_zoom_out(rng: np.random.Generator, window: Window) -> Window:

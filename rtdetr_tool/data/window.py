@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rtdetr_tool.data.preprocess import resize
@@ -58,6 +59,29 @@ def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[i
     canvas = picture.new_zeros((3, *outer))
     canvas[:, : inner[0], : inner[1]] = picture
     return canvas
+
+
+def render_masks(
+    masks: np.ndarray, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool
+) -> Tensor:
+    """Masks as `render` shows their image: bool [N, *outer], each pixel what the mask is at its centre.
+
+    Args:
+        masks: [N, H, W] of 0 and 1, of the image that `render` is given.
+    """
+    rows = _nearest(inner[0], window.height)
+    columns = _nearest(inner[1], window.width)
+    rows, columns = window.top + rows, window.left + (window.width - 1 - columns if mirrored else columns)
+    canvas = np.zeros((len(masks), *outer), dtype=bool)
+    here_y, here_x = ((at >= 0) & (at < size) for at, size in zip((rows, columns), masks.shape[1:], strict=True))
+    inside = np.ix_(np.arange(len(masks)), np.flatnonzero(here_y), np.flatnonzero(here_x))
+    canvas[inside] = masks[:, rows[here_y][:, None], columns[here_x]]
+    return torch.from_numpy(canvas)
+
+
+def _nearest(new: int, old: int) -> np.ndarray:
+    """Of `old` pixels, those in which the centres of `new` pixels lie."""
+    return ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
 
 
 def _cut(image: Tensor, window: Window) -> Tensor:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
 from rtdetr_tool.data.folder import find_images
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import LARGEST_LIST, AnnotatedImage, Source, area_of, fitted_box, read_bytes
 from rtdetr_tool.data.yolo_yaml import Description, describe, yaml_of
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.masks import UNKNOWN, rasterise
 
 LOOKED_FOR = "data.yaml (with names and the folders of the splits)"
 
@@ -28,17 +31,18 @@ def evidence(place: str) -> str:
     return os.path.basename(path) if path else ""
 
 
-def read_split(place: str, split: str) -> Source:
+def read_split(place: str, split: str, masks: bool = False) -> Source:
     """The images and labels of a split; `place` is the folder, or the yaml file itself."""
-    return _Reader(describe(place), split).read()
+    return _Reader(describe(place), split, masks).read()
 
 
 class _Reader:
     """Reads the images and labels of one split."""
 
-    def __init__(self, description: Description, split: str) -> None:
+    def __init__(self, description: Description, split: str, masks: bool) -> None:
         self.description = description
         self.split = split
+        self.masks = masks
         self.source = Source(
             f"{os.path.dirname(description.path) or description.path} (YOLO, {split})",
             categories=dict(enumerate(description.names)),
@@ -138,17 +142,27 @@ class _Reader:
             if not parts:
                 continue
             where = f"{label}, line {number}"
-            label_index, shares = self._object(parts, where)
-            x1, y1, x2, y2 = shares
+            label_index, (x1, y1, x2, y2), outline = self._object(parts, where)
             corners = (x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
             box = fitted_box(corners, (image.width, image.height), self.source.repairs, where)
             if box is None:
                 self.dropped += 1
             else:
                 image.rows.append((*box, label_index, False, area_of(box)))
+                if self.masks:
+                    image.masks.append(self._mask(outline, image, where))
 
-    def _object(self, parts: list[bytes], where: str) -> tuple[int, tuple[float, float, float, float]]:
-        """Class index and xyxy box (shares of the sides) of a line."""
+    def _mask(self, outline: list[float], image: AnnotatedImage, where: str) -> bytes:
+        pixels = np.array(outline).reshape(-1, 2) * (image.width, image.height)
+        counts = rasterise([pixels.ravel()], image.height, image.width)
+        if not counts:
+            self.source.repairs.add("mask_malformed" if outline else "mask_missing", where)
+        return counts or UNKNOWN
+
+    def _object(
+        self, parts: list[bytes], where: str
+    ) -> tuple[int, tuple[float, float, float, float], list[float]]:
+        """Class index, xyxy box and outline, if it has one, of a line; in shares of the sides."""
         try:
             if any(b"_" in part for part in parts):
                 raise ValueError
@@ -166,10 +180,12 @@ class _Reader:
             if len(numbers) > 4:
                 self.source.repairs.add("keypoints_left_out", where)
             x, y, width, height = numbers[:4]
-            return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), []
         if len(numbers) >= 6 and len(numbers) % 2 == 0:
-            self.source.repairs.add("outline_boxed", where)
-            return int(index), (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+            if not self.masks:
+                self.source.repairs.add("outline_boxed", where)
+            box = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+            return int(index), box, numbers
         hint = "; is the sixth a score? These are labels, not predictions" if len(numbers) == 5 else ""
         raise self._malformed(parts, where, f"it has {len(parts)} values, not 5{hint}")
 

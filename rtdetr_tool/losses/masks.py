@@ -37,7 +37,7 @@ class TrueMasks:
     @classmethod
     def of(cls, targets: Sequence[Target]) -> TrueMasks:
         if any(target.masks is None for target in targets):
-            raise UserError("the targets have no masks, but the model has a segmentation head: read the data with masks")
+            raise UserError("the model has a segmentation head, but targets have no masks: read the data with masks")
         pixels = torch.nn.utils.rnn.pad_sequence([target.masks for target in targets], batch_first=True)
         return cls(pixels, pixels.flatten(2).any(-1))
 

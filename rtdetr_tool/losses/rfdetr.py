@@ -38,18 +38,17 @@ class GroupMatcher(HungarianMatcher):
 
     @torch.no_grad()
     def match_groups(
-        self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int, further: Sequence[Tensor | float]
+        self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int, further: Sequence[Tensor] = ()
     ) -> list[Matches]:
         """One `Matches` per stack; the stacks may differ in queries. One copy to the host, one back.
 
-        `further` are costs of other things than boxes and classes, for each stack.
+        `further`, if any, are costs of other things than boxes and classes, one for each stack.
         """
         device = stacks[0][0].device
         if not any(targets.counts):
             return [Matches(*torch.zeros(4, 0, dtype=torch.long, device=device)) for _ in stacks]
-        costs = [
-            self.cost(logits, boxes, targets) + more for (logits, boxes), more in zip(stacks, further, strict=True)
-        ]  # [S, B, G * Q, M] each
+        costs = [self.cost(logits, boxes, targets) for logits, boxes in stacks]  # [S, B, G * Q, M] each
+        costs = [cost + more for cost, more in zip(costs, further, strict=True)] if further else costs
         flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         found, first = [], 0
         for cost in costs:
@@ -112,7 +111,7 @@ class RFDETRCriterion(SetCriterion):
         counts = [count * groups for count in padded.counts]
         normaliser = count_objects(counts, predictions.logits.device, across_processes=self.training)
         tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
-        masks, truth, further = [], None, [0.0] * len(stacks)
+        masks, truth, further = [], None, []
         if self.mask_loss:
             masks, truth = self._mask_stacks(predictions), TrueMasks.of(targets)
             further = self.mask_loss.costs(masks, truth)

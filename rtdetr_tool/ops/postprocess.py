@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
-from rtdetr_tool.ops.structures import Detections, Predictions, Target
+from rtdetr_tool.ops.structures import Detections, InstanceMasks, Predictions, Target
 
 
 def select_top(predictions: Predictions, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,12 +17,20 @@ def select_top(predictions: Predictions, num_select: int) -> tuple[Tensor, Tenso
     Returns:
         scores [B, K], labels [B, K], boxes [B, K, 4] cxcywh 0..1; K = min(num_select, queries * classes), best first.
     """
-    classes = predictions.logits.shape[-1]
-    scores = predictions.logits.float().sigmoid().flatten(1)
+    scores, labels, query = _best_pairs(predictions.logits, num_select)
+    return scores, labels, _boxes_of(predictions, query)
+
+
+def _best_pairs(logits: Tensor, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and query indices [B, K]."""
+    classes = logits.shape[-1]
+    scores = logits.float().sigmoid().flatten(1)
     scores, index = scores.topk(min(num_select, scores.shape[1]), dim=1)
-    query = index // classes
-    boxes = predictions.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
-    return scores, index % classes, boxes
+    return scores, index % classes, index // classes
+
+
+def _boxes_of(predictions: Predictions, query: Tensor) -> Tensor:
+    return predictions.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
 
 
 def postprocess(predictions: Predictions, targets: Sequence[Target], num_select: int) -> list[Detections]:
@@ -30,9 +38,15 @@ def postprocess(predictions: Predictions, targets: Sequence[Target], num_select:
 
     `targets` are read for `box_scale` and `original_size` only. The result stays on the device of `predictions`.
     """
-    scores, labels, boxes = select_top(predictions, num_select)
+    scores, labels, query = _best_pairs(predictions.logits, num_select)
+    boxes = _boxes_of(predictions, query)
     scale = boxes.new_tensor([target.box_scale * 2 for target in targets])  # [B, 4] x, y, x, y
     limit = boxes.new_tensor([(target.original_size[1], target.original_size[0]) * 2 for target in targets])
     boxes = (cxcywh_to_xyxy(boxes) * scale[:, None]).clamp(min=0)
     boxes = torch.minimum(boxes, limit[:, None])
-    return [Detections(b, s, c) for b, s, c in zip(boxes, scores, labels, strict=True)]
+    found = [Detections(b, s, c) for b, s, c in zip(boxes, scores, labels, strict=True)]
+    if predictions.masks is not None:
+        for detections, masks, index, target in zip(found, predictions.masks, query, targets, strict=True):
+            canvas = (round(target.box_scale[1]), round(target.box_scale[0]))
+            detections.masks = InstanceMasks(masks[index], canvas, target.original_size)
+    return found

@@ -108,17 +108,34 @@ class Predictions(_Movable):
 
 
 @dataclass
+class InstanceMasks(_Movable):
+    """Masks of K detections as the network gives them; `ops/masks` makes pixels of the ones that are wanted."""
+
+    logits: Tensor  # [K, h, w] over the network's input
+    canvas: tuple[int, int]  # (height, width) of that input in pixels of the original image, padding included
+    size: tuple[int, int]  # (height, width) of the original image
+
+    def select(self, keep: Tensor | list[bool]) -> InstanceMasks:
+        return replace(self, logits=self.logits[keep])
+
+
+@dataclass
 class Detections(_Movable):
     """Final detections of one image, best score first."""
 
     boxes: Tensor  # [K, 4] xyxy pixels of the original image, clipped to it
     scores: Tensor  # [K] 0..1
     labels: Tensor  # [K] int64 class index
+    masks: InstanceMasks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def above(self, threshold: float) -> Detections:
         """Those with `score >= threshold`."""
-        keep = self.scores >= threshold
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
+        return self.select(self.scores >= threshold)
+
+    def select(self, keep: Tensor | list[bool]) -> Detections:
+        """Those for which `keep` [K] is true."""
+        masks = None if self.masks is None else self.masks.select(keep)
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks)

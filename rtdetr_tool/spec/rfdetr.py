@@ -100,7 +100,7 @@ class RfdetrSpec:
     )
     segmentation_head: bool | None = field(
         None,
-        "Predict a mask for each object, too; the annotations must have them (COCO's segmentation). The seg_ variants do.",
+        "Predict a mask for each object, too; the annotations must have masks. The seg_ variants do.",
         origin="ours",
     )
     mask_downsample_ratio: int = field(

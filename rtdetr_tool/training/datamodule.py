@@ -11,6 +11,7 @@ from rtdetr_tool.data.build import build_eval_dataset, build_inference_dataset, 
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.inspection import check_before_training
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 
 _SOURCES = {"val": "val_data_sources", "test": "test_data_sources", "predict": "infer_data_sources"}
@@ -43,11 +44,17 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _build(self, split: str) -> Any:
         if split == "train":
-            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed)
+            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, masks=self.masks)
         if split == "predict":
             return build_inference_dataset(self.spec.dataset)
         known = self._datasets.get("train")
-        return build_eval_dataset(self.spec.dataset, split=split, class_map=known.class_map if known else None)
+        class_map = known.class_map if known else None
+        return build_eval_dataset(self.spec.dataset, split=split, class_map=class_map, masks=self.masks)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the model needs the objects' masks."""
+        return predicts_masks(self.spec.model.arch, self.spec.model.rfdetr)
 
     @property
     def class_map(self) -> ClassMap:

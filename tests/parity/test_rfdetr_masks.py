@@ -72,8 +72,9 @@ def check_masks(theirs, ours, images) -> float:
         assert len(factors.features) == len(parts)
         for number, part in enumerate(parts):
             part = part["pred_masks"]
-            pairs = ((factors.features[number], part["spatial_features"]), (factors.queries[number], part["query_features"]))
-            differences.append(worst([*pairs, (factors.bias, part["bias"])]))
+            found_here = (factors.features[number], factors.queries[number], factors.bias)
+            wanted = (part[name] for name in ("spatial_features", "query_features", "bias"))
+            differences.append(worst(zip(found_here, wanted, strict=True)))
     print(f"largest difference of masks: {max(differences):.1e}")
     return max(differences)
 

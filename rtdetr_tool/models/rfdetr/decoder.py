@@ -28,7 +28,7 @@ _PRIOR = 0.01  # class scores start here
 
 
 class Decoded(NamedTuple):
-    """Predictions, and what further heads read: the content of the queries, outside training of the last layer alone."""
+    """Predictions, and what further heads read: the content of queries, outside training of the last layer alone."""
 
     predictions: Predictions
     hidden: list[Tensor]  # [B, Q, D] of each layer
