@@ -22,6 +22,7 @@ from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, LoadedSpec
+from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.status import current_status
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_splits(spec: DatasetSpec, findings: Findings) -> dict[str, DetectionDat
     """
     datasets: dict[str, DetectionDataset] = {}
     for split in SPLITS:
-        if not getattr(spec, f"{split}_data_sources"):
+        if is_blank(getattr(spec, f"{split}_data_sources")):
             continue
         if split == "test" and spec.test_data_sources == spec.val_data_sources:
             logger.info("The test data is the validation data and is not checked twice.")

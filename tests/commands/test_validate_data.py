@@ -74,8 +74,31 @@ def test_sound_data_ends_with_zero_and_leaves_what_every_command_leaves(sound, c
 
 
 def test_the_spec_of_any_command_will_do_and_one_split_is_enough(sound):
-    assert sound.run("validate_data", "dataset.train_data_sources=null", "evaluate.checkpoint=nowhere.pth") == 0
-    assert list(result(sound)["splits"]) == ["val"]
+    for nothing in ("null", "[{image_dir: '', json_file: ''}]"):
+        train = f"dataset.train_data_sources={nothing}"
+        assert sound.run("validate_data", train, "evaluate.checkpoint=nowhere.pth") == 0
+        assert list(result(sound)["splits"]) == ["val"]
+
+
+def test_data_sets_of_other_formats_are_checked_alike(sound):
+    root = sound.folder / "yolo"
+    for split, numbers in (("train", (1, 2, 3)), ("val", (3, 4))):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for number in numbers:
+            shutil.copy(sound.image(number), root / "images" / split)
+            (root / "labels" / split / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n" * number)
+    (root / "images" / "train" / "1.png").write_bytes(b"\x89PNG")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    for split in ("train", "val", "test"):
+        del sound.spec["dataset"][f"{split}_data_sources"]
+    sound.spec["dataset"] |= {"dataset_dir": str(root)}
+    del sound.spec["dataset"]["num_classes"]
+    sound.write()
+    assert sound.run("validate_data", "dataset.test_data_sources=null") in (0, 2)
+    kinds = found(sound)
+    assert kinds[("image_replaced", "train")] == 1 and kinds[("image_in_train", "val")] == 1
+    assert kinds[("object_twice", "train")] == 3 and kinds[("object_twice", "val")] == 5
 
 
 def test_a_spec_without_labelled_images_says_what_is_needed(project, capsys):

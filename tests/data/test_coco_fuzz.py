@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtdetr_tool.cli import main
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.metrics.coco import CocoEvaluator
@@ -108,6 +110,22 @@ def load_everything(folder) -> None:
                 assert image.shape == (3, 32, 32) and bool(target.boxes.isfinite().all())
 
 
+def validate(folder) -> None:
+    """The command on the file: it ends with 0 or 2, having said why, and leaves its report."""
+    results = folder / "results"
+    shutil.rmtree(results, ignore_errors=True)
+    source = f"{{image_dir: '{folder / 'images'}', json_file: '{folder / 'labels.json'}'}}"
+    sources = [f"dataset.train_data_sources=[{source}]", f"dataset.val_data_sources={source}"]
+    spec = folder / "spec.yaml"
+    spec.write_text("dataset: {workers: 0, num_classes: 2}\n")
+    code = main(["validate_data", "-e", str(spec), "-r", str(results), *sources])
+    report = json.loads((results / "validate_data" / "report.json").read_text())
+    status = [json.loads(line) for line in (results / "validate_data" / "status.json").read_text().splitlines()]
+    assert (code, status[-1]["status"]) == ((0, "SUCCESS") if report["usable"] else (2, "FAILURE"))
+    assert report["usable"] or any(finding["level"] == "error" for finding in report["findings"])
+    assert (results / "validate_data" / "report.html").stat().st_size > 500
+
+
 def check_structure(folder, content) -> None:
     (folder / "labels.json").write_text(json.dumps(content))
     load_everything(folder)
@@ -134,6 +152,21 @@ def test_any_structure_loads_or_is_refused(folder, content) -> None:
 @given(data=st.data())
 def test_any_damage_to_the_text_loads_or_is_refused(folder, data) -> None:
     check_damage(folder, data)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(content=coco_files())
+def test_the_command_that_checks_data_takes_any_structure(folder, content) -> None:
+    (folder / "labels.json").write_text(json.dumps(content))
+    validate(folder)
+
+
+@pytest.mark.slow
+@settings(max_examples=1_000, deadline=None)
+@given(content=coco_files())
+def test_the_command_that_checks_data_takes_any_structure_many_times(folder, content) -> None:
+    (folder / "labels.json").write_text(json.dumps(content))
+    validate(folder)
 
 
 @pytest.mark.slow
