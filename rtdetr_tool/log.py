@@ -26,7 +26,7 @@ _SECRET_NAME = re.compile(
     re.I,
 )
 _MASKS = (  # what is before a secret is kept (group 1), the secret goes
-    re.compile(r"""(://)[^/\s@"'<>]{1,1000}(?=@)"""),
+    re.compile(r"""(:/{1,2})[^/\s@"'<>]{1,1000}(?=@)"""),
     re.compile(
         r"""([?&][^=&\s"']{0,60}(?:token|key|sig|secret|passw|credential|auth)[^=&\s"']{0,60}=)[^&\s"'#]+""", re.I
     ),
