@@ -13,6 +13,7 @@ from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
+from rtdetr_tool.spec.outputs import output_problems
 from rtdetr_tool.spec.rfdetr import fields_without_effect, rfdetr_problems, size_multiple
 from rtdetr_tool.spec.sources import source_problems
 from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
@@ -36,6 +37,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
     if command:
         problems += _missing(spec, command)
+        problems += output_problems(spec, command)
     return problems
 
 
