@@ -1,20 +1,26 @@
 """`status.json`: one JSON object per line, in the format that TAO's monitoring reads.
 
-Lines are appended, each with one write; only the first process of a run writes. A run ends with SUCCESS or FAILURE.
+Lines are appended, each with one write; only the first process of a run writes. A run ends with SUCCESS or FAILURE,
+also on a full disk: a little space is kept aside for that line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+_RESERVE = 16 * 1024  # bytes, for the last line
 
 
 def process_rank() -> int:
@@ -39,6 +45,8 @@ class StatusLogger:
         self.path = Path(path) if path is not None and process_rank() == 0 else None
         self.kpi: dict[str, float] = {}
         self.finished = False
+        self._reserve = self.path.with_name(f".{self.path.name}.reserve") if self.path else None
+        self._lock = threading.Lock()
 
     def started(self, message: str) -> None:
         self.write("STARTED", message)
@@ -76,18 +84,37 @@ class StatusLogger:
             line[key] = value
         if self.kpi:
             line["kpi"] = {key: _number(value) for key, value in self.kpi.items()}
-        self._append((json.dumps(line) + "\n").encode())
+        with self._lock:
+            self._append((json.dumps(line) + "\n").encode(), last=status in ("SUCCESS", "FAILURE"))
 
-    def _append(self, data: bytes) -> None:
+    def close(self) -> None:
+        """Nothing more will be written: give the space back that was kept for the last line."""
+        if self._reserve is not None:
+            with contextlib.suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+
+    def _append(self, data: bytes, last: bool) -> None:
         try:
-            no_link = getattr(os, "O_NOFOLLOW", 0)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link, 0o644)
-            try:
-                os.write(descriptor, data)
-            finally:
-                os.close(descriptor)
+            if last:
+                self.close()
+            elif not self._reserve.exists():
+                with contextlib.suppress(OSError):
+                    self._reserve.write_bytes(b"\0" * _RESERVE)
+            _append_whole(self.path, data)
         except OSError as error:  # a full disk must not end a run that may get over it
             logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Append all of `data` with one write, or nothing where the disk has room for a part only."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        written = os.write(descriptor, data)
+        if written < len(data):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
 
 
 def _number(value: Any) -> float | None:

@@ -15,7 +15,7 @@ from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
-from rtdetr_tool.status import StatusLogger, process_rank, set_current_status
+from rtdetr_tool.status import StatusLogger, current_status, process_rank, set_current_status
 
 logger = logging.getLogger(__name__)
 
@@ -56,37 +56,51 @@ def _run_in(
         if earlier:
             status.failure(f"Killed: {earlier} ended without a word.")
             logger.warning("%s ended without a word: it was killed, or its machine failed.", earlier)
-        if first:
-            write_atomically(folder / "experiment.yaml", spec_to_yaml(loaded.spec))
-        status.started(f"Starting RT-DETR {command}.")
-        for note in loaded.notes:
-            logger.warning(note)
-        with termination_as_preemption():
+        with termination_as_preemption() as over:
+            return _report(over, loaded, command, run, folder)
+    finally:
+        set_current_status(StatusLogger())
+        status.close()
+        if handler is not None:
+            close_log_file(handler)
+
+
+def _report(
+    over: threading.Event, loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], folder: Path
+) -> int:
+    """Run the command and say how it ended, in `status.json`, in the log and by the exit code."""
+    status, log = current_status(), folder / "log.txt"
+    try:
+        try:
+            if process_rank() == 0:
+                write_atomically(folder / "experiment.yaml", spec_to_yaml(loaded.spec))
+            status.started(f"Starting RT-DETR {command}.")
+            for note in loaded.notes:
+                logger.warning(note)
             code = run(loaded) or OK
+        finally:
+            over.set()
         if code == OK:
             status.success(f"RT-DETR {command} finished successfully.")
         else:
-            status.failure(f"RT-DETR {command} finished with problems; see {folder / 'log.txt'}.")
+            status.failure(f"RT-DETR {command} finished with problems; see {log}.")
         return code
     except UserError as error:
         kind = "Schema validation error" if isinstance(error, SpecError) else "Configuration error"
-        status.failure(f"{kind}: {error}")
+        status.failure(f"{kind}: {mask_secrets(str(error))}")
         return report_user_error(error)
     except Preempted as error:
         status.failure(f"User/System interruption: {error}")
         logger.error(str(error))
-        return PREEMPTED if first else OK  # who starts several processes takes any other end of one for a failure
+        # The first process may have started the others, and takes any other end of one for a failure.
+        return PREEMPTED if process_rank() == 0 else OK
     except BaseException as error:
         if was_interrupted(error):
             status.failure("User/System interruption: the run was interrupted.")
             logger.error("Interrupted.")
             return INTERRUPTED
-        status.failure(f"{_failure_kind(error)}: {str(error) or type(error).__name__}")
-        return report_failure(error, folder / "log.txt")
-    finally:
-        set_current_status(StatusLogger())
-        if handler is not None:
-            close_log_file(handler)
+        status.failure(f"{_failure_kind(error)}: {mask_secrets(str(error) or type(error).__name__)}")
+        return report_failure(error, log)
 
 
 @contextmanager
@@ -106,23 +120,27 @@ def one_run_in(folder: Path, command: str) -> Iterator[str | None]:
 
 
 @contextmanager
-def termination_as_preemption() -> Iterator[None]:
+def termination_as_preemption() -> Iterator[threading.Event]:
     """SIGTERM and SIGUSR1, as schedulers send them, end the run cleanly: a FAILURE line, exit code 75.
 
-    While it trains, a run catches them itself and saves first (`training.preemption`).
+    Yields what is set when the run is over: signals are then too late and do nothing. While it trains, a run catches
+    them itself and saves first (`training.preemption`).
     """
+    over = threading.Event()
 
     def end(signum: int, frame: object) -> None:
-        raise Preempted(f"ended by {signal.Signals(signum).name}; start the same command again.")
+        if not over.is_set():
+            over.set()
+            raise Preempted(f"ended by {signal.Signals(signum).name}; start the same command again.")
 
-    names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    usable = [number for name in names if signal.getsignal(number := getattr(signal, name)) is signal.SIG_DFL]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    usable = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         usable = []
     for number in usable:
         signal.signal(number, end)
     try:
-        yield
+        yield over
     finally:
         for number in usable:
             signal.signal(number, signal.SIG_DFL)

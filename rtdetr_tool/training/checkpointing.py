@@ -6,6 +6,8 @@
     model_epoch_007_step_00320.pth with checkpoint_interval_unit: step, and where a run was told to end or stopped itself
     model_epoch_007-EMA.pth        its twin when EMA is on: the averages in `state_dict`, the rest as in the other
     rtdetr_model_best.pth          the best validation mAP so far; a file of its own, so the others may be deleted
+    rtdetr_model_best_ema.pth      with train.ema.validate_both: the best of the averages, and
+    rtdetr_model_best_regular.pth  of the weights being trained; rtdetr_model_best.pth is then the better of the two
     rtdetr_model_latest.pth        link to the newest of them (the twin when there is one)
 
 They are written in this order. The link comes last: a run that is killed in between goes on from the file before, and
@@ -31,11 +33,12 @@ from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError, RtdetrError
 from rtdetr_tool.files import sync_directory
-from rtdetr_tool.training.ema import ExponentialMovingAverage
+from rtdetr_tool.training.ema import average_of
 
 logger = logging.getLogger(__name__)
 
 LATEST, BEST = "rtdetr_model_latest.pth", "rtdetr_model_best.pth"
+BEST_OF_EACH = {"ema": "rtdetr_model_best_ema.pth", "raw": "rtdetr_model_best_regular.pth"}
 _NUMBERED = re.compile(r"model_epoch_(\d+)(?:_step_(\d+))?(-EMA)?\.pth")
 # What `files.replacing` and `_beside` name their files until they are whole.
 _UNFINISHED = re.compile(r"\.(model_epoch_\d+|rtdetr_model_(latest|best))\S*\.(pth|tmp)")
@@ -77,6 +80,8 @@ class PeriodicCheckpoint(Checkpoint):
         self.interval, self.unit, self.monitor = interval, unit, monitor
         self.best_score: float | None = None
         self.best_epoch: int | None = None
+        self.best_of_each: dict[str, float] = {}  # by the kind of weights, with train.ema.validate_both
+        self._best_kind = "raw"
         self.latest_path: Path | None = None
         self._last_step = 0
         self._saved_step: int | None = None
@@ -120,19 +125,37 @@ class PeriodicCheckpoint(Checkpoint):
 
     def _improved(self, trainer: Trainer, epoch: int) -> bool:
         """Whether this epoch was validated and beats all before it."""
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is None or self._validated_epoch != epoch:
+        scores = self._scores(trainer)
+        if not scores or self._validated_epoch != epoch:
             return False
-        score = float(score)
+        if len(scores) > 1:
+            self._save_best_of_each(trainer, scores)
+        self._best_kind = max(scores, key=scores.get)
+        score = scores[self._best_kind]
         if self.best_score is not None and not score > self.best_score:
             return False
         self.best_score, self.best_epoch = score, epoch
         return True
 
+    def _scores(self, trainer: Trainer) -> dict[str, float]:
+        """The scores of the latest validation by the kind of weights; of two equal ones the trained weights count."""
+        ema = average_of(trainer)
+        names = {"raw" if ema is None or ema.validate_original_weights else "ema": self.monitor}
+        if ema is not None and ema.validate_both and "ema" in names:
+            names = {"raw": self.monitor.replace("val_", "val_raw_"), **names}
+        found = {kind: trainer.callback_metrics.get(name) for kind, name in names.items()}
+        return {kind: float(score) for kind, score in found.items() if score is not None}
+
+    def _save_best_of_each(self, trainer: Trainer, scores: Mapping[str, float]) -> None:
+        for kind, score in scores.items():
+            if score > self.best_of_each.get(kind, -1.0):
+                self.best_of_each[kind] = score
+                self._save(trainer, self.folder / BEST_OF_EACH[kind], averages=kind == "ema")
+
     def _save_periodic(self, trainer: Trainer, stem: str, improved: bool = False) -> None:
         """Write the file, its EMA twin, the best file if it is, and the latest link."""
         saved = {"raw": self._save(trainer, self.folder / f"{stem}.pth", averages=False)}
-        if _ema(trainer) is not None:
+        if average_of(trainer) is not None:
             saved["ema"] = self._save(trainer, self.folder / f"{stem}-EMA.pth", averages=True)
         if improved:
             self._save_best(trainer, saved)
@@ -141,17 +164,15 @@ class PeriodicCheckpoint(Checkpoint):
             point_link(self.folder / LATEST, self.latest_path)
 
     def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
-        """The best file holds the weights that were validated."""
-        ema = _ema(trainer)
-        kind = "ema" if ema is not None and not ema.validate_original_weights else "raw"
-        best = self.folder / BEST
+        """The best file holds the weights that were validated, of two kinds the better."""
+        kind, best = self._best_kind, self.folder / BEST
         if kind not in saved:
             self._save(trainer, best, averages=kind == "ema")
         elif trainer.is_global_zero:
             share_file(saved[kind], best)
 
     def _save(self, trainer: Trainer, path: Path, averages: bool) -> Path:
-        ema = _ema(trainer)
+        ema = average_of(trainer)
         if ema is not None:
             ema.saving_averages = averages
         try:
@@ -162,10 +183,15 @@ class PeriodicCheckpoint(Checkpoint):
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_of_each": dict(self.best_of_each),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_of_each = dict(state_dict.get("best_of_each", {}))
 
 
 def find_resume_path(folder: str | os.PathLike, explicit: str | None = None) -> Path | None:
@@ -226,7 +252,3 @@ def _beside(path: Path):
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _ema(trainer: Trainer) -> ExponentialMovingAverage | None:
-    return next((c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)), None)

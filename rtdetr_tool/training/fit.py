@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
+from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.reporting import say_resumed, show_result
 from rtdetr_tool.training.trainer import build_trainer, seed_run
@@ -51,18 +56,33 @@ def fit(
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")
     module = build_module(spec, datamodule.class_map)
+    if spec.dataset.batch_size == AUTO:
+        module.spec = datamodule.spec = spec = settle_batch_size(spec, module)
     if spec.train.is_dry_run:
-        return rehearse(spec, module, datamodule)
+        with memory_explained(spec):
+            return rehearse(spec, module, datamodule)
     trainer = build_trainer(spec, callbacks=list(callbacks), **trainer_kwargs)
     if trainer.is_global_zero:
         remove_unfinished(spec.train.results_dir)
     resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
     if resume:
         logger.info(say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path)))
-    trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
+    with memory_explained(spec), children_told(trainer):
+        trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
     result = _result(trainer, module, resume)
     show_result(result)
     return result
+
+
+@contextmanager
+def children_told(trainer: Trainer) -> Iterator[None]:
+    """Pass a signal that ended this process on to those that it started: they may be waiting for it."""
+    try:
+        yield
+    except Preempted:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        raise
 
 
 def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:

@@ -1,0 +1,196 @@
+"""A run small enough to be killed many times: `rtdetr train` in a process of its own, on a few drawn images."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SIDE, TRAIN, VAL = 32, 8, 2
+
+# Starts the program as `rtdetr` does, with faults built in: what is patched is patched in that process only, the
+# program knows nothing of it. FAULT_SLOW: seconds that a file waits for its renaming, so that kills fall into saves.
+# FAULT_DISK: the number of files after which the disk is full. `--serve` imports everything once and forks a process
+# per run, because importing takes longer than training here.
+RUNNER = """
+import json, os, resource, sys, time
+
+def build_faults_in():
+    import torch
+    original, slow, disk = torch.save, float(os.environ.get("FAULT_SLOW", 0)), os.environ.get("FAULT_DISK")
+    saves = 0
+    def save(payload, file, *arguments, **settings):
+        nonlocal saves
+        saves += 1
+        if disk and saves > int(disk):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        note("saving")
+        original(payload, file, *arguments, **settings)
+        file.flush()
+        time.sleep(slow)
+        note("saved")
+    torch.save = save
+
+def note(text):
+    with open(os.environ["FAULT_LOG"], "a") as log:
+        log.write(text + "\\n")
+
+def run(arguments):
+    from rtdetr_tool.cli import main
+    build_faults_in()
+    return main(arguments)
+
+def serve():
+    import rtdetr_tool.commands.train, rtdetr_tool.training.fit, timm, tensorboard
+    import rtdetr_tool.metrics.coco, torch.utils.tensorboard
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.environ.update(request["environment"])
+            output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            try:
+                code = run(request["arguments"])
+            except BaseException as error:
+                code = 99
+            sys.stdout.flush(); sys.stderr.flush()
+            os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+if __name__ == "__main__":
+    serve() if sys.argv[1:] == ["--serve"] else sys.exit(run(sys.argv[1:]))
+"""
+
+
+class Trial:
+    """A data set and a spec; `start` starts a run in a results folder, `run` waits for its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        rng = np.random.default_rng(5)
+        sources = {split: self._draw(folder / split, count, rng) for split, count in (("train", TRAIN), ("val", VAL))}
+        self.spec: dict[str, Any] = {
+            "wandb": {"enable": False},
+            "model": {
+                "backbone": "timm/test_resnet", "hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16],
+                "dim_feedforward": 16, "num_queries": 6, "num_select": 6, "dec_layers": 1, "dn_number": 2,
+            },
+            "dataset": {
+                "train_data_sources": [sources["train"]], "val_data_sources": sources["val"], "num_classes": 2,
+                "batch_size": 2, "workers": 0,
+                "augmentation": {
+                    "multi_scales": [[32, 32], [64, 64]], "train_spatial_size": [SIDE, SIDE],
+                    "eval_spatial_size": [SIDE, SIDE],
+                },
+            },
+            "train": {
+                "num_epochs": 2, "accelerator": "cpu", "enable_ema": True, "checkpoint_interval": 2,
+                "checkpoint_interval_unit": "step", "optim": {"lr": 1e-3, "warmup_steps": 5},
+            },
+        }  # fmt: skip
+        self.spec_file, self.runner = folder / "spec.json", folder / "faulty.py"
+        self.runner.write_text(RUNNER)
+        self.spec_file.write_text(json.dumps(self.spec))
+        self._server: subprocess.Popen | None = None
+
+    def _draw(self, folder: Path, count: int, rng: np.random.Generator) -> dict[str, str]:
+        folder.mkdir()
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
+            box = [4, 4, 12 + number % 5, 16]
+            annotations.append({"id": number, "image_id": number, "category_id": 1, "bbox": box, "area": box[2] * 16})
+        file = folder.with_suffix(".json")
+        categories = [{"id": 1, "name": "cat"}]
+        file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        return {"image_dir": str(folder), "json_file": str(file)}
+
+    def results(self, name: str) -> Path:
+        return self.folder / name / "train"
+
+    def _request(self, name: str, overrides: tuple[str, ...], faults: dict[str, Any]) -> dict[str, Any]:
+        arguments = ["train", "-e", str(self.spec_file), "-r", str(self.folder / name), *overrides]
+        environment = {"FAULT_LOG": str(self.folder / f"{name}.faults")}
+        environment |= {f"FAULT_{fault.upper()}": str(value) for fault, value in faults.items()}
+        output = str(self.folder / f"{name}.output")
+        return {"arguments": arguments, "environment": environment, "output": output}
+
+    def start(self, name: str, *overrides: str, **faults: Any) -> subprocess.Popen:
+        """A run of its own, with everything imported anew."""
+        request = self._request(name, overrides, faults)
+        with open(request["output"], "w") as output:
+            return subprocess.Popen(
+                [sys.executable, str(self.runner), *request["arguments"]],
+                env=_environment() | request["environment"], stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def run(self, name: str, *overrides: str, **faults: Any) -> int:
+        """A forked run to its end; the exit code."""
+        return self.fork(name, *overrides, **faults).wait()
+
+    def fork(self, name: str, *overrides: str, **faults: Any) -> Forked:
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, str(self.runner), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env=_environment(),
+            )  # fmt: skip
+        self._server.stdin.write(json.dumps(self._request(name, overrides, faults)) + "\n")
+        self._server.stdin.flush()
+        return Forked(int(self._server.stdout.readline()), self._server.stdout)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+
+    def output(self, name: str) -> str:
+        return (self.folder / f"{name}.output").read_text()
+
+    def faults(self, name: str) -> list[str]:
+        """`saving` and `saved`, as far as the run came."""
+        file = self.folder / f"{name}.faults"
+        return file.read_text().split() if file.exists() else []
+
+    def status(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.results(name) / "status.json").read_text().splitlines()]
+
+
+class Forked:
+    """A run that the server has forked: `pid`, and its exit code once it has ended."""
+
+    def __init__(self, pid: int, answers: TextIO) -> None:
+        self.pid, self._answers = pid, answers
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        return int(self._answers.readline())
+
+
+def _environment() -> dict[str, str]:
+    hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    return environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    trial = Trial(tmp_path_factory.mktemp("trial"))
+    yield trial
+    trial.close()

@@ -1,0 +1,116 @@
+"""A run is killed at any moment and started again: it ends with the weights of an unbroken one, no file is damaged."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtdetr_tool.checkpoints.io import load_checkpoint
+
+LAST = ("model_epoch_001.pth", "model_epoch_001-EMA.pth")
+SLOW = 0.15  # seconds in which a kill falls into a save
+
+
+@pytest.fixture(scope="module")
+def unbroken(trial):
+    """Final files of an unbroken run, by name, and the seconds that it took."""
+    trial.run("warm_up")
+    began = time.monotonic()
+    assert trial.run("unbroken", slow=SLOW) == 0, trial.output("unbroken")
+    seconds = time.monotonic() - began
+    return {name: load_checkpoint(trial.results("unbroken") / name) for name in LAST}, seconds
+
+
+def assert_ends_like(folder: Path, wanted: dict[str, dict]) -> None:
+    for name, whole in wanted.items():
+        own = load_checkpoint(folder / name)
+        for key in ("state_dict", "raw_state_dict", "ema_state_dict", "optimizer_states"):
+            assert _same(whole.get(key), own.get(key)), f"{folder.parent.name}/{name}: {key}"
+        assert own["rtdetr_tool"]["metrics"] == whole["rtdetr_tool"]["metrics"]
+
+
+def assert_nothing_damaged(folder: Path) -> None:
+    """Every checkpoint in the folder can be read, the one that the link stands for among them."""
+    for file in _checkpoints(folder):
+        assert load_checkpoint(file)["tao_model"] == "rtdetr"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("[!.]*.pth"))
+
+
+def _same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> tuple[bool, bool]:
+    """Whether the kill fell into a save, and whether there was a file to go on from."""
+    wanted, _ = unbroken
+    run = trial.fork(name, slow=SLOW)
+    time.sleep(moment)
+    run.kill(number)
+    code = run.wait()
+    assert code in (0, {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number]), trial.output(name)
+    folder = trial.results(name)
+    inside = trial.faults(name)[-1:] == ["saving"]
+    resumable = (folder / "rtdetr_model_latest.pth").exists()
+    assert_nothing_damaged(folder)
+    assert trial.run(name) == 0, trial.output(name)
+    assert_ends_like(folder, wanted)
+    assert_nothing_damaged(folder)
+    leftovers = [file.name for file in folder.iterdir() if file.name.startswith(".")]
+    assert leftovers == []
+    states = [line["status"] for line in trial.status(name)]
+    assert states[-1] == "SUCCESS" and (code == 0 or "FAILURE" in states or not inside)
+    return inside, resumable
+
+
+def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(trial, unbroken):
+    wanted, _ = unbroken
+    run = trial.fork("in_a_save", slow=5)
+    deadline = time.monotonic() + 120
+    while trial.faults("in_a_save").count("saving") < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -9
+    folder = trial.results("in_a_save")
+    assert _checkpoints(folder) == []
+    assert len([file for file in folder.iterdir() if file.name.startswith(".model_epoch_000_step_00002.")]) == 1
+    run = trial.fork("in_a_save", slow=1)
+    while trial.faults("in_a_save").count("saving") < 4:  # one before, two of step 2, the first of step 4
+        time.sleep(0.01)
+    run.kill(signal.SIGUSR1)
+    assert run.wait() == 75
+    states = [(line["status"], line["message"].split(":")[0]) for line in trial.status("in_a_save")]
+    assert ("FAILURE", "Killed") in states and states[-1] == ("FAILURE", "User/System interruption")
+    assert os.readlink(folder / "rtdetr_model_latest.pth") == "model_epoch_000_step_00004-EMA.pth"
+    assert trial.run("in_a_save") == 0
+    assert_ends_like(folder, wanted)
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_thirty_runs_killed_at_random_moments_all_end_like_the_unbroken_one(trial, unbroken):
+    rng = random.Random(20260101)
+    inside = resumable = 0
+    for index in range(30):
+        number = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+        moment = rng.uniform(0.05, 1.0) * unbroken[1]
+        found = _kill_and_resume(trial, unbroken, f"random_{index}", moment, number)
+        inside, resumable = inside + found[0], resumable + found[1]
+        print(f"{index}: {signal.Signals(number).name} after {moment:.2f} s, in a save: {found[0]}, file: {found[1]}")
+    print(f"30 of 30 end with the same weights; {inside} kills fell into a save, {resumable} had a file to go on from")
+    assert inside >= 5 and resumable >= 15
