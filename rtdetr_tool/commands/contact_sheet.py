@@ -16,6 +16,7 @@ from rtdetr_tool.errors import DataError
 from rtdetr_tool.visualize import draw_boxes, palette_color
 
 SIDE = 480  # pixels of the longer side of a picture on the page
+MENDED = (255, 0, 0)  # colour of a box that was clipped or dropped, as it was labelled
 
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff; }
@@ -72,9 +73,12 @@ def _picture(suspect: Suspect, class_map: ClassMap | None) -> bytes:
     width, height = picture.size
     picture.thumbnail((SIDE, SIDE))
     scale = (picture.width / width, picture.height / height) * 2
-    boxes = [[value * by for value, by in zip(box, scale, strict=True)] for box in record.boxes.tolist()]
     labels = record.labels.tolist()
+    boxes, colors = record.boxes.tolist(), [palette_color(label) for label in labels]
     names = [class_map.name_of(label) if class_map else str(label) for label in labels]
+    if suspect.mended is not None:
+        boxes, colors, names = [*boxes, suspect.mended], [*colors, MENDED], [*names, "as labelled"]
+    small = [[value * by for value, by in zip(box, scale, strict=True)] for box in boxes]
     buffer = io.BytesIO()
-    draw_boxes(picture, boxes, [palette_color(label) for label in labels], names, 2).save(buffer, "JPEG", quality=80)
+    draw_boxes(picture, small, colors, names, 2).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

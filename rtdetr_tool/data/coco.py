@@ -229,7 +229,7 @@ class _Reader:
         if not all(map(math.isfinite, numbers)):
             self.repairs.add("box_not_finite", where)
             return None
-        return fitted_box((x, y, x + width, y + height), (image.width, image.height), self.repairs, where)
+        return fitted_box((x, y, x + width, y + height), image, self.repairs, where)
 
     def _area(self, entry: Mapping[str, Any], box: tuple[float, ...], where: str) -> float:
         """COCO's area; a clipped box cannot cover more than itself."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import KINDS as REPAIRS
-from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.data.repairs import Corners, Repairs
 
 # A run would stop; the score will suffer, or something was mended; worth knowing.
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
@@ -67,12 +67,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An image to look at: why, and its labels."""
+    """An image to look at: why, its labels, and the box as it was labelled where that was mended."""
 
     kind: str
     split: str
     where: str
     record: ImageRecord
+    mended: Corners | None = None  # xyxy, pixels
 
 
 class Findings:
@@ -91,12 +92,21 @@ class Findings:
         found.count += count
         if where and len(found.examples) < EXAMPLES:
             found.examples.append(where)
-        if record is not None and self._drawn.get(kind, 0) < self.suspects_per_kind:
-            self._drawn[kind] = self._drawn.get(kind, 0) + 1
-            self.suspects.append(Suspect(kind, split, where, record))
+        if record is not None:
+            self._suspect(Suspect(kind, split, where, record))
 
-    def include(self, split: str, repairs: Repairs) -> None:
-        """Everything that was mended when the annotations of a split were read."""
+    def _suspect(self, suspect: Suspect) -> None:
+        if self._drawn.get(suspect.kind, 0) < self.suspects_per_kind:
+            self._drawn[suspect.kind] = self._drawn.get(suspect.kind, 0) + 1
+            self.suspects.append(suspect)
+
+    def include(self, split: str, repairs: Repairs, records: Iterable[ImageRecord] = ()) -> None:
+        """Everything that was mended when the annotations of a split were read; images are found in `records`."""
+        paths = {box.path for box in repairs.boxes} if self.suspects_per_kind else set()
+        known = {record.path: record for record in records if record.path in paths} if paths else {}
+        for box in repairs.boxes:
+            if box.path in known:
+                self._suspect(Suspect(box.kind, split, f"{box.path}, {box.where}", known[box.path], box.corners))
         for kind, count in repairs.counts.items():
             if count:
                 self._found[kind, split] = Finding(kind, split, count, list(repairs.examples[kind]))

@@ -61,7 +61,7 @@ def check_contents(datasets: Mapping[str, DetectionDataset], findings: Findings)
     counts = {split: SplitCounts.of(dataset) for split, dataset in datasets.items()}
     trained = {record.path for record in datasets["train"].records} if "train" in datasets else set()
     for split, dataset in datasets.items():
-        findings.include(split, dataset.repairs)
+        findings.include(split, dataset.repairs, dataset.records)
         _check_classes(split, dataset, counts, findings)
         for record in dataset.records if split != "train" and trained else ():
             if record.path in trained:

@@ -31,12 +31,28 @@ KINDS = {
 }
 
 
+Corners = tuple[float, float, float, float]  # xyxy, pixels
+
+BOXES_PER_KIND = 20  # are kept as they were, to be drawn
+
+
+@dataclass(frozen=True)
+class MendedBox:
+    """A box as it was labelled, before it was clipped or dropped."""
+
+    kind: str
+    where: str
+    path: str  # of its image
+    corners: Corners
+
+
 @dataclass
 class Repairs:
     """Counts by kind (`KINDS`) and the first few places of each; empty when the file was clean."""
 
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    boxes: list[MendedBox] = field(default_factory=list)
 
     def add(self, kind: str, where: str, count: int = 1) -> None:
         if kind not in KINDS:
@@ -46,9 +62,16 @@ class Repairs:
         if len(places) < 3:
             places.append(where)
 
+    def add_box(self, kind: str, where: str, path: str, corners: Corners) -> None:
+        """Note a box of an image that cannot stay as it is."""
+        if self.counts[kind] < BOXES_PER_KIND:
+            self.boxes.append(MendedBox(kind, where, path, corners))
+        self.add(kind, where)
+
     def include(self, other: Repairs) -> None:
         """Add what another file needed."""
         self.counts.update(other.counts)
+        self.boxes += other.boxes
         for kind, places in other.examples.items():
             self.examples[kind] = (self.examples.get(kind, []) + places)[:3]
 

@@ -90,22 +90,22 @@ def area_of(box: tuple[float, float, float, float]) -> float:
 
 
 def fitted_box(
-    corners: tuple[float, float, float, float], size: tuple[int, int], repairs: Repairs, where: str
+    corners: tuple[float, float, float, float], image: AnnotatedImage, repairs: Repairs, where: str
 ) -> tuple[float, float, float, float] | None:
-    """A box (xyxy, pixels) clipped to its image of `size` (width, height; 0 = unknown); None when nothing is left."""
+    """A box (xyxy, pixels) clipped to its image (whose size may be unknown, 0); None when nothing is left."""
     left, top, right, bottom = corners
     if not all(map(math.isfinite, corners)):
         repairs.add("box_not_finite", where)
         return None
     if right <= left or bottom <= top:
-        repairs.add("box_empty", where)
+        repairs.add_box("box_empty", where, image.path, corners)
         return None
-    limit_x, limit_y = size[0] or math.inf, size[1] or math.inf
+    limit_x, limit_y = image.width or math.inf, image.height or math.inf
     if left >= limit_x or top >= limit_y or right <= 0 or bottom <= 0:
-        repairs.add("box_outside", where)
+        repairs.add_box("box_outside", where, image.path, corners)
         return None
     if min(left, top) < -OVERHANG or right > limit_x + OVERHANG or bottom > limit_y + OVERHANG:
-        repairs.add("box_clipped", where)
+        repairs.add_box("box_clipped", where, image.path, corners)
         return max(left, 0.0), max(top, 0.0), min(right, limit_x), min(bottom, limit_y)
     return corners
 

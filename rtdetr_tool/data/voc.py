@@ -193,7 +193,7 @@ class _Reader:
             return
         # Pixel 1 is the one from 0 to 1, and the last pixel belongs to the box.
         corners = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
-        box = fitted_box(corners, (image.width, image.height), repairs, where)
+        box = fitted_box(corners, image, repairs, where)
         if box is None:
             return
         difficult = _text(entry, "difficult") not in ("", "0")

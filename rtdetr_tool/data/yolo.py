@@ -144,7 +144,7 @@ class _Reader:
             where = f"{label}, line {number}"
             label_index, (x1, y1, x2, y2), outline = self._object(parts, where)
             corners = (x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
-            box = fitted_box(corners, (image.width, image.height), self.source.repairs, where)
+            box = fitted_box(corners, image, self.source.repairs, where)
             if box is None:
                 self.dropped += 1
             else:

@@ -184,7 +184,21 @@ def test_suspicious_boxes_are_counted_and_drawn(sound):
         ("too_many_objects", "train"): 1, ("empty_images", "train"): 1,
     }  # fmt: skip
     drawn = pictures(page(sound))
-    assert len(drawn) >= 3 and all(picture.size == (64, 48) for picture in drawn)
+    assert len(drawn) == 5 and all(picture.size == (64, 48) for picture in drawn)
+    assert re.findall(r"[0-9]\.png, annotations\[[0-9]\]", page(sound)) == [
+        "2.png, annotations[1]",
+        "1.png, annotations[0]",
+    ]
+
+
+def test_a_clipped_box_is_drawn_in_red_as_it_was_labelled(sound):
+    Image.new("RGB", (64, 48)).save(sound.image(1))
+    sound.coco["annotations"][0]["bbox"] = [30, 20, 90, 90]
+    sound.write()
+    assert sound.run("validate_data") == 0
+    (drawn,) = pictures(page(sound))
+    red, green, blue = np.asarray(drawn).astype(int)[40, 25:36].max(axis=0)  # across the box's left edge
+    assert red > 150 and green < 90 and blue < 90
 
 
 def test_classes_that_cannot_be_learned_are_named(sound):
