@@ -39,20 +39,25 @@ def run(loaded: LoadedSpec) -> None:
     folder = Path(loaded.spec.evaluate.results_dir)
     write_atomically(folder / "results.json", json.dumps(result.to_dict(), indent=2) + "\n")
     write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
-    current_status().running(
-        "Test metrics generated.", kpi={"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
-    )
+    kpi = {"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
+    if result.masks is not None:
+        kpi |= {"test_segm_mAP": result.masks["AP"], "test_segm_mAP50": result.masks["AP50"]}
+    current_status().running("Test metrics generated.", kpi=kpi)
     print_result(result)
     logger.info("Runtime %s on %s: %s", runtime.name, runtime.device, times.summary())
+    if result.masks is not None:
+        logger.info("Masks: mAP %.4f, mAP50 %.4f", result.masks["AP"], result.masks["AP50"])
     logger.info("mAP %.4f, mAP50 %.4f; numbers and predictions are in %s", result.map, result.map50, folder)
 
 
 def print_result(result: CocoResult) -> None:
     """The twelve COCO numbers and the score of each class, as tables on the console."""
     numbers = Table("metric", title="COCO metrics")
-    numbers.add_column("value", justify="right")
-    for name, value in result.stats.items():  # one below the other: twelve columns do not fit a terminal
-        numbers.add_row(name, _text(value))
+    kinds = {"boxes": result.stats} if result.masks is None else {"boxes": result.stats, "masks": result.masks}
+    for kind in kinds:
+        numbers.add_column(kind, justify="right")
+    for name in result.stats:  # one below the other: twelve columns do not fit a terminal
+        numbers.add_row(name, *(_text(stats[name]) for stats in kinds.values()))
     console().print(numbers)
     classes = Table(title="By class")
     for name in ("class", "id", "objects", "AP", "AP50", "AR"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotcoco
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.metrics.operating_point import NOTHING_FOUND, Found, OperatingPoint, best_operating_point, match
+from rtdetr_tool.ops.masks import encode, encode_masks, rasterise, to_coco
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ARmax1", "ARmax10", "ARmax100", "ARs", "ARm", "ARl")
 ALIASES = {"mAP": "AP", "mAP50": "AP50"}
@@ -39,6 +40,13 @@ class ClassResult:
     objects: int  # ground truth without crowd regions
 
 
+class FoundObjects(NamedTuple):
+    """Detections of one image."""
+
+    rows: NDArray[np.float64]  # [K, 6] x, y, width, height, score, category id
+    masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` of each, where the model has masks
+
+
 @dataclass(frozen=True)
 class CocoResult:
     """What an evaluation found."""
@@ -48,6 +56,7 @@ class CocoResult:
     images: int = 0
     detections: int = 0
     best: OperatingPoint = NOTHING_FOUND  # of the classes together, at IoU 0.5
+    masks: dict[str, float] | None = None  # the names of STATS for masks instead of boxes, where the model has masks
 
     @property
     def map(self) -> float:
@@ -58,12 +67,13 @@ class CocoResult:
         return self.stats["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the twelve numbers, `mAP` and `mAP50`, `per_class` (null where undefined) and `best`."""
+        """Plain data for JSON: the twelve numbers, `mAP` and `mAP50`, `per_class` (null where undefined), `best`, and
+        the same numbers of `masks` (null where the model has none)."""
         names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
         rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
-        aliases = {alias: self.stats[name] for alias, name in ALIASES.items()}
-        return {**self.stats, **aliases, "per_class": rows, "images": self.images, "detections": self.detections,
-                "best": asdict(self.best)}  # fmt: skip
+        masks = None if self.masks is None else _with_aliases(self.masks)
+        return {**_with_aliases(self.stats), "per_class": rows, "images": self.images, "detections": self.detections,
+                "best": asdict(self.best), "masks": masks}  # fmt: skip
 
 
 class CocoEvaluator:
@@ -90,8 +100,8 @@ class CocoEvaluator:
             raise DataError(f"dataset.eval_class_ids has {unknown}, but the categories are {known}.")
         self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
         self._image_ids = {image["id"] for image in self.images}
-        # image id -> [K, 6] x, y, width, height, score, category id
-        self._detections: dict[int, NDArray[np.float64]] = {}
+        self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images if "height" in image}
+        self._detections: dict[int, FoundObjects] = {}  # by image id
         indices = range(max(getattr(class_map, "num_classes", 0), 1))
         ids = [class_map.category_id_of(index) for index in indices]
         self._category_of_index = np.array([np.nan if i is None else i for i in ids], dtype=np.float64)
@@ -105,7 +115,7 @@ class CocoEvaluator:
             if image_id not in self._detections:
                 self._detections[image_id] = self._rows(found)
 
-    def _rows(self, found: Any) -> NDArray[np.float64]:
+    def _rows(self, found: Any) -> FoundObjects:
         boxes = found.boxes.detach().cpu().double().numpy().reshape(-1, 4)
         scores = found.scores.detach().cpu().double().numpy()
         labels = found.labels.detach().cpu().numpy().astype(np.int64)
@@ -113,19 +123,24 @@ class CocoEvaluator:
         inside = (labels >= 0) & (labels < len(self._category_of_index))
         ids[inside] = self._category_of_index[labels[inside]]
         rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, ids])
-        return rows[~np.isnan(ids)]
+        keep = ~np.isnan(ids)
+        masks = getattr(found, "masks", None)
+        if masks is None:
+            return FoundObjects(rows[keep])
+        counts = encode_masks(masks.select(keep.tolist()))
+        return FoundObjects(rows[keep], [to_coco(each, masks.size) for each in counts])
 
     # Joining the ranks of a distributed run
 
-    def state(self) -> dict[int, NDArray[np.float64]]:
+    def state(self) -> dict[int, FoundObjects]:
         """What this process collected, as plain data that pickles."""
         return dict(self._detections)
 
-    def merge(self, states: Iterable[Mapping[int, NDArray[np.float64]]]) -> None:
+    def merge(self, states: Iterable[Mapping[int, FoundObjects]]) -> None:
         """Add the states of other processes; an image that several of them saw counts once."""
         for state in states:
-            for image_id, rows in state.items():
-                self._detections.setdefault(image_id, rows)
+            for image_id, found in state.items():
+                self._detections.setdefault(image_id, found)
 
     # Results
 
@@ -135,37 +150,47 @@ class CocoEvaluator:
         return [image["id"] for image in self.images if image["id"] not in self._detections]
 
     def results_json(self) -> list[dict[str, Any]]:
-        """Detections in COCO's results format: original ids, xywh pixels."""
+        """Detections in COCO's results format: original ids, xywh pixels, and `segmentation` where there are masks."""
         return [
-            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4]}
-            for image_id, rows in sorted(self._detections.items())
-            for row in rows.tolist()
+            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4], **mask}
+            for image_id, (rows, masks) in sorted(self._detections.items())
+            for row, mask in zip(
+                rows.tolist(), [{}] * len(rows) if masks is None else ({"segmentation": m} for m in masks), strict=True
+            )
         ]
 
     def compute(self) -> CocoResult:
         """Score everything collected so far, over all images of the ground truth."""
-        evaluation = self._evaluated()
-        precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-        stats = {
-            "AP": _mean(precision[:, :, :, 0, 2]),
-            "AP50": _mean(precision[_IOU_50, :, :, 0, 2]),
-            "AP75": _mean(precision[_IOU_75, :, :, 0, 2]),
-            **{f"AP{size}": _mean(precision[:, :, :, _AREAS[size], 2]) for size in "sml"},
-            **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for count, m in _MAX_DETECTIONS.items()},
-            **{f"AR{size}": _mean(recall[:, :, _AREAS[size], 2]) for size in "sml"},
-        }
-        count = sum(len(rows) for rows in self._detections.values())
-        return CocoResult(stats, self._per_class(precision, recall), len(self.images), count, self._best_point())
+        precision, recall = self._curves(self.annotations, self._table(), "bbox")
+        count = sum(len(found.rows) for found in self._detections.values())
+        masks = None
+        if any(found.masks is not None for found in self._detections.values()):
+            masks = _stats(*self._curves(self._true_masks(), self.results_json(), "segm"))
+        return CocoResult(
+            _stats(precision, recall), self._per_class(precision, recall), len(self.images), count, self._best_point(),
+            masks,
+        )  # fmt: skip
 
-    def _evaluated(self) -> hotcoco.COCOeval:
-        """`.eval` has precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth."""
-        truth = hotcoco.COCO({"images": self.images, "annotations": self.annotations, "categories": self.categories})
-        evaluation = hotcoco.COCOeval(truth, truth.load_res(self._table()), "bbox")
+    def _curves(self, annotations: Any, results: Any, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth."""
+        truth = hotcoco.COCO({"images": self.images, "annotations": annotations, "categories": self.categories})
+        evaluation = hotcoco.COCOeval(truth, truth.load_res(results), kind)
         evaluation.params.cat_ids = self.category_ids
         evaluation.params.img_ids = sorted(self._image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
-        return evaluation
+        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+    def _true_masks(self) -> list[dict[str, Any]]:
+        """The annotations; one without a mask becomes a region to ignore, which has the shape of its box."""
+        return [a if "segmentation" in a else self._ignored(a) for a in self.annotations]
+
+    def _ignored(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        size = self._sizes[annotation["image_id"]]
+        x, y, width, height = annotation["bbox"]
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        counts = rasterise([corners], *size) or encode(np.zeros(size))
+        return {**annotation, "iscrowd": 1, "segmentation": to_coco(counts, size)}
 
     def _best_point(self) -> OperatingPoint:
         """From a matching of our own: that of the evaluation cannot be read out in reasonable time."""
@@ -173,7 +198,7 @@ class CocoEvaluator:
         for annotation in self.annotations:
             truth.setdefault(annotation["image_id"], []).append(annotation)
         parts: list[list[NDArray]] = []
-        for image_id, rows in self._detections.items():
+        for image_id, (rows, _) in self._detections.items():
             objects = truth.get(image_id, [])
             boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
             categories = np.array([a["category_id"] for a in objects])
@@ -196,7 +221,8 @@ class CocoEvaluator:
 
     def _table(self) -> NDArray[np.float64]:
         """[N, 7] image id, x, y, width, height, score, category id."""
-        tables = [np.column_stack([np.full(len(rows), i), rows]) for i, rows in sorted(self._detections.items())]
+        found = sorted(self._detections.items())
+        tables = [np.column_stack([np.full(len(rows), image_id), rows]) for image_id, (rows, _) in found]
         return np.concatenate([np.zeros((0, 7)), *tables])
 
     def _per_class(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[ClassResult]:
@@ -215,6 +241,21 @@ class CocoEvaluator:
             )
             for k, category_id in enumerate(self.category_ids)
         ]
+
+
+def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        "AP": _mean(precision[:, :, :, 0, 2]),
+        "AP50": _mean(precision[_IOU_50, :, :, 0, 2]),
+        "AP75": _mean(precision[_IOU_75, :, :, 0, 2]),
+        **{f"AP{size}": _mean(precision[:, :, :, _AREAS[size], 2]) for size in "sml"},
+        **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for count, m in _MAX_DETECTIONS.items()},
+        **{f"AR{size}": _mean(recall[:, :, _AREAS[size], 2]) for size in "sml"},
+    }
+
+
+def _with_aliases(stats: Mapping[str, float]) -> dict[str, float]:
+    return {**stats, **{alias: stats[name] for alias, name in ALIASES.items()}}
 
 
 def _mean(values: NDArray[np.float64]) -> float:

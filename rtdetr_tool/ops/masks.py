@@ -8,6 +8,7 @@ than those, survive damaged input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import hotcoco.mask as coco_mask
@@ -98,14 +99,17 @@ def pixels_of(masks: InstanceMasks) -> Iterator[Tensor]:
     """
     height, width = masks.size
     step = max(1, _CHUNK // (masks.canvas[0] * masks.canvas[1]))
-    for part in masks.logits.split(step):
-        full = F.interpolate(part[:, None].float(), size=masks.canvas, mode="bilinear", align_corners=False)[:, 0]
-        yield (full[:, :height, :width] > 0).cpu()
+    for part in masks.query.split(step):
+        logits = masks.logits[part][:, None].float()
+        full = F.interpolate(logits, size=masks.canvas, mode="bilinear", align_corners=False)
+        yield (full[:, 0, :height, :width] > 0).cpu()
 
 
 def encode_masks(masks: InstanceMasks) -> list[bytes]:
     """Counts of each mask at the size of the original image."""
-    return [encode(mask.numpy()) for part in pixels_of(masks) for mask in part]
+    distinct, order = masks.query.unique(return_inverse=True)
+    each = [encode(mask.numpy()) for part in pixels_of(replace(masks, query=distinct)) for mask in part]
+    return [each[index] for index in order.tolist()]
 
 
 def to_coco(counts: bytes, size: tuple[int, int]) -> dict[str, Any]:

@@ -48,5 +48,5 @@ def postprocess(predictions: Predictions, targets: Sequence[Target], num_select:
     if predictions.masks is not None:
         for detections, masks, index, target in zip(found, predictions.masks, query, targets, strict=True):
             canvas = (round(target.box_scale[1]), round(target.box_scale[0]))
-            detections.masks = InstanceMasks(masks[index], canvas, target.original_size)
+            detections.masks = InstanceMasks(masks, index, canvas, target.original_size)
     return found

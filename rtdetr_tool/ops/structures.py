@@ -111,12 +111,13 @@ class Predictions(_Movable):
 class InstanceMasks(_Movable):
     """Masks of K detections as the network gives them; `ops/masks` makes pixels of the ones that are wanted."""
 
-    logits: Tensor  # [K, h, w] over the network's input
+    logits: Tensor  # [Q, h, w] over the network's input, of all queries
+    query: Tensor  # [K] int64; detections of several classes may share one
     canvas: tuple[int, int]  # (height, width) of that input in pixels of the original image, padding included
     size: tuple[int, int]  # (height, width) of the original image
 
     def select(self, keep: Tensor | list[bool]) -> InstanceMasks:
-        return replace(self, logits=self.logits[keep])
+        return replace(self, query=self.query[keep])
 
 
 @dataclass

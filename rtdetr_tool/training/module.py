@@ -214,6 +214,8 @@ class DetectorModule(pl.LightningModule):
         best = result.best
         numbers = {"mAP": result.map, "mAP50": result.map50}
         numbers |= {"F1": best.f1, "precision": best.precision, "recall": best.recall, "threshold": best.threshold}
+        if result.masks is not None:
+            numbers |= {"segm_mAP": result.masks["AP"], "segm_mAP50": result.masks["AP50"]}
         if self.spec.train.log_per_class_metrics:
             numbers |= {f"AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
         return {f"{start}_{name}": float(value) for name, value in numbers.items()}

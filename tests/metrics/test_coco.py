@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.metrics.coco import STATS, CocoEvaluator
+from rtdetr_tool.metrics.coco import STATS, CocoEvaluator, FoundObjects
 from rtdetr_tool.ops.structures import Detections
 
 
@@ -202,7 +202,7 @@ def test_an_image_seen_twice_counts_once() -> None:
     evaluator = CocoEvaluator(one_object(), Classes([5]))
     evaluator.update([1, 1], [one_detection(), one_detection()])
     evaluator.update([1], [nothing()])
-    evaluator.merge([{1: np.ones((3, 6))}])
+    evaluator.merge([{1: FoundObjects(np.ones((3, 6)))}])
     assert len(evaluator.results_json()) == 1
 
 

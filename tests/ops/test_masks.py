@@ -13,6 +13,7 @@ HEIGHT, WIDTH = 5, 6
 SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
 MASK[1:3, 1:4] = 1
+ALL = torch.arange(7)
 RUNS = [6, 2, 3, 2, 3, 2, 12]  # of MASK, column by column
 
 
@@ -83,9 +84,9 @@ def test_predicted_masks_are_those_of_the_best_detections_at_the_size_of_the_ima
 
 def test_masks_are_interpolated_before_they_are_cut_at_zero():
     logits = torch.tensor([[[-1.0, 4.0]]])  # at 1 and 3 of 0..4; the second pixel, at 1.5, has 0.25
-    (counts,) = encode_masks(InstanceMasks(logits, (1, 4), (1, 4)))
+    (counts,) = encode_masks(InstanceMasks(logits, ALL[:1], (1, 4), (1, 4)))
     assert decode(counts, 1, 4).tolist() == [[0, 1, 1, 1]]
-    (counts,) = encode_masks(InstanceMasks(-logits, (1, 4), (1, 4)))
+    (counts,) = encode_masks(InstanceMasks(-logits, ALL[:1], (1, 4), (1, 4)))
     assert decode(counts, 1, 4).tolist() == [[1, 0, 0, 0]]
 
 
@@ -93,7 +94,14 @@ def test_many_large_masks_are_made_some_at_a_time(monkeypatch):
     from rtdetr_tool.ops import masks as module
 
     logits = torch.randn(7, 3, 3, generator=torch.Generator().manual_seed(0))
-    whole = encode_masks(InstanceMasks(logits, (20, 30), (20, 30)))
+    whole = encode_masks(InstanceMasks(logits, ALL, (20, 30), (20, 30)))
     monkeypatch.setattr(module, "_CHUNK", 1300)
-    assert encode_masks(InstanceMasks(logits, (20, 30), (20, 30))) == whole
-    assert len(list(module.pixels_of(InstanceMasks(logits, (20, 30), (20, 30))))) == 4
+    assert encode_masks(InstanceMasks(logits, ALL, (20, 30), (20, 30))) == whole
+    assert len(list(module.pixels_of(InstanceMasks(logits, ALL, (20, 30), (20, 30))))) == 4
+
+
+def test_detections_that_share_a_query_share_its_mask():
+    logits = torch.tensor([[[1.0]], [[-1.0]], [[1.0]]])
+    masks = InstanceMasks(logits, torch.tensor([2, 1, 2]), (2, 3), (2, 3))
+    assert [decode(counts, 2, 3).sum() for counts in encode_masks(masks)] == [6, 0, 6]
+    assert [decode(counts, 2, 3).sum() for counts in encode_masks(masks.select([False, True, True]))] == [0, 6]
