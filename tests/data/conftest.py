@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,19 @@ import pytest
 from PIL import Image
 
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
+
+_CONVERTER = Path(__file__).parents[2] / "scripts" / "convert_dataset.py"
+
+
+def _converter():
+    spec = importlib.util.spec_from_file_location("convert_dataset", _CONVERTER)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+converter = _converter()
 
 BCCD = Path(__file__).parents[2].parent / "shared" / "data" / "bccd"
 

@@ -17,8 +17,9 @@ from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.structures import Detections
 from rtdetr_tool.spec import spec_from_dict
 
-from .conftest import coco, draw_image
-from .written_formats import FORMATS, as_boxes, write_format
+from .conftest import coco, converter, draw_image
+
+FORMATS, as_boxes, write_format = converter.FORMATS, converter.as_boxes, converter.write_format
 
 SPLITS = {"train": 7, "val": 5}
 

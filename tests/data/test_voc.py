@@ -11,8 +11,9 @@ from rtdetr_tool.data.source import drop_missing_images
 from rtdetr_tool.data.voc import read_split
 from rtdetr_tool.errors import DataError
 
-from .conftest import draw_image
-from .written_formats import voc_object, voc_xml
+from .conftest import converter, draw_image
+
+voc_object, voc_xml = converter.voc_object, converter.voc_xml
 
 CAT, DOG = voc_object("cat", [8, 6, 20, 16]), voc_object("dog", [0, 0, 64, 48])
 

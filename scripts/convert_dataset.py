@@ -1,9 +1,17 @@
-"""Writes one data set in every format that is read: COCO, Roboflow, YOLO and Pascal VOC, with the same images."""
+"""Writes a COCO data set again as Roboflow, YOLO or Pascal VOC, to see that a spec gives the same with each.
+
+    python scripts/convert_dataset.py demo/data demo/yolo --format yolo
+
+reads `annotations/instances_{train,val,test}.json` and the images in the folders of the same names, and copies them.
+Numbers are written with every digit. Crowd regions become difficult objects in VOC; YOLO has none.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -14,7 +22,7 @@ FORMATS = ("coco", "roboflow", "yolo", "voc")
 
 
 def write_format(name: str, root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> Path:
-    """A data set of `splits` (split -> COCO dict) in a new folder; images are links."""
+    """A data set of `splits` (split -> COCO dict, `images` -> folder of its images) in a new folder."""
     root.mkdir(parents=True)
     {"coco": _coco, "roboflow": _roboflow, "yolo": _yolo, "voc": _voc}[name](root, splits, images)
     return root
@@ -26,9 +34,9 @@ def as_boxes(content: dict) -> dict:
     return {**content, "annotations": annotations}
 
 
-def _link(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(source.resolve(), target)
+    shutil.copyfile(source, target)
 
 
 def _coco(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
@@ -36,7 +44,7 @@ def _coco(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) ->
     for split, content in splits.items():
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
         for image in content["images"]:
-            _link(images[split] / image["file_name"], root / split / image["file_name"])
+            _copy(images[split] / image["file_name"], root / split / image["file_name"])
 
 
 def _roboflow(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
@@ -48,7 +56,7 @@ def _roboflow(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]
         categories += [{**category, "supercategory": "things"} for category in content["categories"]]
         (folder / "_annotations.coco.json").write_text(json.dumps({**content, "categories": categories}))
         for image in content["images"]:
-            _link(images[split] / image["file_name"], folder / image["file_name"])
+            _copy(images[split] / image["file_name"], folder / image["file_name"])
 
 
 def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
@@ -57,7 +65,7 @@ def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) ->
         index = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
         (root / split / "labels").mkdir(parents=True)
         for image in content["images"]:
-            _link(images[split] / image["file_name"], root / split / "images" / image["file_name"])
+            _copy(images[split] / image["file_name"], root / split / "images" / image["file_name"])
             lines = []
             for a in (a for a in content["annotations"] if a["image_id"] == image["id"]):
                 x, y, width, height = a["bbox"]
@@ -83,7 +91,7 @@ def _voc(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> 
         for image in content["images"]:
             stem = Path(image["file_name"]).stem
             stems.append(stem)
-            _link(images[split] / image["file_name"], root / "JPEGImages" / image["file_name"])
+            _copy(images[split] / image["file_name"], root / "JPEGImages" / image["file_name"])
             objects = [
                 voc_object(name_of[a["category_id"]], a["bbox"], a.get("iscrowd", 0))
                 for a in content["annotations"]
@@ -106,3 +114,24 @@ def voc_object(name: str, bbox: list[float], difficult: int = 0) -> str:
     edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
     box = "".join(f"<{edge}>{value:.17g}</{edge}>" for edge, value in edges.items())
     return f"<object><name>{escape(name)}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write a COCO data set again in another format.")
+    parser.add_argument("source", type=Path, help="folder with annotations/instances_<split>.json")
+    parser.add_argument("out", type=Path, help="new folder to write to")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    options = parser.parse_args(arguments)
+    files = {split: options.source / "annotations" / f"instances_{split}.json" for split in ("train", "val", "test")}
+    splits = {split: json.loads(path.read_text()) for split, path in files.items() if path.is_file()}
+    if "train" not in splits:
+        parser.error(f"{files['train']} does not exist")
+    if options.out.exists():
+        parser.error(f"{options.out} exists already")
+    write_format(options.format, options.out, splits, {split: options.source / split for split in splits})
+    print(f"{options.out}: {', '.join(splits)} as {options.format}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
