@@ -690,7 +690,8 @@ def test_every_field_of_a_command_is_set_in_its_tests(command):
 
 def test_every_field_is_accounted_for():
     seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
-    seen |= {f"train.{field}" for field in ("compute_val_loss", "log_per_class_metrics")}  # training/test_recipe.py
+    in_recipe = ("compute_val_loss", "log_per_class_metrics", "effective_batch_size", "notes")
+    seen |= {f"train.{field}" for field in in_recipe}  # training/test_recipe.py
     seen |= {f"model.frozen_fm.{field}" for field in ("enabled", "backbone", "checkpoint")}
     seen |= {f"{command}.{field}" for command, field, _ in COMMAND_ROWS} | COMMAND_ROWS_ELSEWHERE | OF_DISTILL
     unaccounted = [

@@ -74,7 +74,7 @@ def export_detector(opened: OpenedDetector, section: ExportSpec, conf_threshold:
     start = time.perf_counter()
     batch = None if section.batch_size == -1 else section.batch_size
     graph = export_graph(model, size, batch, section.opset_version, section.verbose)
-    attach(graph, describe(metadata_of(opened), size, section.notes))
+    attach(graph, describe(metadata_of(opened), size, section.notes or notes_of(opened)))
     seconds = time.perf_counter() - start
     interface = interface_of(graph, target)
     with replacing_onnx(target, graph) as temporary:
@@ -141,6 +141,12 @@ def metadata_of(opened: OpenedDetector) -> dict:
     stored = dict(opened.meta) if opened.meta is not None else {}
     classes = opened.class_map.to_list() if opened.class_map is not None else []
     return build_metadata(package_version(), spec_to_dict(opened.spec), classes, stored.get("weights", "raw"))
+
+
+def notes_of(opened: OpenedDetector) -> str | None:
+    """`train.notes` of the run that the checkpoint comes from."""
+    stored = (opened.meta or {}).get("spec") or {}
+    return (stored.get("train") or {}).get("notes")
 
 
 def verify(

@@ -165,8 +165,11 @@ def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field, name: str) 
     if hint is Any:
         return value
     value = VALUE_ALIASES.get(name, {}).get(value, value) if isinstance(value, str) else value
-    result = _CASTS[hint](value)
     rules = entry.metadata
+    for word, meaning in rules["names"].items():
+        if value == meaning or (isinstance(value, str) and value.lower() == word):
+            return meaning
+    result = _CASTS[hint](value)
     wrong = (
         result is None
         or (rules["min"] is not None and result < rules["min"])
@@ -236,7 +239,7 @@ def allowed_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str:
         near = difflib.get_close_matches(str(found), [str(o) for o in rules["options"]], n=1, cutoff=0.5)
         hint_text = f" (did you mean '{near[0]}'?)" if near else ""
         return f"one of {options_text(entry)}{hint_text}"
-    return _WORDS.get(hint, "a value") + bounds_text(entry)
+    return " or ".join([_WORDS.get(hint, "a value") + bounds_text(entry), *rules["names"]])
 
 
 def options_text(entry: dataclasses.Field) -> str:

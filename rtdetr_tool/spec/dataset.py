@@ -81,7 +81,15 @@ class DatasetSpec:
     quant_calibration_data_sources: dict[str, str] | None = field(
         None, "Calibration images for quantize {image_dir, json_file}; json_file is optional."
     )
-    batch_size: int = field(4, "Images per step and device, in every command.", min=1, max=INF, automl=True)
+    batch_size: int = field(
+        4,
+        "Images per step and device, in every command. auto: training tries out the largest that fits, see "
+        "train.effective_batch_size.",
+        min=1,
+        max=INF,
+        names={"auto": 0},
+        automl=True,
+    )
     workers: int = field(8, "Loader processes per device; 0 loads in the main process.", min=0, max=INF, automl=True)
     remap_mscoco_category: bool = field(
         False, "Map the 80 category ids of COCO (1..90) to 0..79. Only for the original COCO files."

@@ -20,6 +20,7 @@ def field(
     above: float | None = None,
     options: Sequence[Any] | None = None,
     prefix: str | None = None,
+    names: dict[str, Any] | None = None,
     unit: str | None = None,
     automl: bool = False,
     origin: str = "tao",
@@ -31,6 +32,7 @@ def field(
         min, max: inclusive bounds, of each item for lists of numbers.
         above: exclusive lower bound.
         options: allowed values, of each item for lists.
+        names: words that stand for a value, which may lie outside of the bounds.
         prefix: besides the options, any text that begins with this is allowed.
         origin: `tao` (schema of nvidia-tao-core), `seed` (TAO's documentation only) or `ours`.
     """
@@ -41,6 +43,7 @@ def field(
         "above": above,
         "options": None if options is None else tuple(options),
         "prefix": prefix,
+        "names": dict(names or {}),
         "unit": unit,
         "automl": automl,
         "origin": origin,

@@ -223,6 +223,8 @@ def _schema_of_item(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
     for key, word in (("min", "minimum"), ("max", "maximum"), ("above", "exclusiveMinimum")):
         if rules[key] is not None and abs(rules[key]) != float("inf"):
             schema[word] = rules[key]
+    if rules["names"]:
+        schema = {"anyOf": [schema, {"enum": [*rules["names"], *rules["names"].values()]}]}
     return schema
 
 

@@ -20,9 +20,9 @@ from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpoin
 from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.drop_path import DropPathSchedule
 from rtdetr_tool.training.ema import ExponentialMovingAverage
+from rtdetr_tool.training.grids import DatasetGrids
 from rtdetr_tool.training.position import EpochPosition
 from rtdetr_tool.training.preemption import PreemptionSave
-from rtdetr_tool.training.grids import DatasetGrids
 from rtdetr_tool.training.progress import ProgressReport
 from rtdetr_tool.training.reporting import StatusReport
 from rtdetr_tool.training.stopping import EarlyStopping

@@ -21,12 +21,16 @@ from torch import nn
 
 from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
 from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.models.build import build_backbone, build_detector
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import ModelSpec, RfdetrSpec, read_spec
 from rtdetr_tool.spec.rfdetr import default_sizes
+from rtdetr_tool.training import batch_size
+from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.drop_path import DropPathSchedule
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.fit import fit
+from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.optim import StagedSchedule, layer_numbers, parameter_groups
 from rtdetr_tool.training.stopping import EarlyStopping
 
@@ -244,3 +248,73 @@ def test_grids_show_the_first_batches_with_their_boxes(make_spec):
     assert picture.shape == (72, 208, 3)  # three images of 64 in a row, four pixels between
     assert json.loads(Path(spec.dataset.val_data_sources["json_file"]).read_text())["images"][0]["width"] == 64
     assert math.isfinite(picture.std()) and picture.std() > 10
+
+
+@both_families
+def test_the_better_of_the_two_kinds_of_weights_is_the_best_file(family, tiny_vit, make_spec):
+    """An average that never moves stays at its random start, so that the trained weights are at least as good."""
+    spec = make_spec(
+        **FAMILIES[family], train__enable_ema=True, train__ema__decay=1.0, train__ema__tau=0.0,
+        train__ema__validate_both=True,
+    )  # fmt: skip
+    fit(spec)
+    folder = Path(spec.train.results_dir)
+    kinds = {
+        name: load_checkpoint(folder / f"rtdetr_model_{name}.pth")["rtdetr_tool"]["weights"]
+        for name in ("best", "best_regular", "best_ema")
+    }
+    assert kinds["best_regular"] == "raw" and kinds["best_ema"] == "ema"
+    scores = load_checkpoint(folder / "rtdetr_model_best.pth")["rtdetr_tool"]["metrics"]
+    assert kinds["best"] == ("ema" if scores["val_mAP"] > scores["val_raw_mAP"] else "raw")
+
+
+@pytest.mark.parametrize(("room", "batches"), [(100, (8, 1)), (4, (4, 2)), (3, (2, 4))])
+def test_the_largest_batch_that_fits_is_taken_and_accumulated_to_the_wanted_one(room, batches, make_spec, monkeypatch):
+    tried = []
+
+    def fits(module, count, device):
+        tried.append(module.compute_losses(batch_size.trial_batch(module, count, device))["loss"].item())
+        return count <= room
+
+    monkeypatch.setattr(batch_size, "_fits_cpu", fits)
+    spec = make_spec(dataset__batch_size=0, train__effective_batch_size=8)
+    result = fit(spec, limit_val_batches=0)
+    stored = load_checkpoint(result.latest_path)["rtdetr_tool"]["spec"]
+    assert (stored["dataset"]["batch_size"], stored["train"]["grad_accum_steps"]) == batches
+    assert len(tried) >= 2
+
+
+def test_what_a_step_keeps_decides_on_a_cpu_and_the_trials_leave_no_trace(make_spec, monkeypatch):
+    spec = make_spec(dataset__batch_size=0, dataset__augmentation__multi_scales=[32, 96])
+    module = DetectorModule(spec, DetectionDataModule(spec).class_map)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    roomy = batch_size.settle_batch_size(spec, module)
+    assert (roomy.dataset.batch_size, roomy.train.grad_accum_steps) == (16, 1)
+    weights = sum(tensor.nbytes for tensor in before.values())
+    monkeypatch.setattr(batch_size, "free_memory", lambda: 5 * weights + 200_000_000)
+    tight = batch_size.settle_batch_size(spec, module)
+    assert tight.dataset.batch_size * tight.train.grad_accum_steps >= 16 > tight.dataset.batch_size
+    assert module.spec is spec
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    monkeypatch.setattr(batch_size, "free_memory", lambda: 0)
+    with pytest.raises(UserError, match="not even one image fits"):
+        batch_size.settle_batch_size(spec, module)
+
+
+def test_auto_is_for_training_only():
+    assert read_spec(None, ["dataset.batch_size=auto"]).spec.dataset.batch_size == batch_size.AUTO
+    with pytest.raises(SpecError, match="an integer of at least 1 or auto"):
+        read_spec(None, ["dataset.batch_size=many"])
+    with pytest.raises(SpecError, match=r"evaluate\.batch_size: a value is missing"):
+        read_spec(None, ["dataset.batch_size=auto"], command="evaluate")
+
+
+def test_notes_are_in_the_checkpoint_and_are_those_of_its_graph(make_spec):
+    from rtdetr_tool.commands.export import notes_of
+    from rtdetr_tool.runtimes.open import OpenedDetector
+
+    path = fit(make_spec(train__notes="night shift, lens 3")).latest_path
+    meta = load_checkpoint(path)["rtdetr_tool"]
+    assert meta["spec"]["train"]["notes"] == "night shift, lens 3"
+    assert notes_of(OpenedDetector(None, meta, None, None)) == "night shift, lens 3"
+    assert notes_of(OpenedDetector(None, None, None, None)) is None
