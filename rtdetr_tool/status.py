@@ -98,16 +98,17 @@ class StatusLogger:
             if last:
                 self.close()
             elif not self._reserve.exists():
-                with contextlib.suppress(OSError):
-                    self._reserve.write_bytes(b"\0" * _RESERVE)
+                with contextlib.suppress(OSError), self._reserve.open("xb") as file:  # x follows no link
+                    file.write(b"\0" * _RESERVE)
             _append_whole(self.path, data)
         except OSError as error:  # a full disk must not end a run that may get over it
             logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
 
 
 def _append_whole(path: Path, data: bytes) -> None:
-    """Append all of `data` with one write, or nothing where the disk has room for a part only."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Append all of `data` with one write, or nothing where the disk has room for a part only; links are refused."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link, 0o644)
     try:
         written = os.write(descriptor, data)
         if written < len(data):

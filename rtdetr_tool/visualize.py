@@ -81,7 +81,7 @@ def draw_boxes(
         shorter = 1 + int(min(box[2] - box[0], box[3] - box[1]))
         draw.rectangle(box, outline=color, width=min(outline_width, shorter))
     for box, text, color in zip(clipped, captions, colors, strict=bool(captions)):
-        _draw_label(draw, box, text, color, font, canvas.size)
+        _draw_label(draw, box, " ".join(text.split()), color, font, canvas.size)
     return canvas
 
 
