@@ -62,10 +62,13 @@ def files_with(folder: Path, secret: str, but: set[Path]) -> list[str]:
 def test_no_file_and_no_line_of_a_whole_chain_of_commands_holds_a_secret(project, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    work = project.folder / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
     project.spec["encryption_key"] = f"key-{SECRET}"
     project.spec["wandb"]["name"] = f"run with token={SECRET}"
     project.write()
-    addresses = ["gen_trt_engine.timing_cache=null", f"quantize.model_path='https://me:{SECRET}@host/x?token={SECRET}'"]
+    addresses = [f"quantize.model_path='https://me:{SECRET}@host/x?token={SECRET}'"]
     assert project.run("train", "train.is_dry_run=false", "train.num_epochs=1", *addresses) == 0
     weights = project.folder / "results/train/rtdetr_model_latest.pth"
     graph = project.folder / "model.onnx"
@@ -77,6 +80,7 @@ def test_no_file_and_no_line_of_a_whole_chain_of_commands_holds_a_secret(project
     written = {project.spec_file}
     assert len(list((project.folder / "results").rglob("*"))) > 10 and graph.exists()
     assert files_with(tmp_path, SECRET, but=written) == []
+    assert list(work.iterdir()) == []  # where it was started, nothing is left either
     assert "***" in (project.folder / "results/train/experiment.yaml").read_text()
 
 

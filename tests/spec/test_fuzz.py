@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import resource
+import time
+from pathlib import Path
 
+import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rtdetr_tool.errors import SpecError
@@ -144,3 +148,120 @@ def test_every_default_satisfies_its_own_rules():
     assert spec == ExperimentSpec()
     assert dataclasses.is_dataclass(spec)
     assert json.loads(json.dumps(json_schema("train"))) == json_schema("train")
+
+
+# Damage to real files: bytes, lines and structure.
+
+FILES = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
+PIECES = (
+    "&a", "*a", "<<: *a", "!!python/object/apply:os.system [x]", "!!binary x", "!!int ''", "!!set {a}", "? ", "- ", "{",
+    "[", "}", "]", "|", ">-", "\t", "\0", "%YAML 1.3", "---", "...", "#", "'", '"', "${", "${train}", "${oc.env:HOME}",
+    "${.x}", "${a.${b}}", ": ", "~", "0x" + "f" * 40, "9" * 5000, "1e999", ".nan", "\ufeff", "\u2028", "[[[[[[[[[[[[",
+)  # fmt: skip
+damages = st.lists(
+    st.tuples(
+        st.sampled_from(["insert", "replace", "delete", "double", "swap", "cut", "byte"]),
+        st.integers(0, 2**20),
+        st.integers(1, 200),
+        st.sampled_from(PIECES),
+    ),
+    min_size=1,
+    max_size=5,
+)
+MOST_SECONDS, MOST_MEGABYTES = 60, 2_000
+
+
+def damaged(content: bytes, pairs) -> bytes:
+    for how, place, count, piece in pairs:
+        place %= len(content) + 1
+        before, inside, after = content[:place], content[place : place + count], content[place + count :]
+        content = {
+            "insert": before + piece.encode("utf-8", "surrogatepass") + inside + after,
+            "replace": before + piece.encode("utf-8", "surrogatepass") + after,
+            "delete": before + after,
+            "double": before + inside + inside + after,
+            "swap": after + inside + before,
+            "cut": before,
+            "byte": before + bytes([count]) + inside[1:] + after,
+        }[how]
+    return content
+
+
+def load_within_limits(path, overrides=()) -> None:
+    """`_load_or_refuse`, bounded in time and in the memory of this process."""
+    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _load_or_refuse(path, overrides)
+    assert time.monotonic() - start < MOST_SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MEGABYTES
+
+
+def check_damaged_file(tmp_path_factory, file: Path, pairs, as_json: bool) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / ("spec.json" if as_json else "spec.yaml")
+    content = json.dumps(yaml.safe_load(file.read_bytes())).encode() if as_json else file.read_bytes()
+    path.write_bytes(damaged(content, pairs))
+    load_within_limits(path)
+
+
+@given(st.sampled_from(FILES), damages, st.booleans())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_damaged_files_become_a_spec_or_a_spec_error(tmp_path_factory, file, pairs, as_json):
+    check_damaged_file(tmp_path_factory, file, pairs, as_json)
+
+
+@pytest.mark.slow
+@given(st.sampled_from(FILES), damages, st.booleans())
+@settings(max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_thousands_of_damaged_files_become_a_spec_or_a_spec_error(tmp_path_factory, file, pairs, as_json):
+    check_damaged_file(tmp_path_factory, file, pairs, as_json)
+
+
+# Structures that only YAML can say: anchors, aliases, merge keys and tags in any place.
+
+nodes = st.recursive(
+    st.sampled_from(["1", "x", "*a", "*b", "null", "!!str 1", "!!int x", "!foo y", "${train.seed}", '"\\0"', "&b 2"]),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]")
+        | st.lists(st.tuples(st.sampled_from(["<<", "a", "seed", "1", "? x", "*a "]), inner), max_size=4).map(
+            lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+        )
+        | inner.map(lambda part: f"&a {part}")
+    ),
+    max_leaves=12,
+)  # fmt: skip
+sections = st.lists(st.tuples(st.sampled_from([*NAMES[:40], "x", "model", "hydra"]), nodes), min_size=1, max_size=4)
+
+
+def check_structure(tmp_path_factory, pairs, overrides=()) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "spec.yaml"
+    lines = [f"{name.replace('.', ': {')}: {node}{'}' * name.count('.')}\n" for name, node in pairs]
+    path.write_text("".join(lines), encoding="utf-8")
+    load_within_limits(path, overrides)
+
+
+@given(sections)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_structures_of_yaml_become_a_spec_or_a_spec_error(tmp_path_factory, pairs):
+    check_structure(tmp_path_factory, pairs)
+
+
+grammar = st.text(alphabet="{}[]():,=+~@/.'\"\\$ \ta1-_*&!#%\0é", max_size=40)
+arguments = st.one_of(
+    st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(NAMES), grammar),
+    st.builds("{}.{}={}".format, st.sampled_from(NAMES), grammar, grammar),
+    st.builds("{}={}{}".format, st.sampled_from(LEAVES), st.sampled_from(["[", "{", "sort(", "glob("]), grammar),
+    st.builds("{}={}".format, st.sampled_from(["hydra.run.dir", "_target_", "defaults", "+x@y", "a/b"]), grammar),
+)  # fmt: skip
+
+
+@given(st.lists(arguments, min_size=1, max_size=3))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_overrides_in_any_grammar_become_a_spec_or_a_spec_error(overrides):
+    load_within_limits(None, overrides)
+
+
+@pytest.mark.slow
+@given(sections, st.lists(arguments, max_size=3))
+@settings(max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_thousands_of_structures_with_overrides_become_a_spec_or_a_spec_error(tmp_path_factory, pairs, overrides):
+    check_structure(tmp_path_factory, pairs, overrides)
