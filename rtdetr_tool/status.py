@@ -1,7 +1,8 @@
 """`status.json`: one JSON object per line, in the format that TAO's monitoring reads.
 
-Lines are appended, each with one write; only the first process of a run writes. A run ends with SUCCESS or FAILURE,
-also on a full disk: a little space is kept aside for that line.
+Only the first process of a run writes. The file is replaced by one with a line more: of a line that is appended, a
+reader may see a part (systems show a write page by page). A run ends with SUCCESS or FAILURE, also on a full disk: a
+little space is kept aside for that line, and where there is no room for a second file it is appended after all.
 """
 
 from __future__ import annotations
@@ -37,11 +38,18 @@ class StatusLogger:
     """Appends status lines to a file; does nothing without a path or in processes other than the first.
 
     `kpi` values stay on later lines until they change, as in TAO; they are numbers. `clean` takes secrets out of
-    messages. A link in place of the file is not followed.
+    messages; `replace` is what gives a file other content, all at once (`files.write_atomically`), and without it lines
+    are appended. A link in place of the file is not followed.
     """
 
-    def __init__(self, path: str | Path | None = None, clean: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        clean: Callable[[str], str] = str,
+        replace: Callable[[Path, bytes], None] | None = None,
+    ) -> None:
         self.clean = clean
+        self._replace = replace
         self.path = Path(path) if path is not None and process_rank() == 0 else None
         self.kpi: dict[str, float] = {}
         self.finished = False
@@ -100,9 +108,16 @@ class StatusLogger:
             elif not self._reserve.exists():
                 with contextlib.suppress(OSError), self._reserve.open("xb") as file:  # x follows no link
                     file.write(b"\0" * _RESERVE)
-            _append_whole(self.path, data)
+            self._add(data)
         except OSError as error:  # a full disk must not end a run that may get over it
             logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
+
+    def _add(self, data: bytes) -> None:
+        if self._replace is not None and not self.path.is_symlink():
+            with contextlib.suppress(OSError):
+                self._replace(self.path, (self.path.read_bytes() if self.path.exists() else b"") + data)
+                return
+        _append_whole(self.path, data)
 
 
 def _append_whole(path: Path, data: bytes) -> None:

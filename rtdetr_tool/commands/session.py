@@ -50,7 +50,7 @@ def _run_in(
         handler = open_log_file(folder / "log.txt") if first else None
     except OSError as error:
         raise UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}") from None
-    status = StatusLogger(folder / "status.json", clean=mask_secrets)
+    status = StatusLogger(folder / "status.json", clean=mask_secrets, replace=write_atomically)
     set_current_status(status)
     try:
         if earlier:

@@ -3,7 +3,7 @@
 ::
 
     model_epoch_007.pth            every checkpoint_interval epochs (counted from 0) and after the last one
-    model_epoch_007_step_00320.pth with checkpoint_interval_unit: step, and where a run was told to end or stopped itself
+    model_epoch_007_step_00320.pth with checkpoint_interval_unit: step, and where a run was told to end or stopped
     model_epoch_007-EMA.pth        its twin when EMA is on: the averages in `state_dict`, the rest as in the other
     rtdetr_model_best.pth          the best validation mAP so far; a file of its own, so the others may be deleted
     rtdetr_model_best_ema.pth      with train.ema.validate_both: the best of the averages, and
@@ -50,11 +50,13 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
             save_checkpoint(checkpoint, path)
-        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-            reason = getattr(error.__cause__ or error.__context__ or error, "strerror", None) or str(error)
+        except (OSError, RuntimeError) as error:
+            reason = error if isinstance(error, OSError) else error.__context__  # torch wraps what the file raises
+            if not isinstance(reason, OSError):
+                raise
             raise RtdetrError(
-                f"The checkpoint {path} could not be written: {reason}. Those before it are whole; when there is room "
-                "again, the same command goes on from them."
+                f"The checkpoint {path} could not be written: {reason.strerror}. Those before it are whole; when there "
+                "is room again, the same command goes on from them."
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""What to lower when the memory of the device, or of the machine, does not suffice for a run."""
+"""What to lower when the memory of the device or of the machine does not suffice for a run."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.spec import ExperimentSpec
+
+_DEAD_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 
 
 @contextmanager
@@ -19,9 +22,16 @@ def memory_explained(spec: ExperimentSpec) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(f"The GPU ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        raise UserError(f"The machine ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
+        what = _first_sentence(error)
+        if "DefaultCPUAllocator" in str(error):
+            raise UserError(f"The machine ran out of memory ({what}). {what_to_lower(spec)}") from error
+        if _DEAD_WORKER.search(what):  # torch raises it wherever the program happens to be
+            raise RtdetrError(
+                f"A data worker process died ({what}). If the system killed it, the memory of the machine or "
+                f"container (or its /dev/shm) was used up: lower dataset.workers (now {spec.dataset.workers}) or "
+                f"dataset.batch_size (now {spec.dataset.batch_size}). The same command goes on from the checkpoint."
+            ) from error
+        raise
 
 
 def what_to_lower(spec: ExperimentSpec) -> str:
