@@ -38,7 +38,7 @@ class RunLock:
         self.path = folder / NAME
         self.stale: str | None = None
         while True:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
                 owner = self._take()
                 if not self._is_in_place():  # its holder removed it between our two steps
