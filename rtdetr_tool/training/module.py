@@ -320,7 +320,7 @@ class DetectorModule(pl.LightningModule):
             raise CheckpointError("The checkpoint is not one of this tool's; give it as train.pretrained_model_path.")
         fitting = self.trainer.state.fn == "fit"
         check_against(self.spec, meta, source="the checkpoint", every_field=fitting)
-        if meta["classes"] != self.class_map.to_list():
+        if not _same_classes(meta["classes"], self.class_map):
             raise CheckpointError(
                 f"The classes differ: the data has {_names(self.class_map.to_list())}, "
                 f"the checkpoint {_names(meta['classes'])}."
@@ -332,6 +332,14 @@ class DetectorModule(pl.LightningModule):
             checkpoint["state_dict"] = checkpoint.pop(RAW_KEY)
         if not isinstance(self.trainer.strategy, FSDPStrategy):  # its weights are in shards by now
             load_into(self, checkpoint["state_dict"], source="the checkpoint", what="run")
+
+
+def _same_classes(stored: Sequence[Mapping[str, Any]], own: ClassMap) -> bool:
+    """Files of other programs may know the names without the category ids, or neither."""
+    if any(entry.get("id") is not None for entry in stored):
+        return list(stored) == own.to_list()
+    known = {entry["index"]: entry["name"] for entry in stored}
+    return not known or known == {entry.index: entry.name for entry in own.entries}
 
 
 def _names(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:
