@@ -5,14 +5,17 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.ops.structures import Detections
+from rtdetr_tool.ops.masks import pixels_of
+from rtdetr_tool.ops.structures import Detections, InstanceMasks
 
 Color = tuple[int, int, int]
 
 _GOLDEN_RATIO = 0.61803398875
+_MASK_OPACITY = 0.45
 
 
 def palette_color(index: int) -> Color:
@@ -50,16 +53,21 @@ def draw_detections(
 ) -> Image.Image:
     """A copy of `image` (RGB) with boxes and, unless `labels` is off, `name 0.87` above each box, inside the frame.
 
+    Masks, where there are some, colour their pixels.
+
     Weak detections are drawn first, so that strong ones stay on top, and labels after all boxes, so that no line runs
     through a text.
     """
     boxes, scores, classes = detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist()
     order = sorted(range(len(boxes)), key=scores.__getitem__)
     names = [name_of(classes[index]) for index in order]
+    paints = [(colors or {}).get(name, palette_color(classes[index])) for index, name in zip(order, names, strict=True)]
+    if detections.masks is not None:
+        image = _tinted(image.convert("RGB"), detections.masks.select(order), paints)
     return draw_boxes(
         image,
         [boxes[index] for index in order],
-        [(colors or {}).get(name, palette_color(classes[index])) for index, name in zip(order, names, strict=True)],
+        paints,
         [f"{name} {scores[index]:.2f}" for index, name in zip(order, names, strict=True)] if labels else [],
         outline_width,
     )
@@ -83,6 +91,15 @@ def draw_boxes(
     for box, text, color in zip(clipped, captions, colors, strict=bool(captions)):
         _draw_label(draw, box, " ".join(text.split()), color, font, canvas.size)
     return canvas
+
+
+def _tinted(image: Image.Image, masks: InstanceMasks, paints: Sequence[Color]) -> Image.Image:
+    """A copy with the colour of each mask laid over its pixels, one after the other."""
+    pixels = np.array(image)
+    every = (mask.numpy() for part in pixels_of(masks) for mask in part)
+    for mask, paint in zip(every, paints, strict=True):
+        pixels[mask] = pixels[mask] * (1 - _MASK_OPACITY) + np.array(paint) * _MASK_OPACITY
+    return Image.fromarray(pixels)
 
 
 def font_size(size: tuple[int, int]) -> int:

@@ -4,7 +4,8 @@
 
 writes `{train,val,test}/*.jpg`, `annotations/instances_{train,val,test}.json` and `classmap.txt`. An image depends on
 the seed, its split and its number alone, so a larger set begins with the images of a smaller one. Objects overlap; a
-box bounds the pixels of its object that can be seen, and at least `MIN_VISIBLE` of every drawn object can be.
+box bounds the pixels of its object that can be seen, a mask (`segmentation`, as run lengths) is exactly those, and at
+least `MIN_VISIBLE` of every drawn object can be.
 """
 
 from __future__ import annotations
@@ -226,13 +227,21 @@ def write_split(root: Path, split: str, count: int, size: int, seed: int) -> int
                     "bbox": list(found.box),
                     "area": int(np.count_nonzero(found.mask)),
                     "iscrowd": 0,
-                    "segmentation": [],
+                    "segmentation": _run_lengths(found.mask),
                 }
             )
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     _write(root / "annotations" / f"instances_{split}.json", json.dumps(content).encode())
     return len(annotations)
+
+
+def _run_lengths(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a mask [H, W]: pixels column by column, background first."""
+    pixels = np.concatenate([[False], mask.ravel(order="F")])
+    starts = np.flatnonzero(pixels[1:] != pixels[:-1])
+    counts = np.diff(starts, prepend=0, append=mask.size)
+    return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.ops.structures import Detections
+from rtdetr_tool.ops.structures import Detections, InstanceMasks
 from rtdetr_tool.visualize import draw_detections, font_size, palette_color, parse_color_map, text_color
 
 GREY = (90, 90, 90)
@@ -172,3 +172,19 @@ def test_every_wrong_colour_is_named_with_class_and_value():
     assert "color_map.cell: 'redd'" in lines[0]
     assert "color_map.plate: nothing" in lines[1] and "quotes" in lines[1]
     assert "color_map.other: '#12'" in lines[2]
+
+
+def test_masks_colour_their_pixels_under_the_boxes_of_all_detections():
+    found = detections((0, 0, 100, 160, 0.9, 0), (50, 0, 200, 160, 0.5, 1))
+    logits = torch.full((2, 1, 4), -1.0)
+    logits[0, :, :2], logits[1, :, 1:] = 1.0, 1.0  # the left half, and all but the left quarter
+    found.masks = InstanceMasks(logits, torch.arange(2), (160, 200), (160, 200))
+    image = Image.new("RGB", (200, 160), GREY)
+    pixels = np.asarray(draw_detections(image, found, NAMES.__getitem__, labels=False)).astype(int)
+    strong, weak = (np.array(palette_color(index)) for index in range(2))
+    grey = np.array(GREY)
+    assert np.abs(pixels[80, 20] - (0.55 * grey + 0.45 * strong)).max() <= 1
+    assert np.abs(pixels[80, 180] - (0.55 * grey + 0.45 * weak)).max() <= 1
+    both = 0.55 * (0.55 * grey + 0.45 * weak) + 0.45 * strong
+    assert np.abs(pixels[80, 75] - both).max() <= 1  # the stronger one on top
+    assert tuple(pixels[80, 0]) == palette_color(0)

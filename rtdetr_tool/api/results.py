@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.ops.masks import pixels_of
 from rtdetr_tool.ops.structures import Detections
 
 
@@ -21,7 +22,7 @@ class PlainDetections:
     xyxy: NDArray[np.float32]  # [N, 4] pixels of the original image
     confidence: NDArray[np.float32]  # [N] 0..1
     class_id: NDArray[np.int64]  # [N] class index
-    mask: None = None
+    mask: NDArray[np.bool_] | None = None  # [N, H, W] at the size of the original image
     tracker_id: None = None
     data: dict[str, Any] = field(default_factory=dict)  # [N] each
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +34,8 @@ class PlainDetections:
         """(xyxy, mask, confidence, class_id, tracker_id, data) of each object, as supervision does it."""
         for index in range(len(self)):
             data = {name: values[index] for name, values in self.data.items()}
-            yield self.xyxy[index], None, self.confidence[index], self.class_id[index], None, data
+            mask = None if self.mask is None else self.mask[index]
+            yield self.xyxy[index], mask, self.confidence[index], self.class_id[index], None, data
 
     def __getitem__(self, index: Any) -> Any:
         """A column of `data` by its name, else the objects that `index` chooses."""
@@ -42,6 +44,7 @@ class PlainDetections:
         index = [index] if isinstance(index, (int, np.integer)) else index
         return PlainDetections(
             self.xyxy[index], self.confidence[index], self.class_id[index],
+            mask=None if self.mask is None else self.mask[index],
             data={name: values[index] for name, values in self.data.items()}, metadata=self.metadata,
         )  # fmt: skip
 
@@ -56,7 +59,7 @@ def result_of(
     """
     if class_map is not None:
         keep = [class_map.category_id_of(label) is not None for label in found.labels.tolist()]
-        found = Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+        found = found.select(keep)
     labels = found.labels.numpy().astype(np.int64)
     names = [class_map.name_of(label) if class_map else f"class_{label}" for label in labels.tolist()]
     data = {
@@ -67,9 +70,15 @@ def result_of(
         xyxy=found.boxes.numpy().astype(np.float32).reshape(-1, 4),
         confidence=found.scores.numpy().astype(np.float32),
         class_id=labels,
+        mask=None if found.masks is None else _pixels(found),
         data=data,
         metadata={} if source is None else {"source_image": source},
     )
+
+
+def _pixels(found: Detections) -> NDArray[np.bool_]:
+    parts = [part.numpy() for part in pixels_of(found.masks)]
+    return np.concatenate([np.zeros((0, *found.masks.size), dtype=bool), *parts])
 
 
 @cache

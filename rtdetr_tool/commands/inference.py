@@ -1,7 +1,7 @@
 """`rtdetr inference`: detect objects in folders of images.
 
 Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results,
-with the list of images beside them in `images.json`).
+with the list of images beside them in `images.json`). A model with masks colours them and writes them as run lengths.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import replacing, write_atomically
 from rtdetr_tool.log import console
+from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.runtimes.loop import LoopTimes, detect
 from rtdetr_tool.runtimes.writers import kitti_lines, output_stems
@@ -121,7 +122,7 @@ class Writer:
 
     def write(self, target: Target, found: Detections) -> None:
         keep = [self.class_map.category_id_of(label) is not None for label in found.labels.tolist()]
-        found = Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+        found = found.select(keep)
         label_file, image_file = self.places(target.path)
         lines = kitti_lines(found, self.class_map.name_of)
         label_file.parent.mkdir(parents=True, exist_ok=True)
@@ -136,14 +137,18 @@ class Writer:
             labels=not self.section.is_internal,
         )
         save_image(drawn, image_file)
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
-            left, top, right, bottom = box
+        masks = [{}] * len(found)
+        if found.masks is not None:
+            masks = [{"segmentation": to_coco(counts, found.masks.size)} for counts in encode_masks(found.masks)]
+        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks)
+        for (left, top, right, bottom), score, label, mask in zip(*columns, strict=True):
             self.results.append(
                 {
                     "image_id": target.image_id,
                     "category_id": self.class_map.category_id_of(label),
                     "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
                     "score": round(score, 6),
+                    **mask,
                 }
             )
 
