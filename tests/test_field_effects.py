@@ -124,6 +124,11 @@ def training_output(spec):
     return detector(picture(), targets()).logits.tolist()
 
 
+def skipping(spec):
+    """Rates at which blocks are skipped in training."""
+    return [module.drop_prob for module in detector_of(spec).modules() if hasattr(module, "drop_prob")]
+
+
 def detections(spec):
     from rtdetr_tool.ops.postprocess import postprocess
 
@@ -238,7 +243,8 @@ def trainer(spec):
     built = build_trainer(spec, logger=False)
     return (
         built.num_devices, built.num_nodes, built.max_epochs, built.check_val_every_n_epoch, built.gradient_clip_val,
-        built.accumulate_grad_batches, built.precision, built.default_root_dir, type(built.strategy).__name__, type(built.accelerator).__name__,
+        built.accumulate_grad_batches,
+        built.precision, built.default_root_dir, type(built.strategy).__name__, type(built.accelerator).__name__,
         [type(callback).__name__ for callback in built.callbacks],
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
     )  # fmt: skip
@@ -410,6 +416,7 @@ ROWS: list[tuple] = [
     ("model__num_points", [2], parts),
     ("model__cross_attn_method", "discrete", output),
     ("model__offset_scale", 1.0, output),
+    ("model__drop_path", 0.5, skipping),
     ("model__dn_number", 0, losses),
     ("model__eval_idx", 0, output),
     ("model__vfl_loss_coef", 3.0, losses),

@@ -33,21 +33,27 @@ _FAMILIES: dict[str, type[nn.Module]] = {
     "edgenext_bn": EdgeNextBnBackbone,
 }
 
+WITHOUT_DROP_PATH = ("efficientvit",)
+
 
 def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> nn.Module:
     """The backbone of `spec` with random weights."""
     indices = spec.return_interm_indices
+    drop_path = {} if spec.drop_path is None else {"drop_path_rate": spec.drop_path}
     if spec.backbone.startswith(TIMM):
-        backbone = any_timm_backbone(spec.backbone.removeprefix(TIMM), indices, activation_checkpoint)
+        backbone = any_timm_backbone(spec.backbone.removeprefix(TIMM), indices, activation_checkpoint, **drop_path)
     else:
         row = BACKBONES.get(spec.backbone)
         if row is None:
             raise UserError(f"model.backbone: '{spec.backbone}' is not known; allowed: {', '.join(BACKBONES)}")
         if row.family == "fan":
-            backbone = FanBackbone(indices, activation_checkpoint, **row.options)
+            own = {} if spec.drop_path is None else {"drop_path": spec.drop_path}
+            backbone = FanBackbone(indices, activation_checkpoint, **{**row.options, **own})
+        elif drop_path and row.family in WITHOUT_DROP_PATH:
+            raise UserError(f"model.drop_path: {spec.backbone} has no blocks that could be skipped; leave it out")
         else:
             build = _FAMILIES[row.family]
-            backbone = build(row.timm_name, indices, activation_checkpoint, **row.options)
+            backbone = build(row.timm_name, indices, activation_checkpoint, **row.options, **drop_path)
     if tuple(spec.feat_strides) != backbone.strides:
         raise UserError(
             f"model.feat_strides {list(spec.feat_strides)} does not fit {spec.backbone} with return_interm_indices "

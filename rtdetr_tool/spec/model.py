@@ -112,6 +112,14 @@ class ModelSpec:
         above=0.0,
         origin="ours",
     )
+    drop_path: float | None = field(
+        None,
+        "Share of images for which the backbone's last block is skipped in training; it rises linearly from the first "
+        "block on (FAN: the same in all). null = the network's own: 0.3 for FAN, 0 for others.",
+        min=0.0,
+        max=0.99,
+        origin="ours",
+    )
     dn_number: int = field(
         100, "Denoising queries in training, positives of all groups together; 0 = none.", min=0, max=INF
     )

@@ -17,6 +17,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from timm.layers import DropPath
 from torch import nn
 
 from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
@@ -318,3 +319,18 @@ def test_notes_are_in_the_checkpoint_and_are_those_of_its_graph(make_spec):
     assert meta["spec"]["train"]["notes"] == "night shift, lens 3"
     assert notes_of(OpenedDetector(None, meta, None, None)) == "night shift, lens 3"
     assert notes_of(OpenedDetector(None, None, None, None)) is None
+
+
+@pytest.mark.parametrize("backbone", ["resnet_18d", "convnextv2_nano", "fan_tiny", "timm/regnety_002"])
+def test_drop_path_reaches_the_blocks_of_a_backbone(backbone):
+    def rates(drop_path):
+        built = build_backbone(ModelSpec(backbone=backbone, drop_path=drop_path))
+        return [module.drop_prob for module in built.modules() if isinstance(module, DropPath)]
+
+    assert max(rates(0.2)) == pytest.approx(0.2)
+    assert max(rates(0.0), default=0.0) == 0.0
+
+
+def test_a_backbone_without_blocks_to_skip_says_so():
+    with pytest.raises(UserError, match="efficientvit_b0 has no blocks that could be skipped"):
+        build_backbone(ModelSpec(backbone="efficientvit_b0", drop_path=0.1))

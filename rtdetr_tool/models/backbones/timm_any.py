@@ -55,8 +55,12 @@ class WholeBackbone(nn.Module):
         """Nothing: where norms can be folded is not known of a network that timm does not cut into parts."""
 
 
-def any_timm_backbone(name: str, indices: Sequence[int], activation_checkpoint: bool = False) -> nn.Module:
+def any_timm_backbone(
+    name: str, indices: Sequence[int], activation_checkpoint: bool = False, **arguments: Any
+) -> nn.Module:
     """The network `name` (with or without a tag) as a backbone with the maps in `indices` (strides 4 to 32).
+
+    `arguments` go to timm; a network that does not take them cannot be a backbone.
 
     Raises:
         UserError: no such network, no map of a wanted stride, or not for every input size that is a multiple of 32.
@@ -71,7 +75,7 @@ def any_timm_backbone(name: str, indices: Sequence[int], activation_checkpoint: 
     problem = ""
     for options in _ANY_SIZE:
         try:
-            backbone = _build(name, indices, activation_checkpoint, options)
+            backbone = _build(name, indices, activation_checkpoint, {**options, **arguments})
         except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError, LookupError) as error:
             problem = problem or f"timm cannot cut it into feature maps ({_first_line(error)})"
             continue
