@@ -11,7 +11,7 @@ from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.tables import SOURCE_KEYS
 
-_SPLITS = {"train_data_sources": "train", "val_data_sources": "val", "test_data_sources": "test"}
+SPLIT_OF = {"train_data_sources": "train", "val_data_sources": "val", "test_data_sources": "test"}
 
 
 def with_sources(data: dict[str, Any]) -> dict[str, Any]:
@@ -24,11 +24,11 @@ def with_sources(data: dict[str, Any]) -> dict[str, Any]:
         return data
     dataset, place = dict(dataset), dataset.get("dataset_dir")
     if isinstance(place, str) and not is_blank(place):
-        for name, split in _SPLITS.items():
+        for name, split in SPLIT_OF.items():
             if is_blank(dataset.get(name)):
                 source = {"dataset_dir": place, "split": split}
                 dataset[name] = [source] if name == "train_data_sources" else source
-    if any(_names_folder(dataset.get(name)) for name in _SPLITS):
+    if any(_names_folder(dataset.get(name)) for name in SPLIT_OF):
         dataset.setdefault("num_classes", None)
     return {**data, "dataset": dataset}
 
@@ -42,7 +42,7 @@ def source_problems(dataset: DatasetSpec) -> Iterator[str]:
                 yield from _source(source, field, f"dataset.{field}[{index}]")
         elif value is not None:
             yield from _source(value, field, f"dataset.{field}")
-    if dataset.format != "auto" and not any(_names_folder(getattr(dataset, name)) for name in _SPLITS):
+    if dataset.format != "auto" and not any(_names_folder(getattr(dataset, name)) for name in SPLIT_OF):
         yield (
             f"dataset.format: {dataset.format} is not allowed; allowed: auto, because no source has a dataset_dir "
             "(image_dir with json_file is COCO)"

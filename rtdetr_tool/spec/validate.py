@@ -11,11 +11,11 @@ from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
-from rtdetr_tool.spec.fields import is_blank
+from rtdetr_tool.spec.fields import MISSING, is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
 from rtdetr_tool.spec.rfdetr import fields_without_effect, rfdetr_problems, size_multiple
-from rtdetr_tool.spec.sources import source_problems
+from rtdetr_tool.spec.sources import SPLIT_OF, source_problems
 from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
@@ -234,6 +234,8 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         if unless and value_of(spec, unless[0]) == unless[1]:
             continue
         if all(is_blank(value_of(spec, name)) for name in names):
+            if spec.dataset.dataset_dir == MISSING and names[0].removeprefix("dataset.") in SPLIT_OF:
+                names = ["dataset.dataset_dir"]  # it would stand for this source
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
     if command in ("train", "distill"):
         models = {"model": spec.model}
