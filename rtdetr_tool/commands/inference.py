@@ -75,7 +75,7 @@ def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
                 "the checkpoint does not know its classes: give dataset.infer_data_sources.classmap, "
                 "a text file with one class name per line"
             )
-        if len(names) > spec.num_classes:
+        if spec.num_classes and len(names) > spec.num_classes:
             raise UserError(f"{path} has {len(names)} names, but dataset.num_classes is {spec.num_classes}")
         return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], spec.num_classes)
     if names is None:
