@@ -282,6 +282,20 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
 
 PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # size of a level relative to the ViT's map
 
+class Layout(NamedTuple):
+    """What a deployed detector's input and outputs are called, and which pixels it takes."""
+
+    input: str
+    outputs: Any  # field of `Predictions` -> name, in the order of the file; masks only where the detector has some
+    normalised: bool  # by the mean and standard deviation of ImageNet; otherwise RGB 0..1
+    background: bool  # the last class score belongs to no class
+
+
+LAYOUTS: dict[str, Layout] = {
+    "tao": Layout("inputs", {"logits": "pred_logits", "boxes": "pred_boxes", "masks": "pred_masks"}, False, False),
+    "rfdetr": Layout("input", {"boxes": "dets", "logits": "labels", "masks": "masks"}, True, True),
+}
+
 # The 80 category ids that COCO detection uses out of 1..90, and their names (instances_train2017.json).
 COCO_CATEGORIES: dict[int, str] = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",

@@ -1,51 +1,26 @@
-"""ONNX files of detectors: reading them, what they say of themselves, what their inputs and outputs are.
-
-A file of ours carries in its metadata, for people and other tools: `names` (class index -> name, JSON), `input_size`,
-`preserve_aspect_ratio`, `normalisation`, `rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`,
-the same plain data that a checkpoint has, without paths.
+"""ONNX files of detectors: reading them, what they say of themselves (`description`), what goes in and comes out.
 
 Protobuf ends at 2 GiB: the weights of larger models lie beside the graph, in `<name>.onnx.data`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import onnx
 
-from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.checkpoints.graph_interface import GraphInterface, read_interface
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, replacing_with_companion
-
-INPUT = "inputs"
-LOGITS, BOXES = "pred_logits", "pred_boxes"
-NORMALISATION = "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation"
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
 WEIGHTS_SUFFIX = ".data"
 SMALLEST_APART = 1024  # bytes of a tensor that is worth a place in the other file
-
-# What of a spec holds for a trained model unless the user says otherwise; paths and training settings stay at home.
-DEPLOYED_DATASET = ("num_classes", "class_ids", "remap_mscoco_category")
-DEPLOYED_AUGMENTATION = ("eval_spatial_size", "preserve_aspect_ratio")
-
-
-@dataclass(frozen=True)
-class OnnxInterface:
-    """Inputs and outputs of a detector's graph; None stands for a dynamic axis."""
-
-    batch: int | None
-    size: tuple[int, int]  # (height, width)
-    queries: int | None
-    classes: int | None
-    opset: int
-    outputs: tuple[str, ...]
 
 
 def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
@@ -130,62 +105,26 @@ def bytes_of(path: Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if beside else 0)
 
 
-def interface_of(model: onnx.ModelProto, source: str | Path) -> OnnxInterface:
-    """The interface of a detector's graph: `inputs` [B, 3, H, W] -> `pred_logits` [B, Q, C], `pred_boxes` [B, Q, 4].
+def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
+    """What a detector's graph takes and gives.
 
     Raises:
-        CheckpointError: naming the inputs and outputs that the graph has instead.
+        CheckpointError: it is no detector's, or its input is not float32.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: _shape(value) for value in model.graph.input if value.name not in constants}
-    outputs = {value.name: _shape(value) for value in model.graph.output}
-    if set(inputs) != {INPUT} or not {LOGITS, BOXES} <= set(outputs):
-        raise CheckpointError(
-            f"{source} has inputs {_listing(inputs)} and outputs {_listing(outputs)}; a detector with input {INPUT} "
-            f"[batch, 3, height, width] and outputs {LOGITS}, {BOXES} is expected, as `rtdetr export` and TAO write it."
-        )
-    value = next(value for value in model.graph.input if value.name == INPUT)
-    kind = value.type.tensor_type.elem_type
-    if kind != onnx.TensorProto.FLOAT:
-        raise CheckpointError(
-            f"{source}: input {INPUT} is of type {onnx.TensorProto.DataType.Name(kind)}; FLOAT is expected"
-        )
-    shape = inputs[INPUT]
-    if len(shape) != 4 or shape[1] != 3 or None in shape[2:]:
-        raise CheckpointError(
-            f"{source}: input {INPUT} is {_text(shape)}; [batch, 3, height, width] with a fixed height and width is "
-            "expected. Export it with a fixed input size."
-        )
-    logits = outputs[LOGITS] if len(outputs[LOGITS]) == 3 else (None, None, None)
+    inputs = [value for value in model.graph.input if value.name not in constants]
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    return OnnxInterface(shape[0], (shape[2], shape[3]), logits[1], logits[2], opset, tuple(outputs))
-
-
-def describe(meta: Mapping[str, Any], size: tuple[int, int], notes: str | None = None) -> dict[str, Any]:
-    """What a deployed file says of its model; `meta` is a checkpoint's (see `metadata.py`), `size` (height, width)."""
-    spec = meta.get("spec") or {}
-    dataset = spec.get("dataset") or {}
-    sizes = dataset.get("augmentation") or {}
-    kept = {
-        "model": dict(spec.get("model") or {}),
-        "dataset": {
-            **{name: dataset[name] for name in DEPLOYED_DATASET if name in dataset},
-            "augmentation": {name: sizes[name] for name in DEPLOYED_AUGMENTATION if name in sizes},
-        },
-    }
-    kept["model"].pop("pretrained_backbone_path", None)
-    description = {
-        "names": {str(entry["index"]): entry["name"] for entry in meta["classes"]},
-        "input_size": list(size),
-        "preserve_aspect_ratio": bool(sizes.get("preserve_aspect_ratio", False)),
-        "normalisation": NORMALISATION,
-        "rtdetr_version": meta.get("version", ""),
-        "spec_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
-        "notes": notes or "",
-        KEY: {**{name: meta[name] for name in ("version", "format", "weights") if name in meta}, "spec": kept,
-              "classes": [dict(entry) for entry in meta["classes"]]},
-    }  # fmt: skip
-    return description
+    found = read_interface(
+        {value.name: _shape(value) for value in inputs},
+        {value.name: _shape(value) for value in model.graph.output},
+        description_of(model),
+        source,
+    )
+    kind = inputs[0].type.tensor_type.elem_type
+    if kind != onnx.TensorProto.FLOAT:
+        name = onnx.TensorProto.DataType.Name(kind)
+        raise CheckpointError(f"{source}: input {inputs[0].name} is of type {name}; FLOAT is expected")
+    return replace(found, opset=opset)
 
 
 def attach(model: onnx.ModelProto, description: Mapping[str, Any]) -> None:
@@ -212,11 +151,3 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
         axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else None
         for axis in value.type.tensor_type.shape.dim
     )
-
-
-def _listing(shapes: Mapping[str, tuple]) -> str:
-    return ", ".join(f"{name} {_text(shape)}" for name, shape in shapes.items()) or "none"
-
-
-def _text(shape: tuple) -> str:
-    return "[" + ", ".join("?" if side is None else str(side) for side in shape) + "]"

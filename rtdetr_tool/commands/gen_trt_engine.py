@@ -18,13 +18,15 @@ import onnx
 import torch
 from rich.table import Table
 
-from rtdetr_tool.checkpoints.onnx_file import OnnxInterface, bytes_of, description_of, interface_of, read_onnx
+from rtdetr_tool.catalog import Layout
+from rtdetr_tool.checkpoints.graph_interface import GraphInterface
+from rtdetr_tool.checkpoints.onnx_file import bytes_of, description_of, interface_of, read_onnx
 from rtdetr_tool.commands.detection import score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
 from rtdetr_tool.deploy.engine_report import summary
-from rtdetr_tool.deploy.pictures import PictureSource, pictures_of
+from rtdetr_tool.deploy.pictures import UNSCORED_FIRST, PictureSource, pictures_of
 from rtdetr_tool.deploy.precision import (
     KeptNode,
     LayerRules,
@@ -39,6 +41,7 @@ from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.files import sha256_of, write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.runtimes.graph_tensors import to_graph
 from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
 from rtdetr_tool.runtimes.open import settle_file
 from rtdetr_tool.spec import MISSING, ExperimentSpec, LoadedSpec
@@ -46,7 +49,6 @@ from rtdetr_tool.status import current_status
 
 logger = logging.getLogger(__name__)
 
-UNSCORED_FIRST = ("train", "infer", "test", "val")  # what is scored should not be calibrated on
 AUDIT_PICTURES, CALIBRATION_PICTURES = 32, 100  # where the spec does not say how many
 SHOWN_REASONS = 12
 FEW_PICTURES = 32  # below this, INT8 ranges depend on which pictures were taken
@@ -58,7 +60,7 @@ class Source:
 
     path: Path
     model: onnx.ModelProto
-    interface: OnnxInterface
+    interface: GraphInterface
     spec: ExperimentSpec
     class_map: ClassMap | None
     description: dict[str, Any]
@@ -122,7 +124,7 @@ def open_source(loaded: LoadedSpec) -> Source:
     return Source(path, model, interface, spec, class_map, description)
 
 
-def build_settings(loaded: LoadedSpec, interface: OnnxInterface) -> BuildSettings:
+def build_settings(loaded: LoadedSpec, interface: GraphInterface) -> BuildSettings:
     """Profile and limits; for a graph with a fixed batch only batch sizes that the user gave can contradict it."""
     section = loaded.spec.gen_trt_engine
     names = ("min_batch_size", "opt_batch_size", "max_batch_size")
@@ -152,11 +154,12 @@ class CalibrationPictures:
     source: PictureSource
     count: int
     batch: int
+    layout: Layout
 
     def feeds(self) -> Iterator[np.ndarray]:
-        """Parts [N, 3, H, W] float32 0..1."""
+        """Parts [N, 3, H, W] float32 as the graph takes them."""
         for part in self.source.batches(self.count, self.batch):
-            yield part.numpy()
+            yield to_graph(part, self.layout).numpy()
 
 
 def calibration_pictures(source: Source, loaded: LoadedSpec) -> CalibrationPictures | None:
@@ -190,7 +193,7 @@ def calibration_pictures(source: Source, loaded: LoadedSpec) -> CalibrationPictu
     if needed and count < FEW_PICTURES:
         logger.warning("INT8 is calibrated on %d pictures; some hundred give steadier ranges (cal_batches)", count)
     logger.info("Calibration: %d pictures of %s", count, folders or found.origin)
-    return CalibrationPictures(found, count, calibration.cal_batch_size)
+    return CalibrationPictures(found, count, calibration.cal_batch_size, source.interface.layout)
 
 
 # Precision

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.files import write_atomically
 
@@ -30,7 +31,7 @@ def write_side_files(
     threshold: float,
 ) -> tuple[Path, Path]:
     """`labels.txt` and `nvdsinfer_config.yaml` beside the ONNX file; `size` is (height, width) of the input."""
-    labels = label_lines(class_map)
+    labels, names = label_lines(class_map), LAYOUTS["tao"].outputs
     config = {
         "property": {
             "gie-unique-id": 1,
@@ -46,7 +47,7 @@ def write_side_files(
             "num-detected-classes": len(labels),
             "maintain-aspect-ratio": int(preserve_aspect_ratio),
             "symmetric-padding": 0,
-            "output-blob-names": "pred_logits;pred_boxes",
+            "output-blob-names": ";".join([names["logits"], names["boxes"]]),
             "output-tensor-meta": 1,
             "workspace-size": 1048576,
             "parse-bbox-func-name": PARSER_FUNCTION,

@@ -17,10 +17,10 @@ import torch
 from onnx import version_converter
 from torch import nn
 
-from rtdetr_tool.checkpoints.onnx_file import INPUT, fits_one_file
+from rtdetr_tool.checkpoints.onnx_file import fits_one_file
 from rtdetr_tool.deploy.elementary import elementary_operators
 from rtdetr_tool.deploy.precision.graph import opset_of
-from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
 from rtdetr_tool.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,11 @@ LARGE_TENSOR = 2**20  # bytes
 
 
 def export_graph(
-    model: ExportModel, size: tuple[int, int], batch: int | None, opset: int, verbose: bool = False
+    model: ExportModel | ExportFeatures,
+    size: tuple[int, int],
+    batch: int | None,
+    opset: int,
+    verbose: bool = False,
 ) -> onnx.ModelProto:
     """The graph of `model` for inputs of `size` (height, width); `batch` None makes axis 0 dynamic.
 
@@ -63,7 +67,7 @@ def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, ver
     if not opset >= OLDEST_OPSET:
         raise UserError(f"export.opset_version: {opset} is not allowed; allowed: {OLDEST_OPSET} or newer")
     names = list(model.output_names)
-    axes = {name: {0: "batch"} for name in (INPUT, *names)} if dynamic else None
+    axes = {name: {0: "batch"} for name in (model.input_name, *names)} if dynamic else None
     older = elementary_operators() if opset < NATIVE_OPSET else contextlib.nullcontext()
     try:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad(), quiet(verbose), older:
@@ -72,7 +76,7 @@ def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, ver
                 model.eval(),
                 (images,),
                 str(file),
-                input_names=[INPUT],
+                input_names=[model.input_name],
                 output_names=names,
                 dynamic_axes=axes,
                 opset_version=opset,

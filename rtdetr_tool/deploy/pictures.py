@@ -19,6 +19,8 @@ from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
+UNSCORED_FIRST = ("train", "infer", "test", "val")  # what is scored should not be calibrated on
+
 
 @dataclass(frozen=True)
 class PictureSource:

@@ -6,39 +6,100 @@ Shape legend: B batch, H, W input size, Q queries, C classes, K detections.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.checkpoints.onnx_file import BOXES, LOGITS
+from rtdetr_tool.catalog import LAYOUTS, Layout
+from rtdetr_tool.checkpoints.graph_interface import FEATURES
+from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
+from rtdetr_tool.ops.pixels import denormalised
 from rtdetr_tool.ops.postprocess import select_top
 from rtdetr_tool.ops.structures import Predictions
 
-RAW_OUTPUTS = (LOGITS, BOXES)
 DETECTION_OUTPUTS = ("boxes", "scores", "labels")
+NEVER = -100.0  # logit of a background that the model does not have: a score of 0 in every precision
 
 
 class ExportModel(nn.Module):
-    """images [B, 3, H, W] RGB 0..1 -> pred_logits [B, Q, C] before the sigmoid, pred_boxes [B, Q, 4] cxcywh 0..1.
+    """images [B, 3, H, W] -> the tensors of a layout, by name: class logits [B, Q, C] before the sigmoid, boxes
+    [B, Q, 4] cxcywh 0..1, and mask logits [B, Q, h, w] where the detector has masks.
 
     With `num_select` also the best K detections, best first: boxes [B, K, 4] xyxy in pixels of the input, clipped to
     it, scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs stay, so that every file can be scored.
+
+    Args:
+        layout: names, and whether the images are normalised instead of RGB 0..1.
+        add_background: one more class logit, which no detection ever has.
     """
 
-    def __init__(self, detector: nn.Module, num_select: int | None = None) -> None:
+    def __init__(
+        self,
+        detector: nn.Module,
+        num_select: int | None = None,
+        layout: Layout = LAYOUTS["tao"],
+        add_background: bool = False,
+    ) -> None:
         super().__init__()
         self.detector = detector.deploy()
-        self.num_select = num_select
+        self.num_select, self.layout, self.add_background = num_select, layout, add_background
+        self.masks = getattr(detector, "segmentation_head", None) is not None
+
+    @property
+    def input_name(self) -> str:
+        return self.layout.input
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        return RAW_OUTPUTS if self.num_select is None else RAW_OUTPUTS + DETECTION_OUTPUTS
+        raw = tuple(name for field, name in self.layout.outputs.items() if field != "masks" or self.masks)
+        return raw if self.num_select is None else raw + DETECTION_OUTPUTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = self.detector(images)
-        raw = found.logits.float(), found.boxes.float()
+        found = self.detector(denormalised(images) if self.layout.normalised else images)
+        fields = {"logits": found.logits.float(), "boxes": found.boxes.float()}
+        if self.add_background:
+            fields["logits"] = F.pad(fields["logits"], (0, 1), value=NEVER)
+        if self.masks:
+            fields["masks"] = found.masks.float()
+        raw = tuple(fields[field] for field in self.layout.outputs if field in fields)
         if self.num_select is None:
             return raw
         return *raw, *pixel_detections(found, self.num_select, (images.shape[-2], images.shape[-1]))
+
+
+class ExportFeatures(nn.Module):
+    """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in files
+    of RF-DETR's own export; `size` is (H, W)."""
+
+    def __init__(self, detector: nn.Module, layout: Layout, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.detector, self.layout = detector.deploy().eval(), layout
+        self.detector.decoder = None
+        with torch.no_grad():
+            images = torch.zeros(1, 3, *size, device=next(detector.parameters()).device)
+            levels = len(self.detector.features(images))
+        self.output_names = tuple(FEATURES if index == 0 else f"{FEATURES}_{index}" for index in range(levels))
+
+    @property
+    def input_name(self) -> str:
+        return self.layout.input
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.detector.features(denormalised(images) if self.layout.normalised else images)
+        return tuple(level.float() for level in maps)
+
+
+def lacks_background(layout: Layout, arch: str, class_map: ClassMap | None) -> bool:
+    """Whether the layout's last class score belongs to no class, and the model has none to spare for that.
+
+    RF-DETR's own heads have one: behind the classes, or, where class indices are COCO's category ids, index 0.
+    """
+    if not layout.background:
+        return False
+    if class_map is None:
+        return arch != "rfdetr"
+    names = class_map.names
+    return None not in names if arch == "rfdetr" else names[-1] is not None
 
 
 def pixel_detections(found: Predictions, num_select: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

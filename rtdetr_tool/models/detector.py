@@ -11,7 +11,8 @@ from rtdetr_tool.errors import UserError
 
 
 class Detector(nn.Module):
-    """The base of the families. `forward(images, targets)` gives `Predictions`, `deploy()` a copy for inference."""
+    """The base of the families. `forward(images, targets)` gives `Predictions`, `features(images)` the maps that the
+    decoder reads, `deploy()` a copy for inference."""
 
     decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
     static_batch: int | None = None  # the one batch size that can be exported; None = any

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.engine_file import looks_like_plan, plan_version, read_engine_file
-from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS
+from rtdetr_tool.checkpoints.graph_interface import GraphInterface, Shape, read_interface
 from rtdetr_tool.checkpoints.tensorrt_library import LIBRARIES, LoadedLibrary, Messages, load_library, made
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
+from rtdetr_tool.runtimes.graph_tensors import predictions_of, to_graph
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +51,16 @@ class EngineRuntime:
             if self._engine is None:
                 raise CheckpointError(refusal(self.library, self._runtime, self.path, plan, self.description, messages))
             self._context = made(self._engine.create_execution_context(), f"preparing {path} to run", messages)
-        self.inputs, self.outputs = _interface(self.library.module, self._engine, self.path)
-        self.input_size, self.limits = _limits(self._engine)
-        classes = tuple(self._engine.get_tensor_shape(LOGITS))[-1]
-        self.num_classes = classes if classes > 0 else None
+        self.interface = _interface(self.library.module, self._engine, self.description, self.path)
+        self.input, self.outputs = self.interface.layout.input, self.interface.outputs
+        self.input_size, self.limits = self.interface.size, _limits(self._engine, self.input)
+        self.num_classes = self.interface.classes
         self._stream = torch.cuda.Stream(self.device)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Predictions:
-        found = run_in_batches(images, self.limits, self._run)
-        return Predictions(found[LOGITS].float(), found[BOXES].float())
+        images = to_graph(images, self.interface.layout)
+        return predictions_of(run_in_batches(images, self.limits, self._run), self.interface)
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """One batch that the engine takes.
@@ -67,12 +68,12 @@ class EngineRuntime:
         It runs in a stream of its own, because in the default stream TensorRT synchronises the whole device; that
         stream and the caller's wait for each other.
         """
-        images = images.to(self.device, TYPES[self._engine.get_tensor_dtype(INPUT).name]).contiguous()
+        images = images.to(self.device, TYPES[self._engine.get_tensor_dtype(self.input).name]).contiguous()
         caller = torch.cuda.current_stream(self.device)
         with torch.cuda.device(self.device), self.library.listening() as messages:
-            made(self._context.set_input_shape(INPUT, tuple(images.shape)), f"batch {len(images)}", messages)
+            made(self._context.set_input_shape(self.input, tuple(images.shape)), f"batch {len(images)}", messages)
             outputs = {name: self._buffer(name) for name in self.outputs}
-            for name, tensor in {INPUT: images, **outputs}.items():
+            for name, tensor in {self.input: images, **outputs}.items():
                 made(self._context.set_tensor_address(name, tensor.data_ptr()), f"handing over {name}", messages)
             self._stream.wait_stream(caller)
             made(self._context.execute_async_v3(self._stream.cuda_stream), f"running {self.path}", messages)
@@ -168,26 +169,33 @@ def _diagnostics(trt: Any, runtime: Any, plan: bytes) -> list[str]:
     return [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(found) & int(bit)]
 
 
-def _interface(trt: Any, engine: Any, path: Path) -> tuple[list[str], list[str]]:
-    """Names of inputs and outputs, which have to be a detector's."""
+def _interface(trt: Any, engine: Any, description: Mapping[str, Any], path: Path) -> GraphInterface:
+    """What the engine takes and gives, which has to be what a detector does."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    outputs = [name for name in names if name not in inputs]
-    if inputs != [INPUT] or not {LOGITS, BOXES} <= set(outputs):
-        raise CheckpointError(
-            f"{path} has inputs {', '.join(inputs)} and outputs {', '.join(outputs)}; a detector has the input {INPUT} "
-            f"and the outputs {LOGITS} and {BOXES}"
-        )
     for name in names:
         if engine.get_tensor_dtype(name).name not in TYPES:
             raise RtdetrError(f"{path}: tensors of type {engine.get_tensor_dtype(name).name} ({name}) cannot be passed")
-    return inputs, outputs
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = {name: _shape(engine.get_tensor_shape(name)) for name in names if name not in inputs}
+    return read_interface({name: _largest(engine, name) for name in inputs}, outputs, description, path)
 
 
-def _limits(engine: Any) -> tuple[tuple[int, int], BatchLimits]:
-    """(height, width) and the batch sizes, from the first optimisation profile or the fixed shape."""
-    shape = tuple(engine.get_tensor_shape(INPUT))
-    low, high = shape, shape
-    if -1 in shape:
-        low, _, high = (tuple(each) for each in engine.get_tensor_profile_shape(INPUT, 0))
-    return (high[2], high[3]), BatchLimits(low[0], high[0])
+def _shape(dims: Any) -> Shape:
+    return tuple(side if side >= 0 else None for side in dims)
+
+
+def _largest(engine: Any, name: str) -> Shape:
+    """The shape of an input; height and width, where dynamic, from the first optimisation profile."""
+    shape = tuple(engine.get_tensor_shape(name))
+    if -1 not in shape:
+        return shape
+    return (_shape(shape)[0], *tuple(engine.get_tensor_profile_shape(name, 0)[2])[1:])
+
+
+def _limits(engine: Any, name: str) -> BatchLimits:
+    """The batch sizes, from the first optimisation profile or the fixed shape."""
+    shape = tuple(engine.get_tensor_shape(name))
+    if -1 not in shape:
+        return BatchLimits(shape[0], shape[0])
+    low, _, high = (tuple(each) for each in engine.get_tensor_profile_shape(name, 0))
+    return BatchLimits(low[0], high[0])

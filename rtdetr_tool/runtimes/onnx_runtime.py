@@ -11,12 +11,14 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.graph_interface import GraphInterface
 from rtdetr_tool.checkpoints.half_emulation import HALF, emulate_half
-from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS, OnnxInterface, read_onnx
+from rtdetr_tool.checkpoints.onnx_file import read_onnx
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
+from rtdetr_tool.runtimes.graph_tensors import names_to_run, predictions_of, to_graph
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class OnnxRuntime:
     def __init__(
         self,
         path: str | Path,
-        interface: OnnxInterface,
+        interface: GraphInterface,
         class_map: ClassMap | None = None,
         device: torch.device | str = "cpu",
         provider: str = "auto",
@@ -69,21 +71,30 @@ class OnnxRuntime:
             )
         self.name = f"onnxruntime {onnxruntime.__version__} ({chosen}{', FP16 emulated' if half else ''})"
         self.class_map = class_map
+        self.interface, self.outputs = interface, names_to_run(interface)
         self.input_size = interface.size
         self.limits = BatchLimits(interface.batch or 1, interface.batch)
         self.device = torch.device("cpu")  # where images are handed over; the provider moves them itself
 
     def predict(self, images: Tensor) -> Predictions:
-        outputs = run_in_batches(images, self.limits, self._run)
-        return Predictions(outputs[LOGITS], outputs[BOXES])
+        images = to_graph(images, self.interface.layout)
+        return predictions_of(run_in_batches(images, self.limits, self._run), self.interface)
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        inputs = {INPUT: np.ascontiguousarray(images.to("cpu", torch.float32).numpy())}
+        inputs = {self.interface.layout.input: np.ascontiguousarray(images.to("cpu", torch.float32).numpy())}
         try:
-            outputs = self.session.run([LOGITS, BOXES], inputs)
+            outputs = self.session.run(self.outputs, inputs)
         except Exception as error:
             raise CheckpointError(f"onnxruntime failed on a batch of {list(images.shape)}: {_reason(error)}") from error
-        return {name: torch.from_numpy(array).float() for name, array in zip((LOGITS, BOXES), outputs, strict=True)}
+        return {name: torch.from_numpy(array) for name, array in zip(self.outputs, outputs, strict=True)}
+
+
+def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
+    """Every output of a graph with one input, which takes `images` as they are."""
+    session = onnxruntime.InferenceSession(str(path), providers=[PROVIDERS["cpu"]])
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
+    return dict(zip(names, map(torch.from_numpy, found), strict=True))
 
 
 def emulated_half(path: str | Path) -> bytes | None:

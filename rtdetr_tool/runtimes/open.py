@@ -15,16 +15,11 @@ from typing import Any
 import torch
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
+from rtdetr_tool.checkpoints.description import DEPLOYED_AUGMENTATION, DEPLOYED_DATASET
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, check_against, checked_metadata
-from rtdetr_tool.checkpoints.onnx_file import (
-    DEPLOYED_AUGMENTATION,
-    DEPLOYED_DATASET,
-    description_of,
-    interface_of,
-    read_onnx,
-)
+from rtdetr_tool.checkpoints.onnx_file import description_of, interface_of, read_onnx
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
@@ -61,7 +56,7 @@ class OpenedDetector:
 def open_model(
     path: str, loaded: LoadedSpec, device: torch.device | str = "cpu", onnx_provider: str = "auto"
 ) -> OpenedModel:
-    """Open a weights file, an ONNX file or a TensorRT engine, by its suffix.
+    """Open a weights file, an ONNX file, a TFLite file or a TensorRT engine, by its suffix.
 
     Raises:
         UserError: for a file no runtime can run.
@@ -70,6 +65,8 @@ def open_model(
     suffix = Path(path).suffix.lower()
     if suffix == ".onnx":
         return open_onnx(path, loaded, device, onnx_provider)
+    if suffix == ".tflite":
+        return open_tflite(path, loaded)
     if suffix in ENGINE_SUFFIXES:
         return open_engine(path, loaded, device)
     opened = open_detector(path, loaded)
@@ -83,7 +80,7 @@ def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
         names = ", ".join(Path(file).stem for file in PUBLISHED_WEIGHTS)
         raise UserError(
             f"{path}: a file of this kind is not known. Weights end in {', '.join(WEIGHT_SUFFIXES)} (or a directory "
-            "of transformers with its config.json), graphs in .onnx, TensorRT engines in "
+            "of transformers with its config.json), graphs in .onnx and .tflite, TensorRT engines in "
             f"{', '.join(ENGINE_SUFFIXES)}. Published weights are {names}."
         )
     return detector_of(read_detector(path, loaded.explicit.get("model") or {}), loaded)
@@ -111,6 +108,16 @@ def open_onnx(path: str, loaded: LoadedSpec, device: torch.device | str, provide
     interface = interface_of(model, path)
     spec, class_map = settle_file(path, loaded, description_of(model), interface.size, interface.classes)
     return OpenedModel(OnnxRuntime(path, interface, class_map, device, provider), spec)
+
+
+def open_tflite(path: str, loaded: LoadedSpec) -> OpenedModel:
+    """A TFLite file in the LiteRT interpreter, which runs on the CPU."""
+    from rtdetr_tool.runtimes.litert_runtime import LiteRtRuntime
+
+    runtime = LiteRtRuntime(path)
+    interface = runtime.interface
+    spec, runtime.class_map = settle_file(path, loaded, runtime.description, interface.size, interface.classes)
+    return OpenedModel(runtime, spec)
 
 
 def open_engine(path: str, loaded: LoadedSpec, device: torch.device | str) -> OpenedModel:

@@ -174,10 +174,10 @@ def test_above_the_tolerance_no_file_is_left(export, project, capsys, monkeypatc
         weight.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(weight), weight.name))
         return graph
 
-    monkeypatch.setattr("rtdetr_tool.commands.export.export_graph", with_other_weights)
+    monkeypatch.setattr("rtdetr_tool.commands.export_files.export_graph", with_other_weights)
     code, file = export()
     assert code == 1
-    assert "was not written: in onnxruntime the graph finds other objects than torch" in capsys.readouterr().err
+    assert "was not written: the file finds other objects than torch" in capsys.readouterr().err
     assert list(file.parent.iterdir()) == []
     assert project.status("export")[-1]["status"] == "FAILURE"
 
@@ -329,7 +329,7 @@ class TestForeignFiles:
         assert "operator set 99" in shown and "Traceback" not in shown
 
     def test_an_unknown_kind_of_file(self, project, capsys):
-        file = project.folder / "model.tflite"
+        file = project.folder / "model.mlmodel"
         file.write_bytes(b"x")
         assert self.evaluate(project, file) == 2
         assert ".onnx" in capsys.readouterr().err

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.rfdetr import from_rfdetr
-from rtdetr_tool.models.backbones.dinov2_windowed import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.spec import ModelSpec, RfdetrSpec
 
 rfdetr_models = pytest.importorskip("rfdetr.models", reason="the package rfdetr is the judge and is not installed")

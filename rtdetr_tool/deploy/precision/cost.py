@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 
+from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.half_emulation import emulate_half
 from rtdetr_tool.deploy.precision.observe import open_session, picture_input, rebatched
 
-LOGITS, BOXES = "pred_logits", "pred_boxes"
 DETECTIONS = 100  # best (query, class) pairs of an image that are compared
 SMALLEST_SCORE = 0.05
 
@@ -20,8 +20,8 @@ class CostMeter:
     """Compares graphs with the FP32 graph on some pictures, which it holds in memory.
 
     The cost lies in 0..1: 0 for equal detections, 1 for none in common. It is the share by which scores and overlaps of
-    the detections change, seen as sets, weighted by score; TopK may order queries as it likes. Graphs without
-    `pred_logits` and `pred_boxes` are compared by the relative difference of their outputs.
+    the detections change, seen as sets, weighted by score; TopK may order queries as it likes. Graphs that are no
+    detector's are compared by the relative difference of their outputs.
     """
 
     def __init__(self, model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> None:
@@ -48,8 +48,11 @@ class CostMeter:
 
 def output_difference(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> float:
     """0..1 for two results of one batch."""
-    if LOGITS in before and BOXES in before:
-        images = zip(before[LOGITS], before[BOXES], after[LOGITS], after[BOXES], strict=True)
+    for layout in LAYOUTS.values():
+        logits, boxes = layout.outputs["logits"], layout.outputs["boxes"]
+        if logits not in before or boxes not in before:
+            continue
+        images = zip(before[logits], before[boxes], after[logits], after[boxes], strict=True)
         return float(np.mean([detection_difference(detections(a, b), detections(c, d)) for a, b, c, d in images]))
     differences = []
     for name, value in before.items():

@@ -48,12 +48,15 @@ class RFDETR(Detector):
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1; `targets` are not read: RF-DETR has no denoising queries."""
-        levels = self.encoder(self.backbone(images))
+        levels = self.features(images)
         decoded = self.decoder(levels)
         if self.segmentation_head is None:
             return decoded.predictions
         size = (int(images.shape[-2]), int(images.shape[-1]))
         return replace(decoded.predictions, **self.segmentation_head(levels[0], decoded, size))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        return self.encoder(self.backbone(images))
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with a ViT's positions and patches of this model's sizes; of groups and queries that the

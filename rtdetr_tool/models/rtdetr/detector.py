@@ -26,7 +26,10 @@ class RTDETR(Detector):
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1. In training mode `targets` feed the denoising queries (none without them)."""
-        return self.decoder(self.encoder(self.backbone(images)).maps, targets)
+        return self.decoder(self.features(images), targets)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        return self.encoder(self.backbone(images)).maps
 
     def deploy(self) -> RTDETR:
         """A copy for inference and export: RepVGG blocks are single convolutions, batch norms are folded into theirs.

@@ -57,8 +57,13 @@ class FoundationRTDETR(RTDETR):
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """As `RTDETR.forward`."""
         found = self.frozen_radio(images)
-        maps = self.encoder([*self.backbone(images), found.spatial]).maps
-        return self.decoder(maps, targets, found.summary)
+        return self.decoder(self._maps(images, found), targets, found.summary)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        return self._maps(images, self.frozen_radio(images))
+
+    def _maps(self, images: Tensor, found: RadioOutput) -> list[Tensor]:
+        return self.encoder([*self.backbone(images), found.spatial]).maps
 
     def take_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Load RADIO's tensors where a detector's file holds some (TAO's do); the other tensors are given back.

@@ -1,0 +1,67 @@
+"""What a deployed file (ONNX, TFLite, engine) says of itself, as plain data.
+
+For people and other tools: `names` (class index -> name), `input_size`, `preserve_aspect_ratio`, `normalisation`,
+`rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`, the same that a checkpoint has, without
+paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rtdetr_tool.catalog import LAYOUTS
+from rtdetr_tool.checkpoints.graph_interface import ADDED_BACKGROUND
+from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.log import mask_secrets
+
+NORMALISATION = {
+    False: "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation",
+    True: "RGB, float32, (pixel / 255 - mean) / deviation, mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
+}  # by `Layout.normalised`
+
+# What of a spec holds for a trained model unless the user says otherwise; paths and training settings stay at home.
+DEPLOYED_DATASET = ("num_classes", "class_ids", "remap_mscoco_category")
+DEPLOYED_AUGMENTATION = ("eval_spatial_size", "preserve_aspect_ratio")
+
+
+def describe(
+    meta: Mapping[str, Any],
+    size: tuple[int, int],
+    notes: str | None = None,
+    layout: str = "tao",
+    background_added: bool = False,
+) -> dict[str, Any]:
+    """What a deployed file says of its model.
+
+    Args:
+        meta: a checkpoint's (see `metadata.py`).
+        size: (height, width) of the input.
+        background_added: the file has one class score more than the model.
+    """
+    spec = meta.get("spec") or {}
+    dataset = spec.get("dataset") or {}
+    sizes = dataset.get("augmentation") or {}
+    kept = {
+        "model": dict(spec.get("model") or {}),
+        "dataset": {
+            **{name: dataset[name] for name in DEPLOYED_DATASET if name in dataset},
+            "augmentation": {name: sizes[name] for name in DEPLOYED_AUGMENTATION if name in sizes},
+        },
+    }
+    kept["model"].pop("pretrained_backbone_path", None)
+    description = {
+        "names": {str(entry["index"]): entry["name"] for entry in meta["classes"]},
+        "input_size": list(size),
+        "preserve_aspect_ratio": bool(sizes.get("preserve_aspect_ratio", False)),
+        "normalisation": NORMALISATION[LAYOUTS[layout].normalised],
+        ADDED_BACKGROUND: background_added,
+        "rtdetr_version": meta.get("version", ""),
+        "spec_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
+        "notes": mask_secrets(notes or ""),
+        KEY: {**{name: meta[name] for name in ("version", "format", "weights") if name in meta}, "spec": kept,
+              "classes": [dict(entry) for entry in meta["classes"]]},
+    }  # fmt: skip
+    return description

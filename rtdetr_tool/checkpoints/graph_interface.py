@@ -1,0 +1,81 @@
+"""Inputs and outputs of a deployed detector, whatever kind of file it is in: the one place that tells layouts apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rtdetr_tool.catalog import LAYOUTS, Layout
+from rtdetr_tool.errors import CheckpointError
+
+Shape = tuple[int | None, ...]
+
+FEATURES = "features"  # what the outputs of a file without decoder are called: features, features_1, ...
+ADDED_BACKGROUND = "background_added"  # key of a description: the last class score is in the file, not in the model
+
+
+@dataclass(frozen=True)
+class GraphInterface:
+    """What a detector's graph takes and gives; None stands for a dynamic axis."""
+
+    layout: Layout
+    batch: int | None
+    size: tuple[int, int]  # (height, width)
+    queries: int | None
+    classes: int | None  # those of the model, without an added background
+    outputs: tuple[str, ...]
+    opset: int | None = None  # operator set of an ONNX graph
+
+
+def layout_of(inputs: Iterable[str], outputs: Iterable[str]) -> Layout | None:
+    """The layout with these names; further outputs do not matter."""
+    inputs, outputs = set(inputs), set(outputs)
+    for layout in LAYOUTS.values():
+        if inputs == {layout.input} and {layout.outputs["logits"], layout.outputs["boxes"]} <= outputs:
+            return layout
+    return None
+
+
+def read_interface(
+    inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], description: Mapping[str, Any], source: Any
+) -> GraphInterface:
+    """The interface from names and shapes; `description` is what the file says of itself.
+
+    Raises:
+        CheckpointError: naming the inputs and outputs that the graph has instead of a detector's.
+    """
+    layout = layout_of(inputs, outputs)
+    if layout is None:
+        raise CheckpointError(_no_detector(inputs, outputs, source))
+    shape = inputs[layout.input]
+    if len(shape) != 4 or shape[1] != 3 or None in shape[2:]:
+        raise CheckpointError(
+            f"{source}: input {layout.input} is {_text(shape)}; [batch, 3, height, width] with a fixed height and "
+            "width is expected. Export it with a fixed input size."
+        )
+    logits = outputs[layout.outputs["logits"]]
+    queries, classes = logits[1:] if len(logits) == 3 else (None, None)
+    if classes is not None and description.get(ADDED_BACKGROUND) is True:
+        classes -= 1
+    return GraphInterface(layout, shape[0], (shape[2], shape[3]), queries, classes, tuple(outputs))
+
+
+def _no_detector(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], source: Any) -> str:
+    found = f"{source} has inputs {_listing(inputs)} and outputs {_listing(outputs)}"
+    if FEATURES in outputs:
+        return f"{found}: it was exported with export.backbone_only and detects nothing. Export the whole detector."
+    known = " or ".join(
+        f"input {layout.input} [batch, 3, height, width] and outputs "
+        f"{layout.outputs['logits']}, {layout.outputs['boxes']} (layout {name})"
+        for name, layout in LAYOUTS.items()
+    )
+    return f"{found}; a detector with {known} is expected, as `rtdetr export`, TAO and RF-DETR write it."
+
+
+def _listing(shapes: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name} {_text(shape)}" for name, shape in shapes.items()) or "none"
+
+
+def _text(shape: Shape) -> str:
+    return "[" + ", ".join("?" if side is None else str(side) for side in shape) + "]"

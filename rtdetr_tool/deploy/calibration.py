@@ -1,0 +1,91 @@
+"""Pictures to calibrate a TFLite file with: a folder, an array file, an array, or those of the spec's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rtdetr_tool.deploy.pictures import UNSCORED_FIRST, PictureSource, pictures_of
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import open_regular
+from rtdetr_tool.spec import DatasetSpec
+
+NAME = "export.tflite.calibration"
+
+
+@dataclass(frozen=True)
+class ArrayPictures:
+    """Pictures [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have been prepared already."""
+
+    pictures: np.ndarray
+    origin: str
+
+    def batches(self, count: int, batch: int) -> Iterator[Tensor]:
+        """Float images [batch, 3, H, W] 0..1 of the first `count`, the last part smaller."""
+        for start in range(0, min(count, len(self.pictures)), batch):
+            part = torch.from_numpy(np.array(self.pictures[start : min(start + batch, count)]))
+            yield part.float() / 255 if part.dtype == torch.uint8 else part.float()
+
+
+def calibration_pictures(
+    given: str | Path | np.ndarray | None, dataset: DatasetSpec, size: tuple[int, int]
+) -> ArrayPictures | PictureSource:
+    """The pictures that INT8 takes its ranges from; `size` is (height, width) of the network's input.
+
+    Raises:
+        UserError: there are none, or an array does not hold pictures of this size.
+    """
+    if isinstance(given, np.ndarray):
+        return checked(given, size, f"the array for {NAME}")
+    if given is not None and Path(given).suffix.lower() == ".npy":
+        return checked(read_array(Path(given)), size, f"{NAME}: {given}")
+    if given is not None and not Path(given).is_dir():
+        raise UserError(f"{NAME}: {given} is neither a folder of images nor an array file (.npy)")
+    augmentation = dataset.augmentation
+    found = pictures_of(
+        dataset,
+        [str(given)] if given else None,
+        augmentation.eval_spatial_size,
+        augmentation.preserve_aspect_ratio,
+        UNSCORED_FIRST,
+    )
+    if found is None:
+        raise UserError(
+            f"{NAME}: INT8 needs calibration pictures; name a folder of images or an array file (.npy) of images "
+            f"[N, 3, {size[0]}, {size[1]}]"
+        )
+    return found
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array file, mapped instead of read; objects in it are refused, since loading them runs code."""
+    try:
+        with open_regular(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{NAME}: there is no file {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{NAME}: {path} is not an array file of numbers (.npy): {error}") from None
+
+
+def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayPictures:
+    """UserError where an array does not hold prepared pictures of `size` (height, width)."""
+    wanted = f"[N, 3, {size[0]}, {size[1]}], RGB, uint8 0..255 or float 0..1"
+    if pictures.ndim != 4 or pictures.shape[1:] != (3, *size) or len(pictures) == 0:
+        raise UserError(f"{what} has the shape {list(pictures.shape)}; allowed: pictures {wanted}")
+    if pictures.dtype == np.uint8:
+        return ArrayPictures(pictures, what)
+    if pictures.dtype.kind != "f":
+        raise UserError(f"{what} has the type {pictures.dtype}; allowed: pictures {wanted}")
+    low, high = float(pictures.min()), float(pictures.max())
+    if not (low >= 0 and high <= 1):
+        raise UserError(
+            f"{what} has values from {low:.3g} to {high:.3g}; allowed: pictures {wanted} (they are normalised "
+            "where the layout wants it)"
+        )
+    return ArrayPictures(pictures, what)

@@ -1,0 +1,142 @@
+"""A written file against the detector in torch, on real pictures, before it counts as written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rtdetr_tool.deploy.compare import Difference, compare_on
+from rtdetr_tool.deploy.pictures import drawn_pictures, pictures_of
+from rtdetr_tool.deploy.precision.cost import detection_difference, detections
+from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.spec import DatasetSpec
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 4  # at least so many are compared
+DYNAMIC_BATCHES = (1, 3)  # batch sizes at which a file with a dynamic batch is compared
+
+Predict = Callable[[Tensor], Predictions]
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class FeatureDifference:
+    """The largest difference of a value, relative to the largest value of its map."""
+
+    batch: int
+    images: int
+    relative: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A deployed detector in torch, and pictures [N, 3, H, W] RGB 0..1, whole batches of every size compared."""
+
+    detector: nn.Module
+    images: Tensor
+    origin: str  # of the pictures
+    batches: tuple[int, ...]
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Predictions:
+        found = self.detector(images.to(self._device))
+        return Predictions(found.logits.float().cpu(), found.boxes.float().cpu())
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> list[Tensor]:
+        return [level.float().cpu() for level in self.detector.features(images.to(self._device))]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.detector.parameters()).device
+
+
+def reference_on_pictures(
+    detector: nn.Module, dataset: DatasetSpec, size: tuple[int, int], batch: int | None
+) -> Reference:
+    """Pictures of the spec's data, or drawn ones; `batch` None stands for a dynamic one."""
+    batches = (batch,) if batch else DYNAMIC_BATCHES
+    count = max(batches) * -(-PICTURES // max(batches))  # whole batches
+    augmentation = dataset.augmentation
+    source = pictures_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    if source is None:
+        logger.warning("The spec names no folder with pictures: the graph is compared on drawn ones")
+        return Reference(detector, drawn_pictures(count, size), "drawn", batches)
+    images = source.load(count)
+    images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+    return Reference(detector, images, source.origin, batches)
+
+
+def verify_detections(reference: Reference, predict: Predict, tolerance: float, name: str) -> list[Difference]:
+    """The same objects as in torch at every batch size.
+
+    Raises:
+        RtdetrError: other objects, or scores and boxes that differ by more than `tolerance`.
+    """
+    found = [compare_on(reference.images, each, reference.predict, predict, tolerance) for each in reference.batches]
+    for difference in found:
+        logger.info(
+            "Against torch at batch %d: %d images, %d detections, largest difference of a score %.1e, of a relative "
+            "box coordinate %.1e",
+            difference.batch, difference.images, difference.detections, difference.score, difference.box,
+        )  # fmt: skip
+        if difference.ambiguous:
+            logger.info("  %d more are left out: noise below a grey level changes them", difference.ambiguous)
+    wrong = [difference for difference in found if not difference.within(tolerance)]
+    if any(difference.images == 0 for difference in wrong):
+        raise RtdetrError(
+            f"{name} was not written: it differs from torch, and on every picture compared noise below a grey level "
+            f"changes what torch finds by more than export.tolerance ({tolerance:.1e})"
+        )
+    if wrong:
+        worst = wrong[0]
+        raise RtdetrError(
+            f"{name} was not written: the file finds other objects than torch (batch {worst.batch}: "
+            f"score {worst.score:.1e}, box {worst.box:.1e}, {worst.unmatched} without a counterpart; export.tolerance "
+            f"is {tolerance:.1e})"
+        )
+    return found
+
+
+def verify_features(reference: Reference, features: Features, tolerance: float, name: str) -> list[FeatureDifference]:
+    """The same maps as in torch at every batch size; RtdetrError where they differ by more than `tolerance`."""
+    differences = []
+    for batch in reference.batches:
+        worst = 0.0
+        for part in reference.images.split(batch):
+            for ours, theirs in zip(reference.features(part), features(part), strict=True):
+                worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)))
+        differences.append(FeatureDifference(batch, len(reference.images), worst))
+        logger.info("Against torch at batch %d: largest relative difference of a feature %.1e", batch, worst)
+        if not worst <= tolerance:
+            raise RtdetrError(
+                f"{name} was not written: its features differ from torch (batch {batch}: by {worst:.1e} of the largest "
+                f"value; export.tolerance is {tolerance:.1e})"
+            )
+    return differences
+
+
+def change_of_detections(reference: Reference, predict: Predict) -> tuple[Difference, float]:
+    """What lower precision does to detections: the largest differences, and the cost (0 = none, 1 = nothing in common)
+    that `precision` measures too, mean over the pictures."""
+    batch = reference.batches[0]
+    difference = compare_on(reference.images, batch, reference.predict, predict, float("inf"))
+    costs = []
+    for part in reference.images.split(batch):
+        pairs = zip(_by_image(reference.predict(part)), _by_image(predict(part)), strict=True)
+        costs += [detection_difference(detections(*ours), detections(*theirs)) for ours, theirs in pairs]
+    return difference, float(np.mean(costs))
+
+
+def _by_image(predictions: Predictions) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(predictions.logits.cpu().numpy(), predictions.boxes.cpu().numpy(), strict=True))

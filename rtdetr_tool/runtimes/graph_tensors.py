@@ -1,0 +1,28 @@
+"""Between the package's tensors and those of a deployed file, whatever its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rtdetr_tool.catalog import Layout
+from rtdetr_tool.checkpoints.graph_interface import GraphInterface
+from rtdetr_tool.ops.pixels import normalised
+from rtdetr_tool.ops.structures import Predictions
+
+
+def to_graph(images: Tensor, layout: Layout) -> Tensor:
+    """images [B, 3, H, W] RGB 0..1 as the file takes them."""
+    return normalised(images) if layout.normalised else images
+
+
+def predictions_of(outputs: Mapping[str, Tensor], interface: GraphInterface) -> Predictions:
+    """A file's outputs, by name, as predictions in float32; a background that the model does not have is left out."""
+    found = {field: outputs[name].float() for field, name in interface.layout.outputs.items() if name in outputs}
+    return Predictions(**{**found, "logits": found["logits"][..., : interface.classes]})
+
+
+def names_to_run(interface: GraphInterface) -> list[str]:
+    """The outputs that `predictions_of` reads."""
+    return [name for name in interface.layout.outputs.values() if name in interface.outputs]
