@@ -322,6 +322,23 @@ def resumed(spec):
     return find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
 
 
+def after_bad_steps(spec):
+    """Epochs of a run whose images are never finite."""
+    from tempfile import TemporaryDirectory
+
+    from pytorch_lightning import Callback
+
+    from rtdetr_tool.training.fit import fit
+
+    class Spoil(Callback):
+        def on_train_start(self, trainer, pl_module):
+            pl_module.prepare_images = lambda batch, multi_scale: torch.full((len(batch), 3, SIDE, SIDE), float("nan"))
+
+    with TemporaryDirectory() as folder:
+        train = dataclasses.replace(spec.train, num_epochs=1, results_dir=folder)
+        return fit(dataclasses.replace(spec, train=train), callbacks=[Spoil()], logger=False).epochs
+
+
 def recomputing(spec):
     from rtdetr_tool.training.module import DetectorModule
 
@@ -369,6 +386,29 @@ def rfdetr_parts(spec):
     return {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
 
 
+def mask_output(spec):
+    from rtdetr_tool.models.build import build_detector
+
+    torch.manual_seed(0)
+    detector = build_detector(spec.model, spec.dataset.num_classes).eval()
+    with torch.no_grad():
+        return detector(torch.rand(1, 3, 64, 64)).masks
+
+
+def mask_losses(spec):
+    """Terms for an object that fills the lower half of a picture, in evaluation."""
+    from rtdetr_tool.losses.build import build_criterion
+    from rtdetr_tool.ops.structures import Predictions, Target
+
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[:, 32:] = True
+    box = torch.tensor([[0.5, 0.75, 1.0, 0.5]])
+    target = Target(box, torch.zeros(1, dtype=torch.long), 1, (64, 64), (64.0, 64.0), masks=masks)
+    torch.manual_seed(0)
+    predicted = Predictions(torch.zeros(1, 1, spec.dataset.num_classes), box[None], masks=torch.randn(1, 1, 16, 16))
+    return {name: float(value) for name, value in build_criterion(spec.model).eval()(predicted, [target]).items()}
+
+
 def consent(spec):
     from rtdetr_tool.checkpoints.published import check_licence
 
@@ -376,6 +416,7 @@ def consent(spec):
 
 
 RFDETR = {"model__arch": "rfdetr", "model__rfdetr__num_queries": 12, "model__rfdetr__group_detr": 2}
+SEGMENTING = {**RFDETR, "model__rfdetr__segmentation_head": True}
 LEVELS = {
     "model__num_feature_levels": 2, "model__return_interm_indices": [2, 3], "model__feat_strides": [16, 32],
     "model__feat_channels": [16, 16], "model__use_encoder_idx": [1],
@@ -439,6 +480,10 @@ ROWS: list[tuple] = [
     *((f"model__rfdetr__{name}", value, output, RFDETR) for name, value in (
         ("out_feature_indexes", [2, 6, 9, 12]), ("num_windows", 1), ("bbox_reparam", False),
         ("lite_refpoint_refine", False))),
+    ("model__rfdetr__segmentation_head", True, rfdetr_parts, RFDETR),
+    ("model__rfdetr__mask_downsample_ratio", 8, lambda spec: mask_output(spec).shape, SEGMENTING),
+    *((f"model__rfdetr__{name}", value, mask_losses, SEGMENTING) for name, value in (
+        ("mask_ce_loss_coef", 1.0), ("mask_dice_loss_coef", 1.0), ("mask_point_sample_ratio", 2))),
     ("model__rfdetr__dropout", 0.5, training_output, RFDETR),
     ("model__rfdetr__drop_path", 0.5, training_output, RFDETR),
     ("model__rfdetr__accept_platform_model_license", True, consent, RFDETR),
@@ -481,6 +526,7 @@ ROWS: list[tuple] = [
     ("train__freeze", ["encoder"], trainable),
     ("train__pretrained_model_path", "/no/such.pth", started),
     ("train__clip_grad_norm", 0.0, trainer),
+    ("train__non_finite_loss", "skip", after_bad_steps, {"train__validation_interval": 2}),
     ("train__is_dry_run", True, dry),
     ("train__enable_ema", True, trainer),
     ("train__ema__decay", 0.5, callbacks, {"train__enable_ema": True}),
