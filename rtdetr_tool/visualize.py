@@ -98,7 +98,7 @@ def _tinted(image: Image.Image, masks: InstanceMasks, paints: Sequence[Color]) -
     pixels = np.array(image)
     every = (mask.numpy() for part in pixels_of(masks) for mask in part)
     for mask, paint in zip(every, paints, strict=True):
-        pixels[mask] = pixels[mask] * (1 - _MASK_OPACITY) + np.array(paint) * _MASK_OPACITY
+        pixels[mask] = np.rint(pixels[mask] * (1 - _MASK_OPACITY) + np.array(paint) * _MASK_OPACITY)
     return Image.fromarray(pixels)
 
 

@@ -15,8 +15,8 @@ RTDETR_ONLY = (
     "backbone", "num_queries", "num_feature_levels", "return_interm_indices", "feat_strides", "feat_channels",
     "use_encoder_idx", "hidden_dim", "nheads", "dropout_ratio", "enc_layers", "dim_feedforward", "pe_temperature",
     "expansion", "depth_mult", "enc_act", "act", "dec_layers", "dec_hidden_dim", "dec_dim_feedforward", "num_points",
-    "cross_attn_method", "offset_scale", "drop_path", "dn_number", "eval_idx", "vfl_loss_coef", "alpha", "gamma", "loss_types",
-    "frozen_fm.enabled",
+    "cross_attn_method", "offset_scale", "drop_path", "dn_number", "eval_idx", "vfl_loss_coef", "alpha", "gamma",
+    "loss_types", "frozen_fm.enabled",
 )  # fmt: skip
 
 
@@ -201,6 +201,11 @@ def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
     if full.hidden_dim % 4:
         yield f"{name}.hidden_dim: {full.hidden_dim} is not allowed; allowed: a multiple of 4"
     multiple = full.patch_size * full.num_windows
+    if full.segmentation_head and full.mask_downsample_ratio > multiple:
+        yield (
+            f"{name}.mask_downsample_ratio: {full.mask_downsample_ratio} is not allowed; allowed: at most {multiple} "
+            f"(patch_size {full.patch_size} * num_windows {full.num_windows}), the side of the smallest image"
+        )
     if full.resolution % multiple:
         nearest = nearest_multiples(full.resolution, multiple)
         yield (

@@ -66,6 +66,11 @@ def _model(model: ModelSpec, name: str) -> Iterator[str]:
     if model.arch == "rfdetr":
         yield from rfdetr_problems(model.rfdetr, f"{name}.rfdetr")
         return
+    if model.rfdetr.segmentation_head:
+        yield (
+            f"{name}.rfdetr.segmentation_head: true is not allowed with {name}.arch {model.arch}, which predicts boxes "
+            f"alone; allowed: {name}.arch rfdetr"
+        )
     levels = model.num_feature_levels
     for field in ("return_interm_indices", "feat_strides", "feat_channels"):
         values = getattr(model, field)

@@ -125,7 +125,7 @@ class ProgressReport(ProgressBar):
         metrics = trainer.callback_metrics
         names = ["train_loss"]
         if pl_module.validated_epoch == trainer.current_epoch:
-            names += ["val_loss", "val_mAP", "val_mAP50"]
+            names += ["val_loss", "val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50"]
         parts = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
         left = self.pace.seconds_left()
         speed = f"{self.pace.images_per_second:.1f} images/s"

@@ -34,7 +34,7 @@ class StatusReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            kpi = _figures(trainer, ("val_mAP", "val_mAP50", "val_loss"))
+            kpi = _figures(trainer, ("val_mAP", "val_mAP50", "val_segm_mAP", "val_loss"))
             current_status().running("Eval metrics generated.", kpi=kpi)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,8 +76,9 @@ def show_result(result: FitResult) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     if result.best_score is not None:
-        table.add_row("Best val_mAP", f"{result.best_score:.4f} (epoch {result.best_epoch})")
-    for name in ("val_mAP", "val_mAP50", "val_loss", "train_loss"):
+        monitor = "val_segm_mAP" if "val_segm_mAP" in result.metrics else "val_mAP"
+        table.add_row(f"Best {monitor}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
+    for name in ("val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50", "val_loss", "train_loss"):
         if name in result.metrics:
             table.add_row(f"Last {name}", f"{result.metrics[name]:.4f}")
     rows: list[tuple[str, Any]] = [("Best checkpoint", result.best_path), ("Latest checkpoint", result.latest_path)]

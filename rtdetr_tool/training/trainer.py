@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec, WandbSpec
+from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.drop_path import DropPathSchedule
@@ -104,6 +105,7 @@ def choose_strategy(name: str, several: bool, accelerator: str, enable_ema: bool
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     """Place in the epoch, EMA (if on), console, status lines, checkpoints, in the order in which they must act."""
     train = spec.train
+    monitor = "val_segm_mAP" if predicts_masks(spec.model.arch, spec.model.rfdetr) else "val_mAP"
     callbacks: list[Callback] = [EpochPosition()]
     if train.enable_ema:
         callbacks.append(
@@ -118,12 +120,12 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
         )
     callbacks += [ProgressReport(), StatusReport()]
     if train.early_stopping.enabled:
-        callbacks.append(EarlyStopping(train.early_stopping.patience, train.early_stopping.min_delta))
+        callbacks.append(EarlyStopping(train.early_stopping.patience, train.early_stopping.min_delta, monitor))
     if train.drop_path_schedule != "constant":
         callbacks.append(DropPathSchedule(train.drop_path_schedule, train.drop_path_epochs))
     if train.save_dataset_grids:
         callbacks.append(DatasetGrids(folder / "dataset_grids"))
-    callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit))
+    callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor))
     callbacks.append(PreemptionSave())
     return callbacks
 
