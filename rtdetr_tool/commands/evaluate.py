@@ -58,6 +58,10 @@ def print_result(result: CocoResult) -> None:
         numbers.add_column(kind, justify="right")
     for name in result.stats:  # one below the other: twelve columns do not fit a terminal
         numbers.add_row(name, *(_text(stats[name]) for stats in kinds.values()))
+    numbers.add_section()
+    best = result.best
+    for name, value in (("F1", best.f1), ("precision", best.precision), ("recall", best.recall)):
+        numbers.add_row(f"{name} at {best.threshold:.2f}", _text(value))
     console().print(numbers)
     classes = Table(title="By class")
     for name in ("class", "id", "objects", "AP", "AP50", "AR"):
