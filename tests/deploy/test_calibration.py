@@ -1,0 +1,90 @@
+"""Calibration pictures from arrays, array files and folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtdetr_tool.deploy.calibration import calibration_pictures
+from rtdetr_tool.errors import DataError, UserError
+from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
+
+SIZE = (8, 12)
+DATA = dataclasses.replace(
+    DatasetSpec(), augmentation=dataclasses.replace(AugmentationSpec(), eval_spatial_size=list(SIZE))
+)
+
+
+def batches(given, count=10, batch=2) -> list[np.ndarray]:
+    return [part.numpy() for part in calibration_pictures(given, DATA, SIZE).batches(count, batch)]
+
+
+def test_bytes_become_0_to_1_and_floats_stay():
+    pictures = np.arange(3 * 3 * 8 * 12, dtype=np.uint8).reshape(3, 3, *SIZE)
+    found = batches(pictures)
+    assert [len(part) for part in found] == [2, 1]
+    np.testing.assert_allclose(np.concatenate(found), pictures / 255, atol=1e-7)
+    floats = (pictures / 255).astype(np.float64)
+    np.testing.assert_allclose(np.concatenate(batches(floats, count=2)), floats[:2], atol=1e-7)
+
+
+def test_an_array_file_and_a_folder_are_read(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    np.testing.assert_allclose(np.concatenate(batches(str(tmp_path / "pictures.npy"))), pictures / 255, atol=1e-7)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
+    found = np.concatenate(batches(str(tmp_path)))
+    assert sorted(part.sum() for part in found) == pytest.approx(sorted(part.sum() / 255 for part in pictures))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (np.zeros((2, 8, 12, 3), np.uint8), r"has the shape \[2, 8, 12, 3\]; allowed: pictures \[N, 3, 8, 12\]"),
+        (np.zeros((0, 3, 8, 12), np.uint8), "has the shape"),
+        (np.zeros((1, 3, 8, 12), np.int64), "has the type int64"),
+        (np.full((1, 3, 8, 12), 200.0), "values from 200 to 200"),
+        (np.full((1, 3, 8, 12), np.nan), "values from nan"),
+    ],
+)
+def test_other_arrays_are_refused(pictures, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        calibration_pictures(pictures, DATA, SIZE)
+    np.save(tmp_path / "pictures.npy", pictures)
+    with pytest.raises(UserError, match=message):
+        calibration_pictures(str(tmp_path / "pictures.npy"), DATA, SIZE)
+
+
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+def test_an_array_file_with_objects_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("objects.npy", np.array([Planted()]), allow_pickle=True)
+    with pytest.raises(UserError, match="not an array file of numbers"):
+        calibration_pictures("objects.npy", DATA, SIZE)
+    assert not os.path.exists("planted")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("no.npy", "there is no file"), ("no_folder", "neither a folder"), ("text.npy", "not an array file"),
+     (None, "INT8 needs calibration pictures")],
+)  # fmt: skip
+def test_what_is_not_there_is_named(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.npy").write_text("numbers")
+    with pytest.raises(UserError, match=message):
+        calibration_pictures(given, DATA, SIZE)
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        calibration_pictures(str(tmp_path), DATA, SIZE)
