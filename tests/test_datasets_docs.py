@@ -14,7 +14,6 @@ import yaml
 from rtdetr_tool import cli
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.dataset_folder import FORMATS
-from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import load_spec, read_spec, spec_from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -43,12 +42,6 @@ def test_the_override_for_another_split_is_valid() -> None:
     (override,) = re.findall(r"`(dataset\.test_data_sources=.*?)`", TEXT)
     spec = load_spec(None, [override])
     assert spec.dataset.test_data_sources == {"dataset_dir": "data/helmets", "split": "val"}
-
-
-def test_the_spec_for_a_folder_asks_for_it_once() -> None:
-    with pytest.raises(SpecError) as caught:
-        load_spec(SPEC, command="train")
-    assert caught.value.problems == ["dataset.dataset_dir: a value is missing; `train` needs it"]
 
 
 def test_every_format_is_described() -> None:

@@ -58,7 +58,7 @@ def default_data(command: str) -> dict[str, Any]:
             section = section_type(hints_of(ExperimentSpec)[entry.name])
             data[entry.name] = _section_data(section) if section else default_of(entry)
     if "dataset" in data:
-        needed = [name.rpartition(".")[2] for name in REQUIRED[command]]
+        needed = [names.split("|")[0].rpartition(".")[2] for names in REQUIRED[command]]
         kept = DATASET_FIELDS.get(command) or [n for n in data["dataset"] if n not in SOURCE_KEYS or n in needed]
         data["dataset"] = {name: data["dataset"][name] for name in kept}
     for alternatives in REQUIRED[command]:

@@ -11,7 +11,7 @@ from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.tables import SOURCE_KEYS
 
-SPLIT_OF = {"train_data_sources": "train", "val_data_sources": "val", "test_data_sources": "test"}
+_SPLITS = {"train_data_sources": "train", "val_data_sources": "val", "test_data_sources": "test"}
 
 
 def with_sources(data: dict[str, Any]) -> dict[str, Any]:
@@ -24,11 +24,11 @@ def with_sources(data: dict[str, Any]) -> dict[str, Any]:
         return data
     dataset, place = dict(dataset), dataset.get("dataset_dir")
     if isinstance(place, str) and not is_blank(place):
-        for name, split in SPLIT_OF.items():
+        for name, split in _SPLITS.items():
             if is_blank(dataset.get(name)):
                 source = {"dataset_dir": place, "split": split}
                 dataset[name] = [source] if name == "train_data_sources" else source
-    if any(_names_folder(dataset.get(name)) for name in SPLIT_OF):
+    if any(not is_blank(entry.get("dataset_dir")) for name in _SPLITS for entry in _entries(dataset.get(name))):
         dataset.setdefault("num_classes", None)
     return {**data, "dataset": dataset}
 
@@ -42,7 +42,14 @@ def source_problems(dataset: DatasetSpec) -> Iterator[str]:
                 yield from _source(source, field, f"dataset.{field}[{index}]")
         elif value is not None:
             yield from _source(value, field, f"dataset.{field}")
-    if dataset.format != "auto" and not any(_names_folder(getattr(dataset, name)) for name in SPLIT_OF):
+    place = dataset.dataset_dir
+    named = [entry.get("dataset_dir") for name in _SPLITS for entry in _entries(getattr(dataset, name))]
+    if place and not is_blank(place) and place not in named:
+        yield (
+            f"dataset.dataset_dir: {shown(place)} is not used, because train_, val_ and test_data_sources are all "
+            "given; leave it out, or them"
+        )
+    if dataset.format != "auto" and not any(named):
         yield (
             f"dataset.format: {dataset.format} is not allowed; allowed: auto, because no source has a dataset_dir "
             "(image_dir with json_file is COCO)"
@@ -69,6 +76,6 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
         yield f"{name}.split: {shown(split)} is not allowed; allowed: the name of a split, as train, val, test"
 
 
-def _names_folder(sources: Any) -> bool:
-    entries = sources if isinstance(sources, list) else [sources]
-    return any(isinstance(entry, dict) and not is_blank(entry.get("dataset_dir")) for entry in entries)
+def _entries(sources: Any) -> list[dict[str, Any]]:
+    """The sources of a field as a list; what is no mapping is left out."""
+    return [entry for entry in (sources if isinstance(sources, list) else [sources]) if isinstance(entry, dict)]

@@ -30,7 +30,6 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "train.clip_grad_norm": ("min", "0 (not clipped) is documented; the package's text says > 0"),
     "train.ema.decay": ("max", "a decay lies in (0, 1]"),
     "train.optim.lr_scheduler": ("options", "Cosine is added"),
-    "train.optim.lr_scheduler": ("options", "Cosine is added"),
     "train.optim.momentum": ("max", "a momentum lies in (0, 1]"),
     "train.optim.weight_decay": ("min", "0 (no decay) is usual; the package's text says > 0"),
     "train.optim.lr_steps": ("min", "an epoch cannot be negative"),
@@ -132,18 +131,20 @@ SOURCE_KEYS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
 
 # What a command cannot do without; the alternatives of one line are separated by |.
 REQUIRED: dict[str, tuple[str, ...]] = {
-    "train": ("dataset.train_data_sources", "dataset.val_data_sources"),
-    "evaluate": ("evaluate.checkpoint|evaluate.trt_engine", "dataset.test_data_sources"),
+    "train": ("dataset.train_data_sources|dataset.dataset_dir", "dataset.val_data_sources|dataset.dataset_dir"),
+    "evaluate": ("evaluate.checkpoint|evaluate.trt_engine", "dataset.test_data_sources|dataset.dataset_dir"),
     "inference": ("inference.checkpoint|inference.trt_engine", "dataset.infer_data_sources"),
     "export": ("export.checkpoint", "export.onnx_file"),
     "gen_trt_engine": ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
     "distill": (
-        "dataset.train_data_sources",
-        "dataset.val_data_sources",
+        "dataset.train_data_sources|dataset.dataset_dir",
+        "dataset.val_data_sources|dataset.dataset_dir",
         "distill.pretrained_teacher_model_path",
     ),
     "quantize": ("quantize.model_path",),
-    "validate_data": ("dataset.train_data_sources|dataset.val_data_sources|dataset.test_data_sources",),
+    "validate_data": (
+        "dataset.train_data_sources|dataset.val_data_sources|dataset.test_data_sources|dataset.dataset_dir",
+    ),
 }
 
 # Needed fields that are not needed after all: field -> (field, value with which it is not needed).

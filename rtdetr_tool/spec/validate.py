@@ -11,11 +11,11 @@ from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
-from rtdetr_tool.spec.fields import MISSING, is_blank
+from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
 from rtdetr_tool.spec.rfdetr import fields_without_effect, rfdetr_problems, size_multiple
-from rtdetr_tool.spec.sources import SPLIT_OF, source_problems
+from rtdetr_tool.spec.sources import source_problems
 from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
@@ -183,13 +183,6 @@ def _train(train: TrainSpec) -> Iterator[str]:
             f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "
             f"({train.num_epochs})"
         )
-    if train.optim.warmup_steps and train.optim.warmup_epochs:
-        yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are given; allowed: one of them"
-    if train.drop_path_epochs > train.num_epochs:
-        yield (
-            f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "
-            f"({train.num_epochs})"
-        )
     if train.optim.lr_scheduler == "MultiStep" and sorted(train.optim.lr_steps) != list(train.optim.lr_steps):
         yield f"train.optim.lr_steps: {train.optim.lr_steps} is not allowed; allowed: ascending epochs"
 
@@ -239,8 +232,6 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         if unless and value_of(spec, unless[0]) == unless[1]:
             continue
         if all(is_blank(value_of(spec, name)) for name in names):
-            if spec.dataset.dataset_dir == MISSING and names[0].removeprefix("dataset.") in SPLIT_OF:
-                names = ["dataset.dataset_dir"]  # it would stand for this source
             yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
     if command in ("train", "distill"):
         models = {"model": spec.model}

@@ -97,10 +97,17 @@ def test_validate_data_reads_the_folder(project, folders, name):
         (["dataset.dataset_dir={folder}/yolo", "dataset.format=voc"], "dataset.format is voc"),
         (["dataset.dataset_dir={folder}/yolo", "dataset.format=tfrecord"], "one of auto, coco, roboflow, yolo, voc"),
         (["dataset.dataset_dir={folder}/yolo", "dataset.num_classes=0"], "at least 1"),
+        (
+            [
+                "dataset.dataset_dir={folder}/voc",
+                *(f"dataset.{name}_data_sources={{{{dataset_dir: a, split: b}}}}" for name in ("train", "val", "test")),
+            ],
+            "is not used, because train_, val_ and test_data_sources are all given",
+        ),
         (["dataset.format=yolo"], "no source has a dataset_dir"),
         (["dataset.train_data_sources=[{{dataset_dir: {folder}/yolo, json_file: a}}]"], "json_file: no such field"),
         (["dataset.train_data_sources=[{{dataset_dir: {folder}/yolo, split: ../x}}]"], "the name of a split"),
-        ([], "dataset.train_data_sources: a value is missing"),
+        ([], "dataset.train_data_sources or dataset.dataset_dir: a value is missing"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(project, folders, overrides, expected, capsys):

@@ -259,8 +259,8 @@ trian: {}
             "dataset.augmentation.distortion_prob: 1.5 is not allowed; allowed: a number from 0 to 1",
             "trian: no such field; did you mean 'train'?",
             "evaluate.conf_threshold: 2 is not allowed",
-            "dataset.train_data_sources: a value is missing; `train` needs it",
-            "dataset.val_data_sources: a value is missing; `train` needs it",
+            "dataset.train_data_sources or dataset.dataset_dir: a value is missing; `train` needs it",
+            "dataset.val_data_sources or dataset.dataset_dir: a value is missing; `train` needs it",
         ):
             assert words in text
         assert len(text.splitlines()) == 12
@@ -285,21 +285,27 @@ class TestNeeds:
     @pytest.mark.parametrize(
         ("command", "needed"),
         [
-            ("train", {"dataset.train_data_sources", "dataset.val_data_sources"}),
-            ("evaluate", {"evaluate.checkpoint or evaluate.trt_engine", "dataset.test_data_sources"}),
+            ("train", {f"dataset.{split}_data_sources or dataset.dataset_dir" for split in ("train", "val")}),
+            (
+                "evaluate",
+                {"evaluate.checkpoint or evaluate.trt_engine", "dataset.test_data_sources or dataset.dataset_dir"},
+            ),
             ("inference", {"inference.checkpoint or inference.trt_engine", "dataset.infer_data_sources"}),
             ("export", {"export.checkpoint", "export.onnx_file"}),
             ("gen_trt_engine", {"gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"}),
             ("quantize", {"quantize.model_path"}),
             (
                 "validate_data",
-                {"dataset.train_data_sources or dataset.val_data_sources or dataset.test_data_sources"},
+                {
+                    "dataset.train_data_sources or dataset.val_data_sources or dataset.test_data_sources or "
+                    "dataset.dataset_dir"
+                },
             ),
             (
                 "distill",
                 {
-                    "dataset.train_data_sources",
-                    "dataset.val_data_sources",
+                    "dataset.train_data_sources or dataset.dataset_dir",
+                    "dataset.val_data_sources or dataset.dataset_dir",
                     "distill.pretrained_teacher_model_path",
                 },
             ),
