@@ -16,6 +16,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
 from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import FitResult, fit
 from rtdetr_tool.training.module import DetectorModule
@@ -81,7 +82,8 @@ def class_settings(categories: Mapping[int, str], known: ClassMap | None, arch: 
 def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:
     """Score a model on the `test` or `val` source of its spec, in this process."""
     runtime, spec = model.runtime, model.spec
-    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map)
+    masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
+    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=masks)
     evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
     loader = build_loader(dataset, spec.dataset, training=False)
     score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rtdetr_tool.ops.postprocess import select_top
+from rtdetr_tool.ops.postprocess import best_pairs
 from rtdetr_tool.ops.structures import Predictions
 
 COMPARED = 100  # best detections of an image that must be found again
@@ -29,8 +30,9 @@ NOISE, ATTEMPTS = 1e-3, 8  # change of pixels (0..1), a quarter of a grey level,
 class Difference:
     """The largest differences over all compared detections.
 
-    score: of the probabilities; box: of the cxcywh coordinates, relative to the input; unmatched: detections whose
-    class does not occur on the other side at all; ambiguous: images left out because torch itself is unstable there.
+    score: of the probabilities; box: of the cxcywh coordinates, relative to the input; mask: of the probabilities of
+    pixels; unmatched: detections whose class does not occur on the other side at all; ambiguous: images left out
+    because torch itself is unstable there.
     """
 
     batch: int
@@ -40,10 +42,12 @@ class Difference:
     box: float
     unmatched: int
     ambiguous: int = 0
+    mask: float = 0.0
 
     def within(self, tolerance: float) -> bool:
         """Something was compared, and nothing differs by more; NaN is not within."""
-        return self.images > 0 and self.unmatched == 0 and self.score <= tolerance and self.box <= tolerance
+        worst = (self.score, self.box, self.mask)
+        return self.images > 0 and self.unmatched == 0 and all(each <= tolerance for each in worst)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -51,14 +55,15 @@ class Difference:
 
 def compare_predictions(ours: Predictions, theirs: Predictions) -> Difference:
     """Each of the best detections of one side against the most similar one of its class on the other, both ways."""
-    score, box, unmatched, count = 0.0, 0.0, 0, 0
+    worst, unmatched, count = [0.0, 0.0, 0.0], 0, 0
     for one, other in ((ours, theirs), (theirs, ours)):
         for found, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
             far, missing = _farthest(found, candidates)
-            score, box = _largest(score, far[0]), _largest(box, far[1])
-            unmatched, count = unmatched + missing, count + len(found[0])
+            worst = [_largest(*pair) for pair in zip(worst, far, strict=True)]
+            unmatched, count = unmatched + missing, count + len(found.scores)
     batch = ours.logits.shape[0]
-    return Difference(batch, batch, count, score, box, unmatched)
+    score, box, mask = worst
+    return Difference(batch, batch, count, score, box, unmatched, mask=mask)
 
 
 def compare_on(
@@ -100,14 +105,18 @@ def is_ambiguous(
 def _single(predictions: Predictions) -> list[Predictions]:
     """One for each image of the batch."""
     pairs = zip(predictions.logits.split(1), predictions.boxes.split(1), strict=True)
-    return [Predictions(logits, boxes) for logits, boxes in pairs]
+    single = [Predictions(logits, boxes) for logits, boxes in pairs]
+    for index, found in enumerate(single):
+        found.masks = None if predictions.masks is None else predictions.masks[index : index + 1]
+    return single
 
 
 def merge(differences: Iterable[Difference], batch: int) -> Difference:
     differences = list(differences)
-    score = box = 0.0
+    score = box = mask = 0.0
     for difference in differences:
         score, box = _largest(score, difference.score), _largest(box, difference.box)
+        mask = _largest(mask, difference.mask)
     return Difference(
         batch,
         sum(d.images for d in differences),
@@ -115,28 +124,46 @@ def merge(differences: Iterable[Difference], batch: int) -> Difference:
         score,
         box,
         sum(d.unmatched for d in differences),
+        mask=mask,
     )
 
 
-def _images(predictions: Predictions, count: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Per image: scores [K], labels [K], boxes [K, 4] cxcywh 0..1 of the best."""
-    scores, labels, boxes = (tensor.cpu().double() for tensor in select_top(predictions, count))
-    return zip(scores, labels, boxes, strict=True)
+class _Best(NamedTuple):
+    """The best detections of an image, in float64."""
+
+    scores: Tensor  # [K]
+    labels: Tensor  # [K]
+    boxes: Tensor  # [K, 4] cxcywh 0..1
+    query: Tensor  # [K]
+    masks: Tensor  # [Q, h, w] probabilities of all queries; without a pixel where there are none
 
 
-def _farthest(found: tuple, candidates: tuple) -> tuple[tuple[float, float], int]:
-    """Largest difference of score and of box to the nearest candidate of the same class; how many have none."""
-    scores = (found[0][:, None] - candidates[0][None]).abs()  # [K, K']
-    boxes = (found[2][:, None] - candidates[2][None]).abs().amax(-1)
+def _images(predictions: Predictions, count: int) -> Iterable[_Best]:
+    scores, labels, query = (tensor.cpu() for tensor in best_pairs(predictions.logits, count))
+    boxes = predictions.boxes.cpu().double().gather(1, query[..., None].expand(-1, -1, 4))
+    masks = predictions.logits.new_zeros(*predictions.logits.shape[:2], 0, 0)
+    if predictions.masks is not None:
+        masks = predictions.masks.double().sigmoid()
+    return map(_Best, scores.double(), labels, boxes, query, masks.cpu())
+
+
+def _farthest(found: _Best, candidates: _Best) -> tuple[tuple[float, float, float], int]:
+    """Largest difference of score, box and mask to the nearest candidate of the same class; how many have none."""
+    scores = (found.scores[:, None] - candidates.scores[None]).abs()  # [K, K']
+    boxes = (found.boxes[:, None] - candidates.boxes[None]).abs().amax(-1)
     distance = torch.maximum(scores, boxes)
-    distance = distance.masked_fill(found[1][:, None] != candidates[1][None], torch.inf)
+    distance = distance.masked_fill(found.labels[:, None] != candidates.labels[None], torch.inf)
     nearest = distance.min(dim=1)
     matched = ~nearest.values.isinf()
     if not matched.any():
-        return (0.0, 0.0), len(matched)
+        return (0.0, 0.0, 0.0), len(matched)
     rows = torch.arange(len(matched))[matched]
     columns = nearest.indices[matched]
-    return (float(scores[rows, columns].max()), float(boxes[rows, columns].max())), int((~matched).sum())
+    worst = [float(scores[rows, columns].max()), float(boxes[rows, columns].max()), 0.0]
+    if found.masks.numel():
+        pixels = found.masks[found.query[rows]] - candidates.masks[candidates.query[columns]]
+        worst[2] = float(pixels.abs().max())
+    return tuple(worst), int((~matched).sum())
 
 
 def _largest(a: float, b: float) -> float:

@@ -50,7 +50,8 @@ class Reference:
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Predictions:
         found = self.detector(images.to(self._device))
-        return Predictions(found.logits.float().cpu(), found.boxes.float().cpu())
+        masks = None if found.masks is None else found.masks.float().cpu()
+        return Predictions(found.logits.float().cpu(), found.boxes.float().cpu(), masks=masks)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:
@@ -90,6 +91,8 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
             "box coordinate %.1e",
             difference.batch, difference.images, difference.detections, difference.score, difference.box,
         )  # fmt: skip
+        if difference.mask:
+            logger.info("  largest difference of a pixel's probability in a mask %.1e", difference.mask)
         if difference.ambiguous:
             logger.info("  %d more are left out: noise below a grey level changes them", difference.ambiguous)
     wrong = [difference for difference in found if not difference.within(tolerance)]
@@ -102,8 +105,8 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
         worst = wrong[0]
         raise RtdetrError(
             f"{name} was not written: the file finds other objects than torch (batch {worst.batch}: "
-            f"score {worst.score:.1e}, box {worst.box:.1e}, {worst.unmatched} without a counterpart; export.tolerance "
-            f"is {tolerance:.1e})"
+            f"score {worst.score:.1e}, box {worst.box:.1e}, mask {worst.mask:.1e}, {worst.unmatched} without a "
+            f"counterpart; export.tolerance is {tolerance:.1e})"
         )
     return found
 

@@ -99,6 +99,7 @@ class CocoEvaluator:
         if unknown:
             raise DataError(f"dataset.eval_class_ids has {unknown}, but the categories are {known}.")
         self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
+        self._with_masks = any(annotation.get("segmentation") for annotation in self.annotations)
         self._image_ids = {image["id"] for image in self.images}
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images if "height" in image}
         self._detections: dict[int, FoundObjects] = {}  # by image id
@@ -125,7 +126,7 @@ class CocoEvaluator:
         rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, ids])
         keep = ~np.isnan(ids)
         masks = getattr(found, "masks", None)
-        if masks is None:
+        if masks is None or not self._with_masks:
             return FoundObjects(rows[keep])
         counts = encode_masks(masks.select(keep.tolist()))
         return FoundObjects(rows[keep], [to_coco(each, masks.size) for each in counts])
@@ -183,7 +184,7 @@ class CocoEvaluator:
 
     def _true_masks(self) -> list[dict[str, Any]]:
         """The annotations; one without a mask becomes a region to ignore, which has the shape of its box."""
-        return [a if "segmentation" in a else self._ignored(a) for a in self.annotations]
+        return [a if a.get("segmentation") else self._ignored(a) for a in self.annotations]
 
     def _ignored(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         size = self._sizes[annotation["image_id"]]

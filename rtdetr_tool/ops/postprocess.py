@@ -17,11 +17,11 @@ def select_top(predictions: Predictions, num_select: int) -> tuple[Tensor, Tenso
     Returns:
         scores [B, K], labels [B, K], boxes [B, K, 4] cxcywh 0..1; K = min(num_select, queries * classes), best first.
     """
-    scores, labels, query = _best_pairs(predictions.logits, num_select)
+    scores, labels, query = best_pairs(predictions.logits, num_select)
     return scores, labels, _boxes_of(predictions, query)
 
 
-def _best_pairs(logits: Tensor, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(logits: Tensor, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, labels and query indices [B, K]."""
     classes = logits.shape[-1]
     scores = logits.float().sigmoid().flatten(1)
@@ -38,7 +38,7 @@ def postprocess(predictions: Predictions, targets: Sequence[Target], num_select:
 
     `targets` are read for `box_scale` and `original_size` only. The result stays on the device of `predictions`.
     """
-    scores, labels, query = _best_pairs(predictions.logits, num_select)
+    scores, labels, query = best_pairs(predictions.logits, num_select)
     boxes = _boxes_of(predictions, query)
     scale = boxes.new_tensor([target.box_scale * 2 for target in targets])  # [B, 4] x, y, x, y
     limit = boxes.new_tensor([(target.original_size[1], target.original_size[0]) * 2 for target in targets])

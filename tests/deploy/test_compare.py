@@ -43,6 +43,26 @@ def test_a_moved_box_is_found_with_its_size():
     assert difference.within(0.02)
 
 
+def test_a_changed_pixel_of_a_mask_is_found_with_its_size_whatever_the_order_of_queries():
+    one = predictions()
+    one.masks = torch.randn(2, 30, 3, 4, generator=torch.Generator().manual_seed(5))
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
+    other = Predictions(one.logits[:, order], one.boxes[:, order], masks=one.masks[:, order].clone())
+    assert compare_predictions(one, other).within(1e-7)
+    best = int(other.logits[1].amax(-1).argmax())
+    before = other.masks[1, best, 2, 1].sigmoid()
+    other.masks[1, best, 2, 1] += 1
+    changed = float(other.masks[1, best, 2, 1].sigmoid() - before)
+    difference = compare_predictions(one, other)
+    assert math.isclose(difference.mask, changed, rel_tol=1e-5) and not difference.within(changed / 2)
+    found = compare_on(torch.zeros(2, 3, 8, 8), 2, lambda images: part_of(one, images), lambda _: other, 1.0)
+    assert math.isclose(found.mask, changed, rel_tol=1e-5)
+
+
+def part_of(found: Predictions, images) -> Predictions:
+    return Predictions(*(tensor[: len(images)] for tensor in (found.logits, found.boxes)), masks=found.masks)
+
+
 def test_other_classes_are_not_matched():
     one = Predictions(torch.tensor([[[5.0, -5.0]]]), torch.rand(1, 1, 4))
     other = Predictions(torch.tensor([[[5.0]]]), one.boxes)

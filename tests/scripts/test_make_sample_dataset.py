@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as judge
 import pytest
 from PIL import Image
 
@@ -112,6 +113,10 @@ def test_annotations_are_coco_with_ids_from_one_and_integer_pixels_inside_the_im
             assert x >= 0 and y >= 0 and width > 0 and height > 0
             assert x + width <= image["width"] and y + height <= image["height"]
             assert 0 < annotation["area"] <= width * height
+            assert annotation["segmentation"]["size"] == [image["height"], image["width"]]
+            mask = judge.frPyObjects(annotation["segmentation"], image["height"], image["width"])
+            assert judge.area(mask) == annotation["area"]
+            assert judge.toBbox(mask).tolist() == annotation["bbox"]
     assert (dataset / "classmap.txt").read_text().splitlines() == list(sample.CLASSES)
 
 
