@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from rtdetr_tool.checkpoints.engine_file import read_description
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import checked_metadata
-from rtdetr_tool.checkpoints.onnx_file import BOXES, INPUT, LOGITS, read_onnx
+from rtdetr_tool.checkpoints.onnx_file import read_onnx
 from rtdetr_tool.deploy.precision.cache import read_cache
 from rtdetr_tool.errors import CheckpointError, UserError
 
@@ -148,9 +148,10 @@ def graph_with_weights_in(place: str, inside: bool = False) -> onnx.ModelProto:
         constant = helper.make_tensor("c", TensorProto.BOOL, [], [True])
         nodes = [helper.make_node("Constant", [], ["c"], value=constant),
                  helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]  # fmt: skip
-    values = {INPUT: [1, 3, 64, 64], LOGITS: [1, 8, 2], BOXES: [1, 8, 4]}
+    values = {"inputs": [1, 3, 64, 64], "pred_logits": [1, 8, 2], "pred_boxes": [1, 8, 4]}
     info = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()}
-    graph = helper.make_graph(nodes, "g", [info[INPUT]], [info[LOGITS], info[BOXES]], [] if inside else [weights])
+    tensors = [] if inside else [weights]
+    graph = helper.make_graph(nodes, "g", [info["inputs"]], [info["pred_logits"], info["pred_boxes"]], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
