@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.api.images import to_pixels
-from rtdetr_tool.api.keywords import applied, data_settings, leaves, settings, train_settings
+from rtdetr_tool.api.keywords import applied, data_settings, train_settings
 from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_weights, with_size
 from rtdetr_tool.api.results import result_of
 from rtdetr_tool.data.classes import ClassMap
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rtdetr_tool.metrics.coco import CocoResult
     from rtdetr_tool.training.fit import FitResult
 
-DEPLOYED_SUFFIXES = (".onnx", *ENGINE_SUFFIXES)
+DEPLOYED_SUFFIXES = (".onnx", ".tflite", *ENGINE_SUFFIXES)
 
 
 class Detector:
@@ -58,7 +58,7 @@ class Detector:
         num_classes: int | None = None,
         **keywords: Any,
     ) -> Detector:
-        """Open weights of any known kind, a published name, an ONNX file or a TensorRT engine.
+        """Open weights of any known kind, a published name, an ONNX or TFLite file, or a TensorRT engine.
 
         Args:
             num_classes: another number of classes than the file's: its class heads then start anew.
@@ -266,30 +266,31 @@ class Detector:
         batch_size: int = 1,
         dynamic_batch: bool = False,
         output_name: str | None = None,
+        calibration_data: Any = None,
         **keywords: Any,
     ) -> Path:
-        """Write the detector as ONNX, compared with torch before it counts as written.
+        """Write the detector as ONNX, or TFLite (`format="tflite"`), compared with torch before it counts as written.
 
         Args:
             shape: (height, width) of the input; None = `input_size`.
             batch_size: of the graph, unless `dynamic_batch`.
             output_name: of the file, without suffix; None = the kind of detector, such as `rfdetr-nano`.
-            keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`.
+            calibration_data: images for TFLite's INT8: a folder, an array file, or an array [N, H, W, 3].
+            keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`; for TFLite
+                `quantization` (fp32, fp16, int8) and `max_images`.
         """
-        from rtdetr_tool.commands.export import export_detector
+        from rtdetr_tool.api.export import export
 
         folder = Path(output_dir)
         opened = with_size(self._trainable("export"), self._shape(shape))
-        chosen = {
+        base = {
             "export.onnx_file": str(folder / f"{output_name or self.name}.onnx"),
             "export.results_dir": str(folder),
             "export.batch_size": -1 if dynamic_batch else batch_size,
             "export.checkpoint": self.source,
             "export.on_cpu": self.device.type == "cpu",
-            **settings(keywords, leaves("export"), "export"),
         }
-        spec = spec_from_dict(applied(spec_to_dict(opened.spec), chosen), "export")
-        return export_detector(opened, spec.export, spec.inference.conf_threshold)
+        return export(opened, base, keywords, calibration_data)
 
     def export_for_roboflow(self, output_dir: str | os.PathLike) -> None:
         """Write what Roboflow takes for an upload, `weights.pt` and `class_names.txt`; nothing is sent."""

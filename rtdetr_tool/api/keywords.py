@@ -67,6 +67,11 @@ TRAIN: dict[str, Rule] = {
     "project": "wandb.project",
     "run": "wandb.name",
 }
+# Of `export`.
+EXPORT: dict[str, Rule] = {
+    "quantization": lambda kind: {"export.tflite.data_type": str(kind or "FP32").upper()},
+    "max_images": "export.tflite.calibration_images",
+}
 _TRAIN_SECTIONS = ("train", "dataset")
 _FAMILY_SECTIONS = {"rfdetr": ("model.rfdetr", "model"), "rtdetr": ("model",)}
 
@@ -80,6 +85,11 @@ def data_settings(keywords: Mapping[str, Any]) -> Settings:
     """What keywords of `evaluate` say: fields of `dataset`, and the names in `TRAIN` that stand for some of them."""
     known = {name: rule for name, rule in TRAIN.items() if str(rule).startswith("dataset.")}
     return settings(keywords, {**leaves("dataset"), **known}, "evaluate")
+
+
+def export_settings(keywords: Mapping[str, Any]) -> Settings:
+    """What keywords of `export` say: fields of `export`, or names in `EXPORT`."""
+    return settings(keywords, {**leaves("export"), **EXPORT}, "export")
 
 
 def model_settings(keywords: Mapping[str, Any], arch: str, where: str) -> Settings:

@@ -19,7 +19,7 @@ SMALL_RTDETR = {
     "dataset.augmentation.train_spatial_size": [SIDE, SIDE], "dataset.augmentation.eval_spatial_size": [SIDE, SIDE],
     "dataset.augmentation.multi_scales": [],
 }  # fmt: skip
-SMALL_RFDETR = {"resolution": SIDE, "dec_layers": 1, "num_queries": 8, "group_detr": 2, "dim_feedforward": 16}
+SMALL_RFDETR = {"resolution": SIDE, "dec_layers": 1, "num_queries": 8, "group_detr": 2, "dim_feedforward": 24}
 
 
 class Sample:
