@@ -147,13 +147,21 @@ def answer(trainer: Trainer, pl_module: LightningModule, found: str | None, poli
         logger.warning("%s The step is left out (train.non_finite_loss: skip); %d so far.", text, guard.skipped)
         return
     saver = next((c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint)), None)
-    kept = f" The weights are as before it, saved in {saver.save_now(trainer)}." if saver else ""
+    kept = ""
+    if not broadcast_object(_is_finite(pl_module)):
+        kept = " The weights themselves are not finite, so nothing is saved."
+    elif saver:
+        kept = f" The weights are as before it, saved in {saver.save_now(trainer)}."
     why = f" {guard.in_a_row} steps in a row were left out." if policy == "skip" else ""
     raise RtdetrError(
         f"{text}{why}{kept} Lower train.optim.lr, add train.optim.warmup_steps, keep train.clip_grad_norm above 0, use "
         "bf16 or fp32 instead of fp16, or leave such steps out with train.non_finite_loss: skip. The same command goes "
         "on from there."
     )
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
 
 
 def _running_statistics(detector: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

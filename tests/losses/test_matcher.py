@@ -79,8 +79,8 @@ def test_predictions_that_are_not_finite_are_matched_so_that_the_loss_is_not_fin
     boxes = torch.full((3, 2, 4, 4), 0.5)
     boxes[1, 1, 2, 0] = poison
     matches = HungarianMatcher()(torch.zeros(3, 2, 4, 1), boxes, padded)
-    found = {(s, i): q for s, i, q, _ in zip(*(part.tolist() for part in matches), strict=True)}
-    assert found[(1, 1)] == 2 and len(found) == 6
+    places = list(zip(matches.stage.tolist(), matches.image.tolist(), strict=True))
+    assert len(set(places)) == 6 and matches.query[places.index((1, 1))] == 2
 
 
 def test_half_precision_logits_give_a_float32_cost():

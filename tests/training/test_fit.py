@@ -217,6 +217,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(make_spec
                 pl_module.detector.encoder.input_proj[0][0].weight.fill_(float("nan"))
 
     spec = make_spec()
-    with pytest.raises(RtdetrError, match=r"(?i)nan|finite"):
+    with pytest.raises(RtdetrError, match="The weights themselves are not finite, so nothing is saved"):
         fit(spec, callbacks=[Spoil()])
-    assert not Path(spec.train.results_dir, "model_epoch_000.pth").exists()
+    assert not list(Path(spec.train.results_dir).glob("*.pth"))
