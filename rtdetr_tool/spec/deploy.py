@@ -135,7 +135,7 @@ class ExportSpec:
     backbone_only: bool = field(
         False, "Without decoder: the outputs are the maps that it would read, features, features_1, ...", origin="ours"
     )
-    tflite: TfliteSpec = field(TfliteSpec, "With format tflite.", origin="ours")
+    tflite: TfliteSpec = field(TfliteSpec, "With format tflite.")
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "dataset.test_data_sources": ("default", "null, as the package's value; empty paths cannot be used"),
     "dataset.infer_data_sources": ("default", "null, as the package's value; empty paths cannot be used"),
     "dataset.workers": ("min", "0 loads in the main process, as PyTorch means it"),
+    "train.optim.lr_scheduler": ("options", "Cosine is added"),
     "dataset.eval_class_ids": ("default", "null (all classes), as the package's value; [1] would score one class only"),
     "export.opset_version": ("min", "the operators of the models begin at 12"),
     "inference.input_width": ("default", "null = the trained width; 960 would stretch every model's input"),

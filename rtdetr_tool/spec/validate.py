@@ -144,17 +144,18 @@ def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
         if len(size) != 2 or any(side % multiple for side in size):
             yield (
                 f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {multiple}"
-                f"{_nearest(size, multiple)}"
+                f"{_nearest(size, multiple) if len(size) == 2 else ''}"
             )
     for index, size in enumerate(augmentation.multi_scales):
         sides = size if isinstance(size, (list, tuple)) else [size]
-        right = len(sides) == (2 if isinstance(size, (list, tuple)) else 1) and all(
+        count = 2 if isinstance(size, (list, tuple)) else 1
+        right = len(sides) == count and all(
             isinstance(s, int) and not isinstance(s, bool) and s > 0 and s % multiple == 0 for s in sides
         )
         if not right:
             yield (
                 f"{name}.multi_scales[{index}]: {shown(size)} is not allowed; allowed: a side or [height, width], "
-                f"multiples of {multiple}{_nearest(sides, multiple)}"
+                f"multiples of {multiple}{_nearest(sides, multiple) if len(sides) == count else ''}"
             )
 
 

@@ -93,17 +93,19 @@ def nested(assignments: list[str]) -> dict:
         (
             ["dataset.augmentation.eval_spatial_size=[640,650]"],
             "dataset.augmentation.eval_spatial_size: [640, 650] is not allowed; allowed: [height, width], each a "
-            "multiple of 32",
+            "multiple of 32, nearest: 640 x 640 or 672",
         ),
         *(
             (
                 [f"dataset.augmentation.multi_scales=[320,{item}]"],
                 f"dataset.augmentation.multi_scales[1]: {shown} is not allowed; allowed: a side or [height, width], "
-                "multiples of 32",
+                f"multiples of 32{nearest}",
             )
-            for item, shown in [
-                ("330", "330"), ("0", "0"), ("-32", "-32"), ("32.0", "32.0"), ("wide", "'wide'"), ("true", "true"),
-                ("[320]", "[320]"), ("[320,330]", "[320, 330]"), ("[320,320,320]", "[320, 320, 320]"), ("null", "null"),
+            for item, shown, nearest in [
+                ("330", "330", ", nearest: 320 or 352"), ("0", "0", ""), ("-32", "-32", ""), ("32.0", "32.0", ""),
+                ("wide", "'wide'", ""), ("true", "true", ""), ("null", "null", ""), ("[320]", "[320]", ""),
+                ("[320,330]", "[320, 330]", ", nearest: 320 x 320 or 352"),
+                ("[320,320,320]", "[320, 320, 320]", ""),
             ]
         ),
         (
@@ -127,7 +129,7 @@ def nested(assignments: list[str]) -> dict:
         ),
         (
             ["evaluate.input_width=640", "evaluate.input_height=100"],
-            "evaluate.input_height: 100 is not allowed; allowed: a multiple of 32",
+            "evaluate.input_height: 100 is not allowed; allowed: a multiple of 32, nearest: 96 or 128",
         ),
         (
             ["gen_trt_engine.tensorrt.opt_batch_size=8"],

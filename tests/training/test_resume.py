@@ -127,7 +127,7 @@ def test_a_signal_saves_at_once_and_the_same_command_ends_as_an_unbroken_run(
     whole, wanted = unbroken(make_spec)
     spec = make_spec(**CHANGES, train__results_dir=str(tmp_path / "broken"), dataset__workers=int(where[1] == 1))
     before, logged = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}, Logged()
-    with pytest.raises(Preempted, match="ended by SIG.* after saving .*start the same command again"):
+    with pytest.raises(Preempted, match=r"ended by SIG.* after saving .*start the same command again"):
         number = signal.SIGUSR1 if where[0] == "epoch_end" else signal.SIGTERM
         fit(spec, callbacks=[Signal(*where, number=number), logged])
     assert {n: signal.getsignal(n) for n in before} == before
