@@ -727,7 +727,7 @@ def test_batch_size_of_a_command_reaches_its_loader(command, data, checkpoint, t
 
 @pytest.mark.parametrize("command", COMMANDS_WITH_OWN_TESTS)
 def test_every_field_of_a_command_is_set_in_its_tests(command):
-    text = (Path(__file__).parent / "commands" / f"test_{command}.py").read_text()
+    text = "".join(path.read_text() for path in (Path(__file__).parent / "commands").glob(f"test_{command}*.py"))
     unset = [
         name
         for name, _, hint in walk_fields()
