@@ -64,7 +64,7 @@ def exported(tmp_path_factory) -> Path:
 
 
 def test_the_onnxruntime_script_runs_without_the_package(exported, tmp_path):
-    (script,) = blocks("python")
+    script, _ = blocks("python")
     assert "rtdetr_tool" not in script
     (tmp_path / "detect.py").write_text(script)
     Image.effect_mandelbrot((200, 120), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "picture.png")
@@ -80,6 +80,23 @@ def test_the_onnxruntime_script_runs_without_the_package(exported, tmp_path):
         assert name in ("disc", "square", "triangle", "star", "ring") and float(score) >= 0.5
         x1, y1, x2, y2 = map(float, box.split(", "))
         assert 0 <= x1 <= x2 <= 200 and 0 <= y1 <= y2 <= 120
+
+
+def test_the_script_for_rf_detrs_layout_runs_without_the_package(exported, tmp_path):
+    _, script = blocks("python")
+    assert "rtdetr_tool" not in script
+    file, options = tmp_path / "model.onnx", ["export.layout=rfdetr", f"export.checkpoint={exported / 'model.pth'}"]
+    command = ["export", "-e", str(ROOT / "specs" / "demo.yaml"), "-r", str(tmp_path), f"export.onnx_file={file}"]
+    assert cli.main([*command, *options]) == 0
+    (tmp_path / "detect.py").write_text(script)
+    Image.effect_mandelbrot((200, 120), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "picture.png")
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "detect.py", str(file), "picture.png"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    names = [line.split()[0] for line in run.stdout.splitlines()]
+    assert len(names) > 60 and set(names) <= {"disc", "square", "triangle", "star", "ring"}, "several classes per query"
 
 
 def test_tritons_configuration_has_the_graphs_names_types_and_shapes(exported):

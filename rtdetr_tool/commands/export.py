@@ -115,6 +115,11 @@ def check_section(section: ExportSpec) -> None:
                 f"export.{name}: goes with format onnx, layout tao and the whole detector only (export.format is "
                 f"{section.format}, layout {section.layout}, backbone_only {section.backbone_only})"
             )
+    if section.format == "onnx" and section.tflite.data_type != "FP32":
+        raise UserError(
+            f"export.tflite.data_type: {section.tflite.data_type} goes with export.format tflite; the precision of "
+            "engines and their ONNX graphs is gen_trt_engine.tensorrt.data_type"
+        )
     if section.format == "tflite":
         if section.backbone_only and section.tflite.data_type != "FP32":
             raise UserError(

@@ -1,0 +1,108 @@
+"""`rtdetr export export.format=tflite`, and evaluate on what it wrote; needs the extra `tflite`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from rtdetr_tool.checkpoints.tflite_file import read_tflite
+from rtdetr_tool.deploy.tflite import to_fp16
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.runtimes.litert_runtime import LiteRtRuntime, run_once
+
+pytest.importorskip("litert_torch", reason="the converter is an extra: tflite")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, make_project):
+    """A project with its checkpoint as an FP32 file, and `export(name, *overrides)` that writes others."""
+    project = make_project(tmp_path_factory.mktemp("tflite"))
+    project.weights = project.checkpoint(lively=True)
+
+    def export(name: str, *overrides: str):
+        file = project.folder / name
+        options = [f"export.checkpoint={project.weights}", f"export.onnx_file={file}", "export.format=tflite"]
+        return project.run("export", *options, *overrides), file.with_suffix(".tflite")
+
+    project.export = export
+    code, project.file = export("model.onnx", "export.notes=for line 3")
+    assert code == 0
+    project.report = json.loads((project.folder / "results/export/export.json").read_text())
+    return project
+
+
+def evaluated(project, file) -> dict:
+    assert project.run("evaluate", f"evaluate.checkpoint={file}") == 0
+    return json.loads((project.folder / "results/evaluate/results.json").read_text())
+
+
+def test_the_file_is_verified_and_says_what_it_is(shared):
+    (difference,) = shared.report["differences"]
+    assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
+    assert (shared.report["batch"], shared.report["data_type"]) == (1, "FP32")
+    description = read_tflite(shared.file)
+    assert description["names"] == {"1": "cat"} and description["notes"] == "for line 3"
+    shown = subprocess.run(["unzip", "-p", str(shared.file), "metadata.json"], capture_output=True, text=True)
+    assert json.loads(shown.stdout) == description
+
+
+def test_evaluate_and_inference_run_on_it(shared):
+    expected, found = evaluated(shared, shared.weights), evaluated(shared, shared.file)
+    for name, value in expected.items():
+        if isinstance(value, float):
+            assert found[name] == pytest.approx(value, abs=1e-4)
+    assert shared.run("inference", f"inference.checkpoint={shared.file}", "inference.conf_threshold=0.0") == 0
+    assert len(list((shared.folder / "results/inference/labels").iterdir())) == 6
+
+
+def test_fp16_weights_take_half_the_space(shared):
+    file = shared.folder / "half.tflite"
+    file.write_bytes(to_fp16(shared.file.read_bytes()))
+    assert file.stat().st_size < 0.6 * shared.file.stat().st_size
+    images = torch.rand(3, 3, 64, 64)
+    usual, half = LiteRtRuntime(shared.file).predict(images), LiteRtRuntime(file).predict(images)
+    assert 0 < (usual.logits - half.logits).abs().max() < 0.05
+
+
+def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 3, 64, 64), dtype=np.uint8)
+    np.save(shared.folder / "pictures.npy", pictures)
+    code, file = shared.export(
+        "small.tflite", "export.layout=rfdetr", "export.tflite.data_type=INT8",
+        f"export.tflite.calibration={shared.folder / 'pictures.npy'}", "export.tflite.max_cost=1",
+    )  # fmt: skip
+    assert code == 0
+    assert file.stat().st_size < 0.35 * shared.file.stat().st_size
+    report = json.loads((shared.folder / "results/export/export.json").read_text())
+    assert report["calibration_images"] == 8 and 0 < report["cost"] <= 1
+    runtime = LiteRtRuntime(file)
+    assert (runtime.interface.layout.input, runtime.interface.classes, runtime.input_size) == ("input", 2, (64, 64))
+    images = torch.from_numpy(pictures[:2] / 255).float()
+    usual = LiteRtRuntime(shared.file).predict(images)
+    assert (usual.boxes - runtime.predict(images).boxes).abs().mean() < 0.05
+
+
+def test_above_the_cost_no_file_is_left(shared, capsys):
+    code, file = shared.export("dear.tflite", "export.tflite.data_type=INT8", "export.tflite.max_cost=0")
+    assert code == 1
+    assert "export.tflite.max_cost allows 0" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_a_file_without_decoder_gives_features(shared):
+    code, file = shared.export("backbone.tflite", "export.backbone_only=true")
+    assert code == 0
+    shapes = {name: tuple(level.shape) for name, level in run_once(file, torch.rand(1, 3, 64, 64)).items()}
+    assert shapes == {"features": (1, 16, 8, 8), "features_1": (1, 16, 4, 4), "features_2": (1, 16, 2, 2)}
+
+
+def test_a_file_that_is_cut_short_is_refused(shared):
+    cut = shared.folder / "cut.tflite"
+    cut.write_bytes(shared.file.read_bytes()[:20_000])
+    with pytest.raises(CheckpointError, match="cannot run .*cut.tflite"):
+        LiteRtRuntime(cut)
