@@ -139,8 +139,6 @@ def build_loader(
     """
     if not spec.batch_size:
         raise DataError("dataset.batch_size auto is tried out by `rtdetr train`; give a number here")
-    if not spec.batch_size:
-        raise DataError("dataset.batch_size auto is tried out by `rtdetr train`; give a number here")
     if training:
         sampler = TrainSampler(len(dataset), dataset.seed, spec.batch_size, rank, world_size)
         drop_last = sampler.full_steps > 0

@@ -17,7 +17,6 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
-from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.memory import memory_explained
@@ -57,8 +56,6 @@ def fit(
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")
     module = build_module(spec, datamodule.class_map)
-    if spec.dataset.batch_size == AUTO:
-        module.spec = datamodule.spec = spec = settle_batch_size(spec, module)
     if spec.dataset.batch_size == AUTO:
         module.spec = datamodule.spec = spec = settle_batch_size(spec, module)
     if spec.train.is_dry_run:
