@@ -104,5 +104,5 @@ def test_a_file_without_decoder_gives_features(shared):
 def test_a_file_that_is_cut_short_is_refused(shared):
     cut = shared.folder / "cut.tflite"
     cut.write_bytes(shared.file.read_bytes()[:20_000])
-    with pytest.raises(CheckpointError, match="cannot run .*cut.tflite"):
+    with pytest.raises(CheckpointError, match=r"cannot run .*cut.tflite"):
         LiteRtRuntime(cut)
