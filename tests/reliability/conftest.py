@@ -65,7 +65,9 @@ def serve():
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             try:
                 code = run(request["arguments"])
-            except BaseException as error:
+            except KeyboardInterrupt:
+                code = 130
+            except BaseException:
                 code = 99
             sys.stdout.flush(); sys.stderr.flush()
             os._exit(code)
