@@ -20,7 +20,7 @@ NAME = "export.tflite.calibration"
 
 @dataclass(frozen=True)
 class ArrayPictures:
-    """Pictures [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have been prepared already."""
+    """Pictures [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have the network's size already."""
 
     pictures: np.ndarray
     origin: str
@@ -75,7 +75,9 @@ def read_array(path: Path) -> np.ndarray:
 
 def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayPictures:
     """UserError where an array does not hold prepared pictures of `size` (height, width)."""
-    wanted = f"[N, 3, {size[0]}, {size[1]}], RGB, uint8 0..255 or float 0..1"
+    wanted = f"[N, 3, {size[0]}, {size[1]}] or [N, {size[0]}, {size[1]}, 3], RGB, uint8 0..255 or float 0..1"
+    if pictures.ndim == 4 and pictures.shape[1:] == (*size, 3):
+        pictures = pictures.transpose(0, 3, 1, 2)
     if pictures.ndim != 4 or pictures.shape[1:] != (3, *size) or len(pictures) == 0:
         raise UserError(f"{what} has the shape {list(pictures.shape)}; allowed: pictures {wanted}")
     if pictures.dtype == np.uint8:

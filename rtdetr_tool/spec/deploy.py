@@ -76,8 +76,8 @@ class TfliteSpec:
     )
     calibration: str | None = field(
         None,
-        "INT8: a folder of images, or an array file (.npy) of images [N, 3, height, width], RGB, uint8 or float 0..1; "
-        "null = images of the data sources.",
+        "INT8: a folder of images, or an array file (.npy) of images [N, 3, height, width] or channels last, RGB, "
+        "uint8 or float 0..1; null = images of the data sources.",
         origin="ours",
     )
     calibration_images: int = field(100, "INT8: how many of them at most.", min=1, origin="ours")

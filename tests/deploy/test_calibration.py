@@ -32,6 +32,11 @@ def test_bytes_become_0_to_1_and_floats_stay():
     np.testing.assert_allclose(np.concatenate(batches(floats, count=2)), floats[:2], atol=1e-7)
 
 
+def test_channels_may_come_last():
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
+    np.testing.assert_array_equal(batches(pictures.transpose(0, 2, 3, 1))[0], batches(pictures)[0])
+
+
 def test_an_array_file_and_a_folder_are_read(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
     np.save(tmp_path / "pictures.npy", pictures)
@@ -45,7 +50,7 @@ def test_an_array_file_and_a_folder_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        (np.zeros((2, 8, 12, 3), np.uint8), r"has the shape \[2, 8, 12, 3\]; allowed: pictures \[N, 3, 8, 12\]"),
+        (np.zeros((2, 12, 8, 3), np.uint8), r"has the shape \[2, 12, 8, 3\]; allowed: pictures \[N, 3, 8, 12\] or"),
         (np.zeros((0, 3, 8, 12), np.uint8), "has the shape"),
         (np.zeros((1, 3, 8, 12), np.int64), "has the type int64"),
         (np.full((1, 3, 8, 12), 200.0), "values from 200 to 200"),
