@@ -104,7 +104,7 @@ class StepGuard:
         """At the end of an epoch: `gradient` if that of the latest step was not finite."""
         gradient, self._gradient = self._gradient, None
         self._blamed = self._seen_before
-        return self._count(False, gradient is not None and bool(gradient))
+        return self._count(False, True) if gradient is not None and bool(gradient) else None
 
     def _count(self, loss: bool, gradient: bool) -> str | None:
         self.skipped += loss + gradient
