@@ -30,10 +30,13 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
+from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError, RtdetrError
 from rtdetr_tool.files import sync_directory
 from rtdetr_tool.training.ema import average_of
+from rtdetr_tool.training.legacy import run_state_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class SafeCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         payload = load_checkpoint(path)
+        if is_rfdetr(state_dict_of(payload)):
+            return run_state_of(path)
         if KEY not in payload or "loops" not in payload:
             raise CheckpointError(
                 f"{path} holds weights but not the state of a training run of this tool, so it cannot be resumed; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +43,8 @@ def trained(sample, tmp_path_factory):
         **sample.keywords, epochs=1, batch_size=3, lr=1e-5, lr_encoder=1e-6, output_dir=output, device="cpu",
         wandb=False, multi_scale=False,
     )  # fmt: skip
-    return detector, result, output
+    yield detector, result, output
+    shutil.rmtree(output)
 
 
 # Keywords
@@ -226,6 +228,7 @@ def test_an_exported_file_is_a_detector_again(trained, sample, tmp_path):
         detector.export(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_rfdetr_is_exported_without_the_groups_of_training(rfdetr, tmp_path):
     path = rfdetr.export(tmp_path, shape=(96, 64), output_name="mine")
     dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
