@@ -44,7 +44,9 @@ LATEST, BEST = "rtdetr_model_latest.pth", "rtdetr_model_best.pth"
 BEST_OF_EACH = {"ema": "rtdetr_model_best_ema.pth", "raw": "rtdetr_model_best_regular.pth"}
 _NUMBERED = re.compile(r"model_epoch_(\d+)(?:_step_(\d+))?(-EMA)?\.pth")
 # What `files.replacing` and `_beside` name their files until they are whole.
-_UNFINISHED = re.compile(r"\.(model_epoch_\d+|rtdetr_model_(latest|best))\S*\.(pth|tmp)")
+_UNFINISHED = re.compile(
+    r"\.(model_epoch_\d+|rtdetr_model_(latest|best))\S*\.(pth|tmp)|\.(status|experiment)\.\w+\.(json|yaml)"
+)
 
 
 class SafeCheckpointIO(CheckpointIO):

@@ -201,8 +201,9 @@ def test_a_link_that_leads_nowhere_falls_back_to_the_newest_file(tmp_path, caplo
 
 
 def test_what_a_killed_run_had_not_finished_is_removed_and_nothing_else(tmp_path):
-    leftovers = [".model_epoch_003.ab.pth", ".model_epoch_003_step_00010-EMA.x_y.pth", ".rtdetr_model_latest.pth.7.tmp"]
-    kept = ["model_epoch_003.pth", ".notes.pth", ".run.lock", "rtdetr_model_best.pth"]
+    leftovers = [".model_epoch_003.ab.pth", ".model_epoch_003_step_00010-EMA.x_y.pth", ".rtdetr_model_latest.pth.7.tmp",
+                 ".status.ql4_tp1.json", ".experiment.a8.yaml"]  # fmt: skip
+    kept = ["model_epoch_003.pth", ".status.json.reserve", ".notes.pth", ".run.lock", "rtdetr_model_best.pth"]
     for name in (*leftovers, *kept):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)
