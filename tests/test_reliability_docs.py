@@ -14,8 +14,8 @@ SECTIONS = ("A run survives", "Data never surprises", "Nobody gets in")
 
 
 def rows(section: str) -> list[tuple[str, str]]:
-    """(promise, held by) of each row of a section's table."""
-    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    """(promise, held by) of each row of a section's first table; more tables may follow under headings of their own."""
+    text = PAGE.partition(f"## {section}\n")[2].partition("\n##")[0]
     table = [line for line in text.splitlines() if line.startswith("|")][2:]
     return [tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:3]) for line in table]
 

@@ -97,7 +97,7 @@ def test_pixel_boxes_by_hand():
 
 def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_model, capfd):
     class Odd(nn.Module):
-        output_names = ("pred_logits", "pred_boxes")
+        input_name, output_names = "inputs", ("pred_logits", "pred_boxes")
 
         def __init__(self):
             super().__init__()

@@ -146,7 +146,7 @@ def test_bare_weights_that_do_not_fit_the_spec_are_refused(detector, tmp_path):
         open_model(str(tmp_path / "weights.pth"), read_spec(None, [*OVERRIDES[:-1], "dataset.num_classes=5"]))
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "weights", "a.h5", ""])
+@pytest.mark.parametrize("name", ["model.caffemodel", "weights", "a.h5", ""])
 def test_a_file_of_another_kind_is_refused_with_the_list_of_what_is_allowed(tmp_path, name):
     with pytest.raises(UserError) as error:
         open_model(str(tmp_path / name), read_spec(None))
