@@ -22,16 +22,25 @@ def memory_explained(spec: ExperimentSpec) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(f"The GPU ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
     except RuntimeError as error:
-        what = _first_sentence(error)
-        if "DefaultCPUAllocator" in str(error):
+        found = _root(error)
+        what = _first_sentence(found)
+        if "DefaultCPUAllocator" in str(found):
             raise UserError(f"The machine ran out of memory ({what}). {what_to_lower(spec)}") from error
-        if _DEAD_WORKER.search(what):  # torch raises it wherever the program happens to be
+        if _DEAD_WORKER.search(what):
             raise RtdetrError(
                 f"A data worker process died ({what}). If the system killed it, the memory of the machine or "
                 f"container (or its /dev/shm) was used up: lower dataset.workers (now {spec.dataset.workers}) or "
                 f"dataset.batch_size (now {spec.dataset.batch_size}). The same command goes on from the checkpoint."
             ) from error
         raise
+
+
+def _root(error: BaseException) -> BaseException:
+    """What torch said of a dead worker, which it raises wherever the program is: others may have wrapped it there."""
+    found: BaseException | None = error
+    while found is not None and not _DEAD_WORKER.search(str(found)):
+        found = found.__cause__ or found.__context__
+    return error if found is None else found
 
 
 def what_to_lower(spec: ExperimentSpec) -> str:
