@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rtdetr_tool.checkpoints.onnx_file import interface_of
+from rtdetr_tool.artifacts.onnx_file import interface_of
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.deploy.compare import compare_on
 from rtdetr_tool.deploy.onnx_export import export_graph

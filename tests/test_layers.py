@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 LAYERS = (
     ("errors", "files", "log", "status", "version", "catalog"),
     ("spec", "ops", "checkpoints"),
-    ("data", "models", "losses", "metrics"),
+    ("data", "models", "losses", "metrics", "artifacts"),
     ("training", "runtimes", "deploy", "visualize"),
     ("commands",),
     ("cli", "api", "__init__", "__main__"),

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rtdetr_tool.artifacts.description import describe
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.checkpoints.description import describe
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.commands.detection import with_input_size
 from rtdetr_tool.commands.export_files import Order, write_onnx, write_tflite

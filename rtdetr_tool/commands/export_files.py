@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rtdetr_tool.checkpoints.onnx_file import attach, bytes_of, interface_of, replacing_onnx, weights_beside
-from rtdetr_tool.checkpoints.tflite_file import append_description
+from rtdetr_tool.artifacts.onnx_file import attach, bytes_of, interface_of, replacing_onnx, weights_beside
+from rtdetr_tool.artifacts.tflite_file import append_description
 from rtdetr_tool.deploy import tflite
 from rtdetr_tool.deploy.calibration import calibration_pictures
 from rtdetr_tool.deploy.onnx_export import export_graph

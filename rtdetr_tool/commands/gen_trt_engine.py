@@ -18,9 +18,9 @@ import onnx
 import torch
 from rich.table import Table
 
+from rtdetr_tool.artifacts.graph_interface import GraphInterface
+from rtdetr_tool.artifacts.onnx_file import bytes_of, description_of, interface_of, read_onnx
 from rtdetr_tool.catalog import Layout
-from rtdetr_tool.checkpoints.graph_interface import GraphInterface
-from rtdetr_tool.checkpoints.onnx_file import bytes_of, description_of, interface_of, read_onnx
 from rtdetr_tool.commands.detection import score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader
 from rtdetr_tool.data.classes import ClassMap

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from rtdetr_tool.checkpoints.engine_file import write_engine_file
-from rtdetr_tool.checkpoints.tensorrt_library import LIBRARIES, LoadedLibrary, load_library
+from rtdetr_tool.artifacts.engine_file import write_engine_file
+from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES, LoadedLibrary, load_library
 from rtdetr_tool.deploy.engine_build import (
     AMPERE_PLUS,
     BuildSettings,

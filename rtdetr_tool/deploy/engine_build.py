@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rtdetr_tool.checkpoints.tensorrt_library import LoadedLibrary, Messages, made
+from rtdetr_tool.artifacts.tensorrt_library import LoadedLibrary, Messages, made
 from rtdetr_tool.deploy.engine_report import layers_of_engine, layers_of_network, precisions, tensors
 from rtdetr_tool.deploy.timing_cache import TimingCache
 from rtdetr_tool.errors import RtdetrError, UserError

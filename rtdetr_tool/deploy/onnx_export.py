@@ -17,7 +17,7 @@ import torch
 from onnx import version_converter
 from torch import nn
 
-from rtdetr_tool.checkpoints.onnx_file import fits_one_file
+from rtdetr_tool.artifacts.onnx_file import fits_one_file
 from rtdetr_tool.deploy.elementary import elementary_operators
 from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rtdetr_tool.checkpoints.tensorrt_library import LoadedLibrary, Messages
+from rtdetr_tool.artifacts.tensorrt_library import LoadedLibrary, Messages
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
 

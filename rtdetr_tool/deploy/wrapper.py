@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetr_tool.artifacts.graph_interface import FEATURES
 from rtdetr_tool.catalog import LAYOUTS, Layout
-from rtdetr_tool.checkpoints.graph_interface import FEATURES
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.pixels import denormalised

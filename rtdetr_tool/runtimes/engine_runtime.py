@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.engine_file import looks_like_plan, plan_version, read_engine_file
-from rtdetr_tool.checkpoints.graph_interface import GraphInterface, Shape, read_interface
-from rtdetr_tool.checkpoints.tensorrt_library import LIBRARIES, LoadedLibrary, Messages, load_library, made
+from rtdetr_tool.artifacts.engine_file import looks_like_plan, plan_version, read_engine_file
+from rtdetr_tool.artifacts.graph_interface import GraphInterface, Shape, read_interface
+from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES, LoadedLibrary, Messages, load_library, made
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
 from rtdetr_tool.ops.structures import Predictions

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.graph_interface import Shape, read_interface
-from rtdetr_tool.checkpoints.tflite_file import read_tflite
+from rtdetr_tool.artifacts.graph_interface import Shape, read_interface
+from rtdetr_tool.artifacts.tflite_file import read_tflite
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.ops.structures import Predictions

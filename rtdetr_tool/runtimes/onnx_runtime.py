@@ -11,9 +11,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.graph_interface import GraphInterface
-from rtdetr_tool.checkpoints.half_emulation import HALF, emulate_half
-from rtdetr_tool.checkpoints.onnx_file import read_onnx
+from rtdetr_tool.artifacts.graph_interface import GraphInterface
+from rtdetr_tool.artifacts.half_emulation import HALF, emulate_half
+from rtdetr_tool.artifacts.onnx_file import read_onnx
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.ops.structures import Predictions

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from rtdetr_tool.artifacts.description import DEPLOYED_AUGMENTATION, DEPLOYED_DATASET
+from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_onnx
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
-from rtdetr_tool.checkpoints.description import DEPLOYED_AUGMENTATION, DEPLOYED_DATASET
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import KEY, check_against, checked_metadata
-from rtdetr_tool.checkpoints.onnx_file import description_of, interface_of, read_onnx
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size

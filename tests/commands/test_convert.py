@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 
-from rtdetr_tool.checkpoints.onnx_file import description_of, read_onnx
+from rtdetr_tool.artifacts.onnx_file import description_of, read_onnx
 from rtdetr_tool.cli import main
 from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec

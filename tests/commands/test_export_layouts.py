@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from rtdetr_tool.checkpoints.onnx_file import description_of
+from rtdetr_tool.artifacts.onnx_file import description_of
 from rtdetr_tool.ops.pixels import normalised
 from rtdetr_tool.runtimes.litert_runtime import PIP_COMMAND as INTERPRETER
 from rtdetr_tool.runtimes.open import open_detector

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rtdetr_tool.checkpoints.tflite_file import read_tflite
+from rtdetr_tool.artifacts.tflite_file import read_tflite
 from rtdetr_tool.deploy.tflite import to_fp16
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.runtimes.litert_runtime import LiteRtRuntime, run_once

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from rtdetr_tool.checkpoints.onnx_file import interface_of
+from rtdetr_tool.artifacts.onnx_file import interface_of
 from rtdetr_tool.commands.gen_trt_engine import build_settings, calibration_pictures, open_source
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.wrapper import ExportModel

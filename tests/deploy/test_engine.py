@@ -15,8 +15,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from rtdetr_tool.checkpoints.engine_file import read_engine_file
-from rtdetr_tool.checkpoints.tensorrt_library import load_library
+from rtdetr_tool.artifacts.engine_file import read_engine_file
+from rtdetr_tool.artifacts.tensorrt_library import load_library
 from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
 from rtdetr_tool.deploy.engine_report import summary
 from rtdetr_tool.deploy.onnx_export import export_graph
@@ -243,7 +243,7 @@ def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx, toy_onnx):
 
 
 def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog, toy_onnx):
-    ours, theirs = "rtdetr_tool.checkpoints.tensorrt_library", "tensorrt_rtx"
+    ours, theirs = "rtdetr_tool.artifacts.tensorrt_library", "tensorrt_rtx"
     for verbose, expected, other in ((False, theirs, ours), (True, ours, theirs)):
         caplog.clear()
         with caplog.at_level(logging.DEBUG):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND, read_interface
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.checkpoints.graph_interface import ADDED_BACKGROUND, read_interface
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.deploy.wrapper import NEVER, ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.errors import CheckpointError

@@ -116,7 +116,7 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
 @pytest.mark.parametrize("opset", [17, 22])
 def test_a_model_with_more_weights_than_protobuf_takes_is_simplified_without_them(export_model, monkeypatch, opset):
     usual = export_graph(export_model, SIZE, batch=None, opset=opset)
-    monkeypatch.setattr("rtdetr_tool.checkpoints.onnx_file.LARGEST_FILE", 100_000)
+    monkeypatch.setattr("rtdetr_tool.artifacts.onnx_file.LARGEST_FILE", 100_000)
     monkeypatch.setattr("rtdetr_tool.deploy.onnx_export.LARGE_TENSOR", 5_000)
     graph = export_graph(export_model, SIZE, batch=None, opset=opset)
     assert opset_of(graph) == opset

@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from rtdetr_tool.checkpoints.engine_file import description_path, read_engine_file
-from rtdetr_tool.checkpoints.tensorrt_library import load_library
+from rtdetr_tool.artifacts.engine_file import description_path, read_engine_file
+from rtdetr_tool.artifacts.tensorrt_library import load_library
 from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.runtimes.engine_runtime import EngineRuntime, library_for, origin, refusal

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from rtdetr_tool.checkpoints.tensorrt_library import LIBRARIES
+from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
 from rtdetr_tool.deploy.onnx_export import export_graph

@@ -13,10 +13,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from rtdetr_tool.checkpoints.engine_file import read_description
+from rtdetr_tool.artifacts.engine_file import read_description
+from rtdetr_tool.artifacts.onnx_file import read_onnx
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import checked_metadata
-from rtdetr_tool.checkpoints.onnx_file import read_onnx
 from rtdetr_tool.deploy.precision.cache import read_cache
 from rtdetr_tool.errors import CheckpointError, UserError
 

@@ -5,7 +5,7 @@ FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16` and `to
 graph whose score on a CPU is that of FP16, under `scoring_options`.
 """
 
-from rtdetr_tool.checkpoints.half_emulation import emulate_half
+from rtdetr_tool.artifacts.half_emulation import emulate_half
 from rtdetr_tool.deploy.precision.audit import Audit, GroupCost, NodeAudit, audit_precision
 from rtdetr_tool.deploy.precision.int8 import to_int8
 from rtdetr_tool.deploy.precision.mixed import to_mixed_fp16

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rtdetr_tool.checkpoints.half_emulation import MOVING
+from rtdetr_tool.artifacts.half_emulation import MOVING
 from rtdetr_tool.deploy.precision.cost import CostMeter
 from rtdetr_tool.deploy.precision.gates import GatedGraph
 from rtdetr_tool.deploy.precision.graph import HEAVY, Graph

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from rtdetr_tool.checkpoints.half_emulation import FLOAT
+from rtdetr_tool.artifacts.half_emulation import FLOAT
 from rtdetr_tool.deploy.precision.audit import regions
 from rtdetr_tool.deploy.precision.cache import Calibration, graph_hash, read_cache, write_cache
 from rtdetr_tool.deploy.precision.cost import CostMeter

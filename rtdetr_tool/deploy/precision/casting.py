@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from rtdetr_tool.checkpoints.half_emulation import FLOAT, HALF, MOVING, holds_graph
+from rtdetr_tool.artifacts.half_emulation import FLOAT, HALF, MOVING, holds_graph
 from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, captured
 
 CAST_PREFIX = "precision/"

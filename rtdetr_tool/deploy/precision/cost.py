@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 
+from rtdetr_tool.artifacts.half_emulation import emulate_half
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.checkpoints.half_emulation import emulate_half
 from rtdetr_tool.deploy.precision.observe import open_session, picture_input, rebatched
 
 DETECTIONS = 100  # best (query, class) pairs of an image that are compared

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from rtdetr_tool.checkpoints.half_emulation import FLOAT, HALF, MOVING
+from rtdetr_tool.artifacts.half_emulation import FLOAT, HALF, MOVING
 from rtdetr_tool.deploy.precision.graph import Graph
 
 

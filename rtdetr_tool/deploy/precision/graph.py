@@ -9,8 +9,8 @@ import onnx
 import onnx.inliner
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from rtdetr_tool.checkpoints.half_emulation import FLOAT, element_types, holds_graph
-from rtdetr_tool.checkpoints.onnx_file import fits_one_file
+from rtdetr_tool.artifacts.half_emulation import FLOAT, element_types, holds_graph
+from rtdetr_tool.artifacts.onnx_file import fits_one_file
 from rtdetr_tool.errors import UserError
 
 # Nodes with most of the work; TensorRT fuses their neighbours into them.

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import torch
 
-from rtdetr_tool.checkpoints.half_emulation import FLOAT
+from rtdetr_tool.artifacts.half_emulation import FLOAT
 from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.errors import UserError
 

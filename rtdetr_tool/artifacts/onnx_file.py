@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from rtdetr_tool.checkpoints.graph_interface import GraphInterface, read_interface
+from rtdetr_tool.artifacts.graph_interface import GraphInterface, read_interface
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, replacing_with_companion
 

@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.checkpoints.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.log import mask_secrets
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rtdetr_tool.checkpoints.engine_file import (
+from rtdetr_tool.artifacts.engine_file import (
     description_path,
     looks_like_plan,
     plan_version,
