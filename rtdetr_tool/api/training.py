@@ -53,7 +53,8 @@ def train(
 
     result = fit(spec, callbacks, build_module)
     path = result.best_path or result.latest_path
-    return result, open_detector(str(path), LoadedSpec(ExperimentSpec())) if path else None
+    frozen = {"model": {"frozen_fm": {"checkpoint": spec.model.frozen_fm.checkpoint}}}  # in no checkpoint of ours
+    return result, open_detector(str(path), LoadedSpec(ExperimentSpec(), frozen)) if path else None
 
 
 def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.checkpoints.metadata import KEY, without_paths
 from rtdetr_tool.log import mask_secrets
 
 NORMALISATION = {
@@ -45,13 +45,12 @@ def describe(
     dataset = spec.get("dataset") or {}
     sizes = dataset.get("augmentation") or {}
     kept = {
-        "model": dict(spec.get("model") or {}),
+        "model": without_paths(spec.get("model") or {}),
         "dataset": {
             **{name: dataset[name] for name in DEPLOYED_DATASET if name in dataset},
             "augmentation": {name: sizes[name] for name in DEPLOYED_AUGMENTATION if name in sizes},
         },
     }
-    kept["model"].pop("pretrained_backbone_path", None)
     description = {
         "names": {str(entry["index"]): entry["name"] for entry in meta["classes"]},
         "input_size": list(size),

@@ -90,14 +90,22 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Metadata of a file as a dictionary of the form at the top; CheckpointError where somebody else made it up."""
     spec, classes = meta.get("spec") or {}, meta.get("classes")
     sections = [spec]
-    for path in ("model", "dataset", "dataset.augmentation"):
+    for path in ("model", "model.frozen_fm", "model.rfdetr", "dataset", "dataset.augmentation"):
         if all(isinstance(section, Mapping) for section in sections):
-            sections.append(_nested(spec, path))
+            sections.append(section_of(spec, path))
     sound = all(isinstance(section, Mapping) for section in sections) and isinstance(classes, (list, tuple))
     sound = sound and all(isinstance(entry, Mapping) for entry in classes)
     if not sound:
         raise CheckpointError(f"{source} says something of itself in {KEY!r} that this tool does not write: damaged?")
     return dict(meta)
+
+
+def without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's `model` section as others may use it: what it names on a disk is opened only when the user says so."""
+    kept = {name: value for name, value in model.items() if name != "pretrained_backbone_path"}
+    if isinstance(kept.get("frozen_fm"), Mapping):
+        kept["frozen_fm"] = {name: value for name, value in kept["frozen_fm"].items() if name != "checkpoint"}
+    return kept
 
 
 def check_against(
@@ -118,7 +126,7 @@ def check_against(
     problems = []
     for section, name, given, stored in _compared(spec, meta):
         own = operator.attrgetter(section)(spec)
-        was_given = given != _default(own, name) if explicit is None else name in _nested(explicit, section)
+        was_given = given != _default(own, name) if explicit is None else name in section_of(explicit, section)
         if given != stored and (every_field or was_given):
             problems.append(f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
     if problems:
@@ -138,7 +146,7 @@ def differences(spec: Any, meta: Mapping[str, Any]) -> list[str]:
 def _compared(spec: Any, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
     """(section, field, value in the spec, value in the checkpoint) of what both have."""
     for section, names in CHECKED:
-        stored_section = _nested(meta.get("spec"), section)
+        stored_section = section_of(meta.get("spec"), section)
         own = operator.attrgetter(section)(spec)
         for name in names:
             open_number = name == "num_classes" and own.num_classes is None  # left to the file or the data
@@ -146,7 +154,7 @@ def _compared(spec: Any, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, An
                 yield section, name, _plain(getattr(own, name)), _plain(stored_section[name])
 
 
-def _nested(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:
+def section_of(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:
     """The mapping at a dotted name, empty where there is none."""
     for name in path.split("."):
         mapping = (mapping or {}).get(name)

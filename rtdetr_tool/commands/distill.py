@@ -29,5 +29,7 @@ def open_teacher(loaded: LoadedSpec) -> OpenedDetector:
     try:
         return open_detector(section.pretrained_teacher_model_path, as_model)
     except CheckpointError as error:
-        text = str(error).replace("  - model.", "  - distill.teacher.")
+        text = str(error)
+        for before in ("  - ", "give "):
+            text = text.replace(f"{before}model.", f"{before}distill.teacher.")
         raise CheckpointError(f"distill.pretrained_teacher_model_path: {text}") from error

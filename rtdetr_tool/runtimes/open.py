@@ -19,7 +19,7 @@ from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_o
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import KEY, check_against, checked_metadata
+from rtdetr_tool.checkpoints.metadata import KEY, check_against, checked_metadata, section_of, without_paths
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
@@ -95,9 +95,21 @@ def detector_of(file: DetectorFile, loaded: LoadedSpec) -> OpenedDetector:
         logger.info("%s: %s weights of %s, %d classes", file.source, kind, name, spec.dataset.num_classes)
     else:
         logger.warning("%s", file.summary())
+    check_foundation(file, spec)
     detector = build_detector(spec.model, spec.dataset.num_classes)
     load_into(detector, file.weights, source=file.source)
     return OpenedDetector(detector, file.meta, class_map, spec)
+
+
+def check_foundation(file: DetectorFile, spec: ExperimentSpec) -> None:
+    """CheckpointError where a checkpoint of ours was trained with a frozen model whose file the user does not name."""
+    frozen = spec.model.frozen_fm
+    if file.ours and frozen.enabled and not frozen.checkpoint:
+        trained_with = section_of(file.meta, "spec.model.frozen_fm").get("checkpoint")
+        raise CheckpointError(
+            f"{file.source} needs the weights of {frozen.backbone}, which are in a file of their own. It was trained "
+            f"with {trained_with}, but files that a checkpoint names are never opened: give model.frozen_fm.checkpoint."
+        )
 
 
 def open_onnx(path: str, loaded: LoadedSpec, device: torch.device | str, provider: str) -> OpenedModel:
@@ -182,12 +194,15 @@ def settle(path: str, loaded: LoadedSpec, meta: Mapping[str, Any]) -> tuple[Expe
 
 
 def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:
-    """The user's spec where it says something; elsewhere the checkpoint's architecture, classes and sizes."""
+    """The user's spec where it says something; elsewhere the checkpoint's architecture, classes and sizes.
+
+    Paths are the user's alone: whoever made the checkpoint has no say in what is read here.
+    """
     stored = meta.get("spec") or {}
     data = spec_to_dict(loaded.spec)
     given = loaded.explicit
     given_model = given.get("model") or {}
-    for name, value in (stored.get("model") or {}).items():
+    for name, value in without_paths(stored.get("model") or {}).items():
         if name not in given_model:
             data["model"][name] = value
         elif isinstance(value, Mapping):  # a section: what the user said of it, and the rest as it was

@@ -17,6 +17,7 @@ from rtdetr_tool.artifacts.engine_file import read_description
 from rtdetr_tool.artifacts.onnx_file import read_onnx
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import checked_metadata
+from rtdetr_tool.cli import main
 from rtdetr_tool.deploy.precision.cache import read_cache
 from rtdetr_tool.errors import CheckpointError, UserError
 
@@ -97,6 +98,7 @@ def test_no_pickle_runs_whatever_its_form_and_name(form, suffix, tmp_path, witne
         ("train", ["train.pretrained_model_path={}"]),
         ("train", ["model.pretrained_backbone_path={}"]),
         ("train", ["train.resume_training_checkpoint_path={}", "train.is_dry_run=false", "train.num_epochs=1"]),
+        ("train", ["model.frozen_fm={enabled: true, backbone: radio_v2-b, checkpoint: '{}'}"]),
         ("distill", ["distill.pretrained_teacher_model_path={}", f"distill.bindings=[{BINDING}]"]),
     ],
 )
@@ -104,6 +106,14 @@ def test_no_command_runs_a_pickle(command, overrides, project, capsys, witness):
     file = write_evil(project.folder / "evil.pth", "zip", witness)
     assert project.run(command, *(override.replace("{}", str(file)) for override in overrides)) == 2
     refused(capsys, "evil.pth")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_convert_runs_no_pickle_and_writes_nothing(form, tmp_path, capsys, witness):
+    file = write_evil(tmp_path / "evil.pth", form, witness)
+    assert main(["convert", str(file), str(tmp_path / "copy.pth")]) == 2
+    refused(capsys, "evil.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
 
 
 def test_a_planted_checkpoint_in_the_results_folder_runs_nothing_when_training_resumes(project, capsys, witness):
@@ -185,6 +195,8 @@ def test_commands_refuse_a_graph_that_names_files_elsewhere(command, project, ca
     [
         {"spec": 5},
         {"spec": {"model": [1]}},
+        {"spec": {"model": {"frozen_fm": 5}}},
+        {"spec": {"model": {"rfdetr": "x"}}},
         {"spec": {"dataset": "x"}},
         {"spec": {"dataset": {"augmentation": 3}}},
         {"classes": 5},

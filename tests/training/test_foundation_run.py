@@ -48,7 +48,8 @@ def test_a_run_keeps_radio_out_of_its_checkpoints_and_finds_it_again(spec, radio
         trained = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
         assert trained == sum(p.requires_grad for p in build_detector(spec.model, 3).parameters())
 
-    opened = open_detector(str(files[0]), read_spec(None, []))
+    own = read_spec(None, [f"model.frozen_fm.checkpoint={radio_file}"])
+    opened = open_detector(str(files[0]), own)
     assert opened.detector.frozen_radio.loaded_from == radio_file
     images = torch.rand(1, 3, 64, 64)
     weights = {name.removeprefix("model.model."): t for name, t in load_checkpoint(files[0])["state_dict"].items()}
@@ -59,7 +60,7 @@ def test_a_run_keeps_radio_out_of_its_checkpoints_and_finds_it_again(spec, radio
 
     (tmp_path / "radio.pth").rename(tmp_path / "moved.pth")
     with pytest.raises(CheckpointError, match=r"There is no checkpoint at .*radio\.pth"):
-        open_detector(str(files[0]), read_spec(None, []))
+        open_detector(str(files[0]), own)
     moved = str(tmp_path / "moved.pth")
     again = open_detector(str(files[0]), read_spec(None, [f"model.frozen_fm.checkpoint={moved}"]))
     assert again.detector.frozen_radio.loaded_from == moved
