@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 # Tests compare our schema and our RF-DETR with these packages. They come without their dependencies, which are many or
 # pin old versions; what is imported of them stands here too.
-ALONE = ("nvidia-tao-core", "rfdetr", "pyDeprecate", "requests", "urllib3", "certifi", "charset-normalizer", "idna")
+ALONE = ("nvidia-tao-core", "rfdetr", "pyDeprecate")
 
 # Published for Linux only; torch for other systems does without.
 LINUX_ONLY = re.compile(r"^(nvidia-(?!tao)|cuda-|triton$|tensorrt-rtx)")

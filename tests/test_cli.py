@@ -15,7 +15,9 @@ from rtdetr_tool import cli
 from rtdetr_tool.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "timm", "onnxruntime", "nvidia_tao_core")
+HEAVY = (
+    "torch", "torchvision", "pytorch_lightning", "lightning", "timm", "onnxruntime", "requests", "nvidia_tao_core",
+)  # fmt: skip
 
 
 def run(*arguments, **keywords) -> subprocess.CompletedProcess:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import fcntl
 import hashlib
-import http.client
 import logging
 import os
-import socket
+import re
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from typing import Any
+from urllib.parse import urljoin
+
+import requests
+import urllib3
 
 from rtdetr_tool.errors import DownloadError
 from rtdetr_tool.files import replacing
@@ -32,12 +33,12 @@ _PART = 1 << 18  # bytes read at once
 
 
 class _Interrupted(Exception):
-    """The connection ended too early; another attempt may go on from there."""
+    """The server is busy or the connection ended too early; another attempt may go on from there."""
 
 
 def is_url(text: str) -> bool:
     """Whether a text is an address of any scheme (`https://...`) and not a path."""
-    return "://" in text and urlsplit(text).scheme != ""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def read_url(url: str, *, max_bytes: int, seconds: float) -> bytes:
@@ -47,13 +48,10 @@ def read_url(url: str, *, max_bytes: int, seconds: float) -> bytes:
         DownloadError: another scheme than http and https, also after a redirection; no answer, or not all of it, within
             `seconds`; more than `max_bytes`; an answer that is an error.
     """
-    content = bytearray()
+    content, end = bytearray(), time.monotonic() + seconds
     try:
-        with _open(url, seconds) as response:
-            expected = _length(response)
-            if expected is not None and expected > max_bytes:
-                raise DownloadError(f"{shown(url)} has {_size(expected)}; at most {_size(max_bytes)} are read")
-            for part in _parts(response, seconds):
+        with _open(url, end, STALL) as response:
+            for part in _parts(response, end):
                 content += part
                 if len(content) > max_bytes:
                     raise DownloadError(f"{shown(url)} has more than {_size(max_bytes)}; more is not read")
@@ -62,9 +60,7 @@ def read_url(url: str, *, max_bytes: int, seconds: float) -> bytes:
     return bytes(content)
 
 
-def download(
-    url: str, path: str | os.PathLike, *, md5: str | None, seconds: float = 3600.0, stall: float = STALL
-) -> Path:
+def download(url: str, path: str | os.PathLike, *, md5: str, seconds: float = 3600.0, stall: float = STALL) -> Path:
     """The content at an address as the file `path`, which appears when it is complete and right.
 
     What a broken connection left is kept in `.<name>.part` and gone on from, by the next attempt or the next call.
@@ -88,7 +84,7 @@ def download(
             if path.exists():  # another process was faster
                 partial_file.unlink(missing_ok=True)
                 return path
-            _fill(url, partial_file, md5, end, stall)
+            _complete(url, partial_file, md5, end, stall)
             with replacing(path) as temporary:
                 os.replace(partial_file, temporary)
     except OSError as error:
@@ -96,179 +92,109 @@ def download(
     return path
 
 
-def _fill(url: str, file: Path, md5: str | None, end: float, stall: float) -> None:
-    """Bring `file` to the whole content at `url`; a wrong hash is tried anew once when old bytes were part of it."""
-    resumed = file.stat().st_size > 0
-    _fetch_rest(url, file, end, stall)
-    if md5 is None or (found := md5_of(file)) == md5:
-        return
-    os.truncate(file, 0)
-    if resumed:
-        return _fill(url, file, md5, end, stall)
-    raise DownloadError(f"{shown(url)} is not the published file: its MD5 is {found}, published is {md5}")
-
-
-def _fetch_rest(url: str, file: Path, end: float, stall: float) -> None:
-    reason = ""
+def _complete(url: str, file: Path, md5: str, end: float, stall: float) -> None:
+    """Bring `file` to the whole content at `url`, in some attempts."""
     for attempt in range(ATTEMPTS):
-        left = end - time.monotonic()
-        if left <= 0:
-            break
-        if attempt:
-            time.sleep(min(PAUSE * 2 ** (attempt - 1), left))
-            logger.info("%s: going on from %s (%s)", shown(url), _size(file.stat().st_size), reason)
         try:
-            _append(url, file, left, stall)
-            return
+            return _go_on(url, file, md5, end, stall)
         except _Interrupted as error:
-            reason = str(error)
-    reason = reason or "the time was over"
+            reason, pause = error, PAUSE * 2**attempt
+        if attempt + 1 == ATTEMPTS or time.monotonic() + pause > end:
+            break
+        time.sleep(pause)
+        logger.info("%s: going on from %s (%s)", shown(url), _size(file.stat().st_size), reason)
     raise DownloadError(f"{shown(url)} cannot be downloaded: {reason}; what came is kept in {file}")
 
 
-def _append(url: str, file: Path, seconds: float, stall: float) -> None:
-    """One connection: ask for what `file` lacks and append it."""
+def _go_on(url: str, file: Path, md5: str, end: float, stall: float) -> None:
+    """One attempt: ask for what `file` lacks and append it."""
     have = file.stat().st_size
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with _open(url, seconds, headers, stall, tolerated=(416,)) as response:
-        if response.status == 416:  # more bytes here than there: not its beginning
+    with _open(url, end, stall, have) as response:
+        if response.status_code != 206:  # it sends everything, or has less than is here
             os.truncate(file, 0)
-            raise _Interrupted("the server has less than was here")
-        if have and response.status != 206:  # it sends everything
-            os.truncate(file, 0)
+        if response.status_code == 416:
+            raise _Interrupted("what was here is not its beginning")
         with file.open("ab") as stream:
-            for part in _parts(response, seconds):
+            for part in _parts(response, end):
                 stream.write(part)
-
-
-class _Redirections(urllib.request.HTTPRedirectHandler):
-    def http_error_302(self, request, answer, code, message, headers):
-        target = urljoin(request.full_url, headers.get("location", ""))
-        _check_scheme(target, f"{shown(request.full_url)} leads to ")
-        return super().http_error_302(request, answer, code, message, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-class _Http(urllib.request.HTTPHandler):
-    """Opens connections that `remember` is told of."""
-
-    def __init__(self, remember: Callable[[http.client.HTTPConnection], None]) -> None:
-        super().__init__()
-        self.remember = remember
-
-    def http_open(self, request):
-        return self.do_open(partial(_remembered, http.client.HTTPConnection, self.remember), request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, remember: Callable[[http.client.HTTPConnection], None]) -> None:
-        super().__init__()
-        self.remember = remember
-
-    def https_open(self, request):
-        return self.do_open(partial(_remembered, http.client.HTTPSConnection, self.remember), request)
-
-
-def _remembered(kind: type, remember: Callable, host: str, **options) -> http.client.HTTPConnection:
-    connection = kind(host, **options)
-    remember(connection)
-    return connection
+    if (found := md5_of(file)) != md5:
+        os.truncate(file, 0)
+        if have:
+            raise _Interrupted("what was here is not its beginning")
+        raise DownloadError(f"{shown(url)} is not the published file: its MD5 is {found}, published is {md5}")
 
 
 @contextmanager
-def _open(
-    url: str,
-    seconds: float,
-    headers: Mapping[str, str] | None = None,
-    stall: float = STALL,
-    tolerated: tuple[int, ...] = (),
-) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request for `url`, its head read within `seconds`.
+def _open(url: str, end: float, stall: float, have: int = 0) -> Iterator[requests.Response]:
+    """The answer to a request for what follows the first `have` bytes at `url`, its head read.
 
-    `_Interrupted` when the connection fails, DownloadError when the server answers with an error or asking is in vain.
+    It is asked for in a thread of its own: a server may send its head byte by byte, which no timeout of a socket ends.
     """
     _check_scheme(url)
-    connections: list[http.client.HTTPConnection] = []
-    handlers = (
-        urllib.request.ProxyHandler(), _Http(connections.append), _Https(connections.append), _Redirections(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
-    )  # fmt: skip
-    opener = urllib.request.OpenerDirector()
-    for handler in handlers:
-        opener.add_handler(handler)
-    agent = {"User-Agent": f"rtdetr/{package_version()}", "Accept-Encoding": "identity"}
-    watch = threading.Timer(seconds, _cut, (connections,))  # a server may send its head byte by byte
-    watch.daemon = True
-    watch.start()
-    start = time.monotonic()
+    seconds = max(end - time.monotonic(), 0.01)
+    answer: concurrent.futures.Future[requests.Response] = concurrent.futures.Future()
+    threading.Thread(target=_ask, args=(answer, url, min(seconds, stall), have), daemon=True).start()
     try:
-        request = urllib.request.Request(url, headers={**agent, **(headers or {})})
-        response = opener.open(request, timeout=min(seconds, stall))
-    except urllib.error.HTTPError as error:
-        if error.code not in tolerated:
-            error.close()
-            raise _refusal(url, error) from None
-        response = error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        over = time.monotonic() - start >= seconds or isinstance(getattr(error, "reason", error), TimeoutError)
-        raise _Interrupted(f"no answer within {min(seconds, stall):g} s" if over else _reason(error)) from None
-    finally:
-        watch.cancel()
+        response = answer.result(seconds)
+    except (concurrent.futures.TimeoutError, requests.Timeout):
+        raise _Interrupted(f"no answer within {min(seconds, stall):.3g} s") from None
+    except requests.ConnectionError as error:
+        raise _Interrupted(_reason(error)) from None
+    except (requests.RequestException, ValueError) as error:
+        raise DownloadError(f"{shown(url)} cannot be read: {_reason(error)}") from None
     with response:
+        code = response.status_code
+        if code in (429, 500, 502, 503, 504):
+            raise _Interrupted(f"the server answers {code} {response.reason}")
+        if code // 100 != 2 and not (have and code == 416):
+            raise DownloadError(f"{shown(url)} cannot be read: the server answers {code} {response.reason}")
         yield response
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
-    if error.code in (429, 500, 502, 503, 504):
-        return _Interrupted(f"the server answers {error.code} {error.reason}")
-    return DownloadError(f"{shown(url)} cannot be read: the server answers {error.code} {error.reason}")
+def _ask(answer: concurrent.futures.Future[requests.Response], url: str, stall: float, have: int) -> None:
+    headers = {"User-Agent": f"rtdetr/{package_version()}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    hooks = {"response": _check_redirection}
+    try:
+        answer.set_result(requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=stall))
+    except Exception as error:
+        answer.set_exception(error)
 
 
-def _parts(response: http.client.HTTPResponse, seconds: float) -> Iterator[bytes]:
-    """The body in pieces as they come; `_Interrupted` when it ends before its stated length or time is over."""
-    end, last, left = time.monotonic() + seconds, time.monotonic(), _length(response)
-    while True:
-        try:
-            part = response.read1(_PART)
-        except TimeoutError:
-            raise _Interrupted(f"nothing came for {time.monotonic() - last:.0f} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _Interrupted(_reason(error)) from None
-        if not part:
-            break
-        last = time.monotonic()
-        left = None if left is None else left - len(part)
-        yield part
-        if last > end:
-            raise _Interrupted(f"it takes longer than {seconds:g} s")
-    if left:
-        raise _Interrupted(f"the connection was cut, {_size(left)} are missing")
-
-
-def _cut(connections: list[http.client.HTTPConnection]) -> None:
-    for connection in connections:
-        if connection.sock is not None:
-            try:
-                connection.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:  # closed in the meantime
-                continue
+def _check_redirection(response: requests.Response, **_: Any) -> None:
+    target = urljoin(response.url, response.headers.get("location", ""))
+    _check_scheme(target, f"{shown(response.url)} leads to ")
 
 
 def _check_scheme(url: str, before: str = "") -> None:
-    if urlsplit(url).scheme.lower() not in SCHEMES:
+    if url.partition("://")[0].lower() not in SCHEMES:
         raise DownloadError(f"{before}{shown(url)}: only {' and '.join(SCHEMES)} addresses are read")
 
 
-def _length(response: http.client.HTTPResponse) -> int | None:
-    stated = response.headers.get("Content-Length", "")
-    return int(stated) if stated.isdigit() else None
+def _parts(response: requests.Response, end: float) -> Iterator[bytes]:
+    """The body in pieces as they come; `_Interrupted` when it ends before its stated length or time is over."""
+    try:
+        while part := response.raw.read1(_PART):
+            yield part
+            if time.monotonic() > end:
+                raise _Interrupted("it takes too long")
+    except urllib3.exceptions.ReadTimeoutError:
+        raise _Interrupted("nothing came any more") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise _Interrupted(_reason(error)) from None
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the root of an error of requests, whose own text may hold the whole address and its secrets."""
+    while root := error.__cause__ or error.__context__:
+        error = root
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def shown(url: str) -> str:
     """An address for messages: without user, password, query and fragment, which may hold secrets."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200]
+    return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])[:200]
 
 
 def md5_of(path: str | os.PathLike) -> str:
@@ -282,8 +208,3 @@ def md5_of(path: str | os.PathLike) -> str:
 
 def _size(count: int) -> str:
     return f"{count} bytes" if count < 10_000 else f"{count / 1e6:.1f} MB"
-
-
-def _reason(error: Exception) -> str:
-    reason = getattr(error, "reason", None) or error
-    return str(getattr(reason, "strerror", None) or reason or type(error).__name__)
