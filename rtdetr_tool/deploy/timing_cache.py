@@ -8,7 +8,7 @@ from typing import Any
 
 from rtdetr_tool.artifacts.tensorrt_library import LoadedLibrary, Messages
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.files import write_atomically
+from rtdetr_tool.files import open_regular, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class TimingCache:
         self._cache: Any = None  # has to live until the build is done
 
     def attach(self, config: Any, messages: Messages) -> None:
-        """Hand the file's content to a build; one that is damaged or of another GPU or version is begun anew."""
+        """Hand the file's content to a build. A file that the library does not take is left as it is."""
         if self.path is None:
             return
         if not self.usable:
@@ -35,16 +35,14 @@ class TimingCache:
             return
         content = self._read()
         self.state = "extended" if content else "new"
-        if content and not self._offer(config, content, messages):
-            self.state = "begun anew"
+        if not self._offer(config, content, messages):
+            self.state = "not taken"
             logger.warning(
-                "The timing cache %s is damaged, or of another GPU or version of %s: it is begun anew",
+                "gen_trt_engine.timing_cache: %s is not used and stays as it is: it is no timing cache, is damaged, or "
+                "comes from another GPU or version of %s. Delete it to begin anew, or name another file.",
                 self.path,
                 self.loaded.library.title,
             )
-            content = b""
-        if not content:
-            self._offer(config, b"", messages)
 
     def save(self, config: Any) -> None:
         """Replace the file by what is known now. A failure costs time in later builds, never the engine."""
@@ -60,16 +58,18 @@ class TimingCache:
 
     def _read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            with open_regular(self.path) as file:
+                return file.read()
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise UserError(f"gen_trt_engine.timing_cache: {self.path} cannot be read: {error.strerror}") from error
+            raise UserError(f"gen_trt_engine.timing_cache: {self.path} cannot be read: {error.strerror}") from None
 
     def _offer(self, config: Any, content: bytes, messages: Messages) -> bool:
         """Whether the library takes the content; it answers a damaged cache with an empty one and a warning."""
         complaints = len(messages.warnings) + len(messages.errors)
         cache = config.create_timing_cache(content)
         accepted = cache is not None and config.set_timing_cache(cache, False)
-        self._cache = cache if accepted else None
-        return accepted and (not content or complaints == len(messages.warnings) + len(messages.errors))
+        if accepted and complaints == len(messages.warnings) + len(messages.errors):
+            self._cache = cache
+        return self._cache is not None

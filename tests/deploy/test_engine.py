@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import onnx
 import pytest
@@ -289,23 +290,34 @@ def test_tensorrt_rtx_has_no_timing_cache_and_says_so(rtx, tmp_path, caplog, toy
     assert "gen_trt_engine.timing_cache has no effect" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("content", "state"), [(None, "new"), (b"not a cache", "begun anew")])
-def test_a_timing_cache_is_made_or_begun_anew_and_saved_whole(rtx, tmp_path, caplog, content, state):
-    """TensorRT-RTX still has the calls of TensorRT, which does use its cache."""
-    path = tmp_path / "folder" / "timing.cache"
-    if content is not None:
-        path.parent.mkdir()
-        path.write_bytes(content)
+def with_cache(path: Path) -> TimingCache:
+    """A build that uses the file. TensorRT-RTX still has the calls of TensorRT, which does use its cache."""
     loaded = load_library("tensorrt_rtx")
-    with loaded.listening() as messages, caplog.at_level(logging.WARNING, logger="rtdetr_tool"):
+    cache = TimingCache(path, loaded, usable=True)
+    with loaded.listening() as messages:
         config = loaded.module.Builder(loaded.logger).create_builder_config()
-        cache = TimingCache(path, loaded, usable=True)
         cache.attach(config, messages)
         cache.save(config)
-    assert cache.state == state
-    assert path.read_bytes() not in (content, b"") and [file.name for file in path.parent.iterdir()] == [path.name]
-    assert ("is begun anew" in caplog.text) == (state == "begun anew")
+    return cache
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_timing_cache_is_made_whole_with_its_folder(rtx, tmp_path):
+    """That the next build extends it needs a GPU: `runtimes/test_engine_runtime_gpu.py`."""
+    path = tmp_path / "folder" / "timing.cache"
+    assert with_cache(path).state == "new"
+    assert path.read_bytes() and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("content", [b"my notes", b"\x00" * 5000], ids=["text", "zeros"])
+def test_a_file_that_is_no_timing_cache_is_never_overwritten(content, rtx, tmp_path, caplog):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, logger="rtdetr_tool"):
+        assert with_cache(path).state == "not taken"
+    assert path.read_bytes() == content
+    assert f"{path} is not used and stays as it is" in caplog.text and "Delete it to begin anew" in caplog.text
 
 
 def test_a_timing_cache_that_cannot_be_read_is_told(rtx, tmp_path):

@@ -130,7 +130,8 @@ def test_a_timing_cache_is_extended_by_the_next_build(backend, detector, tmp_pat
     states = [backend.build(model, BuildSettings(timing_cache=cache)).report["timing_cache"] for _ in range(2)]
     assert states == ["new", "extended"] and cache.stat().st_size > 0
     cache.write_bytes(b"damaged")
-    assert backend.build(model, BuildSettings(timing_cache=cache)).report["timing_cache"] == "begun anew"
+    assert backend.build(model, BuildSettings(timing_cache=cache)).report["timing_cache"] == "not taken"
+    assert cache.read_bytes() == b"damaged"
 
 
 def test_a_damaged_engine_is_refused_with_the_reasons_of_the_library(engine, tmp_path):
