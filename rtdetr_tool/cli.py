@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.log import mask_secrets
+from rtdetr_tool.log import mask_secrets, showable
 from rtdetr_tool.version import package_version
 
 # Command -> (module, what it does, worked example).
@@ -182,7 +182,7 @@ def _unknown_command(command: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print(mask_secrets(f"Error: {message}"), file=sys.stderr)
+    print(showable(f"Error: {message}"), file=sys.stderr)
     return 2
 
 
@@ -192,7 +192,7 @@ def _report_fault(error: Exception) -> int:
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(mask_secrets("".join(traceback.format_exception(error))))
     message = f"Failed: {type(error).__name__}: {error}. The traceback is in {path}."
-    print(mask_secrets(message), file=sys.stderr)
+    print(showable(message), file=sys.stderr)
     return 1
 
 

@@ -1,7 +1,8 @@
 """The console and the log file of a run.
 
 Messages go through `logging.getLogger("rtdetr_tool...")`; the console shows them from INFO on without decoration, the
-log file of a run holds everything including warnings of the libraries. Secrets are masked in both.
+log file of a run holds everything including warnings of the libraries. In both, secrets are masked and characters that
+a terminal obeys are written out: names of files and classes are whatever somebody chose.
 """
 
 from __future__ import annotations
@@ -38,14 +39,35 @@ _MASKS = (  # what is before a secret is kept (group 1), the secret goes
     re.compile(r"(\bbearer\s+)[\w.~+/-]{8,}=*", re.I),
     re.compile(r"(\b(?:hf|gh[oprsu]|github_pat|glpat|sk|xox[abp])[_-])[A-Za-z0-9_-]{16,}"),
 )
+# What a terminal obeys instead of showing it: control characters but tab and line feed, Unicode's line ends and marks
+# that turn the direction of writing; and what no file can hold, bytes of a file name that are no UTF-8.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @cache
 def console() -> Console:
-    """The console for people, on stderr; results meant for other programs go to stdout or files."""
-    from rich.console import Console
+    """The console for people, on stderr; results meant for other programs go to stdout or files.
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    Texts stand for themselves, those in tables too: no markup, no emoji codes, nothing that a terminal obeys.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(written_out(text), **{**options, "markup": False, "emoji": False})
+
+    return PlainConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def written_out(text: str) -> str:
+    """The text with what a terminal obeys as its escape sequence in Python: `\\x1b[2J` clears no screen."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def showable(text: str) -> str:
+    """The text as people may see it, on the console and in log files: without secrets, and written out."""
+    return written_out(mask_secrets(text))
 
 
 def names_secret(name: str) -> bool:
@@ -79,7 +101,7 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}.get(record.levelno)
         try:
-            console().print(mask_secrets(record.getMessage()), style=style, markup=False)
+            console().print(mask_secrets(record.getMessage()), style=style)
         except Exception:
             self.handleError(record)
 
@@ -94,7 +116,7 @@ class _LogFile(logging.FileHandler):
 
 class _FileFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return mask_secrets(super().format(record))
+        return showable(super().format(record))
 
 
 def set_up_console(rank: int = 0) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 import pytest
+from rich.table import Table
 
-from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console
+from rtdetr_tool.log import close_log_file, console, mask_secrets, open_log_file, set_up_console, written_out
 
 logger = logging.getLogger("rtdetr_tool.some.place")
 
@@ -90,6 +92,34 @@ class TestLogFile:
         close_log_file(open_log_file(tmp_path / "log.txt"))
         after = warnings.filters[:], logging.getLogger("rtdetr_tool").handlers[:], logging.getLogger().handlers[:]
         assert after == before
+
+
+class TestTextsOfOthers:
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("\x1b[2J\x1b]0;title\x07.png", r"\x1b[2J\x1b]0;title\x07.png"),
+            ("a\rb\x08\x7f\x9b31m", r"a\rb\x08\x7f\x9b31m"),
+            ("gpj.\u202eevil\u2028x", r"gpj.\u202eevil\u2028x"),
+            (os.fsdecode(b"\xff.png"), r"\udcff.png"),
+            ("a\tb\nc ü 猫 :smile: [red]", "a\tb\nc ü 猫 :smile: [red]"),
+        ],
+    )
+    def test_what_a_terminal_obeys_is_written_out_and_the_rest_stays(self, text, shown):
+        assert written_out(text) == shown
+
+    def test_console_and_file_show_them_as_they_are(self, log_file, capsys):
+        logger.warning("cannot read %s", "\x1b[2J[/red]:smile:\udcff.png")
+        line = r"cannot read \x1b[2J[/red]:smile:\udcff.png" + "\n"
+        assert capsys.readouterr().err == line
+        assert log_file.read_text().endswith(line)
+
+    def test_tables_know_no_markup_either(self, capsys):
+        table = Table("class [b]", title="[/red] \x1b[2J")
+        table.add_row("[bold]x[/bold] :cat: \x1b[2J")
+        console().print(table)
+        text = capsys.readouterr().err
+        assert r"[bold]x[/bold] :cat: \x1b[2J" in text and r"[/red] \x1b[2J" in text and "class [b]" in text
 
 
 class TestSecrets:

@@ -45,11 +45,11 @@ def test_names_that_do_not_exist_are_seen():
 
 def test_the_tables_are_found():
     assert re.findall(r"^## (.*)", PAGE, re.M) == list(SECTIONS)
-    assert sum(len(rows(section)) for section in SECTIONS) > 25
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_promise_is_held_by_tests_that_exist(section):
+    assert rows(section)
     for promise, held_by in rows(section):
         assert named(held_by), f"nothing holds: {promise}"
         assert [name for name in named(held_by) if not exists(name)] == [], promise
