@@ -61,7 +61,7 @@ def make_spec(sources, tmp_path):
             results_dir=str(tmp_path),
             wandb=WandbSpec(enable=False),
             model=ModelSpec(
-                backbone="resnet_18", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32],
+                backbone="timm/test_resnet", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32],
                 num_queries=10, num_select=10, dec_layers=2, dn_number=4,
             ),
             dataset=DatasetSpec(

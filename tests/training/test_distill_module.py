@@ -313,7 +313,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(make_distill, tm
 def test_encoder_and_decoder_can_start_from_the_teachers(make_distill, caplog):
     caplog.set_level(logging.INFO)
     same = {"hidden_dim": 32, "feat_channels": [32, 32, 32], "backbone": "resnet_34", "dec_layers": 1}
-    spec = make_distill([SRCS], same, model__load_teacher_enc_dec=True)
+    spec = make_distill([SRCS], same, model__backbone="resnet_18", model__load_teacher_enc_dec=True)
     module = module_of(spec)
     module.load_initial_weights()
     teacher, student = teacher_of(spec).state_dict(), module.detector.state_dict()
