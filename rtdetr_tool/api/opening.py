@@ -18,6 +18,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import OpenedDetector, complete_spec, detector_of
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
+from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.spec.validate import inert_notes
 
 logger = logging.getLogger(__name__)
@@ -38,17 +39,11 @@ def choose_device(device: torch.device | str) -> torch.device:
     return chosen
 
 
-def class_rows(arch: str, num_classes: int | None) -> int | None:
-    """Class logits for so many classes: an RF-DETR has one more, which stands for none of them."""
-    if num_classes is None:
-        return None
-    return num_classes + 1 if arch == "rfdetr" else num_classes
-
-
 def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str) -> OpenedDetector:
     """A detector with random weights (a backbone's, where `pretrained_backbone_path` names them)."""
     arch = base["model.arch"]
-    loaded = _loaded({**base, **model_settings(keywords, arch, where)}, class_rows(arch, num_classes))
+    rows = None if num_classes is None else class_rows(arch, num_classes)
+    loaded = _loaded({**base, **model_settings(keywords, arch, where)}, rows)
     spec = loaded.spec
     detector = build_detector(spec.model, spec.dataset.num_classes)
     if spec.model.pretrained_backbone_path:
@@ -70,8 +65,8 @@ def open_weights(
     arch = file.meta["spec"]["model"].get("arch", "rtdetr")
     known = file.meta["spec"]["dataset"]["num_classes"]
     chosen = {**base, **model_settings(keywords, arch, where)}
-    rows = class_rows(arch, num_classes)
-    if rows in (None, known):
+    rows = known if num_classes is None else class_rows(arch, num_classes)
+    if rows == known:
         return detector_of(file, _loaded(chosen, None))
     loaded = _loaded(chosen, rows)
     check_against(loaded.spec, file.meta, source=file.source, explicit={"model": loaded.explicit.get("model")})

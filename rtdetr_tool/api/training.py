@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.api.keywords import Settings, applied
-from rtdetr_tool.api.opening import class_rows
 from rtdetr_tool.commands.detection import score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
 from rtdetr_tool.data.classes import ClassMap
@@ -69,15 +68,15 @@ def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:
     spec = spec_from_dict(data, "train")
     if {"dataset.num_classes", "dataset.class_ids"} & set(changes):
         return spec
-    found = class_settings(train_categories(spec.dataset), opened.class_map, spec.model.arch)
+    found = class_settings(train_categories(spec.dataset), opened.class_map)
     return spec_from_dict(applied(data, found), "train") if found else spec
 
 
-def class_settings(categories: Mapping[int, str], known: ClassMap | None, arch: str) -> Settings:
-    """Number of class logits and numbering for these categories; nothing where the detector knows them."""
+def class_settings(categories: Mapping[int, str], known: ClassMap | None) -> Settings:
+    """As many class logits as these categories need, in their order; nothing where the detector knows them."""
     if known is not None and categories.items() <= known.categories.items():
         return {}
-    return {"dataset.num_classes": class_rows(arch, len(categories)), "dataset.class_ids": "contiguous"}
+    return {"dataset.num_classes": None, "dataset.class_ids": "contiguous"}
 
 
 def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:

@@ -102,8 +102,8 @@ class DatasetSpec:
     )
     num_classes: int | None = field(
         80,
-        "Number of class logits. null = as many as the training data has classes, which is also the default with "
-        "dataset_dir.",
+        "Number of class logits. null = as many as the training data has classes, with model.arch rfdetr one more "
+        "(its last belongs to no class); that is also the default with dataset_dir.",
         min=1,
         max=INF,
     )

@@ -166,6 +166,14 @@ def size_multiple(own: RfdetrSpec) -> int:
     return full.patch_size * full.num_windows
 
 
+def class_rows(arch: str, classes: int) -> int:
+    """Class logits of a model for so many classes, where `dataset.num_classes` does not say it.
+
+    An RF-DETR has one more, the last, which belongs to no class: so are Roboflow's, and so its package reads a file.
+    """
+    return classes + 1 if arch == "rfdetr" else classes
+
+
 def predicts_masks(arch: str, own: RfdetrSpec) -> bool:
     """Whether the model has a segmentation head, and so needs data with masks."""
     return arch == "rfdetr" and bool(resolve_rfdetr(own).segmentation_head)

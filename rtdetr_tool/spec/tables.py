@@ -19,7 +19,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "model.act": ("options", "the known activations are named; others crash TAO"),
     "model.loss_types": ("options", "the known losses are named; others crash TAO"),
     "dataset.infer_data_sources": ("type", "image_dir may be one folder or a list of folders, as in TAO's own specs"),
-    "dataset.num_classes": ("type", "null = as many as the training data has"),
+    "dataset.num_classes": ("type", "null = as many as the training data needs"),
     "dataset.workers": ("min", "0 loads in the main process, as PyTorch means it"),
     "dataset.eval_class_ids": ("min", "a category id cannot be negative"),
     "dataset.augmentation.multi_scales": ("type", "TAO's own rectangular specs give [height, width] pairs"),

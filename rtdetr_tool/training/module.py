@@ -26,6 +26,7 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
 from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY, average_of
 from rtdetr_tool.training.finite import StepGuard, answer
@@ -49,7 +50,8 @@ class DetectorModule(pl.LightningModule):
     def __init__(self, spec: ExperimentSpec, class_map: ClassMap) -> None:
         super().__init__()
         if spec.dataset.num_classes is None:
-            spec = replace(spec, dataset=replace(spec.dataset, num_classes=class_map.num_classes))
+            rows = class_rows(spec.model.arch, class_map.num_classes)
+            spec = replace(spec, dataset=replace(spec.dataset, num_classes=rows))
         self.spec, self.class_map = spec, class_map
         detector = build_detector(
             spec.model, spec.dataset.num_classes, activation_checkpoint=spec.train.activation_checkpoint

@@ -12,6 +12,8 @@ import torch
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, read_weights, save_checkpoint
 from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
+from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.spec import RfdetrSpec, read_spec
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
@@ -61,7 +63,7 @@ def test_a_checkpoint_knows_its_spec_and_classes_and_has_taos_names(make_spec):
     assert all(name.startswith("model.model.") for name in payload["state_dict"])
     meta = payload["rtdetr_tool"]
     assert [c["name"] for c in meta["classes"]] == ["red", "green"] and meta["weights"] == "raw"
-    assert json.loads(json.dumps(meta["spec"]))["model"]["backbone"] == "resnet_18"
+    assert json.loads(json.dumps(meta["spec"]))["model"]["backbone"] == "timm/test_resnet"
 
 
 def test_both_files_of_a_pair_hold_the_same_training_state(make_spec):
@@ -150,7 +152,7 @@ def test_pretrained_weights_are_used_and_class_heads_may_differ(make_spec, tmp_p
         train__optim__lr_backbone=1e-12,
     )  # fmt: skip
     result, _ = read_weights(fit(spec).latest_path)
-    torch.testing.assert_close(result["backbone.conv1.weight"], source["backbone.conv1.weight"])
+    torch.testing.assert_close(result["backbone.conv1.0.weight"], source["backbone.conv1.0.weight"])
     assert result["decoder.enc_score_head.weight"].shape[0] == 5
     assert "decoder.enc_score_head.weight (file [3, 32], model [5, 32])" in caplog.text
 
@@ -160,7 +162,8 @@ def test_a_pretrained_backbone_of_timm_is_used_and_its_norms_are_fixed(make_spec
 
     network = timm.create_model("resnet18")
     path = save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "resnet18.pth")
-    weights, _ = read_weights(fit(make_spec(model__pretrained_backbone_path=str(path))).latest_path)
+    spec = make_spec(model__backbone="resnet_18", model__pretrained_backbone_path=str(path))
+    weights, _ = read_weights(fit(spec).latest_path)
     own = network.state_dict()
     torch.testing.assert_close(weights["backbone.bn1.running_mean"], own["bn1.running_mean"])
     torch.testing.assert_close(weights["backbone.conv1.weight"], own["conv1.weight"])
@@ -179,6 +182,21 @@ def test_a_dry_run_finds_what_is_wrong(make_spec):
         fit(make_spec(train__is_dry_run=True, train__pretrained_model_path="/nowhere/a.pth"))
     with pytest.raises(UserError, match="necoder"):
         fit(make_spec(train__is_dry_run=True, train__freeze=["necoder"]))
+
+
+@pytest.mark.parametrize(("arch", "rows"), [("rtdetr", 2), ("rfdetr", 3)])
+def test_without_a_number_of_classes_the_data_and_the_family_say_how_many_outputs(make_spec, arch, rows):
+    own = RfdetrSpec(resolution=64, dec_layers=1, num_queries=8, group_detr=2, dim_feedforward=24)
+    spec = make_spec(model__arch=arch, model__rfdetr=own, dataset__num_classes=None)
+    result = fit(spec)
+    payload = load_checkpoint(result.latest_path)
+    heads = ("enc_score_head.weight", "decoder.class_embed.weight")
+    found = [tensor.shape[0] for name, tensor in payload["state_dict"].items() if name.endswith(heads)]
+    assert found == [rows]
+    assert payload["rtdetr_tool"]["spec"]["dataset"]["num_classes"] == rows
+    opened = open_detector(str(result.latest_path), read_spec(None))
+    assert [entry.name for entry in opened.class_map.entries] == ["red", "green"]
+    assert opened.spec.dataset.num_classes == rows
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_one_others(make_spec, tmp_path):
