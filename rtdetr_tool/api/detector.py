@@ -301,9 +301,7 @@ class Detector:
     @property
     def name(self) -> str:
         """The kind of detector, for file names: `rfdetr-nano`, `rtdetr-resnet_50`."""
-        model = self.spec.model
-        kind = model.rfdetr.variant if model.arch == "rfdetr" else model.backbone.replace("/", "-")
-        return f"{model.arch}-{kind}"
+        return self.spec.model.kind.replace("/", "-")
 
     def __repr__(self) -> str:
         known = f"{len(self.class_map)} classes" if self.class_map else f"{self.spec.dataset.num_classes} class logits"

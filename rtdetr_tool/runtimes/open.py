@@ -91,8 +91,8 @@ def detector_of(file: DetectorFile, loaded: LoadedSpec) -> OpenedDetector:
     spec, class_map = settle(file.source, loaded, file.meta)
     if file.ours:
         kind = "averaged (EMA)" if file.meta.get("weights") == "ema" else "trained"
-        name = spec.model.rfdetr.variant if spec.model.arch == "rfdetr" else spec.model.backbone
-        logger.info("%s: %s weights of %s, %d classes", file.source, kind, name, spec.dataset.num_classes)
+        outputs = spec.dataset.num_classes
+        logger.info("%s: %s weights of %s, %d class outputs", file.source, kind, spec.model.kind, outputs)
     else:
         logger.warning("%s", file.summary())
     check_foundation(file, spec)

@@ -154,3 +154,8 @@ class ModelSpec:
         origin="ours",
     )
     rfdetr: RfdetrSpec = field(RfdetrSpec, "RF-DETR; only read with arch rfdetr.")
+
+    @property
+    def kind(self) -> str:
+        """What the model is called in messages and file names: `rtdetr-resnet_50`, `rfdetr-nano`."""
+        return f"{self.arch}-{self.rfdetr.variant if self.arch == 'rfdetr' else self.backbone}"

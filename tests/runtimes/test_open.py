@@ -16,7 +16,15 @@ from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, WEIGHT_SUFFIXES, open_model
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
-from rtdetr_tool.spec import AugmentationSpec, DatasetSpec, ExperimentSpec, ModelSpec, read_spec, spec_to_dict
+from rtdetr_tool.spec import (
+    AugmentationSpec,
+    DatasetSpec,
+    ExperimentSpec,
+    ModelSpec,
+    RfdetrSpec,
+    read_spec,
+    spec_to_dict,
+)
 
 CLASSES = ClassMap([ClassEntry(0, 3, "cat"), ClassEntry(1, 7, "big dog")], 2)
 SPEC = ExperimentSpec(
@@ -113,11 +121,17 @@ def test_the_pretrained_weights_of_the_training_run_are_not_asked_for_again(dete
 
 
 @pytest.mark.parametrize(("weights", "said"), [("ema", "averaged (EMA)"), ("raw", "trained")])
-def test_the_log_says_which_weights_are_used(detector, tmp_path, caplog, weights, said):
-    path = write(detector, tmp_path / "m.pth", weights=weights)
+@pytest.mark.parametrize("arch", ["rtdetr", "rfdetr"])
+def test_the_log_says_which_weights_of_which_model_are_used(detector, tmp_path, caplog, arch, weights, said):
+    spec, kind = SPEC, "rtdetr-resnet_18d"
+    if arch == "rfdetr":
+        own = RfdetrSpec(variant="small", resolution=64, dec_layers=1, num_queries=8, group_detr=1, dim_feedforward=24)
+        spec, kind = dataclasses.replace(SPEC, model=ModelSpec(arch="rfdetr", rfdetr=own)), "rfdetr-small"
+        detector = build_detector(spec.model, 2)
+    path = write(detector, tmp_path / "m.pth", spec, weights)
     with caplog.at_level(logging.INFO, "rtdetr_tool.runtimes.open"):
         open_model(path, read_spec(None))
-    assert any(f"{said} weights of resnet_18d, 2 classes" in record.getMessage() for record in caplog.records)
+    assert any(f"{said} weights of {kind}, 2 class outputs" in record.getMessage() for record in caplog.records)
 
 
 OVERRIDES = [
