@@ -360,17 +360,25 @@ def bad_image(spec):
 
 
 def wandb_settings(spec):
-    from rtdetr_tool.training.trainer import wandb_arguments
+    from rtdetr_tool.training.loggers import wandb_arguments
 
     return wandb_arguments(spec.wandb, Path("x"))
 
 
-def wandb_wanted(spec):
-    from rtdetr_tool.training.trainer import wandb_wanted
+def mlflow_settings(spec):
+    from rtdetr_tool.training.loggers import mlflow_arguments
+
+    return mlflow_arguments(spec.mlflow, Path("x"))
+
+
+def wanted_loggers(spec):
+    """Loggers beside CSV that a run asks for, whether they are installed or not."""
+    from rtdetr_tool.training import loggers
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", "k" * 40)
-        return wandb_wanted(spec.wandb)
+        patch.setattr(loggers, "_made", lambda title, *_, **__: [title])
+        return [wanted for wanted in loggers.build_loggers(spec, Path("x")) if isinstance(wanted, str)]
 
 
 def results_dir(spec):
@@ -426,10 +434,14 @@ SOURCE = {"image_dir": "/no/such/folder", "json_file": "/no/such/file.json"}
 # field (with __ for dots), other value, observation, further changes that both sides share
 ROWS: list[tuple] = [
     ("results_dir", "/tmp/elsewhere", results_dir),
-    ("wandb__enable", True, wandb_wanted),
+    ("wandb__enable", True, wanted_loggers),
     *((f"wandb__{name}", value, wandb_settings) for name, value in (
         ("project", "p"), ("entity", "e"), ("tags", ["t"]), ("sync_tensorboard", True), ("save_code", True),
         ("name", "n"), ("run_id", "i"))),
+    ("mlflow__enable", True, wanted_loggers),
+    *((f"mlflow__{name}", value, mlflow_settings) for name, value in (
+        ("tracking_uri", "https://host"), ("experiment", "e"), ("run_name", "n"), ("tags", {"a": "b"}),
+        ("run_id", "i"))),
     ("model__pretrained_backbone_path", "/no/such.pth", started),
     ("model__backbone", "resnet_34", parts),
     ("model__train_backbone", False, trainable),
@@ -557,6 +569,7 @@ ROWS: list[tuple] = [
     ("train__grad_accum_steps", 2, trainer),
     ("train__drop_path_schedule", "late", trainer),
     ("train__drop_path_epochs", 1, callbacks, {"train__drop_path_schedule": "early"}),
+    ("train__tensorboard", False, wanted_loggers),
     ("train__save_dataset_grids", True, trainer),
     ("train__sync_bn", False, lambda spec: synchronised(spec)),
     ("train__precision", "bf16", trainer),

@@ -64,8 +64,9 @@ TRAIN: dict[str, Rule] = {
     "devices": "train.num_gpus",
     "strategy": "train.distributed_strategy",
     "wandb": "wandb.enable",
-    "project": "wandb.project",
-    "run": "wandb.name",
+    "mlflow": "mlflow.enable",
+    "project": lambda name: {"wandb.project": name, "mlflow.experiment": name},
+    "run": lambda name: {"wandb.name": name, "mlflow.run_name": name},
 }
 # Of `export`.
 EXPORT: dict[str, Rule] = {

@@ -15,7 +15,7 @@ from rtdetr_tool.spec.deploy import (
     TensorRTSpec,
     ValidateDataSpec,
 )
-from rtdetr_tool.spec.experiment import ExperimentSpec, WandbSpec
+from rtdetr_tool.spec.experiment import ExperimentSpec, MlflowSpec, WandbSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.load import LoadedSpec, load_spec, read_spec, spec_from_dict
 from rtdetr_tool.spec.model import FrozenFmSpec, ModelSpec
@@ -40,6 +40,7 @@ __all__ = [
     "InferenceSpec",
     "LayerQuantizationSpec",
     "LoadedSpec",
+    "MlflowSpec",
     "ModelSpec",
     "OptimSpec",
     "QuantizeSpec",

@@ -35,6 +35,23 @@ class WandbSpec:
 
 
 @dataclass(frozen=True)
+class MlflowSpec:
+    """MLflow logging. Credentials belong into MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN."""
+
+    enable: bool = field(False, 'Log to MLflow; `pip install "rtdetr-tool[mlflow]"`.', origin="ours")
+    tracking_uri: str | None = field(
+        None,
+        "Server (https://...) or store (sqlite:///...); null = MLFLOW_TRACKING_URI, else mlflow.db in the results "
+        "folder of the run.",
+        origin="ours",
+    )
+    experiment: str = field("rtdetr", "Experiment that the run belongs to; made where there is none.", origin="ours")
+    run_name: str | None = field(None, "Name of the run; null = MLflow finds one.", origin="ours")
+    tags: dict[str, str] = field({}, "Tags of the run.", origin="ours")
+    run_id: str | None = field(None, "Id of a run to go on with.", origin="ours")
+
+
+@dataclass(frozen=True)
 class ExperimentSpec:
     """Everything a spec file can say."""
 
@@ -42,6 +59,7 @@ class ExperimentSpec:
     encryption_key: str | None = field(None, "Accepted for old specs; files are not encrypted.")
     results_dir: str | None = field("/results", "Root of all results; each command writes into a folder below it.")
     wandb: WandbSpec = field(WandbSpec, "Weights & Biases logging.")
+    mlflow: MlflowSpec = field(MlflowSpec, "MLflow logging.")
     model: ModelSpec = field(ModelSpec, "Architecture, matcher and loss weights.")
     dataset: DatasetSpec = field(DatasetSpec, "Sources, loading and augmentation.")
     train: TrainSpec = field(TrainSpec, "How to train.")

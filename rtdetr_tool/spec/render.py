@@ -26,12 +26,12 @@ from rtdetr_tool.spec.tables import (
 # Top-level entries of a default spec. Where there is a checkpoint, architecture, classes and sizes are its own. A spec
 # that gives them too must agree with it, so a default spec leaves them out.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "train": ("results_dir", "wandb", "model", "dataset", "train"),
+    "train": ("results_dir", "wandb", "mlflow", "model", "dataset", "train"),
     "evaluate": ("results_dir", "dataset", "evaluate"),
     "inference": ("results_dir", "dataset", "inference"),
     "export": ("results_dir", "export"),
     "gen_trt_engine": ("results_dir", "gen_trt_engine"),
-    "distill": ("results_dir", "wandb", "model", "dataset", "train", "distill"),
+    "distill": ("results_dir", "wandb", "mlflow", "model", "dataset", "train", "distill"),
     "quantize": ("results_dir", "dataset", "quantize"),
     "validate_data": ("results_dir", "dataset", "validate_data"),
 }

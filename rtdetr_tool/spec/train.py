@@ -162,6 +162,7 @@ class TrainSpec:
     compute_val_loss: bool = field(True, "Compute the losses in validation, too.", origin="ours")
     log_per_class_metrics: bool = field(False, "Log the AP of each class as val_AP/<class>.", origin="ours")
     sync_bn: bool = field(True, "Several devices: batch norms see the images of all of them.", origin="ours")
+    tensorboard: bool = field(True, "Log to TensorBoard beside the CSV file.", origin="ours")
     save_dataset_grids: bool = field(
         False,
         "Write pictures of the first augmented training batches and validation batches, with their boxes, into "

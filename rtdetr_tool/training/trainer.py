@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,22 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.spec import ExperimentSpec, WandbSpec
+from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.drop_path import DropPathSchedule
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.grids import DatasetGrids
+from rtdetr_tool.training.loggers import build_loggers
 from rtdetr_tool.training.position import EpochPosition
 from rtdetr_tool.training.preemption import PreemptionSave
 from rtdetr_tool.training.progress import ProgressReport
 from rtdetr_tool.training.reporting import StatusReport
 from rtdetr_tool.training.stopping import EarlyStopping
-
-logger = logging.getLogger(__name__)
 
 _PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -128,58 +124,6 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor))
     callbacks.append(PreemptionSave())
     return callbacks
-
-
-def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    """TensorBoard under `lightning_logs`, CSV under `csv_logs`, Weights & Biases where it is wanted and set up."""
-    numbers = [int(d.name[8:]) for d in folder.glob("csv_logs/version_*") if d.name[8:].isdigit()]
-    version = max(numbers, default=-1) + 1
-    loggers: list[Logger] = [CSVLogger(folder, name="csv_logs", version=version)]
-    try:
-        loggers.insert(0, TensorBoardLogger(folder, name="lightning_logs", version=version))
-    except ModuleNotFoundError:
-        logger.info("tensorboard is not installed; metrics go to %s only.", loggers[0].log_dir)
-    wandb = _wandb_logger(spec, folder)
-    return [*loggers, wandb] if wandb else loggers
-
-
-def _wandb_logger(spec: ExperimentSpec, folder: Path) -> Logger | None:
-    """None unless enabled, installed and logged in; whatever goes wrong is said and never ends the run."""
-    if not wandb_wanted(spec.wandb):
-        return None
-    try:
-        from pytorch_lightning.loggers import WandbLogger
-
-        run = WandbLogger(**wandb_arguments(spec.wandb, folder))
-        _ = run.experiment  # logs in now, so that a failure is met here
-    except Exception as error:
-        logger.warning("Weights & Biases is left out: %s", error)
-        return None
-    return run
-
-
-def wandb_wanted(settings: WandbSpec) -> bool:
-    """Enabled, and there is a login."""
-    if not settings.enable:
-        return False
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
-        return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")
-
-
-def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
-    """What `WandbLogger` is made with."""
-    return {
-        "save_dir": folder,
-        "project": settings.project,
-        "entity": settings.entity or None,
-        "name": settings.name,
-        "id": settings.run_id or None,
-        "tags": list(settings.tags),
-        "save_code": settings.save_code,
-        "sync_tensorboard": settings.sync_tensorboard,
-    }
 
 
 def _one_progress_bar(callbacks: list[Callback]) -> list[Callback]:

@@ -53,7 +53,7 @@ def trained(sample, tmp_path_factory):
 def test_every_keyword_stands_for_fields_that_exist():
     values = {"device": "cpu", "multi_scale": False, "lr_drop": 3, "lr_scheduler": "cosine", "quantization": "int8"}
     for name, rule in {**TRAIN, **EXPORT}.items():
-        fields = [rule] if isinstance(rule, str) else list(rule(values[name]))
+        fields = [rule] if isinstance(rule, str) else list(rule(values.get(name, "a name")))
         assert fields and set(fields) <= set(field_names()), name
 
 
@@ -77,6 +77,10 @@ def test_keywords_set_fields_by_every_name_they_have():
     }  # fmt: skip
     assert train_settings({"train.optim.lr": 1, "seed": 3}) == {"train.optim.lr": 1, "train.seed": 3}
     assert train_settings({"device": "cuda:1"}) == {"train.accelerator": "gpu", "train.gpu_ids": [1]}
+    assert train_settings({"tensorboard": False, "mlflow": True, "project": "cells", "run": "first"}) == {
+        "train.tensorboard": False, "mlflow.enable": True, "wandb.project": "cells", "mlflow.experiment": "cells",
+        "wandb.name": "first", "mlflow.run_name": "first",
+    }  # fmt: skip
     assert leaves("train")["results_dir"] == "train.results_dir"
 
 

@@ -67,6 +67,7 @@ def test_no_file_and_no_line_of_a_whole_chain_of_commands_holds_a_secret(project
     monkeypatch.chdir(work)
     project.spec["encryption_key"] = f"key-{SECRET}"
     project.spec["wandb"]["name"] = f"run with token={SECRET}"
+    project.spec["mlflow"] = {"tracking_uri": f"https://me:{SECRET}@host/x", "tags": {"api_key": SECRET}}
     project.write()
     addresses = [f"quantize.model_path='https://me:{SECRET}@host/x?token={SECRET}'"]
     assert project.run("train", "train.is_dry_run=false", "train.num_epochs=1", *addresses) == 0

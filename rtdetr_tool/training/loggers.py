@@ -1,0 +1,155 @@
+"""Where the numbers of a run go: CSV always; TensorBoard, Weights & Biases and MLflow as the spec says."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from rtdetr_tool.log import mask_secrets
+from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
+from rtdetr_tool.status import process_rank
+
+logger = logging.getLogger(__name__)
+
+_TRACKING_URI = "MLFLOW_TRACKING_URI"
+# Its defaults: lines of its own on the console, figures about its use sent away, minutes of waiting for a server.
+_MLFLOW_MANNERS = {
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
+    """CSV under `csv_logs`, TensorBoard under `lightning_logs`, and in the first process the services that are wanted.
+
+    What keeps one of the others than CSV from logging is said and never ends the run.
+    """
+    numbers = [int(d.name[8:]) for d in folder.glob("csv_logs/version_*") if d.name[8:].isdigit()]
+    version = max(numbers, default=-1) + 1
+    loggers: list[Logger] = [CSVLogger(folder, name="csv_logs", version=version)]
+    if spec.train.tensorboard:
+        made = _made(
+            "TensorBoard", "tensorboard", TensorBoardLogger, save_dir=folder, name="lightning_logs", version=version
+        )
+        loggers = [*made, *loggers]
+    if process_rank() > 0:
+        return loggers
+    if wandb_wanted(spec.wandb):
+        loggers += _made(
+            WeightsAndBiases.title, '"rtdetr-tool[wandb]"', WeightsAndBiases, **wandb_arguments(spec.wandb, folder)
+        )
+    if spec.mlflow.enable:
+        loggers += _made(MLflow.title, '"rtdetr-tool[mlflow]"', MLflow, **mlflow_arguments(spec.mlflow, folder))
+    return loggers
+
+
+def _made(title: str, install: str, kind: type[Logger], **arguments: Any) -> list[Logger]:
+    """The logger, or nothing where it cannot be had; `pip install <install>` gets it."""
+    try:
+        return [kind(**arguments)]
+    except ModuleNotFoundError as error:
+        reason = f"{error.name or 'its package'} is not installed here: pip install {install}"
+    except Exception as error:  # of the services, without a common base
+        reason = _reason(error)
+    logger.warning("%s is left out, the run goes on without it: %s", title, reason)
+    return []
+
+
+def _reason(error: Exception) -> str:
+    return mask_secrets(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
+class _Service(Logger):
+    """A logger of a service. It connects when it is made; once it fails it is silent, and the run goes on."""
+
+    title: str
+    failed = False
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        _ = self.experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._try(super().log_metrics, metrics, step)
+
+    def finalize(self, status: str) -> None:
+        self._try(super().finalize, status)
+
+    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
+        if self.failed:
+            return
+        try:
+            call(*arguments)
+        except Exception as error:
+            self.failed = True
+            logger.warning("%s failed, the run goes on without it: %s", self.title, _reason(error))
+
+
+class WeightsAndBiases(_Service, WandbLogger):
+    title = "Weights & Biases"
+
+
+class MLflow(_Service, MLFlowLogger):
+    title = "MLflow"
+
+    def __init__(self, tracking_uri: str, **arguments: Any) -> None:
+        for name, value in _MLFLOW_MANNERS.items():
+            os.environ.setdefault(name, value)
+        if tracking_uri.startswith("sqlite:") and importlib.util.find_spec("sqlalchemy") is None:
+            raise ModuleNotFoundError(name="sqlalchemy")  # mlflow-skinny does not bring it, and does not say so
+        given = os.environ.get(_TRACKING_URI)
+        try:
+            super().__init__(tracking_uri=tracking_uri, **arguments)
+        finally:  # MLflow writes into it what it was given, and a next run would take that for the user's
+            os.environ.pop(_TRACKING_URI, None)
+            if given is not None:
+                os.environ[_TRACKING_URI] = given
+
+
+def wandb_wanted(settings: WandbSpec) -> bool:
+    """Enabled, and there is a login."""
+    if not settings.enable:
+        return False
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore"):
+        return True
+    logger.info("Weights & Biases is left out: there is no login (`wandb login`, or WANDB_API_KEY).")
+    return False
+
+
+def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
+    """What `WandbLogger` is made with."""
+    return {
+        "save_dir": folder,
+        "project": settings.project,
+        "entity": settings.entity or None,
+        "name": settings.name,
+        "id": settings.run_id or None,
+        "tags": list(settings.tags),
+        "save_code": settings.save_code,
+        "sync_tensorboard": settings.sync_tensorboard,
+    }
+
+
+def mlflow_arguments(settings: MlflowSpec, folder: Path) -> dict[str, Any]:
+    """What `MLFlowLogger` is made with; without an address, a SQLite file in the results folder is the store."""
+    uri = settings.tracking_uri or os.environ.get(_TRACKING_URI)
+    folder = folder.resolve()
+    return {
+        "tracking_uri": uri or f"sqlite:///{folder.as_posix()}/mlflow.db",
+        "artifact_location": None if uri else f"{folder.as_uri()}/mlflow_artifacts",
+        "experiment_name": settings.experiment,
+        "run_name": settings.run_name,
+        "tags": dict(settings.tags),
+        "run_id": settings.run_id,
+    }

@@ -1,0 +1,151 @@
+"""CSV always; TensorBoard, Weights & Biases and MLflow as the spec says; none of them ends a run."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from pathlib import Path
+
+import pytest
+from lightning_utilities.core.imports import RequirementCache
+from pytorch_lightning.loggers import CSVLogger
+
+from rtdetr_tool.training.fit import fit
+from rtdetr_tool.training.loggers import MLflow, _Service, build_loggers, mlflow_arguments
+
+SECRET = "s3cr3tv4lue9876543210"
+
+
+def kinds(loggers) -> list[str]:
+    return [type(made).__name__ for made in loggers]
+
+
+def test_without_tensorboard_there_is_the_csv_file_alone(make_spec):
+    spec = make_spec(train__tensorboard=False)
+    fit(spec, log_every_n_steps=1)
+    folder = Path(spec.train.results_dir)
+    rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").open()))
+    assert any(row["val_mAP"] for row in rows)
+    assert not list(folder.rglob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "told"),
+    [
+        (["tensorboard._TENSORBOARD", "tensorboard._TENSORBOARDX"], {}, "TensorBoard is left out.*install tensorboard"),
+        (["wandb._WANDB"], {"wandb__enable": True}, r'Biases is left out.*pip install "rtdetr-tool\[wandb\]"'),
+        (["mlflow._MLFLOW"], {"mlflow__enable": True}, r'MLflow is left out.*pip install "rtdetr-tool\[mlflow\]"'),
+    ],
+)
+def test_a_logger_without_its_package_is_left_out_with_the_pip_command(
+    flags, changes, told, make_spec, monkeypatch, caplog, tmp_path
+):
+    for flag in flags:
+        place = "lightning_fabric" if flag.startswith("tensorboard") else "pytorch_lightning"
+        monkeypatch.setattr(f"{place}.loggers.{flag}_AVAILABLE", RequirementCache("no-such-package-at-all"))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    loggers = build_loggers(make_spec(**changes), tmp_path)
+    assert "CSVLogger" in kinds(loggers) and len(loggers) == (2 if changes else 1)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert re.search(told, caplog.text)
+
+
+def test_weights_and_biases_without_a_login_is_left_out_and_it_is_said(make_spec, monkeypatch, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "CSVLogger"]
+    assert "there is no login" in caplog.text
+
+
+class Failing(_Service, CSVLogger):
+    """A service that goes away after its first line."""
+
+    title = "The service"
+    lines = 0
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        inner = self.experiment.log_metrics
+
+        def log_metrics(*args):
+            self.lines += 1
+            if self.lines > 1:
+                raise ConnectionError(f"https://me:{SECRET}@host is gone\nand a long tail")
+            inner(*args)
+
+        self.experiment.log_metrics = log_metrics
+
+
+def test_a_service_that_fails_in_a_run_is_named_once_and_the_run_goes_on(make_spec, caplog, tmp_path):
+    spec = make_spec()
+    service = Failing(save_dir=tmp_path / "service")
+    result = fit(spec, log_every_n_steps=1, logger=[service])
+    assert result.epochs == 1 and service.lines == 2
+    (record,) = (r for r in caplog.records if "service" in r.message)
+    assert record.message == "The service failed, the run goes on without it: https://***@host is gone"
+
+
+def test_other_processes_than_the_first_have_no_services(make_spec, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("RANK", "1")
+    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoardLogger", "CSVLogger"]
+    assert caplog.text == ""
+
+
+def test_mlflow_writes_to_the_spec_s_address_then_the_environment_s_then_the_results_folder(
+    make_spec, monkeypatch, tmp_path
+):
+    def address(**changes):
+        return mlflow_arguments(make_spec(**changes).mlflow, tmp_path)["tracking_uri"]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://env")
+    assert address(mlflow__tracking_uri="https://spec") == "https://spec"
+    assert address() == "https://env"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert address() == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+class TestRealMlflow:
+    @pytest.fixture(autouse=True)
+    def installed(self, monkeypatch):
+        pytest.importorskip("mlflow")
+        pytest.importorskip("sqlalchemy")
+        pytest.importorskip("alembic")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def test_a_run_is_read_back_from_the_store_in_its_folder(self, make_spec, monkeypatch, tmp_path):
+        from mlflow import MlflowClient
+
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        spec = make_spec(
+            mlflow__enable=True, mlflow__experiment="cells", mlflow__run_name="first", mlflow__tags={"who": "me"}
+        )
+        result = fit(spec, log_every_n_steps=1)
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+        client = MlflowClient(f"sqlite:///{spec.train.results_dir}/mlflow.db")
+        experiment = client.get_experiment_by_name("cells")
+        assert experiment.artifact_location == (Path(spec.train.results_dir) / "mlflow_artifacts").as_uri()
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.run_name == "first" and run.data.tags["who"] == "me" and run.info.status == "FINISHED"
+        assert run.data.metrics["val_mAP"] == pytest.approx(result.metrics["val_mAP"])
+        losses = client.get_metric_history(run.info.run_id, "train_loss_step")
+        assert [point.step for point in losses] == [0, 1]
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+
+        again = make_spec(mlflow__enable=True, mlflow__run_id=run.info.run_id)
+        (service,) = (made for made in build_loggers(again, Path(spec.train.results_dir)) if isinstance(made, MLflow))
+        service.log_metrics({"val_mAP": 0.5}, step=2)
+        assert client.get_run(run.info.run_id).data.metrics["val_mAP"] == 0.5
+
+    def test_a_server_that_does_not_answer_is_named_without_its_password(
+        self, make_spec, monkeypatch, caplog, tmp_path
+    ):
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        spec = make_spec(mlflow__enable=True, mlflow__tracking_uri=f"http://me:{SECRET}@127.0.0.1:9")
+        assert "MLflow" not in kinds(build_loggers(spec, tmp_path))
+        assert "MLflow is left out" in caplog.text and "127.0.0.1" in caplog.text and SECRET not in caplog.text
+        assert SECRET not in os.environ.get("MLFLOW_TRACKING_URI", "")
