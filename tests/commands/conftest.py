@@ -36,7 +36,7 @@ class Project:
             "results_dir": str(folder / "results"),
             "wandb": {"enable": False},
             "model": {
-                "backbone": "resnet_18", "hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16],
+                "backbone": "timm/test_resnet", "hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16],
                 "dim_feedforward": 16, "num_queries": 8, "num_select": 8, "dec_layers": 1, "dn_number": 4,
             },
             "dataset": {

@@ -178,6 +178,8 @@ def test_class_names_come_from_a_file(saved, tmp_path, capsys):
 
 
 def test_what_a_file_does_not_say_is_asked_for_and_taken_from_a_spec(project, tmp_path, capsys):
+    project.spec["model"]["backbone"] = "resnet_18"
+    project.write()
     weights = torch.load(project.checkpoint(), weights_only=True)["state_dict"]
     torch.save(weights, tmp_path / "bare.pth")
     assert convert(tmp_path / "bare.pth", tmp_path / "a.pth") == 2

@@ -125,7 +125,7 @@ def test_the_teacher_is_what_its_file_says(project):
 
 def test_a_teacher_section_that_contradicts_the_file_is_an_error(project, distill):
     assert distill("distill.teacher.backbone=convnext_large") == 2
-    assert "distill.teacher.backbone is 'convnext_large' in the spec, 'resnet_18' in the checkpoint" in failure(project)
+    assert "distill.teacher.backbone is 'convnext_large' in the spec, 'timm/test_resnet' in the checkpoint" in failure(project)
 
 
 def test_every_field_of_the_teacher_is_one_of_model():
@@ -142,7 +142,8 @@ def test_weights_without_our_metadata_serve_as_teacher(project, distill):
         for name, tensor in load_checkpoint(project.checkpoint())["state_dict"].items()
     }
     path = save_checkpoint({"state_dict": weights}, project.folder / "bare.pth")
-    assert distill("distill.teacher.nheads=2", pretrained_teacher_model_path=str(path)) == 0
+    known = ("distill.teacher.backbone=timm/test_resnet", "distill.teacher.nheads=2")
+    assert distill(*known, pretrained_teacher_model_path=str(path)) == 0
 
 
 def test_a_teacher_of_transformers_can_be_learned_from(project, distill, tmp_path):
