@@ -119,22 +119,29 @@ def training_steps(
     def their_loss() -> Tensor:
         return theirs(images, labels=labels).loss
 
-    def step_of(model: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], float]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
+    return step_of(ours, our_loss, autocast), step_of(theirs, their_loss, autocast)
 
-        def step() -> float:
-            torch.manual_seed(1)
-            with autocast():
-                loss = compute_loss()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            optimizer.step()
-            return loss.item()
 
-        return step
+def step_of(
+    model: nn.Module,
+    compute_loss: Callable[[], Tensor],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Callable[[], float]:
+    """A whole training step; it returns the loss."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
 
-    return step_of(ours, our_loss), step_of(theirs, their_loss)
+    def step() -> float:
+        torch.manual_seed(1)
+        with autocast():
+            loss = compute_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.1)
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 def inference_steps(
@@ -159,7 +166,12 @@ def inference_steps(
 
 
 def report(
-    name: str, clock: Callable[[], float], steps: int, ours: Callable[[], float], theirs: Callable[[], float]
+    name: str,
+    clock: Callable[[], float],
+    steps: int,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    peer: str = "transformers",
 ) -> None:
     """Run both in turn and print medians, the ratio, and what both computed the first time."""
     values = ours(), theirs()  # also the warm-up
@@ -172,7 +184,7 @@ def report(
             times[who].append(clock() - start)
     mine, other = statistics.median(times["ours"]), statistics.median(times["theirs"])
     print(
-        f"{name:30s} ours {mine * 1e3:8.1f} ms   transformers {other * 1e3:8.1f} ms   ratio {mine / other:.2f}"
+        f"{name:30s} ours {mine * 1e3:8.1f} ms   {peer} {other * 1e3:8.1f} ms   ratio {mine / other:.2f}"
         f"   (results {values[0]:.4f} and {values[1]:.4f})",
         flush=True,
     )
