@@ -142,19 +142,19 @@ def check_damage(folder, data) -> None:
     load_everything(folder)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(content=coco_files())
 def test_any_structure_loads_or_is_refused(folder, content) -> None:
     check_structure(folder, content)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_damage_to_the_text_loads_or_is_refused(folder, data) -> None:
     check_damage(folder, data)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(content=coco_files())
 def test_the_command_that_checks_data_takes_any_structure(folder, content) -> None:
     (folder / "labels.json").write_text(json.dumps(content))

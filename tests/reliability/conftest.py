@@ -193,7 +193,7 @@ def _environment() -> dict[str, str]:
     return environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trial(tmp_path_factory):
     trial = Trial(tmp_path_factory.mktemp("trial"))
     yield trial

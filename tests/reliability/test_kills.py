@@ -20,12 +20,9 @@ SLOW = 0.15  # seconds in which a kill falls into a save
 
 @pytest.fixture(scope="module")
 def unbroken(trial):
-    """Final files of an unbroken run, by name, and the seconds that it took."""
-    trial.run("warm_up")
-    began = time.monotonic()
-    assert trial.run("unbroken", slow=SLOW) == 0, trial.output("unbroken")
-    seconds = time.monotonic() - began
-    return {name: load_checkpoint(trial.results("unbroken") / name) for name in LAST}, seconds
+    """Final files of an unbroken run, by name."""
+    assert trial.run("unbroken") == 0, trial.output("unbroken")
+    return {name: load_checkpoint(trial.results("unbroken") / name) for name in LAST}
 
 
 def assert_ends_like(folder: Path, wanted: dict[str, dict]) -> None:
@@ -58,7 +55,6 @@ def _same(a, b) -> bool:
 
 def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> tuple[bool, bool] | None:
     """Whether the kill fell into a save, and whether there was a file to go on from; None if the run had ended."""
-    wanted, _ = unbroken
     run = trial.fork(name, slow=SLOW)
     time.sleep(moment)
     run.kill(number)
@@ -72,7 +68,7 @@ def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> 
     resumable = (folder / "rtdetr_model_latest.pth").exists()
     assert_nothing_damaged(folder)
     assert trial.run(name) == 0, trial.output(name)
-    assert_ends_like(folder, wanted)
+    assert_ends_like(folder, unbroken)
     assert_nothing_damaged(folder)
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
     assert trial.status(name)[-1]["status"] == "SUCCESS"
@@ -80,7 +76,6 @@ def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> 
 
 
 def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(trial, unbroken):
-    wanted, _ = unbroken
     run = trial.fork("in_a_save", slow=5)
     deadline = time.monotonic() + 120
     while trial.faults("in_a_save").count("saving") < 1:
@@ -91,7 +86,7 @@ def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(
     folder = trial.results("in_a_save")
     assert _checkpoints(folder) == []
     assert len([file for file in folder.iterdir() if file.name.startswith(".model_epoch_000_step_00002.")]) == 1
-    run = trial.fork("in_a_save", slow=1)
+    run = trial.fork("in_a_save", slow=0.5)
     while trial.faults("in_a_save").count("saving") < 4:  # one before, two of step 2, the first of step 4
         time.sleep(0.01)
     run.kill(signal.SIGUSR1)
@@ -100,7 +95,7 @@ def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(
     assert ("FAILURE", "Killed") in states and states[-1] == ("FAILURE", "User/System interruption")
     assert os.readlink(folder / "rtdetr_model_latest.pth") == "model_epoch_000_step_00004-EMA.pth"
     assert trial.run("in_a_save") == 0
-    assert_ends_like(folder, wanted)
+    assert_ends_like(folder, unbroken)
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
 
 
@@ -108,9 +103,12 @@ def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(
 def test_thirty_runs_killed_at_random_moments_all_end_like_the_unbroken_one(trial, unbroken):
     rng = random.Random(20260101)
     kills, attempts = [], 0
+    began = time.monotonic()
+    assert trial.run("timed", slow=SLOW) == 0
+    seconds = time.monotonic() - began
     while len(kills) < 30:
         number = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
-        moment, attempts = rng.uniform(0.05, 1.0) * unbroken[1], attempts + 1
+        moment, attempts = rng.uniform(0.05, 1.0) * seconds, attempts + 1
         found = _kill_and_resume(trial, unbroken, f"random_{attempts}", moment, number)
         if found is not None:
             kills.append(found)

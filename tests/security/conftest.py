@@ -1,4 +1,4 @@
-"""The small project of the tests of the commands, for these tests too."""
+"""The small project of the tests of the commands, with a smaller detector."""
 
 from __future__ import annotations
 
@@ -15,4 +15,7 @@ _SPEC.loader.exec_module(_MODULE)
 
 @pytest.fixture
 def project(tmp_path):
-    return _MODULE.Project(tmp_path)
+    project = _MODULE.Project(tmp_path)
+    project.spec["model"]["backbone"] = "timm/test_resnet"
+    project.write()
+    return project

@@ -54,7 +54,7 @@ def changed(pairs) -> dict:
 
 
 @given(changes, st.sampled_from([None, *COMMANDS]))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_plain_data_becomes_a_spec_or_a_spec_error(pairs, command):
     try:
         spec = spec_from_dict(changed(pairs), command)
@@ -66,12 +66,23 @@ def test_plain_data_becomes_a_spec_or_a_spec_error(pairs, command):
         assert again == spec
 
 
-@given(st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=4))
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_yaml_files_become_a_spec_or_a_spec_error(tmp_path_factory, pairs):
+def check_yaml_file(tmp_path_factory, pairs) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "spec.yaml"
     path.write_text(yaml.safe_dump(changed(pairs), allow_unicode=True), encoding="utf-8", errors="surrogatepass")
     _load_or_refuse(path)
+
+
+@given(changes)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_yaml_files_become_a_spec_or_a_spec_error(tmp_path_factory, pairs):
+    check_yaml_file(tmp_path_factory, pairs)
+
+
+@pytest.mark.slow
+@given(changes)
+@settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_thousands_of_yaml_files_become_a_spec_or_a_spec_error(tmp_path_factory, pairs):
+    check_yaml_file(tmp_path_factory, pairs)
 
 
 @given(st.binary(max_size=60) | st.text(alphabet="{}[]:,-&*!?|>'\"%@`# \n\tabtrain0${}.", max_size=60).map(str.encode))
@@ -81,26 +92,6 @@ def test_any_bytes_become_a_spec_or_a_spec_error(tmp_path_factory, content):
         path = tmp_path_factory.mktemp("fuzz") / f"spec{suffix}"
         path.write_bytes(content)
         _load_or_refuse(path)
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.text(max_size=20),
-            st.builds(
-                "{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(LEAVES), st.text(max_size=12)
-            ),
-            st.builds(
-                "{}={}".format, st.sampled_from(NAMES), st.sampled_from(["1", "[1,2]", "{a: 1}", "null", "${x}"])
-            ),
-        ),
-        min_size=1,
-        max_size=3,
-    )
-)
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_any_override_becomes_a_spec_or_a_spec_error(overrides):
-    _load_or_refuse(None, overrides)
 
 
 def _load_or_refuse(path, overrides=()):
@@ -251,12 +242,14 @@ arguments = st.one_of(
     st.builds("{}.{}={}".format, st.sampled_from(NAMES), grammar, grammar),
     st.builds("{}={}{}".format, st.sampled_from(LEAVES), st.sampled_from(["[", "{", "sort(", "glob("]), grammar),
     st.builds("{}={}".format, st.sampled_from(["hydra.run.dir", "_target_", "defaults", "+x@y", "a/b"]), grammar),
+    st.builds("{}={}".format, st.sampled_from(NAMES), st.sampled_from(["1", "[1,2]", "{a: 1}", "null", "${x}"])),
+    st.text(max_size=20),
 )  # fmt: skip
 
 
 @given(st.lists(arguments, min_size=1, max_size=3))
-@settings(max_examples=80, deadline=None, derandomize=True)
-def test_overrides_in_any_grammar_become_a_spec_or_a_spec_error(overrides):
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_overrides_become_a_spec_or_a_spec_error(overrides):
     load_within_limits(None, overrides)
 
 
