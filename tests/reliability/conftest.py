@@ -52,7 +52,10 @@ def run(arguments):
 
 def serve():
     import rtdetr_tool.commands.train, rtdetr_tool.training.fit, timm, tensorboard
-    import rtdetr_tool.metrics.coco, torch.utils.tensorboard
+    import rtdetr_tool.metrics.coco, torch.utils.tensorboard, PIL.Image
+    from rtdetr_tool.spec import read_spec
+    PIL.Image.init()
+    read_spec(None, ["train.seed=1"])  # imports Hydra
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

@@ -225,7 +225,7 @@ def test_patience_survives_resuming():
 
 @both_families
 def test_the_average_and_the_trained_weights_are_both_validated(family, tiny_vit, make_spec):
-    changes = {**FAMILIES[family], "train__enable_ema": True, "train__optim__lr": 1e-2, "train__num_epochs": 2}
+    changes = {**FAMILIES[family], "train__enable_ema": True, "train__optim__lr": 1e-2}
     result = fit(make_spec(**changes, train__ema__validate_both=True, train__ema__decay=1.0, train__ema__tau=0.0))
     alone = fit(make_spec(**changes, train__ema__validate_original_weights=True, train__ema__decay=1.0,
                           train__results_dir=str(Path(result.best_path).parent / "alone")))  # fmt: skip
