@@ -6,6 +6,7 @@
     └── UserError               the user's input is wrong; exit code 2, shown as one message without a traceback
         ├── SpecError           the spec file or an override on the command line (carries every problem found)
         ├── DataError           annotation files, images, class ids
+        │   └── MissingSplit    a data set without the split that was asked for
         ├── CheckpointError     a weights file that cannot or must not be loaded
         └── DownloadError       an address that cannot or must not be read
 
@@ -53,6 +54,10 @@ class SpecError(UserError):
 
 class DataError(UserError):
     """A data set, annotation file or image that cannot be used as it is."""
+
+
+class MissingSplit(DataError):
+    """A data set, named by its folder, that has no split of this name."""
 
 
 class CheckpointError(UserError):

@@ -18,7 +18,7 @@ from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.inspection import FileCheck, SplitCounts, check_boxes, check_contents, read_files
 from rtdetr_tool.data.preprocess import input_size
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingSplit
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, LoadedSpec
@@ -52,8 +52,10 @@ def run(loaded: LoadedSpec) -> None:
 def load_splits(spec: DatasetSpec, findings: Findings) -> dict[str, DetectionDataset]:
     """The data sets that the spec names, as training loads them; what cannot be loaded becomes a finding.
 
-    Where test is the same as val, as it often is, only val is loaded.
+    Where test is the same as val, as it often is, only val is loaded. A folder that stands for all splits and has no
+    test split is as good to train on as another.
     """
+    of_folder = {"dataset_dir": spec.dataset_dir, "split": "test"}
     datasets: dict[str, DetectionDataset] = {}
     for split in SPLITS:
         if is_blank(getattr(spec, f"{split}_data_sources")):
@@ -68,7 +70,8 @@ def load_splits(spec: DatasetSpec, findings: Findings) -> dict[str, DetectionDat
                 known = datasets["train"].class_map if "train" in datasets else None
                 datasets[split] = build_eval_dataset(spec, split, known)
         except DataError as error:
-            findings.add("unusable", split, str(error))
+            absent = isinstance(error, MissingSplit) and spec.test_data_sources == of_folder and split == "test"
+            findings.add("no_test_split" if absent else "unusable", split, str(error))
     return datasets
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.source import Source, spellings
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingSplit
 
 COCO_LOOKED_FOR = "annotations/instances_train.json or instances_train2017.json (COCO)"
 
@@ -35,7 +35,7 @@ def read_coco_split(place: str, split: str, masks: bool = False) -> Source:
     if len(matches) != 1:
         there = ", ".join(sorted(_names_in(folder))[:8]) or "nothing"
         problem = "several annotation files" if matches else "no annotation file"
-        raise DataError(
+        raise (DataError if matches else MissingSplit)(
             f"{folder} has {problem} for the split {split!r} (instances_{split}.json or instances_{split}2017.json); "
             f"there is {there}. Name image_dir and json_file of the source instead of dataset_dir."
         )
@@ -63,7 +63,7 @@ def read_roboflow_split(place: str, split: str, masks: bool = False) -> Source:
             return source
     there = ", ".join(os.path.relpath(path, place) for path in _roboflow_files(place)) or "none"
     wanted = os.path.relpath(os.path.join(folders[0], ROBOFLOW_FILE), place)
-    raise DataError(f"{place} has no {wanted}; there is {there}.")
+    raise MissingSplit(f"{place} has no {wanted}; there is {there}.")
 
 
 _INSTANCES = r"instances_(.+)\.json"

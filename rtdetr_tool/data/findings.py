@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[str, str]] = {
     **{kind: (WARNING, text) for kind, text in REPAIRS.items()},
     "exif_unclear": (NOTE, "images turned by EXIF whose size does not tell if their labels were: taken as turned"),
     "exif_not_applied": (NOTE, "images that EXIF turns, labelled as they are stored: left as stored"),
+    "no_test_split": (NOTE, "the folder has none, which only evaluate needs"),
     "empty_images": (NOTE, "images without an object"),
 }
 EXAMPLES = 5
@@ -56,7 +57,7 @@ class Finding:
     def line(self) -> str:
         """`train: 3 images that cannot be read (a.png, b.png, ...)`."""
         more = ", ..." if self.count > len(self.examples) else ""
-        count = "" if self.kind in ("unusable", "no_objects") else f"{self.count} "
+        count = "" if self.kind in ("unusable", "no_objects", "no_test_split") else f"{self.count} "
         places = f" ({', '.join(self.examples)}{more})" if self.examples else ""
         return f"{self.split}: {count}{self.text}{places}"
 

@@ -24,7 +24,7 @@ from rtdetr_tool.data.source import (
     read_bytes,
     spellings,
 )
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingSplit
 
 LOOKED_FOR = "Annotations/*.xml with JPEGImages/, or folders train, valid, test of images with *.xml (Pascal VOC)"
 NAMES_FILE = "labels.txt"
@@ -65,7 +65,7 @@ def _find(place: str, split: str) -> _Files:
         if os.path.isdir(base):
             return _Files(place, *_folders(base))
     lists, folders = os.path.join("ImageSets", "Main", f"{split}.txt"), " or ".join(spellings(split))
-    raise DataError(
+    raise MissingSplit(
         f"{place} (Pascal VOC) has no split {split!r}: there is neither {lists} nor a folder {folders}. A folder "
         "without splits is one data source by itself: name it as dataset_dir of the source, without `split`."
     )

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rtdetr_tool.data.source import read_bytes, spellings
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingSplit
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Description:
             if name in self.splits:
                 return self.splits[name]
         known = ", ".join(self.splits) or "none"
-        raise DataError(
+        raise MissingSplit(
             f"{self.path} has no split {split!r}; its splits are: {known}. Name one of them as the source's `split`, "
             f"or add a line `{split}: folder`."
         )

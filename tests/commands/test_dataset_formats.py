@@ -82,11 +82,55 @@ def test_training_takes_classes_and_splits_from_the_folder_and_its_checkpoint_fi
     assert project.run("train", f"dataset.dataset_dir={folders['yolo']}") == 0
 
 
+def findings(project) -> set[tuple[str, str]]:
+    return {(entry["kind"], entry["split"]) for entry in result(project, "validate_data", "report.json")["findings"]}
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_validate_data_reads_the_folder(project, folders, name):
-    shutil.rmtree(project.folder / "results", ignore_errors=True)
-    assert project.run("validate_data", f"dataset.dataset_dir={folders[name]}") in (0, 2)
-    assert (project.folder / "results/validate_data").is_dir()
+def test_validate_data_finds_a_sound_folder_usable_with_a_test_split_and_without(project, folders, name):
+    place = f"dataset.dataset_dir={folders[name]}"
+    assert project.run("validate_data", place) == 0
+    assert set(result(project, "validate_data", "report.json")["splits"]) == {"train", "val", "test"}
+    assert ("no_test_split", "test") not in findings(project)
+    test_split = {"coco": "annotations/instances_test.json", "voc": "ImageSets/Main/test.txt"}.get(name, "test")
+    if name == "yolo":
+        data = folders[name] / "data.yaml"
+        data.write_text("".join(line for line in data.read_text().splitlines(True) if not line.startswith("test:")))
+    elif name == "roboflow":
+        shutil.rmtree(folders[name] / test_split)
+    else:
+        (folders[name] / test_split).unlink()
+    assert project.run("validate_data", place) == 0
+    assert set(result(project, "validate_data", "report.json")["splits"]) == {"train", "val"}
+    assert ("no_test_split", "test") in findings(project)
+    asked_for = f"dataset.test_data_sources={{dataset_dir: {folders[name]}, split: exam}}"
+    assert project.run("validate_data", place, asked_for) == 2
+    assert ("unusable", "test") in findings(project)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "code", "finding"),
+    [
+        ("coco", "annotations/instances_val.json", "{", 2, ("unusable", "val")),
+        ("coco", "train/1.png", "", 0, ("image_replaced", "train")),
+        ("coco", "val/1.png", "", 2, ("image_unreadable", "val")),
+        ("roboflow", "valid/_annotations.coco.json", "[]", 2, ("unusable", "val")),
+        ("roboflow", "train/1.png", "", 0, ("image_replaced", "train")),
+        ("roboflow", "valid/1.png", "", 2, ("image_unreadable", "val")),
+        ("yolo", "data.yaml", "val: val/images\nnames: [cat]\n", 2, ("unusable", "train")),
+        ("yolo", "val/labels/1.txt", "0 0.5 0.5 0.2\n", 2, ("unusable", "val")),
+        ("yolo", "val/labels/1.txt", "1 0.5 0.5 0.2 0.2\n", 2, ("unusable", "val")),
+        ("yolo", "train/images/1.png", "", 0, ("image_replaced", "train")),
+        ("yolo", "val/images/1.png", "", 2, ("image_unreadable", "val")),
+        ("voc", "Annotations/1.xml", "<annotation>", 2, ("unusable", "train")),
+        ("voc", "ImageSets/Main/val.txt", "", 2, ("unusable", "val")),
+        ("voc", "JPEGImages/1.png", "", 2, ("image_unreadable", "val")),
+    ],
+)
+def test_validate_data_tells_what_stops_a_run_from_what_does_not(project, folders, name, file, content, code, finding):
+    (folders[name] / file).write_text(content)
+    assert project.run("validate_data", f"dataset.dataset_dir={folders[name]}") == code
+    assert finding in findings(project)
 
 
 @pytest.mark.parametrize(
