@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import parse_json
 
 try:
     import fcntl
@@ -52,7 +53,8 @@ class RunLock:
             return
 
     def release(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if self._is_in_place():  # else somebody took it for left over and removed it: what is there now is another's
+            self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def _is_in_place(self) -> bool:
@@ -86,7 +88,7 @@ class RunLock:
     def _read(self) -> dict[str, Any] | None:
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         try:
-            owner = json.loads(os.read(self._descriptor, 4096))
+            owner = parse_json(os.read(self._descriptor, 4096))
         except ValueError:
             return None
         return owner if isinstance(owner, dict) else None
@@ -124,5 +126,5 @@ def _start_time(pid: Any) -> str | None:
     """When a process of this machine was started, in clock ticks since boot; process ids come again, this does not."""
     try:
         return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, ValueError, TypeError, IndexError):
+    except (OSError, ValueError, TypeError, IndexError, OverflowError):
         return None

@@ -89,6 +89,23 @@ def test_a_lock_that_ended_well_leaves_nothing_and_is_not_stale(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"[" * 4096, b"[]", b"\xff", b"{", b'{"pid": 1e999, "host": "\x1b[2J"}'])
+def test_whatever_stands_in_a_lock_file_the_next_run_takes_it(content, tmp_path):
+    (tmp_path / NAME).write_bytes(content)
+    RunLock(tmp_path, "train").release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_lock_was_removed_by_hand_leaves_the_next_runs_lock_alone(tmp_path):
+    first = RunLock(tmp_path, "train")
+    (tmp_path / NAME).unlink()
+    second = RunLock(tmp_path, "train")
+    first.release()
+    assert (tmp_path / NAME).exists()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 class TestWithoutLocksOfTheFileSystem:
     @pytest.fixture(autouse=True)
     def no_locks(self, monkeypatch):
@@ -112,6 +129,10 @@ class TestWithoutLocksOfTheFileSystem:
         lock = RunLock(tmp_path, "train")
         assert str(os.getpid()) in lock.stale
         lock.release()
+
+    def test_a_process_id_that_is_none_is_of_no_run(self, tmp_path):
+        (tmp_path / NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": float("inf")}))
+        RunLock(tmp_path, "train").release()
 
     def test_a_run_on_another_machine_cannot_be_looked_up_and_is_respected(self, tmp_path):
         (tmp_path / NAME).write_text(json.dumps({"command": "train", "host": "elsewhere", "pid": 1}))
