@@ -16,6 +16,7 @@ where, what is allowed and what to do.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
@@ -38,6 +39,7 @@ class Preempted(BaseException):
     """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+    signals = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class SpecError(UserError):

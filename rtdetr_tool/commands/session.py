@@ -87,7 +87,7 @@ def _report(
         return code
     except UserError as error:
         kind = "Schema validation error" if isinstance(error, SpecError) else "Configuration error"
-        status.failure(f"{kind}: {mask_secrets(str(error))}")
+        status.failure(f"{kind}: {error}")
         return report_user_error(error)
     except Preempted as error:
         status.failure(f"User/System interruption: {error}")
@@ -99,7 +99,7 @@ def _report(
             status.failure("User/System interruption: the run was interrupted.")
             logger.error("Interrupted.")
             return INTERRUPTED
-        status.failure(f"{_failure_kind(error)}: {mask_secrets(str(error) or type(error).__name__)}")
+        status.failure(f"{_failure_kind(error)}: {str(error) or type(error).__name__}")
         return report_failure(error, log)
 
 
@@ -133,8 +133,7 @@ def termination_as_preemption() -> Iterator[threading.Event]:
             over.set()
             raise Preempted(f"ended by {signal.Signals(signum).name}; start the same command again.")
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    usable = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    usable = [number for number in Preempted.signals if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         usable = []
     for number in usable:

@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError, RtdetrError
-from rtdetr_tool.files import sync_directory
+from rtdetr_tool.files import replacing, sync_directory
 from rtdetr_tool.training.ema import average_of
 from rtdetr_tool.training.legacy import run_state_of
 
@@ -77,6 +77,11 @@ class SafeCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def checkpoints_of(trainer: Trainer) -> PeriodicCheckpoint | None:
+    """What writes the checkpoints of a trainer, if it is one of `build_trainer`."""
+    return next((c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint)), None)
 
 
 class PeriodicCheckpoint(Checkpoint):
@@ -232,24 +237,25 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
 
 def point_link(link: Path, target: Path) -> None:
     """Make `link` a relative symbolic link to `target` in one step; a copy where the file system has no links."""
-    with _beside(link) as temporary:
-        try:
-            os.symlink(os.path.relpath(target, link.parent), temporary)
-        except OSError:
-            shutil.copyfile(target, temporary)
-        os.replace(temporary, link)
-    sync_directory(link.parent)
+    _put(link, target, lambda temporary: os.symlink(os.path.relpath(target, link.parent), temporary))
 
 
 def share_file(source: Path, path: Path) -> None:
     """Make `path` the same file as `source` without using space twice; a copy where that is not possible."""
+    _put(path, source, lambda temporary: os.link(source, temporary))
+
+
+def _put(path: Path, source: Path, linked: Callable[[Path], None]) -> None:
+    """Replace `path` by a link that `linked` makes, or else by a copy of `source`."""
     with _beside(path) as temporary:
         try:
-            os.link(source, temporary)
+            linked(temporary)
         except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, path)
-    sync_directory(path.parent)
+            with replacing(path) as copy:
+                shutil.copyfile(source, copy)
+        else:
+            os.replace(temporary, path)
+            sync_directory(path.parent)
 
 
 @contextlib.contextmanager

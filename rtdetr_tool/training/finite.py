@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.structures import Predictions, Target
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
+from rtdetr_tool.training.checkpointing import checkpoints_of
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects, world_size
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def answer(trainer: Trainer, pl_module: LightningModule, found: str | None, poli
     if policy == "skip" and guard.in_a_row < MOST_IN_A_ROW:
         logger.warning("%s The step is left out (train.non_finite_loss: skip); %d so far.", text, guard.skipped)
         return
-    saver = next((c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint)), None)
+    saver = checkpoints_of(trainer)
     kept = ""
     if not broadcast_object(_is_finite(pl_module)):
         kept = " The weights themselves are not finite, so nothing is saved."

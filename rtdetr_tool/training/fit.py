@@ -17,7 +17,7 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, find_resume_path, remove_unfinished
+from rtdetr_tool.training.checkpointing import checkpoints_of, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
@@ -109,7 +109,7 @@ def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: Detection
 
 
 def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> FitResult:
-    checkpoint = next(c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint))
+    checkpoint = checkpoints_of(trainer)
     if trainer.global_step and checkpoint.latest_path is None and resume is not None:
         logger.warning("Nothing was left to train: %s already has train.num_epochs epochs.", resume)
     numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}

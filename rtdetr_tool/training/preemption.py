@@ -16,12 +16,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from rtdetr_tool.errors import Preempted
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
+from rtdetr_tool.training.checkpointing import checkpoints_of
 from rtdetr_tool.training.distributed import world_size
 
 logger = logging.getLogger(__name__)
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class PreemptionSave(Checkpoint):
@@ -39,7 +37,7 @@ class PreemptionSave(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in Preempted.signals}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back()
@@ -80,7 +78,7 @@ class PreemptionSave(Checkpoint):
     def _end(self, trainer: Trainer, number: int) -> None:
         name = signal.Signals(number).name
         logger.warning("%s: saving, then ending.", name)
-        path = next(c for c in trainer.callbacks if isinstance(c, PeriodicCheckpoint)).save_now(trainer)
+        path = checkpoints_of(trainer).save_now(trainer)
         raise Preempted(f"ended by {name} after saving {path}; start the same command again to go on.")
 
     def _give_back(self) -> None:
