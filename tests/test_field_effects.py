@@ -258,7 +258,8 @@ def synchronised(spec):
     from rtdetr_tool.training.sync_batchnorm import SyncBatchNorm2d
 
     module = DetectorModule(spec, classes(spec))
-    module._trainer = SimpleNamespace(world_size=2, ckpt_path="x", accelerator=SimpleNamespace(name=lambda: "cpu"))
+    accelerator = SimpleNamespace(name=lambda: "cpu")
+    module._trainer = SimpleNamespace(world_size=2, ckpt_path="x", accelerator=accelerator, strategy="ddp")
     module.setup("validate")
     return any(isinstance(part, SyncBatchNorm2d) for part in module.modules())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,7 +30,8 @@ from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
 from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY, average_of
 from rtdetr_tool.training.finite import StepGuard, answer
-from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
+from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups, vector_names
+from rtdetr_tool.training.sharding import sharding_of
 from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
 from rtdetr_tool.training.weights import load_initial_weights
 from rtdetr_tool.version import package_version
@@ -59,6 +60,7 @@ class DetectorModule(pl.LightningModule):
         if spec.model.pretrained_backbone_path and spec.model.train_backbone and not spec.train.pretrained_model_path:
             detector.fix_pretrained_norms()
         detector.freeze(spec.train.freeze or ())
+        self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
         self.logged_terms = self.criterion.main_terms  # of `compute_losses`, in every training step
@@ -87,7 +89,8 @@ class DetectorModule(pl.LightningModule):
         several = self.trainer.world_size > 1 and self.spec.train.sync_bn
         if several and self.trainer.accelerator.name() == "cpu":
             synchronise_batch_norms(self.detector)
-
+        if sharding_of(self.trainer.strategy) == "fsdp":  # it loads the optimizer's state of channels_last in disorder
+            self.detector.to(memory_format=torch.contiguous_format)
         self.run_seed = broadcast_object(self.run_seed)
 
     def load_initial_weights(self) -> None:
@@ -236,6 +239,7 @@ class DetectorModule(pl.LightningModule):
             lr_linear_proj_mult=optim.lr_linear_proj_mult,
             lr_layer_decay=optim.lr_layer_decay,
             lr_component_decay=optim.lr_component_decay,
+            vectors=self._vectors,
         )
 
     def configure_optimizers(self) -> Any:
@@ -268,16 +272,23 @@ class DetectorModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip without Lightning's check, which refuses every fused optimizer although bf16 has no loss scale."""
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clip without Lightning's check, which refuses every fused optimizer although bf16 has no loss scale.
+
+        FSDP's own method knows the norm of all shards; Lightning does not use it. DeepSpeed clips in its engine.
+        """
+        sharding = sharding_of(self.trainer.strategy)
+        if sharding == "deepspeed":
             return
-        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        self.guard.watch_gradient(optimizer, norm)
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
+        if sharding == "fsdp":
+            norm = self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val if by_norm else math.inf)
         else:
+            parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            if by_norm:
+                nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self.guard.watch_gradient(optimizer, norm)
+        if not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
@@ -332,7 +343,7 @@ class DetectorModule(pl.LightningModule):
         if fitting and RAW_KEY in checkpoint:
             checkpoint[AVERAGED_KEY] = checkpoint["state_dict"]
             checkpoint["state_dict"] = checkpoint.pop(RAW_KEY)
-        if not isinstance(self.trainer.strategy, FSDPStrategy):  # its weights are in shards by now
+        if sharding_of(self.trainer.strategy) is None:  # else the weights are in shards by now
             load_into(self, checkpoint["state_dict"], source="the checkpoint", what="run")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ def parameter_groups(
     lr_linear_proj_mult: float = 1.0,
     lr_layer_decay: float = 1.0,
     lr_component_decay: float = 1.0,
+    vectors: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one named group.
 
@@ -42,8 +43,11 @@ def parameter_groups(
     other vectors (layer scales) get none. A norm is known by its class, not by its name, so `input_proj.0.1` counts as
     one. With `lr_layer_decay` each layer of the backbone has a group of its own: the last has `lr_backbone`, and each
     one before it that factor less (ELECTRA, Clark et al. 2020, arXiv:2003.10555). `lr_component_decay` is a factor on
-    the decoder's layers and, squared, on the backbone, as in RF-DETR.
+    the decoder's layers and, squared, on the backbone, as in RF-DETR. `vectors` are the names of parameters with one
+    dimension, where the detector is sharded and all of them have one.
     """
+    if vectors is None:
+        vectors = vector_names(detector)
     decoder = () if lr_component_decay == 1 else detector.decoder_layers
     layers = {} if lr_layer_decay == 1 else layer_numbers(detector.backbone)
     last = max(layers.values(), default=0)
@@ -68,7 +72,7 @@ def parameter_groups(
             kind = "decoder"
         else:
             kind = "main"
-        decays = parameter.ndim > 1 and not name.endswith(".bias") and id(parameter) not in undecayed
+        decays = name not in vectors and not name.endswith(".bias") and id(parameter) not in undecayed
         key = kind if kind != "backbone" or not layers else f"{kind}_{depth:03d}"
         key = key if decays else f"{key}_no_decay"
         if key not in groups:
@@ -76,6 +80,11 @@ def parameter_groups(
             groups[key] = {"name": key, "lr": rate, "weight_decay": decay, "params": []}
         groups[key]["params"].append(parameter)
     return list(groups.values())
+
+
+def vector_names(detector: nn.Module) -> frozenset[str]:
+    """Of the parameters with at most one dimension."""
+    return frozenset(name for name, parameter in detector.named_parameters() if parameter.ndim < 2)
 
 
 def layer_numbers(backbone: nn.Module) -> dict[str, int]:

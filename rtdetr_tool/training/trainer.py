@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec
@@ -24,6 +24,7 @@ from rtdetr_tool.training.position import EpochPosition
 from rtdetr_tool.training.preemption import PreemptionSave
 from rtdetr_tool.training.progress import ProgressReport
 from rtdetr_tool.training.reporting import StatusReport
+from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
 from rtdetr_tool.training.stopping import EarlyStopping
 
 _PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -33,7 +34,8 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     """A trainer that does what the spec's `train` section says.
 
     `trainer_kwargs` go to `pytorch_lightning.Trainer` and win over the spec, but for `callbacks` and `plugins`,
-    which are added to the built-in ones (a progress bar of yours takes the place of ours).
+    which are added to the built-in ones (a progress bar of yours takes the place of ours). Callbacks that cannot work
+    with the strategy (`training/sharding.py`) are left out, and it is said why.
 
     fp32 means fp32: matrix products use TF32 only in fp16 and bf16 runs, for the few that autocast leaves in float32.
     """
@@ -44,12 +46,17 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     torch.set_float32_matmul_precision("highest" if train.precision == "fp32" else "high")
     torch.backends.cudnn.deterministic = train.cudnn.deterministic
     folder = Path(train.results_dir or ".")
+    asked = trainer_kwargs.pop("strategy", None)
+    kind = trainer_kwargs.get("accelerator", accelerator)
+    strategy = choose_strategy(asked or train.distributed_strategy, several or asked is not None, kind)
+    check_skipping(strategy, train.non_finite_loss)
     callbacks = [*built_in_callbacks(spec, folder), *_as_list(trainer_kwargs.pop("callbacks", None))]
+    callbacks = callbacks_for(strategy, _one_progress_bar(callbacks))
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": devices,
         "num_nodes": train.num_nodes,
-        "strategy": choose_strategy(train.distributed_strategy, several, accelerator, train.enable_ema),
+        "strategy": strategy,
         "precision": _PRECISIONS[train.precision],
         "sync_batchnorm": several and train.sync_bn and accelerator == "gpu",  # DetectorModule sees to it on the CPU
         "benchmark": train.cudnn.benchmark,
@@ -68,7 +75,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     if "logger" not in trainer_kwargs:
         arguments["logger"] = build_loggers(spec, folder)
     plugins = [SafeCheckpointIO(), *_as_list(trainer_kwargs.pop("plugins", None))]
-    return Trainer(callbacks=_one_progress_bar(callbacks), plugins=plugins, **{**arguments, **trainer_kwargs})
+    return Trainer(callbacks=callbacks, plugins=plugins, **{**arguments, **trainer_kwargs})
 
 
 def check_precision(precision: str, accelerator: str) -> None:
@@ -79,23 +86,19 @@ def check_precision(precision: str, accelerator: str) -> None:
         raise SpecError("train.precision fp16 needs a GPU and there is none; on a CPU use bf16 (or fp32)")
 
 
-def choose_strategy(name: str, several: bool, accelerator: str, enable_ema: bool) -> str | Strategy:
-    """ddp or fsdp for several processes, nothing for one.
+def choose_strategy(asked: str | Strategy, several: bool, accelerator: str) -> str | Strategy:
+    """Ours for `ddp` and `fsdp` where there are several processes, else none; other strategies as they are.
 
-    FSDP keeps the asked precision. It shards every weight, so an average of whole weights has no place to live, and it
-    needs GPUs; both are said instead of done by halves. Which weights a step uses depends on the spec (`aux_loss`,
-    `loss_types`), hence `find_unused_parameters`.
+    FSDP keeps the asked precision. Which weights a step uses depends on the spec (`aux_loss`, `loss_types`), hence
+    `find_unused_parameters`.
     """
-    if name == "fsdp":
-        problems = []
-        if accelerator == "cpu":
-            problems.append("train.distributed_strategy fsdp needs GPUs and there is none; on CPUs use ddp")
-        if enable_ema:
-            problems.append("train.enable_ema does not work with train.distributed_strategy fsdp; use ddp")
-        if problems:
-            raise SpecError(problems)
-        return FSDPStrategy(state_dict_type="full", use_orig_params=True) if several else "auto"
-    return DDPStrategy(find_unused_parameters=True) if several else "auto"
+    if asked == "fsdp" and accelerator == "cpu":
+        raise SpecError("train.distributed_strategy fsdp needs GPUs and there is none; on CPUs use ddp")
+    if asked == "fsdp":
+        return SafeFSDP() if several else "auto"
+    if asked == "ddp":
+        return DDPStrategy(find_unused_parameters=True) if several else "auto"
+    return asked
 
 
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
