@@ -5,7 +5,7 @@
 Both have the same weights, input, targets, number of queries, denoising queries and classes, trained backbone norms,
 no activation checkpointing, and fused AdamW with gradient clipping. Ours runs as our trainer runs it: channels_last. A
 training step is forward, loss, backward, clipping and optimizer step; inference is one image through the eager network,
-ours as it was trained and fused (`detector.deploy()`), as our `evaluate` and `inference` run it.
+ours as it was trained, and as our `evaluate` and `inference` run it (`TorchRuntime`).
 
 Absolute times depend on the machine and its load; the medians' ratio (ours / theirs) is what to look at.
 """
@@ -25,6 +25,7 @@ from rtdetr_tool.checkpoints.transformers_rtdetr import from_transformers
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.structures import Target
+from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec.model import ModelSpec
 
 CLASSES = 80
@@ -57,8 +58,9 @@ def main() -> None:
     precision = options.autocast or "fp32"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.size} px, {precision}")
     image = images[:1]
-    report("inference, batch 1, unfused", clock, options.steps, *inference_steps(ours, theirs, image, autocast))
-    report("inference, batch 1, fused", clock, options.steps, *inference_steps(ours.deploy(), theirs, image, autocast))
+    for name, network in (("unfused", ours), ("runtime", TorchRuntime(ours, None).detector)):
+        runs = inference_steps(network, theirs, image, autocast)
+        report(f"inference, batch 1, {name}", clock, options.steps, *runs)
     report(
         f"training step, batch {options.batch}",
         clock,

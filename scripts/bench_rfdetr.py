@@ -3,7 +3,7 @@
     python scripts/bench_rfdetr.py [--variant nano] [--steps 5] [--batch 2] [--device cpu] [--threads 1 --cpu-time]
 
 Both have the same random weights, images and targets. Inference is one image: eager, ours as `evaluate` and `inference`
-run it (`detector.deploy()`), theirs as `predict()` runs it, plain and after `RFDETR.inference()` (traced); and each
+run it (`TorchRuntime`), theirs as `predict()` runs it, plain and after `RFDETR.inference()` (traced); and each
 side's own ONNX file in onnxruntime. A training step is forward, loss, backward, clipping and fused AdamW.
 
 Absolute times depend on the machine and its load; the medians' ratio (ours / theirs) is what to look at.
@@ -34,6 +34,7 @@ from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
+from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.rfdetr import RfdetrSpec
 
@@ -87,13 +88,13 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def eager_inference(theirs: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
-    network, fused, ready = theirs.model.model.eval(), ours.deploy(), normalised(image)
+    network, ready = theirs.model.model.eval(), normalised(image)
+    runtime = TorchRuntime(ours, None, image.device)
     theirs.inference(compile=True, batch_size=1)
     traced = theirs.model.inference_model
 
-    @torch.inference_mode()
     def our_pass() -> float:
-        return fused(image).logits.sigmoid().sum().item()
+        return runtime.predict(image).logits.sigmoid().sum().item()
 
     @torch.inference_mode()
     def their_pass() -> float:

@@ -44,8 +44,8 @@ class TracedRuntime(TorchRuntime):
         dtype: torch.dtype = torch.float32,
         trace: bool = True,
     ) -> None:
-        super().__init__(detector, class_map, device)
         self.dtype, self.batch, self.size = dtype, shape[0], shape[1:]
+        super().__init__(detector, class_map, device)
         example = torch.rand(shape[0], 3, *shape[1:], device=self.device).contiguous(memory_format=torch.channels_last)
         self.graph: torch.jit.ScriptModule | None = None
         try:
@@ -54,9 +54,14 @@ class TracedRuntime(TorchRuntime):
             raise UserError(
                 f"{self.device} cannot run this detector in {dtype}: {str(error).splitlines()[0]}; take float32"
             ) from error
-        if trace:
+        if trace and not self._packs:
             with self._computing():
                 self.graph = _traced(self.detector, example)
+
+    @property
+    def _packs(self) -> bool:
+        """In float32 on a CPU packed weights are faster than a traced graph; they can neither be traced nor cast."""
+        return super()._packs and self.dtype == torch.float32
 
     def _computing(self) -> torch.autocast:
         """The number format; without a cache of casts, which a graph being traced would hold on to."""

@@ -1,0 +1,31 @@
+"""Linear layers with packed weights: the numbers of `nn.Linear`, for every shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rtdetr_tool.runtimes.packed_linear import PackedLinear, pack_linears
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (2, 300, 24), (3, 2, 5, 24), (0, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_every_shape_gives_the_numbers_of_a_linear_layer(shape, bias):
+    linear, x = nn.Linear(24, 40, bias=bias), torch.randn(shape)
+    torch.testing.assert_close(PackedLinear(linear)(x), linear(x), atol=1e-5, rtol=1e-5)
+    apart = torch.randn(*shape[:-1], 48)[..., ::2]  # not contiguous
+    torch.testing.assert_close(PackedLinear(linear)(apart), linear(apart), atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_others_read_or_that_have_another_format_stay():
+    network = nn.ModuleDict(
+        {"plain": nn.Linear(8, 8), "attention": nn.MultiheadAttention(8, 2), "narrow": nn.Linear(8, 8).bfloat16()}
+    )
+    pack_linears(network)
+    assert isinstance(network["plain"], PackedLinear)
+    assert isinstance(network["attention"].out_proj, nn.Linear)  # its weight goes into a fused function
+    assert isinstance(network["narrow"], nn.Linear)
