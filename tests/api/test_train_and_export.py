@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from rtdetr_tool.api import RTDETR, Detector, PlainDetections, RFDETRNano, RFDETRSmall
 from rtdetr_tool.api import results as result_forms
 from rtdetr_tool.api.export import calibration_array
 from rtdetr_tool.api.keywords import EXPORT, TRAIN, export_settings, leaves, train_settings
-from rtdetr_tool.checkpoints.io import load_checkpoint, save_detector
-from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import CheckpointError, DataError, SpecError, UserError
-from rtdetr_tool.metrics.coco import CocoEvaluator
-from rtdetr_tool.spec import spec_to_dict
 from rtdetr_tool.spec.convert import field_names
-from rtdetr_tool.training import DetectionDataModule, DetectorModule
 from tests.api.small import SIDE, SMALL_RFDETR, SMALL_RTDETR, lively
 
 
@@ -158,48 +151,6 @@ def test_rfdetr_trains_with_one_logit_for_no_class(sample, tmp_path):
 
 
 # Scores
-
-
-@pytest.fixture(scope="module")
-def checkpoint(sample, tmp_path_factory):
-    """A file with weights and classes; every token becomes a query, so that rounding does not choose among them."""
-    torch.manual_seed(0)
-    made = lively(RTDETR("resnet_18", num_classes=2, device="cpu", **{**SMALL_RTDETR, "num_queries": 84}))
-    classes = [{"index": 0, "id": 1, "name": "cat"}, {"index": 1, "id": 2, "name": "dog"}]
-    path = tmp_path_factory.mktemp("checkpoint") / "model.pth"
-    return save_detector(made.network.state_dict(), build_metadata("test", spec_to_dict(made.spec), classes), path)
-
-
-def test_one_resize_definition_the_score_of_predict_is_that_of_validation_and_evaluate(checkpoint, sample):
-    """Ground truth made of the detector's own detections, so that the score is neither 0 nor 1."""
-    detector = Detector.from_checkpoint(checkpoint, device="cpu")
-    truth, paths = copy.deepcopy(sample.coco), [sample.image(number) for number in range(1, 7)]
-    truth["annotations"] = []
-    for number, found in enumerate(detector.predict(paths, threshold=0.0), start=1):
-        for row in range(0, len(found), 2):
-            x1, y1, x2, y2 = found.xyxy[row].tolist()
-            if min(x2 - x1, y2 - y1) < 3:
-                continue  # the reader of annotations would repair it
-            box = [x1, y1, 0.87 * (x2 - x1), y2 - y1]  # no IoU threshold is near
-            truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": number, "iscrowd": 0,
-                                         "category_id": int(found.class_id[row]) + 1, "bbox": box,
-                                         "area": box[2] * box[3]})  # fmt: skip
-    labels = checkpoint.with_name("own.json")
-    labels.write_text(json.dumps(truth))
-    source = {**sample.source, "json_file": str(labels)}
-
-    scored = detector.evaluate("val", val_data_sources=source, num_workers=0)
-    own = CocoEvaluator(truth, detector.class_map)
-    own.update(range(1, 7), detector.detect(paths))
-    assert 0.05 < scored.map < 0.95
-    assert own.compute().map == pytest.approx(scored.map, abs=1e-9)
-
-    spec = replace(detector.spec, dataset=replace(detector.spec.dataset, val_data_sources=source, workers=0))
-    module = DetectorModule(spec, detector.class_map)
-    module.start_from(detector.network.state_dict(), "test")
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    trainer.validate(module, DetectionDataModule(spec), verbose=False)
-    assert module.metrics["val_mAP"] == pytest.approx(scored.map, abs=1e-3)
 
 
 def test_what_cannot_be_scored_is_said(trained):
