@@ -48,10 +48,16 @@ def _build_rfdetr_criterion(spec: ModelSpec) -> RFDETRCriterion:
     return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss, mask_loss)
 
 
-def build_distillation(spec: DistillSpec, model: ModelSpec, student: Shapes, teacher: Shapes) -> DistillationLoss:
+def build_distillation(
+    spec: DistillSpec,
+    model: ModelSpec,
+    student: Shapes,
+    teacher: Shapes,
+    classes: Sequence[tuple[int, int]] | None = None,
+) -> DistillationLoss:
     """The bindings of `spec` between outputs of these shapes; `SpecError` names every pair that does not fit.
 
-    Predictions are matched with the costs of the student's `model`.
+    Predictions are matched with the costs of the student's `model`; `classes` as in `DistillationLoss`.
     """
     problems: list[str] = []
     bindings = [
@@ -62,7 +68,7 @@ def build_distillation(spec: DistillSpec, model: ModelSpec, student: Shapes, tea
     ]
     if problems:
         raise SpecError(problems)
-    return DistillationLoss(bindings, HungarianMatcher(model.class_cost, model.bbox_cost, model.giou_cost))
+    return DistillationLoss(bindings, HungarianMatcher(model.class_cost, model.bbox_cost, model.giou_cost), classes)
 
 
 def _feature_binding(

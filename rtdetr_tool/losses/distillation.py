@@ -28,6 +28,8 @@ from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
 from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy
 from rtdetr_tool.ops.structures import Predictions, Target
 
+_ABSENT = -100.0  # logit of a class that the teacher does not know
+
 
 class Queries(NamedTuple):
     """What an RT-DETR teacher's decoder starts from."""
@@ -150,12 +152,21 @@ class PredictionBinding(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    """All bindings of a run: `loss_distillation_<student's module>_<criterion>` of each (weighted) and their sum."""
+    """All bindings of a run: `loss_distillation_<student's module>_<criterion>` of each (weighted) and their sum.
 
-    def __init__(self, bindings: Sequence[FeatureBinding | PredictionBinding], matcher: HungarianMatcher) -> None:
+    Args:
+        classes: (student's, teacher's class index) of every class that both know; None = the same logits.
+    """
+
+    def __init__(
+        self,
+        bindings: Sequence[FeatureBinding | PredictionBinding],
+        matcher: HungarianMatcher,
+        classes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         super().__init__()
         self.bindings = nn.ModuleList(bindings)
-        self.matcher = matcher
+        self.matcher, self.classes = matcher, classes
         self.names: list[str] = []
         for binding in bindings:
             name = f"loss_distillation_{binding.student}_{binding.criterion}"
@@ -169,12 +180,21 @@ class DistillationLoss(nn.Module):
         for name, binding in zip(self.names, self.bindings, strict=True):
             if isinstance(binding, PredictionBinding):
                 if pairs is None:
-                    pairs = match_queries(self.matcher, student.predictions, teacher.predictions, padded)
+                    pairs = self._pairs(student.predictions, teacher.predictions, padded)
                 distance = binding(pairs)
             else:
                 distance = binding(student, teacher, padded)
             terms[name] = binding.weight * distance
         return {**terms, "loss_distillation": torch.stack(list(terms.values())).sum()}
+
+    def _pairs(self, student: Predictions, teacher: Predictions, objects: PaddedTargets) -> Matched:
+        if self.classes is None:
+            return match_queries(self.matcher, student, teacher, objects)
+        own, theirs = (list(indices) for indices in zip(*self.classes, strict=True))
+        logits = teacher.logits.new_full((*teacher.logits.shape[:2], student.logits.shape[-1]), _ABSENT)
+        logits[..., own] = teacher.logits[..., theirs]
+        found = match_queries(self.matcher, student, Predictions(logits, teacher.boxes), objects)
+        return found._replace(student_logits=found.student_logits[:, own], teacher_logits=found.teacher_logits[:, own])
 
 
 def match_queries(

@@ -15,6 +15,7 @@ class Detector(nn.Module):
     decoder reads, `deploy()` a copy for inference."""
 
     decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
+    size_multiple: int = 32  # height and width of an image must be multiples of this: the stride of the coarsest level
     static_batch: int | None = None  # the one batch size that can be exported; None = any
 
     def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdetr_tool.data.classes import ClassMap
@@ -68,7 +69,11 @@ class Teacher:
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Outputs:
-        """What it says of the images, as it is."""
+        """What it says of the images, which are resized where the student's size is none of its own."""
+        multiple = self.detector.size_multiple
+        size = tuple(max(round(side / multiple), 1) * multiple for side in images.shape[-2:])
+        if size != tuple(images.shape[-2:]):
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
         with tapped(self.detector, self.names) as features:
             if not self.with_queries:
                 return Outputs(features, self.detector(images))
@@ -110,8 +115,12 @@ class DistillModule(DetectorModule):
             spec.train.precision,
         )
         own, theirs = self._probe(), self._probe_teacher()
-        check_classes(distill, class_map, own.predictions.logits, teacher_classes, theirs.predictions.logits)
-        self.distillation = build_distillation(distill, spec.model, _shapes(own.features), _shapes(theirs.features))
+        classes = shared_classes(
+            distill, class_map, own.predictions.logits, teacher_classes, theirs.predictions.logits
+        )
+        self.distillation = build_distillation(
+            distill, spec.model, _shapes(own.features), _shapes(theirs.features), classes
+        )
         self.logged_terms = (*self.logged_terms, "loss_distillation", *self.distillation.names)
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -202,15 +211,22 @@ def check_names(distill: DistillSpec, student: nn.Module, teacher: nn.Module) ->
     )
 
 
-def check_classes(
+def shared_classes(
     distill: DistillSpec, own: ClassMap, logits: Tensor, theirs: ClassMap | None, teacher_logits: Tensor
-) -> None:
-    """UserError where predictions of other classes would be compared; features may come from any teacher."""
+) -> list[tuple[int, int]] | None:
+    """(student's, teacher's index) of the data's classes, found by their names; None where the logits are the same.
+
+    Raises:
+        UserError: predictions are to be compared and the teacher lacks a class; features may come from any teacher.
+    """
     counts = (logits.shape[-1], teacher_logits.shape[-1])
-    names = [{e.index: e.name for e in classes.entries} if classes else {} for classes in (own, theirs)]
-    if counts[0] == counts[1] and (theirs is None or names[0] == names[1]):
-        return
-    what = f"the teacher has {counts[1]} classes ({_listed(names[1])}), the data {counts[0]} ({_listed(names[0])})"
+    names, their_names = ({e.index: e.name for e in classes.entries} if classes else {} for classes in (own, theirs))
+    if counts[0] == counts[1] and (theirs is None or names == their_names):
+        return None
+    index_of = {name: index for index, name in their_names.items()}
+    if set(names.values()) <= set(index_of):
+        return [(index, index_of[name]) for index, name in names.items()]
+    what = f"the teacher has {counts[1]} classes ({_listed(their_names)}), the data {counts[0]} ({_listed(names)})"
     compared = [b.student_module_name for b in distill.bindings if b.student_module_name in PREDICTIONS]
     if compared:
         raise UserError(
@@ -218,6 +234,7 @@ def check_classes(
             "trained on these classes, or bind features only (srcs, dsrcs, bb_feats)."
         )
     logger.warning("Another teacher than the data's: %s. Its features are used, its classes are not.", what)
+    return None
 
 
 def copy_fitting(student: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ from rtdetr_tool.checkpoints.io import load_checkpoint, read_weights
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.spec import BindingSpec, DistillSpec, ExperimentSpec
+from rtdetr_tool.spec import BindingSpec, DistillSpec, ExperimentSpec, RfdetrSpec
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.distill import DistillModule, Teacher, weight_factor
 from rtdetr_tool.training.fit import fit
@@ -383,6 +383,66 @@ def test_shapes_that_cannot_meet_are_refused(make_distill):
         module_of(make_distill(distill={"align": "error"}))
     with pytest.raises(SpecError, match="the numbers of tokens differ"):
         module_of(make_distill([bind("decoder.decoder.layers.1", "L2")], teacher={"num_queries": 12}))
+
+
+class TestOtherFamily:
+    """An RF-DETR teaches an RT-DETR, and the reverse: through predictions and maps, whatever order classes have."""
+
+    RFDETR = {  # noqa: RUF012
+        "arch": "rfdetr",
+        "rfdetr": RfdetrSpec(
+            encoder="dinov2_windowed_small", out_feature_indexes=[1, 2], resolution=64, hidden_dim=32, sa_nheads=2,
+            ca_nheads=4, dim_feedforward=32, num_queries=12, group_detr=2, dec_layers=2,
+        ),
+    }  # fmt: skip
+    turned = ClassMap([ClassEntry(0, 1, "green"), ClassEntry(1, 2, "red")], 3)  # as in files of RF-DETR's own training
+    one_level = {  # noqa: RUF012
+        "return_interm_indices": [2], "feat_strides": [16], "feat_channels": [32], "num_feature_levels": 1,
+        "use_encoder_idx": [0], "hidden_dim": 32,
+    }  # fmt: skip
+    bindings = (bind("pred_logits", "KL", 2.0), bind("pred_boxes", "L1"))
+
+    def check_it_learns(self, spec, teacher_classes):
+        batch, module = batch_of(spec), module_of(spec, classes=teacher_classes)
+        teacher = module.teacher.detector
+        known = {name: parameter.clone() for name, parameter in teacher.named_parameters()}
+        optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+        totals = []
+        for _ in range(12):
+            torch.manual_seed(2)
+            losses = module.compute_losses(batch)
+            optimizer.zero_grad()
+            losses["loss_distillation"].backward()
+            optimizer.step()
+            totals.append(losses["loss_distillation"].item())
+        assert totals[-1] < 0.8 * totals[0]
+        assert _same(known, dict(teacher.named_parameters()))
+        return losses
+
+    def test_rfdetr_teaches_rtdetr(self, make_distill):
+        student = {f"model__{name}": value for name, value in self.one_level.items()}
+        maps = bind("srcs", "L2", teacher="encoder.stages.0")
+        losses = self.check_it_learns(make_distill([*self.bindings, maps], self.RFDETR, **student), self.turned)
+        assert losses["loss_distillation_pred_boxes_L1"] > 0
+
+    def test_rtdetr_teaches_rfdetr(self, make_distill):
+        maps = bind("encoder.stages.0", "L2", teacher="srcs")
+        student = {f"model__{name}": value for name, value in self.RFDETR.items()}
+        spec = make_distill([*self.bindings, maps], {"arch": "rtdetr", **self.one_level}, **student)
+        self.check_it_learns(spec, CLASSES)
+
+    def test_the_teacher_sees_images_in_a_size_of_its_own(self, make_distill):
+        spec = make_distill([bind("pred_boxes", "L1")], self.RFDETR)  # multiples of 32
+        seen = []
+        module = module_of(spec, classes=self.turned)
+        module.teacher.detector.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
+        module.teacher(torch.rand(1, 3, 80, 150))
+        assert tuple(seen[0]) == (1, 3, 64, 160)
+
+    def test_classes_are_paired_by_name(self, make_distill):
+        spec = make_distill([bind("pred_logits", "L1")], self.RFDETR)
+        assert module_of(spec, classes=self.turned).distillation.classes == [(1, 1), (2, 0)]
+        assert module_of(spec, classes=CLASSES).distillation.classes is None
 
 
 class TestOtherClasses:
