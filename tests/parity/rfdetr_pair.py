@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
-from rtdetr_tool.checkpoints.rfdetr import from_rfdetr
+from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -82,3 +82,15 @@ def disturb(model: nn.Module) -> None:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
             if "sampling_offsets" in name or "refpoint_embed" in name or ("bbox" in name and "layers.2" in name):
                 tensor.mul_(0.2)
+
+
+def show_variant(variant: str, theirs: nn.Module, ours: Detector, output: float, loss: float) -> None:
+    """A row of docs/rfdetr.md, shown by pytest -s."""
+    row, names = RFDETR_VARIANTS[variant], theirs.state_dict().keys()
+    unmatched = names ^ to_rfdetr(ours.state_dict()).keys()
+    deployed = sum(parameter.numel() for parameter in ours.deploy().parameters())
+    cells = (
+        f"`{variant}`", row.resolution, f"{row.parameters:,}", f"{deployed:,}", f"{row.num_queries} x {CLASSES + 1}",
+        f"{output:.0e}", f"{loss:.0e}", f"{len(names)} / {len(unmatched)}",
+    )  # fmt: skip
+    print(f"\n| {' | '.join(map(str, cells))} |")

@@ -14,7 +14,7 @@ from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, is_rfdetr, to_rfdetr
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import ModelSpec, RfdetrSpec
-from tests.parity.rfdetr_pair import CLASSES, build_ours, build_pair, normalised, their_criterion
+from tests.parity.rfdetr_pair import CLASSES, build_ours, build_pair, normalised, show_variant, their_criterion
 
 TOLERANCE = 1e-4
 FEW = {"num_queries": 20, "group_detr": 3}
@@ -137,21 +137,17 @@ def test_the_names_convert_in_both_directions():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", RFDETR_VARIANTS)
+@pytest.mark.parametrize("variant", [name for name, row in RFDETR_VARIANTS.items() if not row.segmentation_head])
 def test_a_published_variant_is_equal_in_names_outputs_and_losses(variant):
     row = RFDETR_VARIANTS[variant]
     theirs, ours = build_pair(variant)
-    found, state = to_rfdetr(ours.state_dict()), theirs.state_dict()
-    unmatched = set(found) ^ set(state)
-    assert not unmatched
+    assert set(to_rfdetr(ours.state_dict())) == set(theirs.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
     theirs, ours = theirs.double(), ours.double()  # or rounding would swap some of the 3900 proposals of like scores
     images = pictures(row.resolution, row.resolution, 1).double()
     output = check_outputs(theirs, ours, images)
     loss = check_losses(theirs, ours, variant, images, make_targets(5))
-    deployed = sum(p.numel() for p in ours.deploy().parameters())
-    print(f"{variant} | {row.resolution} | {row.parameters:,} | {deployed:,} | {row.num_queries} x {CLASSES + 1} | "
-          f"{output:.1e} | {loss:.1e} | {len(state)} | {len(unmatched)}")  # fmt: skip
+    show_variant(variant, theirs, ours, output, loss)
     assert max(output, loss) < TOLERANCE
 
 
