@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import ERROR, NOTE, Findings
-from rtdetr_tool.data.loader import start_worker
+from rtdetr_tool.data.loader import dead_worker_explained, start_worker
 from rtdetr_tool.data.preprocess import SizeMismatch, decode_image, image_header
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import KINDS as REPAIRS
@@ -182,15 +182,8 @@ class _Files(Dataset):
 def read_files(records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFacts]:
     """Facts of every image file, in order, read by `workers` processes (0: in this one)."""
     ahead = {"prefetch_factor": 16, "worker_init_fn": start_worker} if workers else {}
-    try:
+    with dead_worker_explained(f"dataset.workers (now {workers})"):
         yield from DataLoader(_Files(records), batch_size=None, num_workers=workers, **ahead)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            "A process that reads images ended by itself: it was killed, ran out of memory, or a decoder crashed on a "
-            "file. Give fewer dataset.workers; with 0 the file shows itself."
-        ) from error
 
 
 class FileCheck:

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.data.loader import dead_worker_explained
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
-
-_DEAD_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 
 
 @contextmanager
 def memory_explained(spec: ExperimentSpec) -> Iterator[None]:
     """Turn torch's error about memory into ours: the settings that decide how much is needed, with their values."""
+    dataset = spec.dataset
     try:
-        yield
+        with dead_worker_explained(
+            f"dataset.workers (now {dataset.workers}) or dataset.batch_size (now {dataset.batch_size}); "
+            "the same command goes on from the checkpoint"
+        ):
+            yield
     except torch.OutOfMemoryError as error:
         raise UserError(f"The GPU ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
     except RuntimeError as error:
-        found = _root(error)
-        what = _first_sentence(found)
-        if "DefaultCPUAllocator" in str(found):
-            raise UserError(f"The machine ran out of memory ({what}). {what_to_lower(spec)}") from error
-        if _DEAD_WORKER.search(what):
-            raise RtdetrError(
-                f"A data worker process died ({what}). If the system killed it, the memory of the machine or "
-                f"container (or its /dev/shm) was used up: lower dataset.workers (now {spec.dataset.workers}) or "
-                f"dataset.batch_size (now {spec.dataset.batch_size}). The same command goes on from the checkpoint."
-            ) from error
-        raise
-
-
-def _root(error: BaseException) -> BaseException:
-    """What torch said of a dead worker, which it raises wherever the program is: others may have wrapped it there."""
-    found: BaseException | None = error
-    while found is not None and not _DEAD_WORKER.search(str(found)):
-        found = found.__cause__ or found.__context__
-    return error if found is None else found
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        what = _first_sentence(error)
+        raise UserError(f"The machine ran out of memory ({what}). {what_to_lower(spec)}") from error
 
 
 def what_to_lower(spec: ExperimentSpec) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
 
 import pytest
 import torch
+from PIL import Image
 
 from rtdetr_tool import status as status_module
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.data.inspection import read_files
+from rtdetr_tool.data.records import ImageRecord
+from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.status import StatusLogger
@@ -46,6 +51,21 @@ def test_a_data_worker_that_is_killed_ends_the_run_with_what_to_lower(trial):
     message = trial.status("worker")[-1]["message"]
     assert "A data worker process died (DataLoader worker (pid" in message and "dataset.workers (now 1)" in message
     assert "Traceback" not in trial.output("worker")
+
+
+def test_a_killed_worker_of_validate_data_is_told_in_the_same_words(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    facts = read_files([ImageRecord(str(tmp_path / "a.png"), number, 8, 8) for number in range(500)], workers=1)
+    assert next(facts).error is None
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(RtdetrError) as raised:
+        list(facts)
+    assert re.match(
+        r"A data worker process died \(DataLoader worker \(pid.*\)\. If .* lower dataset\.workers \(now 1\)\. If",
+        str(raised.value),
+    )
+    assert raised.value.exit_code == 1
 
 
 def _children(pid: int) -> list[int]:
