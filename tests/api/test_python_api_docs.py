@@ -67,8 +67,8 @@ def folder(sample, tmp_path_factory):
     args = argparse.Namespace(num_classes=90, resolution=SIDE, pretrain_weights="none")
     (place / "cache").mkdir()
     torch.save({"model": to_rfdetr(network.state_dict()), "args": args}, place / "cache" / "rf-detr-nano.pth")
-    network = RFDETRNano(pretrain_weights=None, num_classes=1, device="cpu", **SMALL_RFDETR).network
-    args = argparse.Namespace(num_classes=1, class_names=["cat", "dog"], resolution=SIDE, pretrain_weights="none")
+    network = RFDETRNano(pretrain_weights=None, num_classes=2, device="cpu", **SMALL_RFDETR).network
+    args = argparse.Namespace(num_classes=2, class_names=["cat", "dog"], resolution=SIDE, pretrain_weights="none")
     torch.save({"model": to_rfdetr(network.state_dict()), "args": args, "epoch": 0}, place / "old_checkpoint.pth")
     yield place
     shutil.rmtree(place)
