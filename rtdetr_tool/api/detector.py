@@ -20,7 +20,7 @@ from rtdetr_tool.api.results import result_of
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size, prepare_image
 from rtdetr_tool.errors import DataError, UserError, nearest_multiples
-from rtdetr_tool.ops.structures import Batch, Detections, Target
+from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.loop import detect
 from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, OpenedDetector, OpenedModel, open_model
@@ -145,11 +145,6 @@ class Detector:
                 source = pixels.permute(1, 2, 0).numpy() if include_source_image else None
                 results.append(result_of(one.above(threshold), self.class_map, target.original_size, source))
         return results if several else results[0]
-
-    def detect(self, images: Sequence[Any], shape: Sequence[int] | None = None) -> Iterator[Detections]:
-        """As `predict`, one image after the other in this package's own form, whatever the score."""
-        for _, found in detect(self.runtime, self._batches(images, self._shape(shape), {}), self.spec.model.num_select):
-            yield from found
 
     def _batches(self, images: Sequence[Any], shape: tuple[int, int], pictures: dict[int, Tensor]) -> Iterator[Batch]:
         """Batches of prepared images, decoded when it is their turn; `pictures` gets the originals by position."""
