@@ -32,7 +32,7 @@ from rtdetr_tool.spec.validate import SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from rtdetr_tool.metrics.coco import CocoResult
-    from rtdetr_tool.training.fit import FitResult
+    from rtdetr_tool.training.result import FitResult
 
 DEPLOYED_SUFFIXES = (".onnx", ".tflite", *ENGINE_SUFFIXES)
 

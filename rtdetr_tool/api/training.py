@@ -17,8 +17,9 @@ from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import find_resume_path
-from rtdetr_tool.training.fit import FitResult, fit
+from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
+from rtdetr_tool.training.result import FitResult
 
 logger = logging.getLogger(__name__)
 

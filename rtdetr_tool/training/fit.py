@@ -6,7 +6,6 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,16 @@ from pytorch_lightning import Callback, Trainer
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.status import current_status
 from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
 from rtdetr_tool.training.checkpointing import checkpoints_of, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.reporting import say_resumed, show_result
+from rtdetr_tool.training.result import FitResult, show_result
 from rtdetr_tool.training.trainer import build_trainer, seed_run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class FitResult:
-    """What a run left behind. `metrics` are of the last validation; paths are None when nothing was written."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    best_score: float | None = None
-    best_epoch: int | None = None
-    best_path: Path | None = None
-    latest_path: Path | None = None
-    resumed_from: Path | None = None
-    epochs: int = 0
-    dry_run: bool = False
 
 
 def fit(
@@ -66,7 +52,7 @@ def fit(
         remove_unfinished(spec.train.results_dir)
     resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
     if resume:
-        logger.info(say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path)))
+        _say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
     with memory_explained(spec), children_told(trainer):
         trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
     result = _result(trainer, module, resume)
@@ -106,6 +92,13 @@ def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: Detection
             metrics["val_loss"] = module.criterion(predictions, batch.targets)["loss"].item()
     logger.info("Dry run: everything was built, one batch went through (%s); nothing was trained or written.", metrics)
     return FitResult(metrics=metrics, dry_run=True)
+
+
+def _say_resumed(path: Path, explicit: bool) -> None:
+    why = "train.resume_training_checkpoint_path" if explicit else "the latest checkpoint of this results folder"
+    message = f"Resuming from {path} ({why})."
+    current_status().running(message)
+    logger.info(message)
 
 
 def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> FitResult:

@@ -1,20 +1,13 @@
-"""What a run leaves in `status.json`, and the table at its end."""
+"""What a run leaves in `status.json`."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
-from rtdetr_tool.log import console
 from rtdetr_tool.status import current_status
-from rtdetr_tool.training.distributed import rank
-
-if TYPE_CHECKING:
-    from rtdetr_tool.training.fit import FitResult
 
 
 class StatusReport(Callback):
@@ -56,36 +49,6 @@ class StatusReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         current_status().running("Training loop complete.")
-
-
-def say_resumed(path: Path, explicit: bool) -> str:
-    """The line that a run goes on from `path`; in status.json and returned for the log."""
-    why = "train.resume_training_checkpoint_path" if explicit else "the latest checkpoint of this results folder"
-    message = f"Resuming from {path} ({why})."
-    current_status().running(message)
-    return message
-
-
-def show_result(result: FitResult) -> None:
-    """The table at the end of a run, on the console of the first process."""
-    from rich.table import Table
-
-    if rank() != 0:
-        return
-    table = Table(title="Training", show_header=False, title_justify="left")
-    table.add_column()
-    table.add_column(overflow="fold")
-    if result.best_score is not None:
-        monitor = "val_segm_mAP" if "val_segm_mAP" in result.metrics else "val_mAP"
-        table.add_row(f"Best {monitor}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
-    for name in ("val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50", "val_loss", "train_loss"):
-        if name in result.metrics:
-            table.add_row(f"Last {name}", f"{result.metrics[name]:.4f}")
-    rows: list[tuple[str, Any]] = [("Best checkpoint", result.best_path), ("Latest checkpoint", result.latest_path)]
-    for name, path in rows:
-        if path is not None:
-            table.add_row(name, str(path))
-    console().print(table)
 
 
 def _figures(trainer: Trainer, names: tuple[str, ...]) -> dict[str, float]:

@@ -1,0 +1,46 @@
+"""What a training run gives back, and the table that shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rtdetr_tool.log import console
+from rtdetr_tool.training.distributed import rank
+
+
+@dataclass
+class FitResult:
+    """What a run left behind. `metrics` are of the last validation; paths are None when nothing was written."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_score: float | None = None
+    best_epoch: int | None = None
+    best_path: Path | None = None
+    latest_path: Path | None = None
+    resumed_from: Path | None = None
+    epochs: int = 0
+    dry_run: bool = False
+
+
+def show_result(result: FitResult) -> None:
+    """The table at the end of a run, on the console of the first process."""
+    if rank() != 0:
+        return
+    table = Table(title="Training", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    if result.best_score is not None:
+        monitor = "val_segm_mAP" if "val_segm_mAP" in result.metrics else "val_mAP"
+        table.add_row(f"Best {monitor}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
+    for name in ("val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50", "val_loss", "train_loss"):
+        if name in result.metrics:
+            table.add_row(f"Last {name}", f"{result.metrics[name]:.4f}")
+    rows: list[tuple[str, Any]] = [("Best checkpoint", result.best_path), ("Latest checkpoint", result.latest_path)]
+    for name, path in rows:
+        if path is not None:
+            table.add_row(name, str(path))
+    console().print(table)
