@@ -13,7 +13,7 @@ import torch
 from rtdetr_tool.api.keywords import Settings, applied, model_settings
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import check_against
+from rtdetr_tool.checkpoints.metadata import check_against, section_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import OpenedDetector, complete_spec, detector_of
@@ -62,8 +62,8 @@ def open_weights(
         CheckpointError: `base` or `keywords` contradict it. Another number of classes does not: class heads start anew.
     """
     file = read_detector(os.fspath(weights), {**keywords, "rfdetr": keywords})  # where it leaves a choice
-    arch = file.meta["spec"]["model"].get("arch", "rtdetr")
-    known = file.meta["spec"]["dataset"]["num_classes"]
+    arch = section_of(file.meta, "spec.model").get("arch", "rtdetr")
+    known = section_of(file.meta, "spec.dataset").get("num_classes")
     chosen = {**base, **model_settings(keywords, arch, where)}
     rows = known if num_classes is None else class_rows(arch, num_classes)
     if rows == known:

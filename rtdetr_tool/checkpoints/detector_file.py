@@ -19,7 +19,7 @@ from rtdetr_tool.checkpoints import official_rtdetr, transformers_config, transf
 from rtdetr_tool.checkpoints.architecture import UNSEEN, architecture_of, describe, points_per_level
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import BARE, OURS, RFDETR, TAO, TRANSFORMERS, Layout, identify, to_own_names
-from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata, checked_metadata
+from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata, check_sizes, checked_metadata
 from rtdetr_tool.checkpoints.published import ACCEPT, check_licence, weights_path
 from rtdetr_tool.checkpoints.rfdetr import is_own_rfdetr
 from rtdetr_tool.checkpoints.rfdetr_architecture import (
@@ -87,7 +87,9 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
     weights = to_own_names(layout, str(path))
     what = f"{layout.what}{', averaged weights (EMA)' if layout.averaged else ''}"
     if layout.kind == OURS:
-        return DetectorFile(str(path), OURS, what, weights, checked_metadata(payload[KEY], str(path)))
+        meta = checked_metadata(payload[KEY], str(path))
+        check_sizes(meta, weights, str(path))
+        return DetectorFile(str(path), OURS, what, weights, meta)
     config, preprocessor = {}, {}
     if layout.kind == TRANSFORMERS and file.name in DIRECTORY_WEIGHTS:
         config = _read_json(file.parent / CONFIG, required=path.is_dir())

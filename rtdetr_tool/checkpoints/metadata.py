@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.log import without_secrets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "rtdetr_tool"
 FORMAT = 1
@@ -60,6 +63,19 @@ RFDETR = (
     "segmentation_head",
     "mask_downsample_ratio",
 )
+# What says how large a network is: numbers of layers; widths, of which a layer has squares; what goes with one width.
+_SIZES = {
+    "rtdetr": (
+        ("model.enc_layers", "model.dec_layers", "model.depth_mult"),
+        ("model.hidden_dim", "model.dec_hidden_dim"),
+        ("model.dim_feedforward", "model.dec_dim_feedforward", "model.feat_channels"),
+    ),
+    "rfdetr": (
+        ("model.rfdetr.dec_layers",),
+        ("model.rfdetr.hidden_dim",),
+        ("model.rfdetr.dim_feedforward", "model.rfdetr.num_queries", "model.rfdetr.group_detr"),
+    ),
+}
 CHECKED = (
     ("model", ARCHITECTURE),
     ("model.frozen_fm", ("enabled", "backbone")),
@@ -98,6 +114,29 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not sound:
         raise CheckpointError(f"{source} says something of itself in {KEY!r} that this tool does not write: damaged?")
     return dict(meta)
+
+
+def check_sizes(meta: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> None:
+    """CheckpointError for a file that describes a network far too large for its tensors: building it may never end."""
+    sizes = _SIZES["rfdetr" if section_of(meta, "spec.model").get("arch") == "rfdetr" else "rtdetr"]
+    layers, width, beside = (max(_numbers(meta, names), default=1) for names in sizes)
+    beside = max(beside, *_numbers(meta, ["dataset.num_classes"]), 1)
+    inner = width * max(1, *_numbers(meta, ["model.expansion"]), 1)
+    elements = sum(tensor.numel() for tensor in weights.values())
+    if layers > len(weights) or max(layers * width * width, beside * width, inner * inner) > elements:
+        raise CheckpointError(
+            f"{source} describes a network of {layers} layers, {width} wide, which its {len(weights)} tensors with "
+            f"{elements} numbers cannot be: damaged, or made up."
+        )
+
+
+def _numbers(meta: Mapping[str, Any], names: Sequence[str]) -> Iterator[float]:
+    for name in names:
+        section, _, field = f"spec.{name}".rpartition(".")
+        value = section_of(meta, section).get(field)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, (int, float)):
+                yield number
 
 
 def without_paths(model: Mapping[str, Any]) -> dict[str, Any]:

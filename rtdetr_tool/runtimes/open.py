@@ -95,14 +95,16 @@ def detector_of(file: DetectorFile, loaded: LoadedSpec) -> OpenedDetector:
         logger.info("%s: %s weights of %s, %d class outputs", file.source, kind, spec.model.kind, outputs)
     else:
         logger.warning("%s", file.summary())
-    check_foundation(file, spec)
+    check_complete(file, spec)
     detector = build_detector(spec.model, spec.dataset.num_classes)
     load_into(detector, file.weights, source=file.source)
     return OpenedDetector(detector, file.meta, class_map, spec)
 
 
-def check_foundation(file: DetectorFile, spec: ExperimentSpec) -> None:
-    """CheckpointError where a checkpoint of ours was trained with a frozen model whose file the user does not name."""
+def check_complete(file: DetectorFile, spec: ExperimentSpec) -> None:
+    """CheckpointError where neither the file nor the user says what building the detector needs."""
+    if spec.dataset.num_classes is None:
+        raise CheckpointError(f"{file.source} does not say how many classes it has: give dataset.num_classes.")
     frozen = spec.model.frozen_fm
     if file.ours and frozen.enabled and not frozen.checkpoint:
         trained_with = section_of(file.meta, "spec.model.frozen_fm").get("checkpoint")

@@ -13,13 +13,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from rtdetr_tool.api import Detector
 from rtdetr_tool.artifacts.engine_file import read_description
 from rtdetr_tool.artifacts.onnx_file import read_onnx
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
-from rtdetr_tool.checkpoints.metadata import checked_metadata
+from rtdetr_tool.checkpoints.metadata import check_sizes, checked_metadata
 from rtdetr_tool.cli import main
 from rtdetr_tool.deploy.precision.cache import read_cache
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.spec import read_spec
 
 BINDING = "{teacher_module_name: srcs, student_module_name: srcs, criterion: L2}"
 FORMS = ("zip", "legacy", "pickle", "nested", "persistent")
@@ -228,6 +231,42 @@ def test_what_a_checkpoint_says_of_itself_may_be_made_up(change, project, capsys
     save_checkpoint(payload, file)
     assert project.run("evaluate", f"evaluate.checkpoint={file}") == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+SIZES = [
+    "model.enc_layers", "model.dec_layers", "model.depth_mult", "model.hidden_dim", "model.dec_hidden_dim",
+    "model.dim_feedforward", "model.dec_dim_feedforward", "model.expansion", "dataset.num_classes",
+]  # fmt: skip
+
+
+def test_a_file_cannot_have_a_network_built_that_is_far_larger_than_its_tensors(project):
+    file = project.checkpoint()
+    payload = torch.load(file, weights_only=True)
+    meta, message = payload["rtdetr_tool"], r"describes a network of .* damaged, or made up"
+    check_sizes(meta, payload["state_dict"], "m.pth")
+    for name in SIZES:
+        section, _, field = name.partition(".")
+        for number in (100_000, 10**30, 1e308):
+            changed = {**meta["spec"], section: {**meta["spec"][section], field: number}}
+            with pytest.raises(CheckpointError, match=message):
+                check_sizes({**meta, "spec": changed}, payload["state_dict"], "m.pth")
+    meta["spec"]["model"]["enc_layers"] = 10**30
+    save_checkpoint(payload, file)
+    with pytest.raises(CheckpointError, match=message):
+        open_detector(str(file), read_spec(None))
+
+
+@pytest.mark.parametrize("section", ["spec", "model", "dataset"])
+def test_a_checkpoint_that_says_nothing_of_itself_is_refused(section, project):
+    file = project.checkpoint()
+    payload = torch.load(file, weights_only=True)
+    place = payload["rtdetr_tool"] if section == "spec" else payload["rtdetr_tool"]["spec"]
+    del place[section]
+    save_checkpoint(payload, file)
+    with pytest.raises(CheckpointError):
+        open_detector(str(file), read_spec(None))
+    with pytest.raises(CheckpointError):
+        Detector.from_checkpoint(file)
 
 
 def test_an_array_of_objects_beside_the_data_is_never_read(project, capsys, witness):
