@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
@@ -17,6 +18,7 @@ from rtdetr_tool.status import process_rank
 
 logger = logging.getLogger(__name__)
 
+_WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31 at the latest
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 # Its defaults: lines of its own on the console, figures about its use sent away, minutes of waiting for a server.
 _MLFLOW_MANNERS = {
@@ -121,7 +123,9 @@ def wandb_wanted(settings: WandbSpec) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    if netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore"):
+    logins = netrc.read_text(errors="ignore") if netrc.is_file() else ""
+    own_server = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
+    if any(host in logins for host in ([own_server] if own_server else _WANDB_HOSTS)):
         return True
     logger.info("Weights & Biases is left out: there is no login (`wandb login`, or WANDB_API_KEY).")
     return False

@@ -12,8 +12,9 @@ import pytest
 from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.loggers import CSVLogger
 
+from rtdetr_tool.spec import WandbSpec
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.loggers import MLflow, _Service, build_loggers, mlflow_arguments
+from rtdetr_tool.training.loggers import MLflow, _Service, build_loggers, mlflow_arguments, wandb_wanted
 
 SECRET = "s3cr3tv4lue9876543210"
 
@@ -59,6 +60,26 @@ def test_weights_and_biases_without_a_login_is_left_out_and_it_is_said(make_spec
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "CSVLogger"]
     assert "there is no login" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("machine", "server", "wanted"),
+    [
+        ("api.wandb.ai", None, True),
+        ("api.forge.coreweave.com", None, True),
+        ("wandb.example.org", "https://wandb.example.org:8443", True),
+        ("wandb.example.org", None, False),
+        ("api.wandb.ai", "https://wandb.example.org", False),
+    ],
+)
+def test_a_login_to_the_server_in_use_is_found_in_netrc(machine, server, wanted, monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if server:
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+    (tmp_path / "netrc").write_text(f"machine {machine}\n  login user\n  password {'k' * 40}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_wanted(WandbSpec()) is wanted
 
 
 class Failing(_Service, CSVLogger):
