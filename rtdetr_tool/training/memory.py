@@ -11,6 +11,8 @@ from rtdetr_tool.data.loader import dead_worker_explained
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
 
+_GPU_SIGNS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
 
 @contextmanager
 def memory_explained(spec: ExperimentSpec) -> Iterator[None]:
@@ -22,13 +24,19 @@ def memory_explained(spec: ExperimentSpec) -> Iterator[None]:
             "the same command goes on from the checkpoint"
         ):
             yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"The GPU ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        lacking = _lacking(error)
+        if lacking is None:
             raise
-        what = _first_sentence(error)
-        raise UserError(f"The machine ran out of memory ({what}). {what_to_lower(spec)}") from error
+        raise UserError(f"The {lacking} ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
+
+
+def _lacking(error: RuntimeError | MemoryError) -> str | None:
+    """Whose memory was used up, if that is what the error says; only torch's allocator for GPUs has a type for it."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _GPU_SIGNS):
+        return "GPU"
+    return "machine" if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text else None
 
 
 def what_to_lower(spec: ExperimentSpec) -> str:
@@ -53,4 +61,4 @@ def what_to_lower(spec: ExperimentSpec) -> str:
 
 
 def _first_sentence(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__

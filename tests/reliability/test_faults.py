@@ -101,6 +101,21 @@ def test_a_gpu_out_of_memory_is_answered_with_what_to_lower_and_its_present_valu
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (RuntimeError("CUDA error: out of memory\nCompile with"), "The GPU ran out of memory (CUDA error"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), "The GPU ran out of memory (CUDA error"),
+        (MemoryError("Unable to allocate 3 GiB"), "The machine ran out of memory (Unable to allocate 3 GiB). "),
+        (MemoryError(), "The machine ran out of memory (MemoryError). "),
+    ],
+)
+def test_memory_that_other_libraries_lack_is_answered_alike(error, start):
+    with pytest.raises(UserError) as raised, memory_explained(_spec()):
+        raise error
+    assert str(raised.value).startswith(start) and "lower dataset.batch_size (now 8 per process)" in str(raised.value)
+
+
 def test_a_machine_out_of_memory_is_answered_too_and_other_errors_are_not():
     message = r"The machine ran out of memory .*dataset\.batch_size"
     with pytest.raises(UserError, match=message), memory_explained(_spec()):
