@@ -104,8 +104,8 @@ def test_a_gpu_out_of_memory_is_answered_with_what_to_lower_and_its_present_valu
 @pytest.mark.parametrize(
     ("error", "start"),
     [
-        (RuntimeError("CUDA error: out of memory\nCompile with"), "The GPU ran out of memory (CUDA error"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), "The GPU ran out of memory (CUDA error"),
+        (RuntimeError("CUDA error: out of memory\nCompile with"), "The GPU ran out of memory (CUDA "),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "The GPU ran out of memory (CUDA "),
         (MemoryError("Unable to allocate 3 GiB"), "The machine ran out of memory (Unable to allocate 3 GiB). "),
         (MemoryError(), "The machine ran out of memory (MemoryError). "),
     ],
