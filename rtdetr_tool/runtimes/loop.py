@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rtdetr_tool.data.loader import dead_worker_explained
 from rtdetr_tool.data.preprocess import to_float
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.postprocess import postprocess
@@ -40,7 +41,13 @@ def detect(
     runtime: Runtime, loader: Iterable[Batch], num_select: int, times: LoopTimes | None = None
 ) -> Iterator[tuple[Batch, list[Detections]]]:
     """Each batch of the loader with its detections, on the CPU; `times` is filled as the loop goes on."""
-    times = LoopTimes() if times is None else times
+    with dead_worker_explained(f"dataset.workers (now {getattr(loader, 'num_workers', 0)})"):
+        yield from _detect(runtime, loader, num_select, LoopTimes() if times is None else times)
+
+
+def _detect(
+    runtime: Runtime, loader: Iterable[Batch], num_select: int, times: LoopTimes
+) -> Iterator[tuple[Batch, list[Detections]]]:
     clock = _Clock(runtime.device)
     for batch in loader:
         times.load += clock.lap()

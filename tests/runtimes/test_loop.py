@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -153,3 +155,17 @@ def test_nan_from_a_model_is_an_error_that_names_the_picture(part, folder):
 
     with pytest.raises(RtdetrError, match=r"red gives NaN or infinite values, for example on .*wide\.png: .*overflow"):
         list(detect(Broken(), load(folder, False), num_select=2))
+
+
+class KillsItsWorker(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_data_worker_that_dies_is_told_with_what_to_lower():
+    loader = torch.utils.data.DataLoader(KillsItsWorker(), num_workers=1)
+    with pytest.raises(RtdetrError, match=r"A data worker process died .*lower dataset.workers \(now 1\)"):
+        list(detect(FindsRed(), loader, 2))
