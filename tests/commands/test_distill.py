@@ -161,10 +161,14 @@ def test_a_teacher_of_transformers_can_be_learned_from(project, distill, tmp_pat
     )  # fmt: skip
     folder = tmp_path / "teacher"
     transformers.RTDetrForObjectDetection(config).save_pretrained(folder)
+    predictions = bindings("pred_logits", "pred_logits", "KL")
+    assert distill(predictions, pretrained_teacher_model_path=str(folder)) == 0  # it knows cats, among others
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"cat"', '"hen"'))
     assert distill(pretrained_teacher_model_path=str(folder)) == 0
     log = (project.folder / "results" / "distill" / "log.txt").read_text()
-    assert "the teacher has 3 classes (0: cat, 1: dog, 2: cow), the data 2 (1: cat)" in log
-    assert distill(bindings("pred_logits", "pred_logits", "KL"), pretrained_teacher_model_path=str(folder)) == 2
+    assert "the teacher has 3 classes (0: hen, 1: dog, 2: cow), the data 2 (1: cat)" in log
+    assert distill(predictions, pretrained_teacher_model_path=str(folder)) == 2
 
 
 # What is refused, in one message each
