@@ -13,8 +13,8 @@ from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.masks import TrueMasks, factors_of
 from rtdetr_tool.spec import ModelSpec, RfdetrSpec
-from tests.parity.rfdetr_pair import build_pair, normalised, show_variant, their_criterion
-from tests.parity.test_rfdetr import FEW, TOLERANCE, make_targets, pictures, worst
+from tests.parity.rfdetr_pair import build_pair, normalised, show_variant
+from tests.parity.test_rfdetr import FEW, TOLERANCE, check_losses, make_targets, pictures, worst
 
 VARIANTS = [name for name, row in RFDETR_VARIANTS.items() if row.segmentation_head]
 
@@ -53,13 +53,6 @@ def build_segmenting_pair(variant, **changes):
     return theirs, ours
 
 
-def single(outputs):
-    """The package's losses take float32 only."""
-    if isinstance(outputs, dict):
-        return {name: single(value) for name, value in outputs.items()}
-    return [single(value) for value in outputs] if isinstance(outputs, list) else outputs.float()
-
-
 def check_masks(theirs, ours, images) -> float:
     with torch.no_grad():
         expected, found = theirs.eval()(normalised(images)), ours.eval()(images)
@@ -79,40 +72,6 @@ def check_masks(theirs, ours, images) -> float:
     return max(differences)
 
 
-def check_mask_losses(theirs, ours, variant, images, targets, **changes) -> float:
-    labels = [{"labels": t.labels, "boxes": t.boxes, "masks": t.masks} for t in targets]
-    spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **changes))
-    differences = []
-    for training in (True, False):
-        judge, criterion = their_criterion(variant, **changes).train(training), build_criterion(spec).train(training)
-        expected = judge(single(theirs.train(training)(normalised(images))), labels)
-        found = criterion(ours.train(training)(images).to(torch.float32), targets)
-        weights = {name: weight for name, weight in judge.weight_dict.items() if name in expected}
-        assert {"loss_mask_ce", "loss_mask_dice"} <= set(weights)
-        if training:
-            assert set(found) == {*weights, "loss"}
-        terms = [name for name in found if name != "loss"]
-        differences += [abs(found[name].item() - weights[name] * expected[name].item()) for name in terms]
-        if training:
-            check_head_gradients(theirs, ours, sum(weights[n] * expected[n] for n in weights), found["loss"])
-    print(f"largest difference of losses: {max(differences):.1e}")
-    return max(differences)
-
-
-def check_head_gradients(theirs, ours, their_loss, our_loss) -> None:
-    their_loss.backward()
-    our_loss.backward()
-    expected = from_rfdetr({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
-    found = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    assert set(found) == set(expected)
-    head = [name for name in found if name.startswith("segmentation_head.")]
-    assert head
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    assert worst((found[name], expected[name]) for name in found) < TOLERANCE * largest
-    largest = max(expected[name].abs().max() for name in head)
-    assert worst((found[name], expected[name]) for name in head) <= TOLERANCE * largest  # both 0 without objects
-
-
 @pytest.mark.parametrize(("variant", "size"), [("seg_nano", (48, 96)), ("seg_medium", (72, 48))])
 def test_masks_of_every_layer_are_equal(variant, size):
     theirs, ours = build_segmenting_pair(variant, **FEW)
@@ -124,7 +83,7 @@ def test_losses_and_gradients_with_masks_are_equal(counts, same_draws):
     theirs, ours = build_segmenting_pair("seg_nano", **FEW)
     images = pictures(60, 96, len(counts))
     targets = with_masks(make_targets(*counts), 60, 96)
-    assert check_mask_losses(theirs, ours, "seg_nano", images, targets, **FEW) < TOLERANCE
+    assert check_losses(theirs, ours, "seg_nano", images, targets, **FEW) < TOLERANCE
 
 
 def test_names_of_a_segmentation_model_convert_in_both_directions():
@@ -160,6 +119,6 @@ def test_a_published_segmentation_variant_is_equal(variant, same_draws):
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
     theirs, ours = theirs.double(), ours.double()  # or rounding would swap some of the proposals of like scores
     output = check_masks(theirs, ours, images)
-    loss = check_mask_losses(theirs, ours, variant, images, targets)
+    loss = check_losses(theirs, ours, variant, images, targets)
     show_variant(variant, theirs, ours, output, loss)
     assert max(output, loss) < TOLERANCE
