@@ -64,6 +64,11 @@ class DetectionDataModule(pl.LightningDataModule):
                 return self._datasets[split].class_map
         return self.dataset("train").class_map
 
+    @property
+    def class_names(self) -> list[str]:
+        """Those of `class_map`, in the order of the class indices."""
+        return [entry.name for entry in self.class_map.entries]
+
     def _loader(self, split: str) -> DataLoader:
         dataset, training = self.dataset(split), split == "train"
         if training:  # a negative seed was drawn by each process for itself

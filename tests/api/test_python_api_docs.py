@@ -98,7 +98,7 @@ def test_the_page_runs_from_detecting_to_loggers(folder, monkeypatch, capsys):
     for block in BLOCKS:
         if block is not SCRIPT:
             exec(compile(shorter(block), "python_api.md", "exec"), names)
-    assert names["model"].class_names == ["cat", "dog"]
+    assert names["model"].class_names == names["datamodule"].class_names == ["cat", "dog"]
     assert (folder / "output" / "rfdetr-nano.onnx").exists() and (folder / "bundle" / "weights.pt").exists()
     assert (folder / "results" / "train" / "rtdetr_model_latest.pth").exists()
     assert any((folder / "results" / "mine").rglob("metrics.csv"))
