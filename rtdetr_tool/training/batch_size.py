@@ -51,7 +51,7 @@ def settle_batch_size(spec: ExperimentSpec, module: DetectorModule) -> Experimen
         )
     steps = -(-wanted // size)
     size = -(-wanted // steps)  # equal parts, so that a step sees hardly more images than wanted
-    logger.info("dataset.batch_size auto: %d images in a batch, %d batches in an optimizer step.", size, steps)
+    logger.info("dataset.batch_size auto: batches of %d images, %d for each optimizer step.", size, steps)
     dataset, train = replace(spec.dataset, batch_size=size), replace(spec.train, grad_accum_steps=steps)
     return replace(spec, dataset=dataset, train=train)
 

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ def fit(
     datamodule.setup("fit")
     module = build_module(spec, datamodule.class_map)
     if spec.dataset.batch_size == AUTO:
-        module.spec = datamodule.spec = spec = settle_batch_size(spec, module)
+        module.spec = settled = settle_batch_size(module.spec, module)
+        own = replace(settled.dataset, num_classes=spec.dataset.num_classes)  # the module's are counted in the data
+        datamodule.spec = spec = replace(settled, dataset=own)
     if spec.train.is_dry_run:
         with memory_explained(spec):
             return rehearse(spec, module, datamodule)
-    trainer = build_trainer(spec, callbacks=list(callbacks), **trainer_kwargs)
+    trainer = build_trainer(spec, callbacks=callbacks, **trainer_kwargs)
     if trainer.is_global_zero:
         remove_unfinished(spec.train.results_dir)
     resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)

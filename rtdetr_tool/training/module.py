@@ -38,6 +38,10 @@ from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
 
+_NOT_THIS_RUN = (
+    "A run goes on with the model and the classes that it has. For a new one give another results_dir (-r); "
+    "train.pretrained_model_path starts it from the weights of this file."
+)
 PREFIX = "model.model."  # of the detector's tensors in a checkpoint
 
 
@@ -83,15 +87,20 @@ class DetectorModule(pl.LightningModule):
         return self.detector(images)
 
     def setup(self, stage: str) -> None:
-        """A fit that does not resume starts from the weights that the spec names."""
-        if stage == "fit" and not self.trainer.ckpt_path:
+        sharding = sharding_of(self.trainer.strategy)
+        if stage == "fit" and sharding is not None:  # later the weights are in shards
             self.load_initial_weights()
         several = self.trainer.world_size > 1 and self.spec.train.sync_bn
         if several and self.trainer.accelerator.name() == "cpu":
             synchronise_batch_norms(self.detector)
-        if sharding_of(self.trainer.strategy) == "fsdp":  # it loads the optimizer's state of channels_last in disorder
+        if sharding == "fsdp":  # it loads the optimizer's state of channels_last in disorder
             self.detector.to(memory_format=torch.contiguous_format)
         self.run_seed = broadcast_object(self.run_seed)
+
+    def on_fit_start(self) -> None:
+        """A fit that does not resume starts from the weights that the spec names; before, Lightning does not say."""
+        if not self.trainer.ckpt_path:
+            self.load_initial_weights()
 
     def load_initial_weights(self) -> None:
         if not self._initialised:
@@ -332,12 +341,16 @@ class DetectorModule(pl.LightningModule):
         if not isinstance(meta, Mapping):
             raise CheckpointError("The checkpoint is not one of this tool's; give it as train.pretrained_model_path.")
         fitting = self.trainer.state.fn == "fit"
-        check_against(self.spec, meta, source="the checkpoint", every_field=fitting)
-        if not _same_classes(meta["classes"], self.class_map):
-            raise CheckpointError(
-                f"The classes differ: the data has {_names(self.class_map.to_list())}, "
-                f"the checkpoint {_names(meta['classes'])}."
-            )
+        source = str(self.trainer.ckpt_path or "the checkpoint")
+        try:
+            check_against(self.spec, meta, source=source, every_field=fitting)
+            if not _same_classes(meta["classes"], self.class_map):
+                raise CheckpointError(
+                    f"The classes differ: the data has {_names(self.class_map.to_list())}, "
+                    f"{source} has {_names(meta['classes'])}."
+                )
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\n{_NOT_THIS_RUN}" if fitting else str(error)) from None
         if fitting:
             self.metrics = dict(meta.get("metrics") or {})
         if fitting and RAW_KEY in checkpoint:

@@ -133,8 +133,24 @@ def test_a_finished_run_is_not_trained_again(make_spec):
 
 def test_resuming_with_another_model_names_both(make_spec):
     fit(make_spec())
-    with pytest.raises(CheckpointError, match=r"model\.dec_layers is 3 in the spec, 2 in the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.dec_layers is 3 in the spec, 2 in the checkpoint") as caught:
         fit(make_spec(model__dec_layers=3))
+    assert "model_epoch_000.pth" in str(caught.value) and "another results_dir" in str(caught.value)
+
+
+def test_a_resumed_run_does_not_need_the_weights_that_it_once_started_from(make_spec, tmp_path):
+    start = fit(make_spec(train__results_dir=str(tmp_path / "first"))).latest_path
+    fit(make_spec(train__pretrained_model_path=str(start)))
+    start.unlink()
+    again = fit(make_spec(train__pretrained_model_path=str(start), train__num_epochs=2))
+    assert again.resumed_from is not None and again.epochs == 2
+
+
+def test_classes_counted_in_the_data_are_in_the_checkpoint_also_with_an_automatic_batch(make_spec):
+    result = fit(make_spec(dataset__num_classes=None, dataset__batch_size=0, train__effective_batch_size=2))
+    opened = open_detector(str(result.latest_path), read_spec(None))
+    assert opened.spec.dataset.num_classes == 2
+    assert load_checkpoint(result.latest_path)["rtdetr_tool"]["spec"]["dataset"]["batch_size"] == 2
 
 
 def test_bare_weights_cannot_be_resumed_but_the_message_says_what_to_do(make_spec, tmp_path):
