@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ class Detector:
         Raises:
             DataError: an image cannot be read or is none.
         """
-        if not 0 <= threshold <= 1:
+        if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
             raise UserError(f"predict: threshold {threshold!r} is not allowed; allowed: 0 to 1")
         several = isinstance(images, (list, tuple))
         pictures: dict[int, Tensor] = {}
@@ -169,7 +170,8 @@ class Detector:
         if shape is None:
             height, width = self.spec.dataset.augmentation.eval_spatial_size
             return height, width
-        if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+        pair = isinstance(shape, (tuple, list)) and len(shape) == 2
+        if not pair or not all(isinstance(side, int) and side > 0 for side in shape):
             raise UserError(f"shape: {shape!r} is not allowed; allowed: (height, width) in pixels")
         height, width = shape
         fixed = self.runtime.input_size

@@ -68,6 +68,19 @@ TRAIN: dict[str, Rule] = {
     "project": lambda name: {"wandb.project": name, "mlflow.experiment": name},
     "run": lambda name: {"wandb.name": name, "mlflow.run_name": name},
 }
+# Keywords that users of RF-DETR know and that have no field -> what there is instead.
+TRAIN_ELSEWHERE = {
+    "start_epoch": "resume=True goes on in the epoch in which a run ended",
+    "do_benchmark": "it is not measured while training; `rtdetr evaluate` says images per second",
+    "class_names": "they are those of the data",
+    "run_test": "evaluate('test') scores the test split afterwards",
+}
+EXPORT_ELSEWHERE = {
+    "simplify": "graphs are always simplified",
+    "force": "overwrite=True replaces a file",
+    "infer_dir": "pictures of dataset.infer_data_sources are compared where there are some",
+    "patch_size": "it is the model's",
+}
 # Of `export`.
 EXPORT: dict[str, Rule] = {
     "quantization": lambda kind: {"export.tflite.data_type": str(kind or "FP32").upper()},
@@ -79,7 +92,7 @@ _FAMILY_SECTIONS = {"rfdetr": ("model.rfdetr", "model"), "rtdetr": ("model",)}
 
 def train_settings(keywords: Mapping[str, Any]) -> Settings:
     """What keywords of `train` say: names of `TRAIN`, of fields of `train` and `dataset`, or dotted names."""
-    return settings(keywords, {**leaves(*_TRAIN_SECTIONS), **TRAIN}, "train")
+    return settings(keywords, {**leaves(*_TRAIN_SECTIONS), **TRAIN}, "train", {**_of_the_model(), **TRAIN_ELSEWHERE})
 
 
 def data_settings(keywords: Mapping[str, Any]) -> Settings:
@@ -90,7 +103,7 @@ def data_settings(keywords: Mapping[str, Any]) -> Settings:
 
 def export_settings(keywords: Mapping[str, Any]) -> Settings:
     """What keywords of `export` say: fields of `export`, or names in `EXPORT`."""
-    return settings(keywords, {**leaves("export"), **EXPORT}, "export")
+    return settings(keywords, {**leaves("export"), **EXPORT}, "export", EXPORT_ELSEWHERE)
 
 
 def model_settings(keywords: Mapping[str, Any], arch: str, where: str) -> Settings:
@@ -98,8 +111,10 @@ def model_settings(keywords: Mapping[str, Any], arch: str, where: str) -> Settin
     return settings(keywords, leaves(*_FAMILY_SECTIONS[arch]), where)
 
 
-def settings(keywords: Mapping[str, Any], known: Mapping[str, Rule], where: str) -> Settings:
-    """The fields that keywords set.
+def settings(
+    keywords: Mapping[str, Any], known: Mapping[str, Rule], where: str, elsewhere: Mapping[str, str] | None = None
+) -> Settings:
+    """The fields that keywords set; `elsewhere` says of names that are not known what there is instead.
 
     Raises:
         UserError: for names that are not known, with the nearest ones, and for a field that is set twice.
@@ -109,9 +124,7 @@ def settings(keywords: Mapping[str, Any], known: Mapping[str, Rule], where: str)
     for name, value in keywords.items():
         rule = known.get(name, name if "." in name else None)
         if rule is None:
-            near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
-            problems.append(f"{where} has no keyword {name}{hint}")
+            problems.append(f"{where} has no keyword {name}{_hint(name, known, elsewhere or {})}")
             continue
         for field, content in ({rule: value} if isinstance(rule, str) else rule(value)).items():
             if field in found:
@@ -120,6 +133,18 @@ def settings(keywords: Mapping[str, Any], known: Mapping[str, Rule], where: str)
     if problems:
         raise UserError("\n".join(problems))
     return found
+
+
+def _hint(name: str, known: Mapping[str, Rule], elsewhere: Mapping[str, str]) -> str:
+    if name in elsewhere:
+        return f": {elsewhere[name]}"
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
+
+
+def _of_the_model() -> dict[str, str]:
+    fields = leaves(*_FAMILY_SECTIONS["rfdetr"])
+    return dict.fromkeys(fields, "it belongs to the model and is given when the detector is made")
 
 
 def plain(value: Any) -> Any:

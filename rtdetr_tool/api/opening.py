@@ -32,8 +32,9 @@ def choose_device(device: torch.device | str) -> torch.device:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest lists what torch was built with
         raise UserError(
-            f"device: {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); allowed: 'auto', 'cpu', or a "
+            f"device: {str(device)!r} cannot be used here ({reason}); allowed: 'auto', 'cpu', or a "
             "GPU that torch sees, such as 'cuda:0'"
         ) from None
     return chosen

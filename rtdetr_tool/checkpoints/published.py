@@ -67,7 +67,8 @@ def _get(row: PublishedWeights, path: Path) -> None:
     if row.url is None:
         raise CheckpointError(
             f"{row.file} is published under {RESTRICTED[row.licence]} ({row.licence}) and is not downloaded by this "
-            f"tool. Where you have it under that licence, put it at {path}, or give its path."
+            f"tool. Where you have it under that licence, put it at {path}, or give its path, and set "
+            f"model.rfdetr.{ACCEPT}=true (in Python: {ACCEPT}=True)."
         )
     logger.info("Downloading %s (licence %s) from %s to %s", row.file, row.licence, shown(row.url), path.parent)
     try:

@@ -98,8 +98,15 @@ def decode_content(content: bytes, name: str) -> Tensor:
 
 
 def decode_picture(picture: Image.Image) -> Tensor:
-    """A picture that Pillow holds as uint8 RGB [3, H, W]; not turned, because boxes refer to the pixels as they are."""
-    picture.load()
+    """A picture that Pillow holds as uint8 RGB [3, H, W]; not turned, because boxes refer to the pixels as they are.
+
+    Raises:
+        DataError: it is closed, or its file cannot be read to the end.
+    """
+    try:
+        picture.load()
+    except Exception as error:  # Pillow reads a picture's file only now
+        raise DataError(f"Cannot read the picture {getattr(picture, 'filename', '')!r}: {error}") from error
     return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
 
 

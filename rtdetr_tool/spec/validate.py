@@ -226,7 +226,10 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
 
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
     if command in ("evaluate", "inference") and not spec.dataset.batch_size and getattr(spec, command).batch_size < 1:
-        yield f"{command}.batch_size: a value is missing; only training tries out what dataset.batch_size auto can be"
+        yield (
+            f"{command}.batch_size: a value is missing, such as 8; only training tries out what "
+            "dataset.batch_size auto can be"
+        )
     for alternatives in REQUIRED.get(command, ()):
         names = alternatives.split("|")
         unless = UNLESS.get(alternatives)

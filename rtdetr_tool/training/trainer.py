@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from rtdetr_tool.errors import SpecError
+from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
@@ -50,7 +50,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     kind = trainer_kwargs.get("accelerator", accelerator)
     strategy = choose_strategy(asked or train.distributed_strategy, several or asked is not None, kind)
     check_skipping(strategy, train.non_finite_loss)
-    callbacks = [*built_in_callbacks(spec, folder), *_as_list(trainer_kwargs.pop("callbacks", None))]
+    callbacks = [*built_in_callbacks(spec, folder), *checked_callbacks(trainer_kwargs.pop("callbacks", None))]
     callbacks = callbacks_for(strategy, _one_progress_bar(callbacks))
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
@@ -126,6 +126,18 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
         callbacks.append(DatasetGrids(folder / "dataset_grids"))
     callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor))
     callbacks.append(PreemptionSave())
+    return callbacks
+
+
+def checked_callbacks(given: Any) -> list[Callback]:
+    """One callback, several or none as a list; UserError for anything else, such as RF-DETR's dictionary."""
+    callbacks = _as_list(given)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks: a {type(callback).__name__} is not allowed; allowed: pytorch_lightning.Callback objects, "
+                "one or a list"
+            )
     return callbacks
 
 

@@ -71,8 +71,9 @@ def test_the_threshold_is_the_smallest_score(rtdetr, sample):
     middle = float(every.confidence[3])
     kept = rtdetr.predict(sample.image(1), threshold=middle)
     assert len(kept) == 4 and same(kept, every[:4])
-    with pytest.raises(UserError, match="threshold 50 is not allowed; allowed: 0 to 1"):
-        rtdetr.predict(sample.image(1), threshold=50)
+    for wrong in (50, "half", None):
+        with pytest.raises(UserError, match=f"threshold {wrong!r} is not allowed; allowed: 0 to 1"):
+            rtdetr.predict(sample.image(1), threshold=wrong)
 
 
 def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
@@ -80,8 +81,9 @@ def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
         assert len(detector.predict(sample.image(1), threshold=0.0, shape=(96, 128))) > 0
     with pytest.raises(UserError, match="shape: 100 is not allowed; allowed: a multiple of 32, nearest: 96 or 128"):
         rtdetr.predict(sample.image(1), shape=(96, 100))
-    with pytest.raises(UserError, match=r"shape: \(96,\) is not allowed; allowed: \(height, width\)"):
-        rtdetr.predict(sample.image(1), shape=(96,))
+    for wrong in ((96,), 96):
+        with pytest.raises(UserError, match=r"shape: .* is not allowed; allowed: \(height, width\)"):
+            rtdetr.predict(sample.image(1), shape=wrong)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,16 @@ def test_a_picture_is_not_turned_under_the_hands_of_its_owner(rtdetr):
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8))
     picture.getexif()[0x0112] = 6
     assert rtdetr.predict(picture).metadata["source_image"].shape == (48, 64, 3)
+
+
+def test_a_picture_that_cannot_be_read_any_more_is_said(rtdetr, sample, tmp_path):
+    closed = Image.open(sample.image(1))
+    closed.close()
+    with pytest.raises(DataError, match=r"Cannot read the picture '.*1.png': .*closed"):
+        rtdetr.predict(closed)
+    (tmp_path / "cut.png").write_bytes(sample.image(1).read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"Cannot read the picture '.*cut.png'"):
+        rtdetr.predict([Image.open(tmp_path / "cut.png")])
 
 
 def test_prediction_loads_no_lightning():

@@ -56,7 +56,7 @@ def test_export_knows_the_names_of_its_original():
         "export.layout": "rfdetr",
     }  # fmt: skip
     assert export_settings({"quantization": None}) == {"export.tflite.data_type": "FP32"}
-    with pytest.raises(UserError, match="export has no keyword simplify"):
+    with pytest.raises(UserError, match="export has no keyword simplify: graphs are always simplified"):
         export_settings({"simplify": True})
     channels_last = np.zeros((5, 8, 6, 3), np.uint8)
     assert calibration_array(channels_last).shape == calibration_array(channels_last.transpose(0, 3, 1, 2)).shape
@@ -83,12 +83,21 @@ def test_keywords_set_fields_by_every_name_they_have():
         ({"epoch": 3}, "train has no keyword epoch; did you mean epochs"),
         ({"lr": 1, "learning": 2, "batchsize": 3}, "(?s)keyword learning.*batchsize; did you mean batch_size"),
         ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is given twice, the second time as num_epochs"),
+        ({"start_epoch": 3}, "train has no keyword start_epoch: resume=True goes on"),
+        ({"group_detr": 3}, "train has no keyword group_detr: it belongs to the model"),
         ({"device": "tpu"}, "device: 'tpu' is not allowed; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'"),
     ],
 )
 def test_wrong_keywords_are_said(keywords, message):
     with pytest.raises(UserError, match=message):
         train_settings(keywords)
+
+
+@pytest.mark.parametrize("callbacks", [{"on_fit_epoch_end": [print]}, [print], "EarlyStopping"])
+def test_what_is_no_callback_is_said(rtdetr, sample, tmp_path, callbacks):
+    with pytest.raises(UserError, match=r"callbacks: a .* is not allowed; allowed: pytorch_lightning"):
+        rtdetr.train(**sample.keywords, output_dir=tmp_path / "run", callbacks=callbacks)
+    assert not (tmp_path / "run").exists()
 
 
 def test_values_are_checked_as_in_a_spec(rtdetr, rfdetr, sample):
@@ -222,6 +231,7 @@ def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
         (lambda: RFDETRNano(pretrain_weights=None, resolution=100), "resolution: 100 is not allowed.*96 or 128"),
         (lambda: RFDETRNano(pretrain_weights=None, layers=3), "RFDETRNano has no keyword layers"),
         (lambda: RTDETR("resnet_18", device="cuda:99"), "device: 'cuda:99' cannot be used here"),
+        (lambda: RTDETR("resnet_18", device="mps"), r"device: 'mps' cannot be used here \(.{1,200}\); allowed"),
         (lambda: RFDETRNano("no/such.pth"), "There is no checkpoint at no/such.pth"),
         (lambda: Detector.from_checkpoint("no/such.onnx"), "There is no ONNX file at no/such.onnx"),
     ],
