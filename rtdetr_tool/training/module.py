@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
-from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against
+from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against, section_of
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
 from rtdetr_tool.errors import CheckpointError
@@ -42,6 +42,8 @@ _NOT_THIS_RUN = (
     "A run goes on with the model and the classes that it has. For a new one give another results_dir (-r); "
     "train.pretrained_model_path starts it from the weights of this file."
 )
+# Of `train` and `train.optim`: what decides which groups of parameters an optimizer has a state for.
+_OPTIMIZER = ("optimizer", "freeze", "lr_layer_decay", "lr_component_decay", "lr_linear_proj_mult")
 PREFIX = "model.model."  # of the detector's tensors in a checkpoint
 
 
@@ -349,6 +351,8 @@ class DetectorModule(pl.LightningModule):
                     f"The classes differ: the data has {_names(self.class_map.to_list())}, "
                     f"{source} has {_names(meta['classes'])}."
                 )
+            if fitting:
+                self._check_optimizer(checkpoint, meta, source)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\n{_NOT_THIS_RUN}" if fitting else str(error)) from None
         if fitting:
@@ -358,6 +362,20 @@ class DetectorModule(pl.LightningModule):
             checkpoint["state_dict"] = checkpoint.pop(RAW_KEY)
         if sharding_of(self.trainer.strategy) is None:  # else the weights are in shards by now
             load_into(self, checkpoint["state_dict"], source="the checkpoint", what="run")
+
+
+    def _check_optimizer(self, checkpoint: Mapping[str, Any], meta: Mapping[str, Any], source: str) -> None:
+        """CheckpointError where the state of the file's optimizer is not for the one that the spec asks for."""
+        own, stored = spec_to_dict(self.spec)["train"], section_of(meta, "spec.train")
+        flat = [{**section, **section_of(section, "optim")} for section in (own, stored)]
+        changed = [name for name in _OPTIMIZER if flat[0].get(name) != flat[1].get(name)]
+        states = checkpoint.get("optimizer_states")
+        if not states or not changed or sharding_of(self.trainer.strategy) is not None:
+            return
+        sizes = [len(group["params"]) for group in self.parameter_groups()]
+        if "optimizer" in changed or sizes != [len(group["params"]) for group in states[0]["param_groups"]]:
+            told = "; ".join(f"{name} is {flat[0].get(name)!r}, there {flat[1].get(name)!r}" for name in changed)
+            raise CheckpointError(f"{source} holds the state of another optimizer (train, train.optim: {told}).")
 
 
 def _same_classes(stored: Sequence[Mapping[str, Any]], own: ClassMap) -> bool:

@@ -138,6 +138,20 @@ def test_resuming_with_another_model_names_both(make_spec):
     assert "model_epoch_000.pth" in str(caught.value) and "another results_dir" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train__optim__lr_layer_decay": 0.5}, r"lr_layer_decay is 0\.5, there 1\.0"),
+        ({"train__optim__optimizer": "SGD"}, "optimizer is 'SGD', there 'AdamW'"),
+        ({"train__freeze": ["encoder"]}, r"freeze is \['encoder'\], there \[\]"),
+    ],
+)
+def test_resuming_with_another_optimizer_is_said(make_spec, change, told):
+    fit(make_spec())
+    with pytest.raises(CheckpointError, match=f"model_epoch_000.pth holds the state of another optimizer .*{told}"):
+        fit(make_spec(train__num_epochs=2, **change))
+
+
 def test_a_resumed_run_does_not_need_the_weights_that_it_once_started_from(make_spec, tmp_path):
     start = fit(make_spec(train__results_dir=str(tmp_path / "first"))).latest_path
     fit(make_spec(train__pretrained_model_path=str(start)))
