@@ -7,6 +7,7 @@ import os
 import warnings
 
 import pytest
+from _pytest.logging import LogCaptureHandler
 from rich.table import Table
 
 from rtdetr_tool.log import close_log_file, console, mask_secrets, open_log_file, set_up_console, written_out
@@ -109,7 +110,11 @@ class TestTextsOfOthers:
         assert written_out(text) == shown
 
     def test_console_and_file_show_them_as_they_are(self, log_file, capsys):
-        logger.warning("cannot read %s", "\x1b[2J[/red]:smile:\udcff.png")
+        text = "\x1b[2J[/red]:smile:\udcff.png"
+        record = logger.makeRecord(logger.name, logging.WARNING, __file__, 1, "cannot read %s", (text,), None)
+        for handler in logging.getLogger("rtdetr_tool").handlers:
+            if not isinstance(handler, LogCaptureHandler):  # could not send such text on to another process
+                handler.handle(record)
         line = r"cannot read \x1b[2J[/red]:smile:\udcff.png" + "\n"
         assert capsys.readouterr().err == line
         assert log_file.read_text().endswith(line)

@@ -100,7 +100,8 @@ class CocoEvaluator:
             raise DataError(f"dataset.eval_class_ids has {unknown}, but the categories are {known}.")
         self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
         self._with_masks = any(annotation.get("segmentation") for annotation in self.annotations)
-        self._image_ids = {image["id"] for image in self.images}
+        self._image_numbers = _numbers(image["id"] for image in self.images)
+        self._category_numbers = _numbers(known)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images if "height" in image}
         self._detections: dict[int, FoundObjects] = {}  # by image id
         indices = range(max(getattr(class_map, "num_classes", 0), 1))
@@ -111,7 +112,7 @@ class CocoEvaluator:
         """Add the `Detections` of some images; an image that was there before keeps its first ones."""
         for image_id, found in zip(image_ids, detections, strict=True):
             image_id = int(image_id)
-            if image_id not in self._image_ids:
+            if image_id not in self._image_numbers:
                 raise DataError(f"Image id {image_id} is not in the ground truth.")
             if image_id not in self._detections:
                 self._detections[image_id] = self._rows(found)
@@ -166,21 +167,37 @@ class CocoEvaluator:
         count = sum(len(found.rows) for found in self._detections.values())
         masks = None
         if any(found.masks is not None for found in self._detections.values()):
-            masks = _stats(*self._curves(self._true_masks(), self.results_json(), "segm"))
+            results = [self._numbered(result) for result in self.results_json()]
+            masks = _stats(*self._curves(self._true_masks(), results, "segm"))
         return CocoResult(
             _stats(precision, recall), self._per_class(precision, recall), len(self.images), count, self._best_point(),
             masks,
         )  # fmt: skip
 
     def _curves(self, annotations: Any, results: Any, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth."""
-        truth = hotcoco.COCO({"images": self.images, "annotations": annotations, "categories": self.categories})
+        """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth.
+
+        `results` have numbers in place of ids: the places of images and categories in the order of their ids, from 1
+        on. hotcoco takes no negative ids, and in a table of floats large ones would lose digits.
+        """
+        images, categories = self._image_numbers, self._category_numbers
+        truth = hotcoco.COCO(
+            {
+                "images": [{**image, "id": images[image["id"]]} for image in self.images],
+                "annotations": [self._numbered(annotation) for annotation in annotations],
+                "categories": [{**category, "id": categories[category["id"]]} for category in self.categories],
+            }
+        )
         evaluation = hotcoco.COCOeval(truth, truth.load_res(results), kind)
-        evaluation.params.cat_ids = self.category_ids
-        evaluation.params.img_ids = sorted(self._image_ids)
+        evaluation.params.cat_ids = [categories[category_id] for category_id in self.category_ids]
+        evaluation.params.img_ids = list(images.values())
         evaluation.evaluate()
         evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+    def _numbered(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        image, category = self._image_numbers[entry["image_id"]], self._category_numbers[entry["category_id"]]
+        return {**entry, "image_id": image, "category_id": category}
 
     def _true_masks(self) -> list[dict[str, Any]]:
         """The annotations; one without a mask becomes a region to ignore, which has the shape of its box."""
@@ -221,10 +238,12 @@ class CocoEvaluator:
         return objects
 
     def _table(self) -> NDArray[np.float64]:
-        """[N, 7] image id, x, y, width, height, score, category id."""
+        """[N, 7] number of the image, x, y, width, height, score, number of the category."""
         found = sorted(self._detections.items())
-        tables = [np.column_stack([np.full(len(rows), image_id), rows]) for image_id, (rows, _) in found]
-        return np.concatenate([np.zeros((0, 7)), *tables])
+        tables = [np.column_stack([np.full(len(rows), self._image_numbers[i]), rows]) for i, (rows, _) in found]
+        table = np.concatenate([np.zeros((0, 7)), *tables])
+        table[:, 6] = np.searchsorted(np.array(list(self._category_numbers), dtype=np.float64), table[:, 6]) + 1
+        return table
 
     def _per_class(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[ClassResult]:
         names = {category["id"]: category["name"] for category in self.categories}
@@ -242,6 +261,11 @@ class CocoEvaluator:
             )
             for k, category_id in enumerate(self.category_ids)
         ]
+
+
+def _numbers(ids: Iterable[int]) -> dict[int, int]:
+    """The place of each id in their order, from 1 on."""
+    return {each: number for number, each in enumerate(sorted(set(ids)), start=1)}
 
 
 def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:

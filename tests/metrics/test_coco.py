@@ -165,6 +165,26 @@ def test_an_annotation_with_id_zero_counts_as_found() -> None:
     assert evaluate(one_object(0), {1: one_detection()}, [5]).compute().map == pytest.approx(1)
 
 
+def test_negative_and_64_bit_ids_score_as_others_do() -> None:
+    rng = np.random.default_rng(6)
+    truth = ground_truth(rng, 8, [1, 2], 6)
+    found = detections(rng, truth, [1, 2], 5, 1000)
+    new = {image["id"]: -5 if number == 0 else 2**62 + number for number, image in enumerate(truth["images"])}
+    classes = {1: -3, 2: 2**40 + 1}
+    moved = {
+        "images": [{**image, "id": new[image["id"]]} for image in truth["images"]],
+        "annotations": [
+            {**a, "image_id": new[a["image_id"]], "category_id": classes[a["category_id"]]}
+            for a in truth["annotations"]
+        ],
+        "categories": [{**category, "id": classes[category["id"]]} for category in truth["categories"]],
+    }
+    other = evaluate(moved, {new[image]: objects for image, objects in found.items()}, classes.values())
+    assert other.compute().stats == evaluate(truth, found, [1, 2]).compute().stats
+    assert {result["image_id"] for result in other.results_json()} <= set(new.values())
+    assert {result["category_id"] for result in other.results_json()} == set(classes.values())
+
+
 def test_two_annotations_with_the_same_id_count_as_two() -> None:
     truth = one_object(7)
     truth["annotations"].append(truth["annotations"][0] | {"bbox": [100, 100, 50, 50]})
