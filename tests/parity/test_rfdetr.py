@@ -57,21 +57,21 @@ def check_outputs(theirs, ours, images) -> float:
 
 def check_losses(theirs, ours, variant, images, targets, **changes) -> float:
     """Every term and gradient; one side after the other, so that the largest variants fit into memory."""
-    labels = [{"labels": t.labels, "boxes": t.boxes.to(images.dtype)} for t in targets]
+    with_masks = targets[0].masks is not None
+    precision = torch.float32 if with_masks else images.dtype  # their sampling of masks knows no other
+    labels = [{"labels": t.labels, "boxes": t.boxes.to(precision)} for t in targets]
     for label, target in zip(labels, targets, strict=True):
-        label |= {} if target.masks is None else {"masks": target.masks}
+        label |= {"masks": target.masks} if with_masks else {}
     spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **changes))
     differences = []
     for training in (True, False):
         judge, criterion = their_criterion(variant, **changes).train(training), build_criterion(spec).train(training)
         outputs = theirs.train(training)(normalised(images))
-        expected = judge(single(outputs) if "pred_masks" in outputs else outputs, labels)
+        expected = judge(converted(outputs, precision), labels)
         expected = {name: weight * expected[name] for name, weight in judge.weight_dict.items() if name in expected}
         wanted = gradients_of(theirs, sum(expected.values())) if training else {}
         expected = {name: loss.item() for name, loss in expected.items()}
-        predictions = ours.train(training)(images)
-        found = criterion(predictions.to(torch.float32) if "pred_masks" in outputs else predictions, targets)
-        del outputs
+        found = criterion(ours.train(training)(images).to(precision), targets)
         if training:
             assert set(found) == {*expected, "loss"}
             check_gradients(from_rfdetr(wanted), gradients_of(ours, found["loss"]))
@@ -80,11 +80,10 @@ def check_losses(theirs, ours, variant, images, targets, **changes) -> float:
     return max(differences)
 
 
-def single(outputs):
-    """What their network gives in float32: sampling of masks there knows no other."""
+def converted(outputs, precision):
     if isinstance(outputs, dict):
-        return {name: single(value) for name, value in outputs.items()}
-    return [single(value) for value in outputs] if isinstance(outputs, list) else outputs.float()
+        return {name: converted(value, precision) for name, value in outputs.items()}
+    return [converted(value, precision) for value in outputs] if isinstance(outputs, list) else outputs.to(precision)
 
 
 def gradients_of(model, loss) -> dict[str, torch.Tensor]:
