@@ -175,6 +175,8 @@ def version_for(model: Mapping[str, Any]) -> str:
 
 
 def _without_counterpart(model: Mapping[str, Any], version: str) -> list[str]:
+    if model.get("arch") == "rfdetr":
+        return ["model.arch: rfdetr; write it as a file of this tool (--to rtdetr)"]
     problems = []
     if (model.get("frozen_fm") or {}).get("enabled"):
         problems.append("model.frozen_fm: a frozen foundation model")

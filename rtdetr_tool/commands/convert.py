@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
-        help="checkpoint of this tool, NVIDIA TAO, the official RT-DETR (v1, v2) or transformers (file or directory)",
+        help="checkpoint of this tool, NVIDIA TAO, the official RT-DETR (v1, v2), Roboflow's RF-DETR, or transformers "
+        "(file or directory)",
     )
     parser.add_argument(
         "target", metavar="OUT", help=f"file to write ({', '.join(SUFFIXES)}), or a directory for transformers"

@@ -39,7 +39,7 @@ from rtdetr_tool.version import package_version
 logger = logging.getLogger(__name__)
 
 _NOT_THIS_RUN = (
-    "A run goes on with the model and the classes that it has. For a new one give another results_dir (-r); "
+    "A run goes on with the model, classes and optimizer that it has. For a new one give another results_dir (-r); "
     "train.pretrained_model_path starts it from the weights of this file."
 )
 # Of `train` and `train.optim`: what decides which groups of parameters an optimizer has a state for.

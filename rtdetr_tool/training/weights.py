@@ -13,7 +13,7 @@ from rtdetr_tool.checkpoints.dinov2 import from_dinov2
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import backbone_weights, state_dict_of
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
-from rtdetr_tool.checkpoints.metadata import differences
+from rtdetr_tool.checkpoints.metadata import differences, section_of
 from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.spec import ExperimentSpec, ModelSpec, resolve_rfdetr, spec_to_dict
@@ -27,6 +27,12 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
         path = spec.train.pretrained_model_path
         file = read_detector(path, spec_to_dict(spec)["model"])
         logger.info("%s is %s", path, file.what)
+        family = section_of(file.meta, "spec.model").get("arch", "rtdetr")
+        if family != spec.model.arch:
+            raise CheckpointError(
+                f"train.pretrained_model_path: {path} is of model.arch {family}, the spec of {spec.model.arch}, and "
+                f"weights of one family do not fit the other. Set model.arch={family}, or give other weights."
+            )
         for difference in differences(spec, file.meta):
             logger.warning("Another architecture than that of %s: %s", path, difference)
         report = load_into(detector, file.weights, source=path, strict=False)

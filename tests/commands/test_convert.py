@@ -20,6 +20,7 @@ from rtdetr_tool.spec import read_spec
 transformers = pytest.importorskip("transformers")
 
 NAMES = ("cow", "cat", "dog")
+SMALL_RFDETR = {"resolution": 64, "dec_layers": 1, "num_queries": 8, "group_detr": 2, "dim_feedforward": 24}
 VERSIONS = {
     1: (transformers.RTDetrConfig, transformers.RTDetrForObjectDetection),
     2: (transformers.RTDetrV2Config, transformers.RTDetrV2ForObjectDetection),
@@ -128,6 +129,7 @@ def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(p
     ("fields", "words"),
     [
         ({"backbone": "efficientvit_b0"}, "model.backbone: efficientvit_b0; it has resnet_18,"),
+        ({"arch": "rfdetr", "rfdetr": SMALL_RFDETR}, "model.arch: rfdetr; write it as a file of this tool"),
         ({"backbone": "resnet_18d", "depth_mult": 2}, "model.depth_mult: 2"),
         ({"backbone": "resnet_18d", "act": "selu"}, "model.act: selu"),
         ({"backbone": "resnet_18d", "num_points": [4, 2, 2]}, "model.num_points"),

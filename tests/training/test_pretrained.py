@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from rtdetr_tool.checkpoints.io import save_checkpoint, save_detector
 from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec, TrainSpec
 from rtdetr_tool.training.weights import load_initial_weights
@@ -81,6 +82,12 @@ def test_heads_that_split_the_same_tensors_otherwise_are_pointed_out(weights, tm
     path = write_tao(weights, tmp_path)
     load_initial_weights(build_detector(model, 7), spec_for(path, model=model))
     assert "Another architecture" in caplog.text and "model.nheads is 2 in the spec, 4 in the checkpoint" in caplog.text
+
+
+def test_weights_of_the_other_family_are_refused_by_its_name(weights, tmp_path):
+    model = dataclasses.replace(MODEL, arch="rfdetr")
+    with pytest.raises(CheckpointError, match=r"is of model\.arch rtdetr, the spec of rfdetr.* Set model\.arch=rtdetr"):
+        load_initial_weights(torch.nn.Identity(), spec_for(write_tao(weights, tmp_path), model=model))
 
 
 def test_the_backbone_of_a_transformers_file_is_taken(weights, tmp_path):
