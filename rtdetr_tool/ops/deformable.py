@@ -50,9 +50,9 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     """
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
-    grids = (2 * locations.float() - 1).transpose(1, 2).flatten(0, 1).split(list(points), dim=2)  # [B*H, Q, P, 2] each
-    shares = weights.float().transpose(1, 2).flatten(0, 1).split(list(points), dim=2)  # [B*H, Q, P] each
-    levels = value.float().split([height * width for height, width in shapes], dim=1)
+    grids = _cut((2 * locations.float() - 1).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P, 2] each
+    shares = _cut(weights.float().transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
+    levels = _cut(value.float(), [height * width for height, width in shapes], 1)
     total = None
     for (height, width), level, grid, share in zip(shapes, levels, grids, shares, strict=True):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
@@ -87,7 +87,7 @@ def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 def pixel_index(shapes: Shapes, locations: Tensor, points: Sequence[int]) -> Tensor:
     """The token of the pixel that RT-DETRv2's discrete sampling takes for each location: [B, Q, H, N] int64."""
     first, taken = 0, []
-    for (height, width), level in zip(shapes, locations.float().split(list(points), dim=3), strict=True):
+    for (height, width), level in zip(shapes, _cut(locations.float(), points, 3), strict=True):
         column = (level[..., 0] * width + 0.5).floor().clamp(0, width - 1)
         row = (level[..., 1] * height + 0.5).floor().clamp(0, height - 1)
         taken.append(row * width + column + first)
@@ -108,6 +108,11 @@ def gather_pixels(value: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     taken = value.float().transpose(1, 2).gather(2, rows).reshape(batch, heads, queries, points, channels)
     summed = (taken * weights.float().transpose(1, 2)[..., None]).sum(3)  # [B, H, Q, D]
     return summed.transpose(1, 2).reshape(batch, queries, heads * channels).to(value.dtype)
+
+
+def _cut(x: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
+    """Parts of these sizes; a single one without an operator, which converters to other formats do not expect."""
+    return (x,) if len(sizes) == 1 else x.split(list(sizes), dim=axis)
 
 
 def _per_point(shapes: Shapes, points: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,7 +92,7 @@ def detector_of(file: DetectorFile, loaded: LoadedSpec) -> OpenedDetector:
     if file.ours:
         kind = "averaged (EMA)" if file.meta.get("weights") == "ema" else "trained"
         outputs = spec.dataset.num_classes
-        logger.info("%s: %s weights of %s, %d class outputs", file.source, kind, spec.model.kind, outputs)
+        logger.info("%s: %s weights of %s, %s class outputs", file.source, kind, spec.model.kind, outputs)
     else:
         logger.warning("%s", file.summary())
     check_complete(file, spec)

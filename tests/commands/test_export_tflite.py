@@ -53,6 +53,19 @@ def test_the_file_is_verified_and_says_what_it_is(shared):
     assert json.loads(shown.stdout) == description
 
 
+def test_an_rfdetr_is_verified_and_scored_too(tmp_path, make_project):
+    project = make_project(tmp_path)
+    small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
+    project.spec["model"] = {"arch": "rfdetr", "rfdetr": {**small, "dim_feedforward": 32, "group_detr": 2}}
+    project.write()
+    weights, file = project.checkpoint(), project.folder / "model.tflite"
+    options = (f"export.checkpoint={weights}", f"export.onnx_file={file}", "export.format=tflite")
+    assert project.run("export", *options) == 0
+    (difference,) = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
+    assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
+    assert evaluated(project, file)["mAP"] == pytest.approx(evaluated(project, weights)["mAP"], abs=1e-4)
+
+
 def test_evaluate_and_inference_run_on_it(shared):
     expected, found = evaluated(shared, shared.weights), evaluated(shared, shared.file)
     for name, value in expected.items():
