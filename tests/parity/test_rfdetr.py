@@ -20,8 +20,9 @@ TOLERANCE = 1e-4
 FEW = {"num_queries": 20, "group_detr": 3}
 
 
-def pictures(height: int, width: int, batch: int = 2):
-    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+def pictures(height: int, width: int, batch: int = 2, seed: int | None = None):
+    generator = torch.Generator().manual_seed(height if seed is None else seed)
+    return torch.rand(batch, 3, height, width, generator=generator)
 
 
 def make_targets(*counts: int) -> list[Target]:

@@ -114,7 +114,8 @@ def test_masks_that_are_multiplied_out_have_the_same_loss_as_their_factors(same_
 def test_a_published_segmentation_variant_is_equal(variant, same_draws):
     row = RFDETR_VARIANTS[variant]
     theirs, ours = build_segmenting_pair(variant)
-    images = pictures(row.resolution, row.resolution, 1).double()
+    # With other images rounding may decide which of two points of a mask is the more uncertain one (seed 384 does so).
+    images = pictures(row.resolution, row.resolution, 1, seed=1).double()
     targets = with_masks(make_targets(5), row.resolution, row.resolution)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
     theirs, ours = theirs.double(), ours.double()  # or rounding would swap some of the proposals of like scores
