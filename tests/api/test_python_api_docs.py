@@ -110,7 +110,7 @@ def test_the_script_for_several_gpus_runs_in_two_processes(folder):
     (folder / "train.py").write_text(shorter(SCRIPT))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     shutil.rmtree(folder / "results", ignore_errors=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "train.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     assert (folder / "results" / "train" / "rtdetr_model_latest.pth").exists()
