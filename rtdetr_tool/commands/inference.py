@@ -1,7 +1,8 @@
 """`rtdetr inference`: detect objects in folders of images.
 
 Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results,
-with the list of images beside them in `images.json`). A model with masks colours them and writes them as run lengths.
+with the list of images beside them in `images.json`, which also names files that are not images and images that could
+not be read). A model with masks colours them and writes them as run lengths.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from rich.progress import track
 from rtdetr_tool.commands.detection import open_for
 from rtdetr_tool.data.build import build_inference_dataset
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
-from rtdetr_tool.data.folder import read_classmap
+from rtdetr_tool.data.folder import ImageFolder, read_classmap
 from rtdetr_tool.data.preprocess import decode_image
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import replacing, write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.ops.masks import encode_masks, to_coco
@@ -33,8 +34,10 @@ from rtdetr_tool.visualize import draw_detections, parse_color_map
 
 logger = logging.getLogger(__name__)
 
+NAMED = 20  # unreadable images that the message at the end names
 
-def run(loaded: LoadedSpec) -> int:
+
+def run(loaded: LoadedSpec) -> None:
     section = loaded.spec.inference
     colors = parse_color_map(section.color_map)
     current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
@@ -45,7 +48,7 @@ def run(loaded: LoadedSpec) -> int:
     if unknown:
         logger.warning("inference.color_map names %s, which is not a class: nothing is drawn in its colour", unknown)
     dataset = build_inference_dataset(spec.dataset)
-    writer = Writer(Path(section.results_dir), section, class_map, colors, dataset.paths)
+    writer = Writer(Path(section.results_dir), section, class_map, colors, dataset)
     loader, times = detecting.loader(dataset), LoopTimes()
     for batch, detections in track(
         detect(runtime, loader, spec.model.num_select, times), "Detecting", len(loader), console=console()
@@ -56,9 +59,8 @@ def run(loaded: LoadedSpec) -> int:
             writer.write(target, found.above(section.conf_threshold))
 
     results = gather_objects([(writer.results, writer.failures)])
-    if rank() != 0:
-        return 0
-    return finish(writer, results, times, runtime.name)
+    if rank() == 0:
+        finish(writer, results, times, runtime.name)
 
 
 def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
@@ -95,13 +97,13 @@ class Writer:
     """Writes what was found in each image and keeps the COCO results."""
 
     def __init__(
-        self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, paths: Sequence[str]
+        self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, images: ImageFolder
     ) -> None:
         self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
-        self.stems = self._stems(paths)
+        self.paths, self.skipped = images.paths, images.skipped
+        self.stems = self._stems(self.paths)
         self.results: list[dict] = []
         self.failures: list[tuple[str, str]] = []
-        self.paths = list(paths)
 
     def _stems(self, paths: Sequence[str]) -> dict[str, str]:
         """An output name per image, unlike all others (with `is_internal`: unlike all others of its sequence)."""
@@ -169,23 +171,38 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, quality=92)
 
 
-def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> int:
-    """Write the results of all processes; exit code 1 when an image could not be read."""
+def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> None:
+    """Write the results of all processes; afterwards a `DataError` for the images that could not be read."""
     results = sorted((row for part, _ in parts for row in part), key=lambda row: row["image_id"])
     failures = sorted(row for _, part in parts for row in part)
-    images = [{"id": number, "file_name": path} for number, path in enumerate(writer.paths)]
-    categories = [{"id": id, "name": name} for id, name in writer.class_map.categories.items()]
     write_atomically(writer.folder / "predictions.json", json.dumps(results) + "\n")
-    write_atomically(
-        writer.folder / "images.json", json.dumps({"images": images, "categories": categories}, indent=1) + "\n"
-    )
+    write_atomically(writer.folder / "images.json", json.dumps(image_list(writer, failures), indent=1) + "\n")
     done = len(writer.paths) - len(failures)
-    current_status().running("Inference finished.", kpi={"images": done, "detections": len(results)})
+    kpi = {"images": done, "detections": len(results)}
+    if failures or writer.skipped:
+        kpi |= {"images_unreadable": len(failures), "files_skipped": len(writer.skipped)}
+    current_status().running("Inference finished.", kpi=kpi)
     logger.info("Runtime %s: %s", runtime, times.summary())
     logger.info(
         "%d detections in %d images; annotated images are in %s", len(results), done, writer.folder / "images_annotated"
     )
     if failures:
-        logger.error("%d of %d images could not be read and were left out.", len(failures), len(writer.paths))
-        return 1
-    return 0
+        lines = "\n".join(f"  - {message}" for _, message in failures[:NAMED])
+        more = f"\n  - ... and {len(failures) - NAMED} more: see images.json" if len(failures) > NAMED else ""
+        raise DataError(
+            f"{len(failures)} of {len(writer.paths)} images could not be read; the results of all others are in "
+            f"{writer.folder}:\n{lines}{more}"
+        )
+
+
+def image_list(writer: Writer, failures: Sequence[tuple[str, str]]) -> dict[str, list]:
+    """The content of `images.json`: COCO's images and categories, and what has no detections because it was not read.
+
+    `unreadable` are image files with the reason, `skipped` the files in the image folders that are not images.
+    """
+    return {
+        "images": [{"id": number, "file_name": path} for number, path in enumerate(writer.paths)],
+        "categories": [{"id": id, "name": name} for id, name in writer.class_map.categories.items()],
+        "unreadable": [{"file_name": path, "reason": message} for path, message in failures],
+        "skipped": writer.skipped,
+    }

@@ -15,7 +15,7 @@ from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.collate import collate, collate_inference
 from rtdetr_tool.data.dataset import EvalDataset, TrainDataset
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
-from rtdetr_tool.data.folder import ImageFolder, find_images
+from rtdetr_tool.data.folder import ImageFolder, find_images, search, skipped_line
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
@@ -126,8 +126,12 @@ def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
     folders = (spec.infer_data_sources or {}).get("image_dir")
     if not folders:
         raise DataError("dataset.infer_data_sources.image_dir is not set: a folder of images, or a list of folders.")
-    augmentation = spec.augmentation
-    return ImageFolder(find_images(folders), augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    augmentation, found = spec.augmentation, search(folders)
+    if found.skipped:
+        logger.warning("%s.", skipped_line(found.skipped))
+    return ImageFolder(
+        found.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, found.skipped
+    )
 
 
 def build_loader(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,41 +14,74 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rtdetr_tool.data.collate import FailedImage
+from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
 from rtdetr_tool.data.preprocess import load_image
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.ops.structures import Target
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # skipped files that a message names
+
+
+@dataclass
+class FolderContents:
+    """The image files found in folders, and the other files in them; hidden files count as neither."""
+
+    images: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def search(folders: str | Iterable[str]) -> FolderContents:
+    """Every file in the folders and below them, each once; its extension decides whether it is an image.
+
+    Folders come in the given order, files of each sorted by path. An entry may also be a single image file, whatever
+    it is called. A linked folder below them is not followed; it counts as skipped.
+
+    Raises:
+        DataError: a folder does not exist or cannot be read, or there is no image in any of them.
+    """
+    found = FolderContents()
+    for folder in [folders] if isinstance(folders, (str, os.PathLike)) else folders:
+        if os.path.isfile(folder):
+            found.images.append(os.fspath(folder))
+        elif os.path.isdir(folder):
+            for path in _walk(os.fspath(folder)):
+                (found.images if is_image(path) else found.skipped).append(path)
+        else:
+            raise DataError(f"The image directory {os.fspath(folder)!r} does not exist.")
+    if not found.images:
+        others = f"; {skipped_line(found.skipped)}" if found.skipped else ""
+        raise DataError(f"There are no images in {folders} (extensions {' '.join(EXTENSIONS)}){others}.")
+    return FolderContents(list(dict.fromkeys(found.images)), list(dict.fromkeys(found.skipped)))
 
 
 def find_images(folders: str | Iterable[str]) -> list[str]:
-    """Every image file in the folders and below them, by extension, each once.
+    """The image files that `search` finds; a warning counts and names the files that are skipped."""
+    found = search(folders)
+    if found.skipped:
+        logger.warning("%s.", skipped_line(found.skipped))
+    return found.images
 
-    Folders come in the given order, files of each sorted by path; hidden files and folders are passed over. An entry
-    may also be a single image file.
-    """
-    paths: dict[str, None] = {}
-    for folder in [folders] if isinstance(folders, (str, os.PathLike)) else folders:
-        if os.path.isfile(folder):
-            paths[os.fspath(folder)] = None
-        elif os.path.isdir(folder):
-            paths.update(dict.fromkeys(_walk(os.fspath(folder))))
-        else:
-            raise DataError(f"The image directory {os.fspath(folder)!r} does not exist.")
-    if not paths:
-        raise DataError(f"There are no images in {folders} (extensions {' '.join(EXTENSIONS)}).")
-    return list(paths)
+
+def skipped_line(skipped: Sequence[str]) -> str:
+    """`3 files skipped (not images): 2 .mp4, 1 .txt (a/b.mp4, ...)`."""
+    kinds = Counter(Path(path).suffix.lower() or "without extension" for path in skipped)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    more = ", ..." if len(skipped) > _NAMED else ""
+    what = "file skipped (not an image" if len(skipped) == 1 else "files skipped (not images"
+    return f"{len(skipped)} {what}): {counts} ({', '.join(skipped[:_NAMED])}{more})"
 
 
 def _walk(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"The image directory {error.filename} cannot be read: {error.strerror}.")
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(parent, name)
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
+        linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [os.path.join(parent, name) for name in (*names, *linked) if not name.startswith(".")]
     return sorted(found, key=lambda path: Path(path).parts)
 
 
@@ -71,10 +107,19 @@ def read_classmap(path: str) -> list[str]:
 
 
 class ImageFolder(Dataset):
-    """Images at the network's size; the position in `paths` is the image id. What cannot be read is a `FailedImage`."""
+    """Images at the network's size; the position in `paths` is the image id. What cannot be read is a `FailedImage`.
 
-    def __init__(self, paths: Sequence[str], spatial_size: Sequence[int], preserve_aspect_ratio: bool = False) -> None:
-        self.paths = list(paths)
+    `skipped` are the files in the same folders that are not images.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        spatial_size: Sequence[int],
+        preserve_aspect_ratio: bool = False,
+        skipped: Sequence[str] = (),
+    ) -> None:
+        self.paths, self.skipped = list(paths), list(skipped)
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
     def __len__(self) -> int:

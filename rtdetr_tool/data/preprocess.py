@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from rtdetr_tool.data.image_formats import FORMATS
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import open_regular
 
@@ -49,11 +50,6 @@ class PreparedImage:
 
 
 # Decoding
-
-# What detection data comes in. Pillow reads more, among it EPS, for which it starts another program.
-FORMATS = (
-    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO",
-)  # fmt: skip
 
 # A file that claims more pixels (width x height) is refused before it is decoded: the largest pictures of phones have
 # 108 million, and what decoders need for this many stays below 2 GB.

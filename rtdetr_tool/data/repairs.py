@@ -10,6 +10,8 @@ KINDS = {
     "image_repeated": "images listed twice: listed once",
     "image_without_size": "images without width and height: taken from the file",
     "image_missing": "image files missing: left out",
+    "file_not_an_image": "files between the images that are not images: skipped",
+    "image_of_same_name": "images named like another one but for their extension: skipped",
     "image_without_label": "images without a label file: taken as images without objects",
     "category_repeated": "categories listed twice: listed once",
     "category_placeholder": "categories that only group others and that no object has: left out",

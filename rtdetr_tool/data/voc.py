@@ -12,7 +12,7 @@ import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from rtdetr_tool.data.folder import EXTENSIONS
+from rtdetr_tool.data.image_formats import EXTENSIONS, is_companion, is_image
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import (
     LARGEST_LIST,
@@ -98,8 +98,8 @@ class _Reader:
         self.seen: set[str] = set()  # names of objects
 
     def read(self) -> Source:
-        images = _by_stem(self.files.images, EXTENSIONS)
-        labels = _by_stem(self.files.annotations, (".xml",))
+        images = self._images()
+        labels = _by_stem(_files_of(self.files.annotations), (".xml",))
         if self.files.listed:
             for stem in self._listed({*images, *labels}):
                 self._add(stem, images.get(stem), labels.get(stem))
@@ -126,6 +126,17 @@ class _Reader:
             image.rows = [(*row[:4], index_of[row[4]], *row[5:]) for row in image.rows]
         self.source.categories = dict(enumerate(names))
         return self.source
+
+    def _images(self) -> dict[str, str]:
+        """The image files by name without extension; other files, and a second image of a name, are counted."""
+        paths, repairs = _files_of(self.files.images), self.source.repairs
+        images = _by_stem(paths, EXTENSIONS)
+        for path in paths:
+            if not is_image(path) and not is_companion(path):
+                repairs.add("file_not_an_image", path)
+            elif is_image(path) and images[_stem(path)] != path:
+                repairs.add("image_of_same_name", path)
+        return images
 
     def _read_names(self) -> list[str]:
         text = read_bytes(self.names_file, "The list of classes").decode("utf-8-sig", "replace")
@@ -202,17 +213,23 @@ class _Reader:
         image.rows.append((*box, name, difficult, area_of(box)))
 
 
-def _by_stem(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
-    """Files of a folder with one of the endings, by name without ending."""
+def _files_of(folder: str) -> list[str]:
+    """The files of a folder that are not hidden, in the order of their names."""
     try:
-        names = sorted(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
     except OSError as error:
         raise DataError(f"Cannot read the folder {folder}: {error.strerror or error}.") from error
-    return {
-        os.path.splitext(name)[0]: os.path.join(folder, name)
-        for name in names
-        if name.lower().endswith(endings) and not name.startswith(".")
-    }
+    return [os.path.join(folder, name) for name in names]
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _by_stem(paths: list[str], endings: tuple[str, ...]) -> dict[str, str]:
+    """Of the files with one of the endings, by name without ending; the first of each name."""
+    return {_stem(path): path for path in reversed(paths) if path.lower().endswith(endings)}
 
 
 class _PlainTree(ElementTree.TreeBuilder):

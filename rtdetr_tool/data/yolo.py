@@ -12,7 +12,8 @@ import os
 
 import numpy as np
 
-from rtdetr_tool.data.folder import find_images
+from rtdetr_tool.data.folder import search
+from rtdetr_tool.data.image_formats import is_companion
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import LARGEST_LIST, AnnotatedImage, Source, area_of, fitted_box, read_bytes
 from rtdetr_tool.data.yolo_yaml import Description, describe, yaml_of
@@ -56,7 +57,11 @@ class _Reader:
         for text in self.description.entries(self.split):
             path = self.description.resolved(text, (self.description.root, os.path.dirname(self.description.path)))
             if os.path.isdir(path):
-                images.update(dict.fromkeys(find_images(path)))
+                found = search(path)
+                for file in found.skipped:
+                    if not is_companion(file):
+                        self.source.repairs.add("file_not_an_image", file)
+                images.update(dict.fromkeys(found.images))
                 expected.update(self._label_files(path))
             elif path.lower().endswith(".txt"):
                 images.update(dict.fromkeys(self._image_list(path)))

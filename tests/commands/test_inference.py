@@ -150,3 +150,28 @@ def test_the_input_size_of_the_section_is_used(project, weights):
     other = [labels(path) for path in outputs(project, "labels").values()]
     assert project.run("inference", weights, "inference.conf_threshold=0") == 0
     assert other != [labels(path) for path in outputs(project, "labels").values()]
+
+
+def test_an_unreadable_image_ends_with_2_and_all_others_are_written(project, weights, capsys):
+    """1 is our own failure; a damaged file is the input's."""
+    images = project.folder / "images"
+    (images / "2.png").write_bytes(b"damaged")
+    (images / "clip.mp4").write_bytes(b"video")
+    assert project.run("inference", weights, "inference.conf_threshold=0") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Error: 1 of 6 images could not be read" in said and f"Cannot read image {images}/2.png" in said
+    assert "1 file skipped (not an image): 1 .mp4" in said and f"{images}/clip.mp4" in said
+    names = ["1", "3", "4", "5", "6"]
+    assert list(outputs(project, "labels")) == [f"{name}.txt" for name in names]
+    assert list(outputs(project, "images_annotated")) == [f"{name}.png" for name in names]
+    root = project.folder / "results" / "inference"
+    listed = json.loads((root / "images.json").read_text())
+    assert len(listed["images"]) == 6 and listed["skipped"] == [f"{images}/clip.mp4"]
+    (unreadable,) = listed["unreadable"]
+    assert unreadable["file_name"] == f"{images}/2.png" and "it is not an image" in unreadable["reason"]
+    number_of = {image["file_name"]: image["id"] for image in listed["images"]}
+    found = {row["image_id"] for row in json.loads((root / "predictions.json").read_text())}
+    assert found == {number_of[f"{images}/{name}.png"] for name in names}
+    last = json.loads((root / "status.json").read_text().splitlines()[-1])
+    assert last["status"] == "FAILURE" and "2.png" in last["message"]
+    assert last["kpi"] == {"images": 5, "detections": 40, "images_unreadable": 1, "files_skipped": 1}

@@ -275,5 +275,5 @@ def test_an_array_of_objects_beside_the_data_is_never_read(project, capsys, witn
     array[0] = Evil(witness)
     np.save(project.folder / "images" / "1.npy", array, allow_pickle=True)
     shutil.copy(project.folder / "images" / "1.npy", project.folder / "images" / "7.png")
-    assert project.run("inference", f"inference.checkpoint={project.checkpoint()}") == 1
+    assert project.run("inference", f"inference.checkpoint={project.checkpoint()}") == 2
     refused(capsys, "7.png")
