@@ -24,7 +24,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-slow lint gpu-check docs lock audit clean
+.PHONY: help install install-dev demo check test test-slow lint format types site gpu-check docs lock audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -71,8 +71,20 @@ gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device
 		|| { echo "gpu-check needs a CUDA device; this machine has none" >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+check: lint test ## what CI runs
+
 lint: $(INSTALLED_DEV) ## ruff
 	$(BIN)/ruff check .
+
+format: $(INSTALLED_DEV) ## ruff: format the code and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(INSTALLED_DEV) ## mypy
+	$(BIN)/mypy
+
+site: $(INSTALLED_DEV) ## build the documentation site into site/
+	$(BIN)/zensical build --clean --strict
 
 docs: $(INSTALLED) ## write docs/spec.md anew
 	$(BIN)/python scripts/generate_spec_reference.py
