@@ -5,6 +5,7 @@ Everything here calls what the commands call: one preprocessing, one detection l
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from numbers import Real
@@ -18,6 +19,7 @@ from rtdetr_tool.api.images import to_pixels
 from rtdetr_tool.api.keywords import applied, data_settings, train_settings
 from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_weights, with_size
 from rtdetr_tool.api.results import result_of
+from rtdetr_tool.api.runtime_cache import RuntimeCache
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size, prepare_image
 from rtdetr_tool.errors import DataError, UserError, nearest_multiples
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from rtdetr_tool.metrics.coco import CocoResult
     from rtdetr_tool.training.result import FitResult
 
+logger = logging.getLogger(__name__)
+
 DEPLOYED_SUFFIXES = (".onnx", ".tflite", *ENGINE_SUFFIXES)
 
 
@@ -49,7 +53,16 @@ class Detector:
         self.source = source
         self.device = choose_device(device)
         self._opened = opened
-        self._runtime: Runtime | None = opened.runtime if isinstance(opened, OpenedModel) else None
+        self._cache = RuntimeCache()
+        self._traced: dict[str, Any] | None = None  # what `optimize_for_inference` was asked for
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        try:
+            self.device = choose_device(self.device)
+        except UserError:
+            logger.warning("%s was on %s, which is not here; it predicts on the CPU", self.source, self.device)
+            self.device = torch.device("cpu")
 
     @classmethod
     def from_checkpoint(
@@ -149,7 +162,7 @@ class Detector:
 
     def _batches(self, images: Sequence[Any], shape: tuple[int, int], pictures: dict[int, Tensor]) -> Iterator[Batch]:
         """Batches of prepared images, decoded when it is their turn; `pictures` gets the originals by position."""
-        count = getattr(self._runtime, "batch", None) or self.spec.dataset.batch_size
+        count = self._traced["shape"][0] if self._traced else self.spec.dataset.batch_size
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         for start in range(0, len(images), count):
             prepared, targets = [], []
@@ -187,15 +200,24 @@ class Detector:
 
     @property
     def runtime(self) -> Runtime:
-        """What predicts; made from the network when first needed."""
-        if self._runtime is None:
-            self._runtime = TorchRuntime(self._trainable("predict").detector, self.class_map, self.device)
-        return self._runtime
+        """What predicts: a deployed file's own runtime, or one for the weights that the network has now."""
+        if isinstance(self._opened, OpenedModel):
+            return self._opened.runtime
+        return self._cache.get(self._opened.detector, self._build_runtime, sums=self._traced is None)
+
+    def _build_runtime(self) -> Runtime:
+        network = self._trainable("predict").detector
+        if self._traced is None:
+            return TorchRuntime(network, self.class_map, self.device)
+        return TracedRuntime(network, self.class_map, self.device, **self._traced)
 
     def optimize_for_inference(
         self, compile: bool = True, batch_size: int = 1, dtype: torch.dtype | str = torch.float32
     ) -> None:
         """Predict with a copy that is faster; other sizes and numbers of images go on working as before.
+
+        When the network's weights change, the copy is made anew before the next prediction; only changes in place
+        through `.data` are not noticed: call this again after them.
 
         Args:
             compile: trace the network for `batch_size` images of `input_size`; in float32 on a CPU the weights are
@@ -208,13 +230,21 @@ class Detector:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size: {batch_size!r} is not allowed; allowed: a number of at least 1")
         network = self._trainable("optimize_for_inference").detector
-        shape = (batch_size, *self.input_size)
-        self._runtime = TracedRuntime(network, self.class_map, self.device, shape, DTYPES[name], compile)
+        before, self._traced = self._traced, {
+            "shape": (batch_size, *self.input_size), "dtype": DTYPES[name], "trace": compile
+        }  # fmt: skip
+        self._cache.clear()
+        try:
+            self._cache.get(network, self._build_runtime, sums=False)
+        except BaseException:
+            self._traced = before
+            raise
 
     def remove_optimized_model(self) -> None:
         """Undo `optimize_for_inference`; without it nothing happens."""
-        if isinstance(self._runtime, TracedRuntime):
-            self._runtime = None
+        if self._traced is not None:
+            self._traced = None
+            self._cache.clear()
 
     # Training and scores
 
@@ -238,7 +268,7 @@ class Detector:
         opened = self._trainable("train")
         result, trained = train(opened, train_settings(keywords), resume, callbacks)
         if trained is not None:
-            self._opened, self._runtime, self.source = trained, None, str(result.best_path or result.latest_path)
+            self._opened, self.source = trained, str(result.best_path or result.latest_path)
         return result
 
     def evaluate(self, split: str = "test", conf_threshold: float = 0.0, **keywords: Any) -> CocoResult:

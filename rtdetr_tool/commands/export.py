@@ -90,7 +90,7 @@ def order_of(opened: OpenedDetector, section: ExportSpec, target: Path, device: 
     batch = None if section.batch_size == -1 else section.batch_size
     if section.format == "tflite":
         batch = batch or 1
-    layout, detector = LAYOUTS[section.layout], opened.detector.to(device)
+    layout, detector = LAYOUTS[section.layout], opened.detector
     added = lacks_background(layout, opened.spec.model.arch, opened.class_map) and not section.backbone_only
     if section.backbone_only:
         model = ExportFeatures(detector, layout, size)
@@ -99,7 +99,7 @@ def order_of(opened: OpenedDetector, section: ExportSpec, target: Path, device: 
         model = ExportModel(detector, num_select, layout, added)
     notes = section.notes or notes_of(opened)
     description = describe(metadata_of(opened), size, notes, section.layout, added)
-    reference = reference_on_pictures(model.eval().detector, opened.spec.dataset, size, batch)
+    reference = reference_on_pictures(model.to(device).eval().detector, opened.spec.dataset, size, batch)
     return Order(section, target, model, size, batch, description, reference)
 
 

@@ -7,8 +7,10 @@ contradict it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,13 @@ class OpenedModel:
 
     runtime: Runtime
     spec: ExperimentSpec
+    again: Callable[[], OpenedModel] | None = None  # opens the file once more
+
+    def __reduce__(self) -> tuple[Callable[[], OpenedModel], tuple[()]]:
+        """Sessions and engines can be neither copied nor pickled: a copy opens the file itself."""
+        if self.again is None:
+            raise TypeError(f"a model in {self.runtime.name} that was not opened by open_model cannot be copied")
+        return self.again, ()
 
 
 @dataclass
@@ -64,13 +73,16 @@ def open_model(
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".onnx":
-        return open_onnx(path, loaded, device, onnx_provider)
-    if suffix == ".tflite":
-        return open_tflite(path, loaded)
-    if suffix in ENGINE_SUFFIXES:
-        return open_engine(path, loaded, device)
-    opened = open_detector(path, loaded)
-    return OpenedModel(TorchRuntime(opened.detector, opened.class_map, device), opened.spec)
+        opened = open_onnx(path, loaded, device, onnx_provider)
+    elif suffix == ".tflite":
+        opened = open_tflite(path, loaded)
+    elif suffix in ENGINE_SUFFIXES:
+        opened = open_engine(path, loaded, device)
+    else:
+        weights = open_detector(path, loaded)
+        opened = OpenedModel(TorchRuntime(weights.detector, weights.class_map, device), weights.spec)
+    place = os.path.abspath(path) if os.path.exists(path) else path  # else a published name
+    return replace(opened, again=partial(open_model, place, loaded, device, onnx_provider))
 
 
 def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
