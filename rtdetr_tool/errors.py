@@ -3,6 +3,7 @@
 ::
 
     RtdetrError                 our failure; exit code 1
+    ├── MachineError            a file that the machine cannot read now: open files, memory, disk, network
     └── UserError               the user's input is wrong; exit code 2, shown as one message without a traceback
         ├── SpecError           the spec file or an override on the command line (carries every problem found)
         ├── DataError           annotation files, images, class ids
@@ -24,6 +25,10 @@ class RtdetrError(Exception):
     """Base of every exception raised on purpose by this package."""
 
     exit_code = 1
+
+
+class MachineError(RtdetrError):
+    """The machine, not the input, is at fault: the same command works once the fault is gone."""
 
 
 class UserError(RtdetrError):

@@ -360,6 +360,14 @@ def bad_image(spec):
         Path(broken).write_bytes(good)
 
 
+def replaced_images(spec):
+    """How many images of a larger training set may be bad."""
+    from rtdetr_tool.data.build import build_train_dataset
+
+    many = list(spec.dataset.train_data_sources) * 50
+    return build_train_dataset(dataclasses.replace(spec.dataset, train_data_sources=many)).max_bad
+
+
 def wandb_settings(spec):
     from rtdetr_tool.training.loggers import wandb_arguments
 
@@ -524,6 +532,7 @@ ROWS: list[tuple] = [
     ("dataset__augmentation__preserve_aspect_ratio", True, eval_sample),
     ("dataset__class_ids", "contiguous", class_list),
     ("dataset__on_bad_image", "error", bad_image),
+    ("dataset__max_bad_share", 0.5, replaced_images),
     ("train__num_gpus", 2, trainer),
     ("train__gpu_ids", [0, 1], trainer),
     ("train__num_nodes", 2, trainer),

@@ -90,6 +90,8 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
             files.look(split, record, fact)
         if files.bad - bad == len(dataset):
             findings.add("unusable", split, "not one of its images can be read")
+        elif split in files.replaced and files.bad - bad > dataset.max_bad:
+            findings.add("too_many_replaced", split, f"{dataset.max_bad} are allowed", files.bad - bad)
         seconds = time.monotonic() - start
         current_status().running(f"Read {len(dataset)} images of {split} in {seconds:.0f} s.")
 

@@ -29,12 +29,21 @@ from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
+ALWAYS_REPLACED = 10  # bad training images, whatever their share
+
 
 def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -> TrainDataset:
     """All training sources as one data set, with `masks` if asked for; a negative seed stands for a random one."""
     sources = read_sources(spec, "train", masks)
-    for source in sources:
-        drop_missing_images(source, spec.on_bad_image)
+    max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
+    missing = sum(drop_missing_images(source, spec.on_bad_image) for source in sources)
+    if missing > max_bad:
+        raise DataError(
+            f"{missing} of the {missing + sum(len(source.images) for source in sources)} training images do not exist, "
+            f"more than the {max_bad} that dataset.max_bad_share allows; the first is "
+            f"{next(s.repairs.examples['image_missing'][0] for s in sources if s.repairs.counts['image_missing'])}. "
+            "Correct the image directory or the annotation file, or raise dataset.max_bad_share."
+        )
     class_map = _class_map(spec, _joined_categories(sources))
     records = _records(spec, sources, class_map)
     augmentation = spec.augmentation
@@ -44,9 +53,16 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         iou_crop_prob=augmentation.iou_crop_prob,
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
     )
-    dataset = TrainDataset(records, class_map, transform, seed, spec.on_bad_image, _report("train", sources), masks)
+    dataset = TrainDataset(
+        records, class_map, transform, seed, spec.on_bad_image, _report("train", sources), masks, max_bad - missing
+    )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
+
+
+def largest_bad_count(images: int, share: float) -> int:
+    """How many of the training images may be missing or unreadable with `dataset.on_bad_image: skip`."""
+    return max(ALWAYS_REPLACED, int(images * share))
 
 
 def train_categories(spec: DatasetSpec) -> dict[int, str]:

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.faults import retried
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
@@ -65,9 +66,13 @@ def load_json(path: str, masks: bool = False) -> dict[str, Any]:
 
 
 def _read_text(path: str) -> str:
-    try:
+
+    def read() -> bytes:
         with open_regular(path) as file:
-            data = file.read()
+            return file.read()
+
+    try:
+        data = retried(read, path)
         text = data.decode(json.detect_encoding(data))
     except FileNotFoundError as error:
         raise DataError(f"Annotation file not found: {path}") from error

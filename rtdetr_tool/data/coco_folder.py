@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from rtdetr_tool.data.coco import read_source
+from rtdetr_tool.data.faults import names_in
 from rtdetr_tool.data.source import Source, spellings
 from rtdetr_tool.errors import DataError, MissingSplit
 
@@ -19,7 +20,7 @@ ROBOFLOW_LOOKED_FOR = f"train/{ROBOFLOW_FILE} (Roboflow's COCO export)"
 
 def coco_evidence(place: str) -> str:
     """The annotation file that makes `place` a COCO data set, or nothing."""
-    found = sorted(name for name in _names_in(os.path.join(place, "annotations")) if re.fullmatch(_INSTANCES, name))
+    found = sorted(name for name in names_in(os.path.join(place, "annotations")) if re.fullmatch(_INSTANCES, name))
     return os.path.join("annotations", found[0]) if found else ""
 
 
@@ -29,11 +30,11 @@ def read_coco_split(place: str, split: str, masks: bool = False) -> Source:
     matches = [
         found
         for name in spellings(split)
-        for file in sorted(_names_in(folder))
+        for file in names_in(folder)
         if (found := re.fullmatch(_INSTANCES, file)) and re.fullmatch(rf"{re.escape(name)}(\d{{4}})?", found[1])
     ]
     if len(matches) != 1:
-        there = ", ".join(sorted(_names_in(folder))[:8]) or "nothing"
+        there = ", ".join(names_in(folder)[:8]) or "nothing"
         problem = "several annotation files" if matches else "no annotation file"
         raise (DataError if matches else MissingSplit)(
             f"{folder} has {problem} for the split {split!r} (instances_{split}.json or instances_{split}2017.json); "
@@ -67,13 +68,6 @@ def read_roboflow_split(place: str, split: str, masks: bool = False) -> Source:
 
 
 _INSTANCES = r"instances_(.+)\.json"
-
-
-def _names_in(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
 
 
 def _roboflow_files(place: str) -> Iterator[str]:

@@ -15,12 +15,13 @@ from torch.utils.data import Dataset, get_worker_info
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import coco_ground_truth
 from rtdetr_tool.data.collate import FailedImage
+from rtdetr_tool.data.faults import check_folder
 from rtdetr_tool.data.preprocess import decode_image, input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.transforms import to_relative
 from rtdetr_tool.data.window import Window, render_masks
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.ops.masks import decode
 from rtdetr_tool.ops.structures import Target
 
@@ -33,8 +34,8 @@ _SUBSTITUTES = 20  # bad images in a row before a training run gives up
 class DetectionDataset(Dataset):
     """Base of the two below: records, classes, and the reading of one image.
 
-    In a loader's worker process a `DataError` comes back as a `FailedImage`, which the loader raises in the main
-    process: what goes through torch's own way would arrive wrapped in the worker's traceback.
+    In a loader's worker process a `DataError` or `MachineError` comes back as a `FailedImage`, which the loader raises
+    in the main process.
     """
 
     def __init__(
@@ -60,16 +61,20 @@ class DetectionDataset(Dataset):
     def __getitem__(self, index: Any) -> Sample | FailedImage:
         try:
             return self.sample(index)
-        except DataError as error:
+        except (DataError, MachineError) as error:
             if get_worker_info() is None:
                 raise
-            return FailedImage("", str(error))
+            return FailedImage("", error)
 
     def sample(self, index: Any) -> Sample:
         raise NotImplementedError
 
     def _decode(self, record: ImageRecord) -> Tensor:
-        return decode_image(record.path, (record.width, record.height) if record.width else None)
+        try:
+            return decode_image(record.path, (record.width, record.height) if record.width else None)
+        except DataError:
+            check_folder(record.path)
+            raise
 
     def _masks(self, record: ImageRecord, keep: np.ndarray, image: Tensor) -> np.ndarray | None:
         """[N, H, W] of 0 and 1 of the objects to `keep`; None where masks were not read."""
@@ -90,6 +95,7 @@ class TrainDataset(DetectionDataset):
         transform: (image, xyxy boxes, labels, generator) -> (image, cxcywh 0..1 boxes, labels).
         on_bad_image: `skip` names an image that cannot be read once and takes another one, which depends on
             (seed, e, i) too; `error` raises.
+        max_bad: how many different images may be replaced; one more is a `DataError`. None: any number.
     """
 
     def __init__(
@@ -101,9 +107,10 @@ class TrainDataset(DetectionDataset):
         on_bad_image: str = "skip",
         repairs: Repairs | None = None,
         with_masks: bool = False,
+        max_bad: int | None = None,
     ) -> None:
         super().__init__(records, class_map, repairs, with_masks)
-        self.transform = transform
+        self.transform, self.max_bad = transform, max_bad
         self.seed = seed if seed >= 0 else int.from_bytes(os.urandom(4), "little")
         self.on_bad_image = on_bad_image
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -147,9 +154,17 @@ class TrainDataset(DetectionDataset):
         return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, masks)
 
     def _report(self, index: int, error: DataError) -> None:
-        if not bool(self._reported[index]):
-            self._reported[index] = True
-            logger.warning("%s Another image is taken in its place (dataset.on_bad_image: skip).", error)
+        if bool(self._reported[index]):
+            return
+        self._reported[index] = True
+        logger.warning("%s Another image is taken in its place (dataset.on_bad_image: skip).", error)
+        bad = int(self._reported.sum())
+        if self.max_bad is not None and bad > self.max_bad:
+            raise DataError(
+                f"{bad} different training images could not be read, the last one {self.records[index].path}: more "
+                f"than the {self.max_bad} that may be replaced (dataset.max_bad_share). `rtdetr validate_data` names "
+                "them all; repair or remove them, or raise dataset.max_bad_share."
+            )
 
 
 class EvalDataset(DetectionDataset):

@@ -18,6 +18,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "unusable": (ERROR, "the split cannot be loaded"),
     "no_objects": (ERROR, "no object in the whole split"),
     "image_unreadable": (ERROR, "images that cannot be read"),
+    "too_many_replaced": (ERROR, "missing and unreadable images, more than training replaces (dataset.max_bad_share)"),
     "image_size_differs": (ERROR, "images whose size is not that of their annotations"),
     "image_replaced": (WARNING, "unreadable images in place of which training takes another one (on_bad_image: skip)"),
     "image_in_train": (WARNING, "images that are in the training data too: scores on them say nothing"),

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from rtdetr_tool.data.collate import FailedImage
+from rtdetr_tool.data.faults import check_folder, retried, walked
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
 from rtdetr_tool.data.preprocess import load_image
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.ops.structures import Target
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def search(folders: str | Iterable[str]) -> FolderContents:
     it is called. A linked folder below them is not followed; it counts as skipped.
 
     Raises:
-        DataError: a folder does not exist or cannot be read, or there is no image in any of them.
+        DataError: a folder does not exist, or there is no image in any of them.
+        MachineError: a folder cannot be read.
     """
     found = FolderContents()
     for folder in [folders] if isinstance(folders, (str, os.PathLike)) else folders:
@@ -74,11 +76,8 @@ def skipped_line(skipped: Sequence[str]) -> str:
 
 
 def _walk(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"The image directory {error.filename} cannot be read: {error.strerror}.")
-
     found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in walked(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         found += [os.path.join(parent, name) for name in (*names, *linked) if not name.startswith(".")]
@@ -91,7 +90,7 @@ def read_classmap(path: str) -> list[str]:
     Blank lines at the end do not count.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = retried(lambda: Path(path).read_text(encoding="utf-8-sig"), path).splitlines()
     except FileNotFoundError as error:
         raise DataError(f"Classmap not found: {path}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -129,7 +128,11 @@ class ImageFolder(Dataset):
         path = self.paths[index]
         try:
             prepared = load_image(path, self.spatial_size, self.preserve_aspect_ratio)
-        except DataError as error:
-            return FailedImage(path, str(error))
+        except (DataError, MachineError) as error:
+            if isinstance(error, DataError):
+                check_folder(path)
+            elif get_worker_info() is None:
+                raise
+            return FailedImage(path, error)
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return prepared.image, Target(*nothing, index, prepared.original_size, prepared.box_scale, path)

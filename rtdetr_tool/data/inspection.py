@@ -10,12 +10,13 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.dataset import DetectionDataset
+from rtdetr_tool.data.faults import check_folder, retried
 from rtdetr_tool.data.findings import ERROR, NOTE, Findings
-from rtdetr_tool.data.loader import dead_worker_explained, start_worker
+from rtdetr_tool.data.loader import dead_worker_explained, loader_faults_explained, start_worker
 from rtdetr_tool.data.preprocess import SizeMismatch, decode_image, image_header
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import KINDS as REPAIRS
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.files import sha256_of
 from rtdetr_tool.status import current_status
 
@@ -157,6 +158,7 @@ class ImageFacts:
     as_stored: bool = False  # labelled without the rotation of EXIF
     wrong_size: bool = False
     error: str | None = None
+    machine: bool = False  # the error is a fault of the machine, not of the file
 
 
 class _Files(Dataset):
@@ -174,7 +176,10 @@ class _Files(Dataset):
             decode_image(record.path, (record.width, record.height) if record.width else None)
             upright, orientation = image_header(record.path)
             as_stored = bool(record.width) and (record.width, record.height) != upright
-            return ImageFacts(sha256_of(record.path), orientation, as_stored)
+            sha256 = retried(lambda: sha256_of(record.path), record.path)
+            return ImageFacts(sha256, orientation, as_stored)
+        except MachineError as error:
+            return ImageFacts(error=str(error), machine=True)
         except (DataError, OSError) as error:
             return ImageFacts(wrong_size=isinstance(error, SizeMismatch), error=str(error))
 
@@ -183,7 +188,13 @@ def read_files(records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFa
     """Facts of every image file, in order, read by `workers` processes (0: in this one)."""
     ahead = {"prefetch_factor": 16, "worker_init_fn": start_worker} if workers else {}
     with dead_worker_explained(f"dataset.workers (now {workers})"):
-        yield from DataLoader(_Files(records), batch_size=None, num_workers=workers, **ahead)
+        loader = DataLoader(_Files(records), batch_size=None, num_workers=workers, **ahead)
+        for record, facts in zip(records, loader_faults_explained(loader), strict=True):
+            if facts.machine:
+                raise MachineError(facts.error)
+            if facts.error is not None:
+                check_folder(record.path)
+            yield facts
 
 
 class FileCheck:

@@ -10,10 +10,10 @@ import io
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from rtdetr_tool.data.faults import check_readable, kind_of, machine_error, retried
 from rtdetr_tool.data.image_formats import FORMATS
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.files import open_regular
+
+T = TypeVar("T")
 
 _ORIENTATION = 0x0112  # EXIF tag
 # EXIF orientation -> what brings stored pixels [H, W, 3] upright; from 5 on width and height change places.
@@ -72,7 +75,8 @@ def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None 
     Raises:
         DataError: with the path, whatever is wrong with the file.
     """
-    with _reading(path) as file:
+
+    def decode(file: Image.Image) -> Tensor:
         file.load()
         orientation = _orientation(file)
         if declared_size == file.size != _upright_size(file.size, orientation):
@@ -85,12 +89,17 @@ def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None 
             )
         return _upright(file, orientation)
 
+    return _read(path, decode)
+
 
 def decode_content(content: bytes, name: str) -> Tensor:
     """The image in a file with this content, as `decode_image` gives it; `name` is what errors call it."""
-    with _reading(name, content) as file:
+
+    def decode(file: Image.Image) -> Tensor:
         file.load()
         return _upright(file, _orientation(file))
+
+    return _read(name, decode, content)
 
 
 def decode_picture(picture: Image.Image) -> Tensor:
@@ -102,6 +111,8 @@ def decode_picture(picture: Image.Image) -> Tensor:
     try:
         picture.load()
     except Exception as error:  # Pillow reads a picture's file only now
+        if (kind := kind_of(error)) is not None:
+            raise machine_error(kind, f"The picture {getattr(picture, 'filename', '')!r}", error) from error
         raise DataError(f"Cannot read the picture {getattr(picture, 'filename', '')!r}: {error}") from error
     return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
 
@@ -113,11 +124,14 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
     """(width, height) after EXIF rotation, and the EXIF orientation 1..8; DataError if they cannot be read."""
-    with _reading(path) as file:
+
+    def measure(file: Image.Image) -> tuple[tuple[int, int], int]:
         if file.format == "TIFF":
             file.load()  # turns the picture itself; before that, Pillow's versions differ in what `size` is
         orientation = _orientation(file)
         return _upright_size(file.size, orientation), orientation
+
+    return _read(path, measure)
 
 
 def _upright(file: Image.Image, orientation: int) -> Tensor:
@@ -125,22 +139,30 @@ def _upright(file: Image.Image, orientation: int) -> Tensor:
     return _TURNS[orientation](pixels).contiguous().permute(2, 0, 1)
 
 
-@contextmanager
-def _reading(path: str | os.PathLike, content: bytes | None = None) -> Iterator[Image.Image]:
-    """The opened image; whatever goes wrong with it inside the block becomes a DataError with the path.
+def _read(path: str | os.PathLike, use: Callable[[Image.Image], T], content: bytes | None = None) -> T:
+    """What `use` makes of the opened image; with `content` that is read, and `path` is only its name.
 
-    With `content` that is read, and `path` is only its name.
+    Raises:
+        DataError: with the path, whatever is wrong with the file.
+        MachineError: the machine could not read it, although it was tried again.
     """
-    try:
+
+    def read() -> T:
+        formats = _formats()  # before the file is opened: modules of Pillow are files, too
         opened = open_regular(path) if content is None else io.BytesIO(content)
-        with opened as stream, Image.open(stream, formats=_formats()) as file:
+        with opened as stream, Image.open(stream, formats=formats) as file:
             _check_pixels(*file.size)
-            yield file
-    except DataError:
+            return use(file)
+
+    try:
+        return retried(read, path)
+    except (DataError, MachineError):
         raise
     except FileNotFoundError as error:
         raise DataError(f"Image file not found: {os.fspath(path)}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and many more
+        if content is None:
+            check_readable(path)
         raise DataError(f"Cannot read image {os.fspath(path)}: {_reason(path, content, error)}") from error
 
 
@@ -167,7 +189,9 @@ def _orientation(file: Image.Image) -> int:
     """The EXIF orientation 1..8; a damaged EXIF block counts as upright."""
     try:
         found = int(file.getexif().get(_ORIENTATION, 1))
-    except Exception:
+    except Exception as error:
+        if kind_of(error) is not None:
+            raise
         return 1
     return found if found in _TURNS else 1
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.faults import names_in, retried
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.errors import DataError
@@ -75,9 +76,13 @@ def spellings(split: str) -> tuple[str, ...]:
 
 def read_bytes(path: str, what: str, limit: int = LARGEST_LABEL) -> bytes:
     """The content of a file of labels; DataError, which calls it `what`, where there is none or it is too large."""
-    try:
+
+    def read() -> bytes:
         with open_regular(path) as file:
-            data = file.read(limit + 1)
+            return file.read(limit + 1)
+
+    try:
+        data = retried(read, path)
     except OSError as error:
         raise DataError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
     if len(data) > limit:
@@ -110,15 +115,15 @@ def fitted_box(
     return corners
 
 
-def drop_missing_images(source: Source, policy: str) -> None:
-    """Look for the files of all images, one listing per directory.
+def drop_missing_images(source: Source, policy: str) -> int:
+    """Look for the files of all images, one listing per directory; the number of images without one.
 
     `policy` is `skip` (leave them out, count them in the repairs) or `error`. That not a single file exists is always
     an error: the folder is the wrong one.
     """
     missing = _missing(image.path for image in source.images.values())
     if not missing:
-        return
+        return 0
     shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
     total = len(source.images)
     if policy == "error" or len(missing) == len({image.path for image in source.images.values()}):
@@ -127,6 +132,7 @@ def drop_missing_images(source: Source, policy: str) -> None:
         if image.path in missing:
             source.repairs.add("image_missing", image.path)
             del source.images[image_id]
+    return total - len(source.images)
 
 
 def _missing(paths: Iterable[str]) -> set[str]:
@@ -136,10 +142,7 @@ def _missing(paths: Iterable[str]) -> set[str]:
         folders[folder].add(name)
     missing = set()
     for folder, names in folders.items():
-        try:
-            present = set(os.listdir(folder))
-        except OSError:
-            present = set()
+        present = set(names_in(folder))
         missing |= {os.path.join(folder, name) for name in names - present}
     return missing
 

@@ -12,6 +12,7 @@ import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
+from rtdetr_tool.data.faults import names_in, retried
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_companion, is_image
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import (
@@ -78,11 +79,7 @@ def _folders(base: str) -> tuple[str, str]:
 
 
 def _has_xml(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(".xml") for entry in entries)
-    except OSError:
-        return False
+    return any(name.lower().endswith(".xml") for name in names_in(folder))
 
 
 class _Reader:
@@ -215,9 +212,13 @@ class _Reader:
 
 def _files_of(folder: str) -> list[str]:
     """The files of a folder that are not hidden, in the order of their names."""
-    try:
+
+    def listed() -> list[str]:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+
+    try:
+        names = retried(listed, os.path.join(folder, ""))
     except OSError as error:
         raise DataError(f"Cannot read the folder {folder}: {error.strerror or error}.") from error
     return [os.path.join(folder, name) for name in names]

@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
 from rtdetr_tool.data.image_formats import is_companion
 from rtdetr_tool.data.preprocess import image_size
@@ -117,7 +118,7 @@ class _Reader:
             return {}
         found = sorted(
             os.path.join(os.path.relpath(parent, labels), name)
-            for parent, _, names in os.walk(labels)
+            for parent, _, names in walked(labels)
             for name in names
             if name.endswith(".txt") and name not in _NOT_LABELS
         )
@@ -129,7 +130,7 @@ class _Reader:
     def _add(self, path: str, label: str) -> None:
         image = AnnotatedImage(path, 0, 0)
         self.source.images[len(self.source.images) + 1] = image
-        labelled = os.path.exists(label)
+        labelled = exists(label)
         self.found += labelled
         if not labelled:
             self.source.repairs.add("image_without_label", os.path.basename(path))

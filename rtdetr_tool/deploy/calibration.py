@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtdetr_tool.data.faults import retried
 from rtdetr_tool.deploy.pictures import UNSCORED_FIRST, PictureSource, pictures_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import open_regular
@@ -64,9 +65,13 @@ def calibration_pictures(
 
 def read_array(path: Path) -> np.ndarray:
     """An array file, mapped instead of read; objects in it are refused, since loading them runs code."""
-    try:
+
+    def read() -> np.ndarray:
         with open_regular(path):
             return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    try:
+        return retried(read, path)
     except FileNotFoundError:
         raise UserError(f"{NAME}: there is no file {path}") from None
     except (OSError, ValueError, EOFError) as error:

@@ -123,3 +123,11 @@ class DatasetSpec:
         options=("skip", "error"),
         origin="ours",
     )
+    max_bad_share: float = field(
+        0.1,
+        "With on_bad_image: skip, the largest share of the training images that may be missing or unreadable; the run "
+        "stops at more. Up to 10 images never stop it.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )

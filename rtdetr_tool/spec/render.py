@@ -45,7 +45,8 @@ DATASET_FIELDS: dict[str, tuple[str, ...]] = {
     "quantize": ("quant_calibration_data_sources", *_LOADING),
     "validate_data": (
         "dataset_dir", "format", "train_data_sources", "val_data_sources", "test_data_sources", "workers",
-        "remap_mscoco_category", "num_classes", "class_ids", "on_bad_image", "augmentation",
+        "remap_mscoco_category", "num_classes", "class_ids", "on_bad_image", "max_bad_share",
+        "augmentation",
     ),
 }
 

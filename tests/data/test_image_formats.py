@@ -17,7 +17,7 @@ from rtdetr_tool.data.image_formats import EXTENSIONS, FORMATS, is_image
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.data.voc import read_split as read_voc
 from rtdetr_tool.data.yolo import read_split as read_yolo
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MachineError
 
 DOCS = (Path(__file__).parents[2] / "docs" / "validate_data.md").read_text(encoding="utf-8")
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", denied)  # as root, permissions do not keep anyone out
-    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+    with pytest.raises(MachineError, match="locked cannot be read: Permission denied"):
         find_images(str(tmp_path))
 
 
