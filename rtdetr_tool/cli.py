@@ -16,7 +16,8 @@ import traceback
 from collections.abc import Sequence
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.log import mask_secrets, showable
+from rtdetr_tool.log import showable
+from rtdetr_tool.redaction import mask_secrets
 from rtdetr_tool.version import package_version
 
 # Command -> (module, what it does, worked example).

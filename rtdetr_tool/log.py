@@ -12,33 +12,16 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from rtdetr_tool.redaction import mask_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGE = "rtdetr_tool"
-_SECRET_NAME = re.compile(
-    r"(?:^|_)(?:api_?key|access_?key|private_?key|encryption_?key|token|passw(?:or)?d|secret|credentials?)(?:_|$)"
-    r"|_(?:key|pwd)$",
-    re.I,
-)
-_MASKS = (  # what is before a secret is kept (group 1), the secret goes
-    re.compile(r"""(:/{1,2})[^/\s@"'<>]{1,1000}(?=@)"""),
-    re.compile(
-        r"""([?&][^=&\s"']{0,60}(?:token|key|sig|secret|passw|credential|auth)[^=&\s"']{0,60}=)[^&\s"'#]+""", re.I
-    ),
-    re.compile(
-        r"""((?:api[_-]?key|(?:access|private|encryption)[_-]?key|token|passw(?:or)?d|secret)["']?\s*[=:]\s*)"""
-        r"""(?:"[^"]+"|'[^']+'|["']?[^\s"',}&]+)""",
-        re.I,
-    ),
-    re.compile(r"(\bbearer\s+)[\w.~+/-]{8,}=*", re.I),
-    re.compile(r"(\b(?:hf|gh[oprsu]|github_pat|glpat|sk|xox[abp])[_-])[A-Za-z0-9_-]{16,}"),
-)
 # What a terminal obeys instead of showing it: control characters but tab and line feed, Unicode's line ends and marks
 # that turn the direction of writing; and what no file can hold, bytes of a file name that are no UTF-8.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -68,33 +51,6 @@ def written_out(text: str) -> str:
 def showable(text: str) -> str:
     """The text as people may see it, on the console and in log files: without secrets, and written out."""
     return written_out(mask_secrets(text))
-
-
-def names_secret(name: str) -> bool:
-    """Whether the value of an environment variable or a key with this name is nobody else's business."""
-    return _SECRET_NAME.search(name) is not None
-
-
-def mask_secrets(text: str) -> str:
-    """The text without values of keys, tokens and passwords, and without credentials in addresses."""
-    for secret in _MASKS:
-        text = secret.sub(r"\1***", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and names_secret(name):
-            text = text.replace(value, "***")
-    return text
-
-
-def without_secrets(data: Any) -> Any:
-    """Plain data as files may keep it: texts masked, and the text under a key that names a secret as a whole."""
-    if isinstance(data, Mapping):
-        return {
-            key: "***" if value and isinstance(value, str) and names_secret(str(key)) else without_secrets(value)
-            for key, value in data.items()
-        }
-    if isinstance(data, (list, tuple)):
-        return [without_secrets(value) for value in data]
-    return mask_secrets(data) if isinstance(data, str) else data
 
 
 class _ConsoleHandler(logging.Handler):

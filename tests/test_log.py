@@ -10,7 +10,8 @@ import pytest
 from _pytest.logging import LogCaptureHandler
 from rich.table import Table
 
-from rtdetr_tool.log import close_log_file, console, mask_secrets, open_log_file, set_up_console, written_out
+from rtdetr_tool.log import close_log_file, console, open_log_file, set_up_console, written_out
+from rtdetr_tool.redaction import mask_secrets
 
 logger = logging.getLogger("rtdetr_tool.some.place")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.log import without_secrets
+from rtdetr_tool.redaction import without_secrets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,8 @@ from pathlib import Path
 from rtdetr_tool.commands.run_lock import RunLock
 from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError
 from rtdetr_tool.files import write_atomically
-from rtdetr_tool.log import close_log_file, mask_secrets, open_log_file, set_up_console, without_secrets
+from rtdetr_tool.log import close_log_file, open_log_file, set_up_console
+from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
 from rtdetr_tool.status import StatusLogger, current_status, process_rank, set_current_status
 

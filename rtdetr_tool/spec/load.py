@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.redaction import remember_secrets
 from rtdetr_tool.spec.convert import field_names, from_plain, spec_to_dict, suggestion, walk_fields
 from rtdetr_tool.spec.documents import first_line, read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
@@ -106,13 +107,17 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
 def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> LoadedSpec:
     """`load_spec`, with what the user gave explicitly and notes on fields without effect."""
     source = None if path is None else str(path)
+    given = (override.partition("=") for override in overrides)
+    remember_secrets({name: value.strip("'\"") for name, _, value in given})
     data = {} if path is None else read_file(Path(path))
+    remember_secrets(data)
     problems: list[str] = []
     composed = _compose(data, overrides, problems)
     plain = resolve(composed, spec_to_dict(ExperimentSpec()), problems)
     if found := unusual(plain):
         raise SpecError([*problems, *found], source)
     plain = _without_sharing(plain)
+    remember_secrets(plain)
     spec = _checked(plain, problems, command, source)
     return LoadedSpec(spec, plain, inert_notes(spec), source)
 

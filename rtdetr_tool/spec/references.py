@@ -3,16 +3,15 @@
 OmegaConf's notation with these two forms only, so that a spec computes nothing and its size stays bounded:
 
     ${a.b}  ${a.b[0]}  ${.sibling}  ${..uncle}     a field, of the file, the command line or the defaults
-    ${oc.env:NAME}  ${oc.env:NAME,otherwise}       never one that names a secret: specs are written into results
+    ${oc.env:NAME}  ${oc.env:NAME,otherwise}       a variable that names a place, a rank or the like (`environment`)
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
-from rtdetr_tool.log import names_secret
+from rtdetr_tool.spec.environment import variable
 from rtdetr_tool.spec.fields import MISSING
 
 LONGEST_TEXT = 10_000  # characters of a text with its references written out
@@ -111,7 +110,10 @@ class _Resolver:
     def _referred(self, reference: str, place: tuple) -> Any:
         environment = _ENVIRONMENT.fullmatch(reference)
         if environment:
-            return _variable(*environment.groups())
+            try:
+                return variable(*environment.groups())
+            except ValueError as why:
+                raise _Unresolved(str(why)) from None
         if not _FIELD.fullmatch(reference):
             raise _Unresolved(f"${{{reference}}} is neither a field nor oc.env:NAME, and nothing else is allowed")
         up = len(reference) - len(reference.lstrip("."))
@@ -148,19 +150,6 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return start + mark.start()
     raise _Unresolved("a reference is not closed with }")
-
-
-def _variable(name: str, otherwise: str | None) -> Any:
-    if names_secret(name):
-        raise _Unresolved(f"{name} names a secret, and the values of a spec are written into results and checkpoints")
-    if name in os.environ:
-        return os.environ[name]
-    if otherwise is None:
-        raise _Unresolved(f"the environment variable {name} is not set")
-    otherwise = otherwise.strip()
-    if len(otherwise) > 1 and otherwise[0] in "'\"" and otherwise[-1] == otherwise[0]:
-        return otherwise[1:-1]
-    return None if otherwise == "null" else otherwise
 
 
 def _merged(defaults: Any, given: Any) -> Any:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from rtdetr_tool.log import mask_secrets
+from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
 from rtdetr_tool.status import process_rank
 
@@ -56,13 +58,24 @@ def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
 def _made(title: str, install: str, kind: type[Logger], **arguments: Any) -> list[Logger]:
     """The logger, or nothing where it cannot be had; `pip install <install>` gets it."""
     try:
-        return [kind(**arguments)]
+        with _arguments_without_secrets():
+            return [kind(**arguments)]
     except ModuleNotFoundError as error:
         reason = f"{error.name or 'its package'} is not installed here: pip install {install}"
     except Exception as error:  # of the services, without a common base
         reason = _reason(error)
     logger.warning("%s is left out, the run goes on without it: %s", title, reason)
     return []
+
+
+@contextmanager
+def _arguments_without_secrets() -> Iterator[None]:
+    """The services record the command line of the program when they start."""
+    given, sys.argv = sys.argv, [mask_secrets(text) for text in sys.argv]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def _reason(error: Exception) -> str:
@@ -132,14 +145,14 @@ def wandb_wanted(settings: WandbSpec) -> bool:
 
 
 def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
-    """What `WandbLogger` is made with."""
+    """What `WandbLogger` is made with; texts that the service keeps are without secrets."""
     return {
         "save_dir": folder,
-        "project": settings.project,
+        "project": mask_secrets(settings.project),
         "entity": settings.entity or None,
-        "name": settings.name,
+        "name": mask_secrets(settings.name),
         "id": settings.run_id or None,
-        "tags": list(settings.tags),
+        "tags": without_secrets(settings.tags),
         "save_code": settings.save_code,
         "sync_tensorboard": settings.sync_tensorboard,
     }
@@ -152,8 +165,8 @@ def mlflow_arguments(settings: MlflowSpec, folder: Path) -> dict[str, Any]:
     return {
         "tracking_uri": uri or f"sqlite:///{folder.as_posix()}/mlflow.db",
         "artifact_location": None if uri else f"{folder.as_uri()}/mlflow_artifacts",
-        "experiment_name": settings.experiment,
-        "run_name": settings.run_name,
-        "tags": dict(settings.tags),
+        "experiment_name": mask_secrets(settings.experiment),
+        "run_name": None if settings.run_name is None else mask_secrets(settings.run_name),
+        "tags": without_secrets(settings.tags),
         "run_id": settings.run_id,
     }

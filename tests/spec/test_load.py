@@ -212,11 +212,11 @@ class TestInterpolation:
         assert spec.train.validation_interval == 2
 
     def test_the_environment_is_readable(self, write, monkeypatch):
-        monkeypatch.setenv("SPEC_TEST_PLACE", "/somewhere")
-        assert load_spec(write("results_dir: ${oc.env:SPEC_TEST_PLACE}/x\n")).results_dir == "/somewhere/x"
+        monkeypatch.setenv("SPEC_TEST_DIR", "/somewhere")
+        assert load_spec(write("results_dir: ${oc.env:SPEC_TEST_DIR}/x\n")).results_dir == "/somewhere/x"
 
     @pytest.mark.parametrize(
-        "text", ["${nowhere.at.all}", "${oc.env:SPEC_TEST_NOT_SET}", "${eval:1+1}", "${evaluate.checkpoint}"]
+        "text", ["${nowhere.at.all}", "${oc.env:SPEC_TEST_UNSET_DIR}", "${eval:1+1}", "${evaluate.checkpoint}"]
     )
     def test_a_reference_that_leads_nowhere_is_one_clear_problem(self, write, text):
         problem = only_problem(write(f"train:\n  pretrained_model_path: '{text}'\n"))

@@ -37,16 +37,16 @@ def problem(text: str, **more) -> str:
         ("${train.${word}}", 7),
         ("\\${train.seed}", "${train.seed}"),
         ("$5 {x} }", "$5 {x} }"),
-        ("${oc.env:R3_PLACE}/x", "/place/x"),
-        ("${oc.env:R3_UNSET,else}", "else"),
-        ("${oc.env:R3_UNSET,'a, b'}", "a, b"),
-        ("${oc.env:R3_UNSET,null}", None),
-        ("${oc.env:R3_UNSET,${results_dir}}", "/results"),
+        ("${oc.env:R3_PLACE_DIR}/x", "/place/x"),
+        ("${oc.env:RTDETR_UNSET,else}", "else"),
+        ("${oc.env:RTDETR_UNSET,'a, b'}", "a, b"),
+        ("${oc.env:RTDETR_UNSET,null}", None),
+        ("${oc.env:RTDETR_UNSET,${results_dir}}", "/results"),
         ("${both}${both}", "/results and /results/results and /results"),
     ],
 )
 def test_a_reference_gives_the_value_it_names(text, value, monkeypatch):
-    monkeypatch.setenv("R3_PLACE", "/place")
+    monkeypatch.setenv("R3_PLACE_DIR", "/place")
     data = {"x": text, "items": [1, "two"], "word": "seed", "both": "${results_dir} and ${results_dir}"}
     assert resolved(data)["x"] == value
 
@@ -74,7 +74,7 @@ def test_a_section_may_be_taken_over_with_its_missing_values():
         ("a${train}", "a section or list cannot stand within a text"),
         ("${train.seed", "a reference is not closed"),
         ("${....seed}", "leads out of the spec"),
-        ("${oc.env:R3_UNSET}", "the environment variable R3_UNSET is not set"),
+        ("${oc.env:RTDETR_UNSET}", "the environment variable RTDETR_UNSET is not set"),
         ("${eval:1+1}", "neither a field nor oc.env:NAME"),
         ("${oc.decode:1}", "neither a field nor oc.env:NAME"),
         ("${oc.create:{a: 1}}", "neither a field nor oc.env:NAME"),
@@ -96,10 +96,42 @@ def test_a_variable_that_names_a_secret_is_refused_also_with_something_to_fall_b
         assert f"{name} names a secret" in message and "abcdef123456" not in message
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PGPASSWORD", "MYSECRET", "SSHPASS", "APITOKEN", "CLIENT_SECRETS", "NETRC", "DATABASE_URL", "DSN", "HF", "PIN",
+        "LOGIN", "VAULT_ADDR", "KUBECONFIG", "MY_PASSWORD_FILE", "SECRETS_DIR", "RTDETR_API_KEY", "SLURM_JWT",
+    ],
+)  # fmt: skip
+def test_a_variable_that_nobody_knows_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "abcdef123456")
+    message = problem(f"${{oc.env:{name},x}}")
+    assert "abcdef123456" not in message and "written into results and checkpoints" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HOME", "USER", "PWD", "DATA_ROOT", "DATADIR", "DATASET_PATH", "SLURM_TMPDIR", "SLURM_JOB_ID", "RANK",
+        "LOCAL_RANK", "WORLD_SIZE", "SCRATCH", "TMPDIR", "RESULTS_DIR", "BATCH_SIZE", "NUM_EPOCHS", "RUN_NAME",
+        "LOCAL_PROJECT_DIR", "MODEL_FOLDER", "SM_CHANNEL_TRAINING", "COMPASS_DIR", "CUDA_VISIBLE_DEVICES", "HOSTNAME",
+        "RTDETR_ANYTHING",
+    ],
+)  # fmt: skip
+def test_places_ranks_and_names_are_read(name, monkeypatch):
+    monkeypatch.setenv(name, "value")
+    assert resolved({"x": f"${{oc.env:{name}}}"})["x"] == "value"
+
+
+def test_the_refusal_says_what_may_be_read_and_how_to_rename_it():
+    message = problem("${oc.env:MY_THING}")
+    assert "begin with RTDETR_" in message and "_ROOT" in message and "Rename it to RTDETR_MY_THING" in message
+
+
 def test_what_a_variable_holds_is_not_read_as_a_reference_again(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "abcdef123456")
-    monkeypatch.setenv("R3_NESTED", "${oc.env:WANDB_API_KEY}")
-    assert resolved({"x": "${oc.env:R3_NESTED}/y", "z": "${x}"}) == {
+    monkeypatch.setenv("RTDETR_NESTED", "${oc.env:WANDB_API_KEY}")
+    assert resolved({"x": "${oc.env:RTDETR_NESTED}/y", "z": "${x}"}) == {
         "x": "${oc.env:WANDB_API_KEY}/y",
         "z": "${oc.env:WANDB_API_KEY}/y",
     }
