@@ -85,6 +85,15 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_limited(path: str | os.PathLike, limit: int) -> bytes:
+    """The content of a file of others; OSError where it is none, or has more than `limit` bytes."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes, which no such file needs")
+    return data
+
+
 def parse_json(text: str | bytes, **options: Any) -> Any:
     """`json.loads` for texts of others: whatever is wrong with one is a ValueError, also that it is nested too deep."""
     try:

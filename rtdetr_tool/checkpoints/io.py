@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rtdetr_tool.checkpoints.inert import stand_ins
 from rtdetr_tool.checkpoints.layout import TAO_PREFIX, detector_weights
+from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, replacing
@@ -63,6 +64,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     _check_readable(path)
     payload = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    check_content(payload, path)
     if not isinstance(payload, Mapping):
         raise CheckpointError(
             f"{path} holds {_article(type(payload).__name__)} instead of a dictionary of weights; "
@@ -88,6 +90,8 @@ def _check_readable(path: Path) -> None:
         raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}.{_neighbours(path)}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a pipe, socket or device; a checkpoint file is expected.")
     if not os.access(path, os.R_OK):
         raise CheckpointError(f"{path} cannot be read (permission denied).")
     if path.stat().st_size == 0:
@@ -104,6 +108,7 @@ def _neighbours(path: Path) -> str:
 
 
 def _read_pickle(path: Path) -> Any:
+    check_archive(path)
     try:
         with stand_ins(path):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rtdetr_tool.checkpoints.limits import check_metadata_values, stored_numbers
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.redaction import without_secrets
 
@@ -63,6 +64,9 @@ RFDETR = (
     "segmentation_head",
     "mask_downsample_ratio",
 )
+LARGEST_NUMBER = 65_536  # of the model section: widths, layers, queries, points; losses and temperatures apart
+LARGEST_SIDE = 4_096  # pixels of eval_spatial_size that a file may ask for; a spec may ask for more
+_UNBOUNDED = ("pe_temperature", "offset_scale")  # numbers that make nothing larger
 # What says how large a network is: numbers of layers; widths, of which a layer has squares; what goes with one width.
 _SIZES = {
     "rtdetr": (
@@ -104,6 +108,7 @@ def build_metadata(
 
 def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Metadata of a file as a dictionary of the form at the top; CheckpointError where somebody else made it up."""
+    check_metadata_values(dict(meta), source)
     spec, classes = meta.get("spec") or {}, meta.get("classes")
     sections = [spec]
     for path in ("model", "model.frozen_fm", "model.rfdetr", "dataset", "dataset.augmentation"):
@@ -122,12 +127,31 @@ def check_sizes(meta: Mapping[str, Any], weights: Mapping[str, Tensor], source: 
     layers, width, beside = (max(_numbers(meta, names), default=1) for names in sizes)
     beside = max(beside, *_numbers(meta, ["dataset.num_classes"]), 1)
     inner = width * max(1, *_numbers(meta, ["model.expansion"]), 1)
-    elements = sum(tensor.numel() for tensor in weights.values())
-    if layers > len(weights) or max(layers * width * width, beside * width, inner * inner) > elements:
+    elements = stored_numbers(weights)
+    _check_numbers(meta, source)
+    points = sum(_numbers(meta, ["model.num_points"]))
+    needed = max(layers * width * width, beside * width, inner * inner, points * width)
+    if layers > len(weights) or needed > elements:
         raise CheckpointError(
             f"{source} describes a network of {layers} layers, {width} wide, which its {len(weights)} tensors with "
             f"{elements} numbers cannot be: damaged, or made up."
         )
+
+
+def _check_numbers(meta: Mapping[str, Any], source: str) -> None:
+    """CheckpointError for numbers that no model has; what they size may not be among the tensors (queries, images)."""
+    model = section_of(meta, "spec.model")
+    names = [f"model.{name}" for name in model if name not in _UNBOUNDED and not name.endswith(("_coef", "_cost"))]
+    names += [f"model.rfdetr.{name}" for name in section_of(model, "rfdetr") if not name.endswith("_coef")]
+    limits = {**dict.fromkeys(names, LARGEST_NUMBER), "dataset.augmentation.eval_spatial_size": LARGEST_SIDE}
+    limits["model.rfdetr.resolution"] = LARGEST_SIDE
+    for name, limit in limits.items():
+        for number in _numbers(meta, [name]):
+            if not abs(number) <= limit:
+                raise CheckpointError(
+                    f"{source} describes a network of {name} {number:g}, and at most {limit} is accepted: damaged, or "
+                    "made up."
+                )
 
 
 def _numbers(meta: Mapping[str, Any], names: Sequence[str]) -> Iterator[float]:
