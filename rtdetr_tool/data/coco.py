@@ -22,6 +22,7 @@ from rtdetr_tool.data.faults import retried
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
+from rtdetr_tool.data.units import XYWH, BoxUnits
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import open_regular
 from rtdetr_tool.ops.masks import UNKNOWN, compact, counts_of, to_coco
@@ -118,6 +119,7 @@ class _Reader:
     def __init__(self, path: str, image_dir: str, source: Source, masks: bool) -> None:
         self.path, self.image_dir, self.source, self.masks = path, image_dir, source, masks
         self.repairs = source.repairs
+        self.units = BoxUnits(XYWH)
 
     def read(self) -> None:
         content = load_json(self.path, self.masks)
@@ -130,6 +132,7 @@ class _Reader:
             self._categories(content.pop("categories"))
             self._images(content.pop("images"))
             self._annotations(content.pop("annotations"))
+        self.units.check(self.path, self.repairs)
 
     def _categories(self, entries: list) -> None:
         known = self.source.categories
@@ -234,6 +237,7 @@ class _Reader:
         if not all(map(math.isfinite, numbers)):
             self.repairs.add("box_not_finite", where)
             return None
+        self.units.see(numbers, image.width, image.height)
         return fitted_box((x, y, x + width, y + height), image, self.repairs, where)
 
     def _area(self, entry: Mapping[str, Any], box: tuple[float, ...], where: str) -> float:

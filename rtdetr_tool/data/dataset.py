@@ -28,6 +28,8 @@ from rtdetr_tool.ops.structures import Target
 logger = logging.getLogger(__name__)
 
 Sample = tuple[Tensor, Target]
+BOXES_TO_JUDGE = 200  # that augmentation was given, or as many as there are
+LEAST_KEPT = 0.1  # share of the boxes below which augmentation has dropped nearly all
 _SUBSTITUTES = 20  # bad images in a row before a training run gives up
 
 
@@ -115,6 +117,9 @@ class TrainDataset(DetectionDataset):
         self.on_bad_image = on_bad_image
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._reported = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+        self._boxes = torch.zeros(2, dtype=torch.int64).share_memory_()  # before and after augmentation
+        self._boxes_judged = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self._enough_boxes = max(1, min(BOXES_TO_JUDGE, sum(len(record) for record in records)))
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch[0] = epoch
@@ -149,9 +154,23 @@ class TrainDataset(DetectionDataset):
             image, boxes, labels = self.transform(image, boxes, labels, rng)
         else:
             image, boxes, labels, masks = self.transform.with_masks(image, boxes, labels, masks, rng)
+        self._count_boxes(int(keep.sum()), len(boxes))
         # The augmented picture has no way back to the original's pixels; its own size is the best that can be said.
         scale = (float(image.shape[-1]), float(image.shape[-2]))
         return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, masks)
+
+    def _count_boxes(self, given: int, kept: int) -> None:
+        """Warn once where augmentation leaves hardly any box."""
+        self._boxes += torch.tensor([given, kept])
+        before, after = self._boxes.tolist()
+        if before >= self._enough_boxes and not self._boxes_judged:
+            self._boxes_judged[0] = True
+            if after < LEAST_KEPT * before:
+                logger.warning(
+                    "Augmentation keeps only %d of the first %d boxes: the others are narrower than one pixel of the "
+                    "network's input or cut away, so there is hardly anything to learn. Check the unit of the boxes "
+                    "and dataset.augmentation.train_spatial_size.", after, before,
+                )  # fmt: skip
 
     def _report(self, index: int, error: DataError) -> None:
         if bool(self._reported[index]):

@@ -18,6 +18,7 @@ KINDS = {
     "annotation_id_repeated": "annotations with an id that another one has: kept (ids are not used)",
     "annotation_of_unknown_image": "annotations of an image id that is not listed: dropped",
     "id_as_text": "ids written as text: read as integers",
+    "unit_doubtful": "files whose boxes may be in another unit or form: kept as they are",
     "box_malformed": "boxes that are not four numbers: dropped",
     "box_not_finite": "boxes with NaN or infinity: dropped",
     "box_empty": "boxes of zero or negative width or height: dropped",

@@ -25,6 +25,7 @@ from rtdetr_tool.data.source import (
     read_bytes,
     spellings,
 )
+from rtdetr_tool.data.units import XYXY, BoxUnits
 from rtdetr_tool.errors import DataError, MissingSplit
 
 LOOKED_FOR = "Annotations/*.xml with JPEGImages/, or folders train, valid, test of images with *.xml (Pascal VOC)"
@@ -92,6 +93,7 @@ class _Reader:
         self.names_file = os.path.join(files.root, NAMES_FILE)
         self.order = self._read_names() if os.path.isfile(self.names_file) else None
         self.found = 0  # XML files
+        self.units = BoxUnits(XYXY)
         self.seen: set[str] = set()  # names of objects
 
     def read(self) -> Source:
@@ -122,6 +124,7 @@ class _Reader:
         for image in self.source.images.values():
             image.rows = [(*row[:4], index_of[row[4]], *row[5:]) for row in image.rows]
         self.source.categories = dict(enumerate(names))
+        self.units.check(self.source.name, self.source.repairs)
         return self.source
 
     def _images(self) -> dict[str, str]:
@@ -199,6 +202,7 @@ class _Reader:
         if None in edges:
             repairs.add("box_malformed", where)
             return
+        self.units.see(edges, image.width, image.height)
         # Pixel 1 is the one from 0 to 1, and the last pixel belongs to the box.
         corners = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
         box = fitted_box(corners, image, repairs, where)

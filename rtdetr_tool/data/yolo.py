@@ -17,6 +17,7 @@ from rtdetr_tool.data.folder import search
 from rtdetr_tool.data.image_formats import is_companion
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import LARGEST_LIST, AnnotatedImage, Source, area_of, fitted_box, read_bytes
+from rtdetr_tool.data.units import CXCYWH, BoxUnits
 from rtdetr_tool.data.yolo_yaml import Description, describe, yaml_of
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.ops.masks import UNKNOWN, rasterise
@@ -50,6 +51,7 @@ class _Reader:
             categories=dict(enumerate(description.names)),
             ids_known=False,
         )
+        self.units = BoxUnits(CXCYWH, shares=True)
         self.found = self.dropped = 0  # label files, boxes
 
     def read(self) -> Source:
@@ -88,6 +90,7 @@ class _Reader:
                 f"{self.source.name} has {self.dropped} boxes and not one is usable: {lines}. A line must be "
                 f"{_EXPECTED}."
             )
+        self.units.check(self.source.name, self.source.repairs)
         return self.source
 
     def _image_list(self, path: str) -> list[str]:
@@ -186,6 +189,7 @@ class _Reader:
             if len(numbers) > 4:
                 self.source.repairs.add("keypoints_left_out", where)
             x, y, width, height = numbers[:4]
+            self.units.see((x, y, width, height), 1, 1)
             return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), []
         if len(numbers) >= 6 and len(numbers) % 2 == 0:
             if not self.masks:
