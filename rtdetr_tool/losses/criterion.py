@@ -59,11 +59,13 @@ class SetCriterion(nn.Module):
         """
         padded = PaddedTargets.of(targets)
         logits, boxes, names = self._stack(predictions)
-        count = count_objects(padded.counts, logits.device, across_processes=self.training)
+        noisy = predictions.denoising
+        denoised = 0 if noisy is None else sum(map(len, noisy.object_index)) // noisy.groups
+        count, denoised = counted([sum(padded.counts), denoised], logits.device, across_processes=self.training)
         matches = self.matcher(logits.detach(), boxes.detach(), padded)
         losses = self._losses(logits, boxes, matches, padded, count, names)
-        if predictions.denoising is not None:
-            losses |= self._denoising_losses(predictions.denoising, padded, count)
+        if noisy is not None:
+            losses |= self._denoising_losses(noisy, padded, denoised)
         losses["loss"] = torch.stack(list(losses.values())).sum()
         if torch.is_grad_enabled():
             losses["loss"] = losses["loss"] + self._unsupervised(predictions)
@@ -135,15 +137,15 @@ class SetCriterion(nn.Module):
         names = [f"_dn_{i}" for i in range(len(logits))]
         if not self.aux_loss:
             logits, boxes, names = logits[-1:], boxes[-1:], names[-1:]
-        matches = _denoising_matches(denoising, targets.counts, len(logits))
+        matches = _denoising_matches(denoising, len(logits))
         return self._losses(logits.float(), boxes, matches, targets, count * denoising.groups, names)
 
 
-def _denoising_matches(denoising: DenoisingPredictions, counts: Sequence[int], stages: int) -> Matches:
+def _denoising_matches(denoising: DenoisingPredictions, stages: int) -> Matches:
     """Each positive query belongs to the object it was made from, at every stage."""
     device = denoising.logits.device
-    image = torch.cat([torch.full((count * denoising.groups,), i) for i, count in enumerate(counts)])
-    target = torch.cat([torch.arange(count).repeat(denoising.groups) for count in counts])
+    image = torch.cat([torch.full((len(index),), i) for i, index in enumerate(denoising.object_index)])
+    target = torch.cat(denoising.object_index).cpu()
     stage = torch.arange(stages).repeat_interleave(len(image))
     stage, image, target = (
         torch.stack([stage, image.repeat(stages), target.repeat(stages)]).to(device, non_blocking=True).unbind()
@@ -152,15 +154,19 @@ def _denoising_matches(denoising: DenoisingPredictions, counts: Sequence[int], s
 
 
 def count_objects(counts: Sequence[int], device: torch.device, across_processes: bool) -> Tensor | float:
-    """Objects per process, at least 1: the normaliser of every loss.
+    """Objects per process, at least 1: the normaliser of every loss (see `counted`)."""
+    return counted([sum(counts)], device, across_processes)[0]
 
-    In training it is averaged over all processes. In evaluation it is this process's own: there the processes may have
-    different numbers of batches, and none waits for the others.
+
+def counted(totals: Sequence[int], device: torch.device, across_processes: bool) -> list[Tensor | float]:
+    """Numbers of objects per process, at least 1 each.
+
+    In training they are averaged over all processes. In evaluation they are this process's own: there the processes may
+    have different numbers of batches, and none waits for the others.
     """
-    total = float(sum(counts))
     group = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not (across_processes and group):
-        return max(total, 1.0)
-    count = torch.tensor(total, device=device)
-    torch.distributed.all_reduce(count)
-    return (count / torch.distributed.get_world_size()).clamp(min=1)
+        return [max(float(total), 1.0) for total in totals]
+    means = torch.tensor(totals, dtype=torch.float32, device=device)
+    torch.distributed.all_reduce(means)
+    return list((means / torch.distributed.get_world_size()).clamp(min=1).unbind())

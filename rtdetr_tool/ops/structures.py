@@ -72,6 +72,7 @@ class DenoisingPredictions(_Movable):
     logits: Tensor  # [L, B, D, C]
     boxes: Tensor  # [L, B, D, 4] cxcywh 0..1
     positive_index: list[Tensor]  # per image: query index of each positive, groups * N long, group-major
+    object_index: list[Tensor]  # per image: the object (row of the target) that each positive was made from; CPU
     groups: int
 
 

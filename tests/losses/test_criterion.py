@@ -38,7 +38,8 @@ def random_predictions(layers=3, queries=5, classes=3, groups=2, seed=0) -> Pred
     layer_logits, layer_boxes = draw(layers, 2, queries, classes), boxes(layers, 2, queries)
     size = 4 * groups  # two objects, positive and negative
     positive = [torch.tensor([4 * g + i for g in range(groups) for i in range(2)]), torch.zeros(0, dtype=torch.long)]
-    noisy = DenoisingPredictions(draw(layers, 2, size, classes), boxes(layers, 2, size), positive, groups)
+    objects = [torch.arange(2).repeat(groups), torch.zeros(0, dtype=torch.long)]
+    noisy = DenoisingPredictions(draw(layers, 2, size, classes), boxes(layers, 2, size), positive, objects, groups)
     encoder_logits, encoder_boxes = draw(2, queries, classes), boxes(2, queries)
     return Predictions(
         layer_logits[-1], layer_boxes[-1], layer_logits, layer_boxes, encoder_logits, encoder_boxes, noisy
@@ -94,6 +95,20 @@ def test_denoising_queries_are_compared_with_the_object_they_came_from():
         giou = (1 - generalized_box_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))).sum() / normaliser
         assert losses[f"loss_bbox_dn_{layer}"].item() == pytest.approx(5 * distance.item(), rel=1e-5)
         assert losses[f"loss_giou_dn_{layer}"].item() == pytest.approx(2 * giou.item(), rel=1e-5)
+
+
+def test_denoising_losses_are_divided_by_the_objects_that_are_denoised():
+    """Of two objects the second one only, twice: as if the image had no other."""
+    predictions = random_predictions()
+    noisy = predictions.denoising
+    noisy.positive_index = [torch.tensor([0, 4]), torch.zeros(0, dtype=torch.long)]
+    noisy.object_index = [torch.tensor([1, 1]), torch.zeros(0, dtype=torch.long)]
+    losses = criterion()(predictions, TARGETS)
+    for layer in range(3):
+        distance = (noisy.boxes[layer, 0, [0, 4]] - TARGETS[0].boxes[1]).abs().sum() / 2
+        assert losses[f"loss_bbox_dn_{layer}"].item() == pytest.approx(5 * distance.item(), rel=1e-5)
+    whole = criterion()(random_predictions(), TARGETS)
+    assert losses["loss_bbox"].item() == pytest.approx(whole["loss_bbox"].item(), rel=1e-6)
 
 
 def test_without_aux_loss_only_the_last_layer_counts():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def target(count: int, seed: int = 0) -> Target:
     return Target(boxes, torch.randint(5, (count,), generator=generator), 0, (64, 64), (64.0, 64.0))
 
 
-@pytest.mark.parametrize("wanted,counts,groups", [(100, (3, 1), 33), (2, (5, 0), 1), (10, (10, 2), 1)])
+@pytest.mark.parametrize("wanted,counts,groups", [(100, (3, 1), 33), (100, (60, 2), 1), (10, (10, 2), 1)])
 def test_groups_fill_the_wanted_number_with_at_least_one(wanted, counts, groups):
     made = build_denoising([target(count) for count in counts], 5, 20, wanted)
     most = max(counts)
@@ -23,6 +25,38 @@ def test_groups_fill_the_wanted_number_with_at_least_one(wanted, counts, groups)
     assert made.boxes.shape == (*made.labels.shape, 4)
     assert made.attention_mask.shape == (2 * groups * most + 20,) * 2
     assert [len(index) for index in made.positive_index] == [groups * count for count in counts]
+
+
+def test_more_objects_than_wanted_queries_do_not_add_queries():
+    targets = [target(1500), target(3, 1), target(100, 2)]
+    torch.manual_seed(0)
+    made = build_denoising(targets, 5, 20, 100, label_noise=0, box_noise=0)
+    assert made.groups == 1
+    assert made.labels.shape == (3, 200)
+    assert [len(index) for index in made.positive_index] == [100, 3, 100]
+    for row, (truth, index, objects) in enumerate(zip(targets, made.positive_index, made.object_index, strict=True)):
+        assert len(objects.unique()) == len(objects)
+        assert torch.equal(made.labels[row, index], truth.labels[objects])
+        torch.testing.assert_close(made.boxes[row, index].sigmoid(), truth.boxes[objects], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(made.boxes[row, index + 100].sigmoid(), truth.boxes[objects], atol=1e-4, rtol=1e-4)
+    assert torch.equal(made.object_index[1], torch.arange(3))
+
+
+def test_the_selection_of_objects_changes_from_step_to_step():
+    torch.manual_seed(0)
+    draws = [build_denoising([target(1500)], 5, 20, 100).object_index[0] for _ in range(100)]
+    counts = torch.cat(draws).bincount(minlength=1500)
+    assert (counts > 0).all()
+    assert counts.max() < 25  # 100 * 100 / 1500 on average
+
+
+def test_a_selection_is_said_once(caplog):
+    with caplog.at_level(logging.INFO, "rtdetr_tool"):
+        build_denoising([target(9)], 5, 20, 8)
+        build_denoising([target(10)], 5, 20, 8)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Some images have more objects than model.dn_number (8): each step denoises a random selection of that many."
+    ]
 
 
 @pytest.mark.parametrize("wanted,counts", [(0, (3, 1)), (-1, (3,)), (100, (0, 0)), (100, ())])

@@ -16,7 +16,8 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest():
 
 
 def test_moving_predictions_reaches_the_denoising_part():
-    noisy = DenoisingPredictions(torch.rand(1, 1, 2, 3), torch.rand(1, 1, 2, 4), [torch.tensor([0])], 1)
+    index = [torch.tensor([0])]
+    noisy = DenoisingPredictions(torch.rand(1, 1, 2, 3), torch.rand(1, 1, 2, 4), index, index, 1)
     moved = Predictions(torch.rand(1, 2, 3), torch.rand(1, 2, 4), denoising=noisy).to("meta")
     assert moved.denoising.positive_index[0].device.type == "meta"
     assert moved.denoising.groups == 1 and moved.layer_logits is None

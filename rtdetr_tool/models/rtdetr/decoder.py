@@ -36,7 +36,7 @@ class RTDETRDecoder(nn.Module):
         cross_attn_method: `default` samples bilinearly, `discrete` takes whole pixels (RT-DETRv2).
         offset_scale: an offset of as many units as a level has points is this share of a side of the query's box.
         eval_idx: layer whose prediction is returned in eval mode; negative counts from the end.
-        num_denoising: wanted denoising queries of one kind; 0 switches denoising off.
+        num_denoising: most denoising queries of one kind in an image; 0 switches denoising off.
     """
 
     def __init__(
@@ -204,7 +204,11 @@ def _training_predictions(
     if denoising is not None:
         count = denoising.labels.shape[1]
         noisy = DenoisingPredictions(
-            logits[:, :, :count], boxes[:, :, :count], denoising.positive_index, denoising.groups
+            logits[:, :, :count],
+            boxes[:, :, :count],
+            denoising.positive_index,
+            denoising.object_index,
+            denoising.groups,
         )
         logits, boxes = logits[:, :, count:], boxes[:, :, count:]
     return Predictions(logits[-1], boxes[-1], logits, boxes, encoder_logits, encoder_boxes, noisy)

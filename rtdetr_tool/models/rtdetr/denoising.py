@@ -3,19 +3,24 @@
 Each group repeats the ground truth twice: once with small noise (positive, must find its object again) and once with
 large noise (negative, must say "no object").
 
-Shape legend: B batch, M most objects of an image in the batch, G groups, D = G * 2 * M denoising queries, Q queries.
+Shape legend: B batch, M most objects that are denoised in an image of the batch, G groups, D = G * 2 * M denoising
+queries, Q queries.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from rtdetr_tool.ops.structures import Target
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,6 +29,7 @@ class DenoisingQueries:
     boxes: Tensor  # [B, D, 4] cxcywh as logits
     attention_mask: Tensor  # [D + Q, D + Q] bool, True = may not be seen
     positive_index: list[Tensor]  # per image [G * N], group-major
+    object_index: list[Tensor]  # per image [G * N]: the object that each positive was made from; on the CPU
     groups: int
 
 
@@ -39,16 +45,23 @@ def build_denoising(
 
     A label is replaced by a random one with probability `label_noise / 2`. Each corner moves by up to `box_noise` times
     half the side: factor 0..1 for positives, 1..2 for negatives, random direction.
+
+    `num_denoising` bounds the positives of an image, and so the queries to twice as many. Up to that number of objects
+    there are `num_denoising // M` groups, as in the official code and TAO. Of an image with more objects, which there
+    would all be used, `num_denoising` are drawn at random.
     """
-    counts = [len(target.labels) for target in targets]
+    chosen = [_chosen(len(target.labels), num_denoising) for target in targets]
+    counts = [len(index) for index in chosen]
     most = max(counts, default=0)
     if num_denoising <= 0 or most == 0:
         return None
-    groups = max(1, num_denoising // most)
+    groups = num_denoising // most
     device = targets[0].boxes.device
 
-    labels = torch.nn.utils.rnn.pad_sequence([t.labels for t in targets], True, num_classes)  # [B, M]
-    boxes = torch.nn.utils.rnn.pad_sequence([t.boxes for t in targets], True, 0.0)  # [B, M, 4]
+    labels = [_take(target.labels, index) for target, index in zip(targets, chosen, strict=True)]
+    boxes = [_take(target.boxes, index) for target, index in zip(targets, chosen, strict=True)]
+    labels = torch.nn.utils.rnn.pad_sequence(labels, True, num_classes)  # [B, M]
+    boxes = torch.nn.utils.rnn.pad_sequence(boxes, True, 0.0)  # [B, M, 4]
     real = torch.arange(most)[None] < torch.tensor(counts)[:, None]
     real = real.to(device, non_blocking=True).repeat(1, 2 * groups)  # [B, D]
     labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)
@@ -59,7 +72,28 @@ def build_denoising(
     starts = torch.arange(groups)[:, None] * 2 * most
     positive_index = [(starts + torch.arange(count)).flatten().to(device, non_blocking=True) for count in counts]
     mask = denoising_attention_mask(groups, 2 * most, num_queries, device)
-    return DenoisingQueries(labels, boxes, mask, positive_index, groups)
+    return DenoisingQueries(labels, boxes, mask, positive_index, [index.repeat(groups) for index in chosen], groups)
+
+
+def _chosen(count: int, limit: int) -> Tensor:
+    """Which of an image's objects are denoised: all of them, or a random selection of `limit`."""
+    if not 0 < limit < count:
+        return torch.arange(count)
+    _say_bounded(limit)
+    return torch.randperm(count)[:limit].sort().values
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    return values if len(index) == len(values) else values[index.to(values.device, non_blocking=True)]
+
+
+@cache
+def _say_bounded(limit: int) -> None:
+    """Once in a process."""
+    logger.info(
+        "Some images have more objects than model.dn_number (%d): each step denoises a random selection of that many.",
+        limit,
+    )
 
 
 def _noisy_labels(labels: Tensor, real: Tensor, num_classes: int, noise: float) -> Tensor:
