@@ -117,6 +117,18 @@ BACKBONE_ALIASES: dict[str, str] = {
 }
 
 
+# What a run starts from -> the backbones of which the reference recipe then freezes the stem and all batch norms. The
+# ResNet-d are those of the official RT-DETR, whose R50 and R101 are frozen in every run, R18 and R34 never. The plain
+# ResNets are TAO's, which freezes them when it starts from a backbone's weights (model.pretrained_backbone_path) and
+# trains all of them when it starts from a detector's (train.pretrained_model_path).
+FROM_BACKBONE, FROM_DETECTOR = "backbone", "detector"
+_DEEP = ("resnet_50d", "resnet_101d")
+FREEZING: dict[str, tuple[str, ...]] = {
+    FROM_BACKBONE: ("resnet_18", "resnet_34", "resnet_50", "resnet_101", *_DEEP),
+    FROM_DETECTOR: _DEEP,
+}
+
+
 class FoundationModel(NamedTuple):
     """A frozen model beside the backbone (`model.frozen_fm`). Its weights are downloaded by the user."""
 

@@ -118,6 +118,17 @@ def output(spec):
     return detector_of(spec).eval()(picture()).logits.tolist()
 
 
+def wide_output(spec):
+    image = torch.rand(1, 3, SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(1))
+    return detector_of(spec).eval()(image).logits.tolist()
+
+
+def denoised(spec):
+    detector = detector_of(spec).train()
+    torch.manual_seed(5)
+    return detector(picture(), targets()).denoising.logits.tolist()
+
+
 def training_output(spec):
     detector = detector_of(spec).train()
     torch.manual_seed(5)
@@ -454,6 +465,8 @@ ROWS: list[tuple] = [
     ("model__pretrained_backbone_path", "/no/such.pth", started),
     ("model__backbone", "resnet_34", parts),
     ("model__train_backbone", False, trainable),
+    ("model__freeze_norm", True, trainable),
+    ("model__freeze_at", 1, trainable),
     ("model__num_queries", 20, lambda spec: len(output(spec)[0])),
     ("model__num_select", 4, detections),
     ("model__num_feature_levels", 2, parts),
@@ -468,6 +481,7 @@ ROWS: list[tuple] = [
     ("model__enc_layers", 2, parts),
     ("model__dim_feedforward", 32, parts),
     ("model__pe_temperature", 100, output),
+    ("model__pe_order", "rows", wide_output),
     ("model__expansion", 0.5, parts),
     ("model__depth_mult", 2, parts),
     ("model__enc_act", "relu", output),
@@ -480,6 +494,8 @@ ROWS: list[tuple] = [
     ("model__offset_scale", 1.0, output),
     ("model__drop_path", 0.5, skipping),
     ("model__dn_number", 0, losses),
+    ("model__label_noise_ratio", 2.0, denoised),
+    ("model__box_noise_scale", 0.5, denoised),
     ("model__eval_idx", 0, output),
     ("model__vfl_loss_coef", 3.0, losses),
     ("model__bbox_loss_coef", 3.0, losses),

@@ -45,7 +45,7 @@ def train(
     weights = opened.detector.state_dict()
 
     def build_module(spec: ExperimentSpec, class_map: ClassMap) -> DetectorModule:
-        module = DetectorModule(spec, class_map)
+        module = DetectorModule(spec, class_map, pretrained=bool(opened.meta))
         report = module.start_from(weights, "the detector")
         if not report.complete:
             logger.warning("%s", report.summary())

@@ -135,6 +135,8 @@ def _described(
     known: dict[str, Any] = {}
     if config:
         known = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
+    if layout.kind == TRANSFORMERS:
+        known["pe_order"] = given.get("pe_order", transformers_config.PE_ORDER)
     points = _points(layout)
     model, classes = architecture_of(file.weights, {**given, **known}, file.source, points)
     _check_agreement(known, model, file.source)

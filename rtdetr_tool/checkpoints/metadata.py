@@ -36,6 +36,7 @@ ARCHITECTURE = (
     "enc_layers",
     "dim_feedforward",
     "pe_temperature",
+    "pe_order",
     "expansion",
     "depth_mult",
     "enc_act",
@@ -197,12 +198,12 @@ def check_against(
         raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}")
 
 
-def differences(spec: Any, meta: Mapping[str, Any]) -> list[str]:
+def differences(spec: Any, meta: Mapping[str, Any], ignored: Sequence[str] = ()) -> list[str]:
     """The fields of the architecture, in words, in which a spec and a checkpoint differ, given or not."""
     return [
         f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint"
         for section, name, given, stored in _compared(spec, meta)
-        if section != "dataset" and given != stored
+        if section != "dataset" and given != stored and name not in ignored
     ]
 
 

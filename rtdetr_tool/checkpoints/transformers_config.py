@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rtdetr_tool.catalog import BACKBONES
+from rtdetr_tool.catalog import BACKBONES, FREEZING, FROM_DETECTOR
 from rtdetr_tool.checkpoints.architecture import RESNETS
 from rtdetr_tool.errors import CheckpointError
 
@@ -36,6 +36,9 @@ TABLE: tuple[tuple[str, str, Any], ...] = (
     ("decoder_layers", "dec_layers", 6),
     ("num_queries", "num_queries", 300),
     ("num_denoising", "dn_number", 100),
+    ("label_noise_ratio", "label_noise_ratio", 0.5),
+    ("box_noise_scale", "box_noise_scale", 1.0),
+    ("freeze_backbone_batch_norms", "freeze_norm", True),
     ("auxiliary_loss", "aux_loss", True),
     ("matcher_class_cost", "class_cost", 2.0),
     ("matcher_bbox_cost", "bbox_cost", 5.0),
@@ -67,6 +70,7 @@ _FIXED_BACKBONE: dict[str, tuple[Any, ...]] = {
 }
 _WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
 _ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu")
+PE_ORDER = "rows"  # of transformers since version 5
 
 
 def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -133,7 +137,8 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
     labels = {index: names.get(index, f"class_{index}" if names else f"LABEL_{index}") for index in range(num_classes)}
     channels = BACKBONES[model["backbone"]].channels
     filled = {**model, "dec_hidden_dim": model.get("dec_hidden_dim") or model["hidden_dim"],
-              "dec_dim_feedforward": model.get("dec_dim_feedforward") or model["dim_feedforward"]}  # fmt: skip
+              "dec_dim_feedforward": model.get("dec_dim_feedforward") or model["dim_feedforward"],
+              "freeze_norm": freezes_norms(model)}  # fmt: skip
     return {
         "architectures": ["RTDetrForObjectDetection" if version == V1 else "RTDetrV2ForObjectDetection"],
         "model_type": version,
@@ -167,6 +172,33 @@ def preprocessor_for(augmentation: Mapping[str, Any]) -> tuple[dict[str, Any], l
         "do_pad": False,
         "format": "coco_detection",
     }, notes
+
+
+def freezes_norms(model: Mapping[str, Any]) -> bool:
+    """`freeze_backbone_batch_norms` for our `model` section, whose null is the recipe of the backbone."""
+    frozen = model.get("freeze_norm")
+    return model["backbone"] in FREEZING.get(FROM_DETECTOR, ()) if frozen is None else bool(frozen)
+
+
+def position_notes(model: Mapping[str, Any], augmentation: Mapping[str, Any]) -> list[str]:
+    """What to know about a position embedding in another order than transformers'.
+
+    Raises:
+        CheckpointError: the detector is meant for inputs on which transformers would compute something else.
+    """
+    if model.get("pe_order", "columns") == PE_ORDER:
+        return []
+    height, width = augmentation["eval_spatial_size"]
+    if height != width and not augmentation.get("preserve_aspect_ratio"):
+        raise CheckpointError(
+            f"model.pe_order is columns and the input size {height} x {width}, but transformers orders the position "
+            "embedding by rows: on inputs that are not square the converted detector would give other results. Convert "
+            "it for a square input (dataset.augmentation.eval_spatial_size), or train it with model.pe_order=rows."
+        )
+    return [
+        "transformers orders the position embedding by rows, this detector by columns (model.pe_order): results are "
+        "the same on square inputs only"
+    ]
 
 
 def version_for(model: Mapping[str, Any]) -> str:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.detector_file import CONFIG, PREPROCESSOR
-from rtdetr_tool.checkpoints.transformers_config import V2, config_for, preprocessor_for, version_for
+from rtdetr_tool.checkpoints.transformers_config import (
+    V2,
+    config_for,
+    freezes_norms,
+    position_notes,
+    preprocessor_for,
+    version_for,
+)
 from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
 from rtdetr_tool.files import replacing, write_atomically
 
@@ -38,8 +45,10 @@ def write_transformers(folder: Path, weights: Mapping[str, Tensor], meta: Mappin
     names = {entry["index"]: entry["name"] for entry in meta["classes"]}
     config = config_for(model, names, dataset["num_classes"], version)
     preprocessor, more = preprocessor_for(dataset["augmentation"])
+    notes += position_notes(model, dataset["augmentation"])
+    frozen = freezes_norms(model)
     tensors = to_transformers_file(
-        {name: tensor for name, tensor in kept.items() if not _counter_of_backbone(name)},
+        {name: tensor for name, tensor in kept.items() if not (frozen and _counter_of_backbone(name))},
         _point_shares(model) if version == V2 else None,
     )
     _write(folder, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
@@ -69,7 +78,7 @@ def _used_layers(
 
 
 def _counter_of_backbone(name: str) -> bool:
-    """transformers' backbones have frozen norms, which count no batches."""
+    """Frozen norms of transformers' backbones (`freeze_backbone_batch_norms`) count no batches."""
     return name.startswith("backbone.") and name.endswith("num_batches_tracked")
 
 

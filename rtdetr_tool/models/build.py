@@ -86,6 +86,7 @@ def _build_rtdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool
         dropout=spec.dropout_ratio,
         num_layers=spec.enc_layers,
         pe_temperature=spec.pe_temperature,
+        pe_order=spec.pe_order,
         expansion=spec.expansion,
         depth_mult=spec.depth_mult,
         enc_act=spec.enc_act,
@@ -106,6 +107,8 @@ def _build_rtdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool
         dropout=spec.dropout_ratio,
         eval_idx=spec.eval_idx,
         num_denoising=spec.dn_number,
+        label_noise=spec.label_noise_ratio,
+        box_noise=spec.box_noise_scale,
     )
     if frozen_radio is None:
         return RTDETR(backbone, encoder, decoder)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.layers import fix_batch_norms
 
 
 class Detector(nn.Module):
@@ -37,10 +38,20 @@ class Detector(nn.Module):
             self._frozen.append(name)
         self.train(self.training)
 
-    def fix_pretrained_norms(self) -> None:
-        """Fix what a pretrained backbone of this kind does not learn: a ResNet's stem and norms, nothing of others."""
-        if hasattr(self.backbone, "freeze_stem_and_norms"):
-            self.backbone.freeze_stem_and_norms()
+    def freeze_backbone(self, norms: bool, stages: int) -> int:
+        """Stop training all batch norms of the backbone, its stem (0) and that many first stages; -1 = no stage.
+
+        Returns the number of frozen norms. UserError where the backbone is not made of a stem, stages and batch norms.
+        """
+        parts = getattr(self.backbone, "freezable_parts", None)
+        if parts is None and (norms or stages >= 0):
+            raise UserError(
+                "model.freeze_norm and model.freeze_at are for ResNets, and this backbone is none; train.freeze stops "
+                "the training of modules by name"
+            )
+        if stages >= 0:
+            self.freeze(f"backbone.{name}" for part in parts[: stages + 1] for name in part)
+        return fix_batch_norms(self.backbone) if norms else 0
 
     def train(self, mode: bool = True) -> Detector:
         super().train(mode)

@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from rtdetr_tool.errors import UserError
 
@@ -107,6 +106,40 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+class FixedBatchNorm2d(nn.Module):
+    """A batch norm whose statistics, scale and shift are constants, under the names that they have in `BatchNorm2d`.
+
+    It computes in the dtype of its input: with float32 constants everything behind it would leave mixed precision.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        return x * _per_channel(scale, x) + _per_channel(shift, x)
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype)[:, None, None]
+
+
+def fix_batch_norms(module: nn.Module) -> int:
+    """Replace every BatchNorm2d below `module` by one that is not trained, in place; returns how many they are."""
+    count = 0
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            setattr(module, name, FixedBatchNorm2d(child))
+            count += 1
+        else:
+            count += fix_batch_norms(child)
+    return count
+
+
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold every batch norm below `module` into the convolution right before it among its siblings, in place.
 
@@ -114,7 +147,7 @@ def fold_batch_norms(module: nn.Module) -> None:
     """
     previous: nn.Module | None = None
     for name, child in module.named_children():
-        if isinstance(child, (nn.BatchNorm2d, FrozenBatchNorm2d)) and _feeds(previous, child):
+        if isinstance(child, (nn.BatchNorm2d, FixedBatchNorm2d)) and _feeds(previous, child):
             fold_into(previous, child)
             setattr(module, name, nn.Identity())
         else:
@@ -127,7 +160,7 @@ def _feeds(conv: nn.Module | None, norm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
+def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d | FixedBatchNorm2d) -> None:
     """Make `conv` compute what `conv` followed by `norm` computes in eval mode."""
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = norm.bias - norm.running_mean * scale

@@ -7,25 +7,29 @@ from torch import Tensor
 
 
 def sincos_position_2d(
-    height: int, width: int, dim: int, temperature: float = 10000.0, device: torch.device | str | None = None
+    height: int,
+    width: int,
+    dim: int,
+    temperature: float = 10000.0,
+    device: torch.device | str | None = None,
+    order: str = "columns",
 ) -> Tensor:
-    """Position embedding [height * width, dim]: sine and cosine of x, then sine and cosine of y, `dim / 4` each.
+    """Position embedding [height * width, dim]: sine and cosine of the outer loop's coordinate, then of the inner's.
 
-    The rows run over x in the outer and y in the inner loop, while the tokens they are added to run over y in the outer
-    loop. The official code and TAO do so and their weights were trained with it, so it stays: on a square map it only
-    swaps the axes, on a rectangular one it is a fixed permutation that a model learns around. (transformers 5 agrees on
-    squares and orders rectangles by rows.)
+    The tokens that it is added to run over the rows of the map in the outer loop. With `order` "rows" the embedding
+    does the same (Hugging Face transformers since version 5). With "columns" its outer loop runs over x, so that it
+    belongs to the transposed map (the official code and TAO). Both are equal on a square map; on a rectangular one
+    they assign different embeddings to the tokens, and weights work only with the order they were trained with.
     """
     frequency = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
     frequency = 1.0 / temperature**frequency
-    x, y = torch.meshgrid(
-        torch.arange(width, dtype=torch.float32, device=device),
-        torch.arange(height, dtype=torch.float32, device=device),
-        indexing="ij",
+    sides = (height, width) if order == "rows" else (width, height)
+    outer, inner = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float32, device=device) for side in sides), indexing="ij"
     )
-    angle_x = x.reshape(-1, 1) * frequency
-    angle_y = y.reshape(-1, 1) * frequency
-    return torch.cat([angle_x.sin(), angle_x.cos(), angle_y.sin(), angle_y.cos()], dim=1)
+    angle_outer = outer.reshape(-1, 1) * frequency
+    angle_inner = inner.reshape(-1, 1) * frequency
+    return torch.cat([angle_outer.sin(), angle_outer.cos(), angle_inner.sin(), angle_inner.cos()], dim=1)
 
 
 def sine_of_boxes(boxes: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:

@@ -43,6 +43,20 @@ class ModelSpec:
         prefix=TIMM,
     )
     train_backbone: bool = field(True, "Train the backbone; false fixes its weights and statistics.")
+    freeze_norm: bool | None = field(
+        None,
+        "Do not train the batch norms of a ResNet: statistics and weights stay as loaded. null = the reference recipe "
+        "of the backbone and its initial weights (docs/training.md); the log says what is frozen.",
+        origin="ours",
+    )
+    freeze_at: int | None = field(
+        None,
+        "Do not train the first part of a ResNet: 0 = the stem, n = the stem and the first n stages, -1 = train all of "
+        "it. null = the reference recipe, as for freeze_norm.",
+        min=-1,
+        max=4,
+        origin="ours",
+    )
     load_teacher_enc_dec: bool = field(
         False, "distill: start encoder and decoder from those tensors of the teacher that have the same shape."
     )
@@ -74,6 +88,13 @@ class ModelSpec:
     enc_layers: int = field(1, "Transformer layers on each level of use_encoder_idx.", min=1, automl=True)
     dim_feedforward: int = field(1024, "Width of the feed-forward network in encoder and decoder layers.", min=1)
     pe_temperature: int = field(10000, "Temperature of the encoder's sine-cosine position embedding.", min=1, max=INF)
+    pe_order: str = field(
+        "columns",
+        "Order of the encoder's position embedding: columns = official RT-DETR and TAO, rows = Hugging Face "
+        "transformers. It makes a difference on non-square inputs only.",
+        options=("columns", "rows"),
+        origin="ours",
+    )
     expansion: float = field(1.0, "Width of a fusion block inside, relative to hidden_dim.", min=0.0, max=INF)
     depth_mult: int = field(1, "Depth of the fusion blocks: 3 * depth_mult RepVGG blocks each.", min=1, max=INF)
     enc_act: str = field("gelu", "Activation of the encoder's feed-forward network.", options=ENCODER_ACTIVATIONS)
@@ -121,7 +142,26 @@ class ModelSpec:
         origin="ours",
     )
     dn_number: int = field(
-        100, "Denoising queries in training, positives of all groups together; 0 = none.", min=0, max=INF
+        100,
+        "Denoising: most positive queries of an image, all groups together; as many negative ones are added. 0 = no "
+        "denoising. Of an image with more objects, each step denoises a random selection of dn_number.",
+        min=0,
+        max=INF,
+    )
+    label_noise_ratio: float = field(
+        0.5,
+        "Denoising: twice the probability that a query's class is replaced by a random one.",
+        min=0.0,
+        max=2.0,
+        origin="ours",
+    )
+    box_noise_scale: float = field(
+        1.0,
+        "Denoising: how far the corners of a query's box move, relative to half its side; negatives move by 1 to 2 "
+        "times as much.",
+        min=0.0,
+        max=INF,
+        origin="ours",
     )
     eval_idx: int = field(
         -1,

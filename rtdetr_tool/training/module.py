@@ -30,6 +30,7 @@ from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
 from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY, average_of
 from rtdetr_tool.training.finite import StepGuard, answer
+from rtdetr_tool.training.freezing import freeze, with_recipe
 from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups, vector_names
 from rtdetr_tool.training.sharding import sharding_of
 from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
@@ -42,8 +43,9 @@ _NOT_THIS_RUN = (
     "A run goes on with the model, classes and optimizer that it has. For a new one give another results_dir (-r); "
     "train.pretrained_model_path starts it from the weights of this file."
 )
-# Of `train` and `train.optim`: what decides which groups of parameters an optimizer has a state for.
+# Of `train`, `train.optim` and `model`: what decides which groups of parameters an optimizer has a state for.
 _OPTIMIZER = ("optimizer", "freeze", "lr_layer_decay", "lr_component_decay", "lr_linear_proj_mult")
+_FROZEN = ("train_backbone", "freeze_norm", "freeze_at")
 PREFIX = "model.model."  # of the detector's tensors in a checkpoint
 
 
@@ -52,20 +54,22 @@ class DetectorModule(pl.LightningModule):
 
     `self.detector` is the network; in a checkpoint its names have TAO's prefix `model.model.`. Convolutions run in
     channels_last, which is faster on CPUs and GPUs alike.
+
+    Args:
+        pretrained: the run starts from a detector's weights that the spec does not name (`start_from`).
     """
 
-    def __init__(self, spec: ExperimentSpec, class_map: ClassMap) -> None:
+    def __init__(self, spec: ExperimentSpec, class_map: ClassMap, pretrained: bool = False) -> None:
         super().__init__()
         if spec.dataset.num_classes is None:
             rows = class_rows(spec.model.arch, class_map.num_classes)
             spec = replace(spec, dataset=replace(spec.dataset, num_classes=rows))
+        asked, spec = spec, with_recipe(spec, pretrained)
         self.spec, self.class_map = spec, class_map
         detector = build_detector(
             spec.model, spec.dataset.num_classes, activation_checkpoint=spec.train.activation_checkpoint
         )
-        if spec.model.pretrained_backbone_path and spec.model.train_backbone and not spec.train.pretrained_model_path:
-            detector.fix_pretrained_norms()
-        detector.freeze(spec.train.freeze or ())
+        logger.info("%s", freeze(detector, spec, asked))
         self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
@@ -366,16 +370,18 @@ class DetectorModule(pl.LightningModule):
 
     def _check_optimizer(self, checkpoint: Mapping[str, Any], meta: Mapping[str, Any], source: str) -> None:
         """CheckpointError where the state of the file's optimizer is not for the one that the spec asks for."""
-        own, stored = spec_to_dict(self.spec)["train"], section_of(meta, "spec.train")
-        flat = [{**section, **section_of(section, "optim")} for section in (own, stored)]
-        changed = [name for name in _OPTIMIZER if flat[0].get(name) != flat[1].get(name)]
+        flat = [
+            {**section_of(spec, "model"), **section_of(spec, "train"), **section_of(spec, "train.optim")}
+            for spec in (spec_to_dict(self.spec), section_of(meta, "spec"))
+        ]
+        changed = [name for name in (*_OPTIMIZER, *_FROZEN) if flat[0].get(name) != flat[1].get(name)]
         states = checkpoint.get("optimizer_states")
         if not states or not changed or sharding_of(self.trainer.strategy) is not None:
             return
         sizes = [len(group["params"]) for group in self.parameter_groups()]
         if "optimizer" in changed or sizes != [len(group["params"]) for group in states[0]["param_groups"]]:
             told = "; ".join(f"{name} is {flat[0].get(name)!r}, there {flat[1].get(name)!r}" for name in changed)
-            raise CheckpointError(f"{source} holds the state of another optimizer (train, train.optim: {told}).")
+            raise CheckpointError(f"{source} holds the state of another optimizer (train, train.optim, model: {told}).")
 
 
 def _same_classes(stored: Sequence[Mapping[str, Any]], own: ClassMap) -> bool:

@@ -25,7 +25,9 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
     """Do what `train.pretrained_model_path` or, without it, `model.pretrained_backbone_path` says, and report it."""
     if spec.train.pretrained_model_path:
         path = spec.train.pretrained_model_path
-        file = read_detector(path, spec_to_dict(spec)["model"])
+        given = spec_to_dict(spec)["model"]
+        del given["pe_order"]  # no choice that a file leaves: it is known whose it is
+        file = read_detector(path, given)
         logger.info("%s is %s", path, file.what)
         family = section_of(file.meta, "spec.model").get("arch", "rtdetr")
         if family != spec.model.arch:
@@ -33,8 +35,11 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
                 f"train.pretrained_model_path: {path} is of model.arch {family}, the spec of {spec.model.arch}, and "
                 f"weights of one family do not fit the other. Set model.arch={family}, or give other weights."
             )
-        for difference in differences(spec, file.meta):
+        for difference in differences(spec, file.meta, ignored=("pe_order",) if _square_inputs(spec) else ()):
             logger.warning("Another architecture than that of %s: %s", path, difference)
+        trained_with = section_of(file.meta, "spec.model").get("freeze_norm")
+        if trained_with not in (None, spec.model.freeze_norm):
+            logger.info("%s has model.freeze_norm %s, this run %s.", path, trained_with, spec.model.freeze_norm)
         report = load_into(detector, file.weights, source=path, strict=False)
         if spec.model.pretrained_backbone_path:
             logger.info("train.pretrained_model_path is given, so model.pretrained_backbone_path is not read.")
@@ -50,6 +55,16 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
         return None
     logger.log(logging.INFO if report.complete else logging.WARNING, report.summary())
     return report
+
+
+def _square_inputs(spec: ExperimentSpec) -> bool:
+    """Whether the network sees square images only, on which `model.pe_order` makes no difference."""
+    augmentation = spec.dataset.augmentation
+    sizes = [augmentation.train_spatial_size, augmentation.eval_spatial_size]
+    if augmentation.preserve_aspect_ratio:
+        sizes = []
+    sizes += [size for size in augmentation.multi_scales if not isinstance(size, int)]
+    return all(height == width for height, width in sizes)
 
 
 def read_backbone(source: str, backbone: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 
 from rtdetr_tool.artifacts.onnx_file import description_of, read_onnx
+from rtdetr_tool.checkpoints.transformers_config import freezes_norms
 from rtdetr_tool.cli import main
 from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec
@@ -114,6 +116,65 @@ def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path, backbone
     for ours, expected in zip(*rows, strict=True):  # in whatever order
         first, second = linear_sum_assignment(torch.cdist(ours, expected))
         torch.testing.assert_close(ours[first], expected[second], atol=1e-4, rtol=1e-4)
+
+
+def test_settings_of_training_survive_both_ways(saved, tmp_path):
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"label_noise_ratio": 0.3, "box_noise_scale": 0.7, "freeze_backbone_batch_norms": False}
+    changed, ours, back = tmp_path / "changed", tmp_path / "ours.pth", tmp_path / "back"
+    shutil.copytree(folder, changed)
+    (changed / "config.json").write_text(json.dumps(config))
+    assert convert(changed, ours) == 0
+    model = open_detector(str(ours), read_spec(None)).spec.model
+    assert (model.label_noise_ratio, model.box_noise_scale, model.freeze_norm) == (0.3, 0.7, False)
+    assert convert(ours, back) == 0
+    written = json.loads((back / "config.json").read_text())
+    assert all(written[name] == config[name] for name in (
+        "label_noise_ratio", "box_noise_scale", "freeze_backbone_batch_norms"
+    ))  # fmt: skip
+    loaded, info = transformers.AutoModelForObjectDetection.from_pretrained(back, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in loaded.model.backbone.modules())
+
+
+@pytest.mark.parametrize("backbone, frozen", [("resnet_18d", False), ("resnet_50d", True), ("resnet_50", False)])
+def test_norms_that_nobody_decided_on_follow_the_backbones_recipe(backbone, frozen):
+    assert freezes_norms({"backbone": backbone, "freeze_norm": None}) is frozen
+    assert freezes_norms({"backbone": backbone, "freeze_norm": not frozen}) is not frozen
+
+
+@pytest.mark.parametrize("size", [(64, 128), (160, 96)])
+def test_a_detector_of_transformers_gives_the_same_on_inputs_that_are_not_square(saved, tmp_path, size):
+    model, folder = saved
+    ours, back = tmp_path / "ours.pth", tmp_path / "back"
+    assert convert(folder, ours, f"dataset.augmentation.eval_spatial_size=[{size[0]},{size[1]}]") == 0
+    assert convert(ours, back) == 0
+    detector = open_detector(str(ours), read_spec(None)).detector.eval()
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        one, other, again = detector(images), model(images), type(model).from_pretrained(back).eval()(images)
+    rows = [torch.cat(pair, -1) for pair in ((one.logits, one.boxes), (other.logits, other.pred_boxes))]
+    for found, expected in zip(*rows, strict=True):
+        first, second = linear_sum_assignment(torch.cdist(found, expected))
+        torch.testing.assert_close(found[first], expected[second], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again.logits, other.logits)
+
+
+def test_the_order_of_positions_can_be_given_for_weights_of_an_older_transformers(saved, tmp_path):
+    _, folder = saved
+    assert convert(folder, tmp_path / "ours.pth", "model.pe_order=columns") == 0
+    assert open_detector(str(tmp_path / "ours.pth"), read_spec(None)).detector.encoder.pe_order == "columns"
+
+
+def test_inputs_on_which_transformers_would_differ_are_refused(project, tmp_path, capsys):
+    project.spec["model"]["backbone"] = "resnet_18d"
+    checkpoint = project.checkpoint()
+    assert convert(checkpoint, tmp_path / "wide", "dataset.augmentation.eval_spatial_size=[64,96]") == 2
+    assert "model.pe_order is columns and the input size 64 x 96" in capsys.readouterr().err
+    assert not (tmp_path / "wide").exists()
+    assert convert(checkpoint, tmp_path / "square") == 0
+    assert "results are the same on square inputs only" in capsys.readouterr().err
 
 
 def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(project, tmp_path, capsys):

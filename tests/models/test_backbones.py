@@ -223,11 +223,15 @@ def test_the_onnx_graph_of_every_other_backbone_gives_the_same_maps(name):
 
 
 @pytest.mark.parametrize("name", ["convnextv2_nano", "fan_tiny", "efficientvit_b0"])
-def test_a_pretrained_backbone_other_than_a_resnet_is_not_fixed(name):
+def test_a_backbone_without_freezable_parts_says_so(name):
     with torch.device("meta"):
         backbone = build_backbone(with_levels(name, [1, 2, 3]))
-    Detector(backbone, nn.Identity(), nn.Identity()).fix_pretrained_norms()
+    detector = Detector(backbone, nn.Identity(), nn.Identity())
+    assert detector.freeze_backbone(norms=False, stages=-1) == 0
     assert all(parameter.requires_grad for parameter in backbone.parameters())
+    for norms, stages in ((True, -1), (False, 0)):
+        with pytest.raises(UserError, match=r"are for ResNets.* train\.freeze"):
+            detector.freeze_backbone(norms, stages)
 
 
 def test_taos_convolutions_and_norms_stand_behind_the_maps_under_taos_names():

@@ -7,7 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone, freeze_batch_norm
+from rtdetr_tool.models.backbones.timm_resnet import STAGES, ResNetBackbone
+from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.layers import fix_batch_norms
 
 TINY = {"channels": (8, 16, 24, 32), "layers": (1, 2, 1, 1)}
 
@@ -84,20 +86,39 @@ def test_recomputing_keeps_fewer_tensors(images):
     assert stored(ResNetBackbone("resnet18", (1, 2, 3), activation_checkpoint=True, **options)) < 0.5 * stored(plain)
 
 
-def test_frozen_norms_keep_statistics_and_scale_in_training(images):
-    backbone = ResNetBackbone("resnet18", (3,), **TINY)
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d"])
+def test_frozen_norms_and_stem_stay_as_they_are_in_training(images, name):
+    backbone = ResNetBackbone(name, (3,), **TINY)
     with torch.no_grad():
         backbone(images)  # statistics that are not the initial ones
-    frozen = copy.deepcopy(backbone)
-    frozen.freeze_stem_and_norms()
+    detector = Detector(copy.deepcopy(backbone), nn.Identity(), nn.Identity())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    assert detector.freeze_backbone(norms=True, stages=0) == norms
+    frozen = detector.train().backbone
     backbone.eval()
     before = copy.deepcopy(frozen.state_dict())
-    out = frozen.train()(images)[0]
+    out = frozen(images)[0]
     torch.testing.assert_close(out, backbone(images)[0], atol=1e-5, rtol=1e-5)
     assert all(torch.equal(before[name], tensor) for name, tensor in frozen.state_dict().items())
-    assert not frozen.conv1.weight.requires_grad and frozen.layer1[0].conv1.weight.requires_grad
+    trained = {name for name, parameter in frozen.named_parameters() if parameter.requires_grad}
+    assert trained and not any(name.startswith(("conv1.", "bn1.")) or ".bn" in name for name in trained)
+    assert "layer1.0.conv1.weight" in trained
     assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
-    assert not any(name.endswith("num_batches_tracked") for name in frozen.state_dict())
+
+
+@pytest.mark.parametrize("stages", [-1, 0, 1, 3, 4])
+def test_the_first_stages_are_frozen(images, stages):
+    detector = Detector(ResNetBackbone("resnet18", (3,), **TINY), nn.Identity(), nn.Identity())
+    assert detector.freeze_backbone(norms=False, stages=stages) == 0
+    backbone = detector.train().backbone
+    parts = [("conv1", "bn1"), *((stage,) for stage in STAGES)]
+    expected = {name for part in parts[stages + 1 :] for name in part}
+    before = copy.deepcopy(backbone.state_dict())
+    backbone(images)  # statistics of norms move
+    after = backbone.state_dict()
+    assert {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad} == expected
+    moved = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(before[name], tensor)}
+    assert moved == expected - {"conv1"}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18d", "resnet50d"])
@@ -112,7 +133,7 @@ def test_folded_norms_give_the_same_maps(images, name, frozen):
     with torch.no_grad():
         backbone(images)
     if frozen:
-        freeze_batch_norm(backbone)
+        fix_batch_norms(backbone)
     backbone.eval()
     folded = copy.deepcopy(backbone)
     folded.fold_batch_norms()

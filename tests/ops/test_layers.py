@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.layers import (
@@ -11,6 +10,7 @@ from rtdetr_tool.ops.layers import (
     MLP,
     ConvNorm,
     CSPRepLayer,
+    FixedBatchNorm2d,
     RepVggBlock,
     build_activation,
     fold_batch_norms,
@@ -21,7 +21,7 @@ from rtdetr_tool.ops.layers import (
 def disturb(module: nn.Module) -> nn.Module:
     """Norms with statistics and scales that matter, in eval mode."""
     for norm in module.modules():
-        if isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+        if isinstance(norm, (nn.BatchNorm2d, FixedBatchNorm2d)):
             with torch.no_grad():
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.5, 2)
@@ -68,7 +68,11 @@ def test_a_repvgg_block_is_the_sum_of_its_branches():
     torch.testing.assert_close(block(x), block.conv1(x) + block.conv2(x))
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d])
+def fixed(width: int) -> FixedBatchNorm2d:
+    return FixedBatchNorm2d(nn.BatchNorm2d(width))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, fixed])
 @pytest.mark.parametrize("bias", [True, False])
 def test_folded_norms_give_the_same_output(norm, bias):
     net = disturb(nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), norm(4), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1))))
@@ -77,6 +81,26 @@ def test_folded_norms_give_the_same_output(norm, bias):
     fold_batch_norms(net)
     assert isinstance(net[1], nn.Identity)
     torch.testing.assert_close(net(x), before, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fixed_norm_is_a_batch_norm_in_eval_mode_with_the_same_names():
+    norm = disturb(nn.Sequential(nn.BatchNorm2d(4, eps=1e-3)))[0]
+    constant = FixedBatchNorm2d(norm)
+    assert set(norm.state_dict()) - set(constant.state_dict()) == {"num_batches_tracked"}
+    assert not list(constant.parameters())
+    x = torch.randn(2, 4, 5, 6).to(memory_format=torch.channels_last)
+    y = constant.train()(x)
+    torch.testing.assert_close(y, norm(x))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_fixed_norm_stays_in_the_precision_of_its_input_and_keeps_no_map_for_the_backward_pass():
+    constant, kept = fixed(4), []
+    x = torch.randn(2, 4, 5, 6, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = constant(x)
+    assert y.dtype == torch.bfloat16
+    assert max(kept) == 4
 
 
 def test_a_norm_that_does_not_follow_a_convolution_stays():

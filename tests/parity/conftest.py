@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from rtdetr_tool.checkpoints.transformers_rtdetr import from_transformers
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.matcher import HungarianMatcher
-from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone, freeze_batch_norm
+from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
 from rtdetr_tool.models.rtdetr.detector import RTDETR
 from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
+from rtdetr_tool.ops.layers import fix_batch_norms
 from rtdetr_tool.ops.structures import Target
 
 transformers = pytest.importorskip("transformers")
@@ -150,7 +151,8 @@ def _build_pair(
             stem_width=8,
         ),
         HybridEncoder(
-            outputs[1:], WIDTH, attention_levels=(1, 2), num_heads=4, dim_feedforward=48, num_layers=2, expansion=0.5
+            outputs[1:], WIDTH, attention_levels=(1, 2), num_heads=4, dim_feedforward=48, num_layers=2, expansion=0.5,
+            pe_order="rows",
         ),
         RTDETRDecoder(
             [WIDTH] * 3, CLASSES, decoder_width, QUERIES, num_layers=decoder_layers, num_heads=4, dim_feedforward=40,
@@ -158,7 +160,7 @@ def _build_pair(
         ),
     )
     if frozen:
-        freeze_batch_norm(ours.backbone)
+        fix_batch_norms(ours.backbone)
     ours.load_state_dict(from_transformers(theirs.state_dict()))
     return Pair(theirs, ours)
 

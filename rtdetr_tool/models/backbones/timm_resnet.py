@@ -11,7 +11,6 @@ from typing import Any
 import timm
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.layers import fold_batch_norms, fold_into
@@ -59,11 +58,10 @@ class ResNetBackbone(nn.Module):
                 maps.append(x)
         return maps
 
-    def freeze_stem_and_norms(self) -> None:
-        """Fix the stem and the statistics of every norm, as TAO does when it fine-tunes a pretrained ResNet."""
-        for parameter in self.conv1.parameters():
-            parameter.requires_grad_(False)
-        freeze_batch_norm(self)
+    @property
+    def freezable_parts(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the modules of the stem and of each stage, in order."""
+        return (("conv1", "bn1"), *((stage,) for stage in self.stages))
 
     def fold_batch_norms(self) -> None:
         """Fold every norm into its convolution, in place; for eval mode only."""
@@ -85,14 +83,3 @@ def _project_first_shortcut(block: nn.Module) -> None:
     projection = nn.Conv2d(width, width, 1, bias=False)
     nn.init.dirac_(projection.weight)
     block.downsample = nn.Sequential(nn.Identity(), projection, nn.BatchNorm2d(width))
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm2d below `module` by one with fixed statistics and scale, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-            frozen.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"})
-            setattr(module, name, frozen)
-        else:
-            freeze_batch_norm(child)

@@ -33,6 +33,7 @@ class HybridEncoder(nn.Module):
         channels: channels of each backbone level, fine to coarse; each level has half the size of the one before.
         attention_levels: levels (index into `channels`) that get the transformer encoder.
         expansion, depth_mult: width and number (`round(3 * depth_mult)`) of the RepVGG blocks in each fusion block.
+        pe_order: layout of the position embedding, `columns` or `rows` (see `sincos_position_2d`).
         num_outputs: fused levels that are given out, the finest ones; what only the others need is kept for the names
             of its weights, but neither run nor trained.
     """
@@ -52,12 +53,13 @@ class HybridEncoder(nn.Module):
         enc_act: str = "gelu",
         act: str = "silu",
         num_outputs: int | None = None,
+        pe_order: str = "columns",
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
         self.num_outputs = num_outputs or len(channels)
         self.attention_levels = tuple(attention_levels)
-        self.pe_temperature = pe_temperature
+        self.pe_temperature, self.pe_order = pe_temperature, pe_order
         self.input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(inputs, hidden_dim, 1, bias=False), nn.BatchNorm2d(hidden_dim))
             for inputs in channels
@@ -97,7 +99,9 @@ class HybridEncoder(nn.Module):
         key = (height, width, like.device)
         if key not in self._positions:
             with torch.inference_mode(False):  # a table made during inference must serve training too
-                table = sincos_position_2d(height, width, self.hidden_dim, self.pe_temperature, like.device)
+                table = sincos_position_2d(
+                    height, width, self.hidden_dim, self.pe_temperature, like.device, self.pe_order
+                )
             self._positions[key] = table[None]
         return self._positions[key]
 
