@@ -322,3 +322,8 @@ COCO_CATEGORIES: dict[int, str] = {
     77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
+# The other published spelling of COCO's names, that of Pascal VOC and of transformers' RT-DETR -> COCO's own.
+COCO_SPELLINGS: dict[str, str] = {
+    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
+    "diningtable": "dining table", "tvmonitor": "tv",
+}  # fmt: skip

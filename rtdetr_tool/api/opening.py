@@ -50,8 +50,8 @@ def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | 
     if spec.model.pretrained_backbone_path:
         from rtdetr_tool.training.weights import load_initial_weights
 
-        load_initial_weights(detector, spec)
-    return OpenedDetector(detector, {}, None, spec)
+        load_initial_weights(detector, spec, ())
+    return OpenedDetector(detector, {}, None, spec, untrained_heads=True)
 
 
 def open_weights(
@@ -75,7 +75,7 @@ def open_weights(
     detector = build_detector(spec.model, spec.dataset.num_classes)
     report = load_into(detector, file.weights, source=file.source, strict=False)
     logger.warning("%s", report.summary())
-    return OpenedDetector(detector, {**file.meta, "classes": []}, None, spec)
+    return OpenedDetector(detector, {**file.meta, "classes": []}, None, spec, untrained_heads=True)
 
 
 def loaded_for_deployed(keywords: Mapping[str, Any], where: str) -> LoadedSpec:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import UserError
@@ -32,10 +33,16 @@ def write_bundle(opened: OpenedDetector, folder: Path) -> None:
 
 
 def class_names(opened: OpenedDetector) -> list[str]:
-    """Names in the order of the indices; UserError where they are not known."""
+    """Names by class index, without gaps: an index without a class gets `class_<index>`; UserError without names.
+
+    COCO's 80 names stand alone, as in the published files, whose index is the category id.
+    """
     if opened.class_map is None:
         raise UserError("export_for_roboflow: the classes have no names; train this detector, or open a file with them")
-    return [entry.name for entry in opened.class_map.entries]
+    entries = opened.class_map.entries
+    if {entry.index: entry.name for entry in entries} == COCO_CATEGORIES:
+        return [entry.name for entry in entries]
+    return [opened.class_map.name_of(index) for index in range(entries[-1].index + 1)]
 
 
 def _by_their_names(opened: OpenedDetector, names: list[str]) -> dict[str, Any]:

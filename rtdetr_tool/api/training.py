@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.api.keywords import Settings, applied
+from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.commands.detection import score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
 from rtdetr_tool.data.classes import ClassMap
@@ -42,19 +43,25 @@ def train(
             f"train: {spec.train.results_dir} holds a run already ({there.name}). Give resume=True to go on with it, "
             "or another output_dir to start a new one from this detector's weights."
         )
-    weights = opened.detector.state_dict()
+    weights, names = opened.detector.state_dict(), known_classes(opened)
 
     def build_module(spec: ExperimentSpec, class_map: ClassMap) -> DetectorModule:
         module = DetectorModule(spec, class_map, pretrained=bool(opened.meta))
-        report = module.start_from(weights, "the detector")
-        if not report.complete:
-            logger.warning("%s", report.summary())
+        report = module.start_from(weights, "the detector", names)
+        logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report.summary())
         return module
 
     result = fit(spec, callbacks, build_module)
     path = result.best_path or result.latest_path
     frozen = {"model": {"frozen_fm": {"checkpoint": spec.model.frozen_fm.checkpoint}}}  # in no checkpoint of ours
     return result, open_detector(str(path), LoadedSpec(ExperimentSpec(), frozen)) if path else None
+
+
+def known_classes(opened: OpenedDetector) -> Classes | None:
+    """What the rows of a detector's class heads stand for: empty without names, None while they are random."""
+    if opened.untrained_heads:
+        return None
+    return opened.class_map.to_list() if opened.class_map else []
 
 
 def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:

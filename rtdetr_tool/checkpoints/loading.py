@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.checkpoints.class_rows import (
+    Classes,
+    ClassRows,
+    is_class_tensor,
+    is_score_head,
+    some,
+    with_class_rows,
+)
 from rtdetr_tool.errors import CheckpointError
 
-# Heads that have one row per class; their sizes may differ between a pretrained file and a new data set.
-SCORE_HEADS = ("dec_score_head", "enc_score_head", "decoder.class_embed", "enc_out_class_embed")
 _SMALLEST_SHARE = 0.5
 
 
@@ -24,6 +30,7 @@ class LoadReport:
     reinitialised: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)  # (file, module)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    class_rows: ClassRows | None = None  # where classes have been matched by name
 
     @property
     def total(self) -> int:
@@ -36,36 +43,50 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        return not (self.reinitialised or self.missing or self.unused)
+        matched = self.class_rows is None or self.class_rows.complete
+        return matched and not (self.reinitialised or self.missing or self.unused)
 
     @property
     def class_counts(self) -> tuple[int, int] | None:
         """Classes of (file, module) where they differ."""
         for name, (in_file, in_module) in self.reinitialised.items():
-            if any(head in name for head in SCORE_HEADS) and in_file[1:] == in_module[1:]:
+            if is_score_head(name) and in_file[0] != in_module[0] and in_file[1:] == in_module[1:]:
                 return in_file[0], in_module[0]
         return None
 
     def summary(self) -> str:
         """One line, then one per group of tensors that did not fit."""
         lines = [f"Loaded {len(self.loaded)} of {self.total} tensors from {self.source}."]
-        if classes := self.class_counts:
+        if self.class_rows is not None:
+            lines += self.class_rows.lines(self.source)
+        elif classes := self.class_counts:
             lines.append(
                 f"The file has {classes[0]} classes, the model {classes[1]} (dataset.num_classes): its class heads "
                 "start from their initial values."
             )
-        if self.reinitialised:
-            shapes = [f"{name} (file {list(a)}, model {list(b)})" for name, (a, b) in self.reinitialised.items()]
-            lines.append(f"Another shape, left at their initial values: {_some(shapes)}.")
+        shapes = [
+            f"{name} (file {list(in_file)}, model {list(in_module)})"
+            for name, (in_file, in_module) in self.reinitialised.items()
+            if self.class_rows is None or self.class_rows.any_taken or not is_class_tensor(name)
+        ]
+        if shapes:
+            lines.append(f"Another shape, left at their initial values: {some(shapes)}.")
         if self.missing:
-            lines.append(f"Not in the file, left at their initial values: {_some(self.missing)}.")
+            lines.append(f"Not in the file, left at their initial values: {some(self.missing)}.")
         if self.unused:
-            lines.append(f"In the file but not in the model: {_some(self.unused)}.")
+            lines.append(f"In the file but not in the model: {some(self.unused)}.")
         return "\n".join(lines)
 
 
 def load_into(
-    module: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, strict: bool = True, what: str = "detector"
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    strict: bool = True,
+    what: str = "detector",
+    classes: Classes | None = None,
+    file_classes: Classes = (),
 ) -> LoadReport:
     """Copy tensors by name. `strict` (evaluate, inference, resume) takes nothing but a complete fit.
 
@@ -76,6 +97,9 @@ def load_into(
     A module with `fitted` first brings tensors whose size is free, such as position embeddings, to its own.
 
     Tensors that differ by axes of length 1 only (a linear layer against a 1x1 convolution) have the same shape.
+
+    With `classes`, those of the module, rows of class tensors go by the names of `file_classes` (see `class_rows`).
+    Without, they go by position: that is for weights that bring their classes with them.
     """
     take_frozen = getattr(module, "take_frozen", None)
     if take_frozen is not None:
@@ -84,14 +108,15 @@ def load_into(
     if fitted is not None:
         state_dict = fitted(state_dict)
     own = module.state_dict()
-    report = LoadReport(source)
+    report, arranged = LoadReport(source), state_dict
+    if classes is not None:
+        arranged, report.class_rows = with_class_rows(state_dict, own, classes, file_classes, source)
     for name, tensor in own.items():
-        given = state_dict.get(name)
-        if given is None:
+        if name not in state_dict:
             if not name.endswith("num_batches_tracked"):  # frozen batch norms have none; it has no effect on results
                 report.missing.append(name)
-        elif _essential(given) != _essential(tensor):
-            report.reinitialised[name] = (tuple(given.shape), tuple(tensor.shape))
+        elif name not in arranged or _essential(arranged[name]) != _essential(tensor):
+            report.reinitialised[name] = (tuple(state_dict[name].shape), tuple(tensor.shape))
         else:
             report.loaded.append(name)
     report.unused = [name for name in state_dict if name not in own and not name.endswith("num_batches_tracked")]
@@ -104,7 +129,7 @@ def load_into(
         )
     with torch.no_grad():
         for name in report.loaded:
-            own[name].copy_(state_dict[name].reshape(own[name].shape))
+            own[name].copy_(arranged[name].reshape(own[name].shape))
     return report
 
 
@@ -116,8 +141,3 @@ def _class_hint(report: LoadReport) -> str:
     """Say it in words when only the number of classes differs."""
     counts = report.class_counts
     return f": the file has {counts[0]} classes, the model {counts[1]} (dataset.num_classes)" if counts else ""
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

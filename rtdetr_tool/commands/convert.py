@@ -91,11 +91,13 @@ def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
     """Our metadata for the file: the spec as it holds now, the file's classes or those of the classmap."""
     from rtdetr_tool.checkpoints.metadata import build_metadata
     from rtdetr_tool.spec import spec_to_dict
+    from rtdetr_tool.spec.rfdetr import class_rows
 
     count = opened.spec.dataset.num_classes
     classes = opened.meta["classes"]
     if classmap is not None:
-        classes = named_classes(classmap, classes, count)
+        free_rows = class_rows(opened.spec.model.arch, count) - count
+        classes = named_classes(classmap, classes, count, free_rows)
     known = {name: opened.meta[name] for name in ("weights", "metrics") if name in opened.meta}
     meta = build_metadata(package_version(), spec_to_dict(opened.spec), classes, **known)
     if "origin" in opened.meta:
@@ -103,14 +105,20 @@ def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
     return meta
 
 
-def named_classes(classmap: str, classes: list[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The names of a classmap: by class index, or in the order of the classes that the checkpoint knows."""
+def named_classes(
+    classmap: str, classes: list[Mapping[str, Any]], rows: int, free_rows: int = 0
+) -> list[dict[str, Any]]:
+    """The names of a classmap: by class row, or in the order of the classes that the checkpoint knows.
+
+    `free_rows` at the end may have no name, as the last of an RF-DETR.
+    """
     from rtdetr_tool.data.folder import read_classmap
 
     names = read_classmap(classmap)
     ids = {entry["index"]: entry["id"] for entry in classes}
-    if len(names) == count:
-        return [{"index": index, "id": ids.get(index), "name": name} for index, name in enumerate(names)]
-    if len(names) == len(classes):
+    if classes and len(names) == len(classes):
         return [{**entry, "name": name} for entry, name in zip(classes, names, strict=True)]
-    raise UserError(f"{classmap} has {len(names)} names, but the detector has {count} classes; one name per class")
+    if len(names) in (rows, rows - free_rows):
+        return [{"index": index, "id": ids.get(index), "name": name} for index, name in enumerate(names)]
+    wanted = f"{rows - free_rows} classes" if free_rows == 0 else f"{rows} class rows, the last of them for no class"
+    raise UserError(f"{classmap} has {len(names)} names, but the detector has {wanted}; one name per class")

@@ -60,6 +60,7 @@ class OpenedDetector:
     meta: Mapping[str, Any]
     class_map: ClassMap | None
     spec: ExperimentSpec
+    untrained_heads: bool = False  # class heads have random weights
 
 
 def open_model(

@@ -26,6 +26,7 @@ from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
 from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.taps import check_complete, needs_rtdetr, tapped, tapped_queries, unknown_name
+from rtdetr_tool.training.teacher_weights import copy_fitting, weights_to_copy
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ class DistillModule(DetectorModule):
         super().__init__(spec, class_map)
         distill = spec.distill
         check_names(distill, self.detector, teacher)
-        self._start = _weights_to_copy(teacher) if spec.model.load_teacher_enc_dec else {}
+        self._start = weights_to_copy(teacher) if spec.model.load_teacher_enc_dec else {}
+        self._teacher_classes = teacher_classes.to_list() if teacher_classes else []
         features = [binding for binding in distill.bindings if binding.student_module_name not in PREDICTIONS]
         self.names = [binding.student_module_name for binding in features]
         self.teacher = Teacher(
@@ -146,7 +148,7 @@ class DistillModule(DetectorModule):
         super().load_initial_weights()
         start, self._start = self._start, {}
         if start:
-            logger.info(copy_fitting(self.detector, start))
+            copy_fitting(self.detector, start, self.class_map.to_list(), self._teacher_classes)
 
     # Checkpoints hold the student as `train` writes it; the projections lie beside it.
 
@@ -222,6 +224,11 @@ def shared_classes(
     counts = (logits.shape[-1], teacher_logits.shape[-1])
     names, their_names = ({e.index: e.name for e in classes.entries} if classes else {} for classes in (own, theirs))
     if counts[0] == counts[1] and (theirs is None or names == their_names):
+        if theirs is None and any(binding.student_module_name in PREDICTIONS for binding in distill.bindings):
+            logger.warning(
+                "The teacher has no class names; its class logits are compared with the student's by position, which "
+                "is right only if it has the classes of the data in the same order (%s).", _listed(names),
+            )  # fmt: skip
         return None
     index_of = {name: index for index, name in their_names.items()}
     if set(names.values()) <= set(index_of):
@@ -237,29 +244,6 @@ def shared_classes(
     return None
 
 
-def copy_fitting(student: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Copy tensors of the same name and shape into the student's encoder and decoder; what was done, in words."""
-    own = {name: tensor for name, tensor in student.state_dict().items() if _in_encoder_or_decoder(name)}
-    fitting = [name for name, tensor in own.items() if name in weights and weights[name].shape == tensor.shape]
-    other = [name for name in own if name in weights and name not in fitting]
-    absent = [name for name in own if name not in weights]
-    with torch.no_grad():
-        for name in fitting:
-            own[name].copy_(weights[name])
-    lines = [f"Copied {len(fitting)} of {len(own)} tensors of encoder and decoder from the teacher."]
-    lines += [f"Another shape there: {_some(other)}."] if other else []
-    lines += [f"Not there: {_some(absent)}."] if absent else []
-    return " ".join(lines)
-
-
-def _weights_to_copy(teacher: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in teacher.state_dict().items() if _in_encoder_or_decoder(name)}
-
-
-def _in_encoder_or_decoder(name: str) -> bool:
-    return name.startswith(("encoder.", "decoder."))
-
-
 def _raise_if(problems: Any) -> None:
     problems = list(problems)
     if problems:
@@ -273,8 +257,3 @@ def _shapes(features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[tuple[in
 def _listed(names: Mapping[int, str], limit: int = 8) -> str:
     listed = [f"{index}: {name}" for index, name in list(names.items())[:limit]]
     return ", ".join(listed) + (", ..." if len(names) > limit else "") if listed else "without names"
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against, section_of
 from rtdetr_tool.data.classes import ClassMap
@@ -40,8 +41,8 @@ from rtdetr_tool.version import package_version
 logger = logging.getLogger(__name__)
 
 _NOT_THIS_RUN = (
-    "A run goes on with the model, classes and optimizer that it has. For a new one give another results_dir (-r); "
-    "train.pretrained_model_path starts it from the weights of this file."
+    "A run resumes with the same model, classes and optimizer. For a new run, give another results_dir (-r); "
+    "train.pretrained_model_path starts it from the weights of this file, class rows matched by name."
 )
 # Of `train`, `train.optim` and `model`: what decides which groups of parameters an optimizer has a state for.
 _OPTIMIZER = ("optimizer", "freeze", "lr_layer_decay", "lr_component_decay", "lr_linear_proj_mult")
@@ -111,12 +112,19 @@ class DetectorModule(pl.LightningModule):
     def load_initial_weights(self) -> None:
         if not self._initialised:
             self._initialised = True
-            load_initial_weights(self.detector, self.spec)
+            load_initial_weights(self.detector, self.spec, self.class_map.to_list())
 
-    def start_from(self, weights: Mapping[str, Tensor], source: str) -> LoadReport:
-        """Start from these weights (by our names) instead of those that the spec names."""
+    def start_from(self, weights: Mapping[str, Tensor], source: str, classes: Classes | None) -> LoadReport:
+        """Start from these weights (by our names) instead of those that the spec names.
+
+        `classes` are theirs, by whose names class rows are copied: empty where there are no names, None where the class
+        rows are random.
+        """
         self._initialised = True
-        return load_into(self.detector, weights, source=source, strict=False)
+        own = None if classes is None else self.class_map.to_list()
+        return load_into(
+            self.detector, weights, source=source, strict=False, classes=own, file_classes=classes or ()
+        )
 
     # Steps
 
@@ -355,6 +363,11 @@ class DetectorModule(pl.LightningModule):
                     f"The classes differ: the data has {_names(self.class_map.to_list())}, "
                     f"{source} has {_names(meta['classes'])}."
                 )
+            if not meta["classes"]:
+                logger.warning(
+                    "%s has no class names; its class rows were taken by position, as if its classes were %s.",
+                    source, _names(self.class_map.to_list()),
+                )  # fmt: skip
             if fitting:
                 self._check_optimizer(checkpoint, meta, source)
         except CheckpointError as error:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import BACKBONES, DINOV2, TIMM
 from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER
+from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.checkpoints.detector_file import read_detector, weights_file
 from rtdetr_tool.checkpoints.dinov2 import from_dinov2
 from rtdetr_tool.checkpoints.io import load_checkpoint
@@ -21,8 +22,11 @@ from rtdetr_tool.spec import ExperimentSpec, ModelSpec, resolve_rfdetr, spec_to_
 logger = logging.getLogger(__name__)
 
 
-def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadReport | None:
-    """Do what `train.pretrained_model_path` or, without it, `model.pretrained_backbone_path` says, and report it."""
+def load_initial_weights(detector: nn.Module, spec: ExperimentSpec, classes: Classes) -> LoadReport | None:
+    """Do what `train.pretrained_model_path` or, without it, `model.pretrained_backbone_path` says, and report it.
+
+    `classes` are those of the data; class rows of a whole detector are copied by their names.
+    """
     if spec.train.pretrained_model_path:
         path = spec.train.pretrained_model_path
         given = spec_to_dict(spec)["model"]
@@ -40,7 +44,8 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec) -> LoadRepor
         trained_with = section_of(file.meta, "spec.model").get("freeze_norm")
         if trained_with not in (None, spec.model.freeze_norm):
             logger.info("%s has model.freeze_norm %s, this run %s.", path, trained_with, spec.model.freeze_norm)
-        report = load_into(detector, file.weights, source=path, strict=False)
+        names = file.meta["classes"]
+        report = load_into(detector, file.weights, source=path, strict=False, classes=classes, file_classes=names)
         if spec.model.pretrained_backbone_path:
             logger.info("train.pretrained_model_path is given, so model.pretrained_backbone_path is not read.")
     elif spec.model.pretrained_backbone_path:

@@ -105,7 +105,7 @@ def test_what_predict_finds_in_files_scores_as_validation_and_evaluate(detector,
 
     spec = replace(detector.spec, dataset=replace(detector.spec.dataset, val_data_sources=source, workers=0))
     module = DetectorModule(spec, detector.class_map)
-    module.start_from(detector.network.state_dict(), "test")
+    module.start_from(detector.network.state_dict(), "test", detector.class_map.to_list())
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     trainer.validate(module, DetectionDataModule(spec), verbose=False)
     assert module.metrics["val_mAP"] == pytest.approx(expected, abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 
 import numpy as np
@@ -133,6 +134,32 @@ def test_training_again_starts_from_what_the_detector_has(trained, sample, tmp_p
         assert parameter is not None
 
 
+def test_training_with_the_classes_in_another_order_keeps_the_rows_of_each(trained, sample, tmp_path, caplog):
+    content = json.loads(json.dumps(sample.coco))
+    content["categories"] = [{"id": 1, "name": "ape"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cat"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = {1: 3, 2: 2}[annotation["category_id"]]
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    source = {**sample.source, "json_file": str(tmp_path / "labels.json")}
+    detector = copy.copy(trained[0])
+    before = detector.network.decoder.enc_score_head.weight.detach().clone()
+    assert detector.class_names == ["cat", "dog"]
+    detector.train(train_data_sources=[source], val_data_sources=source, num_workers=0, epochs=1, lr=1e-12,
+                   lr_encoder=1e-12, weight_decay=0, device="cpu", wandb=False, output_dir=tmp_path / "run",
+                   multi_scale=False)  # fmt: skip
+    assert detector.class_names == ["ape", "dog", "cat"]
+    assert torch.allclose(detector.network.decoder.enc_score_head.weight[[2, 1]], before, atol=1e-6)
+    assert "Class rows were copied by name for 2 classes: dog, cat." in caplog.text
+    assert "New classes, which start from their initial values: ape." in caplog.text
+
+
+def test_random_class_heads_are_not_reported_as_copied(sample, tmp_path, caplog):
+    detector = RTDETR("resnet_18", num_classes=2, device="cpu", **SMALL_RTDETR)
+    detector.train(**sample.keywords, epochs=1, device="cpu", wandb=False, output_dir=tmp_path, multi_scale=False,
+                   **{"train.is_dry_run": True})  # fmt: skip
+    assert "Class rows" not in caplog.text
+
+
 def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(trained, sample):
     output = trained[2]
     again = {**sample.keywords, "output_dir": output, "device": "cpu", "wandb": False, "multi_scale": False}
@@ -214,6 +241,14 @@ def test_roboflows_bundle_opens_here_and_in_roboflows_package(sample, tmp_path, 
     assert np.allclose(again.predict(sample.image(1), threshold=0.0).xyxy, expected.xyxy, atol=1e-3)
     args = load_checkpoint(tmp_path / "bundle" / "weights.pt")["args"]
     assert args["num_classes"] == 2 and args["dataset_dir"] is None and args["patch_size"] == 16
+
+
+def test_names_in_roboflows_bundle_stand_at_their_class_index(tmp_path, rfdetr, monkeypatch):
+    """Category ids that count from 1 may leave index 0 without a class; the list of names has no gaps."""
+    monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(1, 1, "cat"), ClassEntry(2, 2, "dog")], 3))
+    rfdetr.export_for_roboflow(tmp_path)
+    again = Detector.from_checkpoint(tmp_path / "weights.pt", device="cpu")
+    assert [again.class_map.name_of(index) for index in (1, 2)] == ["cat", "dog"]
 
 
 def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):

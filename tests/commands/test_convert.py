@@ -16,6 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from rtdetr_tool.artifacts.onnx_file import description_of, read_onnx
 from rtdetr_tool.checkpoints.transformers_config import freezes_norms
 from rtdetr_tool.cli import main
+from rtdetr_tool.commands.convert import named_classes
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec
 
@@ -238,6 +240,19 @@ def test_class_names_come_from_a_file(saved, tmp_path, capsys):
     assert convert(saved[1], tmp_path / "b.pth", "--classes", names) == 2
     assert "2 names, but the detector has 3 classes" in capsys.readouterr().err
     assert not (tmp_path / "b.pth").exists()
+
+
+def test_an_rfdetrs_last_row_needs_no_name(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("cow\ncat\n")
+    expected = [{"index": 0, "id": None, "name": "cow"}, {"index": 1, "id": None, "name": "cat"}]
+    assert named_classes(str(names), [], rows=3, free_rows=1) == expected
+    known = [{"index": 1, "id": 1, "name": "a"}, {"index": 2, "id": 2, "name": "b"}]
+    renamed = named_classes(str(names), known, rows=3, free_rows=1)
+    assert renamed == [{"index": 1, "id": 1, "name": "cow"}, {"index": 2, "id": 2, "name": "cat"}]
+    names.write_text("cow\n")
+    with pytest.raises(UserError, match="has 1 names, but the detector has 3 class rows, the last"):
+        named_classes(str(names), [], rows=3, free_rows=1)
 
 
 def test_what_a_file_does_not_say_is_asked_for_and_taken_from_a_spec(project, tmp_path, capsys):

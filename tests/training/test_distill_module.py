@@ -465,3 +465,28 @@ class TestOtherClasses:
     def test_a_teacher_without_names_is_taken_when_their_number_fits(self, make_distill, caplog):
         module_of(make_distill([bind("pred_logits", "L1")]), classes=None)
         assert "Another teacher" not in caplog.text
+
+
+def test_a_students_class_rows_come_from_the_teachers_classes_of_the_same_name(make_distill, caplog):
+    spec = make_distill([SRCS], {"hidden_dim": 32, "feat_channels": [32] * 3}, model__load_teacher_enc_dec=True)
+    named = ClassMap([ClassEntry(0, 0, "green"), ClassEntry(1, 1, "blue"), ClassEntry(2, 2, "red")], 3)
+    module = module_of(spec, named)
+    before = module.detector.state_dict()["decoder.enc_score_head.weight"].clone()
+    module.load_initial_weights()
+    teacher, student = teacher_of(spec).state_dict(), module.detector.state_dict()
+    for name in ("enc_score_head.weight", "dec_score_head.1.bias", "denoising_class_embed.weight"):
+        name = f"decoder.{name}"
+        assert torch.equal(student[name][[1, 2]], teacher[name][[2, 0]])  # red, green
+    assert torch.equal(student["decoder.enc_score_head.weight"][0], before[0])  # no class has index 0
+    assert "Classes of the teacher that the data does not have, dropped: blue." in caplog.text
+
+
+def test_a_teacher_without_names_is_taken_by_position_and_that_is_said(make_distill, caplog):
+    same = {"hidden_dim": 32, "feat_channels": [32] * 3}
+    spec = make_distill([bind("pred_logits", "KL")], same, model__load_teacher_enc_dec=True)
+    module = module_of(spec, None)
+    assert "The teacher has no class names; its class logits are compared with the student's by position" in caplog.text
+    module.load_initial_weights()
+    name = "decoder.enc_score_head.weight"
+    assert torch.equal(module.detector.state_dict()[name], teacher_of(spec).state_dict()[name])
+    assert "Class rows were copied by position, because the teacher has no class names" in caplog.text

@@ -59,8 +59,10 @@ def test_a_detector_of_any_layout_gives_all_its_weights_and_is_named(weights, tm
     path = write(weights, tmp_path)
     detector = build_detector(MODEL, 7)
     with caplog.at_level(logging.INFO, "rtdetr_tool"):
-        report = load_initial_weights(detector, spec_for(path))
-    assert report.complete and f"is {what}" in caplog.text and "Another architecture" not in caplog.text
+        report = load_initial_weights(detector, spec_for(path), ())
+    assert not (report.reinitialised or report.missing or report.unused)
+    assert f"is {what}" in caplog.text and "Another architecture" not in caplog.text
+    assert f"Class rows were copied by position, because {path} has no class names" in caplog.text
     assert all(
         torch.equal(tensor, weights[name])
         for name, tensor in detector.state_dict().items()
@@ -70,30 +72,30 @@ def test_a_detector_of_any_layout_gives_all_its_weights_and_is_named(weights, tm
 
 def test_other_classes_start_the_class_heads_anew_and_nothing_else(weights, tmp_path, caplog):
     detector = build_detector(MODEL, 3)
-    report = load_initial_weights(detector, spec_for(write_transformers(weights, tmp_path), classes=3))
+    report = load_initial_weights(detector, spec_for(write_transformers(weights, tmp_path), classes=3), ())
     assert {name for name in report.reinitialised if name.endswith("weight")} == HEADS
     assert not report.missing and not report.unused
-    assert "The file has 7 classes, the model 3" in caplog.text
+    assert "has no class names and another number of class rows: 7, the model 3" in caplog.text
 
 
 def test_heads_that_split_the_same_tensors_otherwise_are_pointed_out(weights, tmp_path, caplog):
     """TAO always samples 4 points, so that 48 rows are those of 4 heads, whatever the spec says."""
     model = dataclasses.replace(MODEL, nheads=2, num_points=[8])
     path = write_tao(weights, tmp_path)
-    load_initial_weights(build_detector(model, 7), spec_for(path, model=model))
+    load_initial_weights(build_detector(model, 7), spec_for(path, model=model), ())
     assert "Another architecture" in caplog.text and "model.nheads is 2 in the spec, 4 in the checkpoint" in caplog.text
 
 
 def test_weights_of_the_other_family_are_refused_by_its_name(weights, tmp_path):
     model = dataclasses.replace(MODEL, arch="rfdetr")
     with pytest.raises(CheckpointError, match=r"is of model\.arch rtdetr, the spec of rfdetr.* Set model\.arch=rtdetr"):
-        load_initial_weights(torch.nn.Identity(), spec_for(write_tao(weights, tmp_path), model=model))
+        load_initial_weights(torch.nn.Identity(), spec_for(write_tao(weights, tmp_path), model=model), ())
 
 
 def test_the_backbone_of_a_transformers_file_is_taken(weights, tmp_path):
     model = dataclasses.replace(MODEL, pretrained_backbone_path=str(write_transformers(weights, tmp_path)))
     detector = build_detector(model, 7)
     before = detector.decoder.enc_score_head.weight.detach().clone()
-    report = load_initial_weights(detector, ExperimentSpec(model=model, dataset=DatasetSpec(num_classes=7)))
+    report = load_initial_weights(detector, ExperimentSpec(model=model, dataset=DatasetSpec(num_classes=7)), ())
     assert report.complete and torch.equal(detector.backbone.bn1.weight, weights["backbone.bn1.weight"])
     assert torch.equal(detector.decoder.enc_score_head.weight, before)

@@ -26,7 +26,7 @@ def spec_for(path, rfdetr=SMALL):
 
 def loaded(spec):
     detector = build_detector(spec.model, 3)
-    return detector.backbone.eval(), load_initial_weights(detector, spec)
+    return detector.backbone.eval(), load_initial_weights(detector, spec, ())
 
 
 def published(name="vit_small_patch14_dinov2"):
@@ -81,7 +81,7 @@ def test_timms_tag_is_asked_of_timm(monkeypatch):
     spec = spec_for("timm")
     detector = build_detector(spec.model, 3)
     monkeypatch.setattr(timm, "create_model", create)
-    assert not load_initial_weights(detector, spec).reinitialised
+    assert not load_initial_weights(detector, spec, ()).reinitialised
     assert asked == ["vit_small_patch14_dinov2"]
 
 
@@ -129,7 +129,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
     detector = build_detector(spec.model, 3)
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(CheckpointError, match=r"vit_small_patch14_dinov2.lvd142m.*download the file elsewhere"):
-        load_initial_weights(detector, spec)
+        load_initial_weights(detector, spec, ())
 
 
 def test_the_backbone_of_an_rfdetr_learns_and_is_not_fixed(make_spec, tmp_path, caplog):

@@ -61,7 +61,7 @@ def test_a_file_with_timms_names_fills_the_backbone(tmp_path, backbone, network,
     save_checkpoint(published, path)
     spec = ExperimentSpec(model=ModelSpec(backbone=backbone, pretrained_backbone_path=str(path), dec_layers=1))
     detector = build_detector(spec.model, 2)
-    report = load_initial_weights(detector, spec)
+    report = load_initial_weights(detector, spec, ())
     assert not report.reinitialised and all(name.startswith(left or "?") for name in report.missing)
     assert bool(report.missing) == bool(left)
     own = getattr(detector.backbone, "published", detector.backbone).state_dict()
