@@ -37,7 +37,7 @@ from rtdetr_tool.deploy.precision import (
     to_int8,
     to_mixed_fp16,
 )
-from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
 from rtdetr_tool.files import sha256_of, write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.coco import CocoEvaluator
@@ -285,7 +285,15 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
         options = scoring_options() if device == "cpu" else None
         runtime = OnnxRuntime(variant.file, source.interface, dataset.class_map, device, options=options)
         loader = build_loader(dataset, spec.dataset, training=False)
-        times = score(runtime, loader, evaluator, spec.model.num_select, title=f"Scoring {variant.precision}")
+        try:
+            times = score(runtime, loader, evaluator, spec.model.num_select, title=f"Scoring {variant.precision}")
+        except CheckpointError as error:
+            if variant is variants[0]:
+                raise
+            raise RtdetrError(
+                f"{variant.file} does not run on the validation images: {error}. No engine was built. Keep more layers "
+                "in a higher precision (tensorrt.layers_precision), or calibrate on more images"
+            ) from error
         result = evaluator.compute()
         variant.scores = {
             "mAP": result.map,

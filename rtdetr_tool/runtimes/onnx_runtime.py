@@ -52,7 +52,7 @@ class OnnxRuntime:
         chosen = choose_provider(provider, torch.device(device))
         half = emulated_half(path) if chosen == "cpu" else None
         options = options or onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they come back as exceptions too
+        options.log_severity_level = 4  # errors come back as exceptions
         if threads:
             options.intra_op_num_threads = threads
         index = torch.device(device).index or 0

@@ -39,12 +39,17 @@ def export_model(detector):
 
 
 @pytest.fixture(scope="session")
-def steady_graph(detector):
-    """The graph of a detector that rounding does not throw off: every token is a query, boxes stay near anchors."""
+def steady_detector(detector):
+    """A detector that rounding does not throw off: every token is a query, boxes stay near anchors."""
     steady = copy.deepcopy(detector)
     steady.decoder.num_queries = 1000
     with torch.no_grad():
         for name, parameter in steady.named_parameters():
             if "bbox_head" in name:
                 parameter.mul_(0.3)
-    return export_graph(ExportModel(steady).eval(), SIZE, None, 17)
+    return steady
+
+
+@pytest.fixture(scope="session")
+def steady_graph(steady_detector):
+    return export_graph(ExportModel(steady_detector).eval(), SIZE, None, 17)

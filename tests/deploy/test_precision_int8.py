@@ -11,10 +11,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.pictures import drawn_pictures
 from rtdetr_tool.deploy.precision import calibration, emulate_half, parse_layers_precision, scoring_options, to_int8
 from rtdetr_tool.deploy.precision.cost import CostMeter
 from rtdetr_tool.deploy.precision.ranges import METHODS, Histogram, by_entropy, by_percentile, by_squared_error
+from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import UserError
 
 PICTURES = drawn_pictures(4, (64, 96)).numpy()
@@ -154,11 +156,24 @@ def test_rules_that_leave_nothing_for_int8_are_refused(steady_graph, entry, mess
         to_int8(steady_graph, [PICTURES], parse_layers_precision([entry]))
 
 
-def test_an_operator_set_without_channel_scales_is_refused(steady_graph):
+@pytest.mark.parametrize("half", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_graph_of_operator_set_12_is_raised(steady_detector, half):
+    """TAO's printed example exports with set 12."""
+    graph = export_graph(ExportModel(steady_detector).eval(), (64, 96), None, 12)
+    quantised = to_int8(graph, [PICTURES[:1]], half=half)
+    raised, what = (19, "INT8 beside FP16") if half else (13, "INT8 per channel")
+    assert quantised.notes == [f"operator set raised from 12 to {raised}: {what} does not exist before"]
+    assert quantised.model.opset_import[0].version == raised
+    onnx.checker.check_model(quantised.model, full_check=True)
+    assert quantised.quantised > 20
+    assert CostMeter(graph, [PICTURES[:1]]).cost(quantised.model) < 0.15
+
+
+def test_a_graph_that_cannot_be_raised_is_refused(steady_graph):
     old = onnx.ModelProto()
     old.CopyFrom(steady_graph)
     old.opset_import[0].version = 12
-    with pytest.raises(UserError, match="INT8 needs ONNX operator set 13 or newer; the graph has 12"):
+    with pytest.raises(UserError, match="needs ONNX operator set 19; the graph has 12 and onnx cannot raise it"):
         to_int8(old, [PICTURES])
 
 

@@ -6,7 +6,8 @@ graph whose score on a CPU is that of FP16, under `scoring_options`.
 """
 
 from rtdetr_tool.artifacts.half_emulation import emulate_half
-from rtdetr_tool.deploy.precision.audit import Audit, GroupCost, NodeAudit, audit_precision
+from rtdetr_tool.deploy.precision.audit import audit_precision
+from rtdetr_tool.deploy.precision.audit_report import Audit, GroupCost, NodeAudit
 from rtdetr_tool.deploy.precision.int8 import to_int8
 from rtdetr_tool.deploy.precision.mixed import to_mixed_fp16
 from rtdetr_tool.deploy.precision.observe import scoring_options

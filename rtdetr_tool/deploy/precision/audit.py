@@ -6,14 +6,14 @@ FP16 ends at 65504, loses resolution below 6.1e-5 and has nothing between 0 and 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 
 from rtdetr_tool.artifacts.half_emulation import MOVING
+from rtdetr_tool.deploy.precision.audit_report import Audit, GroupCost, NodeAudit
 from rtdetr_tool.deploy.precision.cost import CostMeter
 from rtdetr_tool.deploy.precision.gates import GatedGraph
 from rtdetr_tool.deploy.precision.graph import HEAVY, Graph
@@ -32,57 +32,6 @@ REGIONS = 12
 
 # Nodes that turn a small number into a large one: an input that FP16 flushes to zero becomes infinite.
 _SHARP = {"Log": 0, "Div": 1, "Reciprocal": 0, "Sqrt": 0}
-
-
-@dataclass
-class NodeAudit:
-    """What the audit saw at one node; ranges are the worst of its float inputs and outputs."""
-
-    name: str
-    op_type: str
-    role: str | None
-    max_abs: float | None = None  # None where nothing was measured
-    smallest: float | None = None
-    flushed_share: float | None = None
-    half_error: float | None = None
-    reasons: list[str] = field(default_factory=list)  # why it stays in FP32; empty = FP16
-
-    @property
-    def kept(self) -> bool:
-        return bool(self.reasons)
-
-
-@dataclass
-class GroupCost:
-    """What the detections lose when this group of nodes alone runs in FP16."""
-
-    group: str
-    nodes: int
-    cost: float
-    kept: bool
-
-
-@dataclass
-class Audit:
-    nodes: dict[str, NodeAudit]
-    pictures: int
-    groups: list[GroupCost] = field(default_factory=list)
-    cost_all_half: float | None = None  # every node in FP16
-    cost_kept: float | None = None  # with the nodes that the audit keeps in FP32
-
-    @property
-    def kept(self) -> list[NodeAudit]:
-        return [node for node in self.nodes.values() if node.kept]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a report."""
-        return {
-            "pictures": self.pictures,
-            "cost_all_fp16": self.cost_all_half,
-            "cost_mixed": self.cost_kept,
-            "groups": [asdict(group) for group in self.groups],
-            "nodes": [asdict(node) for node in self.nodes.values()],
-        }
 
 
 def audit_precision(
@@ -199,25 +148,37 @@ def _added(node: onnx.NodeProto) -> list[str]:
 
 
 def _measure_costs(graph: Graph, audit: Audit, meter: CostMeter) -> None:
-    """Fill the costs; keep the dearest stretches in FP32 until the rest is cheap enough."""
+    """Fill the costs; keep in FP32 what does not run in FP16, then the dearest stretches until the rest is cheap."""
     kept = {row.name for row in audit.kept}
     groups = _kept_groups(audit)
     stretches = dict(regions(graph, set(audit.nodes) - kept))
     gated = GatedGraph(graph, groups | stretches)
     session = open_session(gated.model)
-    audit.cost_all_half = meter.measure(session, gated.feed(*groups, *stretches))
+    cost, audit.failure_all_half = meter.attempt(session, gated.feed(*groups, *stretches))
+    audit.cost_all_half = _finite(cost)
     for label, names in (groups | stretches).items():
-        cost = meter.measure(session, gated.feed(label))
-        audit.groups.append(GroupCost(label, len(names), cost, label in groups))
-    audit.cost_kept = meter.measure(session, gated.feed(*stretches))
-    dear = sorted((group for group in audit.groups if not group.kept), key=lambda group: -group.cost)
-    for group in dear[: len(dear) // 2]:
-        if audit.cost_kept <= TOLERATED_COST:
-            break
-        for name in stretches.pop(group.group):
-            audit.nodes[name].reasons.append(f"cost: {group.group} alone moves detections by {group.cost:.1%}")
+        cost, failure = meter.attempt(session, gated.feed(label))
+        audit.groups.append(GroupCost(label, len(names), _finite(cost), label in groups, failure))
+
+    def keep(group: GroupCost, reason: str) -> None:
         group.kept = True
-        audit.cost_kept = meter.measure(session, gated.feed(*stretches))
+        for name in stretches.pop(group.group):
+            audit.nodes[name].reasons.append(reason)
+
+    for group in [group for group in audit.groups if group.failure and not group.kept]:
+        keep(group, f"does not run: {group.group} in FP16 stops at {group.failure}")
+    cost, _ = meter.attempt(session, gated.feed(*stretches))
+    dear = sorted((group for group in audit.groups if not group.kept), key=lambda group: -(group.cost or 0.0))
+    for rank, group in enumerate(dear):
+        if cost <= TOLERATED_COST or (rank >= len(dear) // 2 and cost < math.inf):
+            break
+        keep(group, f"cost: {group.group} alone moves detections by {group.cost:.1%}")
+        cost, _ = meter.attempt(session, gated.feed(*stretches))
+    audit.cost_kept = _finite(cost)
+
+
+def _finite(cost: float) -> float | None:
+    return cost if math.isfinite(cost) else None
 
 
 def _kept_groups(audit: Audit) -> dict[str, set[str]]:

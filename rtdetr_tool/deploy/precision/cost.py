@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnxruntime import InferenceSession
 
 from rtdetr_tool.artifacts.half_emulation import emulate_half
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.deploy.precision.observe import open_session, picture_input, rebatched
+from rtdetr_tool.deploy.precision.observe import RunFailed, open_session, picture_input, rebatched, run_session
 
 DETECTIONS = 100  # best (query, class) pairs of an image that are compared
 SMALLEST_SCORE = 0.05
@@ -39,9 +40,18 @@ class CostMeter:
         pairs = zip(self.reference, self._run(session, others or {}), strict=True)
         return float(np.mean([output_difference(before, after) for before, after in pairs]))
 
+    def attempt(
+        self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[float, str | None]:
+        """`measure`, or an infinite cost and what failed where the graph does not run in this precision."""
+        try:
+            return self.measure(session, others), None
+        except RunFailed as failed:
+            return math.inf, str(failed)
+
     def _run(self, session: InferenceSession, others: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [
-            dict(zip(self.names, session.run(self.names, {self.input: picture, **others}), strict=True))
+            dict(zip(self.names, run_session(session, self.names, {self.input: picture, **others}), strict=True))
             for picture in self.pictures
         ]
 

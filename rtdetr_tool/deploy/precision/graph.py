@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -165,3 +166,16 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
         return False
     maker = graph.producer.get(node.input[constant.index(False)])
     return maker is not None and maker.op_type in HEAVY
+
+
+def backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], bool]) -> list[NodeProto]:
+    """Nodes with float outputs on the way back from some tensors, up to and without those where `stop` holds."""
+    found: dict[str, NodeProto] = {}
+    stack = [name for name in tensors if name]
+    while stack:
+        node = graph.producer.get(stack.pop())
+        if node is None or node.name in found or not any(graph.is_float(name) for name in node.output) or stop(node):
+            continue
+        found[node.name] = node
+        stack.extend(name for name in node.input if graph.is_float(name))
+    return list(found.values())

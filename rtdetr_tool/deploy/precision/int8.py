@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import onnx.version_converter
 
-from rtdetr_tool.deploy.precision.audit import Audit, judge
+from rtdetr_tool.deploy.precision.audit import judge
+from rtdetr_tool.deploy.precision.audit_report import Audit
 from rtdetr_tool.deploy.precision.calibration import calibrated
 from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
 from rtdetr_tool.deploy.precision.graph import Graph, opset_of
@@ -22,7 +23,7 @@ from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph, apply_
 from rtdetr_tool.deploy.precision.rules import LayerRules
 from rtdetr_tool.errors import UserError
 
-OLDEST_OPSET, OPSET_OF_HALF_SCALES = 13, 19  # per-channel Q/DQ; Q/DQ from and to FP16
+OPSET_OF_CHANNEL_SCALES, OPSET_OF_HALF_SCALES = 13, 19  # per-channel Q/DQ; Q/DQ from and to FP16
 
 
 def to_int8(
@@ -36,10 +37,10 @@ def to_int8(
     """The graph with Q/DQ nodes; what is not INT8 runs in FP16 where the audit allows it (`half`), else in FP32.
 
     `feeds` are pictures [N, 3, H, W] float32 RGB 0..1; they are not read when `cache_file` exists and fits the graph.
-    FP16 beside INT8 needs operator set 19: an older graph is raised to it, which `notes` says.
+    INT8 needs operator set 13, FP16 beside it 19: an older graph is raised to it, which `notes` says.
 
     Raises:
-        UserError: for no pictures, rules that match nothing, a cache of another graph, operator sets before 13.
+        UserError: for no pictures, rules that match nothing, a cache of another graph, a graph that cannot be raised.
     """
     graph, notes = _prepared(model, half)
     rules = rules or LayerRules()
@@ -68,21 +69,19 @@ def to_int8(
 def _prepared(model: onnx.ModelProto, half: bool) -> tuple[Graph, list[str]]:
     """The graph at an operator set that Q/DQ can be written in."""
     opset = opset_of(model)
-    if opset < OLDEST_OPSET:
-        raise UserError(f"INT8 needs ONNX operator set {OLDEST_OPSET} or newer; the graph has {opset}. Export it anew")
+    needed, what = (OPSET_OF_HALF_SCALES, "INT8 beside FP16") if half else (OPSET_OF_CHANNEL_SCALES, "INT8 per channel")
     graph = Graph(model)
-    if not half or opset >= OPSET_OF_HALF_SCALES:
+    if opset >= needed:
         return graph, []
     try:
-        raised = onnx.version_converter.convert_version(graph.model, OPSET_OF_HALF_SCALES)
+        raised = onnx.version_converter.convert_version(graph.model, needed)
     except Exception as error:  # the converter raises RuntimeError and C++ exceptions of its own
         raise UserError(
-            f"INT8 with FP16 needs ONNX operator set {OPSET_OF_HALF_SCALES}; the graph has {opset} and onnx cannot "
-            f"raise it ({error}). Export it with export.opset_version={OPSET_OF_HALF_SCALES}"
+            f"{what} needs ONNX operator set {needed}; the graph has {opset} and onnx cannot "
+            f"raise it ({error}). Export it with export.opset_version={needed}"
         ) from error
     raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(list(raised.opset_import)))
-    note = f"operator set raised from {opset} to {OPSET_OF_HALF_SCALES}: INT8 beside FP16 does not exist before"
-    return Graph(raised), [note]
+    return Graph(raised), [f"operator set raised from {opset} to {needed}: {what} does not exist before"]
 
 
 def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tuple[set[str], dict[str, str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from rtdetr_tool.deploy.precision.audit import TOLERATED_COST, Audit, judge
+from rtdetr_tool.deploy.precision.audit import TOLERATED_COST, judge
+from rtdetr_tool.deploy.precision.audit_report import Audit
 from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
 from rtdetr_tool.deploy.precision.graph import Graph
 from rtdetr_tool.deploy.precision.result import PrecisionGraph, apply_rules, kept_nodes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -33,11 +34,39 @@ def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.I
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_ENABLE_BASIC
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come back as exceptions
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, one per status code
         raise UserError(f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}") from error
+
+
+class RunFailed(UserError):
+    """A graph that onnxruntime has loaded stopped at one of its nodes."""
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, names: Sequence[str] | None, inputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """The outputs `names` of an opened graph.
+
+    Raises:
+        RunFailed: naming the node that cannot be computed.
+    """
+    try:
+        return session.run(names, dict(inputs))
+    except Exception as error:  # onnxruntime raises its own classes, one per status code
+        raise RunFailed(failed_node(str(error))) from error
+
+
+def failed_node(message: str) -> str:
+    """What failed where, of onnxruntime's message: operator, node and reason without the place in its source."""
+    found = re.search(r"running (\S+) node\. Name:'([^']*)' Status Message: (.*)", message, re.DOTALL)
+    if found is None:
+        return message.strip().splitlines()[0][:300]
+    operator, node, reason = found.groups()
+    reason = re.sub(r"\S*onnxruntime\S*/\S+:\d+ .*?\) (\[with .*?\] )?(?=\S)", "", reason.strip().splitlines()[0])
+    return f"{operator} node {node or '(without a name)'}: {reason[:200]}"
 
 
 def picture_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
@@ -84,7 +113,7 @@ class Observer:
     def observe(self, picture: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Name and value of each tensor for one picture [B, 3, H, W]."""
         for part, session in zip(self.parts, self.sessions, strict=True):
-            values = session.run(part, {self.input: picture})
+            values = run_session(session, part, {self.input: picture})
             yield from zip(part, values, strict=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from rtdetr_tool.deploy.precision.audit import NodeAudit
+from rtdetr_tool.deploy.precision.audit_report import NodeAudit
 from rtdetr_tool.deploy.precision.graph import Graph
 from rtdetr_tool.deploy.precision.rules import LayerRules
 
@@ -58,20 +58,24 @@ def apply_rules(graph: Graph, rows: Mapping[str, NodeAudit], rules: LayerRules) 
     fp32 adds to what the audit found, fp16 and int8 overrule it, int32 says nothing about a floating-point node.
     """
     rules.check((node.name, node.op_type) for node in graph.nodes)
-    reasons, overruled = {}, []
+    reasons, overruled, indices = {}, [], []
     for name, row in rows.items():
         rule = rules.match(name, row.op_type)
         if rule is not None and rule.precision == "fp32":
             reasons[name] = f"layers_precision: {rule}"
         elif rule is not None and rule.precision in ("fp16", "int8"):
-            if any(reason.startswith(("overflow", "underflow")) for reason in row.reasons):
+            if any(reason.startswith(("overflow", "underflow", "does not run")) for reason in row.reasons):
                 overruled.append(name)
+            if row.role == "index":
+                indices.append(name)
         elif row.reasons:
             reasons[name] = "; ".join(row.reasons)
     notes = []
-    if overruled:
-        some = ", ".join(overruled[:3]) + (" and more" if len(overruled) > 3 else "")
-        notes.append(f"layers_precision puts {len(overruled)} nodes into FP16 whose values do not fit: {some}")
+    risks = {"whose values do not fit": overruled, "that compute indices, which FP16 holds up to 2048": indices}
+    for what, names in risks.items():
+        if names:
+            some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+            notes.append(f"layers_precision puts {len(names)} nodes into FP16 {what}: {some}")
     return reasons, notes
 
 

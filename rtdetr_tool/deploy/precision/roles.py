@@ -3,8 +3,9 @@
 Names are not looked at, so graphs of other exporters work too.
 
 coordinates     box refinement and sampling positions: what lies between the last linear layer and a box or a grid
-sampling        GridSample and the weighted sum of its samples
+sampling        GridSample, or gathering at computed positions, and the weighted sum of the samples
 selection       class scores that decide which tokens become queries, up to TopK
+index           what becomes an index, a size or a condition, and arithmetic with whole numbers
 normalisation   layer norms, as one operator or spelled out
 softmax         attention weights
 position        sine and cosine encodings
@@ -12,11 +13,11 @@ position        sine and cosine encodings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from onnx import NodeProto
 
-from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, is_bias_add
+from rtdetr_tool.catalog import LAYOUTS
+from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, backwards, is_bias_add
+from rtdetr_tool.deploy.precision.indices import gathers_by_position, index_nodes
 
 # fmt: off
 NORMS = frozenset({
@@ -26,7 +27,7 @@ NORMS = frozenset({
 # fmt: on
 SOFTMAXES = frozenset({"Softmax", "LogSoftmax", "Exp", "ReduceLogSumExp"})
 WAVES = frozenset({"Sin", "Cos"})
-ROLES = ("coordinates", "sampling", "selection", "normalisation", "softmax", "position")
+ROLES = ("coordinates", "sampling", "selection", "index", "normalisation", "softmax", "position")
 _STATISTICS = frozenset({"Add", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Pow", "Mul", "Sub", "Sqrt", "Max"})
 # fmt: off
 _WEIGHTED_SUM = frozenset({
@@ -38,7 +39,7 @@ _WEIGHTED_SUM = frozenset({
 def find_roles(graph: Graph) -> dict[str, str]:
     """Role of each node that has one, by node name. A node of several roles has the first of `ROLES`."""
     found: dict[str, str] = {}
-    searches = (_coordinates, _sampling, _selection, _norms, _softmaxes, _positions)
+    searches = (_coordinates, _sampling, _selection, _indices, _norms, _softmaxes, _positions)
     for role, search in zip(ROLES, searches, strict=True):
         for node in search(graph):
             found.setdefault(node.name, role)
@@ -46,13 +47,14 @@ def find_roles(graph: Graph) -> dict[str, str]:
 
 
 def _coordinates(graph: Graph) -> list[NodeProto]:
-    boxes = [name for name in graph.outputs if "box" in name.lower()]
+    named = {layout.outputs["boxes"] for layout in LAYOUTS.values()}
+    boxes = [name for name in graph.outputs if name in named or "box" in name.lower()]
     grids = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
-    return _backwards(graph, [*boxes, *grids], lambda node: _ends_a_layer(graph, node))
+    return backwards(graph, [*boxes, *grids], lambda node: _ends_a_layer(graph, node))
 
 
 def _sampling(graph: Graph) -> list[NodeProto]:
-    samplers = [node for node in graph.nodes if node.op_type == "GridSample"]
+    samplers = [node for node in graph.nodes if node.op_type == "GridSample"] + gathers_by_position(graph)
     found, stack = {node.name: node for node in samplers}, list(samplers)
     while stack:
         for target in graph.targets(stack.pop()):
@@ -64,17 +66,21 @@ def _sampling(graph: Graph) -> list[NodeProto]:
 
 def _selection(graph: Graph) -> list[NodeProto]:
     scores = [node.input[0] for node in graph.nodes if node.op_type == "TopK"]
-    found = _backwards(graph, scores, lambda node: node.op_type in HEAVY or _ends_elsewhere(node))
+    found = backwards(graph, scores, lambda node: node.op_type in HEAVY or _ends_elsewhere(node))
     makers = [maker for node in found for maker in graph.sources(node)]
     makers += [graph.producer[name] for name in scores if name in graph.producer]
     return found + [maker for maker in makers if maker.op_type in HEAVY]
+
+
+def _indices(graph: Graph) -> list[NodeProto]:
+    return index_nodes(graph, lambda node: _ends_a_layer(graph, node))
 
 
 def _norms(graph: Graph) -> list[NodeProto]:
     """Single operators, and around each square root of a mean: statistics before it, division and scale after it."""
     found = [node for node in graph.nodes if node.op_type in NORMS]
     for root in (node for node in graph.nodes if node.op_type in ("Sqrt", "ReduceL2")):
-        before = _backwards(graph, list(root.input), lambda node: node.op_type not in _STATISTICS)
+        before = backwards(graph, list(root.input), lambda node: node.op_type not in _STATISTICS)
         if root.op_type == "Sqrt" and not any(n.op_type.startswith("Reduce") for n in before):
             continue
         found += [root, *before, *(n for n in graph.targets(root) if n.op_type in ("Div", "Reciprocal", "Mul"))]
@@ -87,7 +93,7 @@ def _softmaxes(graph: Graph) -> list[NodeProto]:
 
 def _positions(graph: Graph) -> list[NodeProto]:
     waves = [node for node in graph.nodes if node.op_type in WAVES]
-    return waves + _backwards(graph, [w.input[0] for w in waves], lambda node: _ends_a_layer(graph, node))
+    return waves + backwards(graph, [w.input[0] for w in waves], lambda node: _ends_a_layer(graph, node))
 
 
 def _ends_a_layer(graph: Graph, node: NodeProto) -> bool:
@@ -96,16 +102,3 @@ def _ends_a_layer(graph: Graph, node: NodeProto) -> bool:
 
 def _ends_elsewhere(node: NodeProto) -> bool:
     return node.op_type in NORMS or node.op_type in SOFTMAXES or node.op_type == "GridSample"
-
-
-def _backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], bool]) -> list[NodeProto]:
-    """Nodes with float outputs on the way back from some tensors, up to and without those where `stop` holds."""
-    found: dict[str, NodeProto] = {}
-    stack = [name for name in tensors if name]
-    while stack:
-        node = graph.producer.get(stack.pop())
-        if node is None or node.name in found or not any(graph.is_float(name) for name in node.output) or stop(node):
-            continue
-        found[node.name] = node
-        stack.extend(name for name in node.input if graph.is_float(name))
-    return list(found.values())
