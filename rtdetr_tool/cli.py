@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import re
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.log import showable
+from rtdetr_tool.log import drop_failing_output, drop_stdout, showable
 from rtdetr_tool.redaction import mask_secrets
 from rtdetr_tool.version import package_version
 
@@ -121,8 +120,11 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `rtdetr`; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Entry point of `rtdetr`; returns the exit code. Without `arguments` it is the program, which ends with it."""
+    program = arguments is None
+    arguments = list(sys.argv[1:] if program else arguments)
+    if program:
+        drop_failing_output("stderr")
     if not arguments or arguments[0].startswith("-"):
         options = build_parser().parse_args(arguments)
         if options.version:
@@ -137,20 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in OWN_ARGUMENTS:
             return importlib.import_module(COMMANDS[command][0]).main(options)
-        return run_command(command, options)
+        if program:
+            drop_failing_output("stdout")  # a session's results are files
+        return run_command(command, options, last=program)
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 0
     except Exception as error:
         return _report_fault(error)
 
 
-def run_command(command: str, options: argparse.Namespace) -> int:
-    """Check the spec, then import the command and run it in a session."""
+def run_command(command: str, options: argparse.Namespace, last: bool = False) -> int:
+    """Check the spec, then import the command and run it in a session; `last`: the process ends after it."""
     from rtdetr_tool.spec import read_spec
 
     overrides = list(options.overrides)
@@ -162,7 +166,7 @@ def run_command(command: str, options: argparse.Namespace) -> int:
     def run(spec):
         return importlib.import_module(COMMANDS[command][0]).run(spec)
 
-    return run_session(loaded, command, run)
+    return run_session(loaded, command, run, last)
 
 
 def quoted(text: str) -> str:

@@ -38,13 +38,13 @@ class UserError(RtdetrError):
 
 
 class Preempted(BaseException):
-    """SIGTERM or SIGUSR1: the machine is wanted back. No failure: the same command goes on where this run ended.
+    """SIGTERM, SIGUSR1 or SIGHUP (the terminal is gone). No failure: the same command resumes where this run ended.
 
     Like `KeyboardInterrupt` it is no `Exception`, so that code which gets over errors does not get over it.
     """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
-    signals = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+    signals = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class SpecError(UserError):

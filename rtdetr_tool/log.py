@@ -7,6 +7,7 @@ a terminal obeys are written out: names of files and classes are whatever somebo
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.redaction import mask_secrets
 
 if TYPE_CHECKING:
@@ -25,6 +27,48 @@ PACKAGE = "rtdetr_tool"
 # What a terminal obeys instead of showing it: control characters but tab and line feed, Unicode's line ends and marks
 # that turn the direction of writing; and what no file can hold, bytes of a file name that are no UTF-8.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Lossy(io.FileIO):
+    """Output that is dropped where it cannot be written: a closed pipe, a full disk, a terminal that is gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def drop_failing_output(name: str) -> None:
+    """Make `stdout` or `stderr` of this process lossy, so that a run survives the end of its terminal.
+
+    What a run says is in its log file too. A stream that somebody else has put in place is left alone.
+    """
+    stream = getattr(sys, name)
+    if stream is None or stream is not getattr(sys, f"__{name}__"):
+        return
+    try:
+        raw = _Lossy(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):  # the program was started without it
+        return
+    options = {"encoding": stream.encoding, "errors": "backslashreplace", "line_buffering": True}
+    setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **options))
+
+
+def write_result(text: str) -> None:
+    """Print the result of a command; UserError where it cannot be written."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # the reader has what it wanted
+        drop_stdout()
+    except OSError as error:
+        drop_stdout()
+        raise UserError(f"the output cannot be written: {error.strerror}") from None
+
+
+def drop_stdout() -> None:
+    """Let what is still in the buffer of stdout go nowhere, so that Python does not complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache

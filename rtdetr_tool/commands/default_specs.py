@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.log import write_result
 from rtdetr_tool.spec.render import SECTIONS, default_data, default_yaml, json_schema
 
 
@@ -27,7 +28,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         text = default_yaml(command)
     if options.output is None:
-        print(text, end="", flush=True)
+        write_result(text)
         return 0
     path = Path(options.output)
     if path.exists() and not options.force:

@@ -26,24 +26,31 @@ OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, Preempted.exit_c
 EXCLUSIVE = ("train", "distill")
 
 
-def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None]) -> int:
-    """Run a command and return its exit code.
+def run_session(
+    loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], last: bool = False
+) -> int:
+    """Run a command and return its exit code. `last`: the process ends afterwards, and no signal changes the code.
 
-    0 done, 1 our failure, 2 the user's input is wrong, 75 ended by SIGTERM or SIGUSR1 (start it again), 130 interrupted
-    by Ctrl-C. Under the command's results folder it leaves `experiment.yaml` (the resolved spec), `status.json` (ends
+    0 done, 1 our failure, 2 the user's input is wrong, 75 ended by SIGTERM, SIGUSR1 or SIGHUP (start it again), 130
+    interrupted by Ctrl-C. Under the command's results folder it leaves `experiment.yaml` (the resolved spec), `status.json` (ends
     with SUCCESS or FAILURE) and `log.txt`. Only the first process of a run writes.
     """
     set_up_console(process_rank())
     try:
         folder = prepare_folder(loaded.spec, command)
         with one_run_in(folder, command) as earlier:
-            return _run_in(folder, loaded, command, run, earlier)
+            return _run_in(folder, loaded, command, run, earlier, last)
     except UserError as error:
         return report_user_error(error)
 
 
 def _run_in(
-    folder: Path, loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], earlier: str | None
+    folder: Path,
+    loaded: LoadedSpec,
+    command: str,
+    run: Callable[[LoadedSpec], int | None],
+    earlier: str | None,
+    last: bool,
 ) -> int:
     """`run_session` with its folder; `earlier` describes a run that ended in it without a word."""
     first = process_rank() == 0
@@ -57,7 +64,7 @@ def _run_in(
         if earlier:
             status.failure(f"Killed: {earlier} ended without a word.")
             logger.warning("%s ended without a word: it was killed, or its machine failed.", earlier)
-        with termination_as_preemption() as over:
+        with termination_as_preemption(last) as over:
             return _report(over, loaded, command, run, folder)
     finally:
         set_current_status(StatusLogger())
@@ -67,7 +74,7 @@ def _run_in(
 
 
 def _report(
-    over: threading.Event, loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], folder: Path
+    over: Callable[[], None], loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], folder: Path
 ) -> int:
     """Run the command and say how it ended, in `status.json`, in the log and by the exit code."""
     status, log = current_status(), folder / "log.txt"
@@ -80,7 +87,7 @@ def _report(
                 logger.warning(note)
             code = run(loaded) or OK
         finally:
-            over.set()
+            over()
         if code == OK:
             status.success(f"RT-DETR {command} finished successfully.")
         else:
@@ -121,28 +128,34 @@ def one_run_in(folder: Path, command: str) -> Iterator[str | None]:
 
 
 @contextmanager
-def termination_as_preemption() -> Iterator[threading.Event]:
-    """SIGTERM and SIGUSR1, as schedulers send them, end the run cleanly: a FAILURE line, exit code 75.
+def termination_as_preemption(last: bool = False) -> Iterator[Callable[[], None]]:
+    """SIGTERM, SIGUSR1 (schedulers) and SIGHUP (a lost terminal) end the run cleanly: a FAILURE line, exit code 75.
 
-    Yields what is set when the run is over: signals are then too late and do nothing. While it trains, a run catches
-    them itself and saves first (`training.preemption`).
+    Yields what is to be called when the run is over: from then on these signals do nothing, and where `last` says that
+    the process ends as well, neither they nor Ctrl-C do anything to its end. While it trains, a run catches them itself
+    and saves first (`training.preemption`).
     """
-    over = threading.Event()
+    finished = threading.Event()
 
     def end(signum: int, frame: object) -> None:
-        if not over.is_set():
-            over.set()
+        if not finished.is_set():
+            finished.set()
             raise Preempted(f"ended by {signal.Signals(signum).name}; start the same command again.")
 
-    usable = [number for number in Preempted.signals if signal.getsignal(number) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        usable = []
+    main = threading.current_thread() is threading.main_thread()
+    usable = [number for number in Preempted.signals if main and signal.getsignal(number) is signal.SIG_DFL]
     for number in usable:
         signal.signal(number, end)
+
+    def over() -> None:
+        finished.set()
+        for number in (*usable, signal.SIGINT) if last and main else ():
+            signal.signal(number, signal.SIG_IGN)  # a handler of our own would be given back when Python ends
+
     try:
         yield over
     finally:
-        for number in usable:
+        for number in usable if not last else ():
             signal.signal(number, signal.SIG_DFL)
 
 

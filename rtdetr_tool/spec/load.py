@@ -22,6 +22,8 @@ from rtdetr_tool.spec.validate import find_problems, inert_notes
 
 LONGEST_OVERRIDES = 20_000  # characters; Hydra's parser takes time with the square of what it reads
 MOST_PARTS = 1_000  # items of lists and mappings
+# A value that Hydra's grammar does not know (it is ASCII with few signs) and that can only be meant as text.
+_PLAIN_TEXT = re.compile(r"([^=]+)=(?=.*[^\w\s./:+%@?|*-]|.*[^\x00-\x7f])([^=,\[\]{}()'\"\\$\x00-\x1f]+)", re.S)
 
 COMMANDS = ("train", "evaluate", "inference", "export", "gen_trt_engine", "distill", "quantize", "validate_data")
 
@@ -188,6 +190,7 @@ def _accepted(override: str, problems: list[str]) -> str | None:
     from hydra.errors import HydraException
 
     shown = override if len(override) <= 200 else f"{override[:197]}..."
+    override = _with_quotes(override)
     try:
         parsed = OverridesParser.create().parse_override(override)
     except (HydraException, ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
@@ -207,6 +210,12 @@ def _accepted(override: str, problems: list[str]) -> str | None:
     text = override.lstrip("+~")
     text = name + text.removeprefix(parsed.key_or_group)
     return f"~{text}" if parsed.is_delete() else f"++{text}"
+
+
+def _with_quotes(override: str) -> str:
+    """The override with its value in quotes where it can only be text, such as a path that is not ASCII."""
+    found = _PLAIN_TEXT.fullmatch(override)
+    return f"{found[1]}='{found[2]}'" if found else override
 
 
 def _is_field(name: str) -> bool:

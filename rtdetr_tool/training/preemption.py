@@ -1,4 +1,7 @@
-"""SIGTERM and SIGUSR1 while a run trains: finish the step, save, end with exit code 75 so that a scheduler requeues.
+"""SIGTERM, SIGUSR1 and SIGHUP while a run trains: finish the step, save, end with exit code 75 to be started again.
+
+A signal that the program was started to ignore stays ignored, such as SIGHUP under `nohup`. An exception that ends the
+training saves as well.
 
 Outside of the training loop there is nothing to save, and the signal ends the run at once (`commands.session`).
 """
@@ -37,7 +40,8 @@ class PreemptionSave(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in Preempted.signals}
+            wanted = [number for number in Preempted.signals if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._note) for number in wanted}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back()

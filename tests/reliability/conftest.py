@@ -20,10 +20,11 @@ SIDE, TRAIN, VAL = 32, 8, 2
 
 # Starts the program as `rtdetr` does, with faults built in: what is patched is patched in that process only, the
 # program knows nothing of it. FAULT_SLOW: seconds that a file waits for its renaming, so that kills fall into saves.
-# FAULT_DISK: the number of files after which the disk is full. `--serve` imports everything once and forks a process
-# per run, because importing takes longer than training here.
+# FAULT_DISK: the number of files after which the disk is full. FAULT_LATE: signals that the process gets once its run
+# has ended, right after the last status line and again when the program is done. FAULT_NOHUP: as `nohup`. `--serve`
+# imports everything once and forks a process per run, because importing takes longer than training here.
 RUNNER = """
-import json, os, resource, sys, time
+import json, os, resource, signal, sys, time
 
 def build_faults_in():
     import torch
@@ -40,6 +41,16 @@ def build_faults_in():
         time.sleep(slow)
         note("saved")
     torch.save = save
+    from rtdetr_tool.status import StatusLogger
+    success = StatusLogger.success
+    def success_and_signals(*arguments):
+        success(*arguments)
+        send_late_signals()
+    StatusLogger.success = success_and_signals
+
+def send_late_signals():
+    for name in os.environ.get("FAULT_LATE", "").split():
+        os.kill(os.getpid(), getattr(signal, name))
 
 def note(text):
     with open(os.environ["FAULT_LOG"], "a") as log:
@@ -48,7 +59,10 @@ def note(text):
 def run(arguments):
     from rtdetr_tool.cli import main
     build_faults_in()
-    return main(arguments)
+    sys.argv[1:] = arguments
+    code = main()
+    send_late_signals()
+    return code
 
 def serve():
     import rtdetr_tool.commands.train, rtdetr_tool.training.fit, timm, tensorboard
@@ -62,7 +76,9 @@ def serve():
         if pid == 0:
             os.setsid()
             os.environ.update(request["environment"])
-            output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            if "FAULT_NOHUP" in os.environ:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             for stream in (1, 2):
                 os.dup2(output, stream)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -131,9 +147,9 @@ class Trial:
 
     def _request(self, name: str, overrides: tuple[str, ...], faults: dict[str, Any]) -> dict[str, Any]:
         arguments = ["train", "-e", str(self.spec_file), "-r", str(self.folder / name), *overrides]
+        output = str(faults.pop("output", self.folder / f"{name}.output"))
         environment = {"FAULT_LOG": str(self.folder / f"{name}.faults")}
         environment |= {f"FAULT_{fault.upper()}": str(value) for fault, value in faults.items()}
-        output = str(self.folder / f"{name}.output")
         return {"arguments": arguments, "environment": environment, "output": output}
 
     def start(self, name: str, *overrides: str, **faults: Any) -> subprocess.Popen:
