@@ -4,6 +4,7 @@
 
     RtdetrError                 our failure; exit code 1
     ├── MachineError            a file that the machine cannot read now: open files, memory, disk, network
+    ├── WriteError              a file that the system does not let us write
     └── UserError               the user's input is wrong; exit code 2, shown as one message without a traceback
         ├── SpecError           the spec file or an override on the command line (carries every problem found)
         ├── DataError           annotation files, images, class ids
@@ -29,6 +30,10 @@ class RtdetrError(Exception):
 
 class MachineError(RtdetrError):
     """The machine, not the input, is at fault: the same command works once the fault is gone."""
+
+
+class WriteError(RtdetrError):
+    """The system does not let us write a file: a full disk, a results folder that is gone."""
 
 
 class UserError(RtdetrError):

@@ -33,7 +33,7 @@ from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
-from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.errors import CheckpointError, WriteError
 from rtdetr_tool.files import replacing, sync_directory
 from rtdetr_tool.training.ema import average_of
 from rtdetr_tool.training.legacy import run_state_of
@@ -59,7 +59,7 @@ class SafeCheckpointIO(CheckpointIO):
             reason = error if isinstance(error, OSError) else error.__context__  # torch wraps what the file raises
             if not isinstance(reason, OSError):
                 raise
-            raise RtdetrError(
+            raise WriteError(
                 f"The checkpoint {path} could not be written: {reason.strerror}. Those before it are whole; when there "
                 "is room again, the same command goes on from them."
             ) from error

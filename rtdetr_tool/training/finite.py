@@ -148,7 +148,7 @@ def answer(trainer: Trainer, pl_module: LightningModule, found: str | None, poli
         return
     saver = checkpoints_of(trainer)
     kept = ""
-    if not broadcast_object(_is_finite(pl_module)):
+    if not broadcast_object(is_finite(pl_module)):
         kept = " The weights themselves are not finite, so nothing is saved."
     elif saver:
         kept = f" The weights are as before it, saved in {saver.save_now(trainer)}."
@@ -160,7 +160,8 @@ def answer(trainer: Trainer, pl_module: LightningModule, found: str | None, poli
     )
 
 
-def _is_finite(module: nn.Module) -> bool:
+def is_finite(module: nn.Module) -> bool:
+    """Whether all weights and statistics of a module are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
 
 

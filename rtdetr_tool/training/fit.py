@@ -23,6 +23,7 @@ from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.result import FitResult, show_result
+from rtdetr_tool.training.stopping import EarlyStopping
 from rtdetr_tool.training.trainer import build_trainer, seed_run
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,12 @@ def _say_resumed(path: Path, explicit: bool) -> None:
 def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> FitResult:
     checkpoint = checkpoints_of(trainer)
     if trainer.global_step and checkpoint.latest_path is None and resume is not None:
-        logger.warning("Nothing was left to train: %s already has train.num_epochs epochs.", resume)
+        stopping = next((c for c in trainer.callbacks if isinstance(c, EarlyStopping)), None)
+        if stopping is not None and stopping.stopped:
+            why = f"early stopping ended the run of {resume}; raise train.early_stopping.patience to train longer"
+        else:
+            why = f"{resume} already has train.num_epochs epochs"
+        logger.warning("Nothing was left to train: %s.", why)
     numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return FitResult(
         metrics={**numbers, **module.metrics},

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.training.distributed import gather_objects, rank, world_size
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,10 @@ class EpochPosition(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         position = checkpoint.get(POSITION_KEY)
-        if trainer.state.fn != "fit" or position is None:
+        if trainer.state.fn != "fit":
+            return
+        _check_epochs(checkpoint, trainer)
+        if position is None:
             return
         images, size = position["batches"] * position["images_per_batch"], _images_per_batch(pl_module)
         self._start = {**position, "batches": images // size}
@@ -71,6 +75,7 @@ class EpochPosition(Callback):
         trainer.train_dataloader.sampler.start_at(start["epoch"], start["batches"])
         means = start["means"]
         if start["batches"] >= trainer.num_training_batches:
+            trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # Lightning counts the step after its validation
             _log_means(pl_module, means)
         elif len(means) == world_size():
             self._means = {name: (mean["sum"], mean["weight"]) for name, mean in means[rank()].items()}
@@ -86,6 +91,17 @@ class EpochPosition(Callback):
                 results[name].value = total + results[name].value
                 results[name].cumulated_batch_size = weight + results[name].cumulated_batch_size
         self._means = {}
+
+
+def _check_epochs(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+    """CheckpointError where more epochs are done than the run is to have; Lightning says so for some of them only."""
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
+        raise CheckpointError(
+            f"{trainer.ckpt_path} has {done} epochs of training behind it, train.num_epochs is {trainer.max_epochs}: "
+            "there is nothing to train. Raise train.num_epochs to train longer, give another results_dir (-r) for a "
+            "new run, or use the checkpoint as it is."
+        )
 
 
 def _images_per_batch(pl_module: LightningModule) -> int:

@@ -7,13 +7,16 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from rtdetr_tool.training.position import POSITION_KEY
+
 logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
     """Stops after `patience` validations in a row whose `monitor` is not more than `min_delta` above the best so far.
 
-    What is validated is what counts: the average where EMA is on. All ranks see the same numbers and stop together.
+    What is validated is what counts: the average where EMA is on. All ranks see the same numbers and stop together. A
+    run that stopped is finished: one that resumes from its checkpoint with no more `patience` trains nothing.
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.001, monitor: str = "val_mAP") -> None:
@@ -30,12 +33,22 @@ class EarlyStopping(Callback):
             self.best, self.waited = score, 0
             return
         self.waited += 1
-        if self.waited >= self.patience:
+        if self.stopped:
             trainer.should_stop = True
             logger.info(
                 "Stopping early: %s has not improved on %.4f by more than %g in %d validations.",
                 self.monitor, self.best, self.min_delta, self.waited,
             )  # fmt: skip
+
+    @property
+    def stopped(self) -> bool:
+        return self.waited >= self.patience
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called before `load_state_dict`, which does not know the trainer."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if trainer.state.fn == "fit" and state is not None and POSITION_KEY not in checkpoint:
+            trainer.should_stop = state["waited"] >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
