@@ -106,12 +106,18 @@ class _ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
-class _LogFile(logging.FileHandler):
+class LogFile(logging.FileHandler):
     def _open(self) -> TextIO:
         def without_links(name: str, flags: int) -> int:
             return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=without_links)
+
+    def reopen(self) -> None:
+        """Write into a file that is there: the folder of the one before was deleted."""
+        with self.lock:
+            self.stream.close()
+            self.stream = self._open()
 
 
 class _FileFormatter(logging.Formatter):
@@ -136,12 +142,12 @@ def set_up_console(rank: int = 0) -> None:
             handler.setLevel(logging.INFO if rank == 0 else logging.ERROR)
 
 
-def open_log_file(path: Path) -> logging.Handler:
+def open_log_file(path: Path) -> LogFile:
     """Append everything, warnings of the libraries included, to `path`; pass the result to `close_log_file`.
 
     A link in place of the file is an OSError: whoever may write in a shared folder could lead it anywhere.
     """
-    handler = _LogFile(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     handler.filters_before = warnings.filters[:]  # type: ignore[attr-defined]
     logging.captureWarnings(True)
@@ -151,7 +157,7 @@ def open_log_file(path: Path) -> logging.Handler:
     return handler
 
 
-def close_log_file(handler: logging.Handler) -> None:
+def close_log_file(handler: LogFile) -> None:
     for name in (PACKAGE, None):
         logging.getLogger(name).removeHandler(handler)
     logging.captureWarnings(False)

@@ -39,7 +39,8 @@ class StatusLogger:
 
     `kpi` values stay on later lines until they change, as in TAO; they are numbers. `clean` takes secrets out of
     messages; `replace` is what gives a file other content, all at once (`files.write_atomically`), and without it lines
-    are appended. A link in place of the file is not followed.
+    are appended. A link in place of the file is not followed. `confirm` is called before anything is written: it raises
+    where the folder is no longer this run's, which then writes nothing there.
     """
 
     def __init__(
@@ -47,14 +48,24 @@ class StatusLogger:
         path: str | Path | None = None,
         clean: Callable[[str], str] = str,
         replace: Callable[[Path, bytes], None] | None = None,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self.clean = clean
+        self._confirm, self._lost = confirm, False
         self._replace = replace
         self.path = Path(path) if path is not None and process_rank() == 0 else None
         self.kpi: dict[str, float] = {}
         self.finished = False
         self._reserve = self.path.with_name(f".{self.path.name}.reserve") if self.path else None
         self._lock = threading.Lock()
+
+    def confirm_folder(self) -> None:
+        """Raise `RtdetrError` where the results folder is another run's by now; one that was deleted is made again."""
+        try:
+            self._confirm()
+        except Exception:
+            self._lost = True
+            raise
 
     def started(self, message: str) -> None:
         self.write("STARTED", message)
@@ -78,6 +89,10 @@ class StatusLogger:
     def write(self, status: str, message: str, verbosity: str = "INFO", **details: Any) -> None:
         if self.path is None:
             return
+        with contextlib.suppress(Exception):
+            self.confirm_folder()
+        if self._lost:
+            return
         now = datetime.now()
         line: dict[str, Any] = {
             "date": f"{now.month}/{now.day}/{now.year}",
@@ -97,7 +112,7 @@ class StatusLogger:
 
     def close(self) -> None:
         """Nothing more will be written: give the space back that was kept for the last line."""
-        if self._reserve is not None:
+        if self._reserve is not None and not self._lost:
             with contextlib.suppress(OSError):
                 self._reserve.unlink(missing_ok=True)
 

@@ -36,8 +36,11 @@ class RunLock:
     """
 
     def __init__(self, folder: Path, command: str) -> None:
-        self.path = folder / NAME
+        self.path, self._command = folder / NAME, command
         self.stale: str | None = None
+        self._acquire()
+
+    def _acquire(self) -> None:
         while True:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
@@ -46,11 +49,25 @@ class RunLock:
                     os.close(self._descriptor)
                     continue
                 self.stale = _describe(owner) if owner else None
-                self._write(json.dumps(_this_process(command)) + "\n")
+                self._write(json.dumps(_this_process(self._command)) + "\n")
             except BaseException:
                 os.close(self._descriptor)
                 raise
             return
+
+    def renew(self) -> bool:
+        """Whether the lock, perhaps with its folder, was gone and is made again; UserError when another run has it."""
+        if self._is_in_place():
+            return False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        before = self._descriptor
+        try:
+            self._acquire()
+        except BaseException:
+            self._descriptor = before
+            raise
+        os.close(before)
+        return True
 
     def release(self) -> None:
         if self._is_in_place():  # else somebody took it for left over and removed it: what is there now is another's

@@ -8,12 +8,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rtdetr_tool.commands.run_lock import RunLock
-from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError
+from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError, WriteError
 from rtdetr_tool.files import write_atomically
-from rtdetr_tool.log import close_log_file, open_log_file, set_up_console
+from rtdetr_tool.log import LogFile, close_log_file, open_log_file, set_up_console
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
 from rtdetr_tool.status import StatusLogger, current_status, process_rank, set_current_status
@@ -32,14 +33,14 @@ def run_session(
     """Run a command and return its exit code. `last`: the process ends afterwards, and no signal changes the code.
 
     0 done, 1 our failure, 2 the user's input is wrong, 75 ended by SIGTERM, SIGUSR1 or SIGHUP (start it again), 130
-    interrupted by Ctrl-C. Under the command's results folder it leaves `experiment.yaml` (the resolved spec), `status.json` (ends
-    with SUCCESS or FAILURE) and `log.txt`. Only the first process of a run writes.
+    interrupted by Ctrl-C. Under the command's results folder it leaves `experiment.yaml` (the resolved spec),
+    `status.json` (ends with SUCCESS or FAILURE) and `log.txt`. Only the first process of a run writes.
     """
     set_up_console(process_rank())
     try:
         folder = prepare_folder(loaded.spec, command)
-        with one_run_in(folder, command) as earlier:
-            return _run_in(folder, loaded, command, run, earlier, last)
+        with one_run_in(folder, command) as lock:
+            return _run_in(folder, loaded, command, run, lock, last)
     except UserError as error:
         return report_user_error(error)
 
@@ -49,19 +50,20 @@ def _run_in(
     loaded: LoadedSpec,
     command: str,
     run: Callable[[LoadedSpec], int | None],
-    earlier: str | None,
+    lock: RunLock | None,
     last: bool,
 ) -> int:
-    """`run_session` with its folder; `earlier` describes a run that ended in it without a word."""
+    """`run_session` with its folder, and what keeps other runs out of it."""
     first = process_rank() == 0
     try:
         handler = open_log_file(folder / "log.txt") if first else None
     except OSError as error:
         raise UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}") from None
-    status = StatusLogger(folder / "status.json", clean=mask_secrets, replace=write_atomically)
+    confirm = partial(_confirm, lock, handler) if lock is not None else lambda: None
+    status = StatusLogger(folder / "status.json", mask_secrets, write_atomically, confirm)
     set_current_status(status)
     try:
-        if earlier:
+        if lock is not None and (earlier := lock.stale):
             status.failure(f"Killed: {earlier} ended without a word.")
             logger.warning("%s ended without a word: it was killed, or its machine failed.", earlier)
         with termination_as_preemption(last) as over:
@@ -71,6 +73,23 @@ def _run_in(
         status.close()
         if handler is not None:
             close_log_file(handler)
+
+
+def _confirm(lock: RunLock, handler: LogFile | None) -> None:
+    """Make a results folder that was deleted during the run again; WriteError where another run has it by now."""
+    folder = lock.path.parent
+    try:
+        again = lock.renew()
+    except UserError as error:
+        text = f"The results folder {folder} was deleted during the run. It is another's now: {error}"
+        raise WriteError(text) from error
+    except OSError as error:
+        reason = f"cannot be made again: {error.strerror}"
+        raise WriteError(f"The results folder {folder} was deleted during the run and {reason}.") from error
+    if again:
+        if handler is not None:
+            handler.reopen()
+        logger.warning("%s, or the lock file in it, was deleted during the run and is there again.", folder)
 
 
 def _report(
@@ -112,8 +131,8 @@ def _report(
 
 
 @contextmanager
-def one_run_in(folder: Path, command: str) -> Iterator[str | None]:
-    """Keep other runs of an exclusive command out of the folder; yields who held it last and did not let go."""
+def one_run_in(folder: Path, command: str) -> Iterator[RunLock | None]:
+    """Keep other runs of an exclusive command out of the folder."""
     if command not in EXCLUSIVE or process_rank() != 0:
         yield None
         return
@@ -122,7 +141,7 @@ def one_run_in(folder: Path, command: str) -> Iterator[str | None]:
     except OSError as error:
         raise UserError(f"the lock file in {folder} cannot be written: {error.strerror}") from None
     try:
-        yield lock.stale
+        yield lock
     finally:
         lock.release()
 

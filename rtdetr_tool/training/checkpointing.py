@@ -35,6 +35,7 @@ from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError, WriteError
 from rtdetr_tool.files import replacing, sync_directory
+from rtdetr_tool.status import current_status
 from rtdetr_tool.training.ema import average_of
 from rtdetr_tool.training.legacy import run_state_of
 
@@ -54,7 +55,13 @@ class SafeCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
-            save_checkpoint(checkpoint, path)
+            try:
+                save_checkpoint(checkpoint, path)
+            except (OSError, RuntimeError):
+                if Path(path).parent.is_dir():
+                    raise
+                current_status().confirm_folder()  # somebody has deleted it in the meantime
+                save_checkpoint(checkpoint, path)
         except (OSError, RuntimeError) as error:
             reason = error if isinstance(error, OSError) else error.__context__  # torch wraps what the file raises
             if not isinstance(reason, OSError):
@@ -103,7 +110,8 @@ class PeriodicCheckpoint(Checkpoint):
 
     @property
     def best_path(self) -> Path | None:
-        return self.folder / BEST if self.best_score is not None else None
+        best = self.folder / BEST
+        return best if self.best_score is not None and best.is_file() else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
@@ -186,6 +194,8 @@ class PeriodicCheckpoint(Checkpoint):
             share_file(saved[kind], best)
 
     def _save(self, trainer: Trainer, path: Path, averages: bool) -> Path:
+        if trainer.is_global_zero:
+            current_status().confirm_folder()
         ema = average_of(trainer)
         if ema is not None:
             ema.saving_averages = averages

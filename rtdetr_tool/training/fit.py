@@ -20,6 +20,7 @@ from rtdetr_tool.status import current_status
 from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
 from rtdetr_tool.training.checkpointing import checkpoints_of, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
+from rtdetr_tool.training.loggers import failing_threads_logged
 from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.result import FitResult, show_result
@@ -57,7 +58,7 @@ def fit(
     resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
     if resume:
         _say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
-    with memory_explained(spec), children_told(trainer):
+    with memory_explained(spec), children_told(trainer), failing_threads_logged():
         trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
     result = _result(trainer, module, resume)
     show_result(result)

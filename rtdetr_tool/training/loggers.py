@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
-from rtdetr_tool.status import process_rank
+from rtdetr_tool.status import current_status, process_rank
 
 logger = logging.getLogger(__name__)
 
+# What Lightning calls of a logger while a run trains.
+_CALLS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31 at the latest
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 # Its defaults: lines of its own on the console, figures about its use sent away, minutes of waiting for a server.
@@ -34,11 +39,11 @@ _MLFLOW_MANNERS = {
 def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
     """CSV under `csv_logs`, TensorBoard under `lightning_logs`, and in the first process the services that are wanted.
 
-    What keeps one of the others than CSV from logging is said and never ends the run.
+    What keeps one of the others than CSV from being made is said; `contained` keeps all of them from ending the run.
     """
     numbers = [int(d.name[8:]) for d in folder.glob("csv_logs/version_*") if d.name[8:].isdigit()]
     version = max(numbers, default=-1) + 1
-    loggers: list[Logger] = [CSVLogger(folder, name="csv_logs", version=version)]
+    loggers: list[Logger] = [Table(folder, name="csv_logs", version=version)]
     if spec.train.tensorboard:
         made = _made(
             "TensorBoard", "tensorboard", TensorBoardLogger, save_dir=folder, name="lightning_logs", version=version
@@ -82,37 +87,85 @@ def _reason(error: Exception) -> str:
     return mask_secrets(str(error).strip().partition("\n")[0] or type(error).__name__)
 
 
-class _Service(Logger):
-    """A logger of a service. It connects when it is made; once it fails it is silent, and the run goes on."""
+class Contained:
+    """A logger's calls; once one fails, that is said, all later ones do nothing, and the run goes on."""
 
-    title: str
-    failed = False
+    def __init__(self, made: Logger) -> None:
+        self.title = getattr(made, "title", type(made).__name__)
+        self.failed = False
+        for name in _CALLS:
+            setattr(made, name, self._guarded(getattr(made, name)))
+
+    def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            if self.failed:
+                return None
+            try:
+                return call(*arguments, **options)
+            except Exception as error:
+                self.failed = True
+                logger.warning("%s failed, the run goes on without it: %s", self.title, _reason(error))
+                logger.debug("traceback", exc_info=error)
+                return None
+
+        return guarded
+
+
+def contained(loggers: Sequence[Logger]) -> list[Logger]:
+    """The loggers, none of which can end a run any more; one that cannot begin is named and left out."""
+    kept = []
+    for made in loggers:
+        try:
+            _ = getattr(made, "experiment", None)  # connects, makes folders; Lightning would do it when the run begins
+        except Exception as error:
+            logger.warning("%s is left out, the run goes on without it: %s", type(made).__name__, _reason(error))
+            continue
+        if not isinstance(getattr(made, "contained", None), Contained):
+            made.contained = Contained(made)  # type: ignore[attr-defined]
+        kept.append(made)
+    return kept
+
+
+@contextmanager
+def failing_threads_logged() -> Iterator[None]:
+    """Keep tracebacks of loggers' threads off the console: what such a thread was for fails, and that is said."""
+    before = threading.excepthook
+
+    def log(given: threading.ExceptHookArgs) -> None:
+        name = given.thread.name if given.thread else "?"
+        logger.debug("the thread %s failed", name, exc_info=given.exc_value)
+
+    threading.excepthook = log
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+class Table(CSVLogger):
+    """Lightning's CSV file, of which each row counts: one whose folder somebody deleted is begun anew."""
+
+    title = "The CSV file"
+
+    def save(self) -> None:
+        current_status().confirm_folder()
+        writer = self.experiment
+        if isinstance(writer, ExperimentWriter) and not Path(writer.metrics_file_path).is_file():
+            Path(writer.log_dir).mkdir(parents=True, exist_ok=True)
+            writer.metrics_keys = []
+        super().save()
+
+
+class WeightsAndBiases(WandbLogger):
+    title = "Weights & Biases"
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        _ = self.experiment
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(super().log_metrics, metrics, step)
-
-    def finalize(self, status: str) -> None:
-        self._try(super().finalize, status)
-
-    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self.failed:
-            return
-        try:
-            call(*arguments)
-        except Exception as error:
-            self.failed = True
-            logger.warning("%s failed, the run goes on without it: %s", self.title, _reason(error))
+        _ = self.experiment  # connects
 
 
-class WeightsAndBiases(_Service, WandbLogger):
-    title = "Weights & Biases"
-
-
-class MLflow(_Service, MLFlowLogger):
+class MLflow(MLFlowLogger):
     title = "MLflow"
 
     def __init__(self, tracking_uri: str, **arguments: Any) -> None:
@@ -123,6 +176,7 @@ class MLflow(_Service, MLFlowLogger):
         given = os.environ.get(_TRACKING_URI)
         try:
             super().__init__(tracking_uri=tracking_uri, **arguments)
+            _ = self.experiment  # connects
         finally:  # MLflow writes into it what it was given, and a next run would take that for the user's
             os.environ.pop(_TRACKING_URI, None)
             if given is not None:

@@ -113,7 +113,7 @@ def _save_after(error: Exception, trainer: Trainer, pl_module: LightningModule) 
     except Exception as second:
         logger.warning("What was trained since the last checkpoint could not be saved: %s", second)
     else:
-        logger.warning("The run has failed; what it had trained is saved in %s. The same command resumes from it.", path)
+        logger.warning("The run failed; what it has learned is saved in %s. The same command resumes from it.", path)
 
 
 def _log_epoch(trainer: Trainer) -> None:

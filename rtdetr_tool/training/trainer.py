@@ -19,7 +19,7 @@ from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.drop_path import DropPathSchedule
 from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.grids import DatasetGrids
-from rtdetr_tool.training.loggers import build_loggers
+from rtdetr_tool.training.loggers import build_loggers, contained
 from rtdetr_tool.training.position import EpochPosition
 from rtdetr_tool.training.preemption import PreemptionSave
 from rtdetr_tool.training.progress import ProgressReport
@@ -75,7 +75,9 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     if "logger" not in trainer_kwargs:
         arguments["logger"] = build_loggers(spec, folder)
     plugins = [SafeCheckpointIO(), *_as_list(trainer_kwargs.pop("plugins", None))]
-    return Trainer(callbacks=callbacks, plugins=plugins, **{**arguments, **trainer_kwargs})
+    trainer = Trainer(callbacks=callbacks, plugins=plugins, **{**arguments, **trainer_kwargs})
+    trainer.loggers = contained(trainer.loggers)
+    return trainer
 
 
 def check_precision(precision: str, accelerator: str) -> None:

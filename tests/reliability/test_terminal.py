@@ -76,3 +76,17 @@ def test_a_result_that_cannot_be_printed_is_an_error_and_a_reader_that_has_enoug
         ["bash", "-o", "pipefail", "-c", f"{program} | head -1"], cwd=ROOT, capture_output=True, timeout=60
     )
     assert (head.returncode, head.stderr) == (0, b"")
+
+
+def test_a_path_that_is_not_ascii_is_read_in_the_c_locale(tmp_path):
+    folder = tmp_path / "données ü"
+    folder.mkdir()
+    (folder / "spec.yaml").write_text("model: {}\n")
+    command = [sys.executable, "-m", "rtdetr_tool", "train", "-e", str(folder / "spec.yaml"), "-r", str(folder / "r"),
+               f"dataset.dataset_dir={folder / 'nothing'}", "train.accelerator=cpu"]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    done = subprocess.run(command, cwd=ROOT, env={**environment, "LC_ALL": "C"}, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert f"{folder / 'nothing'}" in done.stderr.decode()
+    assert "not key=value" not in done.stderr.decode()
+    assert (folder / "r" / "train" / "status.json").is_file()

@@ -509,3 +509,14 @@ def test_a_value_of_a_command_counts_as_given_by_the_user():
     assert loaded.explicit == {"dataset": {"batch_size": 2}}
     with pytest.raises(SpecError, match="multiple of 32"):
         loaded.with_value("dataset.augmentation.eval_spatial_size", [65, 96])
+
+
+@pytest.mark.parametrize("path", ["/données/ü", "/数据/a b", "/data/a#1&b!", "C:/Ünï", "~/x;y<z>^"])
+def test_a_path_that_is_not_ascii_needs_no_quotes(path):
+    assert load_spec(None, [f"results_dir={path}"]).results_dir == path
+
+
+@pytest.mark.parametrize("text", ["results_dir=[é,b]", "results_dir=é'x", "results_dir={é:1}"])
+def test_quotes_are_not_guessed_where_the_value_has_a_structure(text):
+    with pytest.raises(SpecError, match="results_dir"):
+        load_spec(None, [text])

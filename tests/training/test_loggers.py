@@ -6,15 +6,17 @@ import csv
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.loggers import CSVLogger
 
 from rtdetr_tool.spec import WandbSpec
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.loggers import MLflow, _Service, build_loggers, mlflow_arguments, wandb_wanted
+from rtdetr_tool.training.loggers import MLflow, build_loggers, contained, mlflow_arguments, wandb_wanted
 
 SECRET = "s3cr3tv4lue9876543210"
 
@@ -48,7 +50,7 @@ def test_a_logger_without_its_package_is_left_out_with_the_pip_command(
         monkeypatch.setattr(f"{place}.loggers.{flag}_AVAILABLE", RequirementCache("no-such-package-at-all"))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     loggers = build_loggers(make_spec(**changes), tmp_path)
-    assert "CSVLogger" in kinds(loggers) and len(loggers) == (2 if changes else 1)
+    assert "Table" in kinds(loggers) and len(loggers) == (2 if changes else 1)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert re.search(told, caplog.text)
 
@@ -58,7 +60,7 @@ def test_weights_and_biases_without_a_login_is_left_out_and_it_is_said(make_spec
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "CSVLogger"]
+    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "Table"]
     assert "there is no login" in caplog.text
 
 
@@ -82,37 +84,100 @@ def test_a_login_to_the_server_in_use_is_found_in_netrc(machine, server, wanted,
     assert wandb_wanted(WandbSpec()) is wanted
 
 
-class Failing(_Service, CSVLogger):
-    """A service that goes away after its first line."""
+CALLS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
-    title = "The service"
-    lines = 0
 
-    def __init__(self, **arguments):
+class Failing(CSVLogger):
+    """A service of the user's own that goes away when `call` is called for the second time."""
+
+    def __init__(self, call: str, **arguments):
         super().__init__(**arguments)
-        inner = self.experiment.log_metrics
+        self.calls, inner = 0, getattr(self, call)
 
-        def log_metrics(*args):
-            self.lines += 1
-            if self.lines > 1:
+        def counted(*args, **kwargs):
+            self.calls += 1
+            if self.calls > 1 or call == "finalize":
                 raise ConnectionError(f"https://me:{SECRET}@host is gone\nand a long tail")
-            inner(*args)
+            return inner(*args, **kwargs)
 
-        self.experiment.log_metrics = log_metrics
+        setattr(self, call, counted)
 
 
-def test_a_service_that_fails_in_a_run_is_named_once_and_the_run_goes_on(make_spec, caplog, tmp_path):
-    spec = make_spec()
-    service = Failing(save_dir=tmp_path / "service")
-    result = fit(spec, log_every_n_steps=1, logger=[service])
-    assert result.epochs == 1 and service.lines == 2
-    (record,) = (r for r in caplog.records if "service" in r.message)
-    assert record.message == "The service failed, the run goes on without it: https://***@host is gone"
+@pytest.mark.parametrize("call", ["log_metrics", "save", "finalize"])
+def test_a_service_that_fails_in_a_run_is_named_once_and_the_run_goes_on(make_spec, caplog, tmp_path, call):
+    service = Failing(call, save_dir=tmp_path / "service")
+    result = fit(make_spec(), log_every_n_steps=1, logger=[service])
+    assert result.epochs == 1 and service.calls == (1 if call == "finalize" else 2)
+    (record,) = (r for r in caplog.records if "host is gone" in r.message)
+    assert record.message == "Failing failed, the run goes on without it: https://***@host is gone"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_call_of_any_logger_raises(call, tmp_path):
+    class Broken(CSVLogger):
+        pass
+
+    setattr(Broken, call, lambda self, *arguments: 1 / 0)
+    (made,) = contained([Broken(tmp_path)])
+    assert getattr(made, call)({}) is None
+    assert contained([made]) == [made]
+
+
+def test_a_logger_that_cannot_begin_is_left_out(make_spec, caplog, tmp_path):
+    (tmp_path / "logs").write_text("a file is in the way")
+    result = fit(make_spec(), logger=[CSVLogger(tmp_path / "logs")])
+    assert result.epochs == 1
+    assert "CSVLogger is left out, the run goes on without it" in caplog.text
+
+
+class Deleting(pl.Callback):
+    """Deletes a folder after the first epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            shutil.rmtree(self.folder)
+
+
+def test_the_csv_file_is_begun_anew_when_its_folder_was_deleted(make_spec, caplog):
+    spec = make_spec(train__tensorboard=False, train__num_epochs=3)
+    folder = Path(spec.train.results_dir)
+    result = fit(spec, log_every_n_steps=1, callbacks=[Deleting(folder / "csv_logs")])
+    assert result.epochs == 3
+    rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").open()))
+    assert [row["epoch"] for row in rows if row["val_mAP"]] == ["1", "2"]
+    assert "failed" not in caplog.text
+
+
+def test_a_csv_file_that_somebody_else_has_written_ends_the_logger_and_not_the_run(make_spec, caplog):
+    class Replacing(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            (Path(trainer.loggers[0].log_dir) / "metrics.csv").write_text("other,columns\n1,2\n")
+
+    spec = make_spec(train__tensorboard=False, train__num_epochs=3)
+    result = fit(spec, log_every_n_steps=1, callbacks=[Replacing(), NewColumn()])
+    assert result.epochs == 3
+    assert "The CSV file failed, the run goes on without it: dict contains fields not in fieldnames" in caplog.text
+
+
+class NewColumn(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.log(f"column_{trainer.global_step}", 1.0)
+
+
+def test_a_tensorboard_folder_that_was_deleted_ends_no_run_and_shows_no_traceback(make_spec, caplog, capfd):
+    spec = make_spec(train__num_epochs=3)
+    folder = Path(spec.train.results_dir)
+    result = fit(spec, log_every_n_steps=1, callbacks=[Deleting(folder / "lightning_logs")])
+    assert result.epochs == 3
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_other_processes_than_the_first_have_no_services(make_spec, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("RANK", "1")
-    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoardLogger", "CSVLogger"]
+    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoardLogger", "Table"]
     assert caplog.text == ""
 
 
