@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rtdetr_tool.errors import UserError
 from rtdetr_tool.redaction import mask_secrets
 
 if TYPE_CHECKING:
@@ -53,17 +52,6 @@ def drop_failing_output(name: str) -> None:
         return
     options = {"encoding": stream.encoding, "errors": "backslashreplace", "line_buffering": True}
     setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **options))
-
-
-def write_result(text: str) -> None:
-    """Print the result of a command; UserError where it cannot be written."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:  # the reader has what it wanted
-        drop_stdout()
-    except OSError as error:
-        drop_stdout()
-        raise UserError(f"the output cannot be written: {error.strerror}") from None
 
 
 def drop_stdout() -> None:

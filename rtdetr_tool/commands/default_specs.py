@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.log import write_result
+from rtdetr_tool.log import drop_stdout
 from rtdetr_tool.spec.render import SECTIONS, default_data, default_yaml, json_schema
 
 
@@ -28,7 +28,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         text = default_yaml(command)
     if options.output is None:
-        write_result(text)
+        _print(text)
         return 0
     path = Path(options.output)
     if path.exists() and not options.force:
@@ -41,3 +41,14 @@ def main(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return 0
+
+
+def _print(text: str) -> None:
+    """Print to stdout; UserError where it cannot be written."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # the reader has what it wanted
+        drop_stdout()
+    except OSError as error:
+        drop_stdout()
+        raise UserError(f"the output cannot be written: {error.strerror}") from None
