@@ -38,7 +38,8 @@ def to_pixels(image: Any) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"An array of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")
-        return _levels(torch.from_numpy(np.ascontiguousarray(image))).permute(2, 0, 1)
+        writable = np.require(image, requirements=("C", "W"))  # torch takes no others, such as np.asarray(picture)
+        return _levels(torch.from_numpy(writable)).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise DataError(f"A tensor of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")

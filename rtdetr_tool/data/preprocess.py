@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from rtdetr_tool.data.faults import check_readable, kind_of, machine_error, retried
 from rtdetr_tool.data.image_formats import FORMATS
+from rtdetr_tool.data.library_messages import keep_off_the_terminal
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.files import open_regular
 
@@ -109,6 +110,7 @@ def decode_picture(picture: Image.Image) -> Tensor:
         DataError: it is closed, or its file cannot be read to the end.
     """
     try:
+        keep_off_the_terminal()
         picture.load()
     except Exception as error:  # Pillow reads a picture's file only now
         if (kind := kind_of(error)) is not None:
@@ -169,6 +171,7 @@ def _read(path: str | os.PathLike, use: Callable[[Image.Image], T], content: byt
 @cache
 def _formats() -> list[str]:
     """Those of `FORMATS` that the installed Pillow reads."""
+    keep_off_the_terminal()
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 

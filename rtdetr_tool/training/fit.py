@@ -23,6 +23,7 @@ from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.loggers import failing_threads_logged
 from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
+from rtdetr_tool.training.quiet import quiet_lightning
 from rtdetr_tool.training.result import FitResult, show_result
 from rtdetr_tool.training.stopping import EarlyStopping
 from rtdetr_tool.training.trainer import build_trainer, seed_run
@@ -41,6 +42,16 @@ def fit(
     `build_module` makes what is trained; distillation gives its own. With `train.is_dry_run` everything is built and
     one batch goes through the model forwards and backwards, but nothing is trained and nothing is written.
     """
+    with quiet_lightning():
+        return _fit(spec, callbacks, build_module, **trainer_kwargs)
+
+
+def _fit(
+    spec: ExperimentSpec,
+    callbacks: Sequence[Callback],
+    build_module: Callable[[ExperimentSpec, ClassMap], DetectorModule],
+    **trainer_kwargs: Any,
+) -> FitResult:
     seed_run(spec.train.seed)
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")

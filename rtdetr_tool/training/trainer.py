@@ -23,6 +23,7 @@ from rtdetr_tool.training.loggers import build_loggers, contained
 from rtdetr_tool.training.position import EpochPosition
 from rtdetr_tool.training.preemption import PreemptionSave
 from rtdetr_tool.training.progress import ProgressReport
+from rtdetr_tool.training.quiet import quiet_lightning
 from rtdetr_tool.training.reporting import StatusReport
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
 from rtdetr_tool.training.stopping import EarlyStopping
@@ -75,7 +76,8 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     if "logger" not in trainer_kwargs:
         arguments["logger"] = build_loggers(spec, folder)
     plugins = [SafeCheckpointIO(), *_as_list(trainer_kwargs.pop("plugins", None))]
-    trainer = Trainer(callbacks=callbacks, plugins=plugins, **{**arguments, **trainer_kwargs})
+    with quiet_lightning():
+        trainer = Trainer(callbacks=callbacks, plugins=plugins, **{**arguments, **trainer_kwargs})
     trainer.loggers = contained(trainer.loggers)
     return trainer
 

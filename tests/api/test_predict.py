@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from rtdetr_tool.api import Detector, PlainDetections
 from rtdetr_tool.api import results as result_forms
+from rtdetr_tool.api.images import to_pixels
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import DataError, DownloadError, UserError
 
@@ -36,6 +38,21 @@ def test_every_form_of_an_image_gives_the_same(detector, sample, serve):
     forms = [path, address, Image.open(path), pixels, pixels / 255, channels, channels / 255, channels.half() / 255]
     for form in forms:
         assert same(detector.predict(form, threshold=0.0), expected), type(form)
+
+
+def test_an_array_that_cannot_be_written_to_is_an_image_without_a_warning():
+    array = np.asarray(Image.new("RGB", (6, 4), (1, 2, 3)))
+    assert not array.flags.writeable
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pixels = to_pixels(array)
+            assert torch.equal(to_pixels(array[:, ::-1]), pixels)
+    finally:
+        torch.set_warn_always(always)
+    assert pixels.shape == (3, 4, 6) and pixels[:, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_a_list_gives_a_list_also_of_one_and_of_none(rtdetr, sample):

@@ -1,0 +1,60 @@
+"""Messages of the image libraries: to the log instead of the terminal."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+import warnings
+from functools import cache
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 500  # bytes of a message
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)  # module, format, its va_list
+_SETTERS = ("TIFFSetWarningHandler", "TIFFSetErrorHandler")
+
+
+@cache
+def keep_off_the_terminal() -> None:
+    """Log what libtiff would write to stderr, and ignore Pillow's warnings where nobody asked for them.
+
+    Damage that makes an image unreadable is an exception besides. Filters of warnings that are set already, by the
+    user or for a log file, come first.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
+    handler = _log if sys.platform == "linux" else None  # elsewhere a va_list may not be a pointer
+    for setter in _libtiff_setters():
+        setter(handler)
+
+
+def _libtiff_setters() -> list[Any]:
+    """Functions of the libtiff that Pillow is linked with; none where its names are not visible."""
+    from PIL import _imaging
+
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        setters = [getattr(library, name) for name in _SETTERS]
+    except (AttributeError, OSError, TypeError):
+        return []
+    for setter in setters:
+        setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return setters
+
+
+@_HANDLER
+def _log(module: bytes | None, form: bytes | None, values: int | None) -> None:
+    try:
+        text = ctypes.create_string_buffer(_LONGEST)
+        _vsnprintf()(text, _LONGEST, form, values)
+        logger.debug("libtiff: %s", text.value.decode("utf-8", "replace"))
+    except Exception:  # nobody could catch it: the caller is written in C
+        pass
+
+
+@cache
+def _vsnprintf() -> Any:
+    function = ctypes.CDLL(None).vsnprintf
+    function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p]
+    return function
