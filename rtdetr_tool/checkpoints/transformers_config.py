@@ -180,27 +180,6 @@ def freezes_norms(model: Mapping[str, Any]) -> bool:
     return model["backbone"] in FREEZING.get(FROM_DETECTOR, ()) if frozen is None else bool(frozen)
 
 
-def position_notes(model: Mapping[str, Any], augmentation: Mapping[str, Any]) -> list[str]:
-    """What to know about a position embedding in another order than transformers'.
-
-    Raises:
-        CheckpointError: the detector is meant for inputs on which transformers would compute something else.
-    """
-    if model.get("pe_order", "columns") == PE_ORDER:
-        return []
-    height, width = augmentation["eval_spatial_size"]
-    if height != width and not augmentation.get("preserve_aspect_ratio"):
-        raise CheckpointError(
-            f"model.pe_order is columns and the input size {height} x {width}, but transformers orders the position "
-            "embedding by rows: on inputs that are not square the converted detector would give other results. Convert "
-            "it for a square input (dataset.augmentation.eval_spatial_size), or train it with model.pe_order=rows."
-        )
-    return [
-        "transformers orders the position embedding by rows, this detector by columns (model.pe_order): results are "
-        "the same on square inputs only"
-    ]
-
-
 def version_for(model: Mapping[str, Any]) -> str:
     """The version that a detector needs: 2 for what version 1 does not have."""
     return V2 if model["cross_attn_method"] != "default" or model["offset_scale"] != 0.5 else V1

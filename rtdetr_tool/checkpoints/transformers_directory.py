@@ -13,14 +13,15 @@ from torch import Tensor
 
 from rtdetr_tool.checkpoints.detector_file import CONFIG, PREPROCESSOR
 from rtdetr_tool.checkpoints.transformers_config import (
+    PE_ORDER,
     V2,
     config_for,
     freezes_norms,
-    position_notes,
     preprocessor_for,
     version_for,
 )
 from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import replacing, write_atomically
 
 WEIGHTS = "model.safetensors"
@@ -45,7 +46,7 @@ def write_transformers(folder: Path, weights: Mapping[str, Tensor], meta: Mappin
     names = {entry["index"]: entry["name"] for entry in meta["classes"]}
     config = config_for(model, names, dataset["num_classes"], version)
     preprocessor, more = preprocessor_for(dataset["augmentation"])
-    notes += position_notes(model, dataset["augmentation"])
+    notes += _position_notes(model, dataset["augmentation"])
     frozen = freezes_norms(model)
     tensors = to_transformers_file(
         {name: tensor for name, tensor in kept.items() if not (frozen and _counter_of_backbone(name))},
@@ -75,6 +76,27 @@ def _used_layers(
     kept = {name: t for name, t in weights.items() if not (found := _LAYER.match(name)) or int(found[1]) < used}
     note = f"decoder layers {used} to {model['dec_layers'] - 1} are left out, as model.eval_idx skips them"
     return kept, {**model, "dec_layers": used}, [note]
+
+
+def _position_notes(model: Mapping[str, Any], augmentation: Mapping[str, Any]) -> list[str]:
+    """What to know about a position embedding in another order than transformers'.
+
+    Raises:
+        CheckpointError: the detector is meant for inputs on which transformers would compute something else.
+    """
+    if model.get("pe_order", "columns") == PE_ORDER:
+        return []
+    height, width = augmentation["eval_spatial_size"]
+    if height != width and not augmentation.get("preserve_aspect_ratio"):
+        raise CheckpointError(
+            f"model.pe_order is columns and the input size {height} x {width}, but transformers orders the position "
+            "embedding by rows: on inputs that are not square the converted detector would give other results. Convert "
+            "it for a square input (dataset.augmentation.eval_spatial_size), or train it with model.pe_order=rows."
+        )
+    return [
+        "transformers orders the position embedding by rows, this detector by columns (model.pe_order): results are "
+        "the same on square inputs only"
+    ]
 
 
 def _counter_of_backbone(name: str) -> bool:

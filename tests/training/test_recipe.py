@@ -286,7 +286,8 @@ def test_the_largest_batch_that_fits_is_taken_and_accumulated_to_the_wanted_one(
 
 
 def test_what_a_step_keeps_decides_on_a_cpu_and_the_trials_leave_no_trace(make_spec, monkeypatch):
-    spec = make_spec(dataset__batch_size=0, dataset__augmentation__multi_scales=[32, 96])
+    sizes = {"dataset__batch_size": 0, "dataset__augmentation__multi_scales": [32, 96]}
+    spec = make_spec(model__dn_number=100, **sizes)  # as many queries as a trial has objects
     module = DetectorModule(spec, DetectionDataModule(spec).class_map)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     roomy = batch_size.settle_batch_size(spec, module)
