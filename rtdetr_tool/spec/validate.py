@@ -179,6 +179,8 @@ def _train(train: TrainSpec) -> Iterator[str]:
         )
     if train.optim.warmup_steps and train.optim.warmup_epochs:
         yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are given; allowed: one of them"
+    if train.optim.optimizer == "AdamW" and train.optim.momentum >= 1.0:
+        yield "train.optim.momentum: invalid value 1.0; expected a value below 1 for AdamW, whose beta1 it is"
     if train.drop_path_epochs > train.num_epochs:
         yield (
             f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "

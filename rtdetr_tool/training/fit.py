@@ -17,6 +17,7 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.status import current_status
+from rtdetr_tool.training.batch_norms import check_batch_norms
 from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
 from rtdetr_tool.training.checkpointing import checkpoints_of, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
@@ -60,6 +61,7 @@ def _fit(
         module.spec = settled = settle_batch_size(module.spec, module)
         own = replace(settled.dataset, num_classes=spec.dataset.num_classes)  # the module's are counted in the data
         datamodule.spec = spec = replace(settled, dataset=own)
+    check_batch_norms(spec, module.detector, len(datamodule.dataset("train")))
     if spec.train.is_dry_run:
         with memory_explained(spec):
             return rehearse(spec, module, datamodule)

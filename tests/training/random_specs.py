@@ -1,0 +1,96 @@
+"""Random specs over the schema: every field of training gets a value that its declaration allows, at tiny sizes."""
+
+from __future__ import annotations
+
+import random
+import typing
+from typing import Any
+
+from rtdetr_tool.spec.convert import section_type, walk_fields
+from rtdetr_tool.spec.fields import INF, default_of
+
+SECTIONS = ("model.", "dataset.", "train.")
+# What cannot be tried here (paths, devices, downloads), or would only make a trial large.
+FIXED = (
+    "model.backbone", "model.pretrained_backbone_path", "model.frozen_fm", "model.num_feature_levels",
+    "model.return_interm_indices", "model.feat_strides", "model.feat_channels", "model.hidden_dim", "model.nheads",
+    "model.arch", "model.rfdetr", "model.dim_feedforward", "model.dec_layers", "model.linear_proj_names",
+    "dataset.train_data_sources", "dataset.val_data_sources", "dataset.test_data_sources",
+    "dataset.infer_data_sources", "dataset.quant_calibration_data_sources", "dataset.dataset_dir", "dataset.workers",
+    "dataset.num_classes", "dataset.class_ids", "dataset.augmentation.train_spatial_size",
+    "dataset.augmentation.eval_spatial_size", "dataset.augmentation.multi_scales", "dataset.dataset_format",
+    "train.num_gpus", "train.gpu_ids", "train.num_nodes", "train.results_dir", "train.resume_training_checkpoint_path",
+    "train.pretrained_model_path", "train.accelerator", "train.is_dry_run", "train.encryption_key",
+)  # fmt: skip
+LARGEST = 12  # of whole numbers without a limit, or with a higher one
+
+
+def random_spec(seed: int, changed: int = 12) -> dict[str, Any]:
+    """Plain data of a spec: tiny structure, and `changed` other fields drawn at random."""
+    draw = random.Random(seed)
+    levels = draw.choice([1, 2, 3, 3])
+    first = draw.randint(0 if levels < 3 else 1, 4 - levels)
+    indices = list(range(first, first + levels))
+    width = draw.choice([8, 16, 24])
+    sizes = [32, 64]
+    data: dict[str, Any] = {
+        "model": {
+            "backbone": "timm/test_resnet", "hidden_dim": width, "nheads": draw.choice([1, 2, 4]),
+            "num_feature_levels": levels, "return_interm_indices": indices,
+            "feat_strides": [4 * 2**index for index in indices], "feat_channels": [width] * levels,
+            "use_encoder_idx": [levels - 1], "dim_feedforward": 16, "dec_layers": draw.choice([1, 2]),
+            "num_queries": draw.randint(1, 12), "num_select": draw.randint(1, 12), "dn_number": draw.randint(0, 6),
+        },
+        "dataset": {
+            "batch_size": draw.randint(1, 4), "workers": 0,
+            "augmentation": {
+                "train_spatial_size": [draw.choice(sizes), draw.choice(sizes)],
+                "eval_spatial_size": [draw.choice(sizes), draw.choice(sizes)],
+                "multi_scales": draw.choice([[], [32], [32, 64], [[32, 64]], [64]]),
+            },
+        },
+        "train": {"num_epochs": draw.randint(1, 12), "accelerator": "cpu", "is_dry_run": True},
+    }  # fmt: skip
+    fields = [(name, entry, hint) for name, entry, hint in walk_fields() if _varied(name, hint)]
+    for name, entry, hint in draw.sample(fields, changed):
+        value = _value(draw, entry, hint)
+        if value is not None:
+            _put(data, name, value)
+    return data
+
+
+def _varied(name: str, hint: Any) -> bool:
+    fixed = any(name == other or name.startswith(f"{other}.") for other in FIXED)
+    return name.startswith(SECTIONS) and not fixed and "[]" not in name and not section_type(hint)
+
+
+def _value(draw: random.Random, entry: Any, hint: Any) -> Any:
+    """A value of the field's type within its bounds; None where none can be drawn."""
+    rules, default = entry.metadata, default_of(entry)
+    kinds = {hint, *typing.get_args(hint)}
+    listed = next((kind for kind in kinds if typing.get_origin(kind) is list), None)
+    if listed is not None:
+        kinds = set(typing.get_args(listed))
+    if rules["options"]:
+        one = lambda: draw.choice(rules["options"])  # noqa: E731
+    elif bool in kinds:
+        one = lambda: draw.random() < 0.5  # noqa: E731
+    elif int in kinds or float in kinds:
+        low = rules["min"] if rules["min"] is not None else rules["above"] if rules["above"] is not None else 0
+        high = min(x for x in (rules["max"], low + LARGEST) if x is not None and x < INF)
+        if int in kinds:
+            one = lambda: draw.randint(int(low) + (rules["min"] is None), max(int(high), int(low) + 1))  # noqa: E731
+        else:
+            one = lambda: draw.choice([1e-6 + low, (low + high) / 2, high, draw.uniform(low + 1e-6, high)])  # noqa: E731
+    else:
+        return None
+    if listed is not None:
+        return [one() for _ in range(len(default) if default and draw.random() < 0.5 else draw.randint(0, 3))]
+    return one()
+
+
+def _put(data: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+    data[leaf] = value
