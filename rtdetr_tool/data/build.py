@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from rtdetr_tool.data.classes import ClassMap, merge_categories
+from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.collate import collate, collate_inference
 from rtdetr_tool.data.dataset import EvalDataset, TrainDataset
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import ImageFolder, find_images, search, skipped_line
+from rtdetr_tool.data.joining import decide_classes, joined_categories, matched, undecided
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
@@ -34,7 +36,7 @@ ALWAYS_REPLACED = 10  # bad training images, whatever their share
 
 def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -> TrainDataset:
     """All training sources as one data set, with `masks` if asked for; a negative seed stands for a random one."""
-    sources = read_sources(spec, "train", masks)
+    sources = _settled_sources(spec, "train", masks)
     max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
     missing = sum(drop_missing_images(source, spec.on_bad_image) for source in sources)
     if missing > max_bad:
@@ -44,7 +46,9 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
             f"{next(s.repairs.examples['image_missing'][0] for s in sources if s.repairs.counts['image_missing'])}. "
             "Correct the image directory or the annotation file, or raise dataset.max_bad_share."
         )
-    class_map = _class_map(spec, _joined_categories(sources))
+    categories = joined_categories(sources)
+    repairs = _report("train", sources)
+    class_map = _class_map(spec, categories)
     records = _records(spec, sources, class_map)
     augmentation = spec.augmentation
     transform = TrainTransform(
@@ -54,7 +58,7 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
     )
     dataset = TrainDataset(
-        records, class_map, transform, seed, spec.on_bad_image, _report("train", sources), masks, max_bad - missing
+        records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing
     )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
@@ -67,7 +71,7 @@ def largest_bad_count(images: int, share: float) -> int:
 
 def train_categories(spec: DatasetSpec) -> dict[int, str]:
     """Category id -> name of all training sources, whatever `num_classes` says."""
-    return _joined_categories(read_sources(spec, "train"))
+    return joined_categories(_settled_sources(spec, "train"))
 
 
 def build_eval_dataset(
@@ -78,12 +82,12 @@ def build_eval_dataset(
     With `class_map` (of the training data or a checkpoint) the source's categories must be among its classes; without,
     they are numbered as the spec says. `masks` reads those of the objects, too.
     """
-    sources = read_sources(spec, split, masks)
+    sources = (_settled_sources if class_map is None else read_sources)(spec, split, masks)
     if len(sources) != 1:
         raise DataError(f"dataset.{split}_data_sources must be one data source, not {len(sources)}.")
     source = sources[0]
     drop_missing_images(source, "error")
-    class_map = _class_map(spec, source.categories) if class_map is None else _matched(source, class_map)
+    class_map = _class_map(spec, source.categories) if class_map is None else matched(source, class_map)
     dataset = EvalDataset(
         _records(spec, [source], class_map),
         class_map,
@@ -102,8 +106,7 @@ def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Sou
     Raises:
         DataError: `masks` are asked for, and a source has none.
     """
-    given = getattr(spec, f"{split}_data_sources")
-    entries = [given] if isinstance(given, Mapping) else list(given or [])
+    entries = _entries(spec, split)
     if not entries:
         raise DataError(
             f"dataset.{split}_data_sources is not set: it needs image_dir and json_file, or the dataset_dir of a data "
@@ -123,9 +126,8 @@ def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Sou
 
 def source_images(spec: DatasetSpec, split: str) -> list[str]:
     """The image files of `train`, `val`, `test` or `infer`: all in the folder where one is named, else the split's."""
-    given = getattr(spec, f"{split}_data_sources")
     paths: dict[str, None] = {}
-    for entry in [given] if isinstance(given, Mapping) else list(given or []):
+    for entry in _entries(spec, split):
         if entry.get("dataset_dir"):
             source = _read(entry, split, spec.format)
             drop_missing_images(source, "skip")
@@ -193,33 +195,30 @@ def _read(entry: Mapping[str, Any], split: str, data_format: str, masks: bool = 
     return source
 
 
-def _joined_categories(sources: Sequence[Source]) -> dict[int, str]:
-    """Union of the categories; sources that know names only follow the others, or the first of them, by name."""
-    known = merge_categories((source.name, source.categories) for source in sources if source.ids_known)
-    for source in (source for source in sources if not source.ids_known):
-        new = [name for name in source.categories.values() if name not in known.values()]
-        known.update(enumerate(new, max(known, default=-1) + 1))
-        source.renumber(known)
-    return known
+def _settled_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+    """The sources of a split, with the classes that all splits of the spec give them."""
+    sources = read_sources(spec, split, masks)
+    if undecided(sources):
+        decide_classes(sources, _other_splits(spec, split))
+    return sources
 
 
-def _matched(source: Source, class_map: ClassMap) -> ClassMap:
-    """The classes with ids as in `source`, which takes over theirs if it knows names only; DataError if they differ."""
-    ours, theirs = class_map.categories, source.categories
-    names = set(theirs.values())
-    unknown = sorted(names - set(ours.values()))
-    by_name = not unknown and len(names) == len(theirs) and len(set(ours.values())) == len(ours)
-    if not class_map.ids_known or (by_name and source.ids_known and not theirs.items() <= ours.items()):
-        class_map = class_map.with_ids_of(theirs, source.name)
-    elif by_name:
-        source.renumber(ours)
-    elif not source.ids_known:
-        raise DataError(
-            f"{source.name} has classes that the training data or checkpoint does not have: "
-            f"{', '.join(map(repr, unknown[:6]))}. They are {', '.join(map(repr, list(ours.values())[:12]))}."
-        )
-    class_map.check_categories(source.categories, source.name)
-    return class_map
+def _other_splits(spec: DatasetSpec, split: str) -> list[Source]:
+    """The sources of the other splits, each once; what cannot be read is reported when it is loaded itself."""
+    read, found = _entries(spec, split), []
+    for other in ("train", "val", "test"):
+        for entry in _entries(spec, other):
+            if entry in read:
+                continue
+            read.append(entry)
+            with contextlib.suppress(DataError):
+                found.append(_read(entry, other, spec.format))
+    return found
+
+
+def _entries(spec: DatasetSpec, split: str) -> list[Mapping[str, Any]]:
+    given = getattr(spec, f"{split}_data_sources")
+    return [given] if isinstance(given, Mapping) else list(given or [])
 
 
 def _class_map(spec: DatasetSpec, categories: Mapping[int, str]) -> ClassMap:

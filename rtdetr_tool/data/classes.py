@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_tool.catalog import COCO_CATEGORIES
+from rtdetr_tool.data.class_names import unique_names
 from rtdetr_tool.errors import DataError
 
 RULES = ("auto", "raw", "contiguous")
@@ -67,7 +68,7 @@ class ClassMap:
             raise DataError("The annotation file lists no categories: at least one is needed.")
         if remap_mscoco_category:
             return cls._remapped(categories, num_classes, class_ids)
-        ids = sorted(categories)
+        categories, ids = unique_names(categories), sorted(categories)
         if num_classes is None:
             num_classes = max(ids[-1] + 1, 1) if class_ids == "raw" else len(ids)
         outside = [i for i in ids if not 0 <= i < num_classes]
@@ -124,9 +125,11 @@ class ClassMap:
         """The reverse of `to_list`; without `num_classes` it is the highest index + 1."""
         ids_known = not classes or any(c.get("id", 0) is not None for c in classes)
         try:
-            entries = [
-                ClassEntry(int(c["index"]), int(c["id" if ids_known else "index"]), str(c["name"])) for c in classes
-            ]
+            ids = {int(c["index"]): int(c["id" if ids_known else "index"]) for c in classes}
+            names = unique_names({int(c["index"]): str(c["name"]) for c in classes})
+            if len(ids) < len(classes):
+                raise ValueError("a class index occurs twice")
+            entries = [ClassEntry(index, category_id, names[index]) for index, category_id in ids.items()]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"A list of classes must hold index, id and name of each: {error!r}") from error
         made = cls(entries, num_classes, "as stored with the weights")
@@ -217,21 +220,6 @@ class ClassMap:
 
     def __repr__(self) -> str:
         return f"ClassMap({_listing(self.entries)}, num_classes={self.num_classes})"
-
-
-def merge_categories(sources: Iterable[tuple[str, Mapping[int, str]]]) -> dict[int, str]:
-    """Union of the categories of several annotation files (name of the file, its categories)."""
-    merged: dict[int, str] = {}
-    first: dict[int, str] = {}
-    for source, categories in sources:
-        for category_id, name in categories.items():
-            if merged.setdefault(category_id, name) != name:
-                raise DataError(
-                    f"Category {category_id} is {merged[category_id]!r} in {first[category_id]} but {name!r} in "
-                    f"{source}. All training sources must number their categories alike."
-                )
-            first.setdefault(category_id, source)
-    return merged
 
 
 def _some(ids: Sequence[int], limit: int = 5) -> str:

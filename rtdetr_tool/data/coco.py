@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
+from rtdetr_tool.data.class_names import join, unique_names
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.faults import retried
 from rtdetr_tool.data.preprocess import image_size
@@ -120,6 +121,7 @@ class _Reader:
         self.path, self.image_dir, self.source, self.masks = path, image_dir, source, masks
         self.repairs = source.repairs
         self.units = BoxUnits(XYWH)
+        self.joined: dict[int, int] = {}  # category id of this file -> that of the source, which may have several files
 
     def read(self) -> None:
         content = load_json(self.path, self.masks)
@@ -135,11 +137,12 @@ class _Reader:
         self.units.check(self.path, self.repairs)
 
     def _categories(self, entries: list) -> None:
-        known = self.source.categories
+        known: dict[int, str] = {}
+        above: dict[int, str] = {}
         for number, entry in enumerate(entries):
             where = f"categories[{number}]"
             category_id = self._id(self._object(entry, where), "id", where)
-            name = _text(entry.get("name")) or str(category_id)
+            name = _text(entry.get("name"))
             if category_id in known:
                 if known[category_id] != name:
                     raise DataError(
@@ -147,7 +150,12 @@ class _Reader:
                     )
                 self.repairs.add("category_repeated", f"id {category_id}")
             known[category_id] = name
-            self.source.supercategories[category_id] = _text(entry.get("supercategory"))
+            above[category_id] = _text(entry.get("supercategory"))
+        names = unique_names(known, self.repairs)
+        join(self.source.categories, names, self.repairs)
+        id_of = {name: category_id for category_id, name in self.source.categories.items()}
+        self.joined = {category_id: id_of[name] for category_id, name in names.items()}
+        self.source.supercategories.update({self.joined[category_id]: name for category_id, name in above.items()})
 
     def _images(self, entries: list) -> None:
         known = self.source.images
@@ -202,7 +210,8 @@ class _Reader:
             image_id = self._id(self._object(entry, where), "image_id", where)
             category_id = self._id(entry, "category_id", where)
             self._note_id(entry, number, seen)
-            if category_id not in categories:
+            joined = self.joined.get(category_id, category_id)
+            if joined not in categories:
                 unknown[category_id] += 1
                 continue
             image = images.get(image_id)
@@ -211,7 +220,7 @@ class _Reader:
                 continue
             box = self._box(entry.get("bbox"), image, where)
             if box is not None:
-                image.rows.append((*box, category_id, self._crowd(entry, where), self._area(entry, box, where)))
+                image.rows.append((*box, joined, self._crowd(entry, where), self._area(entry, box, where)))
                 if self.masks:
                     image.masks.append(self._mask(entry.get("segmentation"), image, where))
         if unknown:

@@ -60,7 +60,7 @@ def read_roboflow_split(place: str, split: str, masks: bool = False) -> Source:
         path = os.path.join(folder, ROBOFLOW_FILE)
         if os.path.isfile(path):
             source = read_source(folder, path, masks)
-            _drop_placeholders(source)
+            source.groups = _groups(source)
             return source
     there = ", ".join(os.path.relpath(path, place) for path in _roboflow_files(place)) or "none"
     wanted = os.path.relpath(os.path.join(folders[0], ROBOFLOW_FILE), place)
@@ -75,14 +75,15 @@ def _roboflow_files(place: str) -> Iterator[str]:
         yield from sorted(glob.glob(os.path.join(glob.escape(place), *pattern)))
 
 
-def _drop_placeholders(source: Source) -> None:
-    """Leave out categories that only group others: another's supercategory, and no object is one.
+def _groups(source: Source) -> set[int]:
+    """Categories that are another one's supercategory.
 
-    Roboflow's exports have one as category 0, named like the project.
+    Roboflow's exports have one as category 0, named like the project. Whether one is a class as well, because objects
+    have it, is decided over all splits.
     """
-    used = {row[4] for image in source.images.values() for row in image.rows}
-    for category_id, name in list(source.categories.items()):
-        groups = any(above == name and other != category_id for other, above in source.supercategories.items())
-        if groups and category_id not in used:
-            source.repairs.add("category_placeholder", f"{category_id} {name!r}")
-            del source.categories[category_id]
+    above = source.supercategories
+    return {
+        category_id
+        for category_id, name in source.categories.items()
+        if any(group == name and other != category_id for other, group in above.items())
+    }

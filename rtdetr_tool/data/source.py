@@ -41,7 +41,9 @@ class Source:
     """Checked annotations of one split: images by id, in the order of the files.
 
     Where the format knows classes by name only, `ids_known` is False and the ids are this package's, from 0.
-    `supercategories` are those that the files name, by category id.
+    `supercategories` are those that the files name, by category id. `groups` are the ids of categories that may stand
+    for a group of others only, as Roboflow's exports have them. `names_seen` says that the classes are those of the
+    objects, because nothing lists them.
     """
 
     name: str
@@ -50,6 +52,14 @@ class Source:
     repairs: Repairs = field(default_factory=Repairs)
     ids_known: bool = True
     supercategories: dict[int, str] = field(default_factory=dict)
+    groups: set[int] = field(default_factory=set)
+    names_seen: bool = False
+
+    @property
+    def used(self) -> set[str]:
+        """The names of the categories that an object or crowd region has."""
+        ids = {row[4] for image in self.images.values() for row in image.rows}
+        return {self.categories[category_id] for category_id in ids}
 
     @property
     def has_masks(self) -> bool:

@@ -124,6 +124,7 @@ class _Reader:
         for image in self.source.images.values():
             image.rows = [(*row[:4], index_of[row[4]], *row[5:]) for row in image.rows]
         self.source.categories = dict(enumerate(names))
+        self.source.names_seen = self.order is None
         self.units.check(self.source.name, self.source.repairs)
         return self.source
 
@@ -140,9 +141,12 @@ class _Reader:
 
     def _read_names(self) -> list[str]:
         text = read_bytes(self.names_file, "The list of classes").decode("utf-8-sig", "replace")
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"{self.names_file} must hold one class name per line, each once.")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise DataError(f"{self.names_file} must hold one class name per line.")
+        names = list(dict.fromkeys(lines))
+        if len(names) < len(lines):
+            self.source.repairs.add("category_repeated", self.names_file, len(lines) - len(names))
         return names
 
     def _listed(self, known: set[str]) -> list[str]:

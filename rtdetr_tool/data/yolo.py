@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from rtdetr_tool.data.class_names import unique_names
 from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
 from rtdetr_tool.data.image_formats import is_companion
@@ -48,9 +49,9 @@ class _Reader:
         self.masks = masks
         self.source = Source(
             f"{os.path.dirname(description.path) or description.path} (YOLO, {split})",
-            categories=dict(enumerate(description.names)),
             ids_known=False,
         )
+        self.source.categories = unique_names(dict(enumerate(description.names)), self.source.repairs)
         self.units = BoxUnits(CXCYWH, shares=True)
         self.found = self.dropped = 0  # label files, boxes
 

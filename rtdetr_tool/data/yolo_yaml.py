@@ -130,12 +130,9 @@ def _names(content: Mapping[str, Any], path: str) -> list[str]:
                 f"{len(names) - 1}, each once."
             )
         names = [names[index] for index in expected]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path} must have `names`: a list of class names, or a mapping index: name.")
     names = [name.strip() for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise DataError(f"`names` in {path} has {twice[0]!r} twice; every class needs a name of its own.")
     count = content.get("nc")
     if isinstance(count, str) and count.strip() != str(len(names)):
         raise DataError(f"{path} contradicts itself: nc is {count}, but `names` has {len(names)} entries.")

@@ -22,13 +22,6 @@ def test_several_train_sources_are_joined_with_the_union_of_their_classes(make_s
     assert {record.path.split("/")[-2] for record in dataset.records} == {"one", "two"}
 
 
-def test_train_sources_that_name_an_id_differently_are_refused(make_source, make_spec) -> None:
-    other = coco()
-    other["categories"][0]["name"] = "something else"
-    with pytest.raises(DataError, match=r"'name1' in .*one\.json but 'something else' in .*two\.json"):
-        build_train_dataset(make_spec(train_data_sources=[make_source(name="one"), make_source(other, name="two")]))
-
-
 def test_a_single_mapping_is_a_list_of_one(make_source, make_spec) -> None:
     assert len(build_train_dataset(make_spec(train_data_sources=make_source()))) == 4
 

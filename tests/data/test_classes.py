@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtdetr_tool.data.classes import MSCOCO_IDS, ClassMap, merge_categories
+from rtdetr_tool.data.class_names import unique_names
+from rtdetr_tool.data.classes import MSCOCO_IDS, ClassMap
 from rtdetr_tool.errors import DataError
 
 names = {1: "RBC", 2: "WBC", 3: "Platelets"}
@@ -85,7 +86,9 @@ def test_every_map_is_one_to_one_and_survives_plain_data(categories, num_classes
         assert len(categories) > num_classes
         return
     assert {classes.category_id_of(classes.index_of(i)) for i in categories} == set(categories)
-    assert all(classes.name_of(classes.index_of(i)) == name for i, name in categories.items())
+    names = unique_names(categories)
+    assert all(classes.name_of(classes.index_of(i)) == name for i, name in names.items())
+    assert len(set(names.values())) == len(names)
     assert all(0 <= classes.index_of(i) < num_classes for i in categories)
     assert ClassMap.from_list(classes.to_list(), num_classes) == classes
     assert all(set(row) == {"index", "id", "name"} for row in classes.to_list())
@@ -94,12 +97,6 @@ def test_every_map_is_one_to_one_and_survives_plain_data(categories, num_classes
 def test_a_damaged_list_of_classes_is_a_data_error() -> None:
     with pytest.raises(DataError, match="index, id and name"):
         ClassMap.from_list([{"index": 0}])
-
-
-def test_sources_are_joined_by_id() -> None:
-    assert merge_categories([("a", {1: "x"}), ("b", {2: "y", 1: "x"})]) == {1: "x", 2: "y"}
-    with pytest.raises(DataError, match=r"Category 1 is 'x' in a\.json but 'z' in b\.json"):
-        merge_categories([("a.json", {1: "x"}), ("b.json", {1: "z"})])
 
 
 def test_unknown_ids_are_named_with_the_known_ones() -> None:

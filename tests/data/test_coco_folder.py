@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.coco_folder import read_coco_split, read_roboflow_split
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
+from rtdetr_tool.data.joining import decide_classes
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.spec import spec_from_dict
 
 from .conftest import coco, draw_image
 
@@ -56,15 +59,29 @@ def roboflow(used: bool = False) -> dict:
     return content
 
 
-def test_a_placeholder_category_is_left_out_and_counted(tmp_path) -> None:
+def test_a_placeholder_category_is_skipped_and_counted(tmp_path) -> None:
     write(tmp_path / "valid" / "_annotations.coco.json", roboflow(), tmp_path / "valid")
     source = read_roboflow_split(str(tmp_path), "val")
+    decide_classes([source], [])
     assert source.categories == {1: "cat", 2: "dog"} and source.repairs.counts == {"category_placeholder": 1}
+
+
+def test_a_group_that_another_split_has_objects_of_is_a_class_everywhere(tmp_path) -> None:
+    write(tmp_path / "train" / "_annotations.coco.json", roboflow(), tmp_path / "train")
+    write(tmp_path / "valid" / "_annotations.coco.json", roboflow(used=True), tmp_path / "valid")
+    spec = spec_from_dict({"dataset": {"dataset_dir": str(tmp_path)}}).dataset
+    train = build_train_dataset(spec)
+    assert train.class_map.names == ["pets", "cat", "dog"]
+    val = build_eval_dataset(spec, "val", train.class_map)
+    assert val.records[0].labels.tolist()[0] == 0
+    assert build_eval_dataset(spec, "val").class_map.names == train.class_map.names
 
 
 def test_a_group_that_has_objects_is_a_class(tmp_path) -> None:
     write(tmp_path / "train" / "_annotations.coco.json", roboflow(used=True), tmp_path / "train")
-    assert read_roboflow_split(str(tmp_path), "train").categories == {0: "pets", 1: "cat", 2: "dog"}
+    source = read_roboflow_split(str(tmp_path), "train")
+    decide_classes([source], [])
+    assert source.categories == {0: "pets", 1: "cat", 2: "dog"}
 
 
 def test_a_class_that_is_its_own_group_is_kept(tmp_path) -> None:
@@ -72,7 +89,9 @@ def test_a_class_that_is_its_own_group_is_kept(tmp_path) -> None:
     content["annotations"] = []
     content["categories"] = [{"id": 0, "name": "cat", "supercategory": "cat"}, {"id": 1, "name": "dog"}]
     write(tmp_path / "train" / "_annotations.coco.json", content, tmp_path / "train")
-    assert read_roboflow_split(str(tmp_path), "train").categories == {0: "cat", 1: "dog"}
+    source = read_roboflow_split(str(tmp_path), "train")
+    decide_classes([source], [])
+    assert source.categories == {0: "cat", 1: "dog"}
 
 
 def test_the_folder_of_a_split_is_a_data_source_by_itself(tmp_path) -> None:

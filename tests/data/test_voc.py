@@ -69,8 +69,11 @@ def test_a_list_of_classes_gives_their_order(tmp_path) -> None:
     (tmp_path / "labels.txt").write_text("dog\n")
     with pytest.raises(DataError, match=r"a\.xml, object 1 is a 'cat', which .*labels\.txt does not list"):
         read_split(str(tmp_path), "train")
-    (tmp_path / "labels.txt").write_text("dog\ndog\n")
-    with pytest.raises(DataError, match="one class name per line, each once"):
+    (tmp_path / "labels.txt").write_text("dog\ndog\ncat\n")
+    source = read_split(str(tmp_path), "train")
+    assert source.categories == {0: "dog", 1: "cat"} and source.repairs.counts["category_repeated"] == 1
+    (tmp_path / "labels.txt").write_text("\n")
+    with pytest.raises(DataError, match="one class name per line"):
         read_split(str(tmp_path), "train")
 
 

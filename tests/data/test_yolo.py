@@ -176,7 +176,6 @@ def test_a_malformed_line_is_named_by_file_and_line(make, line, message) -> None
         ("train: images/train\nnames: []\n", "must have `names`"),
         ("train: images/train\nnames: [[a], [b]]\n", "must have `names`"),
         ("train: images/train\nnames: {1: cat, 2: dog}\n", r"indices of `names` .* are 1, 2; they must be 0 to 1"),
-        ("train: images/train\nnames: [cat, cat]\n", "'cat' twice"),
         ("train: images/train\nnc: 3\nnames: [cat, dog]\n", "nc is 3, but `names` has 2"),
         ("val: images/train\nnames: [cat]\n", r"no split 'train'; its splits are: val"),
         ("train: images/none\nnames: [cat]\n", r"names 'images/none', which does not exist \(looked for .*images/none"),
