@@ -37,10 +37,11 @@ def process_rank() -> int:
 class StatusLogger:
     """Appends status lines to a file; does nothing without a path or in processes other than the first.
 
-    `kpi` values stay on later lines until they change, as in TAO; they are numbers. `clean` takes secrets out of
-    messages; `replace` is what gives a file other content, all at once (`files.write_atomically`), and without it lines
-    are appended. A link in place of the file is not followed. `confirm` is called before anything is written: it raises
-    where the folder is no longer this run's, which then writes nothing there.
+    `kpi` values stay on later lines until they change, as in TAO; they are numbers, or null where they are undefined.
+    `clean` takes secrets out of messages; `replace` is what gives a file other content, all at once
+    (`files.write_atomically`), and without it lines are appended. A link in place of the file is not followed.
+    `confirm` is called before anything is written: it raises where the folder is no longer this run's, which then
+    writes nothing there.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class StatusLogger:
         self._confirm, self._lost = confirm, False
         self._replace = replace
         self.path = Path(path) if path is not None and process_rank() == 0 else None
-        self.kpi: dict[str, float] = {}
+        self.kpi: dict[str, float | None] = {}
         self.finished = False
         self._reserve = self.path.with_name(f".{self.path.name}.reserve") if self.path else None
         self._lock = threading.Lock()
@@ -70,7 +71,7 @@ class StatusLogger:
     def started(self, message: str) -> None:
         self.write("STARTED", message)
 
-    def running(self, message: str, kpi: Mapping[str, float] | None = None, **details: Any) -> None:
+    def running(self, message: str, kpi: Mapping[str, float | None] | None = None, **details: Any) -> None:
         """`details`: epoch, step, max_epoch, max_step (numbers); time_per_epoch, time_per_step, eta (seconds)."""
         self.kpi.update(kpi or {})
         self.write("RUNNING", message, **details)
@@ -149,9 +150,8 @@ def _append_whole(path: Path, data: bytes) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """A plain JSON number; not-a-number and infinity, which JSON does not have, become null."""
-    value = float(value)
-    return value if math.isfinite(value) else None
+    """A plain JSON number; null for None (undefined), and for not-a-number and infinity, which JSON does not have."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 _current = StatusLogger()

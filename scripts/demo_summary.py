@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{scores} is missing: the evaluation did not finish", file=sys.stderr)
         return 1
     score = json.loads(scores.read_text(encoding="utf-8"))
+    if score["mAP"] is None:
+        print("the validation images have no objects, so that there is no score", file=sys.stderr)
+        return 1
     pictures = sorted((options.results / "inference" / "images_annotated").rglob("*.jpg"))
     print(f"\nDemo: mAP {score['mAP']:.3f}, mAP50 {score['mAP50']:.3f} on the validation images")
     for row in score["per_class"]:

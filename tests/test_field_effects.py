@@ -232,11 +232,10 @@ def records(spec):
 
 def evaluated(spec):
     from rtdetr_tool.data.build import build_eval_dataset
-    from rtdetr_tool.metrics.coco import CocoEvaluator
+    from rtdetr_tool.metrics.build import build_evaluator
 
-    dataset = build_eval_dataset(spec.dataset, "test")
-    result = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids).compute()
-    return [row.name for row in result.per_class]
+    result = build_evaluator(build_eval_dataset(spec.dataset, "test"), spec).compute()
+    return [row.name for row in result.per_class], result.max_dets
 
 
 def scaled(spec):
@@ -539,6 +538,7 @@ ROWS: list[tuple] = [
     ("dataset__dataset_type", "default", records),
     ("dataset__num_classes", 5, parts),
     ("dataset__eval_class_ids", [2], evaluated),
+    ("evaluate__max_dets", 7, evaluated),
     ("dataset__augmentation__multi_scales", [32], scaled),
     ("dataset__augmentation__train_spatial_size", [32, 96], train_sample),
     ("dataset__augmentation__eval_spatial_size", [32, 96], eval_sample),

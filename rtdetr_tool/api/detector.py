@@ -276,7 +276,8 @@ class Detector:
 
         Args:
             conf_threshold: leave out detections with a lower score.
-            keywords: fields of the spec's `dataset` section, such as `test_data_sources` or `batch_size`.
+            keywords: fields of the spec's `dataset` section, such as `test_data_sources` or `batch_size`, and
+                `max_dets` of its `evaluate` section.
         """
         from rtdetr_tool.api.training import evaluate
 

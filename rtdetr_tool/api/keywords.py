@@ -58,6 +58,7 @@ TRAIN: dict[str, Rule] = {
     "early_stopping_patience": "train.early_stopping.patience",
     "early_stopping_min_delta": "train.early_stopping.min_delta",
     "eval_interval": "train.validation_interval",
+    "eval_max_dets": "evaluate.max_dets",
     "multi_scale": _multi_scale,
     "gradient_checkpointing": "train.activation_checkpoint",
     "device": _device,
@@ -96,9 +97,9 @@ def train_settings(keywords: Mapping[str, Any]) -> Settings:
 
 
 def data_settings(keywords: Mapping[str, Any]) -> Settings:
-    """What keywords of `evaluate` say: fields of `dataset`, and the names in `TRAIN` that stand for some of them."""
-    known = {name: rule for name, rule in TRAIN.items() if str(rule).startswith("dataset.")}
-    return settings(keywords, {**leaves("dataset"), **known}, "evaluate")
+    """What keywords of `evaluate` say: `max_dets`, fields of `dataset`, and names in `TRAIN` that stand for these."""
+    known = {name: rule for name, rule in TRAIN.items() if str(rule).startswith(("dataset.", "evaluate."))}
+    return settings(keywords, {**leaves("dataset"), **known, "max_dets": "evaluate.max_dets"}, "evaluate")
 
 
 def export_settings(keywords: Mapping[str, Any]) -> Settings:

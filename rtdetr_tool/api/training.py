@@ -9,11 +9,11 @@ from typing import Any
 
 from rtdetr_tool.api.keywords import Settings, applied
 from rtdetr_tool.checkpoints.class_rows import Classes
-from rtdetr_tool.commands.detection import score
+from rtdetr_tool.commands.detection import evaluator_for, score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
+from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.rfdetr import predicts_masks
@@ -92,7 +92,7 @@ def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResul
     runtime, spec = model.runtime, model.spec
     masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
     dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=masks)
-    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
+    evaluator = evaluator_for(split, dataset, spec)
     loader = build_loader(dataset, spec.dataset, training=False)
     score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)
     return evaluator.compute()

@@ -94,16 +94,19 @@ def build_metadata(
     spec: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
     weights: str = "raw",
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
-    """Plain data for the key `rtdetr_tool` of a checkpoint; secrets that the spec may hold are left out."""
+    """Plain data for the key `rtdetr_tool` of a checkpoint.
+
+    Secrets that the spec may hold and metrics that are undefined are left out.
+    """
     return {
         "version": str(version),
         "format": FORMAT,
         "spec": without_secrets(spec),
         "classes": [dict(entry) for entry in classes],
         "weights": weights,
-        "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        "metrics": {name: float(value) for name, value in (metrics or {}).items() if value is not None},
     }
 
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from rtdetr_tool.data.build import build_loader
+from rtdetr_tool.data.build import build_loader, scoring_of
+from rtdetr_tool.data.dataset import EvalDataset
+from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import console
+from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.runtimes.base import Runtime
@@ -53,6 +56,12 @@ def with_input_size(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec | 
         return loaded
     size = [section.input_height, section.input_width]
     return loaded.with_value("dataset.augmentation.eval_spatial_size", size)
+
+
+def evaluator_for(split: str, dataset: EvalDataset, spec: ExperimentSpec) -> CocoEvaluator:
+    """What scores detections on a split; the log says what keeps its objects from being counted."""
+    log_scoring(split, dataset, scoring_of(spec))
+    return build_evaluator(dataset, spec)
 
 
 def score(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rtdetr_tool.commands.detection import open_for, score
+from rtdetr_tool.commands.detection import evaluator_for, open_for, score
 from rtdetr_tool.data.build import build_eval_dataset
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
-from rtdetr_tool.metrics.coco import CocoEvaluator, CocoResult
+from rtdetr_tool.metrics.result import CocoResult, score_text
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.status import current_status
@@ -28,7 +28,7 @@ def run(loaded: LoadedSpec) -> None:
     runtime, spec = detecting.model.runtime, detecting.spec
     masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
     dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map, masks=masks)
-    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids)
+    evaluator = evaluator_for("test", dataset, spec)
     times = score(runtime, detecting.loader(dataset), evaluator, spec.model.num_select, section.conf_threshold)
 
     states = gather_objects([evaluator.state()])
@@ -46,30 +46,28 @@ def run(loaded: LoadedSpec) -> None:
     print_result(result)
     logger.info("Runtime %s on %s: %s", runtime.name, runtime.device, times.summary())
     if result.masks is not None:
-        logger.info("Masks: mAP %.4f, mAP50 %.4f", result.masks["AP"], result.masks["AP50"])
-    logger.info("mAP %.4f, mAP50 %.4f; numbers and predictions are in %s", result.map, result.map50, folder)
+        logger.info("Masks: mAP %s, mAP50 %s", score_text(result.masks["AP"]), score_text(result.masks["AP50"]))
+    scores = score_text(result.map), score_text(result.map50)
+    logger.info("mAP %s, mAP50 %s; numbers and predictions are in %s", *scores, folder)
 
 
 def print_result(result: CocoResult) -> None:
-    """The twelve COCO numbers and the score of each class, as tables on the console."""
-    numbers = Table("metric", title="COCO metrics")
+    """COCO's numbers and the score of each class, as tables on the console; `-` is a score that is undefined."""
+    numbers = Table("metric", title=f"COCO metrics (maxDets {result.max_dets})")
     kinds = {"boxes": result.stats} if result.masks is None else {"boxes": result.stats, "masks": result.masks}
     for kind in kinds:
         numbers.add_column(kind, justify="right")
     for name in result.stats:  # one below the other: twelve columns do not fit a terminal
-        numbers.add_row(name, *(_text(stats[name]) for stats in kinds.values()))
+        numbers.add_row(name, *(score_text(stats[name]) for stats in kinds.values()))
     numbers.add_section()
     best = result.best
     for name, value in (("F1", best.f1), ("precision", best.precision), ("recall", best.recall)):
-        numbers.add_row(f"{name} at {best.threshold:.2f}", _text(value))
+        numbers.add_row(name if best.threshold is None else f"{name} at {best.threshold:.2f}", score_text(value))
     console().print(numbers)
     classes = Table(title="By class")
     for name in ("class", "id", "objects", "AP", "AP50", "AR"):
         classes.add_column(name, justify="left" if name == "class" else "right")
     for row in result.per_class:
-        classes.add_row(row.name, str(row.category_id), str(row.objects), *map(_text, (row.ap, row.ap50, row.ar)))
+        classes.add_row(row.name, str(row.category_id), str(row.objects), *map(score_text, (row.ap, row.ap50, row.ar)))
     console().print(classes)
 
-
-def _text(value: float | None) -> str:
-    return "-" if value is None or value < 0 else f"{value:.4f}"

@@ -22,8 +22,9 @@ from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.artifacts.onnx_file import bytes_of, description_of, interface_of, read_onnx
 from rtdetr_tool.catalog import Layout
 from rtdetr_tool.commands.detection import score
-from rtdetr_tool.data.build import build_eval_dataset, build_loader
+from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
 from rtdetr_tool.deploy.engine_report import summary
 from rtdetr_tool.deploy.pictures import UNSCORED_FIRST, PictureSource, pictures_of
@@ -40,7 +41,8 @@ from rtdetr_tool.deploy.precision import (
 from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
 from rtdetr_tool.files import sha256_of, write_atomically
 from rtdetr_tool.log import console
-from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.metrics.build import build_evaluator
+from rtdetr_tool.metrics.result import score_text
 from rtdetr_tool.runtimes.graph_tensors import to_graph
 from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
 from rtdetr_tool.runtimes.open import settle_file
@@ -72,7 +74,7 @@ class Variant:
 
     precision: str
     file: Path
-    scores: dict[str, float] | None = None
+    scores: dict[str, float | None] | None = None
 
 
 def run(loaded: LoadedSpec) -> None:
@@ -278,10 +280,10 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
     dataset = build_eval_dataset(spec.dataset, "val", source.class_map)
     if 0 < limit < len(dataset):
         dataset = dataset.sample_of(limit, seed=0)
-    truth = dataset.coco_ground_truth()
+    log_scoring("val", dataset, scoring_of(spec))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for variant in variants:
-        evaluator = CocoEvaluator(truth, dataset.class_map, spec.dataset.eval_class_ids)
+        evaluator = build_evaluator(dataset, spec)
         options = scoring_options() if device == "cpu" else None
         runtime = OnnxRuntime(variant.file, source.interface, dataset.class_map, device, options=options)
         loader = build_loader(dataset, spec.dataset, training=False)
@@ -313,9 +315,9 @@ def show_scores(variants: list[Variant]) -> None:
     base = variants[0].scores["mAP"]
     for variant in variants:
         scores = variant.scores
-        lost = 100 * (base - scores["mAP"])
+        lost = "-" if base is None or scores["mAP"] is None else f"{100 * (base - scores['mAP']):.2f}"
         table.add_row(
-            variant.precision, f"{scores['mAP']:.4f}", f"{lost:.2f}", f"{scores['mAP50']:.4f}",
+            variant.precision, score_text(scores["mAP"]), lost, score_text(scores["mAP50"]),
             f"{scores['bytes'] / 1e6:.1f}",
         )  # fmt: skip
     console().print(table)
@@ -327,6 +329,13 @@ def check_drop(variants: list[Variant], allowed: float) -> None:
     """Fail where the wanted precision loses more than `allowed` mAP against FP32."""
     first, last = variants[0].scores, variants[-1].scores
     if first is None or last is None:
+        return
+    if first["mAP"] is None or last["mAP"] is None:
+        logger.warning(
+            "gen_trt_engine.max_score_drop is not checked: the %d scored images have no object that counts, so mAP is "
+            "undefined. Score more images (gen_trt_engine.score_images) or others (dataset.val_data_sources).",
+            last["images"],
+        )
         return
     drop = first["mAP"] - last["mAP"]
     if drop > allowed:

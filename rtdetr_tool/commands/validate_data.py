@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from rtdetr_tool.commands.contact_sheet import contact_sheet
-from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
+from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset, scoring_of
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.inspection import FileCheck, SplitCounts, check_boxes, check_contents, read_files
@@ -23,6 +23,7 @@ from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, LoadedSpec
 from rtdetr_tool.spec.fields import is_blank
+from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.status import current_status
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ def run(loaded: LoadedSpec) -> None:
     """Check everything, write and print it; a `DataError` at the end where training or scoring would have stopped."""
     spec, section = loaded.spec, loaded.spec.validate_data
     findings = Findings(section.num_pictures)
-    datasets = load_splits(spec.dataset, findings)
-    counts = check_contents(datasets, findings)
+    masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
+    datasets = load_splits(spec.dataset, findings, masks)
+    counts = check_contents(datasets, findings, scoring_of(spec))
     check_images(spec, datasets, findings)
 
     folder = Path(section.results_dir)
@@ -49,7 +51,7 @@ def run(loaded: LoadedSpec) -> None:
         raise DataError(f"The data sets cannot be used as they are:\n{lines}")
 
 
-def load_splits(spec: DatasetSpec, findings: Findings) -> dict[str, DetectionDataset]:
+def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> dict[str, DetectionDataset]:
     """The data sets that the spec names, as training loads them; what cannot be loaded becomes a finding.
 
     Where test is the same as val, as it often is, only val is loaded. A folder that stands for all splits and has no
@@ -65,10 +67,10 @@ def load_splits(spec: DatasetSpec, findings: Findings) -> dict[str, DetectionDat
             continue
         try:
             if split == "train":
-                datasets[split] = build_train_dataset(spec)
+                datasets[split] = build_train_dataset(spec, masks=masks)
             else:
                 known = datasets["train"].class_map if "train" in datasets else None
-                datasets[split] = build_eval_dataset(spec, split, known)
+                datasets[split] = build_eval_dataset(spec, split, known, masks)
         except DataError as error:
             absent = isinstance(error, MissingSplit) and spec.test_data_sources == of_folder and split == "test"
             findings.add("no_test_split" if absent else "unusable", split, str(error))
@@ -86,7 +88,7 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
             read_files(dataset.records, spec.dataset.workers), f"Reading {split}", len(dataset), console=console()
         )
         for record, fact in zip(dataset.records, facts, strict=True):
-            check_boxes(split, record, size, spec.model.num_queries, findings)
+            check_boxes(split, record, size, findings)
             files.look(split, record, fact)
         if files.bad - bad == len(dataset):
             findings.add("unusable", split, "not one of its images can be read")

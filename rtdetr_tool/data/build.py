@@ -23,11 +23,13 @@ from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.sampling import EvalSampler, TrainSampler
+from rtdetr_tool.data.scoring import Scoring
 from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.spec import DatasetSpec
+from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
+from rtdetr_tool.spec.rfdetr import predicts_masks, query_count
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +151,18 @@ def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
         logger.warning("%s.", skipped_line(found.skipped))
     return ImageFolder(
         found.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, found.skipped
+    )
+
+
+def scoring_of(spec: ExperimentSpec) -> Scoring:
+    """How the spec has detections scored."""
+    ids = spec.dataset.eval_class_ids
+    return Scoring(
+        class_ids=None if ids is None else tuple(ids),
+        max_dets=spec.evaluate.max_dets,
+        num_select=spec.model.num_select,
+        num_queries=query_count(spec.model.arch, spec.model.rfdetr, spec.model.num_queries),
+        masks=predicts_masks(spec.model.arch, spec.model.rfdetr),
     )
 
 

@@ -16,7 +16,10 @@ ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
 # Kind -> (level, what it is); the order is that of the report, after the level.
 KINDS: dict[str, tuple[str, str]] = {
     "unusable": (ERROR, "the split cannot be loaded"),
-    "no_objects": (ERROR, "no object in the whole split"),
+    "no_objects": (ERROR, "no object in the whole split (crowd regions do not count)"),
+    "no_scored_objects": (ERROR, "no object of the classes that are scored: every score would be undefined"),
+    "no_scored_masks": (ERROR, "no mask among the objects that are scored: every score of masks would be undefined"),
+    "unknown_eval_class": (ERROR, "dataset.eval_class_ids has ids that are no category of the data"),
     "image_unreadable": (ERROR, "images that cannot be read"),
     "too_many_replaced": (ERROR, "missing and unreadable images, more than training replaces (dataset.max_bad_share)"),
     "image_size_differs": (ERROR, "images whose size is not that of their annotations"),
@@ -25,7 +28,19 @@ KINDS: dict[str, tuple[str, str]] = {
     "image_twice": (WARNING, "images that the split has twice"),
     "object_twice": (WARNING, "objects labelled twice (same class, nearly the same box)"),
     "box_tiny": (WARNING, "boxes narrower than one pixel of the network's input"),
-    "too_many_objects": (WARNING, "images with more objects than model.num_queries: the rest cannot be found"),
+    "too_many_objects": (WARNING, "images with more objects than the model has queries: the rest cannot be found"),
+    "beyond_num_select": (WARNING, "images with more objects than model.num_select: no more detections are returned"),
+    "beyond_max_dets": (
+        WARNING,
+        "images with more objects of one class than evaluate.max_dets: COCO's score counts no more detections of a "
+        "class and image, so that even perfect ones score below 1",
+    ),
+    "max_dets_not_reached": (WARNING, "evaluate.max_dets is more than the detector returns for an image"),
+    "test_without_objects": (
+        WARNING,
+        "no object that counts (crowd regions do not, nor classes outside dataset.eval_class_ids): evaluate writes "
+        "predictions, and every score is undefined",
+    ),
     "class_absent": (WARNING, "classes without an object"),
     "class_not_trained": (WARNING, "classes with objects here but none in the training data"),
     "class_imbalance": (WARNING, "classes far rarer than the most frequent one"),
@@ -36,6 +51,11 @@ KINDS: dict[str, tuple[str, str]] = {
     "empty_images": (NOTE, "images without an object"),
 }
 EXAMPLES = 5
+# Found once in a split, so that a number would say nothing.
+_UNCOUNTED = (
+    "unusable", "no_objects", "no_scored_objects", "no_scored_masks", "unknown_eval_class", "max_dets_not_reached",
+    "test_without_objects", "no_test_split",
+)  # fmt: skip
 
 
 @dataclass
@@ -58,7 +78,7 @@ class Finding:
     def line(self) -> str:
         """`train: 3 images that cannot be read (a.png, b.png, ...)`."""
         more = ", ..." if self.count > len(self.examples) else ""
-        count = "" if self.kind in ("unusable", "no_objects", "no_test_split") else f"{self.count} "
+        count = "" if self.kind in _UNCOUNTED else f"{self.count} "
         places = f" ({', '.join(self.examples)}{more})" if self.examples else ""
         return f"{self.split}: {count}{self.text}{places}"
 

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.faults import check_folder, retried
-from rtdetr_tool.data.findings import ERROR, NOTE, Findings
+from rtdetr_tool.data.findings import NOTE, Findings
 from rtdetr_tool.data.loader import dead_worker_explained, loader_faults_explained, start_worker
 from rtdetr_tool.data.preprocess import SizeMismatch, decode_image, image_header
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import KINDS as REPAIRS
+from rtdetr_tool.data.scoring import Scoring, check_scoring
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.files import sha256_of
 from rtdetr_tool.status import current_status
@@ -26,6 +27,13 @@ IMBALANCE = 100  # a class with fewer objects than the most frequent one has hun
 SAME_BOX = 0.95  # IoU from which two boxes of a class in one image are one object labelled twice
 TINY = 1.0  # pixels of the network's input
 _PAIRS = 1 << 18  # of boxes, compared at a time
+_REFUSED = {  # what is said about an error of a split before training
+    "train": "There is nothing to learn from the training data. {}.",
+    "val": (
+        "The validation data cannot be used to choose the best checkpoint. {}. Correct dataset.val_data_sources or "
+        "dataset.eval_class_ids."
+    ),
+}
 
 
 @dataclass
@@ -54,8 +62,10 @@ class SplitCounts:
 # Without opening an image
 
 
-def check_contents(datasets: Mapping[str, DetectionDataset], findings: Findings) -> dict[str, SplitCounts]:
-    """What a run can be told at its start: repairs, classes, objects, images listed for training and scoring both.
+def check_contents(
+    datasets: Mapping[str, DetectionDataset], findings: Findings, scoring: Scoring
+) -> dict[str, SplitCounts]:
+    """What a run can be told at its start: repairs, classes, objects, scores, images listed for training and scoring.
 
     `datasets` are by split, with one numbering of the classes.
     """
@@ -64,6 +74,9 @@ def check_contents(datasets: Mapping[str, DetectionDataset], findings: Findings)
     for split, dataset in datasets.items():
         findings.include(split, dataset.repairs, dataset.records)
         _check_classes(split, dataset, counts, findings)
+        _check_queries(split, dataset, scoring.num_queries, findings)
+        if split != "train":
+            check_scoring(split, dataset, scoring, findings)
         for record in dataset.records if split != "train" and trained else ():
             if record.path in trained:
                 findings.add("image_in_train", split, record.path, record=record)
@@ -77,7 +90,8 @@ def _check_classes(
     if counts[split].empty_images:
         findings.add("empty_images", split, count=counts[split].empty_images)
     if not counts[split].objects:
-        findings.add("no_objects", split)
+        if split != "test":  # which `evaluate` scores as undefined
+            findings.add("no_objects", split)
         return
     trained = counts["train"].by_class if "train" in counts else None
     most = max(of_class, key=of_class.__getitem__)
@@ -90,32 +104,35 @@ def _check_classes(
             findings.add("class_not_trained", split, name_of(index))
 
 
-def check_before_training(datasets: Mapping[str, DetectionDataset]) -> None:
+def _check_queries(split: str, dataset: DetectionDataset, num_queries: int | None, findings: Findings) -> None:
+    for record in dataset.records if num_queries is not None else ():
+        objects = int((~record.iscrowd).sum())
+        if objects > num_queries:
+            findings.add("too_many_objects", split, f"{record.path}: {objects} of {num_queries}", record=record)
+
+
+def check_before_training(datasets: Mapping[str, DetectionDataset], scoring: Scoring) -> None:
     """The cheap part of `rtdetr validate_data`: what it finds goes to the log and the status file.
 
-    DataError where there is nothing to learn.
+    DataError where there is nothing to learn, or no score to choose a checkpoint by.
     """
     findings = Findings()
-    check_contents(datasets, findings)
-    if any(found.level == ERROR and found.split == "train" for found in findings):
-        raise DataError("The training data has no object in any image (crowd regions do not count): nothing to learn.")
+    check_contents(datasets, findings, scoring)
+    if findings.errors:
+        raise DataError("\n".join(_REFUSED[found.split].format(found.line()) for found in findings.errors))
     for found in findings:
         current_status().write("RUNNING", found.line(), verbosity="INFO" if found.level == NOTE else "WARNING")
         if found.kind not in REPAIRS:  # these were said when the annotations were read
             logger.log(logging.INFO if found.level == NOTE else logging.WARNING, found.line())
 
 
-def check_boxes(
-    split: str, record: ImageRecord, input_size: tuple[int, int], num_queries: int, findings: Findings
-) -> None:
-    """Labels of one image that a detector with this input (height, width) and this many queries cannot learn well."""
+def check_boxes(split: str, record: ImageRecord, input_size: tuple[int, int], findings: Findings) -> None:
+    """Labels of one image that a detector with this input (height, width) cannot learn well."""
     tiny, twice = tiny_boxes(record, input_size), repeated_boxes(record)
     if tiny:
         findings.add("box_tiny", split, record.path, tiny, record)
     if twice:
         findings.add("object_twice", split, record.path, twice, record)
-    if int((~record.iscrowd).sum()) > num_queries:
-        findings.add("too_many_objects", split, record.path, record=record)
 
 
 def tiny_boxes(record: ImageRecord, input_size: tuple[int, int]) -> int:

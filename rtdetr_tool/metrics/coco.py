@@ -1,13 +1,12 @@
 """COCO detection metrics, computed by hotcoco and equal to pycocotools.
 
 Shape legend of the accumulated arrays: T IoU thresholds .50:.05:.95, R recall points, K categories, A area ranges
-(all, small, medium, large), M detections per image (1, 10, 100).
+(all, small, medium, large), M detections per class and image (`result.detection_limits`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import hotcoco
@@ -15,29 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.metrics.operating_point import NOTHING_FOUND, Found, OperatingPoint, best_operating_point, match
+from rtdetr_tool.metrics.operating_point import Found, OperatingPoint, best_operating_point, match
+from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, Stats, detection_limits, stat_names
 from rtdetr_tool.ops.masks import encode, encode_masks, rasterise, to_coco
 
-STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ARmax1", "ARmax10", "ARmax100", "ARs", "ARm", "ARl")
-ALIASES = {"mAP": "AP", "mAP50": "AP50"}
-UNDEFINED = -1.0  # COCO's value of a statistic without any ground truth
-
-_AREAS, _MAX_DETECTIONS = {"all": 0, "s": 1, "m": 2, "l": 3}, {1: 0, 10: 1, 100: 2}
+_AREAS = {"all": 0, "s": 1, "m": 2, "l": 3}
 _IOU_50, _IOU_75 = 0, 5
 _NONE = (np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """One category: AP over all IoUs, AP50 and AR at 100 detections; None where it has no ground truth."""
-
-    index: int | None
-    category_id: int
-    name: str
-    ap: float | None
-    ap50: float | None
-    ar: float | None
-    objects: int  # ground truth without crowd regions
 
 
 class FoundObjects(NamedTuple):
@@ -45,35 +28,6 @@ class FoundObjects(NamedTuple):
 
     rows: NDArray[np.float64]  # [K, 6] x, y, width, height, score, category id
     masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` of each, where the model has masks
-
-
-@dataclass(frozen=True)
-class CocoResult:
-    """What an evaluation found."""
-
-    stats: dict[str, float]  # the names of STATS, fractions; UNDEFINED where COCO says so
-    per_class: list[ClassResult] = field(default_factory=list)
-    images: int = 0
-    detections: int = 0
-    best: OperatingPoint = NOTHING_FOUND  # of the classes together, at IoU 0.5
-    masks: dict[str, float] | None = None  # the names of STATS for masks instead of boxes, where the model has masks
-
-    @property
-    def map(self) -> float:
-        return self.stats["AP"]
-
-    @property
-    def map50(self) -> float:
-        return self.stats["AP50"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the twelve numbers, `mAP` and `mAP50`, `per_class` (null where undefined), `best`, and
-        the same numbers of `masks` (null where the model has none)."""
-        names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
-        rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
-        masks = None if self.masks is None else _with_aliases(self.masks)
-        return {**_with_aliases(self.stats), "per_class": rows, "images": self.images, "detections": self.detections,
-                "best": asdict(self.best), "masks": masks}  # fmt: skip
 
 
 class CocoEvaluator:
@@ -85,12 +39,17 @@ class CocoEvaluator:
             notes "no match" as id 0 and so counts an annotation with that id as missed although it was found.
         class_map: gives `category_id_of(index)`; detections of an index without a category are dropped.
         eval_class_ids: category ids to evaluate, all when None.
+        max_dets: detections of each class and image that count, the best ones; COCO's are 100.
     """
 
     def __init__(
-        self, ground_truth: Mapping[str, Any], class_map: Any, eval_class_ids: Sequence[int] | None = None
+        self,
+        ground_truth: Mapping[str, Any],
+        class_map: Any,
+        eval_class_ids: Sequence[int] | None = None,
+        max_dets: int = MAX_DETS,
     ) -> None:
-        self.class_map = class_map
+        self.class_map, self.max_dets = class_map, max_dets
         self.images = list(ground_truth["images"])
         self.categories = list(ground_truth["categories"])
         known = {category["id"]: category["name"] for category in self.categories}
@@ -168,10 +127,10 @@ class CocoEvaluator:
         masks = None
         if any(found.masks is not None for found in self._detections.values()):
             results = [self._numbered(result) for result in self.results_json()]
-            masks = _stats(*self._curves(self._true_masks(), results, "segm"))
+            masks = _stats(*self._curves(self._true_masks(), results, "segm"), self.max_dets)
         return CocoResult(
-            _stats(precision, recall), self._per_class(precision, recall), len(self.images), count, self._best_point(),
-            masks,
+            _stats(precision, recall, self.max_dets), self._per_class(precision, recall), len(self.images), count,
+            self._best_point(), masks, self.max_dets,
         )  # fmt: skip
 
     def _curves(self, annotations: Any, results: Any, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -191,6 +150,7 @@ class CocoEvaluator:
         evaluation = hotcoco.COCOeval(truth, truth.load_res(results), kind)
         evaluation.params.cat_ids = [categories[category_id] for category_id in self.category_ids]
         evaluation.params.img_ids = list(images.values())
+        evaluation.params.max_dets = detection_limits(self.max_dets)
         evaluation.evaluate()
         evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
@@ -254,9 +214,9 @@ class CocoEvaluator:
                 index=index_of.get(category_id),
                 category_id=category_id,
                 name=names[category_id],
-                ap=_defined(_mean(precision[:, :, k, 0, 2])),
-                ap50=_defined(_mean(precision[_IOU_50, :, k, 0, 2])),
-                ar=_defined(_mean(recall[:, k, 0, 2])),
+                ap=_mean(precision[:, :, k, 0, -1]),
+                ap50=_mean(precision[_IOU_50, :, k, 0, -1]),
+                ar=_mean(recall[:, k, 0, -1]),
                 objects=objects[category_id],
             )
             for k, category_id in enumerate(self.category_ids)
@@ -268,26 +228,19 @@ def _numbers(ids: Iterable[int]) -> dict[int, int]:
     return {each: number for number, each in enumerate(sorted(set(ids)), start=1)}
 
 
-def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
-    return {
-        "AP": _mean(precision[:, :, :, 0, 2]),
-        "AP50": _mean(precision[_IOU_50, :, :, 0, 2]),
-        "AP75": _mean(precision[_IOU_75, :, :, 0, 2]),
-        **{f"AP{size}": _mean(precision[:, :, :, _AREAS[size], 2]) for size in "sml"},
-        **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for count, m in _MAX_DETECTIONS.items()},
-        **{f"AR{size}": _mean(recall[:, :, _AREAS[size], 2]) for size in "sml"},
+def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64], max_dets: int) -> Stats:
+    found = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[_IOU_50, :, :, 0, -1]),
+        "AP75": _mean(precision[_IOU_75, :, :, 0, -1]),
+        **{f"AP{size}": _mean(precision[:, :, :, _AREAS[size], -1]) for size in "sml"},
+        **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(detection_limits(max_dets))},
+        **{f"AR{size}": _mean(recall[:, :, _AREAS[size], -1]) for size in "sml"},
     }
+    return {name: found[name] for name in stat_names(max_dets)}
 
 
-def _with_aliases(stats: Mapping[str, float]) -> dict[str, float]:
-    return {**stats, **{alias: stats[name] for alias, name in ALIASES.items()}}
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Mean of what is defined (COCO marks the rest with -1)."""
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Mean of what is defined (COCO marks the rest with -1); None where nothing is."""
     defined = values[values > -1]
-    return float(defined.mean()) if defined.size else UNDEFINED
-
-
-def _defined(value: float) -> float | None:
-    return None if value == UNDEFINED else value
+    return float(defined.mean()) if defined.size else None

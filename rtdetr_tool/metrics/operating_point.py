@@ -23,22 +23,25 @@ class Found:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Means over the classes that have objects, at `threshold`: detections with at least that score count."""
+    """Means over the classes that have objects, at `threshold`: detections with at least that score count.
 
-    threshold: float
-    f1: float
-    precision: float
-    recall: float
+    Without any object all four are undefined.
+    """
+
+    threshold: float | None
+    f1: float | None
+    precision: float | None
+    recall: float | None
 
 
-NOTHING_FOUND = OperatingPoint(0.0, 0.0, 0.0, 0.0)
+NOTHING_TO_FIND = OperatingPoint(None, None, None, None)
 
 
 def best_operating_point(classes: Mapping[int, Found]) -> OperatingPoint:
-    """The lowest of the thresholds 0, 0.01, ..., 1 with the greatest mean F1; all zero without any object."""
+    """The lowest of the thresholds 0, 0.01, ..., 1 with the greatest mean F1; `NOTHING_TO_FIND` without any object."""
     rows = [_curves(found) for found in classes.values() if found.objects]
     if not rows:
-        return NOTHING_FOUND
+        return NOTHING_TO_FIND
     f1, precision, recall = np.mean(rows, axis=0)
     best = int(f1.argmax())
     return OperatingPoint(float(THRESHOLDS[best]), float(f1[best]), float(precision[best]), float(recall[best]))

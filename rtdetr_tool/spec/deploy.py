@@ -33,6 +33,14 @@ class EvaluateSpec:
         None, "Input height; null = the height of eval_spatial_size.", min=1, unit="pixels"
     )
     conf_threshold: float = field(0.0, "Leave out detections with a lower score before scoring.", min=0.0, max=1.0)
+    max_dets: int = field(
+        100,
+        "Detections of each class and image that COCO's scores count (maxDets), in training too. The standard, and "
+        "TAO's, is 100; RF-DETR's package uses 500. A model returns at most model.num_select of an image.",
+        min=1,
+        max=100_000,
+        origin="ours",
+    )
     is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
 
 

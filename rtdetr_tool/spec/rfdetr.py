@@ -180,6 +180,11 @@ def predicts_masks(arch: str, own: RfdetrSpec) -> bool:
     return arch == "rfdetr" and bool(resolve_rfdetr(own).segmentation_head)
 
 
+def query_count(arch: str, own: RfdetrSpec, num_queries: int) -> int:
+    """How many objects a model can find in an image; RF-DETR does not read `num_queries` of `model`."""
+    return resolve_rfdetr(own).num_queries if arch == "rfdetr" else num_queries
+
+
 def fields_without_effect(arch: str) -> tuple[str, ...]:
     """Fields of `model` that the other family reads."""
     if arch == "rfdetr":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -160,17 +161,21 @@ class PeriodicCheckpoint(Checkpoint):
         return True
 
     def _scores(self, trainer: Trainer) -> dict[str, float]:
-        """The scores of the latest validation by the kind of weights; of two equal ones the trained weights count."""
+        """The scores of the latest validation by the kind of weights; of two equal ones the trained weights count.
+
+        An undefined score is not logged, and one that is not finite (of a callback's own metric) does not count either.
+        """
         ema = average_of(trainer)
         names = {"raw" if ema is None or ema.validate_original_weights else "ema": self.monitor}
         if ema is not None and ema.validate_both and "ema" in names:
             names = {"raw": self.monitor.replace("val_", "val_raw_"), **names}
         found = {kind: trainer.callback_metrics.get(name) for kind, name in names.items()}
-        return {kind: float(score) for kind, score in found.items() if score is not None}
+        scores = {kind: float(score) for kind, score in found.items() if score is not None}
+        return {kind: score for kind, score in scores.items() if math.isfinite(score)}
 
     def _save_best_of_each(self, trainer: Trainer, scores: Mapping[str, float]) -> None:
         for kind, score in scores.items():
-            if score > self.best_of_each.get(kind, -1.0):
+            if score > self.best_of_each.get(kind, -math.inf):
                 self.best_of_each[kind] = score
                 self._save(trainer, self.folder / BEST_OF_EACH[kind], averages=kind == "ema")
 

@@ -7,7 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from rtdetr_tool.data.build import build_eval_dataset, build_inference_dataset, build_loader, build_train_dataset
+from rtdetr_tool.data.build import (
+    build_eval_dataset,
+    build_inference_dataset,
+    build_loader,
+    build_train_dataset,
+    scoring_of,
+)
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.inspection import check_before_training
 from rtdetr_tool.spec import ExperimentSpec
@@ -34,7 +40,8 @@ class DetectionDataModule(pl.LightningDataModule):
             if split == "train" or getattr(self.spec.dataset, _SOURCES[split]):
                 self.dataset(split)  # without a source, asking for its loader says so
         if new:
-            check_before_training(self._datasets)
+            used = {split: self._datasets[split] for split in ("train", "val") if split in self._datasets}
+            check_before_training(used, scoring_of(self.spec))
 
     def dataset(self, split: str) -> Any:
         """`train`, `val`, `test` or `predict`."""

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,6 +21,7 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.losses.build import build_criterion
+from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.postprocess import postprocess
@@ -78,7 +78,8 @@ class DetectorModule(pl.LightningModule):
         self.guard: StepGuard | None = None  # while training
         self.last_loss: Tensor | None = None  # the latest finite one, on the device; read without haste
         self.validated_epoch = -1
-        self.metrics: dict[str, float] = {}  # of the latest validation or test
+        self.metrics: dict[str, float | None] = {}  # of the latest validation or test; None: undefined, not logged
+        self._undefined: set[str] = set()  # what a warning has named
         self._evaluator: CocoEvaluator | None = None
         self._raw_evaluator: CocoEvaluator | None = None  # of the weights being trained, beside their average
         self._raw_weights: dict[str, Tensor] = {}
@@ -208,12 +209,10 @@ class DetectorModule(pl.LightningModule):
     def _start_evaluation(self, loaders: Any) -> None:
         loader = loaders[0] if isinstance(loaders, Sequence) else loaders
         dataset = loader.dataset  # its ids may differ from those of the training data, not its class indices
-        truth = dataset.coco_ground_truth()
-        build = partial(CocoEvaluator, truth, dataset.class_map, eval_class_ids=self.spec.dataset.eval_class_ids)
-        self._evaluator = build()
+        self._evaluator = build_evaluator(dataset, self.spec)
         average = average_of(self.trainer)
         aside = average.aside if average is not None else {}
-        self._raw_evaluator = build() if aside else None
+        self._raw_evaluator = build_evaluator(dataset, self.spec) if aside else None
         self._raw_weights = {name.removeprefix(PREFIX): t for name, t in aside.items() if name.startswith(PREFIX)}
 
     def _collect(self, batch: Batch, predictions: Any, evaluator: CocoEvaluator | None = None) -> None:
@@ -221,18 +220,34 @@ class DetectorModule(pl.LightningModule):
         (evaluator or self._evaluator).update([target.image_id for target in batch.targets], detections)
 
     def _finish_evaluation(self, phase: str) -> None:
-        """Bring the detections of all ranks together and log the same numbers on each of them."""
+        """Bring the detections of all ranks together and log the same numbers on each of them.
+
+        A score without any ground truth is undefined. It is not logged, so that nothing takes a stand-in for a score.
+        """
         numbers = self._numbers(self._evaluator, phase)
         if self._raw_evaluator is not None:
             numbers |= self._numbers(self._raw_evaluator, f"{phase}_raw")
         numbers = self.trainer.strategy.broadcast(numbers, 0)
         self.metrics = numbers
         self.validated_epoch = self.current_epoch
-        self.log_dict(numbers, rank_zero_only=False, sync_dist=False)
+        self._warn_of_undefined(phase)
+        defined = {name: value for name, value in numbers.items() if value is not None}
+        self.log_dict(defined, rank_zero_only=False, sync_dist=False)
         self._evaluator = self._raw_evaluator = None
         self._raw_weights = {}
 
-    def _numbers(self, evaluator: CocoEvaluator, start: str) -> dict[str, float]:
+    def _warn_of_undefined(self, phase: str) -> None:
+        """Name the scores that are undefined, once in a run."""
+        names = [name for name, value in self.metrics.items() if value is None and name not in self._undefined]
+        self._undefined.update(names)
+        if names and self.global_rank == 0:
+            logger.warning(
+                "Undefined, because no object of the %s data counts for it: %s. It is not logged, chooses no best "
+                "checkpoint and stops no run.",
+                phase, ", ".join(names),
+            )  # fmt: skip
+
+    def _numbers(self, evaluator: CocoEvaluator, start: str) -> dict[str, float | None]:
         """The metrics of all ranks' detections, on rank 0; their names begin with `start`."""
         states = gather_objects([evaluator.state()])
         if self.global_rank != 0:
@@ -246,7 +261,7 @@ class DetectorModule(pl.LightningModule):
             numbers |= {"segm_mAP": result.masks["AP"], "segm_mAP50": result.masks["AP50"]}
         if self.spec.train.log_per_class_metrics:
             numbers |= {f"AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
-        return {f"{start}_{name}": float(value) for name, value in numbers.items()}
+        return {f"{start}_{name}": value for name, value in numbers.items()}
 
     # Optimizer
 

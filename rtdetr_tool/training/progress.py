@@ -126,7 +126,9 @@ class ProgressReport(ProgressBar):
         names = ["train_loss"]
         if pl_module.validated_epoch == trainer.current_epoch:
             names += ["val_loss", "val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50"]
-        parts = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
+        found = {name: float(metrics[name]) for name in names if name in metrics}
+        undefined = [name for name in names if pl_module.metrics.get(name, 0.0) is None]
+        parts = [f"{name} {value:.4f}" for name, value in found.items()] + [f"{name} undefined" for name in undefined]
         left = self.pace.seconds_left()
         speed = f"{self.pace.images_per_second:.1f} images/s"
         parts += [speed] + ([f"{as_clock(left)} left"] if left else [])

@@ -27,7 +27,9 @@ class StatusReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            kpi = _figures(trainer, ("val_mAP", "val_mAP50", "val_segm_mAP", "val_loss"))
+            names = ("val_mAP", "val_mAP50", "val_segm_mAP", "val_loss")
+            undefined = {name: None for name in names if name in pl_module.metrics and pl_module.metrics[name] is None}
+            kpi = _figures(trainer, names) | undefined
             current_status().running("Eval metrics generated.", kpi=kpi)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

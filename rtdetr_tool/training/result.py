@@ -14,9 +14,12 @@ from rtdetr_tool.training.distributed import rank
 
 @dataclass
 class FitResult:
-    """What a run left behind. `metrics` are of the last validation; paths are None when nothing was written."""
+    """What a run left behind.
 
-    metrics: dict[str, float] = field(default_factory=dict)
+    `metrics` are of the last validation, None where they are undefined; paths are None when nothing was written.
+    """
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int | None = None
     best_path: Path | None = None
@@ -38,7 +41,8 @@ def show_result(result: FitResult) -> None:
         table.add_row(f"Best {monitor}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
     for name in ("val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50", "val_loss", "train_loss"):
         if name in result.metrics:
-            table.add_row(f"Last {name}", f"{result.metrics[name]:.4f}")
+            value = result.metrics[name]
+            table.add_row(f"Last {name}", "-" if value is None else f"{value:.4f}")
     rows: list[tuple[str, Any]] = [("Best checkpoint", result.best_path), ("Latest checkpoint", result.latest_path)]
     for name, path in rows:
         if path is not None:

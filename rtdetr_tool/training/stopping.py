@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -16,7 +17,8 @@ class EarlyStopping(Callback):
     """Stops after `patience` validations in a row whose `monitor` is not more than `min_delta` above the best so far.
 
     What is validated is what counts: the average where EMA is on. All ranks see the same numbers and stop together. A
-    run that stopped is finished: one that resumes from its checkpoint with no more `patience` trains nothing.
+    validation whose score is undefined is neither a best one nor one without improvement. A run that stopped is
+    finished: one that resumes from its checkpoint with no more `patience` trains nothing.
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.001, monitor: str = "val_mAP") -> None:
@@ -29,6 +31,8 @@ class EarlyStopping(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
             return
         score = float(score)
+        if not math.isfinite(score):
+            return
         if self.best is None or score > self.best + self.min_delta:
             self.best, self.waited = score, 0
             return

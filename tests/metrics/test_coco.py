@@ -16,7 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.metrics.coco import STATS, CocoEvaluator, FoundObjects
+from rtdetr_tool.metrics.coco import CocoEvaluator, FoundObjects
+from rtdetr_tool.metrics.operating_point import OperatingPoint
+from rtdetr_tool.metrics.result import score_text, stat_names
 from rtdetr_tool.ops.structures import Detections
 
 
@@ -131,8 +133,9 @@ def test_all_numbers_equal_pycocotools(seed, images, classes, objects, noise, sc
         evaluator.category_ids = category_ids or ids
         expected, theirs = official(truth, evaluator.results_json(), category_ids)
         result = evaluator.compute()
-        assert list(result.stats) == list(STATS)
-        np.testing.assert_allclose(list(result.stats.values()), expected, rtol=0, atol=1e-9)
+        assert list(result.stats) == list(stat_names())
+        numbers = [-1.0 if value is None else value for value in result.stats.values()]
+        np.testing.assert_allclose(numbers, expected, rtol=0, atol=1e-9)
         for k, entry in enumerate(result.per_class):
             values = theirs.eval["precision"][:, :, k, 0, 2]
             assert entry.category_id == (category_ids or ids)[k]
@@ -203,8 +206,10 @@ def test_without_detections_the_score_is_zero_and_without_objects_it_is_undefine
     assert empty.map == 0.0 and empty.per_class[0].ap == 0.0
     truth = one_object() | {"annotations": []}
     result = evaluate(truth, {1: one_detection()}, [5]).compute()
-    assert set(result.stats.values()) == {-1.0} and result.per_class[0].ap is None
-    assert CocoEvaluator({"images": [], "annotations": [], "categories": []}, Classes([])).compute().map == -1.0
+    assert set(result.stats.values()) == {None} and len(result.stats) == 12 and result.per_class[0].ap is None
+    assert result.map is None and result.map50 is None and score_text(result.map) == "-"
+    assert result.best == OperatingPoint(None, None, None, None)
+    assert CocoEvaluator({"images": [], "annotations": [], "categories": []}, Classes([])).compute().map is None
     assert CocoEvaluator(one_object(), Classes([5])).compute().map == 0.0
 
 
@@ -276,7 +281,7 @@ def test_the_result_as_plain_data_is_strict_json() -> None:
     truth["categories"].append({"id": 6, "name": "absent"})
     plain = evaluate(truth, {1: one_detection()}, [5, 6]).compute().to_dict()
     text = json.loads(json.dumps(plain, allow_nan=False))
-    assert text["mAP"] == text["AP"] == pytest.approx(1) and text["mAP50"] == pytest.approx(1) and text["APl"] == -1.0
+    assert text["mAP"] == text["AP"] == pytest.approx(1) and text["mAP50"] == pytest.approx(1) and text["APl"] is None
     assert text["per_class"][0] == {
         "index": 0, "id": 5, "name": "name5", "AP": pytest.approx(1), "AP50": pytest.approx(1), "AR": 1.0, "objects": 1,
     }  # fmt: skip
@@ -287,3 +292,70 @@ def test_the_result_as_plain_data_is_strict_json() -> None:
 def test_nothing_is_printed(capfd) -> None:
     evaluate(one_object(), {1: one_detection()}, [5]).compute()
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_undefined_score_is_null_in_json_and_never_a_number() -> None:
+    truth = one_object() | {"annotations": []}
+    text = json.loads(json.dumps(evaluate(truth, {1: one_detection()}, [5]).compute().to_dict(), allow_nan=False))
+    assert {text[name] for name in ("mAP", "mAP50", *stat_names())} == {None}
+    assert text["best"] == dict.fromkeys(("threshold", "f1", "precision", "recall"))
+    (row,) = text["per_class"]
+    assert (row["AP"], row["AP50"], row["AR"], row["objects"]) == (None, None, None, 0)
+
+
+def test_crowd_regions_alone_and_classes_without_objects_leave_scores_undefined() -> None:
+    truth = one_object()
+    truth["annotations"][0]["iscrowd"] = 1
+    assert evaluate(truth, {1: one_detection()}, [5]).compute().map is None
+    truth = one_object()
+    truth["categories"].append({"id": 7, "name": "other"})
+    assert evaluate(truth, {1: one_detection()}, [5, 7], eval_class_ids=[7]).compute().map is None
+    assert evaluate(truth, {1: one_detection()}, [5, 7]).compute().map == pytest.approx(1)
+
+
+def many_objects(count: int) -> tuple[dict, Detections]:
+    """One image with so many objects in a grid, and perfect detections of them."""
+    corners = [(12.0 * (i % 20), 12.0 * (i // 20)) for i in range(count)]
+    truth = one_object()
+    truth["annotations"] = [
+        {"id": i + 1, "image_id": 1, "category_id": 5, "bbox": [x, y, 10, 10], "area": 100, "iscrowd": 0}
+        for i, (x, y) in enumerate(corners)
+    ]
+    boxes = torch.tensor([[x, y, x + 10, y + 10] for x, y in corners])
+    return truth, Detections(boxes, torch.linspace(0.9, 0.5, count), torch.zeros(count, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("max_dets", "expected"), [(100, 41 / 101), (249, 100 / 101), (250, 1.0), (500, 1.0)])
+def test_max_dets_bounds_what_250_perfect_detections_of_an_image_can_score(max_dets, expected) -> None:
+    truth, found = many_objects(250)
+    evaluator = CocoEvaluator(truth, Classes([5]), max_dets=max_dets)
+    evaluator.update([1], [found])
+    result = evaluator.compute()
+    assert result.map == pytest.approx(expected, abs=1e-9) == result.per_class[0].ap
+    assert result.stats[f"ARmax{max_dets}"] == pytest.approx(min(1.0, max_dets / 250)) == result.per_class[0].ar
+    assert tuple(result.stats) == stat_names(max_dets) and result.to_dict()["max_dets"] == max_dets == result.max_dets
+
+
+@pytest.mark.parametrize("max_dets", [1, 5, 10, 11, 30, 500])
+def test_every_max_dets_gives_the_numbers_of_pycocotools(max_dets) -> None:
+    rng = np.random.default_rng(3)
+    truth = ground_truth(rng, 6, [5, 9], 40)
+    evaluator = CocoEvaluator(truth, Classes([5, 9]), max_dets=max_dets)
+    found = detections(rng, truth, [5, 9], 60, 1000)
+    evaluator.update(found, found.values())
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = json.loads(json.dumps(truth))
+        coco.createIndex()
+        judge = COCOeval(coco, coco.loadRes(evaluator.results_json()), "bbox")
+        judge.params.maxDets = [count for count in (1, 10) if count < max_dets] + [max_dets]
+        judge.evaluate()
+        judge.accumulate()
+    precision, recall = judge.eval["precision"], judge.eval["recall"]
+    mean = lambda values: values[values > -1].mean()  # noqa: E731
+    stats = evaluator.compute().stats
+    assert stats["AP"] == pytest.approx(mean(precision[:, :, :, 0, -1]), abs=1e-9)
+    assert stats["APs"] == pytest.approx(mean(precision[:, :, :, 1, -1]), abs=1e-9)
+    assert stats["ARl"] == pytest.approx(mean(recall[:, :, 3, -1]), abs=1e-9)
+    for place, count in enumerate(judge.params.maxDets):
+        assert stats[f"ARmax{count}"] == pytest.approx(mean(recall[:, :, 0, place]), abs=1e-9)

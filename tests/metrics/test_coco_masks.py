@@ -80,7 +80,8 @@ def judge(truth, results, kind):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(STATS, evaluation.stats, strict=True))
+    numbers = (None if value == -1 else value for value in evaluation.stats)  # undefined
+    return dict(zip(STATS, numbers, strict=True))
 
 
 def test_mask_and_box_ap_are_pycocotools():

@@ -9,7 +9,7 @@ import hotcoco
 import numpy as np
 import pytest
 
-from rtdetr_tool.metrics.operating_point import NOTHING_FOUND, Found, best_operating_point, match
+from rtdetr_tool.metrics.operating_point import NOTHING_TO_FIND, Found, best_operating_point, match
 
 
 def drawn(seed: int, count: int = 40):
@@ -57,7 +57,7 @@ def test_the_threshold_with_the_greatest_mean_f1_is_taken():
     assert best.threshold == pytest.approx(0.41)
     assert (best.precision, best.recall) == (1.0, 0.75)
     assert best.f1 == pytest.approx((2 / 3 + 1) / 2)
-    assert best_operating_point({3: classes[3]}) == NOTHING_FOUND
+    assert best_operating_point({3: classes[3]}) == NOTHING_TO_FIND
 
 
 def test_the_numbers_are_those_of_rfdetrs_package():

@@ -1,0 +1,94 @@
+"""Scores that are undefined, and images with more objects than a score counts: what each command says and writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def scored_on(project, annotations: list[dict], **fields) -> None:
+    """Validate and test on the same images with these annotations."""
+    file = project.folder / "scored.json"
+    file.write_text(json.dumps({**project.coco, "annotations": annotations}))
+    source = {**project.spec["dataset"]["val_data_sources"], "json_file": str(file)}
+    project.spec["dataset"] |= {"val_data_sources": source, "test_data_sources": source, **fields}
+    project.write()
+
+
+def crowded(project, count: int) -> list[dict]:
+    """So many small objects in the first image."""
+    return [
+        {**project.coco["annotations"][0], "id": i + 1, "bbox": [i % 20 * 3, i // 20 * 3, 2, 2], "area": 4}
+        for i in range(count)
+    ]
+
+
+def said(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["validate_data", "train"])
+def test_validation_data_without_an_object_is_refused_before_anything_is_trained(project, capsys, command):
+    scored_on(project, [])
+    assert project.run(command, "train.is_dry_run=false") == 2
+    assert "val: no object in the whole split" in said(capsys)
+    assert not list((project.folder / "results").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("command", ["validate_data", "train"])
+def test_validation_data_without_an_object_of_the_scored_classes_is_refused(project, capsys, command):
+    project.coco["categories"].append({"id": 2, "name": "dog"})
+    scored_on(project, project.coco["annotations"], eval_class_ids=[2], num_classes=3)
+    assert project.run(command) == 2
+    assert "val: no object of the classes that are scored" in said(capsys)
+
+
+@pytest.mark.parametrize("command", ["validate_data", "train"])
+def test_an_unknown_class_to_score_is_refused_before_the_first_epoch(project, capsys, command):
+    scored_on(project, project.coco["annotations"], eval_class_ids=[7])
+    assert project.run(command) == 2
+    assert "dataset.eval_class_ids has ids that are no category of the data ([7]; the data has 1: cat)" in said(capsys)
+
+
+def test_evaluate_without_objects_warns_writes_predictions_and_leaves_every_score_undefined(project, capsys):
+    project.spec["model"]["num_select"] = 16  # all there are: untrained weights may prefer an output without a class
+    checkpoint = project.checkpoint()
+    scored_on(project, [])
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
+    text = said(capsys)
+    assert "test: no object that counts" in text and "mAP -, mAP50 -" in text and "-1" not in text
+    folder = project.folder / "results" / "evaluate"
+    scores = json.loads((folder / "results.json").read_text())
+    assert scores["mAP"] is None and scores["ARmax100"] is None and scores["best"]["f1"] is None
+    assert json.loads((folder / "predictions.json").read_text())
+    kpi = project.status("evaluate")[-1]["kpi"]
+    assert "test_mAP" in kpi and set(kpi.values()) == {None}
+
+
+@pytest.mark.parametrize("command", ["validate_data", "train", "evaluate"])
+def test_images_with_more_objects_than_coco_counts_are_named(project, capsys, command):
+    checkpoint = project.checkpoint()
+    scored_on(project, crowded(project, 130))
+    options = [f"evaluate.checkpoint={checkpoint}"] if command == "evaluate" else []
+    split = "test" if command == "evaluate" else "val"
+    assert project.run(command, *options) == 0
+    text = said(capsys)
+    if command == "validate_data":
+        report = json.loads((project.folder / "results" / command / "report.json").read_text())
+        text = " ".join(f"{found['split']}: {found['count']} {found['text']}" for found in report["findings"])
+        text += " ".join(example for found in report["findings"] for example in found["examples"])
+    assert f"{split}: 1 images with more objects of one class than evaluate.max_dets" in text
+    assert "130 of cat, evaluate.max_dets is 100" in text
+    assert f"{split}: 1 images with more objects than model.num_select" in text
+
+
+def test_max_dets_is_used_and_named_in_the_results(project, capsys):
+    checkpoint = project.checkpoint()
+    scored_on(project, crowded(project, 130))
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}", "evaluate.max_dets=200") == 0
+    scores = json.loads((project.folder / "results" / "evaluate" / "results.json").read_text())
+    assert scores["max_dets"] == 200 and "ARmax200" in scores and "ARmax100" not in scores
+    text = said(capsys)
+    assert "of one class than evaluate.max_dets" not in text
+    assert "test: evaluate.max_dets is more than the detector returns for an image" in text
