@@ -7,12 +7,22 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_JUST_MADE, _A_DAY = 2.0, 86_400.0  # seconds; the lock is taken just after a file is made
 
 
 @contextmanager
@@ -22,11 +32,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Content and rename are flushed to the disk. When the block raises, `path` stays as it was and nothing is left over.
     """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
     temporary = Path(name)
     try:
-        yield temporary
+        with _held(descriptor):
+            yield temporary
         _flush(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -44,7 +54,10 @@ def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[P
     taken away before its companion is exchanged, and a companion that the new file does not have goes as well.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix=_prefix(path), dir=path.parent) as folder,
+        _held(os.open(folder, os.O_RDONLY)),
+    ):
         temporary = Path(folder) / path.name
         yield temporary
         written = [file for file in (_companion(temporary, suffix), temporary) if file.exists()]
@@ -62,6 +75,62 @@ def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[P
 
 def _companion(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def remove_unfinished(path: str | os.PathLike) -> None:
+    """Delete what killed programs left of writing `path`; what a program that lives is writing stays."""
+    path = Path(path)
+    name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}(?:{re.escape(path.suffix)})?")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in [entry for entry in entries if name.fullmatch(entry.name)]:
+            if _is_abandoned(entry):
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+
+def make_folder_below(root: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Make `folder`, which is below `root`; OSError where a link on the way leads out of the real `root`."""
+    root, folder = Path(root), Path(folder)
+    inside, place = os.path.realpath(root), root
+    for part in folder.relative_to(root).parts:
+        place = place / part
+        if place.is_symlink() and os.path.commonpath([inside, os.path.realpath(place)]) != inside:
+            raise OSError(errno.ELOOP, f"{place} is a link that leads out of {root}; remove it")
+        place.mkdir(exist_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.stem}.unfinished_"
+
+
+@contextmanager
+def _held(descriptor: int) -> Iterator[None]:
+    """Hold a lock while something is written, by which others see that its program lives; closes the descriptor."""
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_abandoned(entry: os.DirEntry) -> bool:
+    """Whether nobody holds it: by its lock, and where there are none, after a day."""
+    age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+    if entry.is_symlink() or age < _JUST_MADE:
+        return False
+    descriptor = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no locks")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return age > _A_DAY
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:

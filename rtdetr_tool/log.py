@@ -7,10 +7,12 @@ a terminal obeys are written out: names of files and classes are whatever somebo
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import re
+import stat
 import sys
 import warnings
 from functools import cache
@@ -96,16 +98,23 @@ class _ConsoleHandler(logging.Handler):
 
 class LogFile(logging.FileHandler):
     def _open(self) -> TextIO:
-        def without_links(name: str, flags: int) -> int:
-            return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=without_links)
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_open_log)
 
     def reopen(self) -> None:
         """Write into a file that is there: the folder of the one before was deleted."""
         with self.lock:
             self.stream.close()
             self.stream = self._open()
+
+
+def _open_log(name: str, flags: int) -> int:
+    """A descriptor of a regular file: a link is not followed, and the reader of a pipe is not waited for."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(name, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
+    return descriptor
 
 
 class _FileFormatter(logging.Formatter):

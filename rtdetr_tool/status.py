@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+LARGEST_FILE = 64 << 20  # bytes; lines are appended to a larger file, which is not written anew with each
 _RESERVE = 16 * 1024  # bytes, for the last line
 
 
@@ -128,17 +130,30 @@ class StatusLogger:
         except OSError as error:  # a full disk must not end a run that may get over it
             logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
 
+    def _earlier_lines(self) -> bytes:
+        if not self.path.exists():
+            return b""
+        if not _is_regular(self.path):
+            raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
+        if self.path.stat().st_size > LARGEST_FILE:
+            raise OSError(errno.EFBIG, "it is appended to")
+        return self.path.read_bytes()
+
     def _add(self, data: bytes) -> None:
         if self._replace is not None and not self.path.is_symlink():
             with contextlib.suppress(OSError):
-                self._replace(self.path, (self.path.read_bytes() if self.path.exists() else b"") + data)
+                self._replace(self.path, self._earlier_lines() + data)
                 return
         _append_whole(self.path, data)
 
 
+def _is_regular(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
 def _append_whole(path: Path, data: bytes) -> None:
     """Append all of `data` with one write, or nothing where the disk has room for a part only; links are refused."""
-    no_link = getattr(os, "O_NOFOLLOW", 0)
+    no_link = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor is the reader of a pipe waited for
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link, 0o644)
     try:
         written = os.write(descriptor, data)

@@ -16,9 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.files import parse_json, replacing
+from rtdetr_tool.files import parse_json, read_limited, remove_unfinished, replacing
 
 MAGIC = b"trt"  # bytes 1 to 3 of a plan; the first byte tells its kind
+LARGEST_PLAN = 16 << 30  # bytes
+LARGEST_DESCRIPTION = 16 << 20
+FIELDS: dict[str, dict[str, type]] = {  # of a description, as far as this package reads them
+    "build": {"backend": str, "version": str, "compute_capabilities": list},
+    "engine": {"file": str, "bytes": int, "sha256": str, "built": str},
+}
 VERSION_AT = 24  # four bytes: major, minor, patch, build
 
 
@@ -40,6 +46,8 @@ def write_engine_file(path: str | os.PathLike, plan: bytes, description: Mapping
         "sha256": hashlib.sha256(plan).hexdigest(),
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    remove_unfinished(path)
+    remove_unfinished(beside)
     text = json.dumps({**description, "engine": engine}, indent=2, ensure_ascii=False) + "\n"
     new = not beside.exists()
     try:
@@ -71,7 +79,7 @@ def read_engine_file(path: str | os.PathLike) -> tuple[bytes, dict[str, Any]]:
     if not path.exists():
         raise CheckpointError(f"There is no TensorRT engine at {path}.{_neighbours(path)}")
     try:
-        plan = path.read_bytes()
+        plan = read_limited(path, LARGEST_PLAN)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if not plan:
@@ -85,23 +93,43 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
     """What `<engine file>.json` says; empty where there is none, as with engines of other tools."""
     beside = description_path(path)
     try:
-        description = parse_json(beside.read_text(encoding="utf-8"))
+        description = parse_json(read_limited(beside, LARGEST_DESCRIPTION))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{beside} cannot be read: {error}. It may also be deleted.") from error
     if not isinstance(description, dict):
         raise CheckpointError(f"{beside} does not describe an engine. It may also be deleted.")
+    if wrong := _wrong_field(description):
+        raise CheckpointError(f"{beside} does not describe an engine: {wrong}. It may also be deleted.")
     return description
+
+
+def _wrong_field(description: Mapping[str, Any]) -> str | None:
+    """What in a description is of another kind than `write_engine_file` writes, in words."""
+    for section, fields in FIELDS.items():
+        inner = description.get(section)
+        if inner is None:
+            continue
+        if not isinstance(inner, dict):
+            return f"{section} is {type(inner).__name__}; expected an object"
+        for name, kind in fields.items():
+            value = inner.get(name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                return f"{section}.{name} is {type(value).__name__}; expected {kind.__name__}"
+    targets = (description.get("build") or {}).get("compute_capabilities") or []
+    if not all(isinstance(target, str) for target in targets):
+        return "build.compute_capabilities holds values that are not text"
+    return None
 
 
 def check_belongs(path: Path, plan: bytes, description: Mapping[str, Any]) -> None:
     """Size and hash of a plan against its description."""
     engine = description.get("engine") or {}
-    size = engine.get("bytes", len(plan))
+    size = engine.get("bytes") or len(plan)
     if len(plan) < size:
         raise CheckpointError(f"{path} is cut short: {len(plan)} of {size} bytes; an interrupted copy or download?")
-    if engine.get("sha256", "") not in ("", hashlib.sha256(plan).hexdigest()):
+    if (engine.get("sha256") or "") not in ("", hashlib.sha256(plan).hexdigest()):
         raise CheckpointError(
             f"{description_path(path)} belongs to another engine than {path} (size or hash differ), or the engine is "
             "damaged. Copy both files together, or build the engine again."

@@ -6,7 +6,8 @@ Protobuf ends at 2 GiB: the weights of larger models lie beside the graph, in `<
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,9 +17,13 @@ import onnx
 
 from rtdetr_tool.artifacts.graph_interface import GraphInterface, read_interface
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import parse_json, replacing_with_companion
+from rtdetr_tool.files import parse_json, remove_unfinished, replacing_with_companion
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
+LARGEST_MODEL = 2**31  # bytes of a file; protobuf has this limit
+LARGEST_METADATA = 16 << 20  # characters
+MOST_NUMBERS = 2**33  # of one tensor
+LOOPS = ("Loop", "Scan", "SequenceMap")
 WEIGHTS_SUFFIX = ".data"
 SMALLEST_APART = 1024  # bytes of a tensor that is worth a place in the other file
 
@@ -35,8 +40,11 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
         near = f" {path.parent} holds: {', '.join(found)}." if found else ""
         raise CheckpointError(f"There is no ONNX file at {path}.{near}")
     try:
+        if path.stat().st_size > LARGEST_MODEL:
+            raise CheckpointError(f"{path} has more than 2 GiB, which no ONNX file can have.")
         model = onnx.load(path, load_external_data=False)
         _check_places(model, path)
+        _check_cost(model, path)
         if weights:
             onnx.load_external_data_for_model(model, str(path.parent))
     except CheckpointError:
@@ -51,9 +59,30 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
     return model
 
 
+def _check_cost(model: onnx.ModelProto, path: Path) -> None:
+    """CheckpointError for what may never end or takes far more memory than the file: loops, and huge constants."""
+    for node in _nodes(model):
+        if node.op_type in LOOPS:
+            raise CheckpointError(
+                f"{path} was refused: node {node.name!r} is a {node.op_type}, which may run for any time. Detectors "
+                "need no loops; export the model without them."
+            )
+    for tensor in _tensors(model):
+        numbers = math.prod(tensor.dims)
+        if numbers > MOST_NUMBERS:
+            raise CheckpointError(f"{path} was refused: tensor {tensor.name!r} claims {numbers} numbers.")
+    for graph in _graphs(model):
+        for sparse in graph.sparse_initializer:
+            if math.prod(sparse.dims) > MOST_NUMBERS // 16:
+                raise CheckpointError(f"{path} was refused: a sparse tensor claims {math.prod(sparse.dims)} numbers.")
+    metadata = sum(len(entry.value) for entry in model.metadata_props)
+    if metadata > LARGEST_METADATA:
+        raise CheckpointError(f"{path} was refused: its metadata have {metadata} characters.")
+
+
 def _check_places(model: onnx.ModelProto, path: Path) -> None:
     """Weights apart must lie in the folder of the graph or below: a graph could name any file of this machine."""
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         for entry in tensor.external_data:
             place = PurePosixPath(entry.value.replace("\\", "/"))
             outside = place.is_absolute() or ".." in place.parts or PureWindowsPath(entry.value).drive
@@ -64,16 +93,49 @@ def _check_places(model: onnx.ModelProto, path: Path) -> None:
                 )
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph, those in attributes and graphs within it included."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
+    return (attribute for node in nodes for attribute in node.attribute)
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph of a model, and all in attributes of nodes and of the model's own functions."""
+    functions = [entry for function in model.functions for entry in (*_attributes(function.node), *_defaults(function))]
+    waiting = [model.graph, *(graph for entry in functions for graph in _graphs_of(entry))]
+    for training in model.training_info:
+        waiting += [training.initialization, training.algorithm]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting += [inner for attribute in _attributes(graph.node) for inner in _graphs_of(attribute)]
+
+
+def _graphs_of(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    return [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+
+
+def _defaults(function: onnx.FunctionProto) -> Iterable[onnx.AttributeProto]:
+    return getattr(function, "attribute_proto", ())
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for function in model.functions:
+        yield from function.node
+    for graph in _graphs(model):
+        yield from graph.node
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, those in attributes, in graphs within graphs and in functions included."""
+    for graph in _graphs(model):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    defaults = (entry for function in model.functions for entry in _defaults(function))
+    for attribute in (*_attributes(_nodes(model)), *defaults):
+        yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
+        single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for entry in (*attribute.sparse_tensors, *single):
+            yield from (entry.values, entry.indices)
 
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
@@ -87,6 +149,7 @@ def replacing_onnx(path: str | Path, model: onnx.ModelProto) -> Iterator[Path]:
 
     A model with weights apart has lost them afterwards.
     """
+    remove_unfinished(path)
     with replacing_with_companion(path, WEIGHTS_SUFFIX) as temporary:
         apart = {"location": temporary.name + WEIGHTS_SUFFIX, "size_threshold": SMALLEST_APART}
         onnx.save(model, temporary, **({} if fits_one_file(model) else {"save_as_external_data": True, **apart}))

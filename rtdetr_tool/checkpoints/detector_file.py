@@ -29,9 +29,10 @@ from rtdetr_tool.checkpoints.rfdetr_architecture import (
     settings_of,
 )
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import parse_json
+from rtdetr_tool.files import parse_json, read_limited
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+LARGEST_CONFIG = 16 << 20  # bytes
 DIRECTORY_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -198,7 +199,7 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
             raise CheckpointError(f"{path} is missing: transformers keeps the architecture there.")
         return {}
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_limited(path, LARGEST_CONFIG))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

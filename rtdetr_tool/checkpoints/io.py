@@ -24,7 +24,7 @@ from rtdetr_tool.checkpoints.layout import TAO_PREFIX, detector_weights
 from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import parse_json, replacing
+from rtdetr_tool.files import parse_json, remove_unfinished, replacing
 
 _REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global|class|instantiate) [`'\"]?([\w.]+\.[\w.]+)")
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -45,6 +45,7 @@ def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path
 def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """A checkpoint of ours with weights (by our names) and metadata only; `.safetensors` or, else, PyTorch's format."""
     path = Path(path)
+    remove_unfinished(path)
     if path.suffix != ".safetensors":
         named = {f"{TAO_PREFIX}{name}": tensor for name, tensor in weights.items()}
         return save_checkpoint({"state_dict": named, "tao_model": "rtdetr", KEY: dict(meta)}, path)

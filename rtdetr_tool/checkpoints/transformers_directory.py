@@ -22,7 +22,7 @@ from rtdetr_tool.checkpoints.transformers_config import (
 )
 from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import replacing, write_atomically
+from rtdetr_tool.files import remove_unfinished, replacing, write_atomically
 
 WEIGHTS = "model.safetensors"
 FILES = (CONFIG, PREPROCESSOR, WEIGHTS)
@@ -60,6 +60,8 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, Mapp
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, *texts):
+        remove_unfinished(folder / name)
     with replacing(folder / WEIGHTS) as temporary:
         save_file(dict(tensors), temporary, {"format": "pt"})
     for name, content in texts.items():  # after the weights: what has a configuration is complete

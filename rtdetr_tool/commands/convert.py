@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.errors import MachineError, UserError
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,11 @@ def main(options: argparse.Namespace) -> int:
             notes = write_transformers(target, opened.detector.state_dict(), meta)
         else:
             save_detector(opened.detector.state_dict(), meta, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+    except Exception as error:  # torch and safetensors have errors of their own for a disk without room
+        check_room(target, opened.detector.state_dict())
+        if isinstance(error, OSError):
+            raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+        raise
     if opened.spec.model.frozen_fm.enabled:
         notes.append(
             f"{target} is without the frozen foundation model: model.frozen_fm.checkpoint must name its file (a TAO "
@@ -85,6 +88,20 @@ def check_target(target: Path, layout: str | None, force: bool) -> str:
     if taken and not force:
         raise UserError(f"{target} exists{'' if is_file else ' and is not empty'}; give --force to overwrite it")
     return layout
+
+
+def check_room(target: Path, weights: Mapping[str, Any]) -> None:
+    """`MachineError` where the weights do not fit on the disk of `target`."""
+    import shutil
+
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineError(
+            f"{target} cannot be written: the disk is full. {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are "
+            f"free in {folder}."
+        )
 
 
 def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:

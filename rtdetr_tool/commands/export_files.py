@@ -19,7 +19,7 @@ from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.verify import Reference, change_of_detections, verify_detections, verify_features
 from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
 from rtdetr_tool.errors import RtdetrError
-from rtdetr_tool.files import replacing, sha256_of
+from rtdetr_tool.files import remove_unfinished, replacing, sha256_of
 from rtdetr_tool.runtimes import litert_runtime, onnx_runtime
 from rtdetr_tool.runtimes.graph_tensors import to_graph
 from rtdetr_tool.spec import DatasetSpec, ExportSpec
@@ -72,6 +72,7 @@ def write_tflite(order: Order, dataset: DatasetSpec, calibration: str | np.ndarr
     feeds = calibration_feeds(order, dataset, calibration) if section.tflite.data_type == "INT8" else []
     current_status().running("Converting to TFLite.")
     content = tflite.convert(order.model, order.size, order.batch or 1, section.verbose)
+    remove_unfinished(target)
     with replacing(target) as temporary:
         temporary.write_bytes(content)
         append_description(temporary, order.description)

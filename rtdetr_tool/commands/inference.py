@@ -21,7 +21,7 @@ from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.data.folder import ImageFolder, read_classmap
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import DataError, UserError
-from rtdetr_tool.files import replacing, write_atomically
+from rtdetr_tool.files import make_folder_below, replacing, write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections, Target
@@ -103,6 +103,7 @@ class Writer:
         self.paths, self.skipped = images.paths, images.skipped
         self.stems = self._stems(self.paths)
         self.results: list[dict] = []
+        self.made: set[Path] = set()  # folders
         self.failures: list[tuple[str, str]] = []
 
     def _stems(self, paths: Sequence[str]) -> dict[str, str]:
@@ -122,12 +123,21 @@ class Writer:
         suffix = Path(path).suffix if Path(path).suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp") else ".png"
         return root / "labels" / f"{stem}.txt", root / "images_annotated" / f"{stem}{suffix}"
 
+    def _make_folders(self, *folders: Path) -> None:
+        for folder in folders:
+            if folder not in self.made:
+                try:
+                    make_folder_below(self.folder, folder)
+                except OSError as error:
+                    raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+                self.made.add(folder)
+
     def write(self, target: Target, found: Detections) -> None:
         keep = [self.class_map.category_id_of(label) is not None for label in found.labels.tolist()]
         found = found.select(keep)
         label_file, image_file = self.places(target.path)
         lines = kitti_lines(found, self.class_map.name_of)
-        label_file.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folders(label_file.parent, image_file.parent)
         write_atomically(label_file, "".join(f"{line}\n" for line in lines))
         image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
         drawn = draw_detections(
@@ -166,7 +176,6 @@ def sequence_of(path: str) -> str:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         image.save(temporary, quality=92)
 

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import socket
+import stat
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".run.lock"
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -42,8 +44,10 @@ class RunLock:
 
     def _acquire(self) -> None:
         while True:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o644)
             try:
+                if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                    raise UserError(f"{self.path} is a pipe, socket or device, not a lock file; remove it.")
                 owner = self._take()
                 if not self._is_in_place():  # its holder removed it between our two steps
                     os.close(self._descriptor)

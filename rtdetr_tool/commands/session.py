@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from rtdetr_tool.commands.run_lock import RunLock
 from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError, WriteError
-from rtdetr_tool.files import write_atomically
+from rtdetr_tool.files import remove_unfinished, write_atomically
 from rtdetr_tool.log import LogFile, close_log_file, open_log_file, set_up_console
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
@@ -25,6 +26,10 @@ OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, Preempted.exit_c
 
 # Commands that go on from what lies in their results folder, so that two of them must not share one.
 EXCLUSIVE = ("train", "distill")
+
+
+WRITTEN_FILES = ("experiment.yaml", "status.json", "results.json", "predictions.json", "images.json")
+WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlflow_artifacts", "dataset_grids")
 
 
 def run_session(
@@ -55,6 +60,9 @@ def _run_in(
 ) -> int:
     """`run_session` with its folder, and what keeps other runs out of it."""
     first = process_rank() == 0
+    refuse_links_out(folder)
+    for name in WRITTEN_FILES if first else ():
+        remove_unfinished(folder / name)
     try:
         handler = open_log_file(folder / "log.txt") if first else None
     except OSError as error:
@@ -128,6 +136,16 @@ def _report(
             return INTERRUPTED
         status.failure(f"{_failure_kind(error)}: {str(error) or type(error).__name__}")
         return report_failure(error, log)
+
+
+def refuse_links_out(folder: Path) -> None:
+    """UserError where a folder or store that libraries write into is a link that leads out of the results folder."""
+    inside = os.path.realpath(folder)
+    for place in (folder / name for name in WRITTEN_BY_LIBRARIES):
+        below = list(place.iterdir()) if place.is_dir() and not place.is_symlink() else []
+        for path in (place, *below):
+            if path.is_symlink() and os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+                raise UserError(f"{path} is a link that leads out of the results folder {folder}; remove it.")
 
 
 @contextmanager

@@ -18,9 +18,12 @@ from rtdetr_tool.data.faults import check_folder, retried, walked
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
 from rtdetr_tool.data.preprocess import load_image
 from rtdetr_tool.errors import DataError, MachineError
+from rtdetr_tool.files import read_limited
 from rtdetr_tool.ops.structures import Target
 
 logger = logging.getLogger(__name__)
+
+LARGEST_CLASSMAP = 16 << 20  # bytes
 
 _NAMED = 5  # skipped files that a message names
 
@@ -90,7 +93,8 @@ def read_classmap(path: str) -> list[str]:
     Blank lines at the end do not count.
     """
     try:
-        lines = retried(lambda: Path(path).read_text(encoding="utf-8-sig"), path).splitlines()
+        text = retried(lambda: read_limited(path, LARGEST_CLASSMAP), path).decode("utf-8-sig")
+        lines = text.splitlines()
     except FileNotFoundError as error:
         raise DataError(f"Classmap not found: {path}") from error
     except (OSError, UnicodeDecodeError) as error:

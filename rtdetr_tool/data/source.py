@@ -100,6 +100,19 @@ def read_bytes(path: str, what: str, limit: int = LARGEST_LABEL) -> bytes:
     return data
 
 
+def refuse_link_out(path: str, root: str, what: str) -> None:
+    """DataError for a file that names classes or images and is a link to a file outside of its data set.
+
+    Images, label files and folders may be links; what such a file says ends up in results and messages.
+    """
+    real, inside = os.path.realpath(path), os.path.realpath(root)
+    if os.path.islink(path) and os.path.commonpath([real, inside]) != inside:
+        raise DataError(
+            f"{what} {path} is a link that leads out of the data set {root}. Names are only read from files in the "
+            "data set: copy the file there, or name it itself in the spec."
+        )
+
+
 def area_of(box: tuple[float, float, float, float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 

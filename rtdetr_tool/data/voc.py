@@ -23,6 +23,7 @@ from rtdetr_tool.data.source import (
     area_of,
     fitted_box,
     read_bytes,
+    refuse_link_out,
     spellings,
 )
 from rtdetr_tool.data.units import XYXY, BoxUnits
@@ -140,6 +141,7 @@ class _Reader:
         return images
 
     def _read_names(self) -> list[str]:
+        refuse_link_out(self.names_file, self.files.root, "The list of classes")
         text = read_bytes(self.names_file, "The list of classes").decode("utf-8-sig", "replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
@@ -151,6 +153,7 @@ class _Reader:
 
     def _listed(self, known: set[str]) -> list[str]:
         """The names of images in a list of `ImageSets/Main`; what stands behind a name in a line is not read."""
+        refuse_link_out(self.files.listed, self.files.root, "The list of images")
         text = read_bytes(self.files.listed, "The list of images", LARGEST_LIST).decode("utf-8-sig", "surrogateescape")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         stems = list(dict.fromkeys(line if line in known else line.split()[0] for line in lines))
@@ -255,7 +258,7 @@ def _parse(path: str) -> ElementTree.Element:
     except (DataError, ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise DataError(f"{path} is no annotation of Pascal VOC: {error}.") from error
     if root.tag != "annotation":
-        raise DataError(f"{path} is no annotation of Pascal VOC: its root is <{root.tag[:60]}>, not <annotation>.")
+        raise DataError(f"{path} is no annotation of Pascal VOC: its root is not <annotation>.")
     return root
 
 

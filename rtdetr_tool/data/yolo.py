@@ -17,7 +17,15 @@ from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
 from rtdetr_tool.data.image_formats import is_companion
 from rtdetr_tool.data.preprocess import image_size
-from rtdetr_tool.data.source import LARGEST_LIST, AnnotatedImage, Source, area_of, fitted_box, read_bytes
+from rtdetr_tool.data.source import (
+    LARGEST_LIST,
+    AnnotatedImage,
+    Source,
+    area_of,
+    fitted_box,
+    read_bytes,
+    refuse_link_out,
+)
 from rtdetr_tool.data.units import CXCYWH, BoxUnits
 from rtdetr_tool.data.yolo_yaml import Description, describe, yaml_of
 from rtdetr_tool.errors import DataError
@@ -96,6 +104,8 @@ class _Reader:
 
     def _image_list(self, path: str) -> list[str]:
         """The images that a text file names, one per line, seen from its own folder or from the data set's."""
+        if self.description.confined:
+            refuse_link_out(path, self.description.root, "The list of images")
         text = read_bytes(path, "The list of images", LARGEST_LIST).decode("utf-8-sig", "surrogateescape")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
@@ -178,12 +188,12 @@ class _Reader:
                 raise ValueError
             index, *numbers = map(float, parts)
         except ValueError:
-            raise self._malformed(parts, where, "not all of it is numbers") from None
+            raise self._malformed(where, "not all of it is numbers") from None
         names = self.description.names
         if not 0 <= index < len(names) or index != int(index):
             hint = " Indices begin at 0." if index == len(names) else ""
             raise DataError(
-                f"{where}: class index {parts[0].decode(errors='replace')}, but {self.description.path} names "
+                f"{where}: class index {index:g}, but {self.description.path} names "
                 f"{len(names)} classes, 0 to {len(names) - 1}.{hint} Correct the line, or complete `names`."
             )
         if len(numbers) == 4 or (self.description.has_keypoints and len(numbers) > 4):
@@ -198,10 +208,9 @@ class _Reader:
             box = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
             return int(index), box, numbers
         hint = "; is the sixth a score? These are labels, not predictions" if len(numbers) == 5 else ""
-        raise self._malformed(parts, where, f"it has {len(parts)} values, not 5{hint}")
+        raise self._malformed(where, f"it has {len(parts)} values, not 5{hint}")
 
-    def _malformed(self, parts: list[bytes], where: str, why: str) -> DataError:
-        shown = b" ".join(parts)[:60].decode(errors="replace")
+    def _malformed(self, where: str, why: str) -> DataError:
         return DataError(
-            f"{where} cannot be read: {shown!r} ({why}). Expected: {_EXPECTED}; or an outline of 3 or more points."
+            f"{where} cannot be read: {why}. Expected: {_EXPECTED}; or an outline of 3 or more points."
         )

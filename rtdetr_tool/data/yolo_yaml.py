@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from rtdetr_tool.data.source import read_bytes, spellings
+from rtdetr_tool.data.source import read_bytes, refuse_link_out, spellings
 from rtdetr_tool.errors import DataError, MissingSplit
 
 logger = logging.getLogger(__name__)
 
+LARGEST_YAML = 2 << 20  # bytes: 100,000 classes
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -74,9 +75,11 @@ def describe(place: str) -> Description:
     path = yaml_of(place)
     if not path:
         raise DataError(f"{place} has no YOLO data set: there is no {', '.join(YAML_NAMES)} in it.")
+    confined = os.path.isdir(place)
+    if confined:
+        refuse_link_out(path, place, "The file")
     content = _load_yaml(path)
     folder = os.path.dirname(path) or "."
-    confined = os.path.isdir(place)
     root = folder
     stated = content.get("path")
     if isinstance(stated, str) and stated.strip():
@@ -105,7 +108,7 @@ def yaml_of(place: str) -> str:
 
 def _load_yaml(path: str) -> dict[str, Any]:
     """Every scalar as the text that stands there: a class may be called `no` or `007`."""
-    data = read_bytes(path, "The file")
+    data = read_bytes(path, "The file", LARGEST_YAML)
     try:
         content = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
     except UnicodeDecodeError as error:

@@ -147,7 +147,7 @@ def test_an_unreadable_image_is_left_to_the_reader_of_images(make) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.5", r"line 2 cannot be read: '0 0\.5 0\.5 0\.5' \(it has 4 values, not 5\)"),
+        ("0 0.5 0.5 0.5", "line 2 cannot be read: it has 4 values, not 5"),
         ("0 0.5 0.5 0.2 0.2 0.9", r"line 2 .* is the sixth a score\?"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "it has 8 values, not 5"),
         ("cat 0.5 0.5 0.2 0.2", "line 2 .*not all of it is numbers"),

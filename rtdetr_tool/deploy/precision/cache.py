@@ -12,8 +12,9 @@ from pathlib import Path
 import onnx
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.files import parse_json, write_atomically
+from rtdetr_tool.files import parse_json, read_limited, write_atomically
 
+LARGEST_CACHE = 64 << 20  # bytes
 FORMAT = "rtdetr INT8 ranges 1"
 
 
@@ -49,7 +50,7 @@ def read_cache(path: str | os.PathLike, graph_sha256: str, tensors: Iterable[str
     if not path.exists():
         return None
     try:
-        data = parse_json(path.read_text(encoding="utf-8"))
+        data = parse_json(read_limited(path, LARGEST_CACHE))
         found = Calibration(**data)
         sound = found.format == FORMAT and all(value >= 0 for value in found.ranges.values())
     except (OSError, ValueError, TypeError, AttributeError):
