@@ -628,7 +628,7 @@ def test_a_field_has_an_effect(row, data):
 
 
 @pytest.mark.parametrize(("verbose", "lines"), [(False, 0), (True, 1)])
-def test_lr_changes_are_logged_when_verbose(verbose, lines, data, monkeypatch):
+def test_lr_changes_are_logged_when_verbose(verbose, lines, data, monkeypatch, caplog):
     from rtdetr_tool.training.module import DetectorModule
 
     spec = build(data, train__verbose=verbose, train__optim__lr_steps=[1])
@@ -638,7 +638,7 @@ def test_lr_changes_are_logged_when_verbose(verbose, lines, data, monkeypatch):
     module.optimizers = lambda: built["optimizer"]
     monkeypatch.setattr(type(module), "current_epoch", 1)  # the epoch of the drop
     log, heard = logging.getLogger("rtdetr_tool.training.module"), logging.handlers.BufferingHandler(100)
-    monkeypatch.setattr(log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger=log.name)  # unlike setting `level`, this clears the cache of levels
     monkeypatch.setattr(log, "handlers", [heard])
     module.on_train_epoch_start()
     assert sum("earning rate" in record.getMessage() for record in heard.buffer) == lines

@@ -42,7 +42,7 @@ def shown(project, command: str, text: str) -> None:
     assert all(json.loads(line) for line in status.splitlines())
 
 
-@pytest.mark.parametrize(("command", "code"), [("validate_data", 0), ("train", 0), ("evaluate", 0), ("inference", 1)])
+@pytest.mark.parametrize(("command", "code"), [("validate_data", 0), ("train", 0), ("evaluate", 0), ("inference", 2)])
 def test_no_name_reaches_a_terminal_as_a_command(command, code, hostile, weights, capsys):
     given = [f"{command}.checkpoint={weights}"] if command in ("evaluate", "inference") else []
     assert hostile.run(command, *given) == code

@@ -290,6 +290,7 @@ def test_what_a_step_keeps_decides_on_a_cpu_and_the_trials_leave_no_trace(make_s
     spec = make_spec(model__dn_number=100, **sizes)  # as many queries as a trial has objects
     module = DetectorModule(spec, DetectionDataModule(spec).class_map)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    monkeypatch.setattr(batch_size, "free_memory", lambda: 64 * 2**30)  # not what other programs leave of this machine
     roomy = batch_size.settle_batch_size(spec, module)
     assert (roomy.dataset.batch_size, roomy.train.grad_accum_steps) == (16, 1)
     weights = sum(tensor.nbytes for tensor in before.values())
