@@ -296,6 +296,9 @@ class TestForeignFiles:
     def test_more_classes_in_the_data_than_the_graph_has(self, copied, capsys):
         copied.coco["categories"] += [{"id": 9, "name": "bird"}]
         copied.write()
+        assert self.evaluate(copied, copied.file) == 0  # no object is a bird
+        copied.coco["annotations"][0]["category_id"] = 9
+        copied.write()
         assert self.evaluate(copied, copied.file) == 2
         assert "bird" in capsys.readouterr().err
 
