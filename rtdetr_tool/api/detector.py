@@ -35,7 +35,7 @@ from rtdetr_tool.spec.validate import SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from rtdetr_tool.metrics.coco import CocoResult
-    from rtdetr_tool.training.result import FitResult
+    from rtdetr_tool.training.fit_result import FitResult
 
 logger = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | 
     spec = loaded.spec
     detector = build_detector(spec.model, spec.dataset.num_classes)
     if spec.model.pretrained_backbone_path:
-        from rtdetr_tool.training.weights import load_initial_weights
+        from rtdetr_tool.training.initial_weights import load_initial_weights
 
         load_initial_weights(detector, spec, ())
     return OpenedDetector(detector, {}, None, spec, untrained_heads=True)

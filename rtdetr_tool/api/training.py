@@ -19,8 +19,8 @@ from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_
 from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import fit
+from rtdetr_tool.training.fit_result import FitResult
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.result import FitResult
 
 logger = logging.getLogger(__name__)
 

@@ -101,7 +101,7 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows, columns) of the cheapest assignment of [queries, objects].
 
     Queries whose costs are not finite are matched first: the loss then is not finite either, and the training loop
-    says so (`training.finite`).
+    says so (`training.step_guard`).
     """
     finite = np.isfinite(cost).all(axis=1)
     if finite.all():

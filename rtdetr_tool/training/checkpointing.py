@@ -37,8 +37,8 @@ from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError, WriteError
 from rtdetr_tool.files import replacing, sync_directory
 from rtdetr_tool.status import current_status
-from rtdetr_tool.training.ema import average_of
-from rtdetr_tool.training.legacy import run_state_of
+from rtdetr_tool.training.callbacks.ema import average_of
+from rtdetr_tool.training.roboflow_resume import run_state_of
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from rtdetr_tool.losses.distillation import Outputs
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DistillSpec, ExperimentSpec
 from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
-from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY
+from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
+from rtdetr_tool.training.feature_hooks import check_complete, needs_rtdetr, tapped, tapped_queries, unknown_name
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.taps import check_complete, needs_rtdetr, tapped, tapped_queries, unknown_name
 from rtdetr_tool.training.teacher_weights import copy_fitting, weights_to_copy
 
 logger = logging.getLogger(__name__)

@@ -17,16 +17,16 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.status import current_status
-from rtdetr_tool.training.batch_norms import check_batch_norms
-from rtdetr_tool.training.batch_size import AUTO, settle_batch_size
+from rtdetr_tool.training.auto_batch_size import AUTO, settle_batch_size
+from rtdetr_tool.training.batch_norm_check import check_batch_norms
+from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
 from rtdetr_tool.training.checkpointing import checkpoints_of, find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
+from rtdetr_tool.training.fit_result import FitResult, show_result
+from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.loggers import failing_threads_logged
-from rtdetr_tool.training.memory import memory_explained
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.quiet import quiet_lightning
-from rtdetr_tool.training.result import FitResult, show_result
-from rtdetr_tool.training.stopping import EarlyStopping
+from rtdetr_tool.training.out_of_memory import memory_explained
 from rtdetr_tool.training.trainer import build_trainer, seed_run
 
 logger = logging.getLogger(__name__)

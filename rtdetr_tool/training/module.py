@@ -28,14 +28,14 @@ from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.spec.rfdetr import class_rows
+from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY, average_of
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
-from rtdetr_tool.training.ema import AVERAGED_KEY, RAW_KEY, average_of
-from rtdetr_tool.training.finite import StepGuard, answer
 from rtdetr_tool.training.freezing import freeze, with_recipe
+from rtdetr_tool.training.initial_weights import load_initial_weights
 from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups, vector_names
 from rtdetr_tool.training.sharding import sharding_of
+from rtdetr_tool.training.step_guard import StepGuard, answer
 from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
-from rtdetr_tool.training.weights import load_initial_weights
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)

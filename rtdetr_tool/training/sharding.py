@@ -10,9 +10,9 @@ from pytorch_lightning import Callback
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
+from rtdetr_tool.training.callbacks.preemption import PreemptionSave
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
-from rtdetr_tool.training.ema import ExponentialMovingAverage
-from rtdetr_tool.training.preemption import PreemptionSave
 
 logger = logging.getLogger(__name__)
 

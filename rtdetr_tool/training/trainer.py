@@ -14,19 +14,19 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.rfdetr import predicts_masks
+from rtdetr_tool.training.callbacks.batch_preview import DatasetGrids
+from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
+from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
+from rtdetr_tool.training.callbacks.epoch_resume import EpochPosition
+from rtdetr_tool.training.callbacks.preemption import PreemptionSave
+from rtdetr_tool.training.callbacks.progress import ProgressReport
+from rtdetr_tool.training.callbacks.status_report import StatusReport
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
-from rtdetr_tool.training.drop_path import DropPathSchedule
-from rtdetr_tool.training.ema import ExponentialMovingAverage
-from rtdetr_tool.training.grids import DatasetGrids
+from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.loggers import build_loggers, contained
-from rtdetr_tool.training.position import EpochPosition
-from rtdetr_tool.training.preemption import PreemptionSave
-from rtdetr_tool.training.progress import ProgressReport
-from rtdetr_tool.training.quiet import quiet_lightning
-from rtdetr_tool.training.reporting import StatusReport
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
-from rtdetr_tool.training.stopping import EarlyStopping
 
 _PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 

@@ -22,7 +22,7 @@ from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.status import StatusLogger
-from rtdetr_tool.training.memory import memory_explained
+from rtdetr_tool.training.out_of_memory import memory_explained
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_whole_and_the_run_goes_on_when_there_is_room(trial):

@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.training.ema on a small module with batch norm (values worked out by hand)."""
+"""Tests of rtdetr_tool.training.callbacks.ema on a small module with batch norm (values worked out by hand)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rtdetr_tool.training.ema import ExponentialMovingAverage
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 
 
 class _Small(pl.LightningModule):

@@ -181,7 +181,7 @@ def test_pretrained_weights_are_used_and_class_heads_may_differ(make_spec, tmp_p
         train__pretrained_model_path=str(path), dataset__num_classes=5, train__optim__lr=1e-12,
         train__optim__lr_backbone=1e-12,
     )  # fmt: skip
-    caplog.set_level("INFO", logger="rtdetr_tool.training.weights")
+    caplog.set_level("INFO", logger="rtdetr_tool.training.initial_weights")
     result, _ = read_weights(fit(spec).latest_path)
     torch.testing.assert_close(result["backbone.conv1.0.weight"], source["backbone.conv1.0.weight"])
     head = "decoder.enc_score_head.weight"

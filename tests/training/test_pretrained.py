@@ -14,7 +14,7 @@ from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec, TrainSpec
-from rtdetr_tool.training.weights import load_initial_weights
+from rtdetr_tool.training.initial_weights import load_initial_weights
 
 MODEL = ModelSpec(
     backbone="resnet_18d", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32], dec_layers=1

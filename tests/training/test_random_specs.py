@@ -11,7 +11,7 @@ from random_specs import random_spec
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.training.batch_norms import _lonely_norm
+from rtdetr_tool.training.batch_norm_check import _lonely_norm
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
 

@@ -26,14 +26,14 @@ from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.models.build import build_backbone, build_detector
 from rtdetr_tool.spec import ModelSpec, RfdetrSpec, read_spec
 from rtdetr_tool.spec.rfdetr import default_sizes
-from rtdetr_tool.training import batch_size
+from rtdetr_tool.training import auto_batch_size
+from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
+from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.datamodule import DetectionDataModule
-from rtdetr_tool.training.drop_path import DropPathSchedule
-from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.optim import StagedSchedule, layer_numbers, parameter_groups
-from rtdetr_tool.training.stopping import EarlyStopping
 
 FAMILIES = {
     "rtdetr": {},
@@ -274,10 +274,10 @@ def test_the_largest_batch_that_fits_is_taken_and_accumulated_to_the_wanted_one(
     tried = []
 
     def fits(module, count, device):
-        tried.append(module.compute_losses(batch_size.trial_batch(module, count, device))["loss"].item())
+        tried.append(module.compute_losses(auto_batch_size.trial_batch(module, count, device))["loss"].item())
         return count <= room
 
-    monkeypatch.setattr(batch_size, "_fits_cpu", fits)
+    monkeypatch.setattr(auto_batch_size, "_fits_cpu", fits)
     spec = make_spec(dataset__batch_size=0, train__effective_batch_size=8)
     result = fit(spec, limit_val_batches=0)
     stored = load_checkpoint(result.latest_path)["rtdetr_tool"]["spec"]
@@ -290,22 +290,22 @@ def test_what_a_step_keeps_decides_on_a_cpu_and_the_trials_leave_no_trace(make_s
     spec = make_spec(model__dn_number=100, **sizes)  # as many queries as a trial has objects
     module = DetectorModule(spec, DetectionDataModule(spec).class_map)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    monkeypatch.setattr(batch_size, "free_memory", lambda: 64 * 2**30)  # not what other programs leave of this machine
-    roomy = batch_size.settle_batch_size(spec, module)
+    monkeypatch.setattr(auto_batch_size, "free_memory", lambda: 64 * 2**30)  # independent of the machine
+    roomy = auto_batch_size.settle_batch_size(spec, module)
     assert (roomy.dataset.batch_size, roomy.train.grad_accum_steps) == (16, 1)
     weights = sum(tensor.nbytes for tensor in before.values())
-    monkeypatch.setattr(batch_size, "free_memory", lambda: 5 * weights + 200_000_000)
-    tight = batch_size.settle_batch_size(spec, module)
+    monkeypatch.setattr(auto_batch_size, "free_memory", lambda: 5 * weights + 200_000_000)
+    tight = auto_batch_size.settle_batch_size(spec, module)
     assert tight.dataset.batch_size * tight.train.grad_accum_steps >= 16 > tight.dataset.batch_size
     assert module.spec is spec
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    monkeypatch.setattr(batch_size, "free_memory", lambda: 0)
+    monkeypatch.setattr(auto_batch_size, "free_memory", lambda: 0)
     with pytest.raises(UserError, match="not even one image fits"):
-        batch_size.settle_batch_size(spec, module)
+        auto_batch_size.settle_batch_size(spec, module)
 
 
 def test_auto_is_for_training_only():
-    assert read_spec(None, ["dataset.batch_size=auto"]).spec.dataset.batch_size == batch_size.AUTO
+    assert read_spec(None, ["dataset.batch_size=auto"]).spec.dataset.batch_size == auto_batch_size.AUTO
     with pytest.raises(SpecError, match="an integer of at least 1 or auto"):
         read_spec(None, ["dataset.batch_size=many"])
     with pytest.raises(SpecError, match=r"evaluate\.batch_size: a value is missing"):

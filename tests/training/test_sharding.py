@@ -8,11 +8,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from rtdetr_tool.errors import CheckpointError, SpecError
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage, average_of
+from rtdetr_tool.training.callbacks.preemption import PreemptionSave
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
 from rtdetr_tool.training.datamodule import DetectionDataModule
-from rtdetr_tool.training.ema import ExponentialMovingAverage, average_of
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.preemption import PreemptionSave
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, sharding_of
 from rtdetr_tool.training.trainer import build_trainer, built_in_callbacks
 

@@ -12,10 +12,10 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from rtdetr_tool.errors import SpecError, UserError
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.devices import choose_devices
-from rtdetr_tool.training.ema import ExponentialMovingAverage
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.trainer import build_trainer, check_precision, choose_strategy, seed_run
 

@@ -12,8 +12,8 @@ import torch
 from conftest import draw_dataset
 
 from rtdetr_tool.training import DetectionDataModule, DetectorModule, build_trainer
+from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
 from rtdetr_tool.training.checkpointing import checkpoints_of
-from rtdetr_tool.training.stopping import EarlyStopping
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.errors import RtdetrError
-from rtdetr_tool.training import finite
+from rtdetr_tool.training import step_guard
 from rtdetr_tool.training.checkpointing import LATEST
 from rtdetr_tool.training.fit import fit
 
@@ -128,7 +128,7 @@ def test_skipping_leaves_weights_statistics_and_optimizer_untouched_and_counts(m
 
 
 def test_a_run_that_only_skips_stops(make_spec, monkeypatch):
-    monkeypatch.setattr(finite, "MOST_IN_A_ROW", 3)
+    monkeypatch.setattr(step_guard, "MOST_IN_A_ROW", 3)
     spec = make_spec(**CHANGES, train__non_finite_loss="skip")
     with pytest.raises(RtdetrError, match=r"step 4 .*3 steps in a row were left out"):
         fit(spec, callbacks=[Spoil(*range(2, 100))], logger=False)

@@ -10,7 +10,7 @@ from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import ExperimentSpec, ModelSpec
-from rtdetr_tool.training.weights import load_initial_weights, timm_weights
+from rtdetr_tool.training.initial_weights import load_initial_weights, timm_weights
 
 
 @pytest.mark.parametrize(

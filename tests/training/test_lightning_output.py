@@ -7,7 +7,7 @@ import sys
 import warnings
 
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.quiet import quiet_lightning
+from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.trainer import build_trainer
 
 LIGHTNING = logging.getLogger("pytorch_lightning")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from rtdetr_tool.training.position import POSITION_KEY
+from rtdetr_tool.training.callbacks.epoch_resume import POSITION_KEY
 
 logger = logging.getLogger(__name__)
 

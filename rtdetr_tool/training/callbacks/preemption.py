@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from rtdetr_tool.errors import Preempted, WriteError
 from rtdetr_tool.training.checkpointing import checkpoints_of
 from rtdetr_tool.training.distributed import world_size
-from rtdetr_tool.training.finite import is_finite
+from rtdetr_tool.training.step_guard import is_finite
 
 logger = logging.getLogger(__name__)
 
