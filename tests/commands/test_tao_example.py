@@ -144,8 +144,8 @@ def test_every_precision_scores_as_fp32_and_becomes_an_engine(example):
         code = example.run(
             "gen_trt_engine", f"gen_trt_engine.onnx_file={example.folder / 'model.onnx'}",
             f"gen_trt_engine.trt_engine={engine}", f"gen_trt_engine.tensorrt.data_type={precision}",
-            "gen_trt_engine.compute_capability=[SM89]", f"dataset.val_data_sources.image_dir={images}",
-            f"dataset.val_data_sources.json_file={labels}",
+            "gen_trt_engine.compute_capability=[SM89]", "gen_trt_engine.max_score_drop=0.5",
+            f"dataset.val_data_sources.image_dir={images}", f"dataset.val_data_sources.json_file={labels}",
         )  # fmt: skip
         assert code == 0 and engine.stat().st_size > 10**7
     report = example.read("gen_trt_engine/precision.json")
