@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.api.images import to_pixels
-from rtdetr_tool.api.keywords import applied, data_settings, train_settings
+from rtdetr_tool.api.keywords import data_settings, train_settings
 from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_weights, with_size
 from rtdetr_tool.api.results import result_of
 from rtdetr_tool.api.runtime_cache import RuntimeCache
@@ -29,7 +29,7 @@ from rtdetr_tool.runtimes.loop import detect
 from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, OpenedDetector, OpenedModel, open_model
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.runtimes.traced_runtime import DTYPES, TracedRuntime
-from rtdetr_tool.spec import ExperimentSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.rfdetr import size_multiple
 from rtdetr_tool.spec.validate import SIZE_MULTIPLE
 
@@ -278,13 +278,16 @@ class Detector:
             conf_threshold: leave out detections with a lower score.
             keywords: fields of the spec's `dataset` section, such as `test_data_sources` or `batch_size`, and
                 `max_dets` of its `evaluate` section.
+
+        Raises:
+            CheckpointError: keywords contradict how the detector was trained.
         """
-        from rtdetr_tool.api.training import evaluate
+        from rtdetr_tool.api.training import evaluate, scoring_spec
 
         if split not in ("test", "val"):
             raise UserError(f"evaluate: split {split!r} is not allowed; allowed: 'test', 'val'")
-        data = applied(spec_to_dict(self.spec), data_settings(keywords))
-        return evaluate(OpenedModel(self.runtime, spec_from_dict(data)), split, conf_threshold)
+        spec = scoring_spec(self.spec, data_settings(keywords), self.source, self.class_map, self.runtime.input_size)
+        return evaluate(OpenedModel(self.runtime, spec), split, conf_threshold)
 
     # Files
 

@@ -13,10 +13,11 @@ import torch
 from rtdetr_tool.api.keywords import Settings, applied, model_settings
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import check_against, section_of
+from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.runtimes.open import OpenedDetector, complete_spec, detector_of
+from rtdetr_tool.runtimes.open import OpenedDetector, detector_of
+from rtdetr_tool.runtimes.settle import settle
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
 from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.spec.validate import inert_notes
@@ -70,12 +71,18 @@ def open_weights(
     if rows == known:
         return detector_of(file, _loaded(chosen, None))
     loaded = _loaded(chosen, rows)
-    check_against(loaded.spec, file.meta, source=file.source, explicit={"model": loaded.explicit.get("model")})
-    spec = complete_spec(loaded, file.meta)
+    spec, _ = settle(file.source, loaded, without_classes(file.meta))
     detector = build_detector(spec.model, spec.dataset.num_classes)
     report = load_into(detector, file.weights, source=file.source, strict=False)
     logger.warning("%s", report.summary())
     return OpenedDetector(detector, {**file.meta, "classes": []}, None, spec, untrained_heads=True)
+
+
+def without_classes(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file records apart from its classes, for a detector of others."""
+    spec = dict(meta.get("spec") or {})
+    spec["dataset"] = {name: value for name, value in section_of(spec, "dataset").items() if name == "augmentation"}
+    return {**meta, "spec": spec, "classes": []}
 
 
 def loaded_for_deployed(keywords: Mapping[str, Any], where: str) -> LoadedSpec:

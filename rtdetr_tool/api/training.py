@@ -12,9 +12,11 @@ from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.commands.detection import evaluator_for, score
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
+from rtdetr_tool.runtimes.settle import settle
 from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.checkpointing import find_resume_path
@@ -37,6 +39,9 @@ def train(
     if resume and resume is not True:
         changes = {**changes, "train.resume_training_checkpoint_path": os.fspath(resume)}
     spec = training_spec(opened, changes)
+    ratio = spec.dataset.augmentation.preserve_aspect_ratio
+    if ratio != opened.spec.dataset.augmentation.preserve_aspect_ratio:
+        logger.warning("The weights were trained with preserve_aspect_ratio %s; this run has %s", not ratio, ratio)
     there = find_resume_path(spec.train.results_dir)
     if there and not resume:
         raise UserError(
@@ -85,6 +90,28 @@ def class_settings(categories: Mapping[int, str], known: ClassMap | None) -> Set
     if known is not None and categories.items() <= known.categories.items():
         return {}
     return {"dataset.num_classes": None, "dataset.class_ids": "contiguous"}
+
+
+def scoring_spec(
+    own: ExperimentSpec, changes: Settings, source: str, class_map: ClassMap | None, size: tuple[int, int] | None
+) -> ExperimentSpec:
+    """A detector's spec with the changes; `size` is (height, width) where it takes no other.
+
+    Raises:
+        CheckpointError: the changes contradict the spec in what decides how images are seen and classes are numbered.
+    """
+    known = spec_to_dict(own)
+    loaded = LoadedSpec(spec_from_dict(applied(known, changes)), applied({}, changes))
+    meta = {"spec": known, "classes": class_map.to_list() if class_map else []}
+    settle(source, loaded, meta)
+    sizes = loaded.spec.dataset.augmentation
+    wanted = input_size(sizes.eval_spatial_size, sizes.preserve_aspect_ratio)
+    if size is not None and wanted != size:
+        raise UserError(
+            f"evaluate: {source} takes inputs of {size[0]} x {size[1]} (height x width) only, but eval_spatial_size "
+            f"asks for {wanted[0]} x {wanted[1]}; leave it out"
+        )
+    return loaded.spec
 
 
 def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:

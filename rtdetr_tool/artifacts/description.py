@@ -15,16 +15,13 @@ from typing import Any
 from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import KEY, without_paths
+from rtdetr_tool.checkpoints.recorded import names_in
 from rtdetr_tool.redaction import mask_secrets
 
 NORMALISATION = {
     False: "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation",
     True: "RGB, float32, (pixel / 255 - mean) / deviation, mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
 }  # by `Layout.normalised`
-
-# What of a spec holds for a trained model unless the user says otherwise; paths and training settings stay at home.
-DEPLOYED_DATASET = ("num_classes", "class_ids", "remap_mscoco_category")
-DEPLOYED_AUGMENTATION = ("eval_spatial_size", "preserve_aspect_ratio")
 
 
 def describe(
@@ -47,8 +44,8 @@ def describe(
     kept = {
         "model": without_paths(spec.get("model") or {}),
         "dataset": {
-            **{name: dataset[name] for name in DEPLOYED_DATASET if name in dataset},
-            "augmentation": {name: sizes[name] for name in DEPLOYED_AUGMENTATION if name in sizes},
+            **{name: dataset[name] for name in names_in("dataset") if name in dataset},
+            "augmentation": {name: sizes[name] for name in names_in("dataset.augmentation") if name in sizes},
         },
     }
     description = {

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_tool.checkpoints.limits import check_metadata_values, stored_numbers
+from rtdetr_tool.checkpoints.recorded import REFUSED, names_in
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.redaction import without_secrets
 
@@ -85,7 +86,12 @@ CHECKED = (
     ("model", ARCHITECTURE),
     ("model.frozen_fm", ("enabled", "backbone")),
     ("model.rfdetr", RFDETR),
-    ("dataset", ("num_classes",)),
+    *((section, names_in(section, REFUSED)) for section in ("dataset", "dataset.augmentation")),
+)
+# What to do about a contradiction, where a file is only used.
+ADVICE = (
+    "Leave these fields out of the spec and what the file records applies; for other values, train or export it again "
+    "(train.pretrained_model_path starts a run from its weights)."
 )
 
 
@@ -182,13 +188,14 @@ def check_against(
     source: str,
     explicit: Mapping[str, Any] | None = None,
     every_field: bool = False,
+    advice: str = ADVICE,
 ) -> None:
     """CheckpointError naming both values where `spec` contradicts the checkpoint.
 
     `spec` is an `ExperimentSpec` (any dataclass with `.model` and `.dataset.num_classes`). A field that the user did
     not give is not a contradiction, because a spec may name only data and checkpoint: `explicit` holds what was given
     (`LoadedSpec.explicit`); without it, what is not the schema's default counts as given. `every_field` (resuming)
-    compares all.
+    compares all. The message ends with `advice`.
     """
     problems = []
     for section, name, given, stored in _compared(spec, meta):
@@ -198,15 +205,15 @@ def check_against(
             problems.append(f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}")
+        raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}\n{advice}".rstrip())
 
 
 def differences(spec: Any, meta: Mapping[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """The fields of the architecture, in words, in which a spec and a checkpoint differ, given or not."""
+    """The fields of the architecture and the preprocessing in which a spec and a checkpoint differ, given or not."""
     return [
         f"{section}.{name} is {given!r} in the spec, {stored!r} in the checkpoint"
         for section, name, given, stored in _compared(spec, meta)
-        if section != "dataset" and given != stored and name not in ignored
+        if section != "dataset" and given != stored and name not in ignored  # the classes of a new run may be others
     ]
 
 

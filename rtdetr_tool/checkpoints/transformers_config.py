@@ -116,8 +116,14 @@ def input_fields(preprocessor: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     fields: dict[str, Any] = {}
     if {"height", "width"} <= set(size):
         fields["eval_spatial_size"] = [size["height"], size["width"]]
+        fields["preserve_aspect_ratio"] = False
     elif size:
         notes.append(f"its pictures are resized by the rule {dict(size)}, which this tool does not have")
+    factor = preprocessor.get("rescale_factor", 1 / 255)
+    if preprocessor.get("do_rescale") is False or not (isinstance(factor, float) and abs(factor * 255 - 1) < 1e-3):
+        notes.append("its pixels are not scaled to 0..1, here they are: scores will suffer")
+    if preprocessor.get("do_pad"):
+        notes.append("its images are padded, here they are not: scores may suffer")
     if preprocessor.get("do_normalize"):
         notes.append("its pictures are normalised by mean and deviation, here they are not: scores will suffer")
     return fields, notes

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.build import build_loader, scoring_of
 from rtdetr_tool.data.dataset import EvalDataset
+from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.structures import Batch
+from rtdetr_tool.runtimes.asked_size import AskedSize
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.loop import LoopTimes, detect
 from rtdetr_tool.runtimes.open import OpenedModel, open_engine, open_model
-from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, ExportSpec, InferenceSpec, LoadedSpec
+from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, InferenceSpec, LoadedSpec
 from rtdetr_tool.training.distributed import rank, start_processes, world_size
 
 
@@ -42,20 +44,23 @@ def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detec
     device = start_processes(section.num_gpus, section.gpu_ids, section.num_nodes)
     if section.batch_size > 0:
         loaded = loaded.with_value("dataset.batch_size", section.batch_size)
-    loaded = with_input_size(loaded, section)
+    command = "evaluate" if isinstance(section, EvaluateSpec) else "inference"
+    asked = AskedSize(section.input_height, section.input_width, command)
     if section.trt_engine:
-        model = open_engine(section.trt_engine, loaded, device)
+        model = open_engine(section.trt_engine, loaded, device, asked)
     else:
-        model = open_model(section.checkpoint, loaded, device, section.onnx_provider)
+        model = open_model(section.checkpoint, loaded, device, section.onnx_provider, asked)
     return Detecting(model, model.spec)
 
 
-def with_input_size(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec | ExportSpec) -> LoadedSpec:
-    """The section's `input_height` and `input_width`, where given, as the size of evaluation."""
-    if not (section.input_height and section.input_width):
-        return loaded
-    size = [section.input_height, section.input_width]
-    return loaded.with_value("dataset.augmentation.eval_spatial_size", size)
+def as_run(spec: ExperimentSpec, command: str) -> ExperimentSpec:
+    """The spec with the input size and batch size that the command runs with in its section, where nothing is left
+    open."""
+    augmentation = spec.dataset.augmentation
+    height, width = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    batch = spec.dataset.batch_size
+    section = replace(getattr(spec, command), input_height=height, input_width=width, batch_size=batch)
+    return replace(spec, **{command: section})
 
 
 def evaluator_for(split: str, dataset: EvalDataset, spec: ExperimentSpec) -> CocoEvaluator:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rtdetr_tool.commands.detection import evaluator_for, open_for, score
+from rtdetr_tool.commands.detection import as_run, evaluator_for, open_for, score
+from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.data.build import build_eval_dataset
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
@@ -26,6 +27,7 @@ def run(loaded: LoadedSpec) -> None:
     current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
+    record_spec(as_run(spec, "evaluate"), "evaluate")
     masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
     dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map, masks=masks)
     evaluator = evaluator_for("test", dataset, spec)

@@ -14,7 +14,6 @@ import torch
 from rtdetr_tool.artifacts.description import describe
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.commands.detection import with_input_size
 from rtdetr_tool.commands.export_files import Order, write_onnx, write_tflite
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.deploy.deepstream import write_side_files
@@ -23,6 +22,7 @@ from rtdetr_tool.deploy.verify import reference_on_pictures
 from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
+from rtdetr_tool.runtimes.asked_size import AskedSize
 from rtdetr_tool.runtimes.open import OpenedDetector, open_detector
 from rtdetr_tool.spec import ExportSpec, LoadedSpec
 from rtdetr_tool.status import current_status
@@ -39,7 +39,8 @@ def run(loaded: LoadedSpec) -> None:
     check_target(section)
     choose_device(section)
     current_status().running(f"Loading checkpoint: {section.checkpoint}")
-    opened = open_detector(section.checkpoint, with_input_size(loaded, section))
+    asked = AskedSize(section.input_height, section.input_width, "export")
+    opened = open_detector(section.checkpoint, loaded, asked)
     export_detector(opened, section, loaded.spec.inference.conf_threshold)
 
 
@@ -79,7 +80,8 @@ def export_detector(
 def order_of(opened: OpenedDetector, section: ExportSpec, target: Path, device: torch.device) -> Order:
     """The detector wrapped as the section wants it, and pictures to compare on."""
     augmentation = opened.spec.dataset.augmentation
-    if augmentation.preserve_aspect_ratio and section.input_height != section.input_width:
+    sides = {section.input_height, section.input_width} - {None}
+    if augmentation.preserve_aspect_ratio and len(sides) > 1:
         raise UserError(
             f"export.input_height is {section.input_height}, input_width {section.input_width}; with "
             "dataset.augmentation.preserve_aspect_ratio they must be equal"

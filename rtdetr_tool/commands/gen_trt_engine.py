@@ -45,7 +45,7 @@ from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.result import score_text
 from rtdetr_tool.runtimes.graph_tensors import to_graph
 from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
-from rtdetr_tool.runtimes.open import settle_file
+from rtdetr_tool.runtimes.settle import settle_file
 from rtdetr_tool.spec import MISSING, ExperimentSpec, LoadedSpec
 from rtdetr_tool.status import current_status
 
@@ -122,8 +122,22 @@ def open_source(loaded: LoadedSpec) -> Source:
         raise UserError(f"gen_trt_engine.onnx_file: {path} must be an ONNX file (.onnx); `rtdetr export` writes one")
     model = read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != "FP32")
     interface, description = interface_of(model, path), description_of(model)
-    spec, class_map = settle_file(str(path), loaded, description, interface.size, interface.classes)
+    check_input(loaded, interface, path)
+    spec, class_map = settle_file(str(path), loaded, description, interface)
     return Source(path, model, interface, spec, class_map, description)
+
+
+def check_input(loaded: LoadedSpec, interface: GraphInterface, path: Path) -> None:
+    """UserError where TAO's fields for the input are given and are not those of the ONNX file."""
+    given = loaded.explicit.get("gen_trt_engine") or {}
+    height, width = interface.size
+    found = {"input_channel": 3, "input_height": height, "input_width": width}
+    for name, value in found.items():
+        if given.get(name) not in (None, value):
+            raise UserError(
+                f"gen_trt_engine.{name} is {given[name]}, but {path} takes inputs of 3 x {height} x {width} (channels, "
+                "height, width); leave the field out, or export the checkpoint at that size"
+            )
 
 
 def build_settings(loaded: LoadedSpec, interface: GraphInterface) -> BuildSettings:

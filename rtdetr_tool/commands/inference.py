@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
-from rtdetr_tool.commands.detection import open_for
+from rtdetr_tool.commands.detection import as_run, open_for
+from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.data.build import build_inference_dataset
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.data.folder import ImageFolder, read_classmap
@@ -43,6 +44,7 @@ def run(loaded: LoadedSpec) -> None:
     current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
+    record_spec(as_run(spec, "inference"), "inference")
     class_map = settle_classes(runtime.class_map, spec.dataset)
     unknown = sorted(set(colors) - set(class_map.categories.values()))
     if unknown:

@@ -107,8 +107,7 @@ def _report(
     status, log = current_status(), folder / "log.txt"
     try:
         try:
-            if process_rank() == 0:
-                write_atomically(folder / "experiment.yaml", spec_to_yaml(loaded.spec))
+            record_spec(loaded.spec, command)
             status.started(f"Starting RT-DETR {command}.")
             for note in loaded.notes:
                 logger.warning(note)
@@ -216,6 +215,12 @@ def prepare_folder(spec: ExperimentSpec, command: str) -> Path:
             "Give another one with -r or results_dir=..."
         ) from None
     return folder
+
+
+def record_spec(spec: ExperimentSpec, command: str) -> None:
+    """Write `experiment.yaml`: the spec that the command runs with, by the first process only."""
+    if process_rank() == 0:
+        write_atomically(Path(getattr(spec, command).results_dir) / "experiment.yaml", spec_to_yaml(spec))
 
 
 def spec_to_yaml(spec: ExperimentSpec) -> str:

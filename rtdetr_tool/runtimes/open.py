@@ -1,7 +1,7 @@
 """From a file to a runtime.
 
-A file of ours (checkpoint, ONNX file or engine) knows its architecture, classes and input size; the spec may not
-contradict it.
+A file of ours (checkpoint, ONNX file or engine) knows its architecture, classes and input size; `settle` brings these
+together with the spec, which may not contradict it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from typing import Any
 
 import torch
 
-from rtdetr_tool.artifacts.description import DEPLOYED_AUGMENTATION, DEPLOYED_DATASET
 from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_onnx
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.metadata import KEY, check_against, checked_metadata, section_of, without_paths
+from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.data.classes import ClassMap
-from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.rtdetr.detector import RTDETR
+from rtdetr_tool.runtimes.asked_size import OWN_SIZE, AskedSize
 from rtdetr_tool.runtimes.base import Runtime
+from rtdetr_tool.runtimes.settle import settle, settle_file
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
-from rtdetr_tool.spec import SIZE_FIELDS, DatasetSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+
 
 @dataclass
 class OpenedModel:
@@ -64,9 +65,15 @@ class OpenedDetector:
 
 
 def open_model(
-    path: str, loaded: LoadedSpec, device: torch.device | str = "cpu", onnx_provider: str = "auto"
+    path: str,
+    loaded: LoadedSpec,
+    device: torch.device | str = "cpu",
+    onnx_provider: str = "auto",
+    asked: AskedSize = OWN_SIZE,
 ) -> OpenedModel:
     """Open a weights file, an ONNX file, a TFLite file or a TensorRT engine, by its suffix.
+
+    `asked` is the input size that a command's section asks for.
 
     Raises:
         UserError: for a file no runtime can run.
@@ -74,19 +81,19 @@ def open_model(
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".onnx":
-        opened = open_onnx(path, loaded, device, onnx_provider)
+        opened = open_onnx(path, loaded, device, onnx_provider, asked)
     elif suffix == ".tflite":
-        opened = open_tflite(path, loaded)
+        opened = open_tflite(path, loaded, asked)
     elif suffix in ENGINE_SUFFIXES:
-        opened = open_engine(path, loaded, device)
+        opened = open_engine(path, loaded, device, asked)
     else:
-        weights = open_detector(path, loaded)
+        weights = open_detector(path, loaded, asked)
         opened = OpenedModel(TorchRuntime(weights.detector, weights.class_map, device), weights.spec)
     place = os.path.abspath(path) if os.path.exists(path) else path  # else a published name
-    return replace(opened, again=partial(open_model, place, loaded, device, onnx_provider))
+    return replace(opened, again=partial(open_model, place, loaded, device, onnx_provider, asked))
 
 
-def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
+def open_detector(path: str, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> OpenedDetector:
     """The detector of a weights file (ours or another ecosystem's), in training mode and on the CPU."""
     known = Path(path).suffix.lower() in WEIGHT_SUFFIXES or is_transformers_directory(path) or published(path)
     if not known:
@@ -96,12 +103,12 @@ def open_detector(path: str, loaded: LoadedSpec) -> OpenedDetector:
             "of transformers with its config.json), graphs in .onnx and .tflite, TensorRT engines in "
             f"{', '.join(ENGINE_SUFFIXES)}. Published weights are {names}."
         )
-    return detector_of(read_detector(path, loaded.explicit.get("model") or {}), loaded)
+    return detector_of(read_detector(path, loaded.explicit.get("model") or {}), loaded, asked)
 
 
-def detector_of(file: DetectorFile, loaded: LoadedSpec) -> OpenedDetector:
+def detector_of(file: DetectorFile, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> OpenedDetector:
     """The detector of a file that has been read."""
-    spec, class_map = settle(file.source, loaded, file.meta)
+    spec, class_map = settle(file.source, loaded, file.meta, asked)
     if file.ours:
         kind = "averaged (EMA)" if file.meta.get("weights") == "ema" else "trained"
         outputs = spec.dataset.num_classes
@@ -127,111 +134,33 @@ def check_complete(file: DetectorFile, spec: ExperimentSpec) -> None:
         )
 
 
-def open_onnx(path: str, loaded: LoadedSpec, device: torch.device | str, provider: str) -> OpenedModel:
+def open_onnx(
+    path: str, loaded: LoadedSpec, device: torch.device | str, provider: str, asked: AskedSize = OWN_SIZE
+) -> OpenedModel:
     """A graph in onnxruntime."""
     from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
 
     model = read_onnx(path, weights=False)
     interface = interface_of(model, path)
-    spec, class_map = settle_file(path, loaded, description_of(model), interface.size, interface.classes)
+    spec, class_map = settle_file(path, loaded, description_of(model), interface, asked)
     return OpenedModel(OnnxRuntime(path, interface, class_map, device, provider), spec)
 
 
-def open_tflite(path: str, loaded: LoadedSpec) -> OpenedModel:
+def open_tflite(path: str, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> OpenedModel:
     """A TFLite file in the LiteRT interpreter, which runs on the CPU."""
     from rtdetr_tool.runtimes.litert_runtime import LiteRtRuntime
 
     runtime = LiteRtRuntime(path)
-    interface = runtime.interface
-    spec, runtime.class_map = settle_file(path, loaded, runtime.description, interface.size, interface.classes)
+    spec, runtime.class_map = settle_file(path, loaded, runtime.description, runtime.interface, asked)
     return OpenedModel(runtime, spec)
 
 
-def open_engine(path: str, loaded: LoadedSpec, device: torch.device | str) -> OpenedModel:
+def open_engine(
+    path: str, loaded: LoadedSpec, device: torch.device | str, asked: AskedSize = OWN_SIZE
+) -> OpenedModel:
     """A TensorRT engine; what it is stands in the JSON file beside it."""
     from rtdetr_tool.runtimes.engine_runtime import EngineRuntime
 
     runtime = EngineRuntime(path, device=device)
-    spec, class_map = settle_file(path, loaded, runtime.description, runtime.input_size, runtime.num_classes)
-    runtime.class_map = class_map
+    spec, runtime.class_map = settle_file(path, loaded, runtime.description, runtime.interface, asked)
     return OpenedModel(runtime, spec)
-
-
-def settle_file(
-    path: str,
-    loaded: LoadedSpec,
-    description: Mapping[str, Any],
-    size: tuple[int, int],
-    classes: int | None,
-) -> tuple[ExperimentSpec, ClassMap | None]:
-    """Spec and classes for a graph or engine: its own where it has them, with its input size and number of classes.
-
-    Raises:
-        CheckpointError: where the spec says otherwise.
-    """
-    meta, class_map = description.get(KEY), None
-    if isinstance(meta, Mapping) and "spec" in meta:
-        spec, class_map = settle(path, loaded, checked_metadata(meta, path))
-    else:
-        spec = loaded.spec
-        logger.warning("%s does not say what its classes are: the spec and the data give them", path)
-    given = loaded.explicit.get("dataset") or {}
-    if classes is not None and classes != spec.dataset.num_classes:
-        if given.get("num_classes") is not None or class_map is not None:
-            raise CheckpointError(
-                f"{path} predicts {classes} classes, but dataset.num_classes is {spec.dataset.num_classes}; leave "
-                "dataset.num_classes out, or choose the file that belongs to this data"
-            )
-        spec = replace(spec, dataset=replace(spec.dataset, num_classes=classes))
-    size_given = "eval_spatial_size" in (given.get("augmentation") or {})
-    return replace(spec, dataset=with_input_size(spec.dataset, size, path, size_given)), class_map
-
-
-def with_input_size(dataset: DatasetSpec, size: tuple[int, int], path: str, given: bool) -> DatasetSpec:
-    """The data set section with the one input size that the file takes."""
-    augmentation = dataset.augmentation
-    wanted = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
-    if wanted == size:
-        return dataset
-    if given:
-        raise CheckpointError(
-            f"{path} takes inputs of {size[0]} x {size[1]} (height x width) only; "
-            f"dataset.augmentation.eval_spatial_size asks for {wanted[0]} x {wanted[1]}"
-        )
-    return replace(dataset, augmentation=replace(augmentation, eval_spatial_size=list(size)))
-
-
-def settle(path: str, loaded: LoadedSpec, meta: Mapping[str, Any]) -> tuple[ExperimentSpec, ClassMap | None]:
-    """The spec completed by what the file says, and its classes; CheckpointError where they contradict each other."""
-    check_against(loaded.spec, meta, source=str(path), explicit=loaded.explicit)
-    spec = complete_spec(loaded, meta)
-    return spec, ClassMap.from_list(meta["classes"], spec.dataset.num_classes) if meta["classes"] else None
-
-
-def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:
-    """The user's spec where it says something; elsewhere the checkpoint's architecture, classes and sizes.
-
-    Paths are the user's alone: whoever made the checkpoint has no say in what is read here.
-    """
-    stored = meta.get("spec") or {}
-    data = spec_to_dict(loaded.spec)
-    given = loaded.explicit
-    given_model = given.get("model") or {}
-    for name, value in without_paths(stored.get("model") or {}).items():
-        if name not in given_model:
-            data["model"][name] = value
-        elif isinstance(value, Mapping):  # a section: what the user said of it, and the rest as it was
-            data["model"][name] = {**value, **given_model[name]}
-    stored_dataset, given_dataset = stored.get("dataset") or {}, given.get("dataset") or {}
-    for name in DEPLOYED_DATASET:
-        if name in stored_dataset and given_dataset.get(name) is None:
-            data["dataset"][name] = stored_dataset[name]
-    stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
-    sizes = data["dataset"]["augmentation"]
-    if data["model"]["arch"] == "rfdetr":  # sizes that nobody gave follow from the checkpoint's model.rfdetr
-        sizes = {name: value for name, value in sizes.items() if name in given_sizes or name not in SIZE_FIELDS}
-        data["dataset"]["augmentation"] = sizes
-    for name in DEPLOYED_AUGMENTATION:
-        if name in stored_sizes and name not in given_sizes:
-            sizes[name] = stored_sizes[name]
-    return spec_from_dict(data)

@@ -28,9 +28,9 @@ class EvaluateSpec:
     )
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/evaluate.")
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
-    input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=1, unit="pixels")
+    input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=1, unit="pixels")
     input_height: int | None = field(
-        None, "Input height; null = the height of eval_spatial_size.", min=1, unit="pixels"
+        None, "Input height; null = that of the checkpoint.", min=1, unit="pixels"
     )
     conf_threshold: float = field(0.0, "Leave out detections with a lower score before scoring.", min=0.0, max=1.0)
     max_dets: int = field(
@@ -63,9 +63,9 @@ class InferenceSpec:
     )
     conf_threshold: float = field(0.5, "Smallest score that is drawn and written.", min=0.0, max=1.0)
     is_internal: bool = field(False, "One output folder per image sequence, boxes drawn without text.")
-    input_width: int | None = field(None, "Input width; null = the width of eval_spatial_size.", min=32, unit="pixels")
+    input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(
-        None, "Input height; null = the height of eval_spatial_size.", min=32, unit="pixels"
+        None, "Input height; null = that of the checkpoint.", min=32, unit="pixels"
     )
     outline_width: int = field(3, "Width of the box outline.", min=1, unit="pixels")
     is_quantized: bool = field(False, "The checkpoint is the output of quantize.")
@@ -109,10 +109,10 @@ class ExportSpec:
     on_cpu: bool = field(False, "Export on the CPU.")
     input_channel: int = field(3, "Channels of the input: RGB.", min=3, options=(3,))
     input_width: int | None = field(
-        None, "Input width; null = the checkpoint's evaluation width.", min=32, unit="pixels"
+        None, "Input width; null = that of the checkpoint.", min=32, unit="pixels"
     )
     input_height: int | None = field(
-        None, "Input height; null = the checkpoint's evaluation height.", min=32, unit="pixels"
+        None, "Input height; null = that of the checkpoint.", min=32, unit="pixels"
     )
     opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)
     batch_size: int = field(-1, "Batch size of the graph; -1 = dynamic; 1 in TFLite, which has no dynamic one.", min=-1)

@@ -204,8 +204,6 @@ def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
     if section.batch_size == 0:
         meaning = "dynamic" if name == "export" else "dataset.batch_size"
         yield f"{name}.batch_size: 0 is not allowed; allowed: -1 ({meaning}) or at least 1"
-    if (section.input_width is None) != (section.input_height is None):
-        yield f"{name}.input_width, {name}.input_height: only one is given; allowed: both or none"
     for field in ("input_width", "input_height"):
         side = getattr(section, field)
         if side is not None and side % multiple:

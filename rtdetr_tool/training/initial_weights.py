@@ -40,7 +40,7 @@ def load_initial_weights(detector: nn.Module, spec: ExperimentSpec, classes: Cla
                 f"weights of one family do not fit the other. Set model.arch={family}, or give other weights."
             )
         for difference in differences(spec, file.meta, ignored=("pe_order",) if _square_inputs(spec) else ()):
-            logger.warning("Another architecture than that of %s: %s", path, difference)
+            logger.warning("Not as in %s: %s", path, difference)
         trained_with = section_of(file.meta, "spec.model").get("freeze_norm")
         if trained_with not in (None, spec.model.freeze_norm):
             logger.info("%s has model.freeze_norm %s, this run %s.", path, trained_with, spec.model.freeze_norm)

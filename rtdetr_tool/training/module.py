@@ -372,7 +372,7 @@ class DetectorModule(pl.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         source = str(self.trainer.ckpt_path or "the checkpoint")
         try:
-            check_against(self.spec, meta, source=source, every_field=fitting)
+            check_against(self.spec, meta, source=source, every_field=fitting, advice="")
             if not _same_classes(meta["classes"], self.class_map):
                 raise CheckpointError(
                     f"The classes differ: the data has {_names(self.class_map.to_list())}, "

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rtdetr_tool.api import Detector
+from rtdetr_tool.errors import CheckpointError
 
 
 def by_pickle(detector):
@@ -94,6 +95,13 @@ def test_scores_and_optimized_predictions_follow_the_weights(rtdetr, sample):
     assert used.runtime.dtype == torch.bfloat16
     used.remove_optimized_model()
     assert used.evaluate(**data).stats == unused.evaluate(**data).stats
+
+
+def test_scores_are_of_images_as_the_detector_was_trained(rtdetr, sample):
+    data = {"test_data_sources": sample.source, "num_workers": 0}
+    with pytest.raises(CheckpointError, match="preserve_aspect_ratio is True in the spec, False in the checkpoint"):
+        rtdetr.evaluate(**data, preserve_aspect_ratio=True)
+    assert rtdetr.evaluate(**data, preserve_aspect_ratio=False).stats == rtdetr.evaluate(**data).stats
 
 
 def test_unchanged_weights_keep_their_runtime(detector, sample):

@@ -126,7 +126,8 @@ def test_a_directory_of_transformers_gives_architecture_classes_and_size(transfo
     assert file.meta["classes"] == [
         {"index": index, "id": None, "name": name} for index, name in enumerate(("cat", "dog", "cow"))
     ]
-    assert file.meta["spec"]["dataset"] == {"num_classes": 3, "augmentation": {"eval_spatial_size": [320, 416]}}
+    sizes = {"eval_spatial_size": [320, 416], "preserve_aspect_ratio": False}
+    assert file.meta["spec"]["dataset"] == {"num_classes": 3, "augmentation": sizes}
     assert fits(file)
 
 

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 
 
 @pytest.fixture
@@ -119,14 +120,42 @@ def test_only_the_asked_for_classes_are_scored(project, weights, capsys):
     assert "9" in capsys.readouterr().err
 
 
-def test_the_preserved_aspect_ratio_of_the_checkpoint_can_be_set_and_changes_the_boxes(project, weights):
-    boxes = []
-    for keep in ("true", "false"):
-        assert project.run("evaluate", weights, f"dataset.augmentation.preserve_aspect_ratio={keep}") == 0
-        table = np.array([row["bbox"] for row in read(project, "predictions.json")])
-        assert (table[:, :2] >= 0).all() and (table[:, :2] + table[:, 2:] <= (64.001, 48.001)).all()
-        boxes.append(table)
-    assert boxes[0].shape != boxes[1].shape or not np.allclose(boxes[0], boxes[1])
+def test_the_preserved_aspect_ratio_of_the_checkpoint_cannot_be_changed(project, weights, capsys):
+    assert project.run("evaluate", weights, "dataset.augmentation.preserve_aspect_ratio=false") == 0
+    assert project.run("evaluate", weights, "dataset.augmentation.preserve_aspect_ratio=true") == 2
+    said = capsys.readouterr().err
+    assert "dataset.augmentation.preserve_aspect_ratio is True in the spec, False in the checkpoint" in said
+    assert "model_epoch_000.pth" in said and "Leave these fields out" in said
+
+
+def experiment(project, command: str) -> dict:
+    return yaml.safe_load((project.folder / "results" / command / "experiment.yaml").read_text())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+def test_experiment_yaml_says_what_ran_and_runs_again(project, command):
+    checkpoint = project.checkpoint()
+    del project.spec["model"], project.spec["dataset"]["augmentation"], project.spec["dataset"]["num_classes"]
+    project.write()
+    assert project.run(command, f"{command}.checkpoint={checkpoint}", f"{command}.batch_size=2") == 0
+    found = experiment(project, command)
+    assert found["dataset"]["augmentation"]["eval_spatial_size"] == [64, 64]
+    assert found["model"]["backbone"] == "timm/test_resnet" and found["dataset"]["num_classes"] == 2
+    sides = [found[command][name] for name in ("input_height", "input_width", "batch_size")]
+    assert sides == [64, 64, 2] and found["dataset"]["batch_size"] == 2
+    first = (project.folder / "results" / command / "predictions.json").read_text()
+    project.spec = found
+    project.write()
+    assert project.run(command) == 0
+    assert experiment(project, command) == found
+    assert (project.folder / "results" / command / "predictions.json").read_text() == first
+
+
+def test_taos_spelling_of_the_width_works_on_its_own(project, weights, capsys):
+    assert project.run("evaluate", weights, "evaluate.nput_width=96") == 0
+    section = experiment(project, "evaluate")["evaluate"]
+    assert (section["input_height"], section["input_width"]) == (64, 96)
+    assert "Images are brought to 64 x 96 (height x width)" in capsys.readouterr().err
 
 
 def test_a_class_of_the_labels_that_the_checkpoint_does_not_know_is_an_error(project, weights, capsys):

@@ -229,17 +229,13 @@ def test_verbose_shows_what_the_exporter_says(export, capfd):
         (["export.opset_version=99"], "export.opset_version"),
         (["export.batch_size=0"], "export.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"),
         (["export.input_width=100", "export.input_height=64"], "a multiple of 32"),
-        (["export.input_width=64"], "both or none"),
         (["export.format=xdl"], "export.format"),
         (["export.checkpoint=/no/such.pth"], "There is no checkpoint at /no/such.pth"),
         (["export.onnx_file=model.pt"], "must end in .onnx"),
         (["export.onnx_file=???"], "export.onnx_file"),
         (["export.is_quantized=true"], "quantized"),
         (["export.input_channel=1"], "export.input_channel"),
-        (
-            ["dataset.augmentation.preserve_aspect_ratio=true", "export.input_width=64", "export.input_height=96"],
-            "must be equal",
-        ),
+        (["dataset.augmentation.preserve_aspect_ratio=true"], "preserve_aspect_ratio is True in the spec, False in"),
     ],
 )
 def test_wrong_input_is_one_message(overrides, message, export, capsys):
@@ -248,6 +244,24 @@ def test_wrong_input_is_one_message(overrides, message, export, capsys):
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown
     assert not file.exists()
+
+
+def test_a_padded_input_is_square(project, capsys):
+    project.spec["dataset"]["augmentation"]["preserve_aspect_ratio"] = True
+    project.write()
+    file = project.folder / "model.onnx"
+    given = [f"export.checkpoint={project.checkpoint()}", f"export.onnx_file={file}", "export.input_width=64"]
+    assert project.run("export", *given, "export.input_height=96") == 2
+    assert "must be equal" in capsys.readouterr().err and not file.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+def test_a_graph_is_not_run_on_images_prepared_in_another_way(copied, command, capsys):
+    given = f"{command}.checkpoint={copied.file}"
+    assert copied.run(command, given, "dataset.augmentation.preserve_aspect_ratio=true") == 2
+    assert "preserve_aspect_ratio is True in the spec, False in the checkpoint" in capsys.readouterr().err
+    assert copied.run(command, given, f"{command}.input_width=96") == 2
+    assert f"{command}.input_width asks for 64 x 96" in capsys.readouterr().err
 
 
 class TestForeignFiles:

@@ -264,6 +264,8 @@ class TestEngines:
         (["backend=tensorflow"], "tensorrt_rtx"),
         (["max_score_drop=2"], "max_score_drop"),
         (["score_images=-2"], "score_images"),
+        (["input_width=960"], "gen_trt_engine.input_width is 960, but"),
+        (["input_height=32"], "takes inputs of 3 x 64 x 64"),
     ],
 )
 def test_wrong_input_is_one_message(overrides, message, generate, project, capsys):
@@ -271,6 +273,12 @@ def test_wrong_input_is_one_message(overrides, message, generate, project, capsy
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown
     assert not project.engine.exists()
+
+
+def test_a_graph_of_stretched_images_is_not_calibrated_on_padded_ones(exported, capsys):
+    given = [f"gen_trt_engine.onnx_file={exported.file}", "gen_trt_engine.backend=none"]
+    assert exported.run("gen_trt_engine", *given, "dataset.augmentation.preserve_aspect_ratio=true") == 2
+    assert "preserve_aspect_ratio is True in the spec, False in the checkpoint" in capsys.readouterr().err
 
 
 def test_an_empty_calibration_folder_is_named(generate, project, capsys):

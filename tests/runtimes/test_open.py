@@ -82,16 +82,16 @@ def test_what_belongs_to_the_run_stays_the_users(checkpoint):
     assert opened.spec.evaluate.results_dir == "here/evaluate"
 
 
-def test_what_the_user_says_about_size_and_queries_wins(checkpoint):
+def test_what_the_user_says_about_size_and_queries_wins_with_a_warning(checkpoint, caplog):
     overrides = [
         "dataset.augmentation.eval_spatial_size=[128,128]",
-        "dataset.augmentation.preserve_aspect_ratio=false",
         "model.num_queries=5",
         "model.num_select=4",
     ]
     opened = open_model(checkpoint, read_spec(None, overrides))
+    for said in ("128 x 128 (height x width)", "trained for 96 x 96", "num_queries is 5", "num_select is 4"):
+        assert said in caplog.text
     assert list(opened.spec.dataset.augmentation.eval_spatial_size) == [128, 128]
-    assert opened.spec.dataset.augmentation.preserve_aspect_ratio is False
     assert opened.spec.model.num_select == 4
     assert opened.runtime.predict(torch.rand(1, 3, 128, 128)).logits.shape == (1, 5, 2)
 

@@ -124,8 +124,8 @@ def nested(assignments: list[str]) -> dict:
         ),
         (["export.batch_size=0"], "export.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"),
         (
-            ["inference.input_width=640"],
-            "inference.input_width, inference.input_height: only one is given; allowed: both or none",
+            ["inference.input_width=650"],
+            "inference.input_width: 650 is not allowed; allowed: a multiple of 32, nearest: 640 or 672",
         ),
         (
             ["evaluate.input_width=640", "evaluate.input_height=100"],
@@ -168,6 +168,8 @@ def test_a_disagreement_is_one_problem_that_names_both_sides(overrides, problem)
         ["train.optim.lr_steps=[]"],
         ["train.freeze=null"],
         ["evaluate.input_width=960", "evaluate.input_height=544"],
+        ["evaluate.input_width=960"],
+        ["export.input_height=544"],
         ["distill.teacher.backbone=convnext_large"],
     ],
     ids=" ".join,
