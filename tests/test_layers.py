@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from rtdetr_tool.families import FAMILIES
 
 PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 
@@ -16,13 +18,16 @@ PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 LAYERS = (
     ("redaction",),
     ("errors", "files", "log", "status", "version", "catalog"),
-    ("spec", "ops", "checkpoints"),
+    ("spec",),
+    ("ops", "checkpoints"),
     ("data", "models", "losses", "metrics", "artifacts"),
+    ("families",),
     ("training", "runtimes", "deploy", "visualize"),
     ("commands",),
     ("cli", "api", "__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+SHARED = LAYERS[LEVEL["models"]]
 ENTRANCES = LAYERS[-1]  # the package's doors: they lead to one another
 
 # Rooms that answer without torch: help, a wrong spec and default_specs come from these.
@@ -33,9 +38,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
 
+# Modules of a family that belong to `spec`: what it declares, without its network.
+DECLARATIONS = ("__init__", "family", "spec")
+
+
 def room_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+    return "spec" if declares_a_family(parts) else parts[0]
+
+
+def declares_a_family(parts: Sequence[str]) -> bool:
+    """Whether a module (or a name in it), by the parts of its path, is the table of families or a declaration."""
+    if parts[0] != "families":
+        return False
+    return len(parts) == 1 or parts[1] not in FAMILIES or (len(parts) > 2 and parts[2] in DECLARATIONS)
 
 
 def imports(path: Path, source: str | None = None) -> Iterator[tuple[str, int, bool]]:
@@ -65,6 +81,8 @@ def imported_room(name: str) -> str | None:
     first, *rest = name.split(".")
     if first != "rtdetr_tool":
         return None
+    if rest and declares_a_family(rest):
+        return "spec"
     return rest[0] if rest and rest[0] in LEVEL else "__init__"
 
 
@@ -120,7 +138,7 @@ def test_only_build_files_of_the_second_line_see_a_spec():
     found = [
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in FILES
-        if room_of(path) in LAYERS[3] and path.name != "build.py"
+        if room_of(path) in SHARED and path.name != "build.py"
         for name, line, _ in imports(path)
         if imported_room(name) == "spec"
     ]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
-from rtdetr_tool.spec import RfdetrSpec
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 PAGE = (Path(__file__).parents[1] / "docs" / "segmentation.md").read_text()
 

@@ -30,8 +30,6 @@ from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, OpenedDetector, OpenedMod
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.runtimes.traced_runtime import DTYPES, TracedRuntime
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.spec.rfdetr import size_multiple
-from rtdetr_tool.spec.validate import SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from rtdetr_tool.metrics.coco import CocoResult
@@ -190,8 +188,7 @@ class Detector:
         fixed = self.runtime.input_size
         if fixed is not None and (height, width) != fixed:
             raise UserError(f"shape: {self.source} takes inputs of {fixed[0]} x {fixed[1]} (height x width) only")
-        model = self.spec.model
-        multiple = size_multiple(model.rfdetr) if model.arch == "rfdetr" else SIZE_MULTIPLE
+        multiple = self.spec.model.size_multiple
         for side in (height, width):
             if side % multiple:
                 near = nearest_multiples(side, multiple)

@@ -15,11 +15,11 @@ from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families import family_named
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import OpenedDetector, detector_of
 from rtdetr_tool.runtimes.settle import settle
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
-from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.spec.validate import inert_notes
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def choose_device(device: torch.device | str) -> torch.device:
 def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str) -> OpenedDetector:
     """A detector with random weights (a backbone's, where `pretrained_backbone_path` names them)."""
     arch = base["model.arch"]
-    rows = None if num_classes is None else class_rows(arch, num_classes)
+    rows = None if num_classes is None else family_named(arch).class_rows(num_classes)
     loaded = _loaded({**base, **model_settings(keywords, arch, where)}, rows)
     spec = loaded.spec
     detector = build_detector(spec.model, spec.dataset.num_classes)
@@ -67,7 +67,7 @@ def open_weights(
     arch = section_of(file.meta, "spec.model").get("arch", "rtdetr")
     known = section_of(file.meta, "spec.dataset").get("num_classes")
     chosen = {**base, **model_settings(keywords, arch, where)}
-    rows = known if num_classes is None else class_rows(arch, num_classes)
+    rows = known if num_classes is None else family_named(arch).class_rows(num_classes)
     if rows == known:
         return detector_of(file, _loaded(chosen, None))
     loaded = _loaded(chosen, rows)

@@ -10,9 +10,10 @@ from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.runtimes.open import OpenedDetector
-from rtdetr_tool.spec import resolve_rfdetr, spec_to_dict
+from rtdetr_tool.spec import spec_to_dict
 
 WEIGHTS, CLASS_NAMES = "weights.pt", "class_names.txt"
 

@@ -14,11 +14,11 @@ from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categ
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.runtimes.settle import settle
-from rtdetr_tool.spec import SIZE_FIELDS, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
-from rtdetr_tool.spec.rfdetr import predicts_masks
+from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.fit_result import FitResult
@@ -72,7 +72,7 @@ def known_classes(opened: OpenedDetector) -> Classes | None:
 def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:
     """The detector's spec with the changes, for as many classes as the training data have."""
     data = spec_to_dict(opened.spec)
-    if "model.rfdetr.resolution" in changes:
+    if {f"model.{name}" for name in opened.spec.model.family.image_sides} & set(changes):
         for name in SIZE_FIELDS:  # they follow from it
             data["dataset"]["augmentation"].pop(name)
     if not {"train.results_dir", "results_dir"} & set(changes):
@@ -117,7 +117,7 @@ def scoring_spec(
 def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:
     """Score a model on the `test` or `val` source of its spec, in this process."""
     runtime, spec = model.runtime, model.spec
-    masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
+    masks = spec.model.predicts_masks
     dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=masks)
     evaluator = evaluator_for(split, dataset, spec)
     loader = build_loader(dataset, spec.dataset, training=False)

@@ -19,7 +19,7 @@ from rtdetr_tool.checkpoints import official_rtdetr, transformers_config, transf
 from rtdetr_tool.checkpoints.architecture import UNSEEN, architecture_of, describe, points_per_level
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import BARE, OURS, RFDETR, TAO, TRANSFORMERS, Layout, identify, to_own_names
-from rtdetr_tool.checkpoints.metadata import ARCHITECTURE, KEY, build_metadata, check_sizes, checked_metadata
+from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_sizes, checked_metadata
 from rtdetr_tool.checkpoints.published import ACCEPT, check_licence, weights_path
 from rtdetr_tool.checkpoints.rfdetr import is_own_rfdetr
 from rtdetr_tool.checkpoints.rfdetr_architecture import (
@@ -29,6 +29,7 @@ from rtdetr_tool.checkpoints.rfdetr_architecture import (
     settings_of,
 )
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import family_of
 from rtdetr_tool.files import parse_json, read_limited
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -61,7 +62,7 @@ class DetectorFile:
         if spec["model"].get("arch") == "rfdetr":
             found = describe_rfdetr(spec["model"], spec["dataset"]["num_classes"])
             return "\n".join([f"{self.source} is {self.what}: {found}", *self.notes])
-        shown = {name: value for name, value in spec["model"].items() if name in ARCHITECTURE}
+        shown = {name: value for name, value in spec["model"].items() if name in family_of(None).architecture["model"]}
         lines = [f"{self.source} is {self.what}: {describe(shown, spec['dataset']['num_classes'])}"]
         if not self.ours:
             unseen = [name for name in UNSEEN if name not in spec["model"]]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_tool.checkpoints.limits import check_metadata_values, stored_numbers
 from rtdetr_tool.checkpoints.recorded import REFUSED, names_in
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import all_families, family_of
 from rtdetr_tool.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -23,71 +25,9 @@ if TYPE_CHECKING:
 KEY = "rtdetr_tool"
 FORMAT = 1
 
-# Fields of `model` that change what the weights mean; the others (losses, top-k, queries, dropout) may differ freely.
-ARCHITECTURE = (
-    "arch",
-    "backbone",
-    "num_feature_levels",
-    "return_interm_indices",
-    "feat_strides",
-    "feat_channels",
-    "use_encoder_idx",
-    "hidden_dim",
-    "nheads",
-    "enc_layers",
-    "dim_feedforward",
-    "pe_temperature",
-    "pe_order",
-    "expansion",
-    "depth_mult",
-    "enc_act",
-    "act",
-    "dec_layers",
-    "dec_hidden_dim",
-    "dec_dim_feedforward",
-    "num_points",
-    "cross_attn_method",
-    "offset_scale",
-)
-RFDETR = (
-    "variant",
-    "encoder",
-    "out_feature_indexes",
-    "projector_scale",
-    "hidden_dim",
-    "dec_layers",
-    "sa_nheads",
-    "ca_nheads",
-    "dec_n_points",
-    "bbox_reparam",
-    "lite_refpoint_refine",
-    "patch_size",
-    "num_windows",
-    "segmentation_head",
-    "mask_downsample_ratio",
-)
 LARGEST_NUMBER = 65_536  # of the model section: widths, layers, queries, points; losses and temperatures apart
 LARGEST_SIDE = 4_096  # pixels of eval_spatial_size that a file may ask for; a spec may ask for more
 _UNBOUNDED = ("pe_temperature", "offset_scale")  # numbers that make nothing larger
-# What says how large a network is: numbers of layers; widths, of which a layer has squares; what goes with one width.
-_SIZES = {
-    "rtdetr": (
-        ("model.enc_layers", "model.dec_layers", "model.depth_mult"),
-        ("model.hidden_dim", "model.dec_hidden_dim"),
-        ("model.dim_feedforward", "model.dec_dim_feedforward", "model.feat_channels"),
-    ),
-    "rfdetr": (
-        ("model.rfdetr.dec_layers",),
-        ("model.rfdetr.hidden_dim",),
-        ("model.rfdetr.dim_feedforward", "model.rfdetr.num_queries", "model.rfdetr.group_detr"),
-    ),
-}
-CHECKED = (
-    ("model", ARCHITECTURE),
-    ("model.frozen_fm", ("enabled", "backbone")),
-    ("model.rfdetr", RFDETR),
-    *((section, names_in(section, REFUSED)) for section in ("dataset", "dataset.augmentation")),
-)
 # What to do about a contradiction, where a file is only used.
 ADVICE = (
     "Leave these fields out of the spec and what the file records applies; for other values, train or export it again "
@@ -121,7 +61,7 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
     check_metadata_values(dict(meta), source)
     spec, classes = meta.get("spec") or {}, meta.get("classes")
     sections = [spec]
-    for path in ("model", "model.frozen_fm", "model.rfdetr", "dataset", "dataset.augmentation"):
+    for path in _compared_fields():
         if all(isinstance(section, Mapping) for section in sections):
             sections.append(section_of(spec, path))
     sound = all(isinstance(section, Mapping) for section in sections) and isinstance(classes, (list, tuple))
@@ -133,7 +73,7 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def check_sizes(meta: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> None:
     """CheckpointError for a file that describes a network far too large for its tensors: building it may never end."""
-    sizes = _SIZES["rfdetr" if section_of(meta, "spec.model").get("arch") == "rfdetr" else "rtdetr"]
+    sizes = family_of(section_of(meta, "spec.model").get("arch")).sizes
     layers, width, beside = (max(_numbers(meta, names), default=1) for names in sizes)
     beside = max(beside, *_numbers(meta, ["dataset.num_classes"]), 1)
     inner = width * max(1, *_numbers(meta, ["model.expansion"]), 1)
@@ -152,9 +92,13 @@ def _check_numbers(meta: Mapping[str, Any], source: str) -> None:
     """CheckpointError for numbers that no model has; what they size may not be among the tensors (queries, images)."""
     model = section_of(meta, "spec.model")
     names = [f"model.{name}" for name in model if name not in _UNBOUNDED and not name.endswith(("_coef", "_cost"))]
-    names += [f"model.rfdetr.{name}" for name in section_of(model, "rfdetr") if not name.endswith("_coef")]
-    limits = {**dict.fromkeys(names, LARGEST_NUMBER), "dataset.augmentation.eval_spatial_size": LARGEST_SIDE}
-    limits["model.rfdetr.resolution"] = LARGEST_SIDE
+    sides = ["dataset.augmentation.eval_spatial_size"]
+    for family in all_families():
+        if family.section is not None:
+            inner = section_of(model, family.section)
+            names += [f"model.{family.section}.{name}" for name in inner if not name.endswith("_coef")]
+        sides += [f"model.{name}" for name in family.image_sides]
+    limits = {**dict.fromkeys(names, LARGEST_NUMBER), **dict.fromkeys(sides, LARGEST_SIDE)}
     for name, limit in limits.items():
         for number in _numbers(meta, [name]):
             if not abs(number) <= limit:
@@ -219,13 +163,23 @@ def differences(spec: Any, meta: Mapping[str, Any], ignored: Sequence[str] = ())
 
 def _compared(spec: Any, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
     """(section, field, value in the spec, value in the checkpoint) of what both have."""
-    for section, names in CHECKED:
+    for section, names in _compared_fields().items():
         stored_section = section_of(meta.get("spec"), section)
         own = operator.attrgetter(section)(spec)
         for name in names:
             open_number = name == "num_classes" and own.num_classes is None  # left to the file or the data
             if name in stored_section and not open_number:
                 yield section, name, _plain(getattr(own, name)), _plain(stored_section[name])
+
+
+@cache
+def _compared_fields() -> dict[str, tuple[str, ...]]:
+    """Section of the spec -> the fields in which a spec and a checkpoint must agree."""
+    fields: dict[str, tuple[str, ...]] = {}
+    for family in all_families():
+        for section, names in family.architecture.items():
+            fields[section] = tuple(dict.fromkeys((*fields.get(section, ()), *names)))
+    return {**fields, **{section: names_in(section, REFUSED) for section in ("dataset", "dataset.augmentation")}}
 
 
 def section_of(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from rtdetr_tool.families import all_families
+
 REFUSED, WARNED = "refused", "warned"
 ELSEWHERE = "elsewhere"  # compared by `runtimes.settle`: sizes with those of commands, numberings with the classes
 
@@ -31,8 +33,10 @@ RECORDED = (
     Recorded("dataset.class_ids", "which class index stands for which category", ELSEWHERE, ELSEWHERE),
     Recorded("dataset.remap_mscoco_category", "which class index stands for which category"),
     Recorded("model.num_select", "how many detections are kept per image", WARNED, WARNED, only_fewer=True),
-    Recorded("model.num_queries", "how many objects can be found in an image", WARNED, REFUSED),
-    Recorded("model.rfdetr.num_queries", "how many objects can be found in an image", WARNED, REFUSED),
+    *(
+        Recorded(f"model.{family.query_field}", "how many objects can be found in an image", WARNED, REFUSED)
+        for family in all_families()
+    ),
     Recorded("model.eval_idx", "which decoder layer predicts", WARNED, REFUSED),
 )
 

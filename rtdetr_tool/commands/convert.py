@@ -108,12 +108,11 @@ def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
     """Our metadata for the file: the spec as it holds now, the file's classes or those of the classmap."""
     from rtdetr_tool.checkpoints.metadata import build_metadata
     from rtdetr_tool.spec import spec_to_dict
-    from rtdetr_tool.spec.rfdetr import class_rows
 
     count = opened.spec.dataset.num_classes
     classes = opened.meta["classes"]
     if classmap is not None:
-        free_rows = class_rows(opened.spec.model.arch, count) - count
+        free_rows = opened.spec.model.family.class_rows(count) - count
         classes = named_classes(classmap, classes, count, free_rows)
     known = {name: opened.meta[name] for name in ("weights", "metrics") if name in opened.meta}
     meta = build_metadata(package_version(), spec_to_dict(opened.spec), classes, **known)
@@ -127,7 +126,7 @@ def named_classes(
 ) -> list[dict[str, Any]]:
     """The names of a classmap: by class row, or in the order of the classes that the checkpoint knows.
 
-    `free_rows` at the end may have no name, as the last of an RF-DETR.
+    `free_rows` at the end may have no name, as a background row.
     """
     from rtdetr_tool.data.folder import read_classmap
 

@@ -15,7 +15,6 @@ from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.result import CocoResult, score_text
 from rtdetr_tool.spec import LoadedSpec
-from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
 
@@ -28,7 +27,7 @@ def run(loaded: LoadedSpec) -> None:
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
     record_spec(as_run(spec, "evaluate"), "evaluate")
-    masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
+    masks = spec.model.predicts_masks
     dataset = build_eval_dataset(spec.dataset, "test", class_map=runtime.class_map, masks=masks)
     evaluator = evaluator_for("test", dataset, spec)
     times = score(runtime, detecting.loader(dataset), evaluator, spec.model.num_select, section.conf_threshold)

@@ -93,7 +93,7 @@ def order_of(opened: OpenedDetector, section: ExportSpec, target: Path, device: 
     if section.format == "tflite":
         batch = batch or 1
     layout, detector = LAYOUTS[section.layout], opened.detector
-    added = lacks_background(layout, opened.spec.model.arch, opened.class_map) and not section.backbone_only
+    added = lacks_background(layout, opened.spec.model.family, opened.class_map) and not section.backbone_only
     if section.backbone_only:
         model = ExportFeatures(detector, layout, size)
     else:

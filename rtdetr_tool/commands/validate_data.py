@@ -23,7 +23,6 @@ from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, LoadedSpec
 from rtdetr_tool.spec.fields import is_blank
-from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.status import current_status
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ def run(loaded: LoadedSpec) -> None:
     """Check everything, write and print it; a `DataError` at the end where training or scoring would have stopped."""
     spec, section = loaded.spec, loaded.spec.validate_data
     findings = Findings(section.num_pictures)
-    masks = predicts_masks(spec.model.arch, spec.model.rfdetr)
+    masks = spec.model.predicts_masks
     datasets = load_splits(spec.dataset, findings, masks)
     counts = check_contents(datasets, findings, scoring_of(spec))
     check_images(spec, datasets, findings)

@@ -28,8 +28,8 @@ from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.families import all_families
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
-from rtdetr_tool.spec.rfdetr import predicts_masks, query_count
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Sou
             raise DataError(
                 f"{source.name} (dataset.{split}_data_sources) has {objects} objects and not one with a mask, which a "
                 "segmentation head needs: give COCO files with `segmentation` or YOLO labels with outlines, or train "
-                "boxes alone (a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false)."
+                f"boxes alone ({' or '.join(filter(None, (family.without_masks() for family in all_families())))})."
             )
     return sources
 
@@ -161,8 +161,8 @@ def scoring_of(spec: ExperimentSpec) -> Scoring:
         class_ids=None if ids is None else tuple(ids),
         max_dets=spec.evaluate.max_dets,
         num_select=spec.model.num_select,
-        num_queries=query_count(spec.model.arch, spec.model.rfdetr, spec.model.num_queries),
-        masks=predicts_masks(spec.model.arch, spec.model.rfdetr),
+        num_queries=spec.model.query_count,
+        masks=spec.model.predicts_masks,
     )
 
 

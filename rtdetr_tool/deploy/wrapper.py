@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rtdetr_tool.artifacts.graph_interface import FEATURES
 from rtdetr_tool.catalog import LAYOUTS, Layout
 from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.families import Family
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.pixels import denormalised
 from rtdetr_tool.ops.postprocess import select_top
@@ -89,17 +90,9 @@ class ExportFeatures(nn.Module):
         return tuple(level.float() for level in maps)
 
 
-def lacks_background(layout: Layout, arch: str, class_map: ClassMap | None) -> bool:
-    """Whether the layout's last class score belongs to no class, and the model has none to spare for that.
-
-    RF-DETR's own heads have one: behind the classes, or, where class indices are COCO's category ids, index 0.
-    """
-    if not layout.background:
-        return False
-    if class_map is None:
-        return arch != "rfdetr"
-    names = class_map.names
-    return None not in names if arch == "rfdetr" else names[-1] is not None
+def lacks_background(layout: Layout, family: Family, class_map: ClassMap | None) -> bool:
+    """Whether the layout's last class score belongs to no class, and the model has none to spare for that."""
+    return layout.background and not family.has_background(None if class_map is None else class_map.names)
 
 
 def pixel_detections(found: Predictions, num_select: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,6 @@ from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.losses.rfdetr import GroupMatcher, RFDETRCriterion
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
-from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.spec.tables import PREDICTIONS
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def _build_rfdetr_criterion(spec: ModelSpec) -> RFDETRCriterion:
     }
     mask_loss = (
         MaskLoss(own.mask_ce_loss_coef, own.mask_dice_loss_coef, own.mask_point_sample_ratio)
-        if predicts_masks(spec.arch, own)
+        if spec.predicts_masks
         else None
     )
     return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss, mask_loss)

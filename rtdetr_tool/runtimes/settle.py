@@ -18,8 +18,10 @@ from rtdetr_tool.checkpoints.recorded import REFUSED, WARNED, names_in, other_va
 from rtdetr_tool.data.classes import MSCOCO_IDS, ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import family_of
+from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.runtimes.asked_size import OWN_SIZE, AskedSize
-from rtdetr_tool.spec import SIZE_FIELDS, AugmentationSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import AugmentationSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -163,10 +165,11 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
             data["dataset"][name] = stored_dataset[name]
     stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
     sizes = data["dataset"]["augmentation"]
-    if data["model"]["arch"] == "rfdetr":  # sizes that nobody gave follow from the checkpoint's model.rfdetr
+    sides = family_of(data["model"]["arch"]).image_sides
+    if sides:  # sizes that nobody gave follow from the checkpoint's
         sizes = {name: value for name, value in sizes.items() if name in given_sizes or name not in SIZE_FIELDS}
         data["dataset"]["augmentation"] = sizes
-        if value_at(given, "model.rfdetr.resolution") is not None:  # or from the user's
+        if any(value_at(given, f"model.{side}") is not None for side in sides):  # or from the user's
             stored_sizes = {name: value for name, value in stored_sizes.items() if name not in SIZE_FIELDS}
     for name in names_in("dataset.augmentation"):
         if name in stored_sizes and name not in given_sizes:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.families import family_of
 from rtdetr_tool.redaction import remember_secrets
 from rtdetr_tool.spec.convert import field_names, from_plain, spec_to_dict, suggestion, walk_fields
 from rtdetr_tool.spec.documents import first_line, read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.references import resolve
-from rtdetr_tool.spec.rfdetr import RfdetrSpec, default_sizes
 from rtdetr_tool.spec.sources import with_sources
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes
@@ -94,15 +94,18 @@ def _with_devices(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
-    """With `model.arch: rfdetr`, sizes of images that are not given follow from `model.rfdetr`."""
+    """Sizes of images that are not given follow from the section of a family that says them."""
     model, dataset = data.get("model"), data.get("dataset", {})
-    if not (isinstance(model, dict) and model.get("arch") == "rfdetr" and isinstance(dataset, dict)):
+    if not (isinstance(model, dict) and isinstance(dataset, dict)):
         return data
-    section, augmentation = model.get("rfdetr", {}), dataset.get("augmentation", {})
+    family = family_of(model.get("arch"))
+    if family.section is None or family.section_type is None:
+        return data
+    section, augmentation = model.get(family.section, {}), dataset.get("augmentation", {})
     if not (isinstance(section, dict) and isinstance(augmentation, dict)):
         return data
     wrong: list[str] = []  # named when the whole spec is converted
-    sizes = default_sizes(from_plain(RfdetrSpec, section, wrong))
+    sizes = family.default_sizes(from_plain(family.section_type, section, wrong))
     return data if wrong else {**data, "dataset": {**dataset, "augmentation": {**sizes, **augmentation}}}
 
 

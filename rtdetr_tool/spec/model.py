@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS, TIMM
+from rtdetr_tool.families import DEFAULT_FAMILY, FAMILIES, Family, family_named
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.spec.fields import INF, field
-from rtdetr_tool.spec.rfdetr import RfdetrSpec
 
 ENCODER_ACTIVATIONS = ("relu", "gelu", "silu", "prelu", "selu", "leaky_relu")
 
@@ -188,9 +189,9 @@ class ModelSpec:
     distillation_loss_coef: float = field(1.0, "distill: weight of the sum of all binding losses.", min=0.0)
     frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model beside the backbone.")
     arch: str = field(
-        "rtdetr",
+        DEFAULT_FAMILY,
         "Which family: rtdetr; rfdetr, whose own fields stand below model.rfdetr.",
-        options=("rtdetr", "rfdetr"),
+        options=tuple(FAMILIES),
         origin="ours",
     )
     rfdetr: RfdetrSpec = field(RfdetrSpec, "RF-DETR; only read with arch rfdetr.")
@@ -198,4 +199,23 @@ class ModelSpec:
     @property
     def kind(self) -> str:
         """What the model is called in messages and file names: `rtdetr-resnet_50`, `rfdetr-nano`."""
-        return f"{self.arch}-{self.rfdetr.variant if self.arch == 'rfdetr' else self.backbone}"
+        return f"{self.arch}-{self.family.variant(self)}"
+
+    @property
+    def family(self) -> Family:
+        return family_named(self.arch)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of every image must be multiples of this."""
+        return self.family.size_multiple(self)
+
+    @property
+    def query_count(self) -> int:
+        """How many objects the model can find in an image."""
+        return self.family.query_count(self)
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether the model has a segmentation head, and so needs data with masks."""
+        return self.family.predicts_masks(self)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.errors import nearest_multiples
+from rtdetr_tool.families import all_families
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
@@ -14,24 +14,21 @@ from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
-from rtdetr_tool.spec.rfdetr import fields_without_effect, rfdetr_problems, size_multiple
 from rtdetr_tool.spec.sources import source_problems
 from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
-SIZE_MULTIPLE = 32  # stride of RT-DETR's coarsest level
-
 
 def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]:
     """Every disagreement between fields, and what `command` needs and does not have."""
-    problems = [*_model(spec.model, "model"), *_dataset(spec.dataset, _size_multiple(spec.model)), *_train(spec.train)]
+    problems = [*_model(spec.model, "model"), *_dataset(spec.dataset, spec.model.size_multiple), *_train(spec.train)]
     if spec.distill is not None:
         problems += _model(spec.distill.teacher, "distill.teacher")
         problems += distill_problems(spec.distill, spec.train.num_epochs)
     for name in ("train", "evaluate", "inference"):
         problems += _devices(getattr(spec, name), name)
     for name in ("evaluate", "inference", "export"):
-        problems += _input_size(getattr(spec, name), name, _size_multiple(spec.model))
+        problems += _input_size(getattr(spec, name), name, spec.model.size_multiple)
     problems += _engine(spec)
     if command in ("train", "evaluate", "inference", "export"):
         problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
@@ -43,11 +40,11 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
 
 def inert_notes(spec: ExperimentSpec) -> list[str]:
     """One line for each field that the spec sets although it has no effect."""
-    arch = spec.model.arch
-    reasons = {
-        **INERT,
-        **{f"model.{name}": f"model.arch {arch} does not read it" for name in fields_without_effect(arch)},
-    }
+    family = spec.model.family
+    unread = [*family.unread]
+    for other in all_families():
+        unread += other.section_fields() if other is not family else ()
+    reasons = {**INERT, **{f"model.{name}": f"model.arch {family.name} does not read it" for name in unread}}
     return [f"{name} has no effect: {reason}" for name, reason in reasons.items() if changed_from_default(name, spec)]
 
 
@@ -58,73 +55,11 @@ def value_of(spec: Any, name: str) -> Any:
     return spec
 
 
-def _size_multiple(model: ModelSpec) -> int:
-    return size_multiple(model.rfdetr) if model.arch == "rfdetr" else SIZE_MULTIPLE
-
-
 def _model(model: ModelSpec, name: str) -> Iterator[str]:
-    if model.arch == "rfdetr":
-        yield from rfdetr_problems(model.rfdetr, f"{name}.rfdetr")
-        return
-    if model.rfdetr.segmentation_head:
-        yield (
-            f"{name}.rfdetr.segmentation_head: true is not allowed with {name}.arch {model.arch}, which predicts boxes "
-            f"alone; allowed: {name}.arch rfdetr"
-        )
-    levels = model.num_feature_levels
-    for field in ("return_interm_indices", "feat_strides", "feat_channels"):
-        values = getattr(model, field)
-        if len(values) != levels:
-            yield (
-                f"{name}.{field}: {values} has {len(values)} items; allowed: as many as "
-                f"{name}.num_feature_levels, which is {levels}"
-            )
-    indices = model.return_interm_indices
-    if indices != list(range(indices[0], indices[0] + len(indices))) if indices else True:
-        yield f"{name}.return_interm_indices: {indices} is not allowed; allowed: neighbouring stages, ascending"
-    for index in model.use_encoder_idx:
-        if index >= levels:
-            yield f"{name}.use_encoder_idx: {index} is not allowed; allowed: 0 to {levels - 1}, one of the levels"
-    if len(set(model.use_encoder_idx)) != len(model.use_encoder_idx):
-        yield f"{name}.use_encoder_idx: {model.use_encoder_idx} names a level twice"
-    if any(channels != model.hidden_dim for channels in model.feat_channels):
-        yield (
-            f"{name}.feat_channels: {model.feat_channels} is not allowed; allowed: {name}.hidden_dim "
-            f"({model.hidden_dim}) for every level, which is what the encoder gives"
-        )
-    if model.hidden_dim % 4:
-        yield f"{name}.hidden_dim: {model.hidden_dim} is not allowed; allowed: a multiple of 4"
-    if model.hidden_dim % model.nheads:
-        yield (
-            f"{name}.nheads: {model.nheads} is not allowed; allowed: a divisor of {name}.hidden_dim, which is "
-            f"{model.hidden_dim}"
-        )
-    if model.dec_hidden_dim is not None and model.dec_hidden_dim % model.nheads:
-        yield (
-            f"{name}.dec_hidden_dim: {model.dec_hidden_dim} is not allowed; allowed: a multiple of {name}.nheads, "
-            f"which is {model.nheads}"
-        )
-    if len(model.num_points) not in (1, levels):
-        yield (
-            f"{name}.num_points: {model.num_points} has {len(model.num_points)} items; allowed: 1, or as many as "
-            f"{name}.num_feature_levels, which is {levels}"
-        )
-    if int(model.hidden_dim * model.expansion) < 1:
-        yield f"{name}.expansion: {model.expansion} is not allowed; allowed: at least 1 / {name}.hidden_dim"
-    if model.eval_idx >= model.dec_layers:
-        yield (
-            f"{name}.eval_idx: {model.eval_idx} is not allowed; allowed: -1 to {model.dec_layers - 1} "
-            f"({name}.dec_layers is {model.dec_layers})"
-        )
-    if not model.loss_types:
-        yield f"{name}.loss_types: [] is not allowed; allowed: at least one of vfl, boxes"
-    if len(indices) == levels and len(model.feat_strides) == levels:
-        strides = [STRIDES[index] for index in indices]
-        if model.feat_strides != strides:
-            yield (
-                f"{name}.feat_strides: {model.feat_strides} is not allowed; allowed: {strides}, the strides of stages "
-                f"{indices} of {model.backbone}"
-            )
+    yield from model.family.problems(model, name)
+    for other in all_families():
+        if other is not model.family:
+            yield from other.problems_unused(model, name)
 
 
 def _dataset(dataset: DatasetSpec, multiple: int) -> Iterator[str]:

@@ -17,7 +17,6 @@ from rtdetr_tool.data.build import (
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.inspection import check_before_training
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 
 _SOURCES = {"val": "val_data_sources", "test": "test_data_sources", "predict": "infer_data_sources"}
@@ -61,7 +60,7 @@ class DetectionDataModule(pl.LightningDataModule):
     @property
     def masks(self) -> bool:
         """Whether the model needs the objects' masks."""
-        return predicts_masks(self.spec.model.arch, self.spec.model.rfdetr)
+        return self.spec.model.predicts_masks
 
     @property
     def class_map(self) -> ClassMap:

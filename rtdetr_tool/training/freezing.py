@@ -21,7 +21,7 @@ def with_recipe(spec: ExperimentSpec, pretrained: bool = False) -> ExperimentSpe
     start = FROM_BACKBONE if model.pretrained_backbone_path else None
     if pretrained or spec.train.pretrained_model_path:
         start = FROM_DETECTOR
-    frozen = model.arch == "rtdetr" and model.backbone in FREEZING.get(start, ())
+    frozen = model.family.reads("freeze_norm") and model.backbone in FREEZING.get(start, ())
     norm = frozen if model.freeze_norm is None else model.freeze_norm
     at = (0 if frozen else -1) if model.freeze_at is None else model.freeze_at
     return replace(spec, model=replace(model, freeze_norm=norm, freeze_at=at))
@@ -39,7 +39,7 @@ def freeze(detector: Detector, spec: ExperimentSpec, asked: ExperimentSpec) -> s
     model, parts = spec.model, []
     if not model.train_backbone:
         parts.append("the backbone (model.train_backbone: false)")
-    elif model.arch == "rtdetr":
+    elif model.family.reads("freeze_norm"):
         count = detector.freeze_backbone(model.freeze_norm, model.freeze_at)
         if model.freeze_at >= 0:
             parts.append(f"{_stages(model.freeze_at)} of the backbone (model.freeze_at: {model.freeze_at})")

@@ -17,7 +17,8 @@ from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import differences, section_of
 from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.spec import ExperimentSpec, ModelSpec, resolve_rfdetr, spec_to_dict
+from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
+from rtdetr_tool.spec import ExperimentSpec, ModelSpec, spec_to_dict
 
 logger = logging.getLogger(__name__)
 

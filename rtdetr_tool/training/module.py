@@ -27,7 +27,6 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
-from rtdetr_tool.spec.rfdetr import class_rows
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY, average_of
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects
 from rtdetr_tool.training.freezing import freeze, with_recipe
@@ -63,7 +62,7 @@ class DetectorModule(pl.LightningModule):
     def __init__(self, spec: ExperimentSpec, class_map: ClassMap, pretrained: bool = False) -> None:
         super().__init__()
         if spec.dataset.num_classes is None:
-            rows = class_rows(spec.model.arch, class_map.num_classes)
+            rows = spec.model.family.class_rows(class_map.num_classes)
             spec = replace(spec, dataset=replace(spec.dataset, num_classes=rows))
         asked, spec = spec, with_recipe(spec, pretrained)
         self.spec, self.class_map = spec, class_map

@@ -13,7 +13,6 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.spec.rfdetr import predicts_masks
 from rtdetr_tool.training.callbacks.batch_preview import DatasetGrids
 from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
 from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
@@ -108,7 +107,7 @@ def choose_strategy(asked: str | Strategy, several: bool, accelerator: str) -> s
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     """Place in the epoch, EMA (if on), console, status lines, checkpoints, in the order in which they must act."""
     train = spec.train
-    monitor = "val_segm_mAP" if predicts_masks(spec.model.arch, spec.model.rfdetr) else "val_mAP"
+    monitor = "val_segm_mAP" if spec.model.predicts_masks else "val_mAP"
     callbacks: list[Callback] = [EpochPosition()]
     if train.enable_ema:
         callbacks.append(

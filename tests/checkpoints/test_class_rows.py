@@ -8,8 +8,9 @@ import torch
 from rtdetr_tool.checkpoints.class_rows import is_class_tensor, match_rows, with_class_rows
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import ModelSpec
 
 TINY = {
     "rtdetr": ModelSpec(

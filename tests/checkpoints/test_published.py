@@ -18,9 +18,10 @@ from rtdetr_tool.checkpoints.download import md5_of
 from rtdetr_tool.checkpoints.published import cache_folder, published, weights_path
 from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import open_detector
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec, read_spec
+from rtdetr_tool.spec import ModelSpec, read_spec
 
 FEW = {"num_queries": 5, "group_detr": 2, "dim_feedforward": 16}
 

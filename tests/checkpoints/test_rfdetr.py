@@ -17,8 +17,9 @@ from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr, unwrapped
 from rtdetr_tool.checkpoints.rfdetr_architecture import architecture_of_rfdetr
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec, spec_from_dict
+from rtdetr_tool.spec import ModelSpec, spec_from_dict
 from tests.models.rfdetr_parts import tiny_backbone, tiny_rfdetr
 
 FEW = {"num_queries": 5, "group_detr": 2, "dim_feedforward": 16}

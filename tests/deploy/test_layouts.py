@@ -10,6 +10,7 @@ from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.deploy.wrapper import NEVER, ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import family_named
 from rtdetr_tool.ops.pixels import denormalised, normalised
 from rtdetr_tool.runtimes.graph_tensors import predictions_of, to_graph
 
@@ -74,8 +75,8 @@ def classes(*names: str | None) -> ClassMap:
     ],
 )
 def test_a_background_is_added_where_the_model_has_no_score_to_spare(arch, class_map, expected):
-    assert lacks_background(LAYOUTS["rfdetr"], arch, class_map) is expected
-    assert not lacks_background(LAYOUTS["tao"], arch, class_map)
+    assert lacks_background(LAYOUTS["rfdetr"], family_named(arch), class_map) is expected
+    assert not lacks_background(LAYOUTS["tao"], family_named(arch), class_map)
 
 
 @torch.no_grad()

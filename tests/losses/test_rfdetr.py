@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.matcher import PaddedTargets
 from rtdetr_tool.losses.rfdetr import GroupMatcher, RFDETRCriterion, iou_aware_bce
 from rtdetr_tool.ops.structures import Predictions, Target
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import ModelSpec
 
 GROUPS, QUERIES = 3, 4
 WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import ModelSpec
 
 rfdetr_models = pytest.importorskip("rfdetr.models", reason="the package rfdetr is the judge and is not installed")
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig  # noqa: E402

@@ -11,9 +11,10 @@ import torch
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, is_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.ops.structures import Target
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import ModelSpec
 from tests.parity.rfdetr_pair import CLASSES, build_ours, build_pair, normalised, show_variant, their_criterion
 
 TOLERANCE = 1e-4

@@ -10,9 +10,10 @@ import torch
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.masks import TrueMasks, factors_of
-from rtdetr_tool.spec import ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import ModelSpec
 from tests.parity.rfdetr_pair import build_pair, normalised, show_variant
 from tests.parity.test_rfdetr import FEW, TOLERANCE, check_losses, make_targets, pictures, worst
 

@@ -15,8 +15,9 @@ from rtdetr_tool.checkpoints.io import save_detector
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.data.build import build_train_dataset
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.spec import RfdetrSpec, spec_to_dict
+from rtdetr_tool.spec import spec_to_dict
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
 from scripts.convert_dataset import write_format

@@ -12,8 +12,9 @@ import torch
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec, RfdetrSpec
+from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec
 from rtdetr_tool.training.initial_weights import load_initial_weights
 
 SMALL = RfdetrSpec(patch_size=14, num_windows=1, resolution=56, num_queries=4, group_detr=2, dim_feedforward=16)

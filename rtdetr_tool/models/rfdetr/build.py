@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
 from rtdetr_tool.models.rfdetr.detector import RFDETR
 from rtdetr_tool.models.rfdetr.mask_head import MaskHead
 from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
-from rtdetr_tool.spec import ModelSpec, resolve_rfdetr
+from rtdetr_tool.spec import ModelSpec
 
 
 def build_rfdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RFDETR:

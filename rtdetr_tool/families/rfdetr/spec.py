@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
 from rtdetr_tool.errors import nearest_multiples
+from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.spec.fields import INF, field
 
 # Fields of `model` that RF-DETR does not read; its own stand below `model.rfdetr`.
@@ -144,11 +146,10 @@ def resolve_rfdetr(own: RfdetrSpec) -> RfdetrSpec:
     return dataclasses.replace(own, **filled)
 
 
-SIZE_FIELDS = ("train_spatial_size", "eval_spatial_size", "multi_scales")  # of `dataset.augmentation`
 _SCALE_STEPS = 5  # multi-scale training goes so many windows' patches below and above the resolution
 
 
-def default_sizes(own: RfdetrSpec) -> dict[str, list]:
+def default_sizes(own: RfdetrSpec) -> dict[str, list[Any]]:
     """What `dataset.augmentation` says of sizes where the user does not: the resolution, and the sizes around it.
 
     A resolution that is no multiple (which is an error of its own) counts as the next smaller one.
@@ -165,31 +166,6 @@ def size_multiple(own: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
     full = resolve_rfdetr(own)
     return full.patch_size * full.num_windows
-
-
-def class_rows(arch: str, classes: int) -> int:
-    """Class logits of a model for so many classes, where `dataset.num_classes` does not say it.
-
-    An RF-DETR has one more, the last, which belongs to no class: so are Roboflow's, and so its package reads a file.
-    """
-    return classes + 1 if arch == "rfdetr" else classes
-
-
-def predicts_masks(arch: str, own: RfdetrSpec) -> bool:
-    """Whether the model has a segmentation head, and so needs data with masks."""
-    return arch == "rfdetr" and bool(resolve_rfdetr(own).segmentation_head)
-
-
-def query_count(arch: str, own: RfdetrSpec, num_queries: int) -> int:
-    """How many objects a model can find in an image; RF-DETR does not read `num_queries` of `model`."""
-    return resolve_rfdetr(own).num_queries if arch == "rfdetr" else num_queries
-
-
-def fields_without_effect(arch: str) -> tuple[str, ...]:
-    """Fields of `model` that the other family reads."""
-    if arch == "rfdetr":
-        return RTDETR_ONLY
-    return tuple(f"rfdetr.{entry.name}" for entry in dataclasses.fields(RfdetrSpec))
 
 
 def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
@@ -228,5 +204,5 @@ def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
         )
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,43 @@
+"""Model families: one package each, and the table of their names.
+
+A package `families/<name>` has the same modules for every family:
+
+    family.py    `FAMILY`, what the rest of the program asks (`base.Family`); no torch
+    spec.py      the family's section of `model` and what its fields require of each other; no torch
+    build.py     `build_detector` and `build_criterion` (`base.BuildModule`)
+    model/       the network
+    weights.py   files of other programs that hold the family (`base.WeightsModule`)
+    api.py       the classes of the Python API (`base.ApiModule`)
+
+Everything outside of these packages goes through this table. `spec.model.family` is the family of a spec.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import cast
+
+from rtdetr_tool.families.base import Family
+
+# `model.arch` -> package.
+FAMILIES: dict[str, str] = {
+    "rtdetr": "rtdetr_tool.families.rtdetr",
+    "rfdetr": "rtdetr_tool.families.rfdetr",
+}
+DEFAULT_FAMILY = "rtdetr"  # of specs and files that name none
+
+
+@cache
+def family_named(name: str) -> Family:
+    """The family that `model.arch` calls `name`; KeyError for an unknown one."""
+    return cast(Family, import_module(f"{FAMILIES[name]}.family").FAMILY)
+
+
+def family_of(arch: object) -> Family:
+    """The family of a `model.arch` that may come from anywhere; the default one where it names none."""
+    return family_named(arch if isinstance(arch, str) and arch in FAMILIES else DEFAULT_FAMILY)
+
+
+def all_families() -> tuple[Family, ...]:
+    return tuple(map(family_named, FAMILIES))

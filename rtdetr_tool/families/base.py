@@ -1,0 +1,94 @@
+"""What every model family answers; the contract of `families/<name>/family.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from rtdetr_tool.spec.model import ModelSpec
+
+SIZE_FIELDS = ("train_spatial_size", "eval_spatial_size", "multi_scales")  # of `dataset.augmentation`
+
+
+class NetworkSizes(NamedTuple):
+    """Fields of the spec that say how large a network is."""
+
+    layers: tuple[str, ...]  # numbers of layers
+    widths: tuple[str, ...]  # a layer has the square of each
+    linear: tuple[str, ...]  # numbers that go with one width
+
+
+class Family(ABC):
+    """A model family without its network: nothing here imports torch.
+
+    Names of fields are relative to `model`, and those of `sizes` to the spec. Methods with a `model` take the whole
+    section, because families share fields of it.
+    """
+
+    name: ClassVar[str]  # in `model.arch`
+    title: ClassVar[str]  # in messages
+    section: ClassVar[str | None] = None  # the section of `model` with the family's own fields
+    section_type: ClassVar[type | None] = None
+    unread: ClassVar[Collection[str]] = ()  # fields of `model` that only other families read
+    # Section of the spec -> fields that change what weights mean; losses, queries and dropout may differ freely.
+    architecture: ClassVar[Mapping[str, tuple[str, ...]]]
+    sizes: ClassVar[NetworkSizes]
+    query_field: ClassVar[str]  # how many objects a model can find in an image
+    image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
+
+    def reads(self, field: str) -> bool:
+        """Whether a field of `model` has an effect."""
+        return field not in self.unread
+
+    def section_fields(self) -> tuple[str, ...]:
+        """The family's own fields, such as `rfdetr.variant`."""
+        if self.section_type is None:
+            return ()
+        return tuple(f"{self.section}.{entry.name}" for entry in dataclasses.fields(self.section_type))
+
+    @abstractmethod
+    def variant(self, model: ModelSpec) -> str:
+        """Which model of the family, in messages and names of files."""
+
+    @abstractmethod
+    def problems(self, model: ModelSpec, name: str) -> Iterator[str]:
+        """What the fields of `model` require of each other; `name` is the section's."""
+
+    def problems_unused(self, model: ModelSpec, name: str) -> Iterator[str]:
+        """Fields of the family's section that contradict the choice of another family."""
+        yield from ()
+
+    @abstractmethod
+    def size_multiple(self, model: ModelSpec) -> int:
+        """Height and width of every image must be multiples of this."""
+
+    def default_sizes(self, section: Any) -> dict[str, list[Any]]:
+        """`SIZE_FIELDS` where the user gives none, from the family's section; {} keeps the schema's defaults."""
+        return {}
+
+    @abstractmethod
+    def query_count(self, model: ModelSpec) -> int:
+        """How many objects a model can find in an image."""
+
+    def class_rows(self, classes: int) -> int:
+        """Class logits of a model for so many classes, where `dataset.num_classes` does not say it."""
+        return classes
+
+    @abstractmethod
+    def has_background(self, names: Sequence[str | None] | None) -> bool:
+        """Whether a class row stands for no object, which some layouts of deployed files require.
+
+        Args:
+            names: of the class rows, None for a row without a class; None altogether where they are unknown.
+        """
+
+    def predicts_masks(self, model: ModelSpec) -> bool:
+        """Whether the model has a segmentation head, and so needs data with masks."""
+        return False
+
+    def without_masks(self) -> str:
+        """How to train boxes alone, in the words of the spec."""
+        return ""

@@ -1,0 +1,85 @@
+"""RF-DETR as the rest of the program sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rtdetr_tool.families.base import Family, NetworkSizes
+from rtdetr_tool.families.rfdetr.spec import (
+    RTDETR_ONLY,
+    RfdetrSpec,
+    default_sizes,
+    resolve_rfdetr,
+    rfdetr_problems,
+    size_multiple,
+)
+
+if TYPE_CHECKING:
+    from rtdetr_tool.spec.model import ModelSpec
+
+
+class RfdetrFamily(Family):
+    """Robinson et al. 2025, arXiv:2511.09554."""
+
+    name = "rfdetr"
+    title = "RF-DETR"
+    section = "rfdetr"
+    section_type = RfdetrSpec
+    unread = RTDETR_ONLY
+    architecture: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "model": ("arch",),
+        "model.rfdetr": (
+            "variant", "encoder", "out_feature_indexes", "projector_scale", "hidden_dim", "dec_layers", "sa_nheads",
+            "ca_nheads", "dec_n_points", "bbox_reparam", "lite_refpoint_refine", "patch_size", "num_windows",
+            "segmentation_head", "mask_downsample_ratio",
+        ),
+    }  # fmt: skip
+    sizes = NetworkSizes(
+        layers=("model.rfdetr.dec_layers",),
+        widths=("model.rfdetr.hidden_dim",),
+        linear=("model.rfdetr.dim_feedforward", "model.rfdetr.num_queries", "model.rfdetr.group_detr"),
+    )
+    query_field = "rfdetr.num_queries"
+    image_sides = ("rfdetr.resolution",)
+
+    def variant(self, model: ModelSpec) -> str:
+        return model.rfdetr.variant
+
+    def problems(self, model: ModelSpec, name: str) -> Iterator[str]:
+        yield from rfdetr_problems(model.rfdetr, f"{name}.rfdetr")
+
+    def problems_unused(self, model: ModelSpec, name: str) -> Iterator[str]:
+        if model.rfdetr.segmentation_head:
+            yield (
+                f"{name}.rfdetr.segmentation_head: true is not allowed with {name}.arch {model.arch}, which predicts "
+                f"boxes alone; allowed: {name}.arch rfdetr"
+            )
+
+    def size_multiple(self, model: ModelSpec) -> int:
+        return size_multiple(model.rfdetr)
+
+    def default_sizes(self, section: Any) -> dict[str, list[Any]]:
+        return default_sizes(section)
+
+    def query_count(self, model: ModelSpec) -> int:
+        count = resolve_rfdetr(model.rfdetr).num_queries
+        assert count is not None  # every variant has a number
+        return count
+
+    def class_rows(self, classes: int) -> int:
+        """One more, the last, which belongs to no class: so are Roboflow's, and so its package reads a file."""
+        return classes + 1
+
+    def has_background(self, names: Sequence[str | None] | None) -> bool:
+        """Behind the classes, or, where class indices are COCO's category ids, at index 0."""
+        return names is None or None in names
+
+    def predicts_masks(self, model: ModelSpec) -> bool:
+        return bool(resolve_rfdetr(model.rfdetr).segmentation_head)
+
+    def without_masks(self) -> str:
+        return "a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false"
+
+
+FAMILY = RfdetrFamily()
