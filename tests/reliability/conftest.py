@@ -76,8 +76,9 @@ def serve():
         if pid == 0:
             os.setsid()
             os.environ.update(request["environment"])
-            if "FAULT_NOHUP" in os.environ:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # Whatever the tests themselves run under, nohup included.
+            ignored = "FAULT_NOHUP" in os.environ
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
             output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             for stream in (1, 2):
                 os.dup2(output, stream)
