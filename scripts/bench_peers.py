@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.checkpoints.transformers_rtdetr import from_transformers
+from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.structures import Target

@@ -650,7 +650,7 @@ def test_lr_changes_are_logged_when_verbose(verbose, lines, data, monkeypatch, c
 )
 def test_a_field_of_the_frozen_foundation_model_has_an_effect(field, before, after, data, tmp_path, monkeypatch):
     from rtdetr_tool.catalog import FOUNDATION_MODELS, FoundationModel
-    from rtdetr_tool.models.rtdetr.radio import RadioViT
+    from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 
     for name, width in (("radio_v2-b", 16), ("radio_v2-h", 32)):
         monkeypatch.setitem(FOUNDATION_MODELS, name, FoundationModel(name, width, 1, 2, 0, "", ""))

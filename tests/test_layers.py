@@ -134,11 +134,14 @@ def test_the_reader_of_imports_sees_each_form(file, source, wrong):
     assert ([] if wrong is None else [wrong]) == [text.split(": ", 1)[1].split(" (")[0] for text in found]
 
 
-def test_only_build_files_of_the_second_line_see_a_spec():
+SEES_A_SPEC = ("build.py", "weights.py")
+
+
+def test_only_build_files_of_the_shared_parts_and_the_families_see_a_spec():
     found = [
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in FILES
-        if room_of(path) in SHARED and path.name != "build.py"
+        if room_of(path) in (*SHARED, "families") and path.name not in SEES_A_SPEC
         for name, line, _ in imports(path)
         if imported_room(name) == "spec"
     ]

@@ -8,8 +8,8 @@ from typing import Any
 
 from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.checkpoints.io import save_checkpoint
-from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.runtimes.open import OpenedDetector

@@ -18,7 +18,7 @@ from rtdetr_tool.checkpoints.renames import Table, to_ours
 CLASSIFIER = ("fc.", "head.", "classifier.")
 
 
-class Family(NamedTuple):
+class Naming(NamedTuple):
     """Backbones whose names follow one table; None = their names are ours."""
 
     marker: str  # how a name starts that only such files have
@@ -26,8 +26,8 @@ class Family(NamedTuple):
     dropped: tuple[str, ...] = ()  # regular expressions of what never reaches a feature map
 
 
-FAMILIES = (
-    Family(  # ConvNeXt, ConvNeXt V2, EdgeNeXt
+NAMINGS = (
+    Naming(  # ConvNeXt, ConvNeXt V2, EdgeNeXt
         "downsample_layers.0.",
         (
             ("downsample_layers.0.", "stem."),
@@ -42,7 +42,7 @@ FAMILIES = (
         ),
         (r"norm\.",),
     ),
-    Family(  # torchvision's ConvNeXt: stem, then stages and the steps between them in turn
+    Naming(  # torchvision's ConvNeXt: stem, then stages and the steps between them in turn
         "features.1.0.layer_scale",
         (
             ("features.0.", "stem."),
@@ -60,7 +60,7 @@ FAMILIES = (
             ),
         ),
     ),
-    Family(  # EfficientViT B; norm0 to norm3 are TAO's
+    Naming(  # EfficientViT B; norm0 to norm3 are TAO's
         "input_stem.op_list.",
         (
             ("input_stem.op_list.0.", "stem.in_conv."),
@@ -69,7 +69,7 @@ FAMILIES = (
             ("norm", "norm"),
         ),
     ),
-    Family(  # EfficientViT L, whose stage 0 is the stem
+    Naming(  # EfficientViT L, whose stage 0 is the stem
         "stages.0.op_list.",
         (
             ("stages.0.op_list.0.", "stem.in_conv."),
@@ -78,7 +78,7 @@ FAMILIES = (
             ("norm", "norm"),
         ),
     ),
-    Family(  # FAN: the class token never reaches a feature map
+    Naming(  # FAN: the class token never reaches a feature map
         "patch_embed.backbone.stem.",
         None,
         (r"cls_token$", r"cls_attn_blocks\.\d+\.(attn|mlp|gamma2)", r"norm\."),
@@ -92,7 +92,7 @@ def own_backbone_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: listing tensors without a counterpart.
     """
-    family = next((row for row in FAMILIES if any(name.startswith(row.marker) for name in weights)), None)
+    family = next((row for row in NAMINGS if any(name.startswith(row.marker) for name in weights)), None)
     if family is None:
         return dict(weights)
     dropped = re.compile("|".join((*map(re.escape, CLASSIFIER), *family.dropped)))

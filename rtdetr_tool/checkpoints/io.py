@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.inert import stand_ins
-from rtdetr_tool.checkpoints.layout import TAO_PREFIX, detector_weights
+from rtdetr_tool.checkpoints.layout import TAO_MODEL, TAO_PREFIX, detector_weights
 from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
@@ -48,7 +48,7 @@ def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: 
     remove_unfinished(path)
     if path.suffix != ".safetensors":
         named = {f"{TAO_PREFIX}{name}": tensor for name, tensor in weights.items()}
-        return save_checkpoint({"state_dict": named, "tao_model": "rtdetr", KEY: dict(meta)}, path)
+        return save_checkpoint({"state_dict": named, **TAO_MODEL, KEY: dict(meta)}, path)
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)

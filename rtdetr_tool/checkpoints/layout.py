@@ -11,24 +11,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.backbone_names import own_backbone_names
-from rtdetr_tool.checkpoints.official_rtdetr import (
-    from_official,
-    from_official_backbone,
-    is_official_backbone,
-    is_official_rtdetr,
-    is_version_2,
-)
+from rtdetr_tool.checkpoints.family_weights import ForeignFormat, family_of_tensors, weights_of
 from rtdetr_tool.checkpoints.renames import count
-from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, is_own_rfdetr, is_rfdetr
-from rtdetr_tool.checkpoints.transformers_rtdetr import POINT_SHARES, from_transformers, is_transformers_rtdetr
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import Family, all_families
 
 TAO_PREFIX = "model.model."
 PARTS = ("backbone", "encoder", "decoder")
 
-OURS, TAO, OFFICIAL, TRANSFORMERS, BARE = "ours", "tao", "official", "transformers", "bare"
-RFDETR = "rfdetr"
+OURS, TAO, BARE = "ours", "tao", "bare"  # files by our names; those of others are a `ForeignFormat`
+TAO_MODEL = {"tao_model": "rtdetr"}  # what TAO writes into its checkpoints, and this tool for TAO
 
 # Where programs put the state dict inside a checkpoint, first match wins.
 _CONTAINERS = ("state_dict", "model", "module", "weights")
@@ -53,7 +45,9 @@ class Layout(NamedTuple):
     what: str  # for people, such as "an official RT-DETRv2 checkpoint"
     averaged: bool  # the weights are a moving average over training (EMA)
     tensors: dict[str, Tensor]
-    version: int = 1  # of RT-DETR, as far as the names tell
+    family: Family
+    format: ForeignFormat | None = None  # None: by our names
+    version: int = 1  # of the family's architecture, as far as the names tell
 
 
 def state_dict_of(payload: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -75,17 +69,14 @@ def identify(payload: Mapping[str, Any], source: str) -> Layout:
     """Whose detector this is; CheckpointError when the tensors are not a detector's."""
     if payload.get("state_dict_encrypted"):
         raise CheckpointError(f"{source} is encrypted; decrypt it with the TAO version that wrote it.")
-    tensors = _some_tensors(payload, source)
+    tensors = some_tensors(payload, source)
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     averaged = bool(_official_average(payload))
-    if is_transformers_rtdetr(plain):
-        version = 2 if any(name.endswith(POINT_SHARES) for name in plain) else 1
-        return Layout(TRANSFORMERS, f"a Hugging Face transformers RT-DETR{_suffix(version)}", False, plain, version)
-    if is_official_rtdetr(plain):
-        version = 2 if is_version_2(plain) else 1
-        return Layout(OFFICIAL, f"an official RT-DETR{_suffix(version)} checkpoint", averaged, plain, version)
-    if is_rfdetr(plain):
-        return Layout(RFDETR, "an RF-DETR checkpoint of Roboflow", False, plain)
+    for family in all_families():
+        for entry in weights_of(family).FORMATS:
+            found = entry.recognize(plain)
+            if found is not None:
+                return Layout(entry.kind, found.what, averaged, plain, family, entry, found.version)
     for what, marker, advice in _STRANGERS:
         if any(name.startswith(marker) for name in plain):
             raise CheckpointError(f"{source} is {what}, not a detector of this tool: {advice}.")
@@ -106,68 +97,22 @@ def detector_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
 
 def to_own_names(layout: Layout, source: str) -> dict[str, Tensor]:
     """The tensors of a layout by our names; CheckpointError listing those without a counterpart."""
-    tables = {OFFICIAL: from_official, TRANSFORMERS: from_transformers, RFDETR: from_rfdetr}
-    convert = tables.get(layout.kind, _with_own_backbone)
+    convert = weights_of(layout.family).own_names if layout.format is None else layout.format.convert
     try:
         return convert(layout.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source} is {layout.what} that cannot be converted: {error}.") from error
 
 
-def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """A backbone's tensors by our names.
-
-    From timm's or torchvision's file, a backbone of TAO, of the official RT-DETR or of the network's own repository, or
-    from a whole detector.
-    """
-    tensors = _some_tensors(payload, source)
-    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if is_transformers_rtdetr(plain) or is_official_rtdetr(plain):
-        weights = detector_weights(payload, source)
-        return {
-            name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")
-        }
-    in_backbone = [name for name in tensors if ".backbone." in f".{name}"]
-    if in_backbone and any("decoder." in name for name in tensors):  # a whole detector
-        return _backbone_by_own_names({name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}, source)
-    cleaned: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for prefix in ("module.", "model.model.backbone.", "model.backbone.", "model.encoder.", "backbone.", "model."):
-            name = name.removeprefix(prefix)
-        cleaned[name.removeprefix("ema_")] = tensor
-    return _backbone_by_own_names(cleaned, source)
-
-
-def _backbone_by_own_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    try:
-        return from_official_backbone(weights) if is_official_backbone(weights) else own_backbone_names(weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source} is a backbone that cannot be converted: {error}.") from error
-
-
-def _with_own_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TAO's names are ours but for those of some backbones."""
-    if is_own_rfdetr(weights):
-        return dict(weights)
-    start = "backbone."
-    backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
-    others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
-    return {**{start + name: tensor for name, tensor in own_backbone_names(backbone).items()}, **others}
-
-
-def _suffix(version: int) -> str:
-    return "v2" if version == 2 else ""
-
-
 def _own_names(payload: Mapping[str, Any], weights: dict[str, Tensor], averaged: bool) -> Layout:
     """Files whose names are ours already: our own, TAO's, and bare state dicts."""
-    meta = payload.get("rtdetr_tool")
+    meta, family = payload.get("rtdetr_tool"), family_of_tensors(weights)
     if isinstance(meta, Mapping):
-        return Layout(OURS, "a checkpoint of this tool", meta.get("weights") == "ema", weights)
-    if payload.get("tao_model") == "rtdetr":
+        return Layout(OURS, "a checkpoint of this tool", meta.get("weights") == "ema", weights, family)
+    if TAO_MODEL.items() <= payload.items():
         states = [state for state in payload.get("optimizer_states") or () if isinstance(state, Mapping)]
-        return Layout(TAO, "an NVIDIA TAO checkpoint", any("ema" in state for state in states), weights)
-    return Layout(BARE, "a detector's weights", averaged, weights)
+        return Layout(TAO, "an NVIDIA TAO checkpoint", any("ema" in state for state in states), weights, family)
+    return Layout(BARE, "a detector's weights", averaged, weights, family)
 
 
 def _official_average(payload: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -176,7 +121,7 @@ def _official_average(payload: Mapping[str, Any]) -> dict[str, Tensor]:
     return _tensors(inner) if isinstance(inner, Mapping) else {}
 
 
-def _some_tensors(payload: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def some_tensors(payload: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     tensors = state_dict_of(payload)
     if not tensors:
         keys = ", ".join(map(repr, list(payload)[:6])) or "nothing"

@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     set_up_console()
 
     from rtdetr_tool.checkpoints.io import save_detector
-    from rtdetr_tool.checkpoints.transformers_directory import write_transformers
+    from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
     from rtdetr_tool.runtimes.open import open_detector
 
     opened = open_detector(options.source, loaded)

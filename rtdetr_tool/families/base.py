@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ class Family(ABC):
     sizes: ClassVar[NetworkSizes]
     query_field: ClassVar[str]  # how many objects a model can find in an image
     image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
+
+    def module(self, name: str) -> ModuleType:
+        """A module of the family's package: `build`, `weights`, `api`. It is imported now, with torch."""
+        return import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
 
     def reads(self, field: str) -> bool:
         """Whether a field of `model` has an effect."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.distillation import Alignment, DistillationLoss, FeatureBinding, PredictionBinding
-from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.losses.matcher import HungarianMatcher
-from rtdetr_tool.losses.rfdetr import GroupMatcher, RFDETRCriterion
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
 from rtdetr_tool.spec.tables import PREDICTIONS
 
@@ -19,32 +18,16 @@ logger = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[tuple[int, ...]]]  # of each level of a module's output, by the module's name
 
 
+class BuildModule(Protocol):
+    """The part of `families/<name>/build.py` that builds losses."""
+
+    def build_criterion(self, spec: ModelSpec) -> SetCriterion:
+        """The training loss."""
+
+
 def build_criterion(spec: ModelSpec) -> SetCriterion:
-    if spec.arch == "rfdetr":
-        return _build_rfdetr_criterion(spec)
-    matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
-    weights = {
-        "loss_vfl": spec.vfl_loss_coef,
-        "loss_bbox": spec.bbox_loss_coef,
-        "loss_giou": spec.giou_loss_coef,
-    }
-    return SetCriterion(matcher, weights, spec.loss_types, spec.alpha, spec.gamma, spec.aux_loss)
-
-
-def _build_rfdetr_criterion(spec: ModelSpec) -> RFDETRCriterion:
-    own = spec.rfdetr
-    matcher = GroupMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost, own.focal_alpha)
-    weights = {
-        "loss_ce": own.cls_loss_coef,
-        "loss_bbox": spec.bbox_loss_coef,
-        "loss_giou": spec.giou_loss_coef,
-    }
-    mask_loss = (
-        MaskLoss(own.mask_ce_loss_coef, own.mask_dice_loss_coef, own.mask_point_sample_ratio)
-        if spec.predicts_masks
-        else None
-    )
-    return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss, mask_loss)
+    """The training loss of the family `spec.arch`."""
+    return cast(BuildModule, spec.family.module("build")).build_criterion(spec)
 
 
 def build_distillation(

@@ -17,6 +17,8 @@ class Detector(nn.Module):
 
     decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
     size_multiple: int = 32  # height and width of an image must be multiples of this: the stride of the coarsest level
+    fuses_levels: bool = False  # the encoder mixes its levels, and its output has them before that as `projected`
+    selects_queries: bool = False  # `decoder.decoder` starts from tokens that `decoder.enc_score_head` ranks, and boxes
     static_batch: int | None = None  # the one batch size that can be exported; None = any
 
     def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:

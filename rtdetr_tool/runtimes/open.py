@@ -25,7 +25,7 @@ from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.models.rtdetr.detector import RTDETR
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.runtimes.asked_size import OWN_SIZE, AskedSize
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.settle import settle, settle_file
@@ -57,7 +57,7 @@ class OpenedModel:
 class OpenedDetector:
     """A detector with its weights, what is known of its file (`DetectorFile.meta`) and the spec that holds."""
 
-    detector: RTDETR
+    detector: Detector
     meta: Mapping[str, Any]
     class_map: ClassMap | None
     spec: ExperimentSpec

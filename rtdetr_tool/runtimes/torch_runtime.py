@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.data.classes import ClassMap
-from rtdetr_tool.models.rtdetr.detector import RTDETR
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.packed_linear import pack_linears
 
@@ -17,7 +17,7 @@ class TorchRuntime:
     name = "torch"
     input_size = None
 
-    def __init__(self, detector: RTDETR, class_map: ClassMap | None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, detector: Detector, class_map: ClassMap | None, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.class_map = class_map
         self.detector = detector.deploy().to(self.device, memory_format=torch.channels_last)

@@ -31,14 +31,12 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
-from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.checkpoints.metadata import KEY
-from rtdetr_tool.checkpoints.rfdetr import is_rfdetr
 from rtdetr_tool.errors import CheckpointError, WriteError
 from rtdetr_tool.files import replacing, sync_directory
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.callbacks.ema import average_of
-from rtdetr_tool.training.roboflow_resume import run_state_of
+from rtdetr_tool.training.roboflow_resume import is_resumable, run_state_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class SafeCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         payload = load_checkpoint(path)
-        if is_rfdetr(state_dict_of(payload)):
+        if is_resumable(payload):
             return run_state_of(path)
         if KEY not in payload or "loops" not in payload:
             raise CheckpointError(

@@ -24,7 +24,13 @@ from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DistillSpec, ExperimentSpec
 from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
-from rtdetr_tool.training.feature_hooks import check_complete, needs_rtdetr, tapped, tapped_queries, unknown_name
+from rtdetr_tool.training.feature_hooks import (
+    check_complete,
+    check_query_selection,
+    tapped,
+    tapped_queries,
+    unknown_name,
+)
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.teacher_weights import copy_fitting, weights_to_copy
 
@@ -45,7 +51,7 @@ class Teacher:
 
     def __init__(self, detector: nn.Module, names: Sequence[str], with_queries: bool, precision: str = "fp32") -> None:
         if with_queries:
-            needs_rtdetr(detector)
+            check_query_selection(detector)
         foldable = all(name in (*FEATURES, *PREDICTIONS) for name in names)
         self.detector = (detector.deploy() if foldable else detector).eval().requires_grad_(False)
         self.detector.to(memory_format=torch.channels_last)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.losses.distillation import Queries
-from rtdetr_tool.models.rtdetr.detector import RTDETR
-from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
 
 
@@ -34,11 +33,10 @@ _NAMED: dict[str, tuple[str, Callable[[Any], Sequence[Tensor]]]] = {
 }
 
 
-def unknown_name(detector: nn.Module, name: str) -> str | None:
+def unknown_name(detector: Detector, name: str) -> str | None:
     """None for a name that can be read from this detector; else what is wrong, with the nearest names."""
     modules = [known for known, _ in detector.named_modules() if known]
-    fuses = isinstance(getattr(detector, "encoder", None), HybridEncoder)  # others project, and that is all
-    named = [known for known in FEATURES if _NAMED[known][0] in modules and (known != "srcs" or fuses)]
+    named = [known for known in FEATURES if _NAMED[known][0] in modules and (known != "srcs" or detector.fuses_levels)]
     if name in PREDICTIONS or name in named or name in modules:
         return None
     near = difflib.get_close_matches(name, [*named, *PREDICTIONS, *modules], n=3, cutoff=0.5)
@@ -70,7 +68,7 @@ def tapped(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list
 
 
 @contextmanager
-def tapped_queries(detector: RTDETR) -> Iterator[list[Queries]]:
+def tapped_queries(detector: Detector) -> Iterator[list[Queries]]:
     """Within it, each forward pass appends what the decoder's layers start from: the selected queries."""
     found: list[Queries] = []
     decoder = detector.decoder
@@ -108,9 +106,9 @@ def _tensors(output: Any) -> list[Tensor]:
     return []
 
 
-def needs_rtdetr(detector: nn.Module) -> None:
-    """UserError unless the detector selects its queries as RT-DETR does (what criterion IOU is made from)."""
-    if not isinstance(detector, RTDETR):
+def check_query_selection(detector: Detector) -> None:
+    """UserError unless the detector ranks the encoder's tokens as RT-DETR does (criterion IOU is made from that)."""
+    if not detector.selects_queries:
         raise UserError(
             f"criterion IOU with srcs or dsrcs needs an RT-DETR teacher; this one is {type(detector).__name__}. "
             "Bind pred_logits and pred_boxes instead, or features with L1, L2 or KL."

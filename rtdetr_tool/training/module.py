@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rtdetr_tool.checkpoints.class_rows import Classes
+from rtdetr_tool.checkpoints.layout import TAO_MODEL
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata, check_against, section_of
 from rtdetr_tool.data.classes import ClassMap
@@ -354,7 +355,7 @@ class DetectorModule(pl.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tao_model"] = "rtdetr"
+        checkpoint.update(TAO_MODEL)
         checkpoint[KEY] = build_metadata(
             package_version(),
             spec_to_dict(self.spec),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 
 from rtdetr_tool.checkpoints.detector_file import read_detector
+from rtdetr_tool.checkpoints.family_weights import weights_of
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
-from rtdetr_tool.checkpoints.layout import RFDETR, TAO_PREFIX
+from rtdetr_tool.checkpoints.layout import TAO_MODEL, TAO_PREFIX, state_dict_of
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import all_families
 
 
 def convert_legacy_checkpoint(old_path: str | os.PathLike, new_path: str | os.PathLike) -> None:
@@ -25,10 +28,17 @@ def convert_legacy_checkpoint(old_path: str | os.PathLike, new_path: str | os.Pa
     save_checkpoint(run_state_of(old_path), new_path)
 
 
+def is_resumable(payload: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is another program's that says which epoch it ended in."""
+    tensors = state_dict_of(payload)
+    formats = (entry for family in all_families() for entry in weights_of(family).FORMATS)
+    return any(entry.recognize(tensors) is not None for entry in formats if entry.holds_epoch)
+
+
 def run_state_of(path: str | os.PathLike) -> dict[str, Any]:
     """An RF-DETR file as the checkpoint of a run that has just ended the file's epoch."""
     file = read_detector(os.fspath(path))
-    if file.kind != RFDETR:
+    if file.format is None or not file.format.holds_epoch:
         raise CheckpointError(
             f"{path} is {file.what}, not an RF-DETR checkpoint of Roboflow's; give it as train.pretrained_model_path "
             "to start from its weights."
@@ -37,7 +47,7 @@ def run_state_of(path: str | os.PathLike) -> dict[str, Any]:
     done = epoch + 1 if isinstance(epoch, int) and epoch >= 0 else 0
     return {
         "state_dict": {f"{TAO_PREFIX}{name}": tensor for name, tensor in file.weights.items()},
-        "tao_model": "rtdetr",
+        **TAO_MODEL,
         KEY: file.meta,
         "epoch": done,
         "global_step": 0,

@@ -19,7 +19,7 @@ from rtdetr_tool.api import RFDETRNano
 from rtdetr_tool.api.keywords import TRAIN
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.download import md5_of
-from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
+from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.spec.convert import field_names
 from tests.api.small import SIDE, SMALL_RFDETR, lively
 

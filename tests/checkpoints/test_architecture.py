@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.checkpoints.architecture: what shapes tell, for every backbone of the catalog."""
+"""Tests of rtdetr_tool.families.rtdetr.architecture: what shapes tell, for every backbone of the catalog."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
-from rtdetr_tool.checkpoints.architecture import architecture_of, backbone_of, points_per_level
+from rtdetr_tool.families.rtdetr.architecture import architecture_of, backbone_of, points_per_level
 from rtdetr_tool.models.build import build_backbone, build_detector
 from rtdetr_tool.spec import FrozenFmSpec, ModelSpec
 

@@ -8,17 +8,17 @@ import torch
 import torchvision
 
 from rtdetr_tool.catalog import BACKBONES
-from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER, FAMILIES, own_backbone_names
-from rtdetr_tool.checkpoints.layout import backbone_weights
+from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER, NAMINGS, own_backbone_names
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.renames import to_theirs
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr.weights import backbone_weights
 from rtdetr_tool.models.build import build_backbone
 from rtdetr_tool.spec import ModelSpec
 
 from .layouts import official_shapes, random_weights, tao_shapes
 
-FACEBOOK, TORCHVISION, VIT_B, VIT_L, FAN = FAMILIES
+FACEBOOK, TORCHVISION, VIT_B, VIT_L, FAN = NAMINGS
 
 
 def load(name: str, payload: dict):

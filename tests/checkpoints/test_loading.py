@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetr_tool.checkpoints.layout import backbone_weights
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import build_metadata, check_against, differences
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr.weights import backbone_weights
 from rtdetr_tool.spec.experiment import ExperimentSpec
 
 

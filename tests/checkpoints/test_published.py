@@ -16,8 +16,8 @@ from rtdetr_tool.checkpoints import published as published_weights
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.download import md5_of
 from rtdetr_tool.checkpoints.published import cache_folder, published, weights_path
-from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import open_detector

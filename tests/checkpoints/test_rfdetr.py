@@ -14,9 +14,9 @@ from rtdetr_tool.checkpoints.dinov2 import from_dinov2
 from rtdetr_tool.checkpoints.io import save_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr, unwrapped
-from rtdetr_tool.checkpoints.rfdetr_architecture import architecture_of_rfdetr
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, to_rfdetr, unwrapped
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import ModelSpec, spec_from_dict

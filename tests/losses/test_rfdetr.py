@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion, iou_aware_bce
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.matcher import PaddedTargets
-from rtdetr_tool.losses.rfdetr import GroupMatcher, RFDETRCriterion, iou_aware_bce
 from rtdetr_tool.ops.structures import Predictions, Target
 from rtdetr_tool.spec import ModelSpec
 

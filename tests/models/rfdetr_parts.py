@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
+from rtdetr_tool.families.rfdetr.model.detector import RFDETR
+from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
-from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
-from rtdetr_tool.models.rfdetr.detector import RFDETR
-from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
 
 CLASSES, QUERIES, GROUPS = 3, 7, 3
 

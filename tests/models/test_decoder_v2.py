@@ -10,9 +10,9 @@ import torch
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import SpecError, UserError
+from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
-from rtdetr_tool.models.rtdetr.decoder_layer import DeformableAttention, points_per_level
+from rtdetr_tool.models.decoder_layer import DeformableAttention, points_per_level
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.spec.model import ModelSpec
 
@@ -43,7 +43,7 @@ def test_each_level_starts_with_its_own_points_at_growing_distance():
 
 def test_an_offset_is_a_share_of_the_box_by_level(monkeypatch):
     """Offsets of 1: a level of P points samples at centre + scale * size / P."""
-    from rtdetr_tool.models.rtdetr import decoder_layer as module
+    from rtdetr_tool.models import decoder_layer as module
 
     attention = DeformableAttention(4, num_heads=1, num_points=[1, 2], offset_scale=0.25)
     torch.nn.init.ones_(attention.sampling_offsets.bias)

@@ -13,11 +13,10 @@ from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
-from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder
-from rtdetr_tool.models.rtdetr.denoising import denoising_attention_mask
-from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
-from rtdetr_tool.models.rtdetr.foundation import (
+from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
+from rtdetr_tool.families.rtdetr.model.denoising import denoising_attention_mask
+from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
+from rtdetr_tool.families.rtdetr.model.foundation import (
     CLIP_MEAN,
     CLIP_STD,
     FoundationRTDETR,
@@ -25,7 +24,8 @@ from rtdetr_tool.models.rtdetr.foundation import (
     ImageQueryDecoder,
     with_image_query,
 )
-from rtdetr_tool.models.rtdetr.radio import RadioViT, radio_weights
+from rtdetr_tool.families.rtdetr.model.radio import RadioViT, radio_weights
+from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 
 CHANNELS = (8, 16, 24, 32)
 RADIO_WIDTH = 24

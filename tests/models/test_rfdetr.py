@@ -7,9 +7,9 @@ import torch
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.rfdetr.model.queries import QuerySelection, refine
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.models.rfdetr.queries import QuerySelection, refine
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.position import sine_of_boxes
 from rtdetr_tool.spec import ModelSpec

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
-from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector

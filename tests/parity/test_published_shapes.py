@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetr_tool.checkpoints.transformers_rtdetr import from_transformers
+from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec.model import ModelSpec
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
-from rtdetr_tool.checkpoints.rfdetr import from_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.masks import TrueMasks, factors_of

@@ -10,7 +10,7 @@ import dataclasses
 import pytest
 import torch
 
-from rtdetr_tool.models.rtdetr.radio import RadioViT
+from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 
 naflexvit = pytest.importorskip("timm.models.naflexvit")
 if "pos_embed_align_corners" not in {entry.name for entry in dataclasses.fields(naflexvit.NaFlexVitCfg)}:

@@ -11,8 +11,8 @@ from rtdetr_tool.catalog import FOUNDATION_MODELS, FoundationModel
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.commands import export
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.models.rtdetr.radio import RadioViT
 from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec
 from rtdetr_tool.spec.model import FrozenFmSpec

@@ -7,10 +7,11 @@ import timm
 import torch
 
 from rtdetr_tool.checkpoints.io import save_checkpoint
+from rtdetr_tool.checkpoints.timm_weights import timm_weights
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import ExperimentSpec, ModelSpec
-from rtdetr_tool.training.initial_weights import load_initial_weights, timm_weights
+from rtdetr_tool.training.initial_weights import load_initial_weights
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from rtdetr_tool.checkpoints.io import save_checkpoint, save_detector
-from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr.transformers_names import to_transformers_file
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec, TrainSpec
 from rtdetr_tool.training.initial_weights import load_initial_weights

@@ -10,8 +10,8 @@ import timm
 import torch
 
 from rtdetr_tool.checkpoints.io import save_checkpoint
-from rtdetr_tool.checkpoints.rfdetr import to_rfdetr
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec

@@ -109,7 +109,7 @@ def test_accumulated_batches_make_one_step_of_one_size_with_noise_of_their_own(f
 
 def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(theirs):
     groups_of = theirs("training.param_groups").get_param_dict
-    from rtdetr_tool.checkpoints.rfdetr import from_rfdetr
+    from rtdetr_tool.families.rfdetr.names import from_rfdetr
     from tests.parity.rfdetr_pair import build_ours, build_theirs
 
     few = {"num_queries": 4, "group_detr": 2}

@@ -2,7 +2,7 @@
 
 The grid of patches is cut into n x n windows of equal size; each window has its own copy of the class token (and of the
 registers). Most blocks attend inside the windows, some over the whole image. Names of the children follow DINOv2's;
-`checkpoints/rfdetr.py` has the table.
+`families/rfdetr/names.py` has the table.
 
 Which blocks attend globally is a quirk that the public weights were trained with: a tap is counted from 1 (the tokens
 after so many blocks), and block number `tap`, counted from 0, is the global one. Taps 3, 6, 9, 12 of twelve blocks thus

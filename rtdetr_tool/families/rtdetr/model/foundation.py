@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.models.rtdetr.decoder import RTDETRDecoder, TransformerDecoder
-from rtdetr_tool.models.rtdetr.decoder_layer import DecoderLayer
-from rtdetr_tool.models.rtdetr.detector import RTDETR
-from rtdetr_tool.models.rtdetr.encoder import HybridEncoder
-from rtdetr_tool.models.rtdetr.radio import RadioOutput, RadioViT, radio_weights
+from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder, TransformerDecoder
+from rtdetr_tool.families.rtdetr.model.detector import RTDETR
+from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
+from rtdetr_tool.families.rtdetr.model.radio import RadioOutput, RadioViT, radio_weights
+from rtdetr_tool.models.decoder_layer import DecoderLayer
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.structures import Predictions, Target
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.detector_file import CONFIG, PREPROCESSOR
-from rtdetr_tool.checkpoints.transformers_config import (
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr.transformers_config import (
     PE_ORDER,
     V2,
     config_for,
@@ -20,8 +21,7 @@ from rtdetr_tool.checkpoints.transformers_config import (
     preprocessor_for,
     version_for,
 )
-from rtdetr_tool.checkpoints.transformers_rtdetr import to_transformers_file
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr.transformers_names import to_transformers_file
 from rtdetr_tool.files import remove_unfinished, replacing, write_atomically
 
 WEIGHTS = "model.safetensors"

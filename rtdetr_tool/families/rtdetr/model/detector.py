@@ -23,6 +23,8 @@ class RTDETR(Detector):
     """
 
     decoder_layers = ("decoder.decoder.",)
+    fuses_levels = True
+    selects_queries = True
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1. In training mode `targets` feed the denoising queries (none without them)."""

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.models.rtdetr.decoder_layer import DecoderLayer, DeformableAttention, points_per_level
-from rtdetr_tool.models.rtdetr.denoising import DenoisingQueries, build_denoising
+from rtdetr_tool.families.rtdetr.model.denoising import DenoisingQueries, build_denoising
+from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention, points_per_level
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.catalog import BACKBONES, FREEZING, FROM_DETECTOR
-from rtdetr_tool.checkpoints.architecture import RESNETS
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr.architecture import RESNETS
 
 V1, V2 = "rt_detr", "rt_detr_v2"
 TIMM_BACKBONE = "timm_backbone"

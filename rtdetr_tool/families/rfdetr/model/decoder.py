@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.models.rfdetr.queries import QuerySelection, Selected, refine
-from rtdetr_tool.models.rtdetr.decoder_layer import DecoderLayer, DeformableAttention
+from rtdetr_tool.families.rfdetr.model.queries import QuerySelection, Selected, refine
+from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.position import sine_of_boxes

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
+from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
+from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.models.detector import Detector
-from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
-from rtdetr_tool.models.rfdetr.mask_head import MaskHead
-from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
 from rtdetr_tool.ops.structures import Predictions, Target
 
 

@@ -1,20 +1,22 @@
-"""Builds an RF-DETR from the `model` section of a spec."""
+"""Builds an RF-DETR and its loss from the `model` section of a spec."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion
+from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
+from rtdetr_tool.families.rfdetr.model.detector import RFDETR
+from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
+from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
 from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
+from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
-from rtdetr_tool.models.rfdetr.decoder import RFDETRDecoder
-from rtdetr_tool.models.rfdetr.detector import RFDETR
-from rtdetr_tool.models.rfdetr.mask_head import MaskHead
-from rtdetr_tool.models.rfdetr.projector import MultiScaleProjector
 from rtdetr_tool.spec import ModelSpec
 
 
-def build_rfdetr(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RFDETR:
+def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RFDETR:
     """An RF-DETR with random weights, in training mode.
 
     Args:
@@ -55,3 +57,19 @@ def _decoder_arguments(own: Any) -> dict[str, Any]:
         "bbox_reparam": own.bbox_reparam,
         "lite_refpoint_refine": own.lite_refpoint_refine,
     }
+
+
+def build_criterion(spec: ModelSpec) -> RFDETRCriterion:
+    own = spec.rfdetr
+    matcher = GroupMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost, own.focal_alpha)
+    weights = {
+        "loss_ce": own.cls_loss_coef,
+        "loss_bbox": spec.bbox_loss_coef,
+        "loss_giou": spec.giou_loss_coef,
+    }
+    mask_loss = (
+        MaskLoss(own.mask_ce_loss_coef, own.mask_dice_loss_coef, own.mask_point_sample_ratio)
+        if spec.predicts_masks
+        else None
+    )
+    return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss, mask_loss)

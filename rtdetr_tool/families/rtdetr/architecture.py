@@ -190,7 +190,7 @@ def _examples(total: int, levels: int) -> str:
     return ", ".join(f"{heads} heads of {total // (heads * levels)} points" for heads in fitting) or "none of a kind"
 
 
-def describe(model: Mapping[str, Any], classes: int) -> str:
+def describe_model(model: Mapping[str, Any], classes: int) -> str:
     """The architecture in a line."""
     shown = {name: value for name, value in model.items() if name not in ("backbone", "feat_channels", "feat_strides")}
     fields = ", ".join(f"{name} {_text(value)}" for name, value in shown.items())

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.models.rfdetr.decoder import Decoded
+from rtdetr_tool.families.rfdetr.model.decoder import Decoded
 from rtdetr_tool.ops.structures import MaskFactors
 
 _EPS = 1e-6  # of the blocks' norms

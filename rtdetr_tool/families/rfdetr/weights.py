@@ -1,0 +1,81 @@
+"""Files that hold an RF-DETR: Roboflow's, and those by our names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS
+from rtdetr_tool.checkpoints.detector_file import DetectorFile, read_detector, weights_file
+from rtdetr_tool.checkpoints.dinov2 import from_dinov2
+from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.checkpoints.layout import state_dict_of
+from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.checkpoints.published import ACCEPT, check_licence
+from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, is_own_rfdetr, is_rfdetr
+from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
+from rtdetr_tool.spec import ModelSpec
+
+ROBOFLOW = "rfdetr"
+UNSEEN: tuple[str, ...] = ()
+
+
+def _roboflow(tensors: Mapping[str, Tensor]) -> Recognized | None:
+    return Recognized("an RF-DETR checkpoint of Roboflow") if is_rfdetr(tensors) else None
+
+
+FORMATS = (ForeignFormat(ROBOFLOW, _roboflow, from_rfdetr, holds_epoch=True),)
+
+
+def is_complete(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these tensors, by our names, are an RF-DETR."""
+    return is_own_rfdetr(weights)
+
+
+def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """TAO has no RF-DETR, so there are no other names."""
+    return dict(weights)
+
+
+def summary(model: Mapping[str, Any], classes: int) -> str:
+    """The architecture in a line."""
+    return describe_rfdetr(model, classes)
+
+
+def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
+    """Fill in what the shapes and the file's settings say."""
+    chosen = given.get("rfdetr") or {}
+    known = {**settings_of(contents.payload, file.source), **chosen}
+    model, classes = architecture_of_rfdetr(file.weights, known, file.source)
+    if file.kind == ROBOFLOW:
+        check_licence(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].licence, bool(chosen.get(ACCEPT)))
+    named = classes_of(contents.payload, classes)
+    file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)
+    file.meta["origin"] = {"format": file.kind, "version": 1}
+    if not named:
+        file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
+
+
+def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
+    """The ViT by our names: from a file or directory, or from timm (`timm`, `timm/<tag>`).
+
+    The file may be DINOv2 as transformers, timm or Meta publish it, or a whole RF-DETR of any kind.
+    """
+    if is_timm(source):
+        encoder = resolve_rfdetr(model.rfdetr).encoder
+        assert encoder is not None  # every variant has one
+        return from_dinov2(from_timm(tagged(DINOV2[encoder].timm_name, source.removeprefix("timm").removeprefix("/"))))
+    tensors = state_dict_of(load_checkpoint(weights_file(source)))
+    if is_rfdetr(tensors) or any(name.endswith("decoder.refpoint_embed.weight") for name in tensors):
+        start, weights = "backbone.", read_detector(source).weights
+        return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+    try:
+        return from_dinov2(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.pretrained_backbone_path: {source} is no ViT for RF-DETR: {error}") from error

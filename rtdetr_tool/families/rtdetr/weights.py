@@ -1,0 +1,175 @@
+"""Files that hold an RT-DETR: the official ones, Hugging Face transformers', and those by our names and TAO's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rtdetr_tool.checkpoints.backbone_names import own_backbone_names
+from rtdetr_tool.checkpoints.detector_file import CONFIG, DIRECTORY_WEIGHTS, PREPROCESSOR, DetectorFile, weights_file
+from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
+from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.checkpoints.layout import BARE, TAO, Layout, detector_weights, some_tensors
+from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weights
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rtdetr import official, transformers_config, transformers_names
+from rtdetr_tool.families.rtdetr.architecture import UNSEEN, architecture_of, describe_model, points_per_level
+from rtdetr_tool.families.rtdetr.family import FAMILY
+from rtdetr_tool.files import parse_json, read_limited
+from rtdetr_tool.spec import ModelSpec
+
+__all__ = ["FORMATS", "UNSEEN", "describe", "is_complete", "own_names", "read_backbone", "summary"]
+
+OFFICIAL, TRANSFORMERS = "official", "transformers"
+LARGEST_CONFIG = 16 << 20  # bytes
+_SUFFIXES = {1: "", 2: "v2"}
+
+
+def _official(tensors: Mapping[str, Tensor]) -> Recognized | None:
+    if not official.is_official_rtdetr(tensors):
+        return None
+    version = 2 if official.is_version_2(tensors) else 1
+    return Recognized(f"an official RT-DETR{_SUFFIXES[version]} checkpoint", version)
+
+
+def _transformers(tensors: Mapping[str, Tensor]) -> Recognized | None:
+    if not transformers_names.is_transformers_rtdetr(tensors):
+        return None
+    version = 2 if any(name.endswith(transformers_names.POINT_SHARES) for name in tensors) else 1
+    return Recognized(f"a Hugging Face transformers RT-DETR{_SUFFIXES[version]}", version)
+
+
+FORMATS = (
+    ForeignFormat(TRANSFORMERS, _transformers, transformers_names.from_transformers),
+    ForeignFormat(OFFICIAL, _official, official.from_official),
+)
+
+
+def is_complete(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these tensors, by our names, are an RT-DETR."""
+    return any(name.startswith("decoder.decoder.layers.") for name in weights)
+
+
+def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """TAO's names are ours but for those of some backbones."""
+    start = "backbone."
+    backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
+    others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
+    return {**{start + name: tensor for name, tensor in own_backbone_names(backbone).items()}, **others}
+
+
+def summary(model: Mapping[str, Any], classes: int) -> str:
+    """The architecture in a line."""
+    shown = {name: value for name, value in model.items() if name in FAMILY.architecture["model"]}
+    return describe_model(shown, classes)
+
+
+def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
+    """Fill in what the shapes and the files next to the weights say."""
+    layout, config, preprocessor = contents.layout, {}, {}
+    if layout.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
+        config = _read_json(contents.path.parent / CONFIG, required=contents.from_directory)
+        preprocessor = _read_json(contents.path.parent / PREPROCESSOR)
+    known: dict[str, Any] = {}
+    if config:
+        known = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
+    if layout.kind == TRANSFORMERS:
+        known["pe_order"] = given.get("pe_order", transformers_config.PE_ORDER)
+    model, classes = architecture_of(file.weights, {**given, **known}, file.source, _points(layout))
+    _check_agreement(known, model, file.source)
+    dataset: dict[str, Any] = {"num_classes": classes}
+    if preprocessor:
+        dataset["augmentation"], file.notes = transformers_config.input_fields(preprocessor)
+    names = transformers_config.class_names(config)
+    file.meta = build_metadata(
+        "", {"model": {**model, **known}, "dataset": dataset},
+        [{"index": index, "id": None, "name": name} for index, name in sorted(names.items()) if index < classes],
+        "ema" if layout.averaged else "raw",
+    )  # fmt: skip
+    file.meta["origin"] = {"format": layout.kind, "version": layout.version}
+    if layout.kind == TRANSFORMERS and not config:
+        file.notes.append(f"There is no {CONFIG} beside it: heads, activations and class names are not known from it.")
+    if layout.kind not in (TRANSFORMERS, BARE):
+        file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
+
+
+def _points(layout: Layout) -> list[int] | None:
+    """Sampling points per level where the file tells: RT-DETRv2 keeps a buffer, TAO has always 4."""
+    ends = (official.POINT_SHARES, transformers_names.POINT_SHARES)
+    shares = next((tensor for name, tensor in layout.tensors.items() if name.endswith(ends)), None)
+    if shares is not None:
+        return points_per_level(shares)
+    return [4] if layout.kind == TAO else None
+
+
+def _check_agreement(known: Mapping[str, Any], model: Mapping[str, Any], source: str) -> None:
+    """The configuration beside a file must be that file's."""
+    wrong = [
+        f"{name} is {known[name]} in {CONFIG}, {value} in the tensors"
+        for name, value in model.items()
+        if name in known and known[name] != value and name != "expansion"
+    ]
+    if wrong:
+        raise CheckpointError(f"{source}: the weights are not those of the configuration: {'; '.join(wrong)}.")
+
+
+def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path} is missing: transformers keeps the architecture there.")
+        return {}
+    try:
+        content = parse_json(read_limited(path, LARGEST_CONFIG))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
+    """Backbone tensors from a file, or from timm: `timm` (its default weights) or `timm/<tag>`.
+
+    The file may be timm's, torchvision's, of the network's own repository, a backbone of TAO or of the official
+    RT-DETR, or a whole detector of any kind (file or directory), whose backbone is then taken.
+    """
+    if is_timm(source):
+        return from_timm(timm_weights(source, model.backbone))
+    return backbone_weights(load_checkpoint(weights_file(source)), source)
+
+
+def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """A backbone's tensors by our names.
+
+    From timm's or torchvision's file, a backbone of TAO, of the official RT-DETR or of the network's own repository, or
+    from a whole detector.
+    """
+    tensors = some_tensors(payload, source)
+    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if transformers_names.is_transformers_rtdetr(plain) or official.is_official_rtdetr(plain):
+        weights = detector_weights(payload, source)
+        return {
+            name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")
+        }
+    in_backbone = [name for name in tensors if ".backbone." in f".{name}"]
+    if in_backbone and any("decoder." in name for name in tensors):  # a whole detector
+        return _backbone_by_own_names({name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}, source)
+    cleaned: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for prefix in ("module.", "model.model.backbone.", "model.backbone.", "model.encoder.", "backbone.", "model."):
+            name = name.removeprefix(prefix)
+        cleaned[name.removeprefix("ema_")] = tensor
+    return _backbone_by_own_names(cleaned, source)
+
+
+def _backbone_by_own_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    try:
+        if official.is_official_backbone(weights):
+            return official.from_official_backbone(weights)
+        return own_backbone_names(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} is a backbone that cannot be converted: {error}.") from error
