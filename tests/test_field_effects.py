@@ -396,7 +396,7 @@ def wanted_loggers(spec):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", "k" * 40)
-        patch.setattr(loggers, "_made", lambda title, *_, **__: [title])
+        patch.setattr(loggers, "_create_logger", lambda title, *_, **__: [title])
         return [wanted for wanted in loggers.build_loggers(spec, Path("x")) if isinstance(wanted, str)]
 
 

@@ -1,4 +1,4 @@
-"""Training: three Lightning primitives, imported on first use; `training.fit.fit` puts them together to one run."""
+"""Training: module, data module and trainer for Lightning, imported on first use. `training.fit.fit` runs all three."""
 
 import lazy_loader
 

@@ -1,11 +1,11 @@
-"""The Lightning data module of a spec."""
+"""The Lightning data module: datasets and loaders of a spec."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from rtdetr_tool.data.build import (
     build_eval_dataset,
@@ -23,27 +23,27 @@ _SOURCES = {"val": "val_data_sources", "test": "test_data_sources", "predict": "
 
 
 class DetectionDataModule(pl.LightningDataModule):
-    """Builds each data set of a spec once, when it is first needed.
+    """Builds each dataset of a spec when it is first needed.
 
-    The loaders deal the images out to the processes themselves (`use_distributed_sampler=False` in the trainer).
+    The loaders distribute the images over the processes themselves (`use_distributed_sampler=False` in the trainer).
     """
 
     def __init__(self, spec: ExperimentSpec) -> None:
         super().__init__()
         self.spec = spec
-        self._datasets: dict[str, Dataset] = {}
+        self._datasets: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        new = stage == "fit" and "train" not in self._datasets
+        first = stage == "fit" and "train" not in self._datasets
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
             if split == "train" or getattr(self.spec.dataset, _SOURCES[split]):
-                self.dataset(split)  # without a source, asking for its loader says so
-        if new:
-            used = {split: self._datasets[split] for split in ("train", "val") if split in self._datasets}
-            check_before_training(used, scoring_of(self.spec))
+                self.dataset(split)  # without a source, its loader raises the error
+        if first:
+            splits = [split for split in ("train", "val") if split in self._datasets]
+            check_before_training({split: self._datasets[split] for split in splits}, scoring_of(self.spec))
 
     def dataset(self, split: str) -> Any:
-        """`train`, `val`, `test` or `predict`."""
+        """The dataset of a split: `train`, `val`, `test` or `predict`."""
         if split not in self._datasets:
             self._datasets[split] = self._build(split)
         return self._datasets[split]
@@ -53,18 +53,18 @@ class DetectionDataModule(pl.LightningDataModule):
             return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, masks=self.masks)
         if split == "predict":
             return build_inference_dataset(self.spec.dataset)
-        known = self._datasets.get("train")
-        class_map = known.class_map if known else None
+        train = self._datasets.get("train")
+        class_map = train.class_map if train else None
         return build_eval_dataset(self.spec.dataset, split=split, class_map=class_map, masks=self.masks)
 
     @property
     def masks(self) -> bool:
-        """Whether the model needs the objects' masks."""
+        """Whether the model is trained on masks."""
         return self.spec.model.predicts_masks
 
     @property
     def class_map(self) -> ClassMap:
-        """The classes of the training data (of whichever split is built when that is not)."""
+        """The classes of the training data, or of another split if only that is built."""
         for split in ("train", "val", "test"):
             if split in self._datasets:
                 return self._datasets[split].class_map
@@ -72,16 +72,16 @@ class DetectionDataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Those of `class_map`, in the order of the class indices."""
+        """The names of `class_map`, by class index."""
         return [entry.name for entry in self.class_map.entries]
 
     def _loader(self, split: str) -> DataLoader:
         dataset, training = self.dataset(split), split == "train"
-        if training:  # a negative seed was drawn by each process for itself
+        if training:  # with a negative seed, each process has drawn its own
             dataset.seed = broadcast_object(dataset.seed)
         loader = build_loader(dataset, self.spec.dataset, training=training, rank=rank(), world_size=world_size())
         if not training and world_size() > 1:
-            _even_out(loader.sampler, len(dataset))
+            _pad_indices(loader.sampler, len(dataset))
         return loader
 
     def train_dataloader(self) -> DataLoader:
@@ -97,11 +97,11 @@ class DetectionDataModule(pl.LightningDataModule):
         return self._loader("predict")
 
 
-def _even_out(sampler: Any, count: int) -> None:
-    """Give every process equally many images, so that none waits for another in vain.
+def _pad_indices(sampler: Any, count: int) -> None:
+    """Give all processes the same number of images, so that none waits for another forever.
 
-    Where the number does not divide, some repeat their first image; metrics count an image once.
+    Some processes may repeat their first image. Metrics count it once.
     """
     share = -(-count // world_size())
-    own = list(sampler.indices)
-    sampler.indices = own + [own[0] if own else 0] * (share - len(own))
+    indices = list(sampler.indices)
+    sampler.indices = indices + [indices[0] if indices else 0] * (share - len(indices))

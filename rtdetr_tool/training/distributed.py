@@ -1,4 +1,4 @@
-"""Ranks and exchange between the processes of one run; all of it also works in a single process."""
+"""Ranks of, and communication between, the processes of a run. Everything also works in a single process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rtdetr_tool.status import process_rank
 
 
 def rank() -> int:
-    """This process's number among all; before the group exists, what the launcher said."""
+    """The rank of this process. Before the process group exists, the one that the launcher has set."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return process_rank()
 
 
 def world_size() -> int:
-    """How many processes work on this run (1 as long as no process group exists)."""
+    """The number of processes of this run (1 until the process group exists)."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_objects(items: list[Any]) -> list[Any]:
-    """The lists of all ranks joined in rank order on rank 0; an empty list on the others."""
+    """The items of all ranks, in rank order, on rank 0; an empty list on the other ranks."""
     if world_size() == 1:
         return list(items)
     received: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
@@ -41,10 +41,10 @@ def broadcast_object(item: Any) -> Any:
 
 
 def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nodes: int = 1) -> torch.device:
-    """Join (or, as the first process, start) the processes of an evaluation or inference run; this one's device.
+    """Join (or, as the first process, start) the processes of an evaluation or inference run. Returns the device.
 
-    Like training, it starts the same command once per further device, or takes the place that torchrun or SLURM gave
-    it. Afterwards `rank()`, `world_size()` and `gather_objects` hold for the run.
+    Like training, it starts the same command once per additional device, or uses the rank set by torchrun or SLURM.
+    Afterwards, `rank()`, `world_size()` and `gather_objects` refer to these processes.
     """
     from lightning_fabric import Fabric
 

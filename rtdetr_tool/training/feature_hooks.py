@@ -1,8 +1,8 @@
-"""Reading what modules inside a detector give out, by name, while it runs.
+"""Capture the outputs of modules inside a detector by name, with forward hooks.
 
-Besides every name of `named_modules` there are those of TAO: `bb_feats` (maps of the backbone), `srcs` (the encoder's
-levels after projection and attention, before fusion) and `dsrcs` (after fusion, what the decoder gets); and the
-predictions `pred_logits` and `pred_boxes`.
+Besides every name in `named_modules`, TAO's names work: `bb_feats` (feature maps of the backbone), `srcs` (encoder
+levels after projection and attention, before fusion), `dsrcs` (fused levels, the decoder's input), and the predictions
+`pred_logits` and `pred_boxes`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _levels_before_fusion(output: Any) -> Sequence[Tensor]:
     return output.projected[: len(output.maps)]  # a frozen foundation model adds a level that the decoder never sees
 
 
-# Name -> (module, how its levels are found in what that module gives out).
+# Name -> (module, function from the module's output to its levels).
 _NAMED: dict[str, tuple[str, Callable[[Any], Sequence[Tensor]]]] = {
     "bb_feats": ("backbone", list),
     "srcs": ("encoder", _levels_before_fusion),
@@ -33,28 +33,29 @@ _NAMED: dict[str, tuple[str, Callable[[Any], Sequence[Tensor]]]] = {
 }
 
 
-def unknown_name(detector: Detector, name: str) -> str | None:
-    """None for a name that can be read from this detector; else what is wrong, with the nearest names."""
-    modules = [known for known, _ in detector.named_modules() if known]
-    named = [known for known in FEATURES if _NAMED[known][0] in modules and (known != "srcs" or detector.fuses_levels)]
-    if name in PREDICTIONS or name in named or name in modules:
+def name_problem(detector: Detector, name: str) -> str | None:
+    """None if `name` can be captured from this detector, otherwise what is wrong, with the nearest names."""
+    modules = [module_name for module_name, _ in detector.named_modules() if module_name]
+    aliases = [name for name in FEATURES if _NAMED[name][0] in modules and (name != "srcs" or detector.fuses_levels)]
+    if name in PREDICTIONS or name in aliases or name in modules:
         return None
-    near = difflib.get_close_matches(name, [*named, *PREDICTIONS, *modules], n=3, cutoff=0.5)
-    hint = f"; near: {', '.join(near)}" if near else ""
-    return f"no module '{name}'{hint}. Besides the names of its modules it has {', '.join([*named, *PREDICTIONS])}"
+    near = difflib.get_close_matches(name, [*aliases, *PREDICTIONS, *modules], n=3, cutoff=0.5)
+    hint = f" (did you mean {', '.join(near)}?)" if near else ""
+    return f"no module '{name}'{hint}; expected the name of a module or one of {', '.join([*aliases, *PREDICTIONS])}"
 
 
 @contextmanager
-def tapped(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Within it, each forward pass leaves the outputs of the named modules in the dictionary, as lists of tensors.
+def capture_outputs(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside the block, each forward pass stores the outputs of the named modules in the dictionary.
 
-    Of a module that runs several times in a pass, the last time counts. Predictions are not modules and not read here.
+    Outputs are lists of tensors. For a module that runs several times in a pass, the last call counts. Predictions are
+    not modules and are not captured.
     """
-    found: dict[str, list[Tensor]] = {}
+    captured: dict[str, list[Tensor]] = {}
 
-    def keep(name: str, select: Callable[[Any], Sequence[Tensor]]) -> Callable:
+    def hook_for(name: str, select: Callable[[Any], Sequence[Tensor]]) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found[name] = list(select(output))
+            captured[name] = list(select(output))
 
         return hook
 
@@ -62,41 +63,41 @@ def tapped(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list
         for name in names:
             if name not in PREDICTIONS:
                 path, select = _NAMED.get(name, (name, _tensors))
-                handle = detector.get_submodule(path).register_forward_hook(keep(name, select))
+                handle = detector.get_submodule(path).register_forward_hook(hook_for(name, select))
                 handles.callback(handle.remove)
-        yield found
+        yield captured
 
 
 @contextmanager
-def tapped_queries(detector: Detector) -> Iterator[list[Queries]]:
-    """Within it, each forward pass appends what the decoder's layers start from: the selected queries."""
-    found: list[Queries] = []
-    decoder = detector.decoder
+def capture_queries(detector: Detector) -> Iterator[list[Queries]]:
+    """Inside the block, each forward pass of an RT-DETR appends its selected queries, the decoder's input."""
+    captured: list[Queries] = []
+    decoder: Any = detector.decoder
 
     def hook(module: nn.Module, inputs: Any) -> None:
         content, box_logits = inputs[:2]
-        head = decoder.enc_score_head  # not called, as its own call may be tapped
+        head = decoder.enc_score_head  # not called, because its output may be captured, too
         scores = F.linear(content, head.weight, head.bias).float().sigmoid().amax(-1)
-        found.append(Queries(content, scores, box_logits.float().sigmoid()))
+        captured.append(Queries(content, scores, box_logits.float().sigmoid()))
 
     handle = decoder.decoder.register_forward_pre_hook(hook)
     try:
-        yield found
+        yield captured
     finally:
         handle.remove()
 
 
-def check_complete(found: Mapping[str, Sequence[Tensor]], names: Iterable[str], whose: str) -> list[str]:
-    """One line for each name that a forward pass left without a tensor."""
+def missing_outputs(captured: Mapping[str, Sequence[Tensor]], names: Iterable[str], role: str) -> list[str]:
+    """One problem for each name that a forward pass of the `role` (teacher or student) left without a tensor."""
     return [
-        f"the module '{name}' of the {whose} gives out no tensors (or does not run in a forward pass)"
+        f"the module '{name}' of the {role} returns no tensors, or does not run in a forward pass"
         for name in dict.fromkeys(names)
-        if name not in PREDICTIONS and not found.get(name)
+        if name not in PREDICTIONS and not captured.get(name)
     ]
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """Every tensor in what a module gave out, in order."""
+    """Every tensor in the output of a module, in order."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -107,9 +108,9 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def check_query_selection(detector: Detector) -> None:
-    """UserError unless the detector ranks the encoder's tokens as RT-DETR does (criterion IOU is made from that)."""
+    """Raise UserError unless the detector ranks the encoder's tokens as RT-DETR does, which criterion IOU needs."""
     if not detector.selects_queries:
         raise UserError(
-            f"criterion IOU with srcs or dsrcs needs an RT-DETR teacher; this one is {type(detector).__name__}. "
+            f"criterion IOU with srcs or dsrcs requires an RT-DETR teacher, but this is a {type(detector).__name__}. "
             "Bind pred_logits and pred_boxes instead, or features with L1, L2 or KL."
         )

@@ -1,4 +1,4 @@
-"""One training run from a spec, as `rtdetr train` does it."""
+"""Run a whole training from a spec, as `rtdetr train` does."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.status import current_status
-from rtdetr_tool.training.auto_batch_size import AUTO, settle_batch_size
+from rtdetr_tool.training.auto_batch_size import AUTO, resolve_batch_size
 from rtdetr_tool.training.batch_norm_check import check_batch_norms
 from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
-from rtdetr_tool.training.checkpointing import checkpoints_of, find_resume_path, remove_unfinished
+from rtdetr_tool.training.callbacks.lookup import find_callback
+from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
+from rtdetr_tool.training.checkpointing import find_resume_path, remove_unfinished
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit_result import FitResult, show_result
 from rtdetr_tool.training.lightning_output import quiet_lightning
-from rtdetr_tool.training.loggers import failing_threads_logged
+from rtdetr_tool.training.loggers import log_thread_failures
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.out_of_memory import memory_explained
+from rtdetr_tool.training.out_of_memory import explain_out_of_memory
 from rtdetr_tool.training.trainer import build_trainer, seed_run
 
 logger = logging.getLogger(__name__)
@@ -38,10 +40,10 @@ def fit(
     build_module: Callable[[ExperimentSpec, ClassMap], DetectorModule] = DetectorModule,
     **trainer_kwargs: Any,
 ) -> FitResult:
-    """Train as `spec` says, going on from `train.resume_training_checkpoint_path` or the results folder's newest file.
+    """Train a model, resuming from `train.resume_training_checkpoint_path` or the results folder's latest checkpoint.
 
-    `build_module` makes what is trained; distillation gives its own. With `train.is_dry_run` everything is built and
-    one batch goes through the model forwards and backwards, but nothing is trained and nothing is written.
+    `build_module` builds the Lightning module; distillation passes its own. With `train.is_dry_run`, everything is
+    built and one batch passes forwards and backwards through the model, but nothing is trained or written.
     """
     with quiet_lightning():
         return _fit(spec, callbacks, build_module, **trainer_kwargs)
@@ -58,20 +60,21 @@ def _fit(
     datamodule.setup("fit")
     module = build_module(spec, datamodule.class_map)
     if spec.dataset.batch_size == AUTO:
-        module.spec = settled = settle_batch_size(module.spec, module)
-        own = replace(settled.dataset, num_classes=spec.dataset.num_classes)  # the module's are counted in the data
-        datamodule.spec = spec = replace(settled, dataset=own)
+        module.spec = resolved = resolve_batch_size(module.spec, module)
+        dataset = replace(resolved.dataset, num_classes=spec.dataset.num_classes)  # the module has counted the classes
+        datamodule.spec = spec = replace(resolved, dataset=dataset)
     check_batch_norms(spec, module.detector, len(datamodule.dataset("train")))
     if spec.train.is_dry_run:
-        with memory_explained(spec):
-            return rehearse(spec, module, datamodule)
+        with explain_out_of_memory(spec):
+            return dry_run(spec, module, datamodule)
     trainer = build_trainer(spec, callbacks=callbacks, **trainer_kwargs)
+    folder = spec.train.results_dir or "."
     if trainer.is_global_zero:
-        remove_unfinished(spec.train.results_dir)
-    resume = find_resume_path(spec.train.results_dir, spec.train.resume_training_checkpoint_path)
+        remove_unfinished(folder)
+    resume = find_resume_path(folder, spec.train.resume_training_checkpoint_path)
     if resume:
-        _say_resumed(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
-    with memory_explained(spec), children_told(trainer), failing_threads_logged():
+        _log_resume(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
+    with explain_out_of_memory(spec), forward_signals(trainer), log_thread_failures():
         trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
     result = _result(trainer, module, resume)
     show_result(result)
@@ -79,18 +82,19 @@ def _fit(
 
 
 @contextmanager
-def children_told(trainer: Trainer) -> Iterator[None]:
-    """Pass a signal that ended this process on to those that it started: they may be waiting for it."""
+def forward_signals(trainer: Trainer) -> Iterator[None]:
+    """Forward a signal that ended this process to the processes it started, which may be waiting for it."""
     try:
         yield
     except Preempted:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)
+        launcher: Any = trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
         raise
 
 
-def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:
-    """Everything a run needs, once: initial weights, optimizer, a training batch with gradients, a validation batch."""
+def dry_run(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:
+    """Go once through initial weights, optimizer, a training batch with gradients and a validation batch."""
     trainer = build_trainer(spec, logger=False)
     device = trainer.strategy.root_device if trainer.num_devices == 1 else torch.device("cpu")
     module.load_initial_weights()
@@ -101,40 +105,43 @@ def rehearse(spec: ExperimentSpec, module: DetectorModule, datamodule: Detection
         loss = module.compute_losses(batch)["loss"]
     loss.backward()
     module.zero_grad(set_to_none=True)
-    metrics = {"train_loss": loss.item()}
+    metrics: dict[str, float | None] = {"train_loss": loss.item()}
     if spec.dataset.val_data_sources:
         module.eval()
         batch = next(iter(datamodule.val_dataloader())).to(device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             predictions = module.detector(module.prepare_images(batch, multi_scale=False))
             metrics["val_loss"] = module.criterion(predictions, batch.targets)["loss"].item()
-    logger.info("Dry run: everything was built, one batch went through (%s); nothing was trained or written.", metrics)
+    logger.info("Dry run: built everything and ran one batch (%s); nothing was trained or written", metrics)
     return FitResult(metrics=metrics, dry_run=True)
 
 
-def _say_resumed(path: Path, explicit: bool) -> None:
-    why = "train.resume_training_checkpoint_path" if explicit else "the latest checkpoint of this results folder"
-    message = f"Resuming from {path} ({why})."
+def _log_resume(path: Path, explicit: bool) -> None:
+    reason = "train.resume_training_checkpoint_path" if explicit else "the latest checkpoint in this results folder"
+    message = f"Resuming from {path} ({reason})"
     current_status().running(message)
     logger.info(message)
 
 
 def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> FitResult:
-    checkpoint = checkpoints_of(trainer)
-    if trainer.global_step and checkpoint.latest_path is None and resume is not None:
-        stopping = next((c for c in trainer.callbacks if isinstance(c, EarlyStopping)), None)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    result = FitResult(
+        metrics={**metrics, **module.metrics}, latest_path=resume, resumed_from=resume, epochs=trainer.current_epoch
+    )
+    saver = checkpoints_of(trainer)
+    if saver is None:  # with a sharded strategy
+        return result
+    if trainer.global_step and saver.latest_path is None and resume is not None:
+        stopping = find_callback(trainer, EarlyStopping)
         if stopping is not None and stopping.stopped:
-            why = f"early stopping ended the run of {resume}; raise train.early_stopping.patience to train longer"
+            reason = f"early stopping ended the run of {resume}. Raise train.early_stopping.patience to train longer."
         else:
-            why = f"{resume} already has train.num_epochs epochs"
-        logger.warning("Nothing was left to train: %s.", why)
-    numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return FitResult(
-        metrics={**numbers, **module.metrics},
-        best_score=checkpoint.best_score,
-        best_epoch=checkpoint.best_epoch,
-        best_path=checkpoint.best_path,
-        latest_path=checkpoint.latest_path or resume,
-        resumed_from=resume,
-        epochs=trainer.current_epoch,
+            reason = f"{resume} already has train.num_epochs epochs. Raise train.num_epochs to train longer."
+        logger.warning("Nothing to train: %s", reason)
+    return replace(
+        result,
+        best_score=saver.best_score,
+        best_epoch=saver.best_epoch,
+        best_path=saver.best_path,
+        latest_path=saver.latest_path or resume,
     )

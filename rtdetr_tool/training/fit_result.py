@@ -1,4 +1,4 @@
-"""What a training run gives back, and the table that shows it."""
+"""The result of a training run, and the table printed at its end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rtdetr_tool.training.distributed import rank
 
 @dataclass
 class FitResult:
-    """What a run left behind.
+    """Metrics and checkpoints of a run.
 
-    `metrics` are of the last validation, None where they are undefined; paths are None when nothing was written.
+    `metrics` are those of the last validation, None if undefined. Paths are None if nothing was written.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class FitResult:
 
 
 def show_result(result: FitResult) -> None:
-    """The table at the end of a run, on the console of the first process."""
+    """Print the results as a table on the console of the first process."""
     if rank() != 0:
         return
     table = Table(title="Training", show_header=False, title_justify="left")

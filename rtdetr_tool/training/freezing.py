@@ -1,4 +1,4 @@
-"""What of a backbone a run does not train: `model.freeze_norm` and `model.freeze_at`, or the reference recipe."""
+"""Freeze parts of a detector: `model.freeze_norm` and `model.freeze_at` (or the reference recipe), `train.freeze`."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ from rtdetr_tool.spec import ExperimentSpec
 _STAGES = ("the stem", "the stem and the first stage", "the stem and the first two stages")
 
 
-def with_recipe(spec: ExperimentSpec, pretrained: bool = False) -> ExperimentSpec:
-    """The spec with the reference recipe in place of null in `model.freeze_norm` and `model.freeze_at`.
+def resolve_freezing(spec: ExperimentSpec, pretrained: bool = False) -> ExperimentSpec:
+    """Fill in `model.freeze_norm` and `model.freeze_at` from the reference recipe where they are not set.
 
     Args:
-        pretrained: the run starts from the weights of a whole detector although the spec names none.
+        pretrained: the run starts from the weights of a whole detector that is not in the spec.
     """
     model = spec.model
     start = FROM_BACKBONE if model.pretrained_backbone_path else None
     if pretrained or spec.train.pretrained_model_path:
         start = FROM_DETECTOR
-    frozen = model.family.reads("freeze_norm") and model.backbone in FREEZING.get(start, ())
+    frozen = model.family.reads("freeze_norm") and model.backbone in FREEZING.get(start or "", ())
     norm = frozen if model.freeze_norm is None else model.freeze_norm
     at = (0 if frozen else -1) if model.freeze_at is None else model.freeze_at
     return replace(spec, model=replace(model, freeze_norm=norm, freeze_at=at))
 
 
-def freeze(detector: Detector, spec: ExperimentSpec, asked: ExperimentSpec) -> str:
-    """Freeze what `spec` (with its recipe) says, and tell what that is.
+def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec) -> str:
+    """Freeze the parts that the spec selects. Returns a description for the log.
 
     Args:
-        asked: the spec before `with_recipe`.
+        spec: the spec after `resolve_freezing`.
+        unresolved: the spec before it.
 
     Raises:
-        UserError: the backbone has no such parts, or there is no module of a name in `train.freeze`.
+        UserError: the backbone does not have these parts, or no module has a name in `train.freeze`.
     """
     model, parts = spec.model, []
     if not model.train_backbone:
         parts.append("the backbone (model.train_backbone: false)")
     elif model.family.reads("freeze_norm"):
-        count = detector.freeze_backbone(model.freeze_norm, model.freeze_at)
-        if model.freeze_at >= 0:
-            parts.append(f"{_stages(model.freeze_at)} of the backbone (model.freeze_at: {model.freeze_at})")
+        stages = -1 if model.freeze_at is None else model.freeze_at
+        count = detector.freeze_backbone(bool(model.freeze_norm), stages)
+        if stages >= 0:
+            parts.append(f"{_stages(stages)} of the backbone (model.freeze_at: {model.freeze_at})")
         if model.freeze_norm:
             parts.append(f"the {count} batch norms of the backbone (model.freeze_norm: true)")
-    by_recipe = bool(parts) and model.train_backbone and None in (asked.model.freeze_norm, asked.model.freeze_at)
+    unset = None in (unresolved.model.freeze_norm, unresolved.model.freeze_at)
+    by_recipe = bool(parts) and model.train_backbone and unset
     detector.freeze(spec.train.freeze or ())
     parts += [f"{name} (train.freeze)" for name in spec.train.freeze or ()]
     if not parts:
-        return "Frozen: nothing, every weight is trained."
-    recipe = f" The fields that are not set follow the reference recipe of {model.backbone}." if by_recipe else ""
-    return f"Frozen: {', '.join(parts)}.{recipe}"
+        return "Frozen: nothing; training all weights"
+    recipe = f" (fields that are not set follow the reference recipe of {model.backbone})" if by_recipe else ""
+    return f"Frozen: {', '.join(parts)}{recipe}"
 
 
 def _stages(at: int) -> str:

@@ -1,10 +1,8 @@
-"""The weights a new run starts from: a whole pretrained detector, a pretrained backbone, or random ones."""
+"""Load the weights that a run starts from: a pretrained detector, a pretrained backbone, or random weights."""
 
 from __future__ import annotations
 
 import logging
-
-from torch import nn
 
 from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER
 from rtdetr_tool.checkpoints.class_rows import Classes
@@ -14,52 +12,56 @@ from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import differences, section_of
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import DEFAULT_FAMILY
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 
 logger = logging.getLogger(__name__)
 
 
-def load_initial_weights(detector: nn.Module, spec: ExperimentSpec, classes: Classes) -> LoadReport | None:
-    """Do what `train.pretrained_model_path` or, without it, `model.pretrained_backbone_path` says, and report it.
+def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Classes) -> LoadReport | None:
+    """Load `train.pretrained_model_path` or, if that is not set, `model.pretrained_backbone_path`, and log the result.
 
-    `classes` are those of the data; class rows of a whole detector are copied by their names.
+    Args:
+        classes: the classes of the data. Class rows of a whole detector are copied by their names.
     """
     if spec.train.pretrained_model_path:
         path = spec.train.pretrained_model_path
-        given = spec_to_dict(spec)["model"]
-        del given["pe_order"]  # no choice that a file leaves: it is known whose it is
-        file = read_detector(path, given)
+        settings = spec_to_dict(spec)["model"]
+        del settings["pe_order"]  # not a choice: it follows from the format of the file
+        file = read_detector(path, settings)
         logger.info("%s is %s", path, file.what)
         family = section_of(file.meta, "spec.model").get("arch", DEFAULT_FAMILY)
         if family != spec.model.arch:
             raise CheckpointError(
-                f"train.pretrained_model_path: {path} is of model.arch {family}, the spec of {spec.model.arch}, and "
-                f"weights of one family do not fit the other. Set model.arch={family}, or give other weights."
+                f"train.pretrained_model_path: {path} has model.arch {family}, but the spec has {spec.model.arch}, and "
+                f"weights of one family do not fit the other. Set model.arch={family}, or use other weights."
             )
         for difference in differences(spec, file.meta, ignored=("pe_order",) if _square_inputs(spec) else ()):
-            logger.warning("Not as in %s: %s", path, difference)
+            logger.warning("This run differs from that of %s: %s", path, difference)
         trained_with = section_of(file.meta, "spec.model").get("freeze_norm")
         if trained_with not in (None, spec.model.freeze_norm):
-            logger.info("%s has model.freeze_norm %s, this run %s.", path, trained_with, spec.model.freeze_norm)
+            logger.info(
+                "%s was trained with model.freeze_norm %s, this run uses %s", path, trained_with, spec.model.freeze_norm
+            )
         names = file.meta["classes"]
         report = load_into(detector, file.weights, source=path, strict=False, classes=classes, file_classes=names)
         if spec.model.pretrained_backbone_path:
-            logger.info("train.pretrained_model_path is given, so model.pretrained_backbone_path is not read.")
+            logger.info("train.pretrained_model_path is set; ignoring model.pretrained_backbone_path")
     elif spec.model.pretrained_backbone_path:
         path = spec.model.pretrained_backbone_path
         weights = weights_of(spec.model.family).read_backbone(path, spec.model)
-        backbone = getattr(detector.backbone, "published", detector.backbone)  # where the names are timm's
+        backbone = getattr(detector.backbone, "published", detector.backbone)  # the module with timm's names
         report = load_into(backbone, weights, source=path, strict=False, what="backbone")
         report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
     else:
-        logger.info("Training starts from random weights.")
+        logger.info("Training from random weights")
         return None
     logger.log(logging.INFO if report.complete else logging.WARNING, report.summary())
     return report
 
 
 def _square_inputs(spec: ExperimentSpec) -> bool:
-    """Whether the network sees square images only, on which `model.pe_order` makes no difference."""
+    """Whether the network only sees square images, for which `model.pe_order` makes no difference."""
     augmentation = spec.dataset.augmentation
     sizes = [augmentation.train_spatial_size, augmentation.eval_spatial_size]
     if augmentation.preserve_aspect_ratio:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: CSV always; TensorBoard, Weights & Biases and MLflow as the spec says."""
+"""Build the loggers of a run: CSV always; TensorBoard, Weights & Biases and MLflow if enabled."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rtdetr_tool.status import current_status, process_rank
 
 logger = logging.getLogger(__name__)
 
-# What Lightning calls of a logger while a run trains.
-_CALLS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+# The methods of a logger that Lightning calls during a run.
+_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31 at the latest
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
-# Its defaults: lines of its own on the console, figures about its use sent away, minutes of waiting for a server.
-_MLFLOW_MANNERS = {
+# By default, MLflow logs to the console, sends usage statistics, and waits for a server for minutes.
+_MLFLOW_ENVIRONMENT = {
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -37,64 +37,66 @@ _MLFLOW_MANNERS = {
 
 
 def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    """CSV under `csv_logs`, TensorBoard under `lightning_logs`, and in the first process the services that are wanted.
+    """CSV in `csv_logs`, TensorBoard in `lightning_logs`, and, in the first process, the enabled services.
 
-    What keeps one of the others than CSV from being made is said; `contained` keeps all of them from ending the run.
+    Loggers other than CSV that cannot be created are skipped with a warning. `guard_loggers` keeps the others from
+    ending the run.
     """
     numbers = [int(d.name[8:]) for d in folder.glob("csv_logs/version_*") if d.name[8:].isdigit()]
     version = max(numbers, default=-1) + 1
-    loggers: list[Logger] = [Table(folder, name="csv_logs", version=version)]
+    loggers: list[Logger] = [CsvTable(folder, name="csv_logs", version=version)]
     if spec.train.tensorboard:
-        made = _made(
+        tensorboard = _create_logger(
             "TensorBoard", "tensorboard", TensorBoardLogger, save_dir=folder, name="lightning_logs", version=version
         )
-        loggers = [*made, *loggers]
+        loggers = [*tensorboard, *loggers]
     if process_rank() > 0:
         return loggers
-    if wandb_wanted(spec.wandb):
-        loggers += _made(
+    if is_wandb_enabled(spec.wandb):
+        loggers += _create_logger(
             WeightsAndBiases.title, '"rtdetr-tool[wandb]"', WeightsAndBiases, **wandb_arguments(spec.wandb, folder)
         )
     if spec.mlflow.enable:
-        loggers += _made(MLflow.title, '"rtdetr-tool[mlflow]"', MLflow, **mlflow_arguments(spec.mlflow, folder))
+        arguments = mlflow_arguments(spec.mlflow, folder)
+        loggers += _create_logger(MLflow.title, '"rtdetr-tool[mlflow]"', MLflow, **arguments)
     return loggers
 
 
-def _made(title: str, install: str, kind: type[Logger], **arguments: Any) -> list[Logger]:
-    """The logger, or nothing where it cannot be had; `pip install <install>` gets it."""
+def _create_logger(title: str, package: str, kind: type[Logger], **arguments: Any) -> list[Logger]:
+    """A list of the logger, empty if it cannot be created. `package` is what pip installs for it."""
     try:
         with _arguments_without_secrets():
             return [kind(**arguments)]
     except ModuleNotFoundError as error:
-        reason = f"{error.name or 'its package'} is not installed here: pip install {install}"
-    except Exception as error:  # of the services, without a common base
+        reason = f"it requires {error.name or 'a package'}: pip install {package}"
+    except Exception as error:  # the services have no common base class
         reason = _reason(error)
-    logger.warning("%s is left out, the run goes on without it: %s", title, reason)
+    logger.warning("Skipping %s: %s", title, reason)
     return []
 
 
 @contextmanager
 def _arguments_without_secrets() -> Iterator[None]:
-    """The services record the command line of the program when they start."""
-    given, sys.argv = sys.argv, [mask_secrets(text) for text in sys.argv]
+    """Mask secrets in the command line, which the services record when they start."""
+    original, sys.argv = sys.argv, [mask_secrets(text) for text in sys.argv]
     try:
         yield
     finally:
-        sys.argv = given
+        sys.argv = original
 
 
 def _reason(error: Exception) -> str:
     return mask_secrets(str(error).strip().partition("\n")[0] or type(error).__name__)
 
 
-class Contained:
-    """A logger's calls; once one fails, that is said, all later ones do nothing, and the run goes on."""
+class FailureGuard:
+    """Wraps the methods of a logger. After the first failure, which is logged, they do nothing."""
 
-    def __init__(self, made: Logger) -> None:
-        self.title = getattr(made, "title", type(made).__name__)
+    def __init__(self, target: Logger) -> None:
+        self.title = getattr(target, "title", type(target).__name__)
         self.failed = False
-        for name in _CALLS:
-            setattr(made, name, self._guarded(getattr(made, name)))
+        for name in _METHODS:
+            setattr(target, name, self._guarded(getattr(target, name)))
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -105,46 +107,46 @@ class Contained:
                 return call(*arguments, **options)
             except Exception as error:
                 self.failed = True
-                logger.warning("%s failed, the run goes on without it: %s", self.title, _reason(error))
+                logger.warning("%s failed, continuing without it: %s", self.title, _reason(error))
                 logger.debug("traceback", exc_info=error)
                 return None
 
         return guarded
 
 
-def contained(loggers: Sequence[Logger]) -> list[Logger]:
-    """The loggers, none of which can end a run any more; one that cannot begin is named and left out."""
-    kept = []
-    for made in loggers:
+def guard_loggers(loggers: Sequence[Logger]) -> list[Logger]:
+    """The loggers, none of which can end a run anymore. A logger that cannot start is skipped with a warning."""
+    guarded = []
+    for target in loggers:
         try:
-            _ = getattr(made, "experiment", None)  # connects, makes folders; Lightning would do it when the run begins
+            _ = getattr(target, "experiment", None)  # connects and creates folders; otherwise done when the run begins
         except Exception as error:
-            logger.warning("%s is left out, the run goes on without it: %s", type(made).__name__, _reason(error))
+            logger.warning("Skipping %s: %s", type(target).__name__, _reason(error))
             continue
-        if not isinstance(getattr(made, "contained", None), Contained):
-            made.contained = Contained(made)  # type: ignore[attr-defined]
-        kept.append(made)
-    return kept
+        if not isinstance(getattr(target, "failure_guard", None), FailureGuard):
+            target.failure_guard = FailureGuard(target)  # type: ignore[attr-defined]
+        guarded.append(target)
+    return guarded
 
 
 @contextmanager
-def failing_threads_logged() -> Iterator[None]:
-    """Keep tracebacks of loggers' threads off the console: what such a thread was for fails, and that is said."""
-    before = threading.excepthook
+def log_thread_failures() -> Iterator[None]:
+    """Log tracebacks of the loggers' threads instead of printing them. The call that needs the thread fails as well."""
+    original = threading.excepthook
 
-    def log(given: threading.ExceptHookArgs) -> None:
-        name = given.thread.name if given.thread else "?"
-        logger.debug("the thread %s failed", name, exc_info=given.exc_value)
+    def log(failure: threading.ExceptHookArgs) -> None:
+        name = failure.thread.name if failure.thread else "?"
+        logger.debug("The thread %s failed", name, exc_info=failure.exc_value)
 
     threading.excepthook = log
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = original
 
 
-class Table(CSVLogger):
-    """Lightning's CSV file, of which each row counts: one whose folder somebody deleted is begun anew."""
+class CsvTable(CSVLogger):
+    """Lightning's CSV logger, but starting a new file if the folder is deleted during the run."""
 
     title = "The CSV file"
 
@@ -169,37 +171,37 @@ class MLflow(MLFlowLogger):
     title = "MLflow"
 
     def __init__(self, tracking_uri: str, **arguments: Any) -> None:
-        for name, value in _MLFLOW_MANNERS.items():
+        for name, value in _MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if tracking_uri.startswith("sqlite:") and importlib.util.find_spec("sqlalchemy") is None:
-            raise ModuleNotFoundError(name="sqlalchemy")  # mlflow-skinny does not bring it, and does not say so
-        given = os.environ.get(_TRACKING_URI)
+            raise ModuleNotFoundError(name="sqlalchemy")  # mlflow-skinny neither depends on it nor reports it
+        original = os.environ.get(_TRACKING_URI)
         try:
             super().__init__(tracking_uri=tracking_uri, **arguments)
             _ = self.experiment  # connects
-        finally:  # MLflow writes into it what it was given, and a next run would take that for the user's
+        finally:  # MLflow sets the variable, and the next run in this process would take it for the user's
             os.environ.pop(_TRACKING_URI, None)
-            if given is not None:
-                os.environ[_TRACKING_URI] = given
+            if original is not None:
+                os.environ[_TRACKING_URI] = original
 
 
-def wandb_wanted(settings: WandbSpec) -> bool:
-    """Enabled, and there is a login."""
+def is_wandb_enabled(settings: WandbSpec) -> bool:
+    """Whether Weights & Biases is enabled and there is a login."""
     if not settings.enable:
         return False
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     logins = netrc.read_text(errors="ignore") if netrc.is_file() else ""
-    own_server = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
-    if any(host in logins for host in ([own_server] if own_server else _WANDB_HOSTS)):
+    private_server = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
+    if any(host in logins for host in ([private_server] if private_server else _WANDB_HOSTS)):
         return True
-    logger.info("Weights & Biases is left out: there is no login (`wandb login`, or WANDB_API_KEY).")
+    logger.info("Skipping Weights & Biases: not logged in (run `wandb login`, or set WANDB_API_KEY)")
     return False
 
 
 def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
-    """What `WandbLogger` is made with; texts that the service keeps are without secrets."""
+    """The arguments of `WandbLogger`, with secrets masked in the texts that the service stores."""
     return {
         "save_dir": folder,
         "project": mask_secrets(settings.project),
@@ -213,7 +215,7 @@ def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
 
 
 def mlflow_arguments(settings: MlflowSpec, folder: Path) -> dict[str, Any]:
-    """What `MLFlowLogger` is made with; without an address, a SQLite file in the results folder is the store."""
+    """The arguments of `MLFlowLogger`. Without an address, runs are stored in a SQLite file in the results folder."""
     uri = settings.tracking_uri or os.environ.get(_TRACKING_URI)
     folder = folder.resolve()
     return {

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers and the learning-rate schedule."""
+"""Parameter groups, optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.models.detector import Detector
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -21,12 +22,12 @@ _NORMS = (
     nn.RMSNorm,
 )
 
-# How timm's networks and FAN name the blocks of a backbone.
+# Names of the blocks of a backbone in timm's networks and FAN.
 _BLOCK = re.compile(r"(?:.*?\.)??(?:\w*blocks\.\d+(?:\.\d+)?|layer\d+\.\d+|s\d+\.b\d+)\.")
 
 
 def parameter_groups(
-    detector: nn.Module,
+    detector: Detector,
     *,
     lr: float,
     lr_backbone: float,
@@ -37,14 +38,17 @@ def parameter_groups(
     lr_component_decay: float = 1.0,
     vectors: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one named group.
+    """Assign every trainable parameter to exactly one named group.
 
-    Learning rates by part (`backbone`, `linear_proj`, `decoder`, `main`), each split by weight decay: norms, biases and
-    other vectors (layer scales) get none. A norm is known by its class, not by its name, so `input_proj.0.1` counts as
-    one. With `lr_layer_decay` each layer of the backbone has a group of its own: the last has `lr_backbone`, and each
-    one before it that factor less (ELECTRA, Clark et al. 2020, arXiv:2003.10555). `lr_component_decay` is a factor on
-    the decoder's layers and, squared, on the backbone, as in RF-DETR. `vectors` are the names of parameters with one
-    dimension, where the detector is sharded and all of them have one.
+    There is a learning rate per part (`backbone`, `linear_proj`, `decoder`, `main`), and each part is split by weight
+    decay: norms, biases and other vectors (layer scales) have none. Norms are recognized by their class, not their
+    name, so `input_proj.0.1` counts as one.
+
+    Args:
+        lr_layer_decay: gives each layer of the backbone a group of its own. The last one has `lr_backbone`, and each
+            earlier one is slower by this factor (ELECTRA, Clark et al. 2020, arXiv:2003.10555).
+        lr_component_decay: factor for the layers of the decoder and, squared, for the backbone, as in RF-DETR.
+        vectors: names of one-dimensional parameters, needed if the detector is sharded and all of them are flat.
     """
     if vectors is None:
         vectors = vector_names(detector)
@@ -83,20 +87,20 @@ def parameter_groups(
 
 
 def vector_names(detector: nn.Module) -> frozenset[str]:
-    """Of the parameters with at most one dimension."""
+    """The names of parameters with at most one dimension."""
     return frozenset(name for name, parameter in detector.named_parameters() if parameter.ndim < 2)
 
 
 def layer_numbers(backbone: nn.Module) -> dict[str, int]:
-    """Of each parameter of a backbone: 0 in the stem, then one more per block, the greatest behind the last block."""
-    given = getattr(backbone, "layer_numbers", None)
-    if given is not None:
-        return given()
+    """The layer of each parameter of a backbone: 0 in the stem, one more per block, the last one after all blocks."""
+    provided = getattr(backbone, "layer_numbers", None)
+    if provided is not None:
+        return provided()
     numbers: dict[str, int] = {}
     blocks: list[str] = []
     for name, _ in backbone.named_parameters():
         block = _BLOCK.match(name)
-        if block is None:  # what leads to a block learns like it
+        if block is None:  # layers that lead to a block count as part of it
             numbers[name] = len(blocks) + 1 if blocks else 0
             continue
         if block.group() not in blocks:
@@ -110,27 +114,27 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (`momentum` is its first beta) or SGD with momentum.
 
-    The fused kernels do the same arithmetic in one pass (measured three times faster on a CPU). They cannot be used
-    with fp16 loss scaling and gradient clipping together, because they unscale by themselves.
+    The fused kernels do the same arithmetic in one pass (three times faster on a CPU). They unscale gradients
+    themselves, so they do not work with fp16 loss scaling combined with gradient clipping.
     """
     groups = list(groups)
     if not groups:
-        raise SpecError("nothing is left to train: train.freeze and model.train_backbone freeze every weight")
+        raise SpecError("Nothing to train: train.freeze and model.train_backbone freeze all weights")
     if name == "AdamW":
         return torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)
     if name == "SGD":
         return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, fused=fused)
-    raise SpecError(f"train.optim.optimizer is {name!r}; it can be AdamW or SGD")
+    raise SpecError(f"train.optim.optimizer: {name!r} is invalid; expected AdamW or SGD")
 
 
 class StagedSchedule(LRScheduler):
-    """`lr = initial * min(1, (step + 1) / warmup_steps) * decay ** (decays passed in this epoch)`.
+    """`lr = initial * min(1, (step + 1) / warmup_steps) * decay ** (number of decays before this epoch)`.
 
-    A function of optimizer step and epoch alone. `step()` follows every optimizer step; `start_epoch` is told the
-    epoch, so the decay stays right when resuming with another number of processes changes the steps per epoch.
+    Depends only on optimizer step and epoch. `step()` follows every optimizer step. `start_epoch` sets the epoch, so
+    that the decay stays right when a run resumes with another number of processes and thus other steps per epoch.
 
-    Cosine: after the warm-up `min_factor + (1 - min_factor) * (1 + cos(pi * p)) / 2`, where p goes from 0 to 1 over the
-    steps that are left of `total_steps`.
+    Cosine: after the warm-up `min_factor + (1 - min_factor) * (1 + cos(pi * p)) / 2`, where p grows from 0 to 1 over
+    the remaining steps of `total_steps`.
     """
 
     def __init__(
@@ -146,7 +150,7 @@ class StagedSchedule(LRScheduler):
         min_factor: float = 0.0,
     ) -> None:
         if kind not in ("MultiStep", "StepLR", "Cosine"):
-            raise SpecError(f"train.optim.lr_scheduler is {kind!r}; it can be MultiStep, StepLR or Cosine")
+            raise SpecError(f"train.optim.lr_scheduler: {kind!r} is invalid; expected MultiStep, StepLR or Cosine")
         self.kind, self.decay = kind, decay
         self.milestones, self.step_size = sorted(milestones), step_size
         self.warmup_steps, self.total_steps, self.min_factor = warmup_steps, total_steps, min_factor
@@ -154,21 +158,21 @@ class StagedSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int, epoch: int) -> float:
-        """What the initial learning rates are multiplied with."""
+        """The factor on the initial learning rates."""
         if self.kind == "Cosine":
             return self._cosine(step)
-        passed = sum(epoch >= m for m in self.milestones) if self.kind == "MultiStep" else epoch // self.step_size
-        return self._warm(step) * self.decay**passed
+        decays = sum(epoch >= m for m in self.milestones) if self.kind == "MultiStep" else epoch // self.step_size
+        return self._warmup(step) * self.decay**decays
 
-    def _warm(self, step: int) -> float:
+    def _warmup(self, step: int) -> float:
         return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps > 0 else 1.0
 
     def _cosine(self, step: int) -> float:
-        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        fall = 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
-        return self._warm(step) * (self.min_factor + (1 - self.min_factor) * fall)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        return self._warmup(step) * (self.min_factor + (1 - self.min_factor) * cosine)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         factor = self.factor(self.last_epoch, self.epoch)  # torch's `last_epoch` counts optimizer steps here
         return [base * factor for base in self.base_lrs]
 
@@ -179,7 +183,7 @@ class StagedSchedule(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Only what the run has reached: the settings come from the spec, so a resumed run may change them."""
+        """Only the progress. The settings come from the spec, so a resumed run may change them."""
         return {"last_epoch": self.last_epoch, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

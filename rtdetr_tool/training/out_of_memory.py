@@ -1,4 +1,4 @@
-"""What to lower when the memory of the device or of the machine does not suffice for a run."""
+"""Explain which settings to lower when a run is out of memory."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from rtdetr_tool.data.loader import dead_worker_explained
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
 
-_GPU_SIGNS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_GPU_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
-def memory_explained(spec: ExperimentSpec) -> Iterator[None]:
-    """Turn torch's error about memory into ours: the settings that decide how much is needed, with their values."""
+def explain_out_of_memory(spec: ExperimentSpec) -> Iterator[None]:
+    """Turn out-of-memory errors into a UserError that lists the settings to lower, with their values."""
     dataset = spec.dataset
     try:
         with dead_worker_explained(
             f"dataset.workers (now {dataset.workers}) or dataset.batch_size (now {dataset.batch_size}); "
-            "the same command goes on from the checkpoint"
+            "run the same command again to resume from the latest checkpoint"
         ):
             yield
     except (RuntimeError, MemoryError) as error:
-        lacking = _lacking(error)
-        if lacking is None:
+        memory = _exhausted_memory(error)
+        if memory is None:
             raise
-        raise UserError(f"The {lacking} ran out of memory ({_first_sentence(error)}). {what_to_lower(spec)}") from error
+        raise UserError(f"The {memory} ran out of memory ({_first_sentence(error)}). {memory_advice(spec)}") from error
 
 
-def _lacking(error: RuntimeError | MemoryError) -> str | None:
-    """Whose memory was used up, if that is what the error says; only torch's allocator for GPUs has a type for it."""
+def _exhausted_memory(error: RuntimeError | MemoryError) -> str | None:
+    """`GPU`, `machine`, or None for another error. Only torch's GPU allocator has an exception type of its own."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _GPU_SIGNS):
+    if isinstance(error, torch.OutOfMemoryError) or any(message in text for message in _GPU_ERRORS):
         return "GPU"
     return "machine" if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text else None
 
 
-def what_to_lower(spec: ExperimentSpec) -> str:
-    """The settings that need memory, the ones that cost least first."""
+def memory_advice(spec: ExperimentSpec) -> str:
+    """The settings that save memory, cheapest first."""
     train, dataset = spec.train, spec.dataset
     height, width = dataset.augmentation.train_spatial_size
     scales = [size if isinstance(size, int) else max(size) for size in dataset.augmentation.multi_scales or ()]
@@ -57,7 +57,7 @@ def what_to_lower(spec: ExperimentSpec) -> str:
     advice += [f"lower dataset.batch_size (now {dataset.batch_size} per process)", f"lower {sizes}"]
     if train.num_gpus > 1 and train.distributed_strategy == "ddp" and not train.enable_ema:
         advice.append("set train.distributed_strategy to fsdp (now ddp)")
-    return f"What helps, what costs least first: {'; '.join(advice)}."
+    return f"Try, cheapest first: {'; '.join(advice)}."
 
 
 def _first_sentence(error: BaseException) -> str:

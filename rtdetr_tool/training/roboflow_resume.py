@@ -1,4 +1,4 @@
-"""Checkpoints of Roboflow's own training loops as ones that a run here goes on from: weights and epoch, no more."""
+"""Make checkpoints of Roboflow's training loops resumable (weights and epoch only)."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import all_families
 
 
-def convert_legacy_checkpoint(old_path: str | os.PathLike, new_path: str | os.PathLike) -> None:
-    """Rewrite an RF-DETR `.pth` as a checkpoint for `trainer.fit(ckpt_path=...)`.
+def convert_legacy_checkpoint(old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+    """Convert an RF-DETR `.pth` to a checkpoint for `trainer.fit(ckpt_path=...)`.
 
-    A run goes on with its weights in the epoch after the file's; optimizer and schedule start anew.
+    The run continues from its weights with the next epoch. Optimizer and schedule start from scratch.
 
     Raises:
-        CheckpointError: it is no RF-DETR of Roboflow's, or cannot be read.
+        CheckpointError: the file is not an RF-DETR checkpoint of Roboflow's package, or cannot be read.
     """
-    save_checkpoint(run_state_of(old_path), new_path)
+    save_checkpoint(training_state_from_file(old_path), new_path)
 
 
-def is_resumable(payload: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is another program's that says which epoch it ended in."""
+def is_convertible(payload: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is from another program and has the epoch that it was saved after."""
     tensors = state_dict_of(payload)
     formats = (entry for family in all_families() for entry in weights_of(family).FORMATS)
     return any(entry.recognize(tensors) is not None for entry in formats if entry.holds_epoch)
 
 
-def run_state_of(path: str | os.PathLike) -> dict[str, Any]:
-    """An RF-DETR file as the checkpoint of a run that has just ended the file's epoch."""
+def training_state_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """An RF-DETR checkpoint as that of a run that has completed the same epoch."""
     file = read_detector(os.fspath(path))
     if file.format is None or not file.format.holds_epoch:
         raise CheckpointError(
-            f"{path} is {file.what}, not an RF-DETR checkpoint of Roboflow's; give it as train.pretrained_model_path "
-            "to start from its weights."
+            f"{path} is {file.what}, not an RF-DETR checkpoint of Roboflow's package. Set train.pretrained_model_path "
+            "to it to start from its weights."
         )
     epoch = load_checkpoint(path).get("epoch")
     done = epoch + 1 if isinstance(epoch, int) and epoch >= 0 else 0
@@ -60,10 +60,11 @@ def run_state_of(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _loops_after(epochs: int) -> dict[str, Any]:
-    """Lightning's progress of a run with so many epochs behind it and no optimizer step, which starts at zero again."""
+    """Lightning's loop state of a run after `epochs` epochs and zero optimizer steps."""
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    for counts in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
-        counts.ready = counts.started = counts.processed = counts.completed = epochs
+    progress: Any = trainer.fit_loop.epoch_progress
+    for counters in (progress.total, progress.current):
+        counters.ready = counters.started = counters.processed = counters.completed = epochs
     return {
         "fit_loop": trainer.fit_loop.state_dict(),
         "validate_loop": trainer.validate_loop.state_dict(),

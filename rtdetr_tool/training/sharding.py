@@ -1,4 +1,4 @@
-"""Strategies that share a model out over the processes, and what of ours cannot work with them."""
+"""Strategies that shard a model over the processes, and the features that do not work with them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, Strate
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
+from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.callbacks.preemption import PreemptionSave
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}
-_NO_WHOLE = "no process holds whole weights that could be averaged; train.enable_ema needs ddp"
-_FOLDERS = "this strategy's checkpoints are folders in a form of its own; Lightning's ModelCheckpoint writes them"
+_KINDS: dict[str, type[Strategy]] = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}
+_SHARDED_WEIGHTS = "no process has the whole weights to average; use ddp for train.enable_ema"
+_FOLDERS = "its checkpoints are folders in a format of its own; use Lightning's ModelCheckpoint to write them"
 
 
 class SafeFSDP(FSDPStrategy):
-    """FSDP that resumes only from files of weights and plain data: Lightning's reader runs what a pickle says."""
+    """FSDP that only resumes from weights and plain data. Lightning's own reader executes the code in a pickle."""
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         self.checkpoint_io.load_checkpoint(checkpoint_path)
@@ -30,35 +30,35 @@ class SafeFSDP(FSDPStrategy):
 
 
 def sharding_of(strategy: str | Strategy) -> str | None:
-    """`fsdp` or `deepspeed` for a strategy or one of Lightning's names of them (`deepspeed_stage_2`), else None."""
-    for kind, made in _KINDS.items():
-        if strategy.startswith(kind) if isinstance(strategy, str) else isinstance(strategy, made):
+    """`fsdp` or `deepspeed` for such a strategy or Lightning's name of one (`deepspeed_stage_2`), otherwise None."""
+    for kind, strategy_type in _KINDS.items():
+        if strategy.startswith(kind) if isinstance(strategy, str) else isinstance(strategy, strategy_type):
             return kind
     return None
 
 
 def callbacks_for(strategy: str | Strategy, callbacks: Sequence[Callback]) -> list[Callback]:
-    """The callbacks that can work with a strategy; which cannot, and why, is logged."""
+    """The callbacks that work with a strategy. Logs which of them do not, and why."""
     kept = []
     for callback in callbacks:
-        why = next((why for kind, why in _reasons(strategy).items() if isinstance(callback, kind)), None)
-        if why is None:
+        reason = next((why for kind, why in _unsupported(strategy).items() if isinstance(callback, kind)), None)
+        if reason is None:
             kept.append(callback)
         else:
-            logger.warning("%s is left out with %s: %s.", type(callback).__name__, sharding_of(strategy), why)
+            logger.warning("Skipping %s with %s: %s", type(callback).__name__, sharding_of(strategy), reason)
     return kept
 
 
 def check_skipping(strategy: str | Strategy, non_finite_loss: str) -> None:
-    """SpecError where steps are to be left out by a strategy that cannot."""
+    """Raise SpecError if steps are to be skipped and the strategy cannot do that."""
     if sharding_of(strategy) == "deepspeed" and non_finite_loss == "skip":
-        raise SpecError("train.non_finite_loss skip does not work with DeepSpeed, which hides its gradients; use stop")
+        raise SpecError("train.non_finite_loss: skip is not supported by DeepSpeed, which hides gradients; use stop")
 
 
-def _reasons(strategy: str | Strategy) -> dict[type[Callback], str]:
+def _unsupported(strategy: str | Strategy) -> dict[type[Callback], str]:
     kind = sharding_of(strategy)
     if kind is None:
         return {}
     if kind == "deepspeed" or getattr(strategy, "_state_dict_type", "full") == "sharded":
-        return {ExponentialMovingAverage: _NO_WHOLE, PeriodicCheckpoint: _FOLDERS, PreemptionSave: _FOLDERS}
-    return {ExponentialMovingAverage: _NO_WHOLE}
+        return {ExponentialMovingAverage: _SHARDED_WEIGHTS, PeriodicCheckpoint: _FOLDERS, PreemptionSave: _FOLDERS}
+    return {ExponentialMovingAverage: _SHARDED_WEIGHTS}

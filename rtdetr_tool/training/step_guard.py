@@ -1,9 +1,9 @@
-"""Steps whose loss or gradient is not finite: kept away from the weights, described, and counted.
+"""Keep steps with a non-finite loss or gradient away from the weights, and report them.
 
-A loss that is not finite is known when the forward pass is done; the flag travels to the host while the backward pass
-is queued, and is read before the optimizer's step. The norm of the gradient is known only at the end of the backward
-pass, too late to wait for: the fused optimizers look at it themselves (`found_inf`), and the host hears of it one step
-later. In both cases all processes decide alike: the flags are exchanged, the gradients are by then the same.
+The loss is known after the forward pass. Its flag travels to the host while the backward pass is queued and is read
+before the optimizer step. The gradient norm is known at the end of the backward pass, too late to wait for: fused
+optimizers check it on the device (`found_inf`), and the host reads the flag one step later. All processes decide alike,
+because the flags of the loss are exchanged and the gradients are the same on all of them.
 """
 
 from __future__ import annotations
@@ -19,91 +19,92 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.structures import Predictions, Target
-from rtdetr_tool.training.checkpointing import checkpoints_of
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects, world_size
 
 logger = logging.getLogger(__name__)
 
-MOST_IN_A_ROW = 50  # skipped steps after which a run is not worth going on with
+MAX_SKIPPED_IN_A_ROW = 50  # then the run is stopped even with `skip`
 _SHOWN = 8  # images named per batch
 
 
 class StepGuard:
-    """Watches the steps of a module: `begin` and `judge` for each batch, then `settle` and `watch_gradient` per step.
+    """Checks the steps of a module.
 
-    `signal` is what this process was asked to end with (0: nothing); `agreed_signal` what any process was, as of the
-    latest step. `skipped` counts the steps that left the weights as they were.
+    Call `begin` and `check_loss` for each batch, then `finish_step` and `check_gradient` for each optimizer step.
+    `signal` is the signal this process received (0: none), `agreed_signal` the one that any process had received by the
+    latest step. `skipped` counts the steps that left the weights unchanged.
     """
 
     def __init__(self, detector: nn.Module, criterion: nn.Module) -> None:
         self.signal = self.agreed_signal = 0
         self.skipped = self.in_a_row = 0
-        self._statistics = [kind for kind in _running_statistics(detector) if kind]
-        self._before = [[tensor.clone() for tensor in kind] for kind in self._statistics]
-        self._judged: list[Callable[[], list[int]]] = []  # flags of the batches of this step, on their way to the host
-        self._gradient: Tensor | None = None  # of the step before, on the device
+        self._statistics = [tensors for tensors in _running_statistics(detector) if tensors]
+        self._saved_statistics = [[tensor.clone() for tensor in tensors] for tensors in self._statistics]
+        self._pending: list[Callable[[], list[int]]] = []  # flags of this step's batches, being copied to the host
+        self._gradient: Tensor | None = None  # whether the previous step's gradient was not finite, on the device
         self._outputs: tuple[Tensor, Tensor, Sequence[Target]] | None = None
-        self._seen: list[_Seen] = []  # in this step, in the one before, and in the one to blame
-        self._seen_before: list[_Seen] = []
-        self._blamed: list[_Seen] = []
-        self._hook = criterion.register_forward_pre_hook(self._look)
+        self._batches: list[_BatchRecord] = []  # of this step, the previous step, and the step to report
+        self._previous_batches: list[_BatchRecord] = []
+        self._reported_batches: list[_BatchRecord] = []
+        self._hook = criterion.register_forward_pre_hook(self._remember_outputs)
 
     def close(self) -> None:
         self._hook.remove()
 
     def begin(self) -> None:
-        """Before a forward pass: remember the running statistics, unless gradients are being accumulated."""
-        if not self._judged:
-            for before, now in zip(self._before, self._statistics, strict=True):
-                torch._foreach_copy_(before, now)
+        """Call before a forward pass. Saves the running statistics, unless gradients are being accumulated."""
+        if not self._pending:
+            for saved, current in zip(self._saved_statistics, self._statistics, strict=True):
+                torch._foreach_copy_(saved, current)
 
-    def _look(self, criterion: nn.Module, inputs: tuple[Predictions, Sequence[Target]]) -> None:
+    def _remember_outputs(self, criterion: nn.Module, inputs: tuple[Predictions, Sequence[Target]]) -> None:
         predictions, targets = inputs
         self._outputs = (predictions.logits.detach(), predictions.boxes.detach(), targets)
 
-    def judge(self, loss: Tensor) -> Tensor:
-        """Whether the loss of a batch is finite, on its device."""
+    def check_loss(self, loss: Tensor) -> Tensor:
+        """Whether the loss of a batch is finite, as a tensor on its device."""
         finite = torch.isfinite(loss.detach())
         gradient = self._gradient if self._gradient is not None else torch.zeros_like(finite)
         flags = torch.stack([(~finite).int(), gradient.int(), torch.full_like(finite, self.signal, dtype=torch.int32)])
         if world_size() > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        self._judged.append(_on_its_way(flags))
-        self._seen.append(_Seen(loss.detach(), *self._outputs))
+        self._pending.append(_copy_to_host(flags))
+        assert self._outputs is not None, "the criterion was not called"
+        self._batches.append(_BatchRecord(loss.detach(), *self._outputs))
         return finite
 
-    def settle(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Before the optimizer's step: what was not finite, `loss` or `gradient` (of the step before), or None.
+    def finish_step(self, optimizer: torch.optim.Optimizer) -> str | None:
+        """Call before the optimizer step. Returns what is not finite: `loss`, `gradient` (of the previous step), None.
 
-        After a loss that is not finite the optimizer finds no gradients, and the running statistics are as before.
+        After a non-finite loss, the gradients are cleared and the running statistics restored.
         """
-        flags = [flag() for flag in self._judged]
+        flags = [flag() for flag in self._pending]
         loss, gradient, self.agreed_signal = (max(of_kind) for of_kind in zip(*flags, strict=True))
-        self._judged, self._gradient = [], None
-        self._blamed = self._seen if loss else self._seen_before
-        self._seen_before, self._seen = self._seen, []
+        self._pending, self._gradient = [], None
+        self._reported_batches = self._batches if loss else self._previous_batches
+        self._previous_batches, self._batches = self._batches, []
         if loss:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
-            for before, now in zip(self._before, self._statistics, strict=True):
-                torch._foreach_copy_(now, before)
+            for saved, current in zip(self._saved_statistics, self._statistics, strict=True):
+                torch._foreach_copy_(current, saved)
         return self._count(bool(loss), bool(gradient))
 
-    def watch_gradient(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        """Make a step whose gradient is not finite do nothing.
+    def check_gradient(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """Turn the optimizer step into a no-op if the gradient norm is not finite.
 
-        Only fused optimizers can; the other one is that of fp16, where loss scaling leaves such steps out by itself: it
-        looks for its scale that way.
+        Only fused optimizers support this. The other optimizers are used with fp16, whose loss scaling skips such steps
+        itself while it searches for its scale.
         """
         if optimizer.defaults.get("fused"):
             self._gradient = ~torch.isfinite(norm)
-            optimizer.found_inf = self._gradient.float()
+            optimizer.found_inf = self._gradient.float()  # type: ignore[attr-defined]  # read by fused kernels
 
-    def settle_last(self) -> str | None:
-        """At the end of an epoch: `gradient` if that of the latest step was not finite."""
+    def finish_epoch(self) -> str | None:
+        """Call at the end of an epoch. Returns `gradient` if that of the latest step was not finite."""
         gradient, self._gradient = self._gradient, None
-        self._blamed = self._seen_before
+        self._reported_batches = self._previous_batches
         return self._count(False, True) if gradient is not None and bool(gradient) else None
 
     def _count(self, loss: bool, gradient: bool) -> str | None:
@@ -112,13 +113,14 @@ class StepGuard:
         return "loss" if loss else "gradient" if gradient else None
 
     def describe(self) -> str:
-        """The images of the step that `settle` complained of and the largest outputs of the network for them."""
-        return "; ".join(part for parts in _shared([seen.describe() for seen in self._blamed]) for part in parts)
+        """The images of the reported step, and the largest outputs of the network for them."""
+        descriptions = [batch.describe() for batch in self._reported_batches]
+        return "; ".join(part for parts in broadcast_object(gather_objects([descriptions])) for part in parts)
 
 
 @dataclass
-class _Seen:
-    """A batch: its loss, the outputs (logits [S, B, Q, C]; boxes [S, B, Q, 4], cxcywh 0..1) and targets."""
+class _BatchRecord:
+    """A batch: its loss, outputs (logits [S, B, Q, C]; boxes [S, B, Q, 4], cxcywh 0..1) and targets."""
 
     loss: Tensor
     logits: Tensor
@@ -134,54 +136,68 @@ class _Seen:
         )
 
 
-def answer(trainer: Trainer, pl_module: LightningModule, found: str | None, policy: str) -> None:
-    """Skip or stop, as `train.non_finite_loss` says, after a step of which `found` was not finite."""
+def guard_of(pl_module: LightningModule) -> StepGuard:
+    """The guard of a `DetectorModule` that is being trained."""
     guard = pl_module.guard
-    if found is None:
+    assert isinstance(guard, StepGuard), "the module is not being trained"
+    return guard
+
+
+def handle_non_finite(
+    trainer: Trainer, pl_module: LightningModule, what: str | None, policy: str, save: Callable[[], object] | None
+) -> None:
+    """Skip the step or stop the run (`train.non_finite_loss`) if `what`, the loss or gradient, was not finite.
+
+    `save` writes a checkpoint and returns its path.
+    """
+    if what is None:
         return
-    step = trainer.global_step - (found == "gradient")
-    rate = ", ".join(f"{group['name']} {group['lr']:g}" for group in trainer.optimizers[0].param_groups)
-    text = f"The {found} of step {step} (epoch {trainer.current_epoch}) is not finite: {guard.describe()}; "
-    text += f"learning rates {rate}."
-    if policy == "skip" and guard.in_a_row < MOST_IN_A_ROW:
-        logger.warning("%s The step is left out (train.non_finite_loss: skip); %d so far.", text, guard.skipped)
+    guard = guard_of(pl_module)
+    step = trainer.global_step - (what == "gradient")
+    rates = ", ".join(f"{group['name']} {group['lr']:g}" for group in trainer.optimizers[0].param_groups)
+    text = f"The {what} of step {step} (epoch {trainer.current_epoch}) is not finite: {guard.describe()}; "
+    text += f"learning rates {rates}."
+    if policy == "skip" and guard.in_a_row < MAX_SKIPPED_IN_A_ROW:
+        logger.warning("%s Skipping this step (train.non_finite_loss: skip); %d skipped so far.", text, guard.skipped)
         return
-    saver = checkpoints_of(trainer)
-    kept = ""
+    saved = ""
     if not broadcast_object(is_finite(pl_module)):
-        kept = " The weights themselves are not finite, so nothing is saved."
-    elif saver:
-        kept = f" The weights are as before it, saved in {saver.save_now(trainer)}."
-    why = f" {guard.in_a_row} steps in a row were left out." if policy == "skip" else ""
+        saved = " The weights themselves are not finite, so no checkpoint was saved."
+    elif save is not None:
+        saved = f" The weights from before this step are saved in {save()}."
+    skipped = f" {guard.in_a_row} steps in a row were skipped." if policy == "skip" else ""
     raise RtdetrError(
-        f"{text}{why}{kept} Lower train.optim.lr, add train.optim.warmup_steps, keep train.clip_grad_norm above 0, use "
-        "bf16 or fp32 instead of fp16, or leave such steps out with train.non_finite_loss: skip. The same command goes "
-        "on from there."
+        f"{text}{skipped}{saved} Lower train.optim.lr, add train.optim.warmup_steps, keep train.clip_grad_norm above "
+        "0, use bf16 or fp32 instead of fp16, or skip such steps with train.non_finite_loss: skip. Then run the same "
+        "command again to resume."
     )
 
 
 def is_finite(module: nn.Module) -> bool:
-    """Whether all weights and statistics of a module are finite."""
+    """Whether all weights and buffers of a module are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
 
 
 def _running_statistics(detector: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What the norms of a network count in training: floating buffers, and integer ones."""
-    norms = [m for m in detector.modules() if getattr(m, "track_running_stats", False) and m.running_mean is not None]
-    floating = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
-    return floating, [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    """The buffers that norms update in training: floating-point ones, and integer ones."""
+    floating, integer = [], []
+    for module in detector.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            floating += [tensor for tensor in (module.running_mean, module.running_var) if tensor is not None]
+            integer += [module.num_batches_tracked] if module.num_batches_tracked is not None else []
+    return floating, integer
 
 
-def _on_its_way(flags: Tensor) -> Callable[[], list[int]]:
-    """Start the copy to the host; calling the result waits for it, and not for what is queued afterwards."""
+def _copy_to_host(flags: Tensor) -> Callable[[], list[int]]:
+    """Start copying to the host. Calling the result waits for the copy, but not for work queued after it."""
     if not flags.is_cuda:
         return flags.tolist
     host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True).copy_(flags, non_blocking=True)
-    there = torch.cuda.Event()
-    there.record()
+    copied = torch.cuda.Event()
+    copied.record()
 
     def wait() -> list[int]:
-        there.synchronize()
+        copied.synchronize()
         return host.tolist()
 
     return wait
@@ -192,8 +208,3 @@ def _largest(values: Tensor) -> str:
     largest = f"{finite.abs().max().item():g}" if finite.numel() else "none"
     bad = values.numel() - finite.numel()
     return f"{largest} ({bad} of {values.numel()} are not finite)" if bad else largest
-
-
-def _shared(parts: list[str]) -> list[list[str]]:
-    """Those of all processes, on all of them."""
-    return broadcast_object(gather_objects([parts]))

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes, on any device (torch's own works on GPUs only)."""
+"""Batch norm over the images of all processes, on any device (torch's SyncBatchNorm needs GPUs)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """In training mode mean and variance are those of the whole batch across processes.
+    """In training mode, mean and variance are those of the whole batch over all processes.
 
-    Two passes (mean, then squared distance) keep the variance exact; gradients flow through both sums.
+    Two passes (mean, then squared distance) keep the variance exact. Gradients flow through both sums.
     """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
@@ -23,19 +27,20 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         totals = all_reduce(torch.cat([x32.sum(axes), count]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
-        centred = x32 - mean.view(shape)
-        variance = all_reduce(centred.square().sum(axes)) / count
-        if self.track_running_stats and self.running_mean is not None:
+        centered = x32 - mean.view(shape)
+        variance = all_reduce(centered.square().sum(axes)) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+                self.num_batches_tracked.add_(1)
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+        return (centered * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
-def synchronise_batch_norms(module: nn.Module) -> int:
-    """Make every BatchNorm2d below `module` a synchronised one in place; how many there were. Names do not change."""
+def sync_batch_norms(module: nn.Module) -> int:
+    """Replace every BatchNorm2d of `module` in place, keeping parameter names. Returns their number."""
     norms = [child for child in module.modules() if type(child) is nn.BatchNorm2d]
     for norm in norms:
         norm.__class__ = SyncBatchNorm2d

@@ -1,4 +1,4 @@
-"""Building a Lightning trainer from a spec."""
+"""Build a Lightning trainer from a spec."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.training.callbacks.batch_preview import DatasetGrids
+from rtdetr_tool.training.callbacks.batch_preview import BatchPreview
 from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
 from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
-from rtdetr_tool.training.callbacks.epoch_resume import EpochPosition
+from rtdetr_tool.training.callbacks.epoch_resume import EpochResume
+from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.callbacks.preemption import PreemptionSave
 from rtdetr_tool.training.callbacks.progress import ProgressReport
 from rtdetr_tool.training.callbacks.status_report import StatusReport
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
+from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.lightning_output import quiet_lightning
-from rtdetr_tool.training.loggers import build_loggers, contained
+from rtdetr_tool.training.loggers import build_loggers, guard_loggers
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
 
 _PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
-    """A trainer that does what the spec's `train` section says.
+    """A trainer configured by the `train` section of a spec.
 
-    `trainer_kwargs` go to `pytorch_lightning.Trainer` and win over the spec, but for `callbacks` and `plugins`,
-    which are added to the built-in ones (a progress bar of yours takes the place of ours). Callbacks that cannot work
-    with the strategy (`training/sharding.py`) are left out, and it is said why.
+    `trainer_kwargs` are passed to `pytorch_lightning.Trainer` and take precedence over the spec, except for `callbacks`
+    and `plugins`, which are added to the built-in ones (a progress bar replaces the built-in one). Callbacks that do
+    not work with the strategy (`training/sharding.py`) are skipped with a warning.
 
-    fp32 means fp32: matrix products use TF32 only in fp16 and bf16 runs, for the few that autocast leaves in float32.
+    fp32 means fp32: TF32 is used only in fp16 and bf16 runs, for the matrix products that autocast keeps in float32.
     """
     train = spec.train
     accelerator, devices = choose_devices(train.num_gpus, train.gpu_ids, train.accelerator)
@@ -46,9 +47,9 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     torch.set_float32_matmul_precision("highest" if train.precision == "fp32" else "high")
     torch.backends.cudnn.deterministic = train.cudnn.deterministic
     folder = Path(train.results_dir or ".")
-    asked = trainer_kwargs.pop("strategy", None)
+    requested = trainer_kwargs.pop("strategy", None)
     kind = trainer_kwargs.get("accelerator", accelerator)
-    strategy = choose_strategy(asked or train.distributed_strategy, several or asked is not None, kind)
+    strategy = choose_strategy(requested or train.distributed_strategy, several or requested is not None, kind)
     check_skipping(strategy, train.non_finite_loss)
     callbacks = [*built_in_callbacks(spec, folder), *checked_callbacks(trainer_kwargs.pop("callbacks", None))]
     callbacks = callbacks_for(strategy, _one_progress_bar(callbacks))
@@ -58,7 +59,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         "num_nodes": train.num_nodes,
         "strategy": strategy,
         "precision": _PRECISIONS[train.precision],
-        "sync_batchnorm": several and train.sync_bn and accelerator == "gpu",  # DetectorModule sees to it on the CPU
+        "sync_batchnorm": several and train.sync_bn and accelerator == "gpu",  # DetectorModule does it on the CPU
         "benchmark": train.cudnn.benchmark,
         "max_epochs": train.num_epochs,
         "accumulate_grad_batches": train.grad_accum_steps,
@@ -77,38 +78,37 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     plugins = [SafeCheckpointIO(), *_as_list(trainer_kwargs.pop("plugins", None))]
     with quiet_lightning():
         trainer = Trainer(callbacks=callbacks, plugins=plugins, **{**arguments, **trainer_kwargs})
-    trainer.loggers = contained(trainer.loggers)
+    trainer.loggers = guard_loggers(trainer.loggers)
     return trainer
 
 
 def check_precision(precision: str, accelerator: str) -> None:
-    """fp16 needs a GPU: on a CPU it is neither faster nor supported by every kernel."""
+    """Raise SpecError for an unknown precision, or fp16 on a CPU (not faster, and not supported by every kernel)."""
     if precision not in _PRECISIONS:
-        raise SpecError(f"train.precision is {precision!r}; it can be {', '.join(_PRECISIONS)}")
+        raise SpecError(f"train.precision: {precision!r} is invalid; expected one of {', '.join(_PRECISIONS)}")
     if precision == "fp16" and accelerator == "cpu":
-        raise SpecError("train.precision fp16 needs a GPU and there is none; on a CPU use bf16 (or fp32)")
+        raise SpecError("train.precision: fp16 is not supported on a CPU; use bf16 or fp32")
 
 
-def choose_strategy(asked: str | Strategy, several: bool, accelerator: str) -> str | Strategy:
-    """Ours for `ddp` and `fsdp` where there are several processes, else none; other strategies as they are.
+def choose_strategy(requested: str | Strategy, several: bool, accelerator: str) -> str | Strategy:
+    """A configured strategy for `ddp` and `fsdp` (`auto` for one process); other strategies are returned as they are.
 
-    FSDP keeps the asked precision. Which weights a step uses depends on the spec (`aux_loss`, `loss_types`), hence
-    `find_unused_parameters`.
+    `find_unused_parameters` is needed because the spec (`aux_loss`, `loss_types`) decides which weights a step uses.
     """
-    if asked == "fsdp" and accelerator == "cpu":
-        raise SpecError("train.distributed_strategy fsdp needs GPUs and there is none; on CPUs use ddp")
-    if asked == "fsdp":
+    if requested == "fsdp" and accelerator == "cpu":
+        raise SpecError("train.distributed_strategy: fsdp is not supported on CPUs; use ddp")
+    if requested == "fsdp":
         return SafeFSDP() if several else "auto"
-    if asked == "ddp":
+    if requested == "ddp":
         return DDPStrategy(find_unused_parameters=True) if several else "auto"
-    return asked
+    return requested
 
 
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
-    """Place in the epoch, EMA (if on), console, status lines, checkpoints, in the order in which they must act."""
+    """The callbacks of a run, in the order in which they must act."""
     train = spec.train
     monitor = "val_segm_mAP" if spec.model.predicts_masks else "val_mAP"
-    callbacks: list[Callback] = [EpochPosition()]
+    callbacks: list[Callback] = [EpochResume()]
     if train.enable_ema:
         callbacks.append(
             ExponentialMovingAverage(
@@ -126,26 +126,26 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     if train.drop_path_schedule != "constant":
         callbacks.append(DropPathSchedule(train.drop_path_schedule, train.drop_path_epochs))
     if train.save_dataset_grids:
-        callbacks.append(DatasetGrids(folder / "dataset_grids"))
+        callbacks.append(BatchPreview(folder / "dataset_grids"))
     callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor))
     callbacks.append(PreemptionSave())
     return callbacks
 
 
-def checked_callbacks(given: Any) -> list[Callback]:
-    """One callback, several or none as a list; UserError for anything else, such as RF-DETR's dictionary."""
-    callbacks = _as_list(given)
+def checked_callbacks(callbacks: Any) -> list[Callback]:
+    """One callback, several or None as a list. Raises UserError for anything else, such as RF-DETR's dictionary."""
+    callbacks = _as_list(callbacks)
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise UserError(
-                f"callbacks: a {type(callback).__name__} is not allowed; allowed: pytorch_lightning.Callback objects, "
-                "one or a list"
+                f"callbacks: a {type(callback).__name__} is invalid; expected a pytorch_lightning.Callback, or a list "
+                "of them"
             )
     return callbacks
 
 
 def _one_progress_bar(callbacks: list[Callback]) -> list[Callback]:
-    """Lightning allows one; the user's wins."""
+    """Drop the built-in progress bar if there is another, since Lightning allows only one."""
     bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
     if any(not isinstance(bar, ProgressReport) for bar in bars):
         return [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
@@ -159,6 +159,6 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def seed_run(seed: int) -> None:
-    """Fix the random state of weights and loaders; a negative seed leaves it to chance."""
+    """Seed initial weights and data loaders. A negative seed leaves them random."""
     if seed >= 0:
         pl.seed_everything(seed, workers=True, verbose=False)

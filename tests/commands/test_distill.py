@@ -88,14 +88,14 @@ def test_the_rest_of_the_section_reaches_the_loss(project, distill, monkeypatch)
     from rtdetr_tool.training import fit as fitting
 
     losses = []
-    original = fitting.rehearse
+    original = fitting.dry_run
 
     def seen(*arguments):
         result = original(*arguments)
         losses.append(result.metrics["train_loss"])
         return result
 
-    monkeypatch.setattr(fitting, "rehearse", seen)
+    monkeypatch.setattr(fitting, "dry_run", seen)
     kl = bindings(criterion="KL").split("=", 1)[1]
     decay = "distill.decay_from_epoch=0"
     changes = [(), ("distill.temperature=4.0",), ("distill.warmup_epochs=10",), (decay,),

@@ -22,7 +22,7 @@ from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.status import StatusLogger
-from rtdetr_tool.training.out_of_memory import memory_explained
+from rtdetr_tool.training.out_of_memory import explain_out_of_memory
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_whole_and_the_run_goes_on_when_there_is_room(trial):
@@ -89,7 +89,7 @@ def _spec(**changes):
 def test_a_gpu_out_of_memory_is_answered_with_what_to_lower_and_its_present_value():
     spec = _spec()
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 7 GiB")
-    with pytest.raises(UserError) as raised, memory_explained(spec):
+    with pytest.raises(UserError) as raised, explain_out_of_memory(spec):
         raise error
     assert str(raised.value) == (
         "The GPU ran out of memory (CUDA out of memory). What helps, what costs least first: "
@@ -111,16 +111,16 @@ def test_a_gpu_out_of_memory_is_answered_with_what_to_lower_and_its_present_valu
     ],
 )
 def test_memory_that_other_libraries_lack_is_answered_alike(error, start):
-    with pytest.raises(UserError) as raised, memory_explained(_spec()):
+    with pytest.raises(UserError) as raised, explain_out_of_memory(_spec()):
         raise error
     assert str(raised.value).startswith(start) and "lower dataset.batch_size (now 8 per process)" in str(raised.value)
 
 
 def test_a_machine_out_of_memory_is_answered_too_and_other_errors_are_not():
     message = r"The machine ran out of memory .*dataset\.batch_size"
-    with pytest.raises(UserError, match=message), memory_explained(_spec()):
+    with pytest.raises(UserError, match=message), explain_out_of_memory(_spec()):
         torch.empty(1 << 50)
-    with pytest.raises(RuntimeError, match="something else"), memory_explained(_spec()):
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory(_spec()):
         raise RuntimeError("something else")
 
 

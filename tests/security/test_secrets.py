@@ -11,7 +11,7 @@ import torch
 
 from rtdetr_tool.redaction import mask_secrets, names_secret, remember_secrets, without_secrets
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.training.loggers import _made, mlflow_arguments, wandb_arguments
+from rtdetr_tool.training.loggers import _create_logger, mlflow_arguments, wandb_arguments
 
 SECRET = "s3cr3tv4lue9876543210"
 
@@ -217,5 +217,5 @@ def test_services_see_no_secret_on_the_command_line(monkeypatch):
 
     given = ["rtdetr", "train", f"mlflow.tracking_uri=https://me:{SECRET}@host"]
     monkeypatch.setattr(sys, "argv", given)
-    (service,) = _made("x", "x", Recording)
+    (service,) = _create_logger("x", "x", Recording)
     assert service.arguments[1:] == ["train", "mlflow.tracking_uri=https://***@host"] and sys.argv is given

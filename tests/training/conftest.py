@@ -1,4 +1,4 @@
-"""A drawn data set of coloured rectangles and a spec small enough to train in a second."""
+"""A generated dataset of colored rectangles, and a spec that trains in a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.spec.experiment import WandbSpec
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.train import TrainSpec
 
-COLOURS = {1: (220, 40, 40), 2: (40, 200, 60)}
+COLORS = {1: (220, 40, 40), 2: (40, 200, 60)}
 NAMES = {1: "red", 2: "green"}
 
 
@@ -31,7 +31,7 @@ def draw_dataset(folder: Path, count: int, seed: int, objects: int = 2, side: in
             category = int(rng.integers(1, 3))
             w, h = rng.integers(side // 4, side // 2, 2)
             x, y = int(rng.integers(0, side - w)), int(rng.integers(0, side - h))
-            canvas[y : y + h, x : x + w] = COLOURS[category]
+            canvas[y : y + h, x : x + w] = COLORS[category]
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": index + 1, "category_id": category, "iscrowd": 0,
                  "bbox": [x, y, int(w), int(h)], "area": int(w * h)}

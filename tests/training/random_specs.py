@@ -1,4 +1,4 @@
-"""Random specs over the schema: every field of training gets a value that its declaration allows, at tiny sizes."""
+"""Random specs from the schema: training fields with valid values, at tiny sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rtdetr_tool.spec.convert import section_type, walk_fields
 from rtdetr_tool.spec.fields import INF, default_of
 
 SECTIONS = ("model.", "dataset.", "train.")
-# What cannot be tried here (paths, devices, downloads), or would only make a trial large.
+# Fields that cannot be tested here (paths, devices, downloads), or would only make a test slow.
 FIXED = (
     "model.backbone", "model.pretrained_backbone_path", "model.frozen_fm", "model.num_feature_levels",
     "model.return_interm_indices", "model.feat_strides", "model.feat_channels", "model.hidden_dim", "model.nheads",
@@ -22,11 +22,11 @@ FIXED = (
     "train.num_gpus", "train.gpu_ids", "train.num_nodes", "train.results_dir", "train.resume_training_checkpoint_path",
     "train.pretrained_model_path", "train.accelerator", "train.is_dry_run", "train.encryption_key",
 )  # fmt: skip
-LARGEST = 12  # of whole numbers without a limit, or with a higher one
+LARGEST = 12  # upper limit of integers without a maximum, or with a higher one
 
 
 def random_spec(seed: int, changed: int = 12) -> dict[str, Any]:
-    """Plain data of a spec: tiny structure, and `changed` other fields drawn at random."""
+    """A spec as a dictionary: a tiny model, and `changed` other fields drawn at random."""
     draw = random.Random(seed)
     levels = draw.choice([1, 2, 3, 3])
     first = draw.randint(0 if levels < 3 else 1, 4 - levels)
@@ -65,7 +65,7 @@ def _varied(name: str, hint: Any) -> bool:
 
 
 def _value(draw: random.Random, entry: Any, hint: Any) -> Any:
-    """A value of the field's type within its bounds; None where none can be drawn."""
+    """A value of the field's type within its bounds, or None if none can be drawn."""
     rules, default = entry.metadata, default_of(entry)
     kinds = {hint, *typing.get_args(hint)}
     listed = next((kind for kind in kinds if typing.get_origin(kind) is list), None)

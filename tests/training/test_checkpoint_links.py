@@ -1,4 +1,4 @@
-"""The latest and the best file are links, and copies where the file system has none."""
+"""The latest and the best checkpoint are links, or copies if the file system has none."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def folder(tmp_path):
     return tmp_path
 
 
-def place_both(folder):
+def create_both(folder):
     point_link(folder / LATEST, folder / "model_epoch_000.pth")
     share_file(folder / "model_epoch_000.pth", folder / BEST)
     assert sorted(os.listdir(folder)) == sorted(["model_epoch_000.pth", BEST, LATEST])
 
 
-def test_they_take_no_space_where_there_are_links(folder):
+def test_links_take_no_space(folder):
     for _ in range(2):  # also onto themselves
-        place_both(folder)
+        create_both(folder)
     assert os.readlink(folder / LATEST) == "model_epoch_000.pth"
     assert (folder / BEST).samefile(folder / "model_epoch_000.pth") and not (folder / BEST).is_symlink()
 
 
-def test_without_links_they_are_copies_that_a_power_cut_cannot_empty(folder, monkeypatch):
+def test_without_links_flushed_copies_are_written(folder, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EPERM, "no links here")
 
@@ -39,7 +39,7 @@ def test_without_links_they_are_copies_that_a_power_cut_cannot_empty(folder, mon
     monkeypatch.setattr(os, "symlink", refuse)
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "fsync", lambda file: (flushed.add(os.fstat(file).st_ino), flush(file)))
-    place_both(folder)
+    create_both(folder)
     for name in (BEST, LATEST):
         assert (folder / name).read_bytes() == b"new" and not (folder / name).is_symlink()
         assert (folder / name).stat().st_ino in flushed

@@ -1,4 +1,4 @@
-"""A run that starts from weights of other classes: whatever the path and the format, a class keeps its own rows."""
+"""Starting from weights of other classes: class rows are copied by name, for every format and entry point."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_class_keeps_its_rows_in_every_format(formats, make_spec, tmp_path, ca
     assert f"Classes of {path} that the data does not have, dropped: blue." in caplog.text
 
 
-def test_a_file_without_names_says_so_and_is_copied_by_position(make_spec, tmp_path, caplog):
+def test_rows_of_a_file_without_names_are_copied_by_position_with_a_warning(make_spec, tmp_path, caplog):
     spec = make_spec(dataset__num_classes=3)
     path, given = weights_file(spec, tmp_path, names=())
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, pretrained_model_path=str(path)))
@@ -91,7 +91,7 @@ def test_a_file_without_names_says_so_and_is_copied_by_position(make_spec, tmp_p
     assert f"Class rows were copied by position, because {path} has no class names" in caplog.text
 
 
-def test_what_the_refusal_to_resume_recommends_keeps_the_classes(sources, make_spec, tmp_path):
+def test_the_advice_of_a_refused_resume_keeps_the_classes(sources, make_spec, tmp_path):
     """Resuming with the ids of two classes exchanged is refused; starting from the file gives the same detections."""
     spec = make_spec(train__optim__lr=1e-9, train__optim__lr_backbone=1e-9)
     fit(spec)
@@ -104,7 +104,7 @@ def test_what_the_refusal_to_resume_recommends_keeps_the_classes(sources, make_s
     exchanged = {**sources["train"], "json_file": str(tmp_path / "exchanged.json")}
     data = dataclasses.replace(spec.dataset, train_data_sources=[exchanged], val_data_sources=exchanged)
     other = dataclasses.replace(spec, dataset=data)
-    with pytest.raises(CheckpointError, match=r"pretrained_model_path starts it .*, class rows matched by name"):
+    with pytest.raises(CheckpointError, match=r"train\.pretrained_model_path, which copies class rows by name"):
         fit(dataclasses.replace(other, train=dataclasses.replace(other.train, num_epochs=2)))
     latest = tmp_path / "train" / "rtdetr_model_latest.pth"
     train = dataclasses.replace(other.train, pretrained_model_path=str(latest), results_dir=str(tmp_path / "second"))
@@ -118,7 +118,7 @@ def test_what_the_refusal_to_resume_recommends_keeps_the_classes(sources, make_s
     torch.testing.assert_close(after, before[..., [0, 2, 1]])
 
 
-def test_resuming_a_file_without_names_says_that_rows_go_by_position(make_spec, tmp_path, caplog):
+def test_resuming_from_a_file_without_names_warns_about_positions(make_spec, tmp_path, caplog):
     spec = make_spec(train__checkpoint_interval=1)
     fit(spec)
     latest = (tmp_path / "train" / "rtdetr_model_latest.pth").resolve()
@@ -126,5 +126,5 @@ def test_resuming_a_file_without_names_says_that_rows_go_by_position(make_spec, 
     payload["rtdetr_tool"]["classes"] = []
     torch.save(payload, latest)
     fit(dataclasses.replace(spec, train=dataclasses.replace(spec.train, num_epochs=2)))
-    assert "has no class names; its class rows were taken by position" in caplog.text
+    assert "has no class names; using its class rows by position" in caplog.text
     assert "red" in caplog.text

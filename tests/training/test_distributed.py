@@ -1,4 +1,4 @@
-"""Two processes with gloo: the same training as one process with twice the batch, and the same metrics."""
+"""Two processes (gloo) train like one process with twice the batch size, with the same metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.spec import spec_to_dict
 from rtdetr_tool.training.distributed import broadcast_object, gather_objects, rank, world_size
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.sync_batchnorm import synchronise_batch_norms
+from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
 
 RUN = """
 import json, sys
@@ -78,10 +78,10 @@ def test_two_processes_train_like_one_with_twice_the_batch(make_spec, tmp_path):
     )  # fmt: skip
     losses = Losses()
     metrics = fit(one, callbacks=[losses]).metrics
-    found = _train(two, tmp_path, "two")
-    assert found["losses"] == pytest.approx(losses.values, rel=1e-4) and len(losses.values) == 6
-    # three validation images on two processes: one is seen twice and counts once
-    assert found["metrics"]["val_mAP"] == pytest.approx(metrics["val_mAP"], abs=1e-6)
+    result = _train(two, tmp_path, "two")
+    assert result["losses"] == pytest.approx(losses.values, rel=1e-4) and len(losses.values) == 6
+    # three validation images in two processes: one is repeated, but counts once
+    assert result["metrics"]["val_mAP"] == pytest.approx(metrics["val_mAP"], abs=1e-6)
     names = sorted(path.name for path in (tmp_path / "one").glob("*.pth"))
     assert names == sorted(path.name for path in (tmp_path / "two").glob("*.pth"))
     for name in ("model_epoch_002.pth", "model_epoch_002-EMA.pth"):
@@ -97,7 +97,7 @@ def _norms(process: int, world: int, file: str, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=process, world_size=world)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    assert synchronise_batch_norms(model) == 1
+    assert sync_batch_norms(model) == 1
     whole = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     out = model(whole[process::world])
     (out * torch.arange(out.numel()).view_as(out).sin() * (process + 1)).sum().backward()
@@ -110,7 +110,7 @@ def _norms(process: int, world: int, file: str, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_synchronised_norms_equal_one_norm_over_the_whole_batch(tmp_path):
+def test_synchronized_norms_equal_one_norm_over_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(_norms, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     parts = [torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2)]
     torch.manual_seed(0)
@@ -124,12 +124,12 @@ def test_synchronised_norms_equal_one_norm_over_the_whole_batch(tmp_path):
         torch.testing.assert_close(parts[process]["out"], part.detach(), atol=1e-5, rtol=1e-5)
     loss.backward()
     for part in parts:
-        for got, parameter in zip(part["grads"], model.parameters(), strict=True):
-            torch.testing.assert_close(got, parameter.grad, atol=1e-4, rtol=1e-4)
+        for gradient, parameter in zip(part["grads"], model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-4, rtol=1e-4)
         for name, buffer in model.named_buffers():
             torch.testing.assert_close(part["buffers"][name], buffer, atol=1e-6, rtol=1e-5)
     assert parts[0]["gathered"] == [0, 1, 1] and parts[1]["gathered"] == []
 
 
-def test_one_process_gathers_and_broadcasts_to_itself():
+def test_gather_and_broadcast_work_in_one_process():
     assert gather_objects([1, 2]) == [1, 2] and broadcast_object("x") == "x" and (rank(), world_size()) == (0, 1)

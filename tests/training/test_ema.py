@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.training.callbacks.ema on a small module with batch norm (values worked out by hand)."""
+"""The moving average on a small module with batch norm, compared with averages computed here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 
 
 class _Small(pl.LightningModule):
-    """Records at each step what an average over its state should be."""
+    """Records its state after each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_integer_buffers_are_copied():
     assert ema.averages["net.1.num_batches_tracked"] == 6
 
 
-def test_the_ramp_lets_short_runs_forget_their_start():
+def test_the_ramp_lets_short_runs_forget_their_initial_weights():
     ema = ExponentialMovingAverage(decay=0.999)
     module, start = _run(ema)
     expected = _expected(module, start, lambda n: min(0.999, (1 + n) / (10 + n)))
@@ -83,7 +83,7 @@ def test_the_ramp_lets_short_runs_forget_their_start():
     assert ema.decay_at(1) == 2 / 11 and ema.decay_at(10**6) == 0.999
 
 
-def test_validation_sees_the_average_and_training_goes_on_with_the_weights():
+def test_validation_uses_the_average_and_training_the_weights():
     ema = ExponentialMovingAverage(decay=0.9, tau=0)
     module, start = _run(ema, epochs=1)
     expected = _expected(module, start, lambda n: 0.9)
@@ -93,7 +93,7 @@ def test_validation_sees_the_average_and_training_goes_on_with_the_weights():
     assert all(torch.equal(a[n], b[n]) for a, b in zip(plain.seen, other.seen, strict=True) for n in a)
 
 
-def test_original_weights_are_validated_when_asked():
+def test_validate_original_weights_validates_the_trained_weights():
     module, _ = _run(ExponentialMovingAverage(decay=0.9, validate_original_weights=True), epochs=1)
     torch.testing.assert_close(module.validated_with[-1], module.seen[-1]["net.0.weight"])
 

@@ -1,4 +1,4 @@
-"""Training runs from a spec: files, resuming, start weights, dry runs, seeds."""
+"""Training runs from a spec: files, resuming, initial weights, dry runs, seeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_the_named_files_links_and_results(make_spec):
+def test_a_run_writes_checkpoints_links_and_results(make_spec):
     spec = make_spec(train__num_epochs=3, train__checkpoint_interval=2, train__enable_ema=True)
     result = fit(spec)
     folder = Path(spec.train.results_dir)
@@ -57,7 +57,7 @@ def test_a_run_leaves_the_named_files_links_and_results(make_spec):
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
-def test_a_checkpoint_knows_its_spec_and_classes_and_has_taos_names(make_spec):
+def test_a_checkpoint_has_spec_classes_and_tao_names(make_spec):
     spec = make_spec()
     payload = load_checkpoint(fit(spec).latest_path)
     assert payload["tao_model"] == "rtdetr" and payload["epoch"] == 0
@@ -67,7 +67,7 @@ def test_a_checkpoint_knows_its_spec_and_classes_and_has_taos_names(make_spec):
     assert json.loads(json.dumps(meta["spec"]))["model"]["backbone"] == "timm/test_resnet"
 
 
-def test_both_files_of_a_pair_hold_the_same_training_state(make_spec):
+def test_a_checkpoint_and_its_ema_twin_have_the_same_training_state(make_spec):
     spec = make_spec(train__enable_ema=True)
     fit(spec)
     folder = Path(spec.train.results_dir)
@@ -77,7 +77,7 @@ def test_both_files_of_a_pair_hold_the_same_training_state(make_spec):
     assert not _same(raw["state_dict"], ema["state_dict"])
 
 
-def test_step_intervals_name_epoch_and_step(make_spec):
+def test_step_interval_file_names_have_epoch_and_step(make_spec):
     spec = make_spec(train__checkpoint_interval=3, train__checkpoint_interval_unit="step", train__num_epochs=2)
     fit(spec)  # 8 images in batches of 4: two steps an epoch
     names = _names(spec.train.results_dir)
@@ -86,7 +86,7 @@ def test_step_intervals_name_epoch_and_step(make_spec):
 
 
 @pytest.mark.parametrize("kind", ["automatic", "raw", "ema"])
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(make_spec, tmp_path, kind):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_spec, tmp_path, kind):
     changes = {
         "train__num_epochs": 4, "train__checkpoint_interval": 2, "train__enable_ema": True,
         "train__optim__warmup_steps": 5, "train__optim__lr": 1e-3,
@@ -95,29 +95,29 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(make_spec, tmp_p
         "dataset__augmentation__distortion_prob": 0.8, "dataset__augmentation__iou_crop_prob": 0.8,
         "model__dropout_ratio": 0.1,
     }  # fmt: skip
-    whole = make_spec(**changes, train__results_dir=str(tmp_path / "whole"))
-    fit(whole)
+    uninterrupted = make_spec(**changes, train__results_dir=str(tmp_path / "uninterrupted"))
+    fit(uninterrupted)
 
-    class Killed(pl.Callback):
+    class Kill(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 2:
                 raise KeyboardInterrupt
 
-    broken = make_spec(**changes, train__results_dir=str(tmp_path / "broken"))
+    interrupted = make_spec(**changes, train__results_dir=str(tmp_path / "interrupted"))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(broken, callbacks=[Killed()])
-    torch.manual_seed(99)  # whatever the state of the process, only the file counts
+        fit(interrupted, callbacks=[Kill()])
+    torch.manual_seed(99)  # the random state of the process must not matter
     if kind != "automatic":
         name = "model_epoch_001.pth" if kind == "raw" else "model_epoch_001-EMA.pth"
-        path = str(tmp_path / "broken" / name)
-        broken = make_spec(
+        path = str(tmp_path / "interrupted" / name)
+        interrupted = make_spec(
             **changes, train__results_dir=str(tmp_path / "elsewhere"), train__resume_training_checkpoint_path=path
         )
-    result = fit(broken)
+    result = fit(interrupted)
     assert result.resumed_from is not None and result.epochs == 4
     for name in ("model_epoch_003.pth", "model_epoch_003-EMA.pth"):
-        a = load_checkpoint(Path(whole.train.results_dir) / name)
-        b = load_checkpoint(Path(broken.train.results_dir) / name)
+        a = load_checkpoint(Path(uninterrupted.train.results_dir) / name)
+        b = load_checkpoint(Path(interrupted.train.results_dir) / name)
         assert _same(a["state_dict"], b["state_dict"]), name
         assert a["rtdetr_tool"]["metrics"] == b["rtdetr_tool"]["metrics"]
         assert a["lr_schedulers"] == b["lr_schedulers"] and a["global_step"] == b["global_step"]
@@ -132,7 +132,7 @@ def test_a_finished_run_is_not_trained_again(make_spec):
     assert again.best_score == first.best_score
 
 
-def test_resuming_with_another_model_names_both(make_spec):
+def test_resuming_with_another_model_reports_both_values(make_spec):
     fit(make_spec())
     with pytest.raises(CheckpointError, match=r"model\.dec_layers is 3 in the spec, 2 in the checkpoint") as caught:
         fit(make_spec(model__dec_layers=3))
@@ -140,20 +140,20 @@ def test_resuming_with_another_model_names_both(make_spec):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "difference"),
     [
-        ({"train__optim__lr_layer_decay": 0.5}, r"lr_layer_decay is 0\.5, there 1\.0"),
-        ({"train__optim__optimizer": "SGD"}, "optimizer is 'SGD', there 'AdamW'"),
-        ({"train__freeze": ["encoder"]}, r"freeze is \['encoder'\], there \[\]"),
+        ({"train__optim__lr_layer_decay": 0.5}, r"lr_layer_decay is 0\.5, but 1\.0 in the checkpoint"),
+        ({"train__optim__optimizer": "SGD"}, "optimizer is 'SGD', but 'AdamW' in the checkpoint"),
+        ({"train__freeze": ["encoder"]}, r"freeze is \['encoder'\], but \[\] in the checkpoint"),
     ],
 )
-def test_resuming_with_another_optimizer_is_said(make_spec, change, told):
+def test_resuming_with_another_optimizer_is_refused(make_spec, change, difference):
     fit(make_spec())
-    with pytest.raises(CheckpointError, match=f"model_epoch_000.pth holds the state of another optimizer .*{told}"):
+    with pytest.raises(CheckpointError, match=rf"model_epoch_000\.pth .*different optimizer.*{difference}"):
         fit(make_spec(train__num_epochs=2, **change))
 
 
-def test_a_resumed_run_does_not_need_the_weights_that_it_once_started_from(make_spec, tmp_path):
+def test_a_resumed_run_does_not_need_its_initial_weights(make_spec, tmp_path):
     start = fit(make_spec(train__results_dir=str(tmp_path / "first"))).latest_path
     fit(make_spec(train__pretrained_model_path=str(start)))
     start.unlink()
@@ -161,21 +161,21 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_once_started_from(make_
     assert again.resumed_from is not None and again.epochs == 2
 
 
-def test_classes_counted_in_the_data_are_in_the_checkpoint_also_with_an_automatic_batch(make_spec):
+def test_the_number_of_classes_is_stored_when_the_batch_size_is_auto(make_spec):
     result = fit(make_spec(dataset__num_classes=None, dataset__batch_size=0, train__effective_batch_size=2))
     opened = open_detector(str(result.latest_path), read_spec(None))
     assert opened.spec.dataset.num_classes == 2
     assert load_checkpoint(result.latest_path)["rtdetr_tool"]["spec"]["dataset"]["batch_size"] == 2
 
 
-def test_bare_weights_cannot_be_resumed_but_the_message_says_what_to_do(make_spec, tmp_path):
+def test_resuming_from_bare_weights_is_refused_with_advice(make_spec, tmp_path):
     weights, _ = read_weights(fit(make_spec()).latest_path)
     path = save_checkpoint({"state_dict": weights}, tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="pretrained_model_path"):
         fit(make_spec(train__resume_training_checkpoint_path=str(path)))
 
 
-def test_pretrained_weights_are_used_and_class_heads_may_differ(make_spec, tmp_path, caplog):
+def test_pretrained_weights_are_loaded_with_another_number_of_classes(make_spec, tmp_path, caplog):
     path = fit(make_spec(train__results_dir=str(tmp_path / "first"))).latest_path
     source, _ = read_weights(path)
     spec = make_spec(
@@ -191,17 +191,17 @@ def test_pretrained_weights_are_used_and_class_heads_may_differ(make_spec, tmp_p
     assert "copied by name for 2 classes" in caplog.text
 
 
-def test_a_pretrained_backbone_of_timm_is_used_and_its_norms_are_fixed(make_spec, tmp_path):
+def test_a_pretrained_timm_backbone_is_loaded_and_its_norms_are_frozen(make_spec, tmp_path):
     import timm
 
     network = timm.create_model("resnet18")
     path = save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "resnet18.pth")
     spec = make_spec(model__backbone="resnet_18", model__pretrained_backbone_path=str(path))
     weights, _ = read_weights(fit(spec).latest_path)
-    own = network.state_dict()
-    torch.testing.assert_close(weights["backbone.bn1.running_mean"], own["bn1.running_mean"])
-    torch.testing.assert_close(weights["backbone.conv1.weight"], own["conv1.weight"])
-    assert not torch.equal(weights["backbone.layer2.0.downsample.0.weight"], own["layer2.0.downsample.0.weight"])
+    expected = network.state_dict()
+    torch.testing.assert_close(weights["backbone.bn1.running_mean"], expected["bn1.running_mean"])
+    torch.testing.assert_close(weights["backbone.conv1.weight"], expected["conv1.weight"])
+    assert not torch.equal(weights["backbone.layer2.0.downsample.0.weight"], expected["layer2.0.downsample.0.weight"])
 
 
 def test_a_dry_run_builds_everything_and_writes_nothing(make_spec):
@@ -211,7 +211,7 @@ def test_a_dry_run_builds_everything_and_writes_nothing(make_spec):
     assert not Path(spec.train.results_dir).exists()
 
 
-def test_a_dry_run_finds_what_is_wrong(make_spec):
+def test_a_dry_run_reports_problems(make_spec):
     with pytest.raises(UserError, match="no checkpoint"):
         fit(make_spec(train__is_dry_run=True, train__pretrained_model_path="/nowhere/a.pth"))
     with pytest.raises(UserError, match="necoder"):
@@ -219,21 +219,21 @@ def test_a_dry_run_finds_what_is_wrong(make_spec):
 
 
 @pytest.mark.parametrize(("arch", "rows"), [("rtdetr", 2), ("rfdetr", 3)])
-def test_without_a_number_of_classes_the_data_and_the_family_say_how_many_outputs(make_spec, arch, rows):
-    own = RfdetrSpec(resolution=64, dec_layers=1, num_queries=8, group_detr=2, dim_feedforward=24)
-    spec = make_spec(model__arch=arch, model__rfdetr=own, dataset__num_classes=None)
+def test_the_number_of_outputs_follows_from_data_and_family(make_spec, arch, rows):
+    rfdetr = RfdetrSpec(resolution=64, dec_layers=1, num_queries=8, group_detr=2, dim_feedforward=24)
+    spec = make_spec(model__arch=arch, model__rfdetr=rfdetr, dataset__num_classes=None)
     result = fit(spec)
     payload = load_checkpoint(result.latest_path)
     heads = ("enc_score_head.weight", "decoder.class_embed.weight")
-    found = [tensor.shape[0] for name, tensor in payload["state_dict"].items() if name.endswith(heads)]
-    assert found == [rows]
+    outputs = [tensor.shape[0] for name, tensor in payload["state_dict"].items() if name.endswith(heads)]
+    assert outputs == [rows]
     assert payload["rtdetr_tool"]["spec"]["dataset"]["num_classes"] == rows
     opened = open_detector(str(result.latest_path), read_spec(None))
     assert [entry.name for entry in opened.class_map.entries] == ["red", "green"]
     assert opened.spec.dataset.num_classes == rows
 
 
-def test_the_same_seed_gives_the_same_losses_and_another_one_others(make_spec, tmp_path):
+def test_losses_depend_on_the_seed(make_spec, tmp_path):
     runs = []
     for index, seed in enumerate((3, 3, 4, -1, -1)):
         losses = Losses()
@@ -244,7 +244,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_one_others(make_spec, t
     assert runs[3] != runs[4]
 
 
-def test_one_tiny_batch_is_learned(make_spec):
+def test_a_tiny_batch_can_be_overfitted(make_spec):
     spec = make_spec(train__optim__lr=2e-3, train__optim__lr_backbone=2e-3, model__dn_number=0)
     seed_run(spec.train.seed)
     datamodule = DetectionDataModule(spec)
@@ -262,13 +262,13 @@ def test_one_tiny_batch_is_learned(make_spec):
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(make_spec):
-    class Spoil(pl.Callback):
+def test_non_finite_weights_are_not_saved(make_spec):
+    class NanWeights(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             with torch.no_grad():
                 pl_module.detector.encoder.input_proj[0][0].weight.fill_(float("nan"))
 
     spec = make_spec()
-    with pytest.raises(RtdetrError, match="The weights themselves are not finite, so nothing is saved"):
-        fit(spec, callbacks=[Spoil()])
+    with pytest.raises(RtdetrError, match="weights themselves are not finite, so no checkpoint was saved"):
+        fit(spec, callbacks=[NanWeights()])
     assert not list(Path(spec.train.results_dir).glob("*.pth"))

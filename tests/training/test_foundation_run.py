@@ -1,4 +1,4 @@
-"""A run with a frozen foundation model, from training to export, with a tiny RADIO in place of the real ones."""
+"""Training to export with a frozen foundation model, using a tiny RADIO."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def spec(make_spec, radio_file):
     return dataclasses.replace(spec, model=dataclasses.replace(spec.model, frozen_fm=frozen))
 
 
-def test_a_run_keeps_radio_out_of_its_checkpoints_and_finds_it_again(spec, radio_file, tmp_path):
+def test_radio_is_not_in_checkpoints_and_is_loaded_again(spec, radio_file, tmp_path):
     fit.fit(spec)
     files = sorted((tmp_path / "train").glob("model_epoch_*.pth"))
     assert len(files) == 2  # trained and averaged
@@ -48,8 +48,8 @@ def test_a_run_keeps_radio_out_of_its_checkpoints_and_finds_it_again(spec, radio
         trained = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
         assert trained == sum(p.requires_grad for p in build_detector(spec.model, 3).parameters())
 
-    own = read_spec(None, [f"model.frozen_fm.checkpoint={radio_file}"])
-    opened = open_detector(str(files[0]), own)
+    user_spec = read_spec(None, [f"model.frozen_fm.checkpoint={radio_file}"])
+    opened = open_detector(str(files[0]), user_spec)
     assert opened.detector.frozen_radio.loaded_from == radio_file
     images = torch.rand(1, 3, 64, 64)
     weights = {name.removeprefix("model.model."): t for name, t in load_checkpoint(files[0])["state_dict"].items()}
@@ -59,8 +59,8 @@ def test_a_run_keeps_radio_out_of_its_checkpoints_and_finds_it_again(spec, radio
         torch.testing.assert_close(opened.detector.eval()(images).boxes, expected.eval()(images).boxes)
 
     (tmp_path / "radio.pth").rename(tmp_path / "moved.pth")
-    with pytest.raises(CheckpointError, match=r"There is no checkpoint at .*radio\.pth"):
-        open_detector(str(files[0]), own)
+    with pytest.raises(CheckpointError, match=r"radio\.pth"):
+        open_detector(str(files[0]), user_spec)
     moved = str(tmp_path / "moved.pth")
     again = open_detector(str(files[0]), read_spec(None, [f"model.frozen_fm.checkpoint={moved}"]))
     assert again.detector.frozen_radio.loaded_from == moved
@@ -70,14 +70,14 @@ def test_a_run_keeps_radio_out_of_its_checkpoints_and_finds_it_again(spec, radio
         open_detector(str(files[0]), read_spec(None, ["model.frozen_fm.backbone=radio_v2-h"]))
 
     onnx_file = tmp_path / "a.onnx"
-    asked = {"export.checkpoint": files[0], "export.onnx_file": onnx_file, "model.frozen_fm.checkpoint": moved}
-    given = [f"{name}={value}" for name, value in asked.items()]
-    with pytest.raises(UserError, match=r"export\.batch_size: -1 is not allowed; allowed: 1"):
+    settings = {"export.checkpoint": files[0], "export.onnx_file": onnx_file, "model.frozen_fm.checkpoint": moved}
+    given = [f"{name}={value}" for name, value in settings.items()]
+    with pytest.raises(UserError, match=r"export\.batch_size: -1 "):
         export.run(read_spec(None, [*given, f"results_dir={tmp_path}"], "export"))
 
 
 @pytest.mark.slow
-def test_a_resumed_run_gets_radio_again(spec, tmp_path):
+def test_a_resumed_run_loads_radio_again(spec, tmp_path):
     fit.fit(spec)
     longer = dataclasses.replace(spec, train=dataclasses.replace(spec.train, num_epochs=2))
     fit.fit(longer)

@@ -1,4 +1,4 @@
-"""`model.freeze_norm`, `model.freeze_at` and what is frozen where they are not set."""
+"""`model.freeze_norm`, `model.freeze_at`, and the reference recipe when they are not set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rtdetr_tool.runtimes.open import OpenedDetector
 from rtdetr_tool.spec import ExperimentSpec, spec_from_dict
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.freezing import with_recipe
+from rtdetr_tool.training.freezing import resolve_freezing
 from rtdetr_tool.training.module import DetectorModule
 
 BACKBONE, DETECTOR = "model.pretrained_backbone_path", "train.pretrained_model_path"
@@ -38,23 +38,23 @@ def spec_of(backbone: str, start: str | None, **model) -> ExperimentSpec:
     [  # the official RT-DETR: R50 and R101 frozen in every run, R18 and R34 in none
         *((f"resnet_{depth}d", start, FROZEN) for depth in (50, 101) for start in (BACKBONE, DETECTOR)),
         *((f"resnet_{depth}d", start, TRAINED) for depth in (18, 34) for start in (BACKBONE, DETECTOR)),
-        # TAO: every ResNet that starts from a backbone's weights, none that starts from a detector's
+        # TAO: all ResNets that start from backbone weights, none that start from detector weights
         *((f"resnet_{depth}", BACKBONE, FROZEN) for depth in (18, 34, 50, 101)),
         *((f"resnet_{depth}", DETECTOR, TRAINED) for depth in (18, 34, 50, 101)),
         *((backbone, None, TRAINED) for backbone in ("resnet_50", "resnet_50d")),
         *((backbone, BACKBONE, TRAINED) for backbone in ("fan_tiny", "convnext_tiny", "timm/test_resnet")),
     ],
 )
-def test_what_is_not_set_follows_the_reference_recipe(backbone, start, expected):
-    model = with_recipe(spec_of(backbone, start)).model
+def test_unset_fields_follow_the_reference_recipe(backbone, start, expected):
+    model = resolve_freezing(spec_of(backbone, start)).model
     assert (model.freeze_norm, model.freeze_at) == expected
 
 
 @pytest.mark.parametrize("start", [BACKBONE, DETECTOR, None])
-def test_what_is_set_holds(start):
-    model = with_recipe(spec_of("resnet_50d", start, freeze_norm=False, freeze_at=2)).model
+def test_set_fields_take_precedence(start):
+    model = resolve_freezing(spec_of("resnet_50d", start, freeze_norm=False, freeze_at=2)).model
     assert (model.freeze_norm, model.freeze_at) == (False, 2)
-    assert with_recipe(spec_of("resnet_50d", start, freeze_norm=False)).model.freeze_at == (0 if start else -1)
+    assert resolve_freezing(spec_of("resnet_50d", start, freeze_norm=False)).model.freeze_at == (0 if start else -1)
 
 
 def module_of(make_spec, caplog, **changes) -> tuple[DetectorModule, str]:
@@ -71,8 +71,9 @@ def trained_of_backbone(module: DetectorModule) -> set[str]:
     return {name for name, parameter in module.detector.backbone.named_parameters() if parameter.requires_grad}
 
 
-def test_a_published_r50_is_fine_tuned_as_the_official_code_does(make_spec, caplog):
-    module, said = module_of(make_spec, caplog, model__backbone="resnet_50d", train__pretrained_model_path="/r50.pth")
+def test_a_published_r50_is_fine_tuned_like_in_the_official_code(make_spec, caplog):
+    changes = {"model__backbone": "resnet_50d", "train__pretrained_model_path": "/r50.pth"}
+    module, message = module_of(make_spec, caplog, **changes)
     trained = trained_of_backbone(module)
     norms = [name for name, part in module.detector.backbone.named_modules() if isinstance(part, FixedBatchNorm2d)]
     assert len(norms) == 55
@@ -81,34 +82,34 @@ def test_a_published_r50_is_fine_tuned_as_the_official_code_does(make_spec, capl
         name for name, _ in module.detector.backbone.named_parameters() if not name.startswith("conv1.")
     }
     assert not any(name.rpartition(".")[0] in norms for name in trained)
-    assert said == (
+    assert message == (
         "Frozen: the stem of the backbone (model.freeze_at: 0), the 55 batch norms of the backbone (model.freeze_norm: "
-        "true). The fields that are not set follow the reference recipe of resnet_50d."
+        "true) (fields that are not set follow the reference recipe of resnet_50d)"
     )
     grouped = sum(len(group["params"]) for group in module.parameter_groups())
     assert grouped == sum(parameter.requires_grad for parameter in module.detector.parameters())
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({}, "Frozen: nothing, every weight is trained."),
+        ({}, "Frozen: nothing; training all weights"),
         ({"model__backbone": "resnet_18", "train__pretrained_model_path": "/tao.pth"},
-         "Frozen: nothing, every weight is trained."),
-        ({"model__train_backbone": False}, "Frozen: the backbone (model.train_backbone: false)."),
+         "Frozen: nothing; training all weights"),
+        ({"model__train_backbone": False}, "Frozen: the backbone (model.train_backbone: false)"),
         ({"train__freeze": ["encoder", "decoder.decoder"]},
-         "Frozen: encoder (train.freeze), decoder.decoder (train.freeze)."),
+         "Frozen: encoder (train.freeze), decoder.decoder (train.freeze)"),
         ({"model__backbone": "resnet_18", "model__freeze_norm": True, "model__freeze_at": 2},
          "Frozen: the stem and the first two stages of the backbone (model.freeze_at: 2), the 20 batch norms of the "
-         "backbone (model.freeze_norm: true)."),
+         "backbone (model.freeze_norm: true)"),
     ],
 )  # fmt: skip
-def test_the_log_says_what_is_frozen(make_spec, caplog, changes, said):
-    assert module_of(make_spec, caplog, **changes)[1] == said
+def test_frozen_parts_are_logged(make_spec, caplog, changes, message):
+    assert module_of(make_spec, caplog, **changes)[1] == message
 
 
 @pytest.mark.parametrize("field", [{"model__freeze_norm": True}, {"model__freeze_at": 0}])
-def test_a_backbone_that_cannot_be_frozen_is_an_error(make_spec, caplog, field):
+def test_freezing_a_backbone_other_than_a_resnet_is_refused(make_spec, caplog, field):
     with pytest.raises(UserError, match=r"are for ResNets"):
         module_of(make_spec, caplog, **field)
 
@@ -124,7 +125,7 @@ def resnet(make_spec):
     return make
 
 
-def test_a_run_leaves_frozen_tensors_as_loaded_and_its_file_says_so(resnet, tmp_path):
+def test_frozen_tensors_do_not_change_and_are_recorded(resnet, tmp_path):
     torch.manual_seed(3)
     start = build_detector(resnet().model, 3)
     with torch.no_grad():
@@ -149,12 +150,12 @@ def test_a_run_leaves_frozen_tensors_as_loaded_and_its_file_says_so(resnet, tmp_
 
 def test_resuming_with_other_frozen_parts_is_refused(resnet):
     fit(resnet(model__freeze_norm=False, model__freeze_at=-1))
-    with pytest.raises(CheckpointError, match=r"freeze_norm is True, there False"):
+    with pytest.raises(CheckpointError, match=r"freeze_norm is True, but False in the checkpoint"):
         fit(resnet(model__freeze_norm=True, train__num_epochs=2))
 
 
 @pytest.mark.parametrize(("meta", "frozen"), [({"classes": []}, True), ({}, False)])
-def test_training_from_python_follows_the_recipe_when_its_weights_come_from_a_file(make_spec, caplog, meta, frozen):
+def test_training_from_python_follows_the_recipe_for_weights_of_a_file(make_spec, caplog, meta, frozen):
     model = dataclasses.replace(make_spec().model, backbone="resnet_50d")
     spec = make_spec(model=model, train__is_dry_run=True)
     opened = OpenedDetector(build_detector(model, 3), meta, None, spec)

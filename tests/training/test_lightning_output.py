@@ -13,10 +13,10 @@ from rtdetr_tool.training.trainer import build_trainer
 LIGHTNING = logging.getLogger("pytorch_lightning")
 
 
-def imported_first(monkeypatch) -> logging.Handler:
-    """Make Lightning's logger what it is when nobody has set up logging before its import.
+def import_without_logging(monkeypatch) -> logging.Handler:
+    """Set Lightning's logger to its state after an import without logging set up.
 
-    Not a fixture: pytest adds handlers of its own to loggers that do not propagate when a test begins.
+    Not a fixture, because pytest adds handlers to loggers that do not propagate when a test starts.
     """
     handler = logging.StreamHandler(sys.stderr)
     monkeypatch.setattr(LIGHTNING, "handlers", [handler])
@@ -25,8 +25,8 @@ def imported_first(monkeypatch) -> logging.Handler:
     return handler
 
 
-def test_a_run_writes_nothing_of_lightning(make_spec, capsys, caplog, monkeypatch):
-    handler = imported_first(monkeypatch)
+def test_a_run_prints_nothing_of_lightning(make_spec, capsys, caplog, monkeypatch):
+    handler = import_without_logging(monkeypatch)
     with warnings.catch_warnings(), caplog.at_level(logging.INFO):
         warnings.resetwarnings()
         fit(make_spec())
@@ -35,12 +35,12 @@ def test_a_run_writes_nothing_of_lightning(make_spec, capsys, caplog, monkeypatc
     assert "Best val_mAP" in written
     for words in ("Tip", "GPU available", "Trainer", "pytorch_lightning", "UserWarning"):
         assert words not in written
-    assert any("GPU available" in record.getMessage() for record in caplog.records)  # who logs, gets it
+    assert any("GPU available" in record.getMessage() for record in caplog.records)  # root handlers still receive it
     assert LIGHTNING.handlers == [handler] and not LIGHTNING.propagate
 
 
-def test_what_was_asked_for_is_kept(tmp_path, monkeypatch):
-    """A handler for a file, and a filter that shows warnings, as a command sets them for its log file."""
+def test_existing_handlers_and_filters_are_kept(tmp_path, monkeypatch):
+    """A file handler and a filter that shows warnings, as commands set up for their log file."""
     file = logging.FileHandler(tmp_path / "log")
     monkeypatch.setattr(LIGHTNING, "handlers", [file])
     with warnings.catch_warnings(record=True) as seen, quiet_lightning():
@@ -51,7 +51,7 @@ def test_what_was_asked_for_is_kept(tmp_path, monkeypatch):
     assert len(seen) == 1
 
 
-def test_warnings_of_others_stay(monkeypatch):
+def test_other_warnings_are_shown(monkeypatch):
     with warnings.catch_warnings(record=True) as seen:
         warnings.resetwarnings()
         with quiet_lightning():

@@ -1,4 +1,4 @@
-"""CSV always; TensorBoard, Weights & Biases and MLflow as the spec says; none of them ends a run."""
+"""Loggers: which ones a spec enables, and that none of them can end a run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pytorch_lightning.loggers import CSVLogger
 
 from rtdetr_tool.spec import WandbSpec
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.loggers import MLflow, build_loggers, contained, mlflow_arguments, wandb_wanted
+from rtdetr_tool.training.loggers import MLflow, build_loggers, guard_loggers, is_wandb_enabled, mlflow_arguments
 
 SECRET = "s3cr3tv4lue9876543210"
 
 
 def kinds(loggers) -> list[str]:
-    return [type(made).__name__ for made in loggers]
+    return [type(target).__name__ for target in loggers]
 
 
-def test_without_tensorboard_there_is_the_csv_file_alone(make_spec):
+def test_without_tensorboard_only_csv_is_written(make_spec):
     spec = make_spec(train__tensorboard=False)
     fit(spec, log_every_n_steps=1)
     folder = Path(spec.train.results_dir)
@@ -35,37 +35,37 @@ def test_without_tensorboard_there_is_the_csv_file_alone(make_spec):
 
 
 @pytest.mark.parametrize(
-    ("flags", "changes", "told"),
+    ("flags", "changes", "message"),
     [
-        (["tensorboard._TENSORBOARD", "tensorboard._TENSORBOARDX"], {}, "TensorBoard is left out.*install tensorboard"),
-        (["wandb._WANDB"], {"wandb__enable": True}, r'Biases is left out.*pip install "rtdetr-tool\[wandb\]"'),
-        (["mlflow._MLFLOW"], {"mlflow__enable": True}, r'MLflow is left out.*pip install "rtdetr-tool\[mlflow\]"'),
+        (["tensorboard._TENSORBOARD", "tensorboard._TENSORBOARDX"], {}, "Skipping TensorBoard: .*install tensorboard"),
+        (["wandb._WANDB"], {"wandb__enable": True}, r'Skipping Weights & Biases: .*pip install "rtdetr-tool\[wandb\]"'),
+        (["mlflow._MLFLOW"], {"mlflow__enable": True}, r'Skipping MLflow: .*pip install "rtdetr-tool\[mlflow\]"'),
     ],
 )
-def test_a_logger_without_its_package_is_left_out_with_the_pip_command(
-    flags, changes, told, make_spec, monkeypatch, caplog, tmp_path
+def test_a_logger_without_its_package_is_skipped_with_the_pip_command(
+    flags, changes, message, make_spec, monkeypatch, caplog, tmp_path
 ):
     for flag in flags:
         place = "lightning_fabric" if flag.startswith("tensorboard") else "pytorch_lightning"
         monkeypatch.setattr(f"{place}.loggers.{flag}_AVAILABLE", RequirementCache("no-such-package-at-all"))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     loggers = build_loggers(make_spec(**changes), tmp_path)
-    assert "Table" in kinds(loggers) and len(loggers) == (2 if changes else 1)
+    assert "CsvTable" in kinds(loggers) and len(loggers) == (2 if changes else 1)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
-    assert re.search(told, caplog.text)
+    assert re.search(message, caplog.text)
 
 
-def test_weights_and_biases_without_a_login_is_left_out_and_it_is_said(make_spec, monkeypatch, caplog, tmp_path):
+def test_weights_and_biases_without_a_login_is_skipped(make_spec, monkeypatch, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "Table"]
-    assert "there is no login" in caplog.text
+    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "CsvTable"]
+    assert "not logged in" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("machine", "server", "wanted"),
+    ("machine", "server", "enabled"),
     [
         ("api.wandb.ai", None, True),
         ("api.forge.coreweave.com", None, True),
@@ -74,21 +74,21 @@ def test_weights_and_biases_without_a_login_is_left_out_and_it_is_said(make_spec
         ("api.wandb.ai", "https://wandb.example.org", False),
     ],
 )
-def test_a_login_to_the_server_in_use_is_found_in_netrc(machine, server, wanted, monkeypatch, tmp_path):
+def test_a_login_to_the_server_in_use_is_found_in_netrc(machine, server, enabled, monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     if server:
         monkeypatch.setenv("WANDB_BASE_URL", server)
     (tmp_path / "netrc").write_text(f"machine {machine}\n  login user\n  password {'k' * 40}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_wanted(WandbSpec()) is wanted
+    assert is_wandb_enabled(WandbSpec()) is enabled
 
 
 CALLS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
 
 class Failing(CSVLogger):
-    """A service of the user's own that goes away when `call` is called for the second time."""
+    """A user's logger that fails when `call` is called for the second time."""
 
     def __init__(self, call: str, **arguments):
         super().__init__(**arguments)
@@ -104,30 +104,30 @@ class Failing(CSVLogger):
 
 
 @pytest.mark.parametrize("call", ["log_metrics", "save", "finalize"])
-def test_a_service_that_fails_in_a_run_is_named_once_and_the_run_goes_on(make_spec, caplog, tmp_path, call):
+def test_a_failing_logger_is_reported_once_and_the_run_continues(make_spec, caplog, tmp_path, call):
     service = Failing(call, save_dir=tmp_path / "service")
     result = fit(make_spec(), log_every_n_steps=1, logger=[service])
     assert result.epochs == 1 and service.calls == (1 if call == "finalize" else 2)
     (record,) = (r for r in caplog.records if "host is gone" in r.message)
-    assert record.message == "Failing failed, the run goes on without it: https://***@host is gone"
+    assert record.message == "Failing failed, continuing without it: https://***@host is gone"
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_no_call_of_any_logger_raises(call, tmp_path):
+def test_no_method_of_a_guarded_logger_raises(call, tmp_path):
     class Broken(CSVLogger):
         pass
 
     setattr(Broken, call, lambda self, *arguments: 1 / 0)
-    (made,) = contained([Broken(tmp_path)])
-    assert getattr(made, call)({}) is None
-    assert contained([made]) == [made]
+    (guarded,) = guard_loggers([Broken(tmp_path)])
+    assert getattr(guarded, call)({}) is None
+    assert guard_loggers([guarded]) == [guarded]
 
 
-def test_a_logger_that_cannot_begin_is_left_out(make_spec, caplog, tmp_path):
+def test_a_logger_that_cannot_start_is_skipped(make_spec, caplog, tmp_path):
     (tmp_path / "logs").write_text("a file is in the way")
     result = fit(make_spec(), logger=[CSVLogger(tmp_path / "logs")])
     assert result.epochs == 1
-    assert "CSVLogger is left out, the run goes on without it" in caplog.text
+    assert "Skipping CSVLogger: " in caplog.text
 
 
 class Deleting(pl.Callback):
@@ -141,7 +141,7 @@ class Deleting(pl.Callback):
             shutil.rmtree(self.folder)
 
 
-def test_the_csv_file_is_begun_anew_when_its_folder_was_deleted(make_spec, caplog):
+def test_a_new_csv_file_is_started_when_its_folder_is_deleted(make_spec, caplog):
     spec = make_spec(train__tensorboard=False, train__num_epochs=3)
     folder = Path(spec.train.results_dir)
     result = fit(spec, log_every_n_steps=1, callbacks=[Deleting(folder / "csv_logs")])
@@ -151,7 +151,7 @@ def test_the_csv_file_is_begun_anew_when_its_folder_was_deleted(make_spec, caplo
     assert "failed" not in caplog.text
 
 
-def test_a_csv_file_that_somebody_else_has_written_ends_the_logger_and_not_the_run(make_spec, caplog):
+def test_an_overwritten_csv_file_stops_the_logger_but_not_the_run(make_spec, caplog):
     class Replacing(pl.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             (Path(trainer.loggers[0].log_dir) / "metrics.csv").write_text("other,columns\n1,2\n")
@@ -159,7 +159,7 @@ def test_a_csv_file_that_somebody_else_has_written_ends_the_logger_and_not_the_r
     spec = make_spec(train__tensorboard=False, train__num_epochs=3)
     result = fit(spec, log_every_n_steps=1, callbacks=[Replacing(), NewColumn()])
     assert result.epochs == 3
-    assert "The CSV file failed, the run goes on without it: dict contains fields not in fieldnames" in caplog.text
+    assert "The CSV file failed, continuing without it: dict contains fields not in fieldnames" in caplog.text
 
 
 class NewColumn(pl.Callback):
@@ -167,7 +167,7 @@ class NewColumn(pl.Callback):
         pl_module.log(f"column_{trainer.global_step}", 1.0)
 
 
-def test_a_tensorboard_folder_that_was_deleted_ends_no_run_and_shows_no_traceback(make_spec, caplog, capfd):
+def test_deleting_the_tensorboard_folder_neither_ends_the_run_nor_prints_a_traceback(make_spec, caplog, capfd):
     spec = make_spec(train__num_epochs=3)
     folder = Path(spec.train.results_dir)
     result = fit(spec, log_every_n_steps=1, callbacks=[Deleting(folder / "lightning_logs")])
@@ -175,13 +175,13 @@ def test_a_tensorboard_folder_that_was_deleted_ends_no_run_and_shows_no_tracebac
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_other_processes_than_the_first_have_no_services(make_spec, monkeypatch, tmp_path, caplog):
+def test_only_the_first_process_logs_to_services(make_spec, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("RANK", "1")
-    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoardLogger", "Table"]
+    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoardLogger", "CsvTable"]
     assert caplog.text == ""
 
 
-def test_mlflow_writes_to_the_spec_s_address_then_the_environment_s_then_the_results_folder(
+def test_mlflow_address_is_that_of_the_spec_then_the_environment_then_the_results_folder(
     make_spec, monkeypatch, tmp_path
 ):
     def address(**changes):
@@ -202,7 +202,7 @@ class TestRealMlflow:
         pytest.importorskip("alembic")
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def test_a_run_is_read_back_from_the_store_in_its_folder(self, make_spec, monkeypatch, tmp_path):
+    def test_a_run_can_be_read_from_the_store_in_its_folder(self, make_spec, monkeypatch, tmp_path):
         from mlflow import MlflowClient
 
         (tmp_path / "elsewhere").mkdir()
@@ -223,15 +223,15 @@ class TestRealMlflow:
         assert list((tmp_path / "elsewhere").iterdir()) == []
 
         again = make_spec(mlflow__enable=True, mlflow__run_id=run.info.run_id)
-        (service,) = (made for made in build_loggers(again, Path(spec.train.results_dir)) if isinstance(made, MLflow))
+        (service,) = (x for x in build_loggers(again, Path(spec.train.results_dir)) if isinstance(x, MLflow))
         service.log_metrics({"val_mAP": 0.5}, step=2)
         assert client.get_run(run.info.run_id).data.metrics["val_mAP"] == 0.5
 
-    def test_a_server_that_does_not_answer_is_named_without_its_password(
+    def test_an_unreachable_server_is_reported_without_its_password(
         self, make_spec, monkeypatch, caplog, tmp_path
     ):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         spec = make_spec(mlflow__enable=True, mlflow__tracking_uri=f"http://me:{SECRET}@127.0.0.1:9")
         assert "MLflow" not in kinds(build_loggers(spec, tmp_path))
-        assert "MLflow is left out" in caplog.text and "127.0.0.1" in caplog.text and SECRET not in caplog.text
+        assert "Skipping MLflow" in caplog.text and "127.0.0.1" in caplog.text and SECRET not in caplog.text
         assert SECRET not in os.environ.get("MLFLOW_TRACKING_URI", "")

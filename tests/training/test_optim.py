@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.training.optim."""
+"""Parameter groups, optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, paramete
 
 
 class _Named(nn.Module):
-    """The name patterns that matter, without the weight of a detector."""
+    """A small module with the names of a detector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,16 +38,16 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
     assert sorted(seen) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_the_backbone_group_holds_the_whole_backbone_at_its_own_rate():
+def test_the_backbone_group_has_the_whole_backbone_and_its_own_rate():
     model = _Named()
     groups = _groups(model)
-    held = {id(p) for name in ("backbone", "backbone_no_decay") for p in groups[name]["params"]}
-    assert held == {id(p) for p in model.backbone.parameters()}
+    grouped = {id(p) for name in ("backbone", "backbone_no_decay") for p in groups[name]["params"]}
+    assert grouped == {id(p) for p in model.backbone.parameters()}
     assert {groups[name]["lr"] for name in ("backbone", "backbone_no_decay")} == {1e-5}
     assert {group["lr"] for name, group in groups.items() if name.startswith("main")} == {1e-4}
 
 
-def test_norms_and_biases_get_no_weight_decay_whatever_they_are_called():
+def test_norms_and_biases_have_no_weight_decay_whatever_their_names():
     model = _Named()
     groups = _groups(model)
     undecayed = {id(p) for group in groups.values() if group["weight_decay"] == 0 for p in group["params"]}
@@ -57,7 +57,7 @@ def test_norms_and_biases_get_no_weight_decay_whatever_they_are_called():
     assert {group["weight_decay"] for name, group in groups.items() if not name.endswith("no_decay")} == {0.1}
 
 
-def test_named_linear_projections_get_the_multiplied_rate():
+def test_named_linear_projections_have_the_multiplied_rate():
     model = _Named()
     groups = _groups(model, lr_linear_proj_mult=0.1)
     assert groups["linear_proj"]["lr"] == pytest.approx(1e-5)
@@ -92,14 +92,14 @@ def test_fused_and_plain_optimizers_take_the_same_steps(name):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
 
 
-def test_nothing_to_train_is_said():
+def test_freezing_everything_is_refused():
     model = _Named().requires_grad_(False)
-    with pytest.raises(SpecError, match="nothing is left to train"):
+    with pytest.raises(SpecError, match="Nothing to train"):
         build_optimizer("AdamW", parameter_groups(model, lr=1, lr_backbone=1, weight_decay=0), momentum=0.9)
 
 
 def _rates(steps_per_epoch: int, epochs: int, **settings) -> list[list[float]]:
-    """Learning rates that each step of each epoch is taken with."""
+    """The learning rate of each step, by epoch."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     schedule = StagedSchedule(optimizer, **settings)
@@ -114,7 +114,7 @@ def _rates(steps_per_epoch: int, epochs: int, **settings) -> list[list[float]]:
     return rates
 
 
-def test_multistep_decays_at_the_named_epochs():
+def test_multistep_decays_at_its_milestones():
     rates = _rates(2, 5, kind="MultiStep", decay=0.1, milestones=[3, 1])
     assert rates == [pytest.approx([value] * 2) for value in (1, 0.1, 0.1, 0.01, 0.01)]
 
@@ -129,7 +129,7 @@ def test_warmup_is_linear_in_steps_across_epochs_and_multiplies_the_decay():
     assert rates == [pytest.approx([0.25, 0.5, 0.75]), pytest.approx([0.1, 0.1, 0.1]), pytest.approx([0.1, 0.1, 0.1])]
 
 
-def test_a_schedule_goes_on_from_its_state_and_takes_new_settings():
+def test_a_schedule_resumes_with_new_settings():
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     first = StagedSchedule(optimizer, warmup_steps=10)

@@ -1,4 +1,4 @@
-"""`train.pretrained_model_path` and `model.pretrained_backbone_path` with the files of others."""
+"""`train.pretrained_model_path` and `model.pretrained_backbone_path` with files of other programs."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def spec_for(path, classes=7, model=MODEL):
         (write_ours, "a checkpoint of this tool, averaged weights (EMA)"),
     ],
 )
-def test_a_detector_of_any_layout_gives_all_its_weights_and_is_named(weights, tmp_path, caplog, write, what):
+def test_all_weights_of_any_format_are_loaded_and_the_format_is_logged(weights, tmp_path, caplog, write, what):
     path = write(weights, tmp_path)
     detector = build_detector(MODEL, 7)
     with caplog.at_level(logging.INFO, "rtdetr_tool"):
         report = load_initial_weights(detector, spec_for(path), ())
     assert not (report.reinitialised or report.missing or report.unused)
-    assert f"is {what}" in caplog.text and "Not as in" not in caplog.text
+    assert f"is {what}" in caplog.text and "This run differs from that of" not in caplog.text
     assert f"Class rows were copied by position, because {path} has no class names" in caplog.text
     assert all(
         torch.equal(tensor, weights[name])
@@ -70,7 +70,7 @@ def test_a_detector_of_any_layout_gives_all_its_weights_and_is_named(weights, tm
     )
 
 
-def test_other_classes_start_the_class_heads_anew_and_nothing_else(weights, tmp_path, caplog):
+def test_only_class_heads_start_from_scratch_with_another_number_of_classes(weights, tmp_path, caplog):
     detector = build_detector(MODEL, 3)
     report = load_initial_weights(detector, spec_for(write_transformers(weights, tmp_path), classes=3), ())
     assert {name for name in report.reinitialised if name.endswith("weight")} == HEADS
@@ -78,21 +78,21 @@ def test_other_classes_start_the_class_heads_anew_and_nothing_else(weights, tmp_
     assert "has no class names and another number of class rows: 7, the model 3" in caplog.text
 
 
-def test_heads_that_split_the_same_tensors_otherwise_are_pointed_out(weights, tmp_path, caplog):
-    """TAO always samples 4 points, so that 48 rows are those of 4 heads, whatever the spec says."""
+def test_a_different_number_of_attention_heads_is_reported(weights, tmp_path, caplog):
+    """TAO always samples 4 points, so 48 rows belong to 4 heads, whatever the spec has."""
     model = dataclasses.replace(MODEL, nheads=2, num_points=[8])
     path = write_tao(weights, tmp_path)
     load_initial_weights(build_detector(model, 7), spec_for(path, model=model), ())
-    assert "Not as in" in caplog.text and "model.nheads is 2 in the spec, 4 in the checkpoint" in caplog.text
+    assert "This run differs from that of" in caplog.text and "model.nheads is 2 in the spec, 4 in" in caplog.text
 
 
-def test_weights_of_the_other_family_are_refused_by_its_name(weights, tmp_path):
+def test_weights_of_the_other_family_are_refused_with_its_name(weights, tmp_path):
     model = dataclasses.replace(MODEL, arch="rfdetr")
-    with pytest.raises(CheckpointError, match=r"is of model\.arch rtdetr, the spec of rfdetr.* Set model\.arch=rtdetr"):
+    with pytest.raises(CheckpointError, match=r"arch rtdetr, but the spec has rfdetr.* Set model\.arch=rtdetr"):
         load_initial_weights(torch.nn.Identity(), spec_for(write_tao(weights, tmp_path), model=model), ())
 
 
-def test_the_backbone_of_a_transformers_file_is_taken(weights, tmp_path):
+def test_the_backbone_of_a_transformers_file_is_loaded(weights, tmp_path):
     model = dataclasses.replace(MODEL, pretrained_backbone_path=str(write_transformers(weights, tmp_path)))
     detector = build_detector(model, 7)
     before = detector.decoder.enc_score_head.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""`model.pretrained_backbone_path` of an RF-DETR: DINOv2 as timm, transformers and Meta publish it, or an RF-DETR."""
+"""`model.pretrained_backbone_path` of an RF-DETR: DINOv2 from timm, transformers or Meta, or an RF-DETR."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def check_maps(backbone, network):
     images = torch.rand(1, 3, 56, 56)
     with torch.no_grad():
         expected = network.forward_intermediates((images - backbone.mean) / backbone.std, [2, 11], norm=True)[1]
-        found = backbone(images)
-    for ours, theirs in zip((found[0], found[-1]), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        maps = backbone(images)
+    for actual, reference in zip((maps[0], maps[-1]), expected, strict=True):
+        torch.testing.assert_close(actual, reference, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def check_maps(backbone, network):
         ("vit_small_patch14_reg4_dinov2", "dinov2_registers_windowed_small"),
     ],
 )
-def test_a_file_of_timm_gives_the_same_maps_as_timms_network(tmp_path, name, encoder):
+def test_a_timm_file_gives_the_feature_maps_of_the_timm_network(tmp_path, name, encoder):
     network = published(name)
     path = save_checkpoint(network.state_dict(), tmp_path / "dinov2.pth")
     backbone, report = loaded(spec_for(path, dataclasses.replace(SMALL, encoder=encoder)))
@@ -64,7 +64,7 @@ def test_a_file_of_timm_gives_the_same_maps_as_timms_network(tmp_path, name, enc
     check_maps(backbone, network)
 
 
-def test_metas_own_file_has_the_names_of_timm_and_a_mask_token(tmp_path):
+def test_a_file_of_meta_is_loaded_with_its_mask_token(tmp_path):
     network = published()
     path = save_checkpoint({**network.state_dict(), "mask_token": torch.ones(1, 384)}, tmp_path / "dinov2_vits14.pth")
     backbone, report = loaded(spec_for(path))
@@ -72,7 +72,7 @@ def test_metas_own_file_has_the_names_of_timm_and_a_mask_token(tmp_path):
     check_maps(backbone, network)
 
 
-def test_timms_tag_is_asked_of_timm(monkeypatch):
+def test_timm_is_asked_for_the_tag(monkeypatch):
     asked, network = [], published()
 
     def create(name, pretrained, num_classes):
@@ -87,7 +87,7 @@ def test_timms_tag_is_asked_of_timm(monkeypatch):
 
 
 def test_patches_and_positions_of_another_size_are_resampled(tmp_path):
-    """A picture twice as large gives a patch embedding of twice the size the same answer."""
+    """A patch embedding of twice the size gives the same output for an image twice as large."""
     network = published()
     with torch.no_grad():
         ramp = torch.linspace(-1, 1, 14)

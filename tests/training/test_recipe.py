@@ -1,6 +1,6 @@
-"""The training fields beyond TAO's, for both families: accumulation, layer decay, cosine, EMA with tau and the rest.
+"""Training fields that TAO does not have, for both families: accumulation, layer decay, cosine, EMA with tau, ...
 
-RF-DETR's formulas are held against its package (rfdetr 1.11) where it is installed.
+RF-DETR's formulas are compared with its package (rfdetr 1.11) if it is installed.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def tiny_vit(monkeypatch):
 
 
 @pytest.fixture
-def theirs(monkeypatch):
-    """Imports a module of RF-DETR's package; what it wants for COCO scores only is not needed here."""
+def reference(monkeypatch):
+    """Imports a module of RF-DETR's package, without its COCO evaluation."""
     for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
         monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
-    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="the package rfdetr is the judge")
+    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="needs the package rfdetr")
 
 
 class Steps(pl.Callback):
@@ -73,7 +73,7 @@ class Steps(pl.Callback):
 
 
 @both_families
-def test_both_families_train_validate_and_leave_a_checkpoint(family, tiny_vit, make_spec):
+def test_both_families_train_validate_and_save(family, tiny_vit, make_spec):
     result = fit(make_spec(**FAMILIES[family], train__enable_ema=True))
     term = "train_loss_vfl" if family == "rtdetr" else "train_loss_ce"
     assert result.metrics[term] > 0 and result.metrics["val_loss"] > 0
@@ -82,7 +82,7 @@ def test_both_families_train_validate_and_leave_a_checkpoint(family, tiny_vit, m
 
 
 @both_families
-def test_accumulated_batches_make_one_step_of_one_size_with_noise_of_their_own(family, tiny_vit, make_spec, tmp_path):
+def test_accumulated_batches_have_the_same_size_and_different_noise(family, tiny_vit, make_spec, tmp_path):
     """Eight images in batches of two: four steps, or one of four batches."""
     sizes, draws = [], []
 
@@ -107,8 +107,8 @@ def test_accumulated_batches_make_one_step_of_one_size_with_noise_of_their_own(f
     assert steps(1) == 4
 
 
-def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(theirs):
-    groups_of = theirs("training.param_groups").get_param_dict
+def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(reference):
+    groups_of = reference("training.param_groups").get_param_dict
     from rtdetr_tool.families.rfdetr.names import from_rfdetr
     from tests.parity.rfdetr_pair import build_ours, build_theirs
 
@@ -146,13 +146,13 @@ def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(theirs):
         ("timm/efficientnet_lite0", {"extractor.conv_stem.weight": 0, "extractor.blocks.6.0.conv_dw.weight": 16}),
     ],
 )  # fmt: skip
-def test_layers_are_numbered_from_the_stem_on(backbone, samples):
+def test_layers_are_numbered_from_the_stem(backbone, samples):
     numbers = layer_numbers(build_backbone(ModelSpec(backbone=backbone)))
     assert {name: numbers[name] for name in samples} == samples
     assert set(numbers.values()) == set(range(max(numbers.values()) + 1))
 
 
-def test_each_layer_of_a_timm_backbone_learns_by_the_factor_less_than_the_next(make_spec):
+def test_each_layer_of_a_backbone_is_slower_than_the_next_by_the_factor(make_spec):
     model = ModelSpec(backbone="resnet_18d", hidden_dim=32, nheads=4, feat_channels=[32, 32, 32], dec_layers=1)
     detector = build_detector(model, 3)
     groups = parameter_groups(
@@ -164,9 +164,9 @@ def test_each_layer_of_a_timm_backbone_learns_by_the_factor_less_than_the_next(m
 
 
 @pytest.mark.parametrize(("preset", "kind"), [("cosine", "Cosine"), ("step", "MultiStep")])
-def test_schedules_have_the_values_of_rfdetrs_package(preset, kind, theirs):
-    """But for the warm-up, whose first step has a rate of 0 there and of 1/8 here."""
-    module = theirs("training.module_model")
+def test_schedules_have_the_values_of_rfdetrs_package(preset, kind, reference):
+    """Except for the first warm-up step, which has a factor of 0 there and of 1/8 here."""
+    module = reference("training.module_model")
     config = argparse.Namespace(lr_scheduler=preset, lr_scheduler_kwargs={"min_factor": 0.1, "lr_drop": 3})
     their_optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     expect = module._build_managed_scheduler(their_optimizer, config, 50, 10, 8).lr_lambdas[0]
@@ -183,31 +183,31 @@ def test_schedules_have_the_values_of_rfdetrs_package(preset, kind, theirs):
 
 
 @pytest.mark.parametrize("tau", [100, 0])
-def test_the_decay_of_ema_grows_as_in_rfdetrs_package(tau, theirs):
-    judge = theirs("training.callbacks.ema").RFDETREMACallback(decay=0.993, tau=tau)
+def test_the_decay_of_ema_grows_as_in_rfdetrs_package(tau, reference):
+    judge = reference("training.callbacks.ema").RFDETREMACallback(decay=0.993, tau=tau)
     ours = ExponentialMovingAverage(decay=0.993, tau=tau)
     for update in (1, 2, 50, 1000):
         assert ours.decay_at(update) == pytest.approx(judge._effective_decay(update - 1))
 
 
 @pytest.mark.parametrize("variant", RFDETR_VARIANTS)
-def test_multi_scale_sizes_are_those_of_rfdetrs_package(variant, theirs):
-    scales = theirs("datasets.coco").compute_multi_scale_scales
+def test_multi_scale_sizes_are_those_of_rfdetrs_package(variant, reference):
+    scales = reference("datasets.coco").compute_multi_scale_scales
     row = RFDETR_VARIANTS[variant]
     expected = scales(row.resolution, True, row.patch_size, row.num_windows)
     assert default_sizes(RfdetrSpec(variant=variant))["multi_scales"] == expected
 
 
 @pytest.mark.parametrize("kind", ["early", "late", "early_linear"])
-def test_the_schedule_of_drop_path_is_that_of_rfdetrs_package(kind, theirs):
-    schedule = theirs("training.drop_schedule").drop_scheduler
+def test_the_schedule_of_drop_path_is_that_of_rfdetrs_package(kind, reference):
+    schedule = reference("training.drop_schedule").drop_scheduler
     mode, _, shape = kind.partition("_")
     expected = schedule(0.2, 5, 4, 3, mode, shape or "constant")
     ours = DropPathSchedule(kind, epochs=3)
     assert [0.2 * ours.factor(step, 4) for step in range(20)] == pytest.approx(expected.tolist())
 
 
-def test_a_run_that_does_not_get_better_stops_and_is_saved(make_spec):
+def test_early_stopping_ends_and_saves_a_run(make_spec):
     spec = make_spec(
         train__num_epochs=9, train__checkpoint_interval=9, train__early_stopping__enabled=True,
         train__early_stopping__patience=2, train__early_stopping__min_delta=1.0,
@@ -224,7 +224,7 @@ def test_patience_survives_resuming():
 
 
 @both_families
-def test_the_average_and_the_trained_weights_are_both_validated(family, tiny_vit, make_spec):
+def test_averaged_and_trained_weights_are_both_validated(family, tiny_vit, make_spec):
     changes = {**FAMILIES[family], "train__enable_ema": True, "train__optim__lr": 1e-2}
     result = fit(make_spec(**changes, train__ema__validate_both=True, train__ema__decay=1.0, train__ema__tau=0.0))
     alone = fit(make_spec(**changes, train__ema__validate_original_weights=True, train__ema__decay=1.0,
@@ -233,27 +233,27 @@ def test_the_average_and_the_trained_weights_are_both_validated(family, tiny_vit
     assert result.metrics["val_raw_F1"] == pytest.approx(alone.metrics["val_F1"])
 
 
-def test_validation_without_losses_and_with_each_classs_ap(make_spec):
+def test_validation_can_skip_losses_and_log_ap_per_class(make_spec):
     result = fit(make_spec(train__compute_val_loss=False, train__log_per_class_metrics=True))
     assert "val_loss" not in result.metrics
     assert {"val_AP/red", "val_AP/green"} <= set(result.metrics)
 
 
-def test_grids_show_the_first_batches_with_their_boxes(make_spec):
+def test_the_first_batches_are_saved_with_their_boxes(make_spec):
     spec = make_spec(train__save_dataset_grids=True)
     fit(spec)
     folder = Path(spec.train.results_dir, "dataset_grids")
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["train_batch0_grid.jpg", "train_batch1_grid.jpg", "val_batch0_grid.jpg"]
-    picture = np.asarray(Image.open(folder / "val_batch0_grid.jpg"))
-    assert picture.shape == (72, 208, 3)  # three images of 64 in a row, four pixels between
+    grid = np.asarray(Image.open(folder / "val_batch0_grid.jpg"))
+    assert grid.shape == (72, 208, 3)  # three images of 64 in a row, four pixels between
     assert json.loads(Path(spec.dataset.val_data_sources["json_file"]).read_text())["images"][0]["width"] == 64
-    assert math.isfinite(picture.std()) and picture.std() > 10
+    assert math.isfinite(grid.std()) and grid.std() > 10
 
 
 @both_families
-def test_the_better_of_the_two_kinds_of_weights_is_the_best_file(family, tiny_vit, make_spec):
-    """An average that never moves stays at its random start, so that the trained weights are at least as good."""
+def test_the_best_checkpoint_has_the_better_kind_of_weights(family, tiny_vit, make_spec):
+    """An average that never moves keeps the random weights, so the trained weights are at least as good."""
     spec = make_spec(
         **FAMILIES[family], train__enable_ema=True, train__ema__decay=1.0, train__ema__tau=0.0,
         train__ema__validate_both=True,
@@ -269,13 +269,13 @@ def test_the_better_of_the_two_kinds_of_weights_is_the_best_file(family, tiny_vi
     assert kinds["best"] == ("ema" if scores["val_mAP"] > scores["val_raw_mAP"] else "raw")
 
 
-@pytest.mark.parametrize(("room", "batches"), [(100, (8, 1)), (4, (4, 2)), (3, (2, 4))])
-def test_the_largest_batch_that_fits_is_taken_and_accumulated_to_the_wanted_one(room, batches, make_spec, monkeypatch):
+@pytest.mark.parametrize(("limit", "batches"), [(100, (8, 1)), (4, (4, 2)), (3, (2, 4))])
+def test_auto_uses_the_largest_batch_that_fits_and_accumulates(limit, batches, make_spec, monkeypatch):
     tried = []
 
     def fits(module, count, device):
         tried.append(module.compute_losses(auto_batch_size.trial_batch(module, count, device))["loss"].item())
-        return count <= room
+        return count <= limit
 
     monkeypatch.setattr(auto_batch_size, "_fits_cpu", fits)
     spec = make_spec(dataset__batch_size=0, train__effective_batch_size=8)
@@ -285,34 +285,34 @@ def test_the_largest_batch_that_fits_is_taken_and_accumulated_to_the_wanted_one(
     assert len(tried) >= 2
 
 
-def test_what_a_step_keeps_decides_on_a_cpu_and_the_trials_leave_no_trace(make_spec, monkeypatch):
+def test_auto_on_a_cpu_estimates_memory_without_changing_the_module(make_spec, monkeypatch):
     sizes = {"dataset__batch_size": 0, "dataset__augmentation__multi_scales": [32, 96]}
     spec = make_spec(model__dn_number=100, **sizes)  # as many queries as a trial has objects
     module = DetectorModule(spec, DetectionDataModule(spec).class_map)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     monkeypatch.setattr(auto_batch_size, "free_memory", lambda: 64 * 2**30)  # independent of the machine
-    roomy = auto_batch_size.settle_batch_size(spec, module)
+    roomy = auto_batch_size.resolve_batch_size(spec, module)
     assert (roomy.dataset.batch_size, roomy.train.grad_accum_steps) == (16, 1)
     weights = sum(tensor.nbytes for tensor in before.values())
     monkeypatch.setattr(auto_batch_size, "free_memory", lambda: 5 * weights + 200_000_000)
-    tight = auto_batch_size.settle_batch_size(spec, module)
+    tight = auto_batch_size.resolve_batch_size(spec, module)
     assert tight.dataset.batch_size * tight.train.grad_accum_steps >= 16 > tight.dataset.batch_size
     assert module.spec is spec
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     monkeypatch.setattr(auto_batch_size, "free_memory", lambda: 0)
     with pytest.raises(UserError, match="not even one image fits"):
-        auto_batch_size.settle_batch_size(spec, module)
+        auto_batch_size.resolve_batch_size(spec, module)
 
 
-def test_auto_is_for_training_only():
+def test_auto_is_only_for_training():
     assert read_spec(None, ["dataset.batch_size=auto"]).spec.dataset.batch_size == auto_batch_size.AUTO
-    with pytest.raises(SpecError, match="an integer of at least 1 or auto"):
+    with pytest.raises(SpecError, match=r"dataset\.batch_size: .*an integer of at least 1 or auto"):
         read_spec(None, ["dataset.batch_size=many"])
-    with pytest.raises(SpecError, match=r"evaluate\.batch_size: a value is missing"):
+    with pytest.raises(SpecError, match=r"evaluate\.batch_size: "):
         read_spec(None, ["dataset.batch_size=auto"], command="evaluate")
 
 
-def test_notes_are_in_the_checkpoint_and_are_those_of_its_graph(make_spec):
+def test_notes_are_in_checkpoint_and_graph(make_spec):
     from rtdetr_tool.commands.export import notes_of
     from rtdetr_tool.runtimes.open import OpenedDetector
 
@@ -333,6 +333,6 @@ def test_drop_path_reaches_the_blocks_of_a_backbone(backbone):
     assert max(rates(0.0), default=0.0) == 0.0
 
 
-def test_a_backbone_without_blocks_to_skip_says_so():
-    with pytest.raises(UserError, match="efficientvit_b0 has no blocks that could be skipped"):
+def test_drop_path_with_a_backbone_without_blocks_is_refused():
+    with pytest.raises(UserError, match="efficientvit_b0 has no blocks"):
         build_backbone(ModelSpec(backbone="efficientvit_b0", drop_path=0.1))

@@ -1,4 +1,4 @@
-"""The same command started again after a run that ended: finished, stopped early, or failed."""
+"""Running the same command again after a run that has finished, stopped early or failed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestAfterEarlyStopping:
             assert (again.best_score, again.best_epoch) == (first.best_score, first.best_epoch)
             assert again.latest_path == first.latest_path
 
-    def test_more_patience_or_none_needed_trains_on(self, make_spec, tmp_path):
+    def test_more_patience_or_disabling_it_continues_training(self, make_spec, tmp_path):
         fit(make_spec(**STOPPING, train__results_dir=str(tmp_path)))
         more = {**STOPPING, "train__early_stopping__patience": 2}
         fit(make_spec(**more, train__results_dir=str(tmp_path)))
@@ -47,17 +47,17 @@ class TestAfterEarlyStopping:
 
 
 @pytest.mark.parametrize("done", [2, 3])
-def test_fewer_epochs_than_are_done_is_refused_before_anything_is_written(make_spec, tmp_path, done):
+def test_fewer_epochs_than_the_checkpoint_has_are_refused(make_spec, tmp_path, done):
     changes = {"train__results_dir": str(tmp_path), "train__tensorboard": False}
     fit(make_spec(**changes, train__num_epochs=done))
     before = checkpoints(tmp_path)
-    message = rf"model_epoch_00{done - 1}.pth has {done} epochs of training behind it, train.num_epochs is 1: .*Raise"
+    message = rf"model_epoch_00{done - 1}\.pth was trained for {done} epochs.* train\.num_epochs is 1.*Raise train"
     with pytest.raises(CheckpointError, match=message):
         fit(make_spec(**changes, train__num_epochs=1))
     assert checkpoints(tmp_path) == before
 
 
-def test_the_same_number_of_epochs_is_a_finished_run(make_spec, tmp_path, caplog):
+def test_a_run_with_all_its_epochs_is_finished(make_spec, tmp_path, caplog):
     spec = make_spec(train__results_dir=str(tmp_path), train__tensorboard=False)
     first = fit(spec)
     assert fit(spec).latest_path == first.latest_path
@@ -65,13 +65,13 @@ def test_the_same_number_of_epochs_is_a_finished_run(make_spec, tmp_path, caplog
 
 
 class Failure(pl.Callback):
-    """An exception of a kind that nobody foresees, in one hook of one epoch and batch."""
+    """Raises an unexpected exception in one hook of one epoch and batch."""
 
     def __init__(self, hook: str, epoch: int, batch: int) -> None:
-        self.place = (hook, epoch, batch)
+        self.position = (hook, epoch, batch)
 
-    def _at(self, *place):
-        if place == self.place:
+    def _at(self, *position):
+        if position == self.position:
             raise ValueError("something broke")
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -91,22 +91,22 @@ EXACT = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    made: dict[str, dict] = {}
+def uninterrupted(tmp_path_factory):
+    weights: dict[str, dict] = {}
 
     def state(make_spec):
-        if not made:
-            folder = tmp_path_factory.mktemp("whole")
+        if not weights:
+            folder = tmp_path_factory.mktemp("uninterrupted")
             fit(make_spec(**EXACT, train__results_dir=str(folder)), logger=False)
-            made.update(load_checkpoint(folder / "model_epoch_001-EMA.pth")["state_dict"])
-        return made
+            weights.update(load_checkpoint(folder / "model_epoch_001-EMA.pth")["state_dict"])
+        return weights
 
     return state
 
 
 class TestAfterAnException:
     @pytest.mark.parametrize(
-        ("place", "saved"),
+        ("position", "saved"),
         [
             (("train", 0, 2), "model_epoch_000_step_00002-EMA.pth"),
             (("train", 1, 0), "model_epoch_001_step_00004-EMA.pth"),
@@ -114,18 +114,18 @@ class TestAfterAnException:
             pytest.param(("train_end", 0, 2), "model_epoch_000_step_00003-EMA.pth", marks=pytest.mark.slow),
         ],
     )
-    def test_what_was_trained_is_saved_and_resumes_exactly(
-        self, make_spec, tmp_path, caplog, whole, place, saved
+    def test_the_state_is_saved_and_resumes_exactly(
+        self, make_spec, tmp_path, caplog, uninterrupted, position, saved
     ):
         spec = make_spec(**EXACT, train__results_dir=str(tmp_path))
         with pytest.raises(ValueError, match="something broke"):
-            fit(spec, logger=False, callbacks=[Failure(*place)])
+            fit(spec, logger=False, callbacks=[Failure(*position)])
         assert os.readlink(tmp_path / LATEST) == saved
         assert f"saved in {tmp_path / saved}" in caplog.text
         assert fit(spec, logger=False).resumed_from == tmp_path / saved
         ended = load_checkpoint(tmp_path / "model_epoch_001-EMA.pth")["state_dict"]
-        wanted = whole(make_spec)
-        assert [name for name, tensor in wanted.items() if not tensor.equal(ended[name])] == []
+        expected = uninterrupted(make_spec)
+        assert [name for name, tensor in expected.items() if not tensor.equal(ended[name])] == []
 
     def test_nothing_is_saved_before_the_first_step(self, make_spec, tmp_path):
         spec = make_spec(**EXACT, train__results_dir=str(tmp_path))
@@ -133,12 +133,12 @@ class TestAfterAnException:
             fit(spec, logger=False, callbacks=[Failure("train", 0, 0)])
         assert checkpoints(tmp_path) == []
 
-    def test_weights_that_are_not_finite_are_not_saved(self, make_spec, tmp_path):
-        class Spoiled(pl.Callback):
+    def test_non_finite_weights_are_not_saved(self, make_spec, tmp_path):
+        class NanWeights(pl.Callback):
             def on_train_batch_end(self, trainer, pl_module, *args):
                 next(pl_module.parameters()).data.fill_(float("nan"))
 
         spec = make_spec(**EXACT, train__results_dir=str(tmp_path))
-        with pytest.raises(RtdetrError, match="nothing is saved"):
-            fit(spec, logger=False, callbacks=[Spoiled()])
+        with pytest.raises(RtdetrError, match="no checkpoint was saved"):
+            fit(spec, logger=False, callbacks=[NanWeights()])
         assert checkpoints(tmp_path) == []

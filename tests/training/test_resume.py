@@ -1,4 +1,4 @@
-"""A run that was ended anywhere and started again ends with what an unbroken one has, bit for bit."""
+"""A run that is interrupted anywhere and resumed ends with the same state as an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.errors import Preempted
 from rtdetr_tool.training.checkpointing import LATEST, find_resume_path, remove_unfinished
 from rtdetr_tool.training.fit import fit as fit_and_log
 
-CHANGES = {  # four steps an epoch; everything random is on
+CHANGES = {  # four steps an epoch; all random features are on
     "dataset__batch_size": 2, "train__num_epochs": 3, "train__enable_ema": True, "train__optim__warmup_steps": 5,
     "train__optim__lr": 1e-3, "train__optim__lr_steps": [2], "dataset__augmentation__multi_scales": [32, 64],
     "dataset__augmentation__distortion_prob": 0.8, "dataset__augmentation__iou_crop_prob": 0.8,
@@ -88,17 +88,17 @@ def assert_same_end(whole: Path, broken: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The folder of an unbroken run and what it logged; made once."""
-    made = {}
+def uninterrupted(tmp_path_factory):
+    """The folder and the logged losses of an uninterrupted run, which runs once."""
+    result = {}
 
     def run(make_spec):
-        if not made:
-            folder = tmp_path_factory.mktemp("unbroken")
+        if not result:
+            folder = tmp_path_factory.mktemp("uninterrupted")
             logged = Logged()
             fit(make_spec(**CHANGES, train__results_dir=str(folder)), callbacks=[logged])
-            made.update(folder=folder, epochs=logged.epochs)
-        return made["folder"], made["epochs"]
+            result.update(folder=folder, epochs=logged.epochs)
+        return result["folder"], result["epochs"]
 
     return run
 
@@ -121,42 +121,42 @@ def unbroken(tmp_path_factory):
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_signal_saves_at_once_and_the_same_command_ends_as_an_unbroken_run(
-    make_spec, tmp_path, unbroken, where, saved
+def test_a_run_ended_by_a_signal_resumes_exactly(
+    make_spec, tmp_path, uninterrupted, where, saved
 ):
-    whole, wanted = unbroken(make_spec)
+    whole, expected = uninterrupted(make_spec)
     spec = make_spec(**CHANGES, train__results_dir=str(tmp_path / "broken"), dataset__workers=int(where[1] == 1))
     before, logged = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}, Logged()
-    with pytest.raises(Preempted, match=r"ended by SIG.* after saving .*start the same command again"):
+    with pytest.raises(Preempted, match=r"ended by SIG.* after saving .*run the same command again"):
         number = signal.SIGUSR1 if where[0] == "epoch_end" else signal.SIGTERM
         fit(spec, callbacks=[Signal(*where, number=number), logged])
     assert {n: signal.getsignal(n) for n in before} == before
     folder = Path(spec.train.results_dir)
     assert os.readlink(folder / LATEST) == saved
-    torch.manual_seed(99)  # whatever the state of the process, only the file counts
+    torch.manual_seed(99)  # the random state of the process must not matter
     result = fit(spec, callbacks=[logged])
     assert result.resumed_from == folder / saved and result.epochs == 3
     for name in ("model_epoch_002.pth", "model_epoch_002-EMA.pth"):
         assert_same_end(whole, folder, name)
-    assert logged.epochs == wanted
+    assert logged.epochs == expected
 
 
-def test_steps_are_resumed_exactly_after_a_kill_between_them(make_spec, tmp_path, unbroken):
-    whole, wanted = unbroken(make_spec)
+def test_a_run_killed_between_checkpoints_of_steps_resumes_exactly(make_spec, tmp_path, uninterrupted):
+    whole, expected = uninterrupted(make_spec)
 
-    class Killed(pl.Callback):
+    class Kill(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.global_step == 7:  # files of steps 3 and 6 are there
+            if trainer.global_step == 7:  # the checkpoints of steps 3 and 6 exist
                 raise KeyboardInterrupt
 
     changes = {**CHANGES, "train__checkpoint_interval": 3, "train__checkpoint_interval_unit": "step"}
     spec, logged = make_spec(**changes, train__results_dir=str(tmp_path / "broken")), Logged()
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(spec, callbacks=[Killed(), logged])
+        fit(spec, callbacks=[Kill(), logged])
     result = fit(spec, callbacks=[logged])
     assert result.resumed_from.name == "model_epoch_001_step_00006-EMA.pth"
     assert_same_end(whole, Path(spec.train.results_dir), "model_epoch_002-EMA.pth")
-    assert logged.epochs == wanted
+    assert logged.epochs == expected
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_a_signal_waits_for_the_end_of_an_accumulation(make_spec, tmp_path):
     assert_same_end(tmp_path / "whole", tmp_path / "broken", "model_epoch_002-EMA.pth")
 
 
-def test_another_batch_size_goes_on_after_the_images_that_were_seen(make_spec, tmp_path, caplog):
+def test_resuming_with_another_batch_size_repeats_part_of_a_batch_with_a_warning(make_spec, tmp_path, caplog):
     spec = make_spec(**{**CHANGES, "train__num_epochs": 1}, train__results_dir=str(tmp_path / "run"))
     with pytest.raises(Preempted):
         fit(spec, callbacks=[Signal("batch_start", 0, 2)])  # after 3 batches of 2 images, of 8
@@ -185,10 +185,10 @@ def test_another_batch_size_goes_on_after_the_images_that_were_seen(make_spec, t
     changes = {**CHANGES, "train__num_epochs": 1, "dataset__batch_size": 4}
     fit(make_spec(**changes, train__results_dir=str(tmp_path / "run")), callbacks=[Seen()])
     assert Seen.sizes == [4]
-    assert "2 images are seen twice in this epoch" in caplog.text
+    assert "this epoch repeats 2 images" in caplog.text
 
 
-def test_a_link_that_leads_nowhere_falls_back_to_the_newest_file(tmp_path, caplog):
+def test_a_dangling_link_falls_back_to_the_newest_checkpoint(tmp_path, caplog):
     assert find_resume_path(tmp_path) is None
     for name in ("model_epoch_001.pth", "model_epoch_002_step_00010.pth", "model_epoch_002_step_00009-EMA.pth",
                  "model_epoch_002_step_00010-EMA.pth", "model_epoch_x.pth"):  # fmt: skip
@@ -197,10 +197,10 @@ def test_a_link_that_leads_nowhere_falls_back_to_the_newest_file(tmp_path, caplo
     (tmp_path / "model_epoch_002.pth").touch()
     (tmp_path / LATEST).symlink_to("model_epoch_007.pth")
     assert find_resume_path(tmp_path).name == "model_epoch_002.pth"
-    assert "leads nowhere" in caplog.text
+    assert "dangling link" in caplog.text
 
 
-def test_what_a_killed_run_had_not_finished_is_removed_and_nothing_else(tmp_path):
+def test_only_unfinished_files_of_a_killed_run_are_removed(tmp_path):
     leftovers = [".model_epoch_003.ab.pth", ".model_epoch_003_step_00010-EMA.x_y.pth", ".rtdetr_model_latest.pth.7.tmp",
                  ".status.ql4_tp1.json", ".experiment.a8.yaml"]  # fmt: skip
     kept = ["model_epoch_003.pth", ".status.json.reserve", ".notes.pth", ".run.lock", "rtdetr_model_best.pth"]

@@ -1,4 +1,4 @@
-"""The numbers of a resumed run are logged at the steps at which an unbroken run logs them."""
+"""A resumed run logs the same numbers at the same steps as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ CHANGES = {"dataset__batch_size": 2, "train__num_epochs": 3, "train__tensorboard
 
 
 def rows_of(folder: Path) -> dict[tuple[int, str], str]:
-    """Value by step and column, of all CSV files of a run; a value that is logged twice must not change."""
-    found: dict[tuple[int, str], str] = {}
+    """Value by step and column from all CSV files of a run. A value that is logged twice must be the same."""
+    rows: dict[tuple[int, str], str] = {}
     for file in sorted(folder.glob("csv_logs/version_*/metrics.csv")):
         for row in csv.DictReader(file.open()):
             for name, value in row.items():
                 if value and name != "step":
                     key = (int(row["step"]), name)
-                    assert found.setdefault(key, value) == value, key
-    return found
+                    assert rows.setdefault(key, value) == value, key
+    return rows
 
 
 class Stop(pl.Callback):
     def __init__(self, hook: str, epoch: int, batch: int) -> None:
-        self.place = (hook, epoch, batch)
+        self.position = (hook, epoch, batch)
 
-    def _at(self, *place):
-        if place == self.place:
+    def _at(self, *position):
+        if position == self.position:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -50,33 +50,32 @@ class Stop(pl.Callback):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    made: dict[str, dict] = {}
+def uninterrupted(tmp_path_factory):
+    result: dict[str, dict] = {}
 
     def rows(make_spec):
-        if not made:
-            folder = tmp_path_factory.mktemp("unbroken")
+        if not result:
+            folder = tmp_path_factory.mktemp("uninterrupted")
             fit(make_spec(**CHANGES, train__results_dir=str(folder)), log_every_n_steps=1)
-            made["rows"] = rows_of(folder)
-        return made["rows"]
+            result["rows"] = rows_of(folder)
+        return result["rows"]
 
     return rows
 
 
 @pytest.mark.parametrize(
-    "place",
+    "position",
     [
         ("train", 1, 3),
         ("validation", 0, 0),
         ("epoch_end", 0, 0),
-        *(pytest.param(place, marks=pytest.mark.slow) for place in (("train", 1, 0), ("train", 1, 2))),
+        *(pytest.param(position, marks=pytest.mark.slow) for position in (("train", 1, 0), ("train", 1, 2))),
         pytest.param(("epoch_start", 1, 0), marks=pytest.mark.slow),
     ],
 )
-def test_rows_of_a_resumed_run_are_those_of_an_unbroken_one(make_spec, tmp_path, unbroken, place):
+def test_a_resumed_run_logs_the_rows_of_an_uninterrupted_one(make_spec, tmp_path, uninterrupted, position):
     spec = make_spec(**CHANGES, train__results_dir=str(tmp_path))
     with pytest.raises(Preempted):
-        fit(spec, log_every_n_steps=1, callbacks=[Stop(*place)])
+        fit(spec, log_every_n_steps=1, callbacks=[Stop(*position)])
     fit(spec, log_every_n_steps=1)
-    wanted, found = unbroken(make_spec), rows_of(tmp_path)
-    assert {key: wanted.get(key) for key in wanted | found} == {key: found.get(key) for key in wanted | found}
+    assert rows_of(tmp_path) == uninterrupted(make_spec)

@@ -1,4 +1,4 @@
-"""RF-DETR checkpoints of Roboflow's own training loops become ones that a run here can go on from."""
+"""RF-DETR checkpoints of Roboflow's training loops are converted to resumable ones."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_weights_classes_and_epoch_are_kept(network, old, tmp_path):
         assert torch.equal(new["state_dict"][f"model.model.{name}"], tensor), name
 
 
-def test_a_trainer_reads_the_old_file_as_the_new_one(old, tmp_path):
+def test_the_original_file_is_read_like_the_converted_one(old, tmp_path):
     convert_legacy_checkpoint(old, tmp_path / "new.ckpt")
-    read = [SafeCheckpointIO().load_checkpoint(path) for path in (old, tmp_path / "new.ckpt")]
-    assert set(read[0]) == set(read[1]) and read[0]["loops"] == read[1]["loops"]
+    payloads = [SafeCheckpointIO().load_checkpoint(path) for path in (old, tmp_path / "new.ckpt")]
+    assert set(payloads[0]) == set(payloads[1]) and payloads[0]["loops"] == payloads[1]["loops"]
 
 
-def test_another_file_is_refused_with_what_to_do(network, tmp_path):
+def test_another_file_is_refused_with_advice(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match=r"a detector's weights, not an RF-DETR.*train.pretrained_model_path"):
         convert_legacy_checkpoint(tmp_path / "bare.pth", tmp_path / "new.ckpt")

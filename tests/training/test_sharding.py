@@ -1,4 +1,4 @@
-"""Sharded strategies: what cannot work with them is left out of the trainer, and it is said why."""
+"""Sharded strategies: callbacks that do not work with them are skipped with a warning."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from rtdetr_tool.errors import CheckpointError, SpecError
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage, average_of
+from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.callbacks.preemption import PreemptionSave
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint, SafeCheckpointIO
+from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, sharding_of
 from rtdetr_tool.training.trainer import build_trainer, built_in_callbacks
 
-FOLDERS = (PeriodicCheckpoint, PreemptionSave)  # need files
+FOLDERS = (PeriodicCheckpoint, PreemptionSave)  # need checkpoint files
 
 
 def kinds(callbacks):
@@ -30,49 +31,49 @@ def kinds(callbacks):
         (SafeFSDP(), "fsdp"), (FSDPStrategy(), "fsdp"), ("ddp", None), ("auto", None), (DDPStrategy(), None),
     ],
 )  # fmt: skip
-def test_a_sharded_strategy_is_known_by_name_and_by_object(strategy, sharding):
+def test_sharded_strategies_are_recognized_by_name_and_by_object(strategy, sharding):
     assert sharding_of(strategy) == sharding
 
 
-def test_a_trainer_with_fsdp_keeps_no_average_and_says_so_once(make_spec, caplog):
+def test_fsdp_skips_ema_with_one_warning(make_spec, caplog):
     spec = make_spec(train__enable_ema=True)
     plain, shared = build_trainer(spec, logger=False), build_trainer(spec, logger=False, strategy=SafeFSDP())
     assert isinstance(shared.strategy, FSDPStrategy)
     assert kinds(plain.callbacks) - kinds(shared.callbacks) == {ExponentialMovingAverage}
-    said = [record.getMessage() for record in caplog.records if record.name == "rtdetr_tool.training.sharding"]
-    assert len(said) == 1
-    assert said[0].startswith("ExponentialMovingAverage is left out with fsdp: no process holds whole weights")
+    messages = [record.getMessage() for record in caplog.records if record.name == "rtdetr_tool.training.sharding"]
+    assert len(messages) == 1
+    assert messages[0].startswith("Skipping ExponentialMovingAverage with fsdp: no process has the whole weights")
     assert shared.gradient_clip_val == spec.train.clip_grad_norm  # FSDP clips by the norm of all shards
 
 
-def test_fsdp_by_name_asks_for_gpus_before_anything_is_built(make_spec):
-    with pytest.raises(SpecError, match="fsdp needs GPUs"):
+def test_fsdp_without_gpus_is_refused(make_spec):
+    with pytest.raises(SpecError, match="fsdp is not supported on CPUs; use ddp"):
         build_trainer(make_spec(), strategy="fsdp")
 
 
-def test_a_callback_of_the_user_that_cannot_work_is_left_out_too(make_spec, caplog):
-    own = ExponentialMovingAverage(0.9)
-    trainer = build_trainer(make_spec(), logger=False, strategy=SafeFSDP(), callbacks=[own])
-    assert average_of(trainer) is None and "is left out with fsdp" in caplog.text
+def test_unsupported_user_callbacks_are_skipped_too(make_spec, caplog):
+    callback = ExponentialMovingAverage(0.9)
+    trainer = build_trainer(make_spec(), logger=False, strategy=SafeFSDP(), callbacks=[callback])
+    assert average_of(trainer) is None and "with fsdp" in caplog.text
 
 
 @pytest.mark.parametrize("strategy", ["deepspeed_stage_2", SafeFSDP(state_dict_type="sharded")])
-def test_checkpoints_in_folders_are_left_to_lightning(make_spec, tmp_path, caplog, strategy):
+def test_checkpoints_in_folders_are_written_by_lightning(make_spec, tmp_path, caplog, strategy):
     callbacks = built_in_callbacks(make_spec(train__enable_ema=True), tmp_path)
     kept = callbacks_for(strategy, callbacks)
     assert kinds(callbacks) - kinds(kept) == {ExponentialMovingAverage, *FOLDERS}
-    assert caplog.text.count("checkpoints are folders in a form of its own; Lightning's ModelCheckpoint") == 2
-    if not isinstance(strategy, str):  # that DeepSpeed is asked for without the package is said by Lightning
+    assert caplog.text.count("checkpoints are folders in a format of its own; use Lightning's ModelCheckpoint") == 2
+    if not isinstance(strategy, str):  # DeepSpeed itself is not installed
         trainer = build_trainer(make_spec(), logger=False, strategy=strategy)
         assert ModelCheckpoint in kinds(trainer.callbacks) and not kinds(trainer.callbacks) & set(FOLDERS)
 
 
-def test_deepspeed_cannot_leave_steps_out(make_spec):
-    with pytest.raises(SpecError, match=r"non_finite_loss skip does not work with DeepSpeed.*use stop"):
+def test_deepspeed_cannot_skip_steps(make_spec):
+    with pytest.raises(SpecError, match=r"train\.non_finite_loss: skip is not supported by DeepSpeed.*use stop"):
         build_trainer(make_spec(train__non_finite_loss="skip"), strategy="deepspeed")
 
 
-def test_weight_decay_falls_on_the_same_weights_when_they_are_in_shards(make_spec):
+def test_weight_decay_applies_to_the_same_weights_when_sharded(make_spec):
     def groups(module):
         names = {id(parameter): name for name, parameter in module.detector.named_parameters()}
         return {group["name"]: [names[id(p)] for p in group["params"]] for group in module.parameter_groups()}
@@ -80,7 +81,7 @@ def test_weight_decay_falls_on_the_same_weights_when_they_are_in_shards(make_spe
     spec = make_spec()
     module = DetectorModule(spec, DetectionDataModule(spec).class_map)
     whole = groups(module)
-    for parameter in module.parameters():  # a process with FSDP holds a flat piece of each
+    for parameter in module.parameters():  # with FSDP, a process has a flat part of each
         parameter.data = parameter.data.flatten()[: parameter.numel() // 2]
     assert groups(module) == whole
     assert {name for name in whole if not name.endswith("no_decay")} == {"backbone", "main", "linear_proj"}
@@ -91,7 +92,7 @@ class Code:
         return print, ("this must not run",)
 
 
-def test_fsdp_reads_no_checkpoint_that_could_run_code(tmp_path):
+def test_fsdp_refuses_checkpoints_that_could_run_code(tmp_path):
     strategy = SafeFSDP(checkpoint_io=SafeCheckpointIO())
     torch.save({"state_dict": {}, "code": Code()}, tmp_path / "bad.pth")
     with pytest.raises(CheckpointError):

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: named, kept from the weights, and answered as the spec says."""
+"""Non-finite losses and gradients are reported, do not reach the weights, and stop the run or are skipped."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CHANGES = {
 }  # fmt: skip
 
 
-class Spoil(pl.Callback):
-    """Makes the images of some steps not finite, after augmentation."""
+class NanImages(pl.Callback):
+    """Makes the images of some steps non-finite after augmentation."""
 
     def __init__(self, *steps: int) -> None:
         self.steps = steps
@@ -36,8 +36,8 @@ class Spoil(pl.Callback):
         )
 
 
-class SpoilGradient(pl.Callback):
-    """Makes one gradient of some steps infinite, after the loss was found to be finite."""
+class InfiniteGradient(pl.Callback):
+    """Makes one gradient of some steps infinite after a finite loss."""
 
     def __init__(self, *steps: int) -> None:
         self.steps = steps
@@ -54,9 +54,9 @@ class Weights(pl.Callback):
         self.before, self.after = [], []
 
     def _state(self, trainer, pl_module):
-        own = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+        tensors = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
         states = trainer.optimizers[0].state_dict()["state"]
-        return own | {f"{i}.{k}": torch.as_tensor(v).clone() for i, s in states.items() for k, v in s.items()}
+        return tensors | {f"{i}.{k}": torch.as_tensor(v).clone() for i, s in states.items() for k, v in s.items()}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.before.append(self._state(trainer, pl_module))
@@ -66,7 +66,7 @@ class Weights(pl.Callback):
 
 
 def unchanged(weights: Weights) -> list[int]:
-    """Steps that left everything as it was."""
+    """Steps that did not change anything."""
     pairs = list(zip(weights.before, weights.after, strict=True))
     return [i for i, (a, b) in enumerate(pairs) if a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)]
 
@@ -78,64 +78,64 @@ def all_finite(path: Path) -> bool:
     return all(torch.isfinite(tensor).all() for tensor in tensors)
 
 
-@pytest.mark.parametrize("spoil", [Spoil, SpoilGradient])
-def test_a_run_stops_by_default_and_says_what_is_needed_to_find_the_cause(make_spec, spoil):
+@pytest.mark.parametrize("fault", [NanImages, InfiniteGradient])
+def test_a_run_stops_by_default_with_what_is_needed_to_find_the_cause(make_spec, fault):
     spec, folder = make_spec(**CHANGES), None
     with pytest.raises(RtdetrError) as raised:
-        fit(spec, callbacks=[spoil(5)], logger=False)
+        fit(spec, callbacks=[fault(5)], logger=False)
     message, folder = str(raised.value), Path(spec.train.results_dir)
-    what = "loss" if spoil is Spoil else "gradient"
+    what = "loss" if fault is NanImages else "gradient"
     assert message.startswith(f"The {what} of step 5 (epoch 1) is not finite: loss ")
     assert len(re.findall(r"\d \(/\S+\.png\)", message)) == 2
     assert "largest logit " in message and "largest box value " in message and "main 0.001" in message
     assert "train.optim.lr" in message and "train.non_finite_loss: skip" in message
-    assert (" not finite), " in message) == (spoil is Spoil)
-    saved = "model_epoch_001_step_00005-EMA.pth" if spoil is Spoil else "model_epoch_001_step_00006-EMA.pth"
+    assert (" not finite), " in message) == (fault is NanImages)
+    saved = "model_epoch_001_step_00005-EMA.pth" if fault is NanImages else "model_epoch_001_step_00006-EMA.pth"
     assert f"saved in {folder / saved}" in message and os.readlink(folder / LATEST) == saved
     assert all(all_finite(file) for file in folder.glob("model_*.pth"))
 
 
-def test_a_stopped_run_goes_on_where_it_stopped(make_spec, tmp_path):
+def test_a_stopped_run_resumes_where_it_stopped(make_spec, tmp_path):
     whole = make_spec(**CHANGES, train__results_dir=str(tmp_path / "whole"))
     fit(whole, logger=False)
     spec = make_spec(**CHANGES)
     with pytest.raises(RtdetrError):
-        fit(spec, callbacks=[Spoil(5)], logger=False)
+        fit(spec, callbacks=[NanImages(5)], logger=False)
     fit(spec, logger=False)
     a, b = (load_checkpoint(Path(s.train.results_dir, "model_epoch_001.pth"))["state_dict"] for s in (whole, spec))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("spoil", [Spoil, SpoilGradient])
-def test_skipping_leaves_weights_statistics_and_optimizer_untouched_and_counts(make_spec, caplog, spoil):
+@pytest.mark.parametrize("fault", [NanImages, InfiniteGradient])
+def test_skipped_steps_leave_the_state_unchanged_and_are_counted(make_spec, caplog, fault):
     caplog.set_level(logging.INFO)
     weights = Weights()
     spec = make_spec(**CHANGES, train__non_finite_loss="skip")
-    result = fit(spec, callbacks=[spoil(2, 4, 6), weights], logger=False)
+    result = fit(spec, callbacks=[fault(2, 4, 6), weights], logger=False)
     assert result.epochs == 2 and torch.isfinite(torch.tensor(result.metrics["train_loss"]))
     same = unchanged(weights)
-    if spoil is Spoil:
+    if fault is NanImages:
         assert same == [2, 4, 6]
-    else:  # the statistics have moved: the forward pass was right
+    else:  # statistics change, because the forward pass was finite
         learned = [n for n in weights.before[3] if "running" not in n and "num_batches" not in n]
         frozen = [i for i in range(8) if all(
             n in weights.before[i] and torch.equal(weights.before[i][n], weights.after[i][n]) for n in learned
         )]  # fmt: skip
         assert frozen == [2, 4, 6]
-    assert "The step is left out (train.non_finite_loss: skip); 3 so far" in caplog.text
-    assert "3 steps left out since the start" in caplog.text
+    assert "Skipping this step (train.non_finite_loss: skip); 3 skipped so far" in caplog.text
+    assert "3 steps skipped since the start" in caplog.text
     assert all(all_finite(file) for file in Path(spec.train.results_dir).glob("model_*.pth"))
 
 
-def test_a_run_that_only_skips_stops(make_spec, monkeypatch):
-    monkeypatch.setattr(step_guard, "MOST_IN_A_ROW", 3)
+def test_a_run_stops_after_too_many_skipped_steps(make_spec, monkeypatch):
+    monkeypatch.setattr(step_guard, "MAX_SKIPPED_IN_A_ROW", 3)
     spec = make_spec(**CHANGES, train__non_finite_loss="skip")
-    with pytest.raises(RtdetrError, match=r"step 4 .*3 steps in a row were left out"):
-        fit(spec, callbacks=[Spoil(*range(2, 100))], logger=False)
+    with pytest.raises(RtdetrError, match=r"step 4 .*3 steps in a row were skipped"):
+        fit(spec, callbacks=[NanImages(*range(2, 100))], logger=False)
 
 
-def test_the_first_step_of_all_may_be_the_bad_one(make_spec):
+def test_the_first_step_may_be_non_finite(make_spec):
     spec = make_spec(**CHANGES)
     with pytest.raises(RtdetrError, match=r"step 0 \(epoch 0\).*model_epoch_000_step_00000-EMA\.pth"):
-        fit(spec, callbacks=[Spoil(0)], logger=False)
+        fit(spec, callbacks=[NanImages(0)], logger=False)
     assert fit(spec, logger=False).epochs == 2

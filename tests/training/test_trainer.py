@@ -1,4 +1,4 @@
-"""Every field of `train` has its effect; the three primitives work alone."""
+"""The fields of `train` take effect, and module, data module and trainer work on their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
-from rtdetr_tool.training.checkpointing import PeriodicCheckpoint
+from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.devices import choose_devices
 from rtdetr_tool.training.module import DetectorModule
@@ -21,7 +21,7 @@ from rtdetr_tool.training.trainer import build_trainer, check_precision, choose_
 
 
 class Watch(pl.Callback):
-    """What each step looked like."""
+    """Records learning rates, gradient norms and losses of each step."""
 
     def __init__(self):
         self.rates: list[dict[str, float]] = []
@@ -55,12 +55,12 @@ def run(spec, **trainer_kwargs) -> tuple[DetectorModule, Watch, pl.Trainer]:
     return module, watch, trainer
 
 
-def test_backbone_and_rest_learn_at_their_own_rates(make_spec):
+def test_the_backbone_has_its_own_learning_rate(make_spec):
     module, watch, _ = run(make_spec(train__optim__lr=3e-4, train__optim__lr_backbone=2e-5))
     assert watch.rates[0]["backbone"] == pytest.approx(2e-5) and watch.rates[0]["main"] == pytest.approx(3e-4)
     groups = module.optimizers().param_groups
-    held = {id(p) for group in groups if group["name"].startswith("backbone") for p in group["params"]}
-    assert held == {id(p) for p in module.detector.backbone.parameters()}
+    grouped = {id(p) for group in groups if group["name"].startswith("backbone") for p in group["params"]}
+    assert grouped == {id(p) for p in module.detector.backbone.parameters()}
     everything = [id(p) for group in groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in module.parameters() if p.requires_grad)
 
@@ -79,7 +79,7 @@ def test_linear_projections_learn_at_the_multiplied_rate(make_spec):
     assert watch.rates[0]["linear_proj"] == pytest.approx(1e-4)
 
 
-def test_warm_up_and_decay_move_the_rate(make_spec, caplog):
+def test_warmup_and_decay_change_the_learning_rate(make_spec, caplog):
     caplog.set_level(logging.INFO)
     spec = make_spec(
         train__num_epochs=3, train__optim__lr=1e-3, train__optim__warmup_steps=2, train__verbose=True,
@@ -90,7 +90,7 @@ def test_warm_up_and_decay_move_the_rate(make_spec, caplog):
     assert "Learning rate" in caplog.text
 
 
-def test_multistep_takes_its_epochs_from_the_spec(make_spec):
+def test_multistep_uses_the_epochs_of_the_spec(make_spec):
     _, watch, _ = run(make_spec(train__num_epochs=2, train__optim__lr_steps=[1], train__optim__lr_decay=0.1))
     assert watch.rates[-1]["main"] == pytest.approx(0.1 * watch.rates[0]["main"])
 
@@ -101,13 +101,13 @@ def test_the_gradient_is_clipped_unless_the_limit_is_zero(make_spec, limit):
     assert max(watch.norms) <= 0.0501 if limit else min(watch.norms) > 1
 
 
-def test_sgd_and_adamw_train_differently_and_take_their_momentum(make_spec):
+def test_sgd_uses_the_momentum_of_the_spec(make_spec):
     sgd, _, _ = run(make_spec(train__optim__optimizer="SGD", train__optim__momentum=0.8), max_steps=1)
     assert isinstance(sgd.optimizers().optimizer, torch.optim.SGD)
     assert sgd.optimizers().param_groups[0]["momentum"] == 0.8
 
 
-def test_validation_interval_and_epochs_are_kept(make_spec):
+def test_validation_interval_and_epochs_take_effect(make_spec):
     _, watch, trainer = run(make_spec(train__num_epochs=4, train__validation_interval=2))
     assert watch.validations == [1, 3] and trainer.current_epoch == 4
 
@@ -125,12 +125,12 @@ def test_precision_reaches_the_layers(make_spec, precision, dtype):
     assert all(p.dtype == torch.float32 for p in module.parameters())
 
 
-def test_fp16_without_a_gpu_is_an_error_that_names_bf16():
+def test_fp16_on_a_cpu_is_refused_with_an_alternative():
     with pytest.raises(SpecError, match="bf16"):
         check_precision("fp16", "cpu")
 
 
-def test_frozen_parts_stay_as_they_are_statistics_included(make_spec):
+def test_frozen_parts_do_not_change_including_statistics(make_spec):
     spec = make_spec(train__freeze=["backbone", "encoder.input_proj"], train__optim__lr=1e-2)
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")
@@ -145,7 +145,7 @@ def test_frozen_parts_stay_as_they_are_statistics_included(make_spec):
                            before["encoder.fpn_blocks.0.conv1.conv.weight"])  # fmt: skip
 
 
-def test_an_unknown_part_to_freeze_is_an_error_with_a_suggestion(make_spec):
+def test_freezing_an_unknown_module_is_refused_with_a_suggestion(make_spec):
     spec = make_spec(train__freeze=["decodr"])
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")
@@ -154,7 +154,7 @@ def test_an_unknown_part_to_freeze_is_an_error_with_a_suggestion(make_spec):
 
 
 def test_activation_checkpointing_changes_memory_not_results(make_spec, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # without a results_dir files go into the current folder
+    monkeypatch.chdir(tmp_path)  # without a results_dir, files are written to the current folder
     plain, _, _ = run(make_spec(train__activation_checkpoint=False))
     saved, _, _ = run(make_spec(train__activation_checkpoint=True, train__results_dir=None), logger=False)
     assert saved.detector.backbone.activation_checkpoint
@@ -191,21 +191,21 @@ def test_cudnn_settings_reach_torch(make_spec):
         assert torch.backends.cudnn.deterministic is value and torch.backends.cudnn.benchmark is value
 
 
-def test_a_users_callback_extends_the_built_in_ones_and_keywords_win(make_spec):
+def test_user_callbacks_are_added_and_keywords_take_precedence(make_spec):
     watch = Watch()
     trainer = build_trainer(make_spec(train__num_epochs=5), callbacks=watch, max_epochs=2)
     kinds = [type(callback) for callback in trainer.callbacks]
     assert watch in trainer.callbacks and PeriodicCheckpoint in kinds and trainer.max_epochs == 2
 
 
-def test_a_users_progress_bar_takes_the_place_of_ours(make_spec):
+def test_a_users_progress_bar_replaces_the_built_in_one(make_spec):
     from pytorch_lightning.callbacks import TQDMProgressBar
 
     trainer = build_trainer(make_spec(), callbacks=[TQDMProgressBar()])
     assert isinstance(trainer.progress_bar_callback, TQDMProgressBar)
 
 
-def test_the_primitives_validate_test_and_predict(make_spec):
+def test_module_and_datamodule_validate_test_and_predict(make_spec):
     spec = make_spec()
     datamodule = DetectionDataModule(spec)
     module = DetectorModule(spec, datamodule.class_map)
@@ -217,34 +217,34 @@ def test_the_primitives_validate_test_and_predict(make_spec):
     assert [len(batch) for batch in predicted] == [3] and len(predicted[0][0].scores) == 10
 
 
-def test_metrics_are_logged_under_taos_names(make_spec):
+def test_metrics_are_logged_with_tao_names(make_spec):
     spec = make_spec(train__num_epochs=2)
     run(spec, log_every_n_steps=1)
     file = Path(spec.train.results_dir, "csv_logs", "version_0", "metrics.csv")
     rows = list(csv.DictReader(file.open()))
-    wanted = {"train_loss_step", "train_loss_epoch", "train_loss_vfl", "train_loss_bbox", "train_loss_giou", "lr"}
-    assert wanted | {"val_loss", "val_loss_vfl", "val_mAP", "val_mAP50", "epoch", "step"} <= set(rows[0])
+    expected = {"train_loss_step", "train_loss_epoch", "train_loss_vfl", "train_loss_bbox", "train_loss_giou", "lr"}
+    assert expected | {"val_loss", "val_loss_vfl", "val_mAP", "val_mAP50", "epoch", "step"} <= set(rows[0])
     assert list(Path(spec.train.results_dir, "lightning_logs", "version_0").glob("events.*"))
 
 
-def test_gpu_ids_are_taken_as_they_are(monkeypatch):
+def test_gpu_ids_are_used_and_checked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_devices(2, [2, 3]) == ("gpu", [2, 3])
     assert choose_devices(1, [3]) == ("gpu", [3])
-    with pytest.raises(SpecError, match=r"\[4\], but this machine has 4"):
+    with pytest.raises(SpecError, match=r"gpu_ids: \[4\] .*4 GPU"):
         choose_devices(1, [4])
-    with pytest.raises(SpecError, match="names 1 GPUs"):
+    with pytest.raises(SpecError, match=r"gpu_ids: expected num_gpus=2 items, but got 1"):
         choose_devices(2, [0])
     assert choose_devices(2, [2, 3], "cpu") == ("cpu", 2)
 
 
-def test_without_a_gpu_the_cpu_is_used_and_it_is_said(monkeypatch, caplog):
+def test_without_a_gpu_the_cpu_is_used_with_a_log_line(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_devices(2, [0, 1]) == ("cpu", 2)
     assert "CPU with 2 processes" in caplog.text
-    with pytest.raises(SpecError, match="no CUDA GPU"):
+    with pytest.raises(SpecError, match="accelerator: gpu requires a CUDA GPU"):
         choose_devices(1, [0], "gpu")
 
 
@@ -253,5 +253,5 @@ def test_several_processes_need_a_strategy():
     assert isinstance(choose_strategy("ddp", True, "cpu"), DDPStrategy)
     assert choose_strategy("ddp", False, "gpu") == choose_strategy("fsdp", False, "gpu") == "auto"
     assert choose_strategy("deepspeed_stage_2", True, "gpu") == "deepspeed_stage_2"
-    with pytest.raises(SpecError, match="fsdp needs GPUs and there is none; on CPUs use ddp"):
+    with pytest.raises(SpecError, match="fsdp is not supported on CPUs; use ddp"):
         choose_strategy("fsdp", True, "cpu")

@@ -1,1 +1,1 @@
-"""Lightning callbacks that `build_trainer` adds to every run, one per module."""
+"""Lightning callbacks that `build_trainer` adds to a run, one per module."""

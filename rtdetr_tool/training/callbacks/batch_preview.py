@@ -1,4 +1,4 @@
-"""Pictures of what the network is given: batches as they are after augmentation, with their boxes."""
+"""Save the first batches as the network sees them: after augmentation, with boxes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.io import encode_jpeg
-from torchvision.utils import draw_bounding_boxes, make_grid
+from torchvision.io import encode_jpeg  # type: ignore[import-untyped]
+from torchvision.utils import draw_bounding_boxes, make_grid  # type: ignore[import-untyped]
 
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.structures import Batch
 
-_SIDE = 3  # images per row and column
-_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+_IMAGES_PER_ROW = 3  # and per column
+_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
 
 
-class DatasetGrids(Callback):
-    """Writes `<phase>_batch<n>_grid.jpg` for the first `count` batches of training and of validation."""
+class BatchPreview(Callback):
+    """Write `<phase>_batch<n>_grid.jpg` for the first `count` batches of training and of validation."""
 
     def __init__(self, folder: Path, count: int = 3) -> None:
         self.folder, self.count = folder, count
@@ -33,23 +33,23 @@ class DatasetGrids(Callback):
     ) -> None:
         self._write(trainer, "val", batch, batch_idx)
 
-    def _write(self, trainer: Trainer, phase: str, batch: Batch, number: int) -> None:
-        file = self.folder / f"{phase}_batch{number}_grid.jpg"
-        if number >= self.count or not trainer.is_global_zero or (phase == "val" and file.exists()):
+    def _write(self, trainer: Trainer, phase: str, batch: Batch, batch_idx: int) -> None:
+        file = self.folder / f"{phase}_batch{batch_idx}_grid.jpg"
+        if batch_idx >= self.count or not trainer.is_global_zero or (phase == "val" and file.exists()):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, bytes(encode_jpeg(grid_of(batch), quality=90).numpy()))
+        write_atomically(file, bytes(encode_jpeg(draw_batch(batch), quality=90).numpy()))
 
 
-def grid_of(batch: Batch) -> Tensor:
-    """The first images of a batch in rows, uint8 [3, H, W], each with its boxes coloured by class."""
-    pictures = []
-    for image, target in list(zip(batch.images.cpu(), batch.targets, strict=True))[: _SIDE * _SIDE]:
+def draw_batch(batch: Batch) -> Tensor:
+    """The first images of a batch as a grid, uint8 [3, H, W], with boxes colored by class."""
+    images = []
+    for image, target in list(zip(batch.images.cpu(), batch.targets, strict=True))[: _IMAGES_PER_ROW**2]:
         height, width = image.shape[-2:]
         boxes = cxcywh_to_xyxy(target.boxes.cpu()) * torch.tensor([width, height, width, height])
         labels = target.labels.tolist()
-        colours = [_COLOURS[label % len(_COLOURS)] for label in labels]
+        colors = [_COLORS[label % len(_COLORS)] for label in labels]
         if labels:
-            image = draw_bounding_boxes(image, boxes, [str(label) for label in labels], colors=colours, width=2)
-        pictures.append(image)
-    return make_grid(torch.stack(pictures), nrow=_SIDE, padding=4)
+            image = draw_bounding_boxes(image, boxes, [str(label) for label in labels], colors=colors, width=2)
+        images.append(image)
+    return make_grid(torch.stack(images), nrow=_IMAGES_PER_ROW, padding=4)

@@ -1,4 +1,4 @@
-"""When stochastic depth (Huang et al. 2016, arXiv:1603.09382) holds during a run."""
+"""Schedule stochastic depth (Huang et al. 2016, arXiv:1603.09382) over a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from timm.layers import DropPath
 
 
 class DropPathSchedule(Callback):
-    """Scales the rates that the model was built with; a function of the step, so that resuming needs no state.
+    """Scale the drop rates that the model was built with.
 
-    `early`: on in the first `epochs` epochs; `early_linear`: falling from 1 to 0 over their steps; `late`: on
-    after them.
+    The factor depends on the step only, so resuming needs no state. `early`: full rates in the first `epochs` epochs;
+    `early_linear`: from full to zero over the steps of these epochs; `late`: full rates after them.
     """
 
     def __init__(self, kind: str, epochs: int) -> None:
@@ -18,17 +18,17 @@ class DropPathSchedule(Callback):
         self._rates: list[tuple[DropPath, float]] = []
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """Share of the rates at an optimizer step counted from 0."""
-        early = self.epochs * steps_per_epoch
+        """The factor, 0..1, at an optimizer step (counted from 0)."""
+        early_steps = self.epochs * steps_per_epoch
         if self.kind == "early_linear":
-            return max(1 - step / max(early - 1, 1), 0.0) if step < early else 0.0
-        return float((step < early) == (self.kind == "early"))
+            return max(1 - step / max(early_steps - 1, 1), 0.0) if step < early_steps else 0.0
+        return float((step < early_steps) == (self.kind == "early"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rates = [(module, module.drop_prob) for module in pl_module.modules() if isinstance(module, DropPath)]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        steps = max(1, int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1))
-        factor = self.factor(trainer.global_step, steps)
+        steps_per_epoch = max(1, int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1))
+        factor = self.factor(trainer.global_step, steps_per_epoch)
         for module, rate in self._rates:
             module.drop_prob = rate * factor

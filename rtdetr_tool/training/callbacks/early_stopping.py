@@ -1,4 +1,4 @@
-"""Ending a run whose validation does not get better."""
+"""Stop a run whose validation score no longer improves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
-    """Stops after `patience` validations in a row whose `monitor` is not more than `min_delta` above the best so far.
+    """Stop after `patience` validations in a row whose `monitor` is not more than `min_delta` above the best so far.
 
-    What is validated is what counts: the average where EMA is on. All ranks see the same numbers and stop together. A
-    validation whose score is undefined is neither a best one nor one without improvement. A run that stopped is
-    finished: one that resumes from its checkpoint with no more `patience` trains nothing.
+    With EMA, the averaged weights are what is validated. All ranks see the same scores and stop together. A validation
+    with an undefined score neither improves nor counts as one without improvement. A stopped run is finished: resuming
+    from its checkpoint with the same `patience` trains nothing.
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.001, monitor: str = "val_mAP") -> None:
@@ -27,10 +27,10 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        score = trainer.callback_metrics.get(self.monitor)
-        if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
+        logged = trainer.callback_metrics.get(self.monitor)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or logged is None:
             return
-        score = float(score)
+        score = float(logged)
         if not math.isfinite(score):
             return
         if self.best is None or score > self.best + self.min_delta:
@@ -40,7 +40,7 @@ class EarlyStopping(Callback):
         if self.stopped:
             trainer.should_stop = True
             logger.info(
-                "Stopping early: %s has not improved on %.4f by more than %g in %d validations.",
+                "Stopping early: %s has not improved on %.4f by more than %g in %d validations",
                 self.monitor, self.best, self.min_delta, self.waited,
             )  # fmt: skip
 
@@ -49,7 +49,7 @@ class EarlyStopping(Callback):
         return self.waited >= self.patience
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called before `load_state_dict`, which does not know the trainer."""
+        """Keep a finished run finished. Lightning calls this before `load_state_dict`, which has no trainer."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.state.fn == "fit" and state is not None and POSITION_KEY not in checkpoint:
             trainer.should_stop = state["waited"] >= self.patience

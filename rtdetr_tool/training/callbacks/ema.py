@@ -1,34 +1,41 @@
-"""Exponential moving average of all weights and batch-norm statistics."""
+"""Exponential moving average (EMA) of all weights and batch-norm statistics."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from rtdetr_tool.training.callbacks.lookup import find_callback
+
 logger = logging.getLogger(__name__)
 
-AVERAGED_KEY = "ema_state_dict"  # in a file whose `state_dict` holds the weights being trained
-RAW_KEY = "raw_state_dict"  # in a file whose `state_dict` holds the averaged weights
+AVERAGED_KEY = "ema_state_dict"  # in a checkpoint whose `state_dict` holds the trained weights
+RAW_KEY = "raw_state_dict"  # in a checkpoint whose `state_dict` holds the averaged weights
 
 
 def average_of(trainer: Trainer) -> ExponentialMovingAverage | None:
-    """The average that a trainer keeps, if it keeps one."""
-    return next((c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)), None)
+    """The trainer's EMA callback, if it has one."""
+    return find_callback(trainer, ExponentialMovingAverage)
 
 
 class ExponentialMovingAverage(Callback):
-    """Keeps `ema = d * ema + (1 - d) * weights` after every `every_n_steps`-th optimizer step and validates with it.
+    """Update `ema = d * ema + (1 - d) * weights` every `every_n_steps` optimizer steps, and validate with it.
 
-    Floating tensors (weights, running means and variances) are averaged, integer ones copied. Without `tau` update n
-    uses `d = min(decay, (1 + n) / (10 + n))`, so that short runs are not left with their random start: after n updates
-    the average reaches back over about n / 9 of them until `decay` is met. With `tau` it is RF-DETR's
-    `d = decay * (1 - exp(-n / tau))`, and `tau=0` is the plain `decay` of TAO. With `validate_both` a validation sees
-    the weights being trained, too (`aside`).
+    Floating-point tensors (weights, running means and variances) are averaged, integer tensors are copied. The decay d
+    of update n (counted from 1) is
+
+    - without `tau`: `min(decay, (1 + n) / (10 + n))`. The ramp keeps short runs from being dominated by their random
+      initial weights.
+    - with `tau > 0`: `decay * (1 - exp(-n / tau))`, as in RF-DETR.
+    - with `tau = 0`: `decay`, as in TAO.
+
+    With `validate_both`, validation scores the trained weights as well (see `set_aside`).
     """
 
     def __init__(
@@ -45,13 +52,13 @@ class ExponentialMovingAverage(Callback):
         self.validate_both = validate_both
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
-        self.saving_averages = False  # while true, `on_save_checkpoint` puts the averages in the main place
+        self.saving_averages = False  # while true, `on_save_checkpoint` stores the averages as `state_dict`
         self._live: dict[str, Tensor] = {}
         self._originals: list[Tensor] | None = None
         self._last_step = 0
 
     def decay_at(self, update: int) -> float:
-        """The decay of the `update`-th update, counted from 1."""
+        """The decay of an update, counted from 1."""
         if self.tau is None:
             return min(self.decay, (1 + update) / (10 + update))
         return self.decay * (1 - math.exp(-update / self.tau)) if self.tau > 0 else self.decay
@@ -70,7 +77,7 @@ class ExponentialMovingAverage(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         step = trainer.global_step
-        if step == self._last_step:  # gradient accumulation: the optimizer has not stepped
+        if step == self._last_step:  # accumulating gradients: no optimizer step yet
             return
         self._last_step = step
         if step % self.every_n_steps == 0:
@@ -78,7 +85,7 @@ class ExponentialMovingAverage(Callback):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages one step towards the weights as they are."""
+        """Move the averages one step towards the current weights."""
         self.updates += 1
         floating = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
         averages = [self.averages[name] for name in floating]
@@ -92,26 +99,26 @@ class ExponentialMovingAverage(Callback):
 
     @torch.no_grad()
     def swap_in(self) -> None:
-        """Put the averages into the module, keeping the weights aside."""
+        """Load the averages into the module and set the trained weights aside."""
         if self._originals is None and self.averages and self._live:
             self._originals = [tensor.clone() for tensor in self._live.values()]
             self._write(self.averages.values())
 
     @torch.no_grad()
     def swap_out(self) -> None:
-        """Put the weights back as they were."""
+        """Load the trained weights back into the module."""
         if self._originals is not None:
             self._write(self._originals)
             self._originals = None
 
     @property
-    def aside(self) -> dict[str, Tensor]:
-        """The weights being trained while the averages stand in for them and both are to be validated; else none."""
+    def set_aside(self) -> dict[str, Tensor]:
+        """The trained weights while the averages are in the module and both are to be validated; otherwise empty."""
         if self._originals is None or not self.validate_both:
             return {}
         return dict(zip(self._live, self._originals, strict=True))
 
-    def _write(self, values: Any) -> None:
+    def _write(self, values: Iterable[Tensor]) -> None:
         for live, value in zip(self._live.values(), values, strict=True):
             live.copy_(value)
 
@@ -127,7 +134,7 @@ class ExponentialMovingAverage(Callback):
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training ends with the averages in the module: they are what was validated and what is used afterwards."""
+        """Leave the averages in the module, since they were validated and will be used."""
         if not self.validate_original_weights and self.updates:
             self._write(self.averages.values())
 
@@ -139,7 +146,7 @@ class ExponentialMovingAverage(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint["state_dict"]
-        if self._originals is not None:  # saved while the averages stand in for the weights
+        if self._originals is not None:  # the module holds the averages right now
             weights = dict(zip(self._live, self._originals, strict=True))
         if self.saving_averages:
             checkpoint["state_dict"], checkpoint[RAW_KEY] = dict(self.averages), weights
@@ -147,7 +154,7 @@ class ExponentialMovingAverage(Callback):
             checkpoint["state_dict"], checkpoint[AVERAGED_KEY] = weights, dict(self.averages)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """`DetectorModule.on_load_checkpoint` has by now put the weights being trained under `state_dict`."""
+        """Restore the averages. `DetectorModule` has moved the trained weights to `state_dict` before."""
         self.averages = dict(checkpoint.get(AVERAGED_KEY, {}))
         if not self.averages:
-            logger.warning("The checkpoint has no averaged weights (it was trained without EMA): EMA starts from it.")
+            logger.warning("The checkpoint was trained without EMA; starting the average from its weights")

@@ -1,22 +1,23 @@
-"""Going on in the middle of an epoch: at the batch where a checkpoint was written, as if nothing had happened.
+"""Resume in the middle of an epoch, at the batch where the checkpoint was saved.
 
-Lightning's checkpoint says which epoch and how many optimizer steps; beyond that such a file holds under `position`
+Lightning's checkpoint has the epoch and the number of optimizer steps. A checkpoint saved in the middle of an epoch
+also has, under `position`
 
 ::
 
-    epoch, batches       of the running epoch, those whose optimizer step is done
-    images_per_batch     of all processes together: with another number the same images are left out
-    means                per process: sum and weight of every loss that is logged as the mean of an epoch
+    epoch, batches       the epoch, and its batches whose optimizer step is done
+    images_per_batch     over all processes, so that the same images are skipped with another batch size
+    means                per process: sum and weight of every loss that is logged as an epoch mean
 
-Augmentation, sizes and noise are functions of seed, epoch, step and image, so there is nothing else to remember. A file
-written after the last batch of an epoch is resumed with that epoch's validation.
+Augmentation, image sizes and noise are functions of seed, epoch, step and image, so no other state is needed. A
+checkpoint saved after the last batch of an epoch resumes with the validation of that epoch.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -24,25 +25,30 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.training.distributed import gather_objects, rank, world_size
 
+if TYPE_CHECKING:
+    from rtdetr_tool.training.module import DetectorModule
+
 logger = logging.getLogger(__name__)
 
 POSITION_KEY = "position"
-_COUNTS = ("ready", "started", "processed", "completed")
+_COUNTERS = ("ready", "started", "processed", "completed")
+_Means = dict[str, dict[str, Any]]
 
 
-class EpochPosition(Callback):
-    """Writes the position into checkpoints of a running epoch and goes on from it. It must see a batch first."""
+class EpochResume(Callback):
+    """Save the position in a running epoch and resume from it. Must come before callbacks that act on batches."""
 
     def __init__(self) -> None:
         self._start: dict[str, Any] | None = None
-        self._means: dict[str, tuple[float, float]] = {}  # of the batches before, until the first batch is there
+        self._means: dict[str, tuple[float, float]] = {}  # of the batches before the resume, until the first batch ends
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        loop = trainer.fit_loop
-        if trainer.state.fn != "fit" or loop.epoch_progress.current.ready == loop.epoch_progress.current.processed:
+        loop: Any = trainer.fit_loop
+        counters = loop.epoch_progress.current
+        if trainer.state.fn != "fit" or counters.ready == counters.processed:
             return
         done = loop.epoch_loop.batch_progress.current.processed
-        if done < trainer.num_training_batches:  # in the middle of an accumulation the last step counts
+        if done < trainer.num_training_batches:  # while accumulating, resume after the last optimizer step
             done -= done % trainer.accumulate_grad_batches
         checkpoint[POSITION_KEY] = {
             "epoch": trainer.current_epoch,
@@ -62,8 +68,8 @@ class EpochPosition(Callback):
         self._start = {**position, "batches": images // size}
         if images % size:
             logger.warning(
-                "The checkpoint was written %d images into an epoch, which no longer is a whole number of batches (%d "
-                "images each): %d images are seen twice in this epoch.", images, size, images % size,
+                "The checkpoint was saved after %d images of the epoch, which is not a multiple of the batch size, now "
+                "%d; this epoch repeats %d images", images, size, images % size,
             )  # fmt: skip
         _rewrite_progress(checkpoint["loops"]["fit_loop"], self._start, checkpoint["global_step"])
 
@@ -71,8 +77,9 @@ class EpochPosition(Callback):
         if self._start is None:
             return
         start, self._start = self._start, None
-        logger.info("Going on in epoch %d after batch %d.", start["epoch"] + 1, start["batches"])
-        trainer.train_dataloader.sampler.start_at(start["epoch"], start["batches"])
+        logger.info("Resuming epoch %d after batch %d", start["epoch"] + 1, start["batches"])
+        loader: Any = trainer.train_dataloader
+        loader.sampler.start_at(start["epoch"], start["batches"])
         means = start["means"]
         if start["batches"] >= trainer.num_training_batches:
             trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # Lightning counts the step after its validation
@@ -80,12 +87,12 @@ class EpochPosition(Callback):
         elif len(means) == world_size():
             self._means = {name: (mean["sum"], mean["weight"]) for name, mean in means[rank()].items()}
         elif rank() == 0:
-            self._means = {name: (mean["sum"], mean["weight"]) for name, mean in _together(means).items()}
+            self._means = {name: (mean["sum"], mean["weight"]) for name, mean in _sum_over_ranks(means).items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not self._means:
             return
-        results = trainer.fit_loop.epoch_loop._results
+        results: Any = trainer.fit_loop.epoch_loop._results
         for name, (total, weight) in self._means.items():
             if name in results:
                 results[name].value = total + results[name].value
@@ -94,22 +101,22 @@ class EpochPosition(Callback):
 
 
 def _check_epochs(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
-    """CheckpointError where more epochs are done than the run is to have; Lightning says so for some of them only."""
+    """Raise CheckpointError if the checkpoint has more epochs than the run. Lightning only notices some cases."""
     done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
         raise CheckpointError(
-            f"{trainer.ckpt_path} has {done} epochs of training behind it, train.num_epochs is {trainer.max_epochs}: "
-            "there is nothing to train. Raise train.num_epochs to train longer, give another results_dir (-r) for a "
-            "new run, or use the checkpoint as it is."
+            f"{trainer.ckpt_path} was trained for {done} epochs, but train.num_epochs is {trainer.max_epochs}, so "
+            "there is nothing to train. Raise train.num_epochs to train longer, set another results_dir (-r) to start "
+            "a new run, or use the checkpoint as it is."
         )
 
 
 def _images_per_batch(pl_module: LightningModule) -> int:
-    return pl_module.spec.dataset.batch_size * world_size()
+    return cast("DetectorModule", pl_module).spec.dataset.batch_size * world_size()
 
 
-def _epoch_means(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Sum and weight of what Lightning averages over the epoch, by its own name for it (`training_step.train_loss`)."""
+def _epoch_means(results: Mapping[str, Any]) -> _Means:
+    """Sum and weight of each epoch mean that Lightning accumulates, by its name there (`training_step.train_loss`)."""
     means = {}
     for name, metric in results.items():
         meta = metric.meta
@@ -119,8 +126,8 @@ def _epoch_means(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return means
 
 
-def _together(means: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The sums of all processes added up, in single precision as they would be."""
+def _sum_over_ranks(means: list[_Means]) -> _Means:
+    """Add up the sums of all processes, in float32 as Lightning would."""
     added = {}
     for name, mean in means[0].items():
         total = torch.tensor([part[name]["sum"] for part in means if name in part]).sum().item()
@@ -128,11 +135,11 @@ def _together(means: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any
     return added
 
 
-def _log_means(pl_module: LightningModule, means: list[dict[str, dict[str, Any]]]) -> None:
-    """All batches of the epoch are done: log what their means are, under the names that they have at its end."""
-    shared = _together(means)
-    own = means[rank()] if len(means) == world_size() else shared
-    for name, mean in own.items():
+def _log_means(pl_module: LightningModule, means: list[_Means]) -> None:
+    """Log the means of an epoch whose batches are all done, under the names they have at its end."""
+    shared = _sum_over_ranks(means)
+    local = means[rank()] if len(means) == world_size() else shared
+    for name, mean in local.items():
         mean = shared[name] if mean["shared"] else mean
         value = torch.tensor(mean["sum"], device=pl_module.device) / mean["weight"]
         name = name.partition(".")[2]
@@ -142,21 +149,21 @@ def _log_means(pl_module: LightningModule, means: list[dict[str, dict[str, Any]]
 
 
 def _rewrite_progress(fit_loop: dict[str, Any], start: Mapping[str, Any], global_step: int) -> None:
-    """Lightning's counters as they are between two batches.
+    """Set Lightning's counters to their values between two batches.
 
-    It counts differently depending on where in a step a checkpoint was written, and skips an epoch's validation where
-    that was after the last batch; a validation that has begun is what makes it validate.
+    Lightning's counters depend on where in a step the checkpoint was saved, and it skips the validation of an epoch if
+    that was after the last batch. It validates if a validation has started, hence the last counters.
     """
     epoch, batches = start["epoch"], start["batches"]
-    if batches == 0:  # as at the end of the epoch before
+    if batches == 0:  # the same as the end of the previous epoch
         for counts in fit_loop["epoch_progress"].values():
-            counts.update(dict.fromkeys(_COUNTS, epoch))
+            counts.update(dict.fromkeys(_COUNTERS, epoch))
         return
     progress = fit_loop["epoch_loop.batch_progress"]
-    progress["total"].update(dict.fromkeys(_COUNTS, progress["total"]["processed"]))
-    progress["current"].update(dict.fromkeys(_COUNTS, batches))
+    progress["total"].update(dict.fromkeys(_COUNTERS, progress["total"]["processed"]))
+    progress["current"].update(dict.fromkeys(_COUNTERS, batches))
     progress["is_last_batch"] = False
     validation = fit_loop["epoch_loop.val_loop.batch_progress"]
-    validation["current"].update(dict.fromkeys(_COUNTS, 0))
+    validation["current"].update(dict.fromkeys(_COUNTERS, 0))
     validation["total"].update({"ready": 1, "started": 1, "processed": 0, "completed": 0})
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = global_step

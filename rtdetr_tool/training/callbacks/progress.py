@@ -1,11 +1,11 @@
-"""What the console shows while a run trains: epoch, step, loss, images per second, time left."""
+"""Show epoch, step, loss, images per second and remaining time on the console."""
 
 from __future__ import annotations
 
 import logging
 import time
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
@@ -14,12 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rtdetr_tool.log import console as package_console
 from rtdetr_tool.training.distributed import world_size
+from rtdetr_tool.training.step_guard import guard_of
+
+if TYPE_CHECKING:
+    from rtdetr_tool.training.module import DetectorModule
 
 logger = logging.getLogger(__name__)
 
 
 class Pace:
-    """Speed and time left of a run. Validation does not count as training time, but does count towards the end."""
+    """Speed and remaining time of a run. Validation counts towards the remaining time, but not as training speed."""
 
     def __init__(self, total_steps: int, done_steps: int = 0) -> None:
         self.total_steps, self.first_step = total_steps, done_steps
@@ -35,8 +39,8 @@ class Pace:
             self.images_per_second = self.recent_images / max(elapsed, 1e-9)
             self.recent_images, self.recent_since = 0, time.monotonic()
 
-    def pause_over(self) -> None:
-        """Training goes on after something else (validation, saving)."""
+    def resume(self) -> None:
+        """Continue measuring after a pause for validation or saving."""
         self.recent_images, self.recent_since = 0, time.monotonic()
 
     def seconds_left(self) -> float | None:
@@ -47,16 +51,16 @@ class Pace:
 
 
 class ProgressReport(ProgressBar):
-    """A moving bar on a terminal; elsewhere (a file, a pipe) one plain line every `line_every` seconds and per epoch.
+    """A progress bar on a terminal; otherwise (a file, a pipe) a plain line every `line_every` seconds and per epoch.
 
-    The loss is copied from the device only when something is drawn, at most `redraw_every` seconds apart.
+    The loss is copied from the device only for drawing, at most every `redraw_every` seconds.
     """
 
     def __init__(self, console: Console | None = None, line_every: float = 20.0, redraw_every: float = 0.5) -> None:
         super().__init__()
         self.console = console or package_console()
         self.line_every, self.redraw_every = line_every, redraw_every
-        self.pace: Pace | None = None
+        self.pace = Pace(0)
         self._enabled = True
         self._bar: Progress | None = None
         self._task: Any = None
@@ -74,7 +78,7 @@ class ProgressReport(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1  # it may go on in the middle of an epoch
+        epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1  # a run may resume within an epoch
         self.pace = Pace(total, epoch * int(trainer.num_training_batches) + batch)
         self._last_drawn = time.monotonic()
         if self.active and self.console.is_terminal:
@@ -87,10 +91,10 @@ class ProgressReport(ProgressBar):
                 transient=True,
             )
             self._bar.start()
-        self.on_train_epoch_start(trainer, pl_module)  # which is not called in the middle of one
+        self.on_train_epoch_start(trainer, pl_module)  # Lightning skips it when a run resumes within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.pace.pause_over()
+        self.pace.resume()
         self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", int(trainer.num_training_batches))
 
     def on_train_batch_end(
@@ -122,18 +126,18 @@ class ProgressReport(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.active:
             return
-        metrics = trainer.callback_metrics
+        metrics, module = trainer.callback_metrics, cast("DetectorModule", pl_module)
         names = ["train_loss"]
-        if pl_module.validated_epoch == trainer.current_epoch:
+        if module.validated_epoch == trainer.current_epoch:
             names += ["val_loss", "val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50"]
-        found = {name: float(metrics[name]) for name in names if name in metrics}
-        undefined = [name for name in names if pl_module.metrics.get(name, 0.0) is None]
-        parts = [f"{name} {value:.4f}" for name, value in found.items()] + [f"{name} undefined" for name in undefined]
+        undefined = [name for name in names if module.metrics.get(name, 0.0) is None]
+        parts = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
+        parts += [f"{name} undefined" for name in undefined]
         left = self.pace.seconds_left()
         speed = f"{self.pace.images_per_second:.1f} images/s"
-        parts += [speed] + ([f"{as_clock(left)} left"] if left else [])
-        if pl_module.guard.skipped:
-            parts.append(f"{pl_module.guard.skipped} steps left out since the start: not finite")
+        parts += [speed] + ([f"{_format_duration(left)} left"] if left else [])
+        if skipped := guard_of(pl_module).skipped:
+            parts.append(f"{skipped} steps skipped since the start (not finite)")
         logger.info("Epoch %d/%s done: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,16 +147,18 @@ class ProgressReport(ProgressBar):
         self._close()
 
     def _show(self, description: str, total: int) -> None:
-        """Replace what the bar counts."""
+        """Start a new bar for another task."""
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(description, total=total, text="")
 
     def _describe(self, pl_module: LightningModule) -> str:
-        loss = f"loss {pl_module.last_loss.item():.4f}"
-        left = self.pace.seconds_left()
-        return f"{loss}, {self.pace.images_per_second:.1f} images/s, {as_clock(left) if left is not None else '?'} left"
+        loss = cast("DetectorModule", pl_module).last_loss
+        shown = "" if loss is None else f"loss {loss.item():.4f}, "
+        seconds = self.pace.seconds_left()
+        left = _format_duration(seconds) if seconds is not None else "?"
+        return f"{shown}{self.pace.images_per_second:.1f} images/s, {left} left"
 
     def _close(self) -> None:
         if self._bar:
@@ -160,5 +166,5 @@ class ProgressReport(ProgressBar):
             self._bar = self._task = None
 
 
-def as_clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))

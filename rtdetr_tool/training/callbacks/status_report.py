@@ -1,17 +1,23 @@
-"""What a run leaves in `status.json`."""
+"""Write the progress of a run to `status.json`."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, cast
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
 from rtdetr_tool.status import current_status
 
+if TYPE_CHECKING:
+    from rtdetr_tool.training.module import DetectorModule
+
+_VALIDATION = ("val_mAP", "val_mAP50", "val_segm_mAP", "val_loss")
+
 
 class StatusReport(Callback):
-    """Status lines in TAO's words; figures are numbers, and each epoch's line carries that epoch's figures."""
+    """Write TAO's status lines: metrics as numbers, and on each epoch's line the metrics of that epoch."""
 
     def __init__(self) -> None:
         self._epoch_started = 0.0
@@ -20,38 +26,38 @@ class StatusReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         current_status().started("Starting Training Loop.")
-        self._epoch_started = time.monotonic()  # a run may go on in the middle of an epoch
+        self._epoch_started = time.monotonic()  # a run may resume in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            names = ("val_mAP", "val_mAP50", "val_segm_mAP", "val_loss")
-            undefined = {name: None for name in names if name in pl_module.metrics and pl_module.metrics[name] is None}
-            kpi = _figures(trainer, names) | undefined
-            current_status().running("Eval metrics generated.", kpi=kpi)
+            metrics = cast("DetectorModule", pl_module).metrics
+            undefined = {name: None for name in _VALIDATION if metrics.get(name, 0.0) is None}
+            current_status().running("Eval metrics generated.", kpi=_logged(trainer, _VALIDATION) | undefined)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = time.monotonic() - self._epoch_started
         self._epochs, self._seconds = self._epochs + 1, self._seconds + seconds
         epoch, steps = trainer.current_epoch, int(trainer.num_training_batches)
+        epochs = trainer.max_epochs or epoch + 1
         status = current_status()
-        status.running("Train metrics generated.", kpi=_figures(trainer, ("train_loss", "train_loss_distillation")))
+        status.running("Train metrics generated.", kpi=_logged(trainer, ("train_loss", "train_loss_distillation")))
         status.running(
             "Training loop in progress",
             epoch=epoch,
-            max_epoch=trainer.max_epochs - 1,
+            max_epoch=epochs - 1,
             step=trainer.global_step,
-            max_step=trainer.max_epochs * steps,
+            max_step=epochs * steps,
             time_per_epoch=seconds,
             time_per_step=seconds / max(steps, 1),
-            eta=self._seconds / self._epochs * (trainer.max_epochs - epoch - 1),
+            eta=self._seconds / self._epochs * (epochs - epoch - 1),
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         current_status().running("Training loop complete.")
 
 
-def _figures(trainer: Trainer, names: tuple[str, ...]) -> dict[str, float]:
+def _logged(trainer: Trainer, names: tuple[str, ...]) -> dict[str, float | None]:
     return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}

@@ -1,0 +1,155 @@
+"""Save checkpoints at fixed intervals, the best one, and the latest link (see `training.checkpointing`)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from rtdetr_tool.status import current_status
+from rtdetr_tool.training.callbacks.ema import average_of
+from rtdetr_tool.training.callbacks.lookup import find_callback
+from rtdetr_tool.training.checkpointing import BEST, BEST_BY_KIND, LATEST, point_link, share_file
+
+
+def checkpoints_of(trainer: Trainer) -> PeriodicCheckpoint | None:
+    """The trainer's checkpoint callback, if it is from `build_trainer`."""
+    return find_callback(trainer, PeriodicCheckpoint)
+
+
+class PeriodicCheckpoint(Checkpoint):
+    """Write the checkpoint files of a run to `folder`, its results folder."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], interval: int = 1, unit: str = "epoch", monitor: str = "val_mAP"
+    ) -> None:
+        self.folder = Path(folder)
+        self.interval, self.unit, self.monitor = interval, unit, monitor
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self.best_of_each: dict[str, float] = {}  # by kind of weights, with train.ema.validate_both
+        self._best_kind = "raw"
+        self.latest_path: Path | None = None
+        self._last_step = 0
+        self._saved_step: int | None = None
+        self._validated_epoch = -1
+
+    @property
+    def best_path(self) -> Path | None:
+        best = self.folder / BEST
+        return best if self.best_score is not None and best.is_file() else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if self.unit != "step" or step == self._last_step:
+            return
+        self._last_step = step
+        if step % self.interval == 0:
+            self._save_periodic(trainer, f"model_epoch_{trainer.current_epoch:03d}_step_{step:05d}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validated_epoch = trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch
+        improved = self._update_best(trainer, epoch)
+        last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
+        due = self.unit == "epoch" and (epoch + 1) % self.interval == 0
+        if due or last or trainer.should_stop:
+            self._save_periodic(trainer, f"model_epoch_{epoch:03d}", improved)
+        elif improved:
+            self._save_best(trainer, {})
+
+    def save_now(self, trainer: Trainer) -> Path:
+        """Save the current state unless it is saved already; the path of the newest checkpoint."""
+        epoch, step = trainer.current_epoch, trainer.global_step
+        if self._saved_step == step and self.latest_path is not None:
+            return self.latest_path
+        return self._save_periodic(trainer, f"model_epoch_{epoch:03d}_step_{step:05d}")
+
+    def _update_best(self, trainer: Trainer, epoch: int) -> bool:
+        """Whether this epoch was validated and is better than all before it."""
+        scores = self._scores(trainer)
+        if not scores or self._validated_epoch != epoch:
+            return False
+        if len(scores) > 1:
+            self._save_best_of_each(trainer, scores)
+        self._best_kind = max(scores, key=lambda kind: scores[kind])
+        score = scores[self._best_kind]
+        if self.best_score is not None and not score > self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, epoch
+        return True
+
+    def _scores(self, trainer: Trainer) -> dict[str, float]:
+        """The scores of the latest validation by kind of weights. Of equal scores, the trained weights win.
+
+        Undefined scores are not logged; scores that are not finite (from a user's own metric) are ignored as well.
+        """
+        ema = average_of(trainer)
+        names = {"raw" if ema is None or ema.validate_original_weights else "ema": self.monitor}
+        if ema is not None and ema.validate_both and "ema" in names:
+            names = {"raw": self.monitor.replace("val_", "val_raw_"), **names}
+        logged = {kind: trainer.callback_metrics.get(name) for kind, name in names.items()}
+        scores = {kind: float(score) for kind, score in logged.items() if score is not None}
+        return {kind: score for kind, score in scores.items() if math.isfinite(score)}
+
+    def _save_best_of_each(self, trainer: Trainer, scores: Mapping[str, float]) -> None:
+        for kind, score in scores.items():
+            if score > self.best_of_each.get(kind, -math.inf):
+                self.best_of_each[kind] = score
+                self._save(trainer, self.folder / BEST_BY_KIND[kind], averages=kind == "ema")
+
+    def _save_periodic(self, trainer: Trainer, stem: str, improved: bool = False) -> Path:
+        """Write the checkpoint, its EMA twin, the best file if `improved`, and the latest link."""
+        saved = {"raw": self._save(trainer, self.folder / f"{stem}.pth", averages=False)}
+        if average_of(trainer) is not None:
+            saved["ema"] = self._save(trainer, self.folder / f"{stem}-EMA.pth", averages=True)
+        if improved:
+            self._save_best(trainer, saved)
+        latest = self.latest_path = saved.get("ema", saved["raw"])
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            point_link(self.folder / LATEST, latest)
+        return latest
+
+    def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
+        """Write the best file: the weights that were validated or, if both were, the better ones."""
+        kind, best = self._best_kind, self.folder / BEST
+        if kind not in saved:
+            self._save(trainer, best, averages=kind == "ema")
+        elif trainer.is_global_zero:
+            share_file(saved[kind], best)
+
+    def _save(self, trainer: Trainer, path: Path, averages: bool) -> Path:
+        if trainer.is_global_zero:
+            current_status().confirm_folder()
+        ema = average_of(trainer)
+        if ema is not None:
+            ema.saving_averages = averages
+        try:
+            trainer.save_checkpoint(path)
+        finally:
+            if ema is not None:
+                ema.saving_averages = False
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_of_each": dict(self.best_of_each),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_of_each = dict(state_dict.get("best_of_each", {}))

@@ -1,0 +1,87 @@
+"""Score the detections of a validation or test epoch, on all processes and for one or two sets of weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rtdetr_tool.metrics.build import build_evaluator
+from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.ops.postprocess import postprocess
+from rtdetr_tool.ops.structures import Batch, Predictions
+from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.distributed import gather_objects, rank
+
+logger = logging.getLogger(__name__)
+
+
+class EpochScores:
+    """Collects the detections of one epoch and computes its metrics.
+
+    Args:
+        dataset: what is scored. Its image and category ids may differ from the training data's, its class indices not.
+        raw_weights: the trained weights of the detector if its averaged weights are in place and both are to be scored.
+    """
+
+    def __init__(self, dataset: Any, spec: ExperimentSpec, raw_weights: Mapping[str, Tensor] | None = None) -> None:
+        self.spec = spec
+        self._raw_weights = dict(raw_weights or {})
+        self._evaluator = build_evaluator(dataset, spec)
+        self._raw_evaluator = build_evaluator(dataset, spec) if self._raw_weights else None
+
+    def add(self, batch: Batch, predictions: Predictions) -> None:
+        self._add(self._evaluator, batch, predictions)
+
+    def add_raw(self, batch: Batch, detector: nn.Module, images: Tensor) -> None:
+        """Predict with the trained weights as well, if they are to be scored."""
+        if self._raw_evaluator is not None:
+            self._add(self._raw_evaluator, batch, functional_call(detector, self._raw_weights, (images,)))
+
+    def _add(self, evaluator: CocoEvaluator, batch: Batch, predictions: Predictions) -> None:
+        detections = postprocess(predictions, batch.targets, self.spec.model.num_select)
+        evaluator.update([target.image_id for target in batch.targets], detections)
+
+    def compute(self, trainer: Trainer, phase: str) -> dict[str, float | None]:
+        """The metrics over all processes, the same on each. A score without ground truth is None (undefined)."""
+        scores = self._compute(self._evaluator, phase)
+        if self._raw_evaluator is not None:
+            scores |= self._compute(self._raw_evaluator, f"{phase}_raw")
+        return trainer.strategy.broadcast(scores, 0)
+
+    def _compute(self, evaluator: CocoEvaluator, prefix: str) -> dict[str, float | None]:
+        """The metrics of all processes' detections on rank 0, empty on the others."""
+        states = gather_objects([evaluator.state()])
+        if rank() != 0:
+            return {}
+        evaluator.merge(states[1:])
+        result = evaluator.compute()
+        best = result.best
+        scores = {"mAP": result.map, "mAP50": result.map50}
+        scores |= {"F1": best.f1, "precision": best.precision, "recall": best.recall, "threshold": best.threshold}
+        if result.masks is not None:
+            scores |= {"segm_mAP": result.masks["AP"], "segm_mAP50": result.masks["AP50"]}
+        if self.spec.train.log_per_class_metrics:
+            scores |= {f"AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
+        return {f"{prefix}_{name}": value for name, value in scores.items()}
+
+
+class UndefinedScores:
+    """Warns about undefined scores, once per score and run."""
+
+    def __init__(self) -> None:
+        self._reported: set[str] = set()
+
+    def report(self, scores: Mapping[str, float | None], phase: str) -> None:
+        names = [name for name, value in scores.items() if value is None and name not in self._reported]
+        self._reported.update(names)
+        if names and rank() == 0:
+            logger.warning(
+                "The %s data has no objects to score %s against, so it is undefined: it is not logged, and ignored by "
+                "the best checkpoint and early stopping",
+                phase, ", ".join(names),
+            )  # fmt: skip

@@ -1,0 +1,106 @@
+"""Check that a checkpoint belongs to the run that is about to load it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rtdetr_tool.checkpoints.metadata import KEY, check_against, section_of
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+
+logger = logging.getLogger(__name__)
+
+_START_A_NEW_RUN = (
+    "A run can only be resumed with the same model, classes and optimizer. To start a new run, set another results_dir "
+    "(-r); to start it from these weights, set train.pretrained_model_path, which copies class rows by name."
+)
+# Fields of `train`, `train.optim` and `model` that decide how parameters are grouped in the optimizer's state.
+_OPTIMIZER = ("optimizer", "freeze", "lr_layer_decay", "lr_component_decay", "lr_linear_proj_mult")
+_FROZEN = ("train_backbone", "freeze_norm", "freeze_at")
+
+
+def check_checkpoint(
+    checkpoint: Mapping[str, Any],
+    spec: ExperimentSpec,
+    class_map: ClassMap,
+    source: str,
+    group_sizes: Sequence[int] | None,
+    resuming: bool,
+) -> Mapping[str, Any]:
+    """The metadata of a checkpoint that fits `spec` and the classes of the data.
+
+    Args:
+        group_sizes: numbers of parameters in the groups of the run's optimizer; None if its state is not compared.
+        resuming: whether the run continues training from the checkpoint, so that all fields and the optimizer must fit.
+
+    Raises:
+        CheckpointError: the checkpoint is of another program, model, set of classes or optimizer.
+    """
+    meta = checkpoint.get(KEY)
+    if not isinstance(meta, Mapping):
+        raise CheckpointError(
+            f"{source} was not saved by rtdetr_tool. Set train.pretrained_model_path to it to start from its weights."
+        )
+    try:
+        check_against(spec, meta, source=source, every_field=resuming, advice="")
+        _check_classes(meta["classes"], class_map, source)
+        if resuming and group_sizes is not None:
+            _check_optimizer(checkpoint, meta, spec, group_sizes, source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\n{_START_A_NEW_RUN}" if resuming else str(error)) from None
+    return meta
+
+
+def _check_classes(stored: Sequence[Mapping[str, Any]], class_map: ClassMap, source: str) -> None:
+    expected = class_map.to_list()
+    if not _same_classes(stored, class_map):
+        raise CheckpointError(
+            f"The classes differ: the data has {_format_classes(expected)}, {source} has {_format_classes(stored)}."
+        )
+    if not stored:
+        logger.warning(
+            "%s has no class names; using its class rows by position, as if its classes were %s",
+            source, _format_classes(expected),
+        )  # fmt: skip
+
+
+def _same_classes(stored: Sequence[Mapping[str, Any]], class_map: ClassMap) -> bool:
+    """Compare names and category ids. Files of other programs may have only the names, or neither."""
+    if any(entry.get("id") is not None for entry in stored):
+        return list(stored) == class_map.to_list()
+    names = {entry["index"]: entry["name"] for entry in stored}
+    return not names or names == {entry.index: entry.name for entry in class_map.entries}
+
+
+def _check_optimizer(
+    checkpoint: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    spec: ExperimentSpec,
+    group_sizes: Sequence[int],
+    source: str,
+) -> None:
+    """Raise CheckpointError if the checkpoint's optimizer state does not fit the spec's optimizer."""
+    expected, stored = (
+        {**section_of(fields, "model"), **section_of(fields, "train"), **section_of(fields, "train.optim")}
+        for fields in (spec_to_dict(spec), section_of(meta, "spec"))
+    )
+    changed = [name for name in (*_OPTIMIZER, *_FROZEN) if expected.get(name) != stored.get(name)]
+    states = checkpoint.get("optimizer_states")
+    if not states or not changed:
+        return
+    stored_sizes = [len(group["params"]) for group in states[0]["param_groups"]]
+    if "optimizer" in changed or list(group_sizes) != stored_sizes:
+        differences = "; ".join(
+            f"{name} is {expected.get(name)!r}, but {stored.get(name)!r} in the checkpoint" for name in changed
+        )
+        raise CheckpointError(
+            f"{source} has the state of a different optimizer (fields of train, train.optim and model: {differences})."
+        )
+
+
+def _format_classes(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:
+    names = [f"{entry.get('id', '?')}: {entry.get('name')}" for entry in classes]
+    return "{" + ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") + "}"
