@@ -92,7 +92,7 @@ def test_a_gpu_out_of_memory_is_answered_with_what_to_lower_and_its_present_valu
     with pytest.raises(UserError) as raised, explain_out_of_memory(spec):
         raise error
     assert str(raised.value) == (
-        "The GPU ran out of memory (CUDA out of memory). What helps, what costs least first: "
+        "The GPU ran out of memory (CUDA out of memory). Try, cheapest first: "
         "set train.activation_checkpoint to true (now false); set train.precision to bf16 (now fp32); "
         "set train.ema.cpu_offload to true (now false); lower dataset.batch_size (now 8 per process); "
         "lower dataset.augmentation.train_spatial_size (now 640 x 608) and the largest of "
