@@ -118,7 +118,7 @@ def test_the_vit_of_a_whole_rfdetr_is_taken(tmp_path, ours):
 
 def test_another_networks_file_is_refused_by_name(tmp_path):
     path = save_checkpoint(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(CheckpointError, match=r"resnet18.pth is not a ViT for RF-DETR.*transformers, timm or Meta"):
+    with pytest.raises(CheckpointError, match=r"pretrained_backbone_path: .*resnet18\.pth .*timm or Meta"):
         loaded(spec_for(path))
 
 
