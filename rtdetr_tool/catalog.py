@@ -255,6 +255,20 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
 }
 
 
+class RestrictedLicence(NamedTuple):
+    """A licence of weights that must be accepted before they are used."""
+
+    title: str
+    accepted_by: str  # field of the spec
+
+
+RESTRICTED: dict[str, RestrictedLicence] = {
+    _PML: RestrictedLicence(
+        "Roboflow's Platform Model License 1.0", "model.rfdetr.accept_platform_model_license"
+    ),
+}
+
+
 class PublishedWeights(NamedTuple):
     """A file of weights that everyone may ask for by its name, with or without its suffix."""
 

@@ -42,9 +42,19 @@ VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 DECLARATIONS = ("__init__", "family", "spec")
 
 
+IN_THE_API = ("api", "roboflow")  # modules of a family that belong to `api`
+
+
 def room_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return "spec" if declares_a_family(parts) else parts[0]
+    return room_in_families(parts) or parts[0]
+
+
+def room_in_families(parts: Sequence[str]) -> str | None:
+    """The room that a module of `families` belongs to (or a name in one), by the parts of its path; else None."""
+    if declares_a_family(parts):
+        return "spec"
+    return "api" if parts[0] == "families" and len(parts) > 2 and parts[2] in IN_THE_API else None
 
 
 def declares_a_family(parts: Sequence[str]) -> bool:
@@ -81,8 +91,8 @@ def imported_room(name: str) -> str | None:
     first, *rest = name.split(".")
     if first != "rtdetr_tool":
         return None
-    if rest and declares_a_family(rest):
-        return "spec"
+    if rest and (room := room_in_families(rest)):
+        return room
     return rest[0] if rest and rest[0] in LEVEL else "__init__"
 
 

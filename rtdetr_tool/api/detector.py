@@ -74,7 +74,7 @@ class Detector:
 
         Args:
             num_classes: another number of classes than the file's: its class heads then start anew.
-            keywords: fields of the spec's `model` section (of `model.rfdetr` for an RF-DETR) that the file leaves open.
+            keywords: fields of the spec's `model` section, or of its family's section, that the file leaves open.
 
         Raises:
             CheckpointError: the file is missing, damaged or foreign, or keywords contradict it.
@@ -303,7 +303,8 @@ class Detector:
         Args:
             shape: (height, width) of the input; None = `input_size`.
             batch_size: of the graph, unless `dynamic_batch`.
-            output_name: of the file, without suffix; None = the kind of detector, such as `rfdetr-nano`.
+            output_name: of the file, without suffix; None = the kind of detector, such as
+                `rtdetr-resnet_50`.
             calibration_data: images for TFLite's INT8: a folder, an array file, or an array [N, H, W, 3].
             keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`; for TFLite
                 `quantization` (fp32, fp16, int8) and `max_images`.
@@ -322,14 +323,16 @@ class Detector:
         return export(opened, base, keywords, calibration_data)
 
     def export_for_roboflow(self, output_dir: str | os.PathLike) -> None:
-        """Write what Roboflow takes for an upload, `weights.pt` and `class_names.txt`; nothing is sent."""
-        from rtdetr_tool.api.roboflow import write_bundle
+        """Write what Roboflow accepts for an upload, `weights.pt` and `class_names.txt`; nothing is sent.
 
-        write_bundle(self._trainable("export_for_roboflow"), Path(output_dir))
+        Only RF-DETR is accepted there.
+        """
+        title = self.spec.model.family.title
+        raise UserError(f"export_for_roboflow: Roboflow takes RF-DETR only; export this {title} with export()")
 
     @property
     def name(self) -> str:
-        """The kind of detector, for file names: `rfdetr-nano`, `rtdetr-resnet_50`."""
+        """The kind of detector, for file names, such as `rtdetr-resnet_50`."""
         return self.spec.model.kind.replace("/", "-")
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families import Family, all_families
 from rtdetr_tool.spec.convert import section_type, walk_fields
 
 Settings = dict[str, Any]  # dotted name of a field -> value
@@ -88,7 +89,6 @@ EXPORT: dict[str, Rule] = {
     "max_images": "export.tflite.calibration_images",
 }
 _TRAIN_SECTIONS = ("train", "dataset")
-_FAMILY_SECTIONS = {"rfdetr": ("model.rfdetr", "model"), "rtdetr": ("model",)}
 
 
 def train_settings(keywords: Mapping[str, Any]) -> Settings:
@@ -107,9 +107,9 @@ def export_settings(keywords: Mapping[str, Any]) -> Settings:
     return settings(keywords, {**leaves("export"), **EXPORT}, "export", EXPORT_ELSEWHERE)
 
 
-def model_settings(keywords: Mapping[str, Any], arch: str, where: str) -> Settings:
+def model_settings(keywords: Mapping[str, Any], family: Family, where: str) -> Settings:
     """What keywords of a constructor say: names of the family's fields of `model`, or dotted names."""
-    return settings(keywords, leaves(*_FAMILY_SECTIONS[arch]), where)
+    return settings(keywords, leaves(*_sections(family)), where)
 
 
 def settings(
@@ -144,8 +144,13 @@ def _hint(name: str, known: Mapping[str, Rule], elsewhere: Mapping[str, str]) ->
 
 
 def _of_the_model() -> dict[str, str]:
-    fields = leaves(*_FAMILY_SECTIONS["rfdetr"])
+    fields = leaves(*(section for family in all_families() for section in _sections(family)))
     return dict.fromkeys(fields, "it belongs to the model and is given when the detector is made")
+
+
+def _sections(family: Family) -> tuple[str, ...]:
+    """Where the family's fields are, its own before those that families share."""
+    return ("model",) if family.section is None else (f"model.{family.section}", "model")
 
 
 def plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.families import family_named
+from rtdetr_tool.families import DEFAULT_FAMILY, all_families, family_named, family_of
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.runtimes.open import OpenedDetector, detector_of
 from rtdetr_tool.runtimes.settle import settle
@@ -23,6 +23,8 @@ from rtdetr_tool.spec import LoadedSpec, spec_from_dict
 from rtdetr_tool.spec.validate import inert_notes
 
 logger = logging.getLogger(__name__)
+
+RANDOM = "random weights"  # the source of a detector without a file
 
 
 def choose_device(device: torch.device | str) -> torch.device:
@@ -43,9 +45,9 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str) -> OpenedDetector:
     """A detector with random weights (a backbone's, where `pretrained_backbone_path` names them)."""
-    arch = base["model.arch"]
-    rows = None if num_classes is None else family_named(arch).class_rows(num_classes)
-    loaded = _loaded({**base, **model_settings(keywords, arch, where)}, rows)
+    family = family_named(base["model.arch"])
+    rows = None if num_classes is None else family.class_rows(num_classes)
+    loaded = _loaded({**base, **model_settings(keywords, family, where)}, rows)
     spec = loaded.spec
     detector = build_detector(spec.model, spec.dataset.num_classes)
     if spec.model.pretrained_backbone_path:
@@ -63,11 +65,12 @@ def open_weights(
     Raises:
         CheckpointError: `base` or `keywords` contradict it. Another number of classes does not: class heads start anew.
     """
-    file = read_detector(os.fspath(weights), {**keywords, "rfdetr": keywords})  # where it leaves a choice
-    arch = section_of(file.meta, "spec.model").get("arch", "rtdetr")
+    given = {**keywords, **{family.section: keywords for family in all_families() if family.section}}
+    file = read_detector(os.fspath(weights), given)  # where it leaves a choice
+    family = family_of(section_of(file.meta, "spec.model").get("arch"))
     known = section_of(file.meta, "spec.dataset").get("num_classes")
-    chosen = {**base, **model_settings(keywords, arch, where)}
-    rows = known if num_classes is None else family_named(arch).class_rows(num_classes)
+    chosen = {**base, **model_settings(keywords, family, where)}
+    rows = known if num_classes is None else family.class_rows(num_classes)
     if rows == known:
         return detector_of(file, _loaded(chosen, None))
     loaded = _loaded(chosen, rows)
@@ -87,7 +90,7 @@ def without_classes(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def loaded_for_deployed(keywords: Mapping[str, Any], where: str) -> LoadedSpec:
     """For a graph or engine, which settles everything itself: only dotted names can be given."""
-    return _loaded(model_settings(keywords, "rtdetr", where), None)
+    return _loaded(model_settings(keywords, family_named(DEFAULT_FAMILY), where), None)
 
 
 def _loaded(settings: Settings, rows: int | None) -> LoadedSpec:

@@ -6,14 +6,12 @@ import logging
 import os
 from pathlib import Path
 
-from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, PublishedWeights
+from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, RESTRICTED, PublishedWeights
 from rtdetr_tool.checkpoints.download import download, md5_of, shown
 from rtdetr_tool.errors import CheckpointError, DownloadError
 
 logger = logging.getLogger(__name__)
 
-RESTRICTED = {"PML-1.0": "Roboflow's Platform Model License 1.0"}  # licences that must be accepted
-ACCEPT = "accept_platform_model_license"  # field of model.rfdetr, and keyword in Python
 _SUFFIXES = ("", ".pth", ".pt")
 
 
@@ -57,18 +55,24 @@ def check_licence(source: str, licence: str, accepted: bool) -> None:
         return
     if not accepted:
         raise CheckpointError(
-            f"{source}: weights of this variant are published under {RESTRICTED[licence]} ({licence}), which restricts "
-            f"their use. Read it; if you accept it, set model.rfdetr.{ACCEPT}=true (in Python: {ACCEPT}=True)."
+            f"{source}: weights of this variant are published under {RESTRICTED[licence].title} ({licence}), which "
+            f"restricts their use. Read it; if you accept it, set {_acceptance(licence)}."
         )
-    logger.warning("%s: under %s (%s), accepted with %s", source, RESTRICTED[licence], licence, ACCEPT)
+    title, field = RESTRICTED[licence]
+    logger.warning("%s: under %s (%s), accepted with %s", source, title, licence, field.rpartition(".")[2])
+
+
+def _acceptance(licence: str) -> str:
+    field = RESTRICTED[licence].accepted_by
+    return f"{field}=true (in Python: {field.rpartition('.')[2]}=True)"
 
 
 def _get(row: PublishedWeights, path: Path) -> None:
     if row.url is None:
         raise CheckpointError(
-            f"{row.file} is published under {RESTRICTED[row.licence]} ({row.licence}) and is not downloaded by this "
-            f"tool. Where you have it under that licence, put it at {path}, or give its path, and set "
-            f"model.rfdetr.{ACCEPT}=true (in Python: {ACCEPT}=True)."
+            f"{row.file} is published under {RESTRICTED[row.licence].title} ({row.licence}) and is not downloaded by "
+            f"this tool. Where you have it under that licence, put it at {path}, or give its path, and set "
+            f"{_acceptance(row.licence)}."
         )
     logger.info("Downloading %s (licence %s) from %s to %s", row.file, row.licence, shown(row.url), path.parent)
     try:

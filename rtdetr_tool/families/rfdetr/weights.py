@@ -14,7 +14,7 @@ from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, 
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.checkpoints.published import ACCEPT, check_licence
+from rtdetr_tool.checkpoints.published import check_licence
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
@@ -54,7 +54,8 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     known = {**settings_of(contents.payload, file.source), **chosen}
     model, classes = architecture_of_rfdetr(file.weights, known, file.source)
     if file.kind == ROBOFLOW:
-        check_licence(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].licence, bool(chosen.get(ACCEPT)))
+        accepted = bool(chosen.get("accept_platform_model_license"))
+        check_licence(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].licence, accepted)
     named = classes_of(contents.payload, classes)
     file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)
     file.meta["origin"] = {"format": file.kind, "version": 1}

@@ -20,8 +20,6 @@ WEIGHTS, CLASS_NAMES = "weights.pt", "class_names.txt"
 
 def write_bundle(opened: OpenedDetector, folder: Path) -> None:
     """`weights.pt` (the network by Roboflow's names, its settings, class names) and `class_names.txt`."""
-    if opened.spec.model.arch != "rfdetr":
-        raise UserError("export_for_roboflow: Roboflow takes RF-DETR only; an RT-DETR is exported with export()")
     names = class_names(opened)
     settings = {**spec_to_dict(resolve_rfdetr(opened.spec.model.rfdetr)), **_by_their_names(opened, names)}
     weights = to_rfdetr({name: tensor.cpu() for name, tensor in opened.detector.state_dict().items()})

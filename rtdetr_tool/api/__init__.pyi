@@ -1,0 +1,11 @@
+from ..families.rfdetr.api import RFDETR2XLarge as RFDETR2XLarge
+from ..families.rfdetr.api import RFDETRBase as RFDETRBase
+from ..families.rfdetr.api import RFDETRLarge as RFDETRLarge
+from ..families.rfdetr.api import RFDETRLarge2025 as RFDETRLarge2025
+from ..families.rfdetr.api import RFDETRMedium as RFDETRMedium
+from ..families.rfdetr.api import RFDETRNano as RFDETRNano
+from ..families.rfdetr.api import RFDETRSmall as RFDETRSmall
+from ..families.rfdetr.api import RFDETRXLarge as RFDETRXLarge
+from ..families.rtdetr.api import RTDETR as RTDETR
+from .detector import Detector as Detector
+from .results import PlainDetections as PlainDetections
