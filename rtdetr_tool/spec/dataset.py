@@ -30,6 +30,7 @@ class AugmentationSpec:
         "model.rfdetr.resolution.",
         min=32,
         unit="pixels",
+        deployed=True,
     )
     distortion_prob: float = field(
         0.8,
@@ -42,7 +43,9 @@ class AugmentationSpec:
         0.8, "Probability of a crop that keeps a minimum IoU with an object.", min=0.0, max=1.0, automl=True
     )
     preserve_aspect_ratio: bool = field(
-        False, "Keep the aspect ratio and pad on the right and at the bottom, in training and outside."
+        False,
+        "Keep the aspect ratio and pad on the right and at the bottom, in training and outside.",
+        deployed=True,
     )
 
 
@@ -92,7 +95,9 @@ class DatasetSpec:
     )
     workers: int = field(8, "Loader processes per device; 0 loads in the main process.", min=0, max=INF, automl=True)
     remap_mscoco_category: bool = field(
-        False, "Map the 80 category ids of COCO (1..90) to 0..79. Only for the original COCO files."
+        False,
+        "Map the 80 category ids of COCO (1..90) to 0..79. Only for the original COCO files.",
+        deployed=True,
     )
     pin_memory: bool = field(True, "Load into page-locked memory for faster copies to a GPU.")
     dataset_type: str = field(
@@ -106,6 +111,8 @@ class DatasetSpec:
         "(its last belongs to no class); that is also the default with dataset_dir.",
         min=1,
         max=INF,
+        architecture=True,
+        deployed=True,
     )
     eval_class_ids: list[int] | None = field(None, "Category ids to evaluate; null = all.", min=0)
     augmentation: AugmentationSpec = field(AugmentationSpec, "Sizes and training augmentation.")
@@ -115,6 +122,7 @@ class DatasetSpec:
         "...; auto: raw if every id is below num_classes, else contiguous.",
         options=("auto", "raw", "contiguous"),
         origin="ours",
+        deployed=True,
     )
     on_bad_image: str = field(
         "skip",

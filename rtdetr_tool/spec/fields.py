@@ -1,14 +1,20 @@
-"""The one helper that declares a spec field: default, help, bounds, options, unit and origin in one place."""
+"""The declaration of a spec field: its default, help and bounds, who uses it and what it means for weights and files.
+
+Nothing else in the package lists fields by name: what others need is a query over these declarations (`queries`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 MISSING = "???"  # a value the user must give before the command that needs it runs
 
 INF = float("inf")
+
+PathUse = Literal["read", "written", "results"]
+SizeKind = Literal["depth", "width", "breadth"]
 
 
 def field(
@@ -24,6 +30,16 @@ def field(
     unit: str | None = None,
     automl: bool = False,
     origin: str = "tao",
+    family: str | None = None,
+    architecture: bool = False,
+    in_weights: bool = True,
+    size: SizeKind | None = None,
+    parameter_groups: bool = False,
+    path: PathUse | None = None,
+    deployed: bool = False,
+    commands: Sequence[str] = (),
+    unused: str | None = None,
+    unsupported: str | None = None,
 ) -> Any:
     """A dataclass field of a spec.
 
@@ -31,10 +47,21 @@ def field(
         default: a plain value; lists and dicts are copied for each instance. A dataclass type makes a sub-section.
         min, max: inclusive bounds, of each item for lists of numbers.
         above: exclusive lower bound.
-        options: allowed values, of each item for lists.
-        names: words that stand for a value, which may lie outside of the bounds.
-        prefix: besides the options, any text that begins with this is allowed.
+        options: accepted values, of each item for lists.
+        prefix: text with this prefix is accepted in addition to the options.
+        names: words that stand for a value, which may be outside the bounds.
         origin: `tao` (schema of nvidia-tao-core), `seed` (TAO's documentation only) or `ours`.
+        family: the only model family (`model.arch`) that reads the field; None = all. Holds for all fields of a section.
+        architecture: the field decides what the weights mean, so a spec and its checkpoint must agree on it.
+        in_weights: False where no tensor's name or shape shows the value, so a foreign checkpoint cannot supply it.
+        size: how the field makes a network larger: a number of layers (depth), a width of which layers hold squares
+            (width), or a number that goes with one width (breadth).
+        parameter_groups: the field decides which groups of parameters the optimizer keeps a state for.
+        path: the field names a file or folder that is read or written, or a folder of results.
+        deployed: recorded in deployed files (ONNX, TFLite, engines); holds for them unless the user says otherwise.
+        commands: the commands that take the field from their spec; empty = all commands that have the section.
+        unused: why the field is accepted and has no effect.
+        unsupported: why any value but the default is refused.
     """
     metadata = {
         "help": help,
@@ -47,6 +74,16 @@ def field(
         "unit": unit,
         "automl": automl,
         "origin": origin,
+        "family": family,
+        "architecture": architecture,
+        "in_weights": in_weights,
+        "size": size,
+        "parameter_groups": parameter_groups,
+        "path": path,
+        "deployed": deployed,
+        "commands": tuple(commands),
+        "unused": unused,
+        "unsupported": unsupported,
     }
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -55,15 +92,17 @@ def field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def default_of(entry: dataclasses.Field) -> Any:
-    """The default value of a dataclass field, freshly made."""
+def default_of(entry: dataclasses.Field[Any]) -> Any:
+    """The default value of a dataclass field, a new object each time."""
     if entry.default is not dataclasses.MISSING:
         return entry.default
+    if entry.default_factory is dataclasses.MISSING:
+        raise TypeError(f"{entry.name} has no default; declare it with field()")
     return entry.default_factory()
 
 
 def is_blank(value: Any) -> bool:
-    """Nothing given: null, empty, `???`, or a mapping or list of nothing but those."""
+    """Whether a value counts as not given: null, empty, `???`, or a mapping or list of only those."""
     if isinstance(value, dict):
         return all(is_blank(item) for item in value.values())
     if isinstance(value, (list, tuple)):

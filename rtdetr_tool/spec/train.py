@@ -54,7 +54,7 @@ class EarlyStoppingSpec:
 class OptimSpec:
     """Optimizer and learning-rate schedule."""
 
-    optimizer: str = field("AdamW", "Optimizer.", options=("AdamW", "SGD"))
+    optimizer: str = field("AdamW", "Optimizer.", options=("AdamW", "SGD"), parameter_groups=True)
     monitor_name: str = field(
         "val_loss", "Accepted for old specs; neither schedule watches a metric.", options=("val_loss", "train_loss")
     )
@@ -73,7 +73,11 @@ class OptimSpec:
     lr_decay: float = field(0.1, "Factor of a drop.", above=0.0, automl=True)
     warmup_steps: int = field(0, "Steps over which the rate rises linearly from zero.", min=0, max=INF, unit="steps")
     lr_linear_proj_mult: float = field(
-        1.0, "Factor on the learning rate of the parameters named in model.linear_proj_names.", above=0.0, origin="seed"
+        1.0,
+        "Factor on the learning rate of the parameters named in model.linear_proj_names.",
+        above=0.0,
+        origin="seed",
+        parameter_groups=True,
     )
     warmup_epochs: float = field(
         0.0, "The same as warmup_steps, in epochs; only one of the two.", min=0.0, max=INF, unit="epochs", origin="ours"
@@ -87,6 +91,7 @@ class OptimSpec:
         above=0.0,
         max=1.0,
         origin="ours",
+        parameter_groups=True,
     )
     lr_component_decay: float = field(
         1.0,
@@ -94,6 +99,7 @@ class OptimSpec:
         above=0.0,
         max=1.0,
         origin="ours",
+        parameter_groups=True,
     )
 
 
@@ -114,7 +120,9 @@ class TrainSpec:
         None, "Checkpoint to go on from; null goes on from the latest one in the results folder, if there is one."
     )
     results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/train.")
-    freeze: list[str] | None = field([], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.")
+    freeze: list[str] | None = field(
+        [], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.", parameter_groups=True
+    )
     pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.")
     clip_grad_norm: float = field(0.1, "Largest L2 norm of the gradient; 0 = not clipped.", min=0.0)
     non_finite_loss: str = field(

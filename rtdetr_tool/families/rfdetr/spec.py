@@ -32,9 +32,14 @@ class RfdetrSpec:
         "Which published RF-DETR; large_2025 is the Large of 2025, which Roboflow has replaced.",
         options=tuple(RFDETR_VARIANTS),
         origin="ours",
+        architecture=True,
     )
     encoder: str | None = field(
-        None, "The ViT: DINOv2 of this size, with attention inside windows.", options=tuple(DINOV2), origin="ours"
+        None,
+        "The ViT: DINOv2 of this size, with attention inside windows.",
+        options=tuple(DINOV2),
+        origin="ours",
+        architecture=True,
     )
     out_feature_indexes: list[int] | None = field(
         None,
@@ -43,36 +48,60 @@ class RfdetrSpec:
         min=0,
         max=12,
         origin="ours",
+        architecture=True,
     )
     projector_scale: list[str] | None = field(
         None,
         "Levels that the projector makes, ascending: P3 has twice the size of the ViT's map, P4 the same, P5 half.",
         options=tuple(PROJECTOR_SCALES),
         origin="ours",
+        architecture=True,
     )
     hidden_dim: int | None = field(
-        None, "Width of levels and queries; a multiple of 4, sa_nheads and ca_nheads.", min=4, origin="ours"
+        None,
+        "Width of levels and queries; a multiple of 4, sa_nheads and ca_nheads.",
+        min=4,
+        origin="ours",
+        architecture=True,
+        size="width",
     )
-    dec_layers: int | None = field(None, "Decoder layers.", min=1, origin="ours")
-    sa_nheads: int | None = field(None, "Heads of the attention among queries.", min=1, origin="ours")
-    ca_nheads: int | None = field(None, "Heads of the deformable attention to the levels.", min=1, origin="ours")
-    dec_n_points: int | None = field(None, "Points that a query samples per head and level.", min=1, origin="ours")
+    dec_layers: int | None = field(None, "Decoder layers.", min=1, origin="ours", architecture=True, size="depth")
+    sa_nheads: int | None = field(
+        None, "Heads of the attention among queries.", min=1, origin="ours", architecture=True
+    )
+    ca_nheads: int | None = field(
+        None, "Heads of the deformable attention to the levels.", min=1, origin="ours", architecture=True
+    )
+    dec_n_points: int | None = field(
+        None, "Points that a query samples per head and level.", min=1, origin="ours", architecture=True
+    )
     dim_feedforward: int = field(
-        2048, "Width of the feed-forward network in decoder layers.", min=1, origin="ours"
+        2048,
+        "Width of the feed-forward network in decoder layers.",
+        min=1,
+        origin="ours",
+        size="breadth",
     )
     dropout: float = field(0.0, "Dropout in decoder layers.", min=0.0, max=1.0, origin="ours")
-    num_queries: int | None = field(None, "Object queries (of one group).", min=1, origin="ours")
+    num_queries: int | None = field(None, "Object queries (of one group).", min=1, origin="ours", size="breadth")
     group_detr: int = field(
         13,
         "Groups of queries in training: each matches every object once. Outside training only the first is used.",
         min=1,
         origin="ours",
+        size="breadth",
     )
     bbox_reparam: bool = field(
-        True, "Predict boxes relative to the size of their reference; false = as logits.", origin="ours"
+        True,
+        "Predict boxes relative to the size of their reference; false = as logits.",
+        origin="ours",
+        architecture=True,
     )
     lite_refpoint_refine: bool = field(
-        True, "All decoder layers look from the first reference; false = each from the box before.", origin="ours"
+        True,
+        "All decoder layers look from the first reference; false = each from the box before.",
+        origin="ours",
+        architecture=True,
     )
     resolution: int | None = field(
         None,
@@ -83,9 +112,15 @@ class RfdetrSpec:
         unit="pixels",
         origin="ours",
     )
-    patch_size: int | None = field(None, "Side of a patch of the ViT.", min=1, unit="pixels", origin="ours")
+    patch_size: int | None = field(
+        None, "Side of a patch of the ViT.", min=1, unit="pixels", origin="ours", architecture=True
+    )
     num_windows: int | None = field(
-        None, "Windows per side of the image, inside which most ViT blocks attend.", min=1, origin="ours"
+        None,
+        "Windows per side of the image, inside which most ViT blocks attend.",
+        min=1,
+        origin="ours",
+        architecture=True,
     )
     positional_encoding_size: int | None = field(
         None,
@@ -105,9 +140,15 @@ class RfdetrSpec:
         None,
         "Predict a mask for each object, too; the annotations must have masks. The seg_ variants do.",
         origin="ours",
+        architecture=True,
     )
     mask_downsample_ratio: int = field(
-        4, "Side of the images over that of the predicted masks.", min=1, unit="pixels", origin="ours"
+        4,
+        "Side of the images over that of the predicted masks.",
+        min=1,
+        unit="pixels",
+        origin="ours",
+        architecture=True,
     )
     accept_platform_model_license: bool = field(
         False,

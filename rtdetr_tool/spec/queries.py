@@ -1,0 +1,94 @@
+"""Queries over the declarations of all fields: the names of those with a property, wherever they are declared.
+
+Names are dotted, as in `model.rfdetr.hidden_dim`, in the order of the schema.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from rtdetr_tool.spec.fields import PathUse, SizeKind
+from rtdetr_tool.spec.schema import section_type, walk_fields
+
+
+@cache
+def names_with(key: str, *values: object) -> tuple[str, ...]:
+    """Fields whose declaration has one of these values for `key`; without values, anything but the default."""
+    return tuple(
+        name
+        for name, entry, _ in walk_fields()
+        if (entry.metadata[key] in values if values else bool(entry.metadata[key]))
+    )
+
+
+@cache
+def architecture_fields(section: str) -> tuple[str, ...]:
+    """Fields of one section (without its sections) that decide what the weights mean, by their own names."""
+    return _in(section, names_with("architecture", True))
+
+
+@cache
+def architecture_sections() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Each section of a model's own spec with its architecture fields; a teacher's are checked as a model's."""
+    names = (name for name in names_with("architecture", True) if not name.startswith("distill."))
+    sections = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    return tuple((section, architecture_fields(section)) for section in sections)
+
+
+@cache
+def family_of(name: str) -> str | None:
+    """The only model family that reads the field with this dotted name; None = all."""
+    declared = {field: entry.metadata["family"] for field, entry, _ in walk_fields()}
+    parts = name.split(".")
+    return next((found for n in range(len(parts), 0, -1) if (found := declared.get(".".join(parts[:n])))), None)
+
+
+@cache
+def fields_of_other_families(family: str, section: str = "model") -> tuple[str, ...]:
+    """Dotted names of the fields below `section` that a model of this family does not read."""
+    return tuple(
+        name
+        for name, _, hint in walk_fields()
+        if name.startswith(f"{section}.") and not section_type(hint) and family_of(name) not in (None, family)
+    )
+
+
+@cache
+def fields_not_in_weights() -> tuple[str, ...]:
+    """Fields of `model` that no tensor of a foreign checkpoint shows, by their own names."""
+    return _in("model", names_with("in_weights", False))
+
+
+@cache
+def size_fields(family: str, kind: SizeKind) -> tuple[str, ...]:
+    """Dotted names of the fields of `model` that make a network of this family larger in this way."""
+    names = names_with("size", kind)
+    return tuple(name for name in names if name.startswith("model.") and family_of(name) == family)
+
+
+@cache
+def parameter_group_fields() -> tuple[str, ...]:
+    """Dotted names of the fields that decide which groups of parameters an optimizer keeps a state for."""
+    return tuple(name for name in names_with("parameter_groups", True) if not name.startswith("distill."))
+
+
+@cache
+def deployed_fields(section: str) -> tuple[str, ...]:
+    """Fields of one section that deployed files record, by their own names."""
+    return _in(section, names_with("deployed", True))
+
+
+@cache
+def path_fields(section: str, *uses: PathUse) -> tuple[str, ...]:
+    """Dotted names of the fields below `section` that name a file or folder; without `uses`, all of them."""
+    return tuple(name for name in names_with("path", *uses) if name.startswith(f"{section}."))
+
+
+@cache
+def reasons(key: str) -> dict[str, str]:
+    """Field -> reason, for `key` `unused` (accepted without effect) or `unsupported` (only the default is accepted)."""
+    return {name: entry.metadata[key] for name, entry, _ in walk_fields() if entry.metadata[key]}
+
+
+def _in(section: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == section)
