@@ -134,7 +134,7 @@ def test_the_example_of_single_layers_is_a_valid_spec():
 
 
 def test_every_field_named_exists():
-    from rtdetr_tool.spec.convert import walk_fields
+    from rtdetr_tool.spec.schema import walk_fields
 
     known = {name for name, _, _ in walk_fields()}
     named = set(re.findall(r"`((?:export|evaluate|inference|gen_trt_engine|model)\.[a-z_.]+)", TEXT))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.spec.convert import section_type, walk_fields
+from rtdetr_tool.spec.schema import section_type, walk_fields
 from rtdetr_tool.spec.tables import INERT, NOT_YET, SECTIONS_NOT_YET
 
 SIDE = 64

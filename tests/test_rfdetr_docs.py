@@ -11,7 +11,7 @@ import yaml
 from rtdetr_tool import cli
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.spec import read_spec, spec_from_dict
-from rtdetr_tool.spec.convert import field_names
+from rtdetr_tool.spec.schema import field_names
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "rfdetr.md").read_text(encoding="utf-8")

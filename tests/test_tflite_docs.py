@@ -10,7 +10,7 @@ import pytest
 
 from rtdetr_tool import cli
 from rtdetr_tool.spec import read_spec
-from rtdetr_tool.spec.convert import walk_fields
+from rtdetr_tool.spec.schema import walk_fields
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "tflite.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import Family, all_families
-from rtdetr_tool.spec.convert import section_type, walk_fields
+from rtdetr_tool.spec.schema import section_type, walk_fields
 
 Settings = dict[str, Any]  # dotted name of a field -> value
 Rule = str | Callable[[Any], Settings]

@@ -21,6 +21,7 @@ from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata
 from rtdetr_tool.checkpoints.published import weights_path
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_of
+from rtdetr_tool.spec.queries import fields_not_in_weights
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 DIRECTORY_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -49,9 +50,10 @@ class DetectorFile:
     def summary(self) -> str:
         """What was found, in a few lines."""
         model, classes = self.meta["spec"]["model"], self.meta["spec"]["dataset"]["num_classes"]
-        weights = weights_of(family_of(model.get("arch")))
+        family = family_of(model.get("arch"))
+        weights = weights_of(family)
         lines = [f"{self.source} is {self.what}: {weights.summary(model, classes)}"]
-        unseen = [] if self.ours else [name for name in weights.UNSEEN if name not in model]
+        unseen = [] if self.ours else [name for name in fields_not_in_weights(family.name) if name not in model]
         if unseen:
             names = ", ".join(unseen)
             lines.append(f"It does not say what it was trained with ({names}): the spec or its defaults hold.")

@@ -46,7 +46,6 @@ class WeightsModule(Protocol):
     """Which files hold a family's weights, and what they say."""
 
     FORMATS: tuple[ForeignFormat, ...]
-    UNSEEN: tuple[str, ...]  # fields of `model` that tensors do not tell and users usually know
 
     def is_complete(self, weights: Tensors) -> bool:
         """Whether these tensors, by our names, are a detector of the family."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rtdetr_tool.checkpoints.limits import check_metadata_values, stored_numbers
 from rtdetr_tool.checkpoints.recorded import REFUSED, names_in
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import all_families, family_of
 from rtdetr_tool.redaction import without_secrets
+from rtdetr_tool.spec.fields import SizeKind
+from rtdetr_tool.spec.queries import architecture_sections, path_fields, size_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,8 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def check_sizes(meta: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> None:
     """CheckpointError for a file that describes a network far too large for its tensors: building it may never end."""
-    sizes = family_of(section_of(meta, "spec.model").get("arch")).sizes
+    family = family_of(section_of(meta, "spec.model").get("arch"))
+    sizes = [size_fields(family.name, kind) for kind in get_args(SizeKind)]
     layers, width, beside = (max(_numbers(meta, names), default=1) for names in sizes)
     beside = max(beside, *_numbers(meta, ["dataset.num_classes"]), 1)
     inner = width * max(1, *_numbers(meta, ["model.expansion"]), 1)
@@ -119,10 +121,16 @@ def _numbers(meta: Mapping[str, Any], names: Sequence[str]) -> Iterator[float]:
 
 def without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
     """A file's `model` section as others may use it: what it names on a disk is opened only when the user says so."""
-    kept = {name: value for name, value in model.items() if name != "pretrained_backbone_path"}
-    if isinstance(kept.get("frozen_fm"), Mapping):
-        kept["frozen_fm"] = {name: value for name, value in kept["frozen_fm"].items() if name != "checkpoint"}
-    return kept
+    return _without_paths(model, "model")
+
+
+def _without_paths(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    paths = path_fields("model")
+    return {
+        name: _without_paths(value, f"{prefix}.{name}") if isinstance(value, Mapping) else value
+        for name, value in section.items()
+        if f"{prefix}.{name}" not in paths
+    }
 
 
 def check_against(
@@ -172,14 +180,10 @@ def _compared(spec: Any, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, An
                 yield section, name, _plain(getattr(own, name)), _plain(stored_section[name])
 
 
-@cache
 def _compared_fields() -> dict[str, tuple[str, ...]]:
     """Section of the spec -> the fields in which a spec and a checkpoint must agree."""
-    fields: dict[str, tuple[str, ...]] = {}
-    for family in all_families():
-        for section, names in family.architecture.items():
-            fields[section] = tuple(dict.fromkeys((*fields.get(section, ()), *names)))
-    return {**fields, **{section: names_in(section, REFUSED) for section in ("dataset", "dataset.augmentation")}}
+    recorded = {section: names_in(section, REFUSED) for section in ("dataset", "dataset.augmentation")}
+    return {**dict(architecture_sections()), **recorded}
 
 
 def section_of(mapping: Mapping[str, Any] | None, path: str) -> Mapping[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec
@@ -15,45 +14,24 @@ if TYPE_CHECKING:
 SIZE_FIELDS = ("train_spatial_size", "eval_spatial_size", "multi_scales")  # of `dataset.augmentation`
 
 
-class NetworkSizes(NamedTuple):
-    """Fields of the spec that say how large a network is."""
-
-    layers: tuple[str, ...]  # numbers of layers
-    widths: tuple[str, ...]  # a layer has the square of each
-    linear: tuple[str, ...]  # numbers that go with one width
-
-
 class Family(ABC):
     """A model family without its network: nothing here imports torch.
 
-    Names of fields are relative to `model`, and those of `sizes` to the spec. Methods with a `model` take the whole
-    section, because families share fields of it.
+    Which fields a family reads, and which of them are part of its architecture, is declared with each field
+    (`spec.queries`). Names of fields here are relative to `model`. Methods with a `model` take the whole section,
+    because families share fields of it.
     """
 
     name: ClassVar[str]  # in `model.arch`
     title: ClassVar[str]  # in messages
     section: ClassVar[str | None] = None  # the section of `model` with the family's own fields
     section_type: ClassVar[type | None] = None
-    unread: ClassVar[Collection[str]] = ()  # fields of `model` that only other families read
-    # Section of the spec -> fields that change what weights mean; losses, queries and dropout may differ freely.
-    architecture: ClassVar[Mapping[str, tuple[str, ...]]]
-    sizes: ClassVar[NetworkSizes]
     query_field: ClassVar[str]  # how many objects a model can find in an image
     image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
 
     def module(self, name: str) -> ModuleType:
         """A module of the family's package: `build`, `weights`, `api`. It is imported now, with torch."""
         return import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
-
-    def reads(self, field: str) -> bool:
-        """Whether a field of `model` has an effect."""
-        return field not in self.unread
-
-    def section_fields(self) -> tuple[str, ...]:
-        """The family's own fields, such as `rfdetr.variant`."""
-        if self.section_type is None:
-            return ()
-        return tuple(f"{self.section}.{entry.name}" for entry in dataclasses.fields(self.section_type))
 
     @abstractmethod
     def variant(self, model: ModelSpec) -> str:

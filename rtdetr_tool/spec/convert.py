@@ -11,52 +11,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.schema import field_names, hints_of, section_type
 from rtdetr_tool.spec.tables import FIELD_ALIASES, VALUE_ALIASES
-
-
-@cache
-def hints_of(cls: type) -> dict[str, Any]:
-    """The resolved type of each field."""
-    return typing.get_type_hints(cls)
-
-
-def section_type(hint: Any) -> type | None:
-    """The dataclass in `hint` (`X` or `X | None`), or None."""
-    for candidate in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(candidate):
-            return candidate if typing.get_origin(hint) is not list else None
-    return None
-
-
-def item_type(hint: Any) -> type | None:
-    """The dataclass of the items in `hint` (`list[X]` or `list[X] | None`), or None."""
-    for candidate in (hint, *typing.get_args(hint)):
-        if typing.get_origin(candidate) is list:
-            return section_type(typing.get_args(candidate)[0])
-    return None
-
-
-def walk_fields(cls: type = ExperimentSpec, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """(dotted name, field, type) of every field and sub-section, in order; `name[].` leads to the items of a list."""
-    for entry in dataclasses.fields(cls):
-        hint = hints_of(cls)[entry.name]
-        yield prefix + entry.name, entry, hint
-        if section_type(hint):
-            yield from walk_fields(section_type(hint), f"{prefix}{entry.name}.")
-        elif item_type(hint):
-            yield from walk_fields(item_type(hint), f"{prefix}{entry.name}[].")
-
-
-@cache
-def field_names() -> tuple[str, ...]:
-    """Dotted names of all fields and sections."""
-    return tuple(name for name, _, _ in walk_fields())
 
 
 def suggestion(name: str) -> str:

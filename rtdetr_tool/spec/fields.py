@@ -51,7 +51,7 @@ def field(
         prefix: text with this prefix is accepted in addition to the options.
         names: words that stand for a value, which may be outside the bounds.
         origin: `tao` (schema of nvidia-tao-core), `seed` (TAO's documentation only) or `ours`.
-        family: the only model family (`model.arch`) that reads the field; None = all. Holds for all fields of a section.
+        family: the only model family (`model.arch`) that reads the field or section; None = all.
         architecture: the field decides what the weights mean, so a spec and its checkpoint must agree on it.
         in_weights: False where no tensor's name or shape shows the value, so a foreign checkpoint cannot supply it.
         size: how the field makes a network larger: a number of layers (depth), a width of which layers hold squares

@@ -12,10 +12,11 @@ from typing import Any
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.redaction import remember_secrets
-from rtdetr_tool.spec.convert import field_names, from_plain, spec_to_dict, suggestion, walk_fields
+from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import first_line, read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.references import resolve
+from rtdetr_tool.spec.schema import field_names, walk_fields
 from rtdetr_tool.spec.sources import with_sources
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes

@@ -49,14 +49,19 @@ def fields_of_other_families(family: str, section: str = "model") -> tuple[str, 
     return tuple(
         name
         for name, _, hint in walk_fields()
-        if name.startswith(f"{section}.") and not section_type(hint) and family_of(name) not in (None, family)
+        if name.startswith(f"{section}.") and not section_type(hint) and not reads(family, name)
     )
 
 
+def reads(family: str, name: str) -> bool:
+    """Whether a model of this family reads the field with this dotted name."""
+    return family_of(name) in (None, family)
+
+
 @cache
-def fields_not_in_weights() -> tuple[str, ...]:
-    """Fields of `model` that no tensor of a foreign checkpoint shows, by their own names."""
-    return _in("model", names_with("in_weights", False))
+def fields_not_in_weights(family: str) -> tuple[str, ...]:
+    """Fields of `model` that a family reads and no tensor of a foreign checkpoint shows, by their own names."""
+    return tuple(name for name in _in("model", names_with("in_weights", False)) if reads(family, f"model.{name}"))
 
 
 @cache

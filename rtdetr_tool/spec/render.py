@@ -8,9 +8,10 @@ import types
 import typing
 from typing import Any
 
-from rtdetr_tool.spec.convert import bounds_text, hints_of, item_type, options_text, section_type
+from rtdetr_tool.spec.convert import bounds_text, options_text
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.schema import hints_of, item_type, section_type
 from rtdetr_tool.spec.tables import (
     DIFFERENCES,
     DOCUMENTATION_DIFFERENCES,

@@ -14,6 +14,7 @@ from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
+from rtdetr_tool.spec.queries import fields_of_other_families
 from rtdetr_tool.spec.sources import source_problems
 from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
@@ -40,11 +41,11 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
 
 def inert_notes(spec: ExperimentSpec) -> list[str]:
     """One line for each field that the spec sets although it has no effect."""
-    family = spec.model.family
-    unread = [*family.unread]
-    for other in all_families():
-        unread += other.section_fields() if other is not family else ()
-    reasons = {**INERT, **{f"model.{name}": f"model.arch {family.name} does not read it" for name in unread}}
+    reasons = dict(INERT)
+    models = {"model": spec.model, **({"distill.teacher": spec.distill.teacher} if spec.distill else {})}
+    for section, model in models.items():
+        unread = fields_of_other_families(model.arch, section)
+        reasons |= dict.fromkeys(unread, f"{section}.arch {model.arch} does not read it")
     return [f"{name} has no effect: {reason}" for name, reason in reasons.items() if changed_from_default(name, spec)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from rtdetr_tool.catalog import FREEZING, FROM_BACKBONE, FROM_DETECTOR
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.queries import reads
 
 _STAGES = ("the stem", "the stem and the first stage", "the stem and the first two stages")
 
@@ -21,7 +22,7 @@ def resolve_freezing(spec: ExperimentSpec, pretrained: bool = False) -> Experime
     start = FROM_BACKBONE if model.pretrained_backbone_path else None
     if pretrained or spec.train.pretrained_model_path:
         start = FROM_DETECTOR
-    frozen = model.family.reads("freeze_norm") and model.backbone in FREEZING.get(start or "", ())
+    frozen = reads(model.arch, "model.freeze_norm") and model.backbone in FREEZING.get(start or "", ())
     norm = frozen if model.freeze_norm is None else model.freeze_norm
     at = (0 if frozen else -1) if model.freeze_at is None else model.freeze_at
     return replace(spec, model=replace(model, freeze_norm=norm, freeze_at=at))
@@ -40,7 +41,7 @@ def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec)
     model, parts = spec.model, []
     if not model.train_backbone:
         parts.append("the backbone (model.train_backbone: false)")
-    elif model.family.reads("freeze_norm"):
+    elif reads(model.arch, "model.freeze_norm"):
         stages = -1 if model.freeze_at is None else model.freeze_at
         count = detector.freeze_backbone(bool(model.freeze_norm), stages)
         if stages >= 0:

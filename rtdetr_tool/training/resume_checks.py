@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.checkpoints.metadata import KEY, check_against, section_of
+from rtdetr_tool.checkpoints.recorded import value_at
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.spec.queries import parameter_group_fields
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +19,6 @@ _START_A_NEW_RUN = (
     "A run can only be resumed with the same model, classes and optimizer. To start a new run, set another results_dir "
     "(-r); to start it from these weights, set train.pretrained_model_path, which copies class rows by name."
 )
-# Fields of `train`, `train.optim` and `model` that decide how parameters are grouped in the optimizer's state.
-_OPTIMIZER = ("optimizer", "freeze", "lr_layer_decay", "lr_component_decay", "lr_linear_proj_mult")
-_FROZEN = ("train_backbone", "freeze_norm", "freeze_at")
 
 
 def check_checkpoint(
@@ -83,22 +82,18 @@ def _check_optimizer(
     source: str,
 ) -> None:
     """Raise CheckpointError if the checkpoint's optimizer state does not fit the spec's optimizer."""
-    expected, stored = (
-        {**section_of(fields, "model"), **section_of(fields, "train"), **section_of(fields, "train.optim")}
-        for fields in (spec_to_dict(spec), section_of(meta, "spec"))
-    )
-    changed = [name for name in (*_OPTIMIZER, *_FROZEN) if expected.get(name) != stored.get(name)]
+    expected, stored = spec_to_dict(spec), section_of(meta, "spec")
+    values = {name: (value_at(expected, name), value_at(stored, name)) for name in parameter_group_fields()}
+    changed = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
     states = checkpoint.get("optimizer_states")
     if not states or not changed:
         return
     stored_sizes = [len(group["params"]) for group in states[0]["param_groups"]]
-    if "optimizer" in changed or list(group_sizes) != stored_sizes:
+    if "train.optim.optimizer" in changed or list(group_sizes) != stored_sizes:
         differences = "; ".join(
-            f"{name} is {expected.get(name)!r}, but {stored.get(name)!r} in the checkpoint" for name in changed
+            f"{name} is {now!r}, but {then!r} in the checkpoint" for name, (now, then) in changed.items()
         )
-        raise CheckpointError(
-            f"{source} has the state of a different optimizer (fields of train, train.optim and model: {differences})."
-        )
+        raise CheckpointError(f"{source} has the state of a different optimizer ({differences}).")
 
 
 def _format_classes(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:

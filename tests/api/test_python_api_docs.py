@@ -20,7 +20,7 @@ from rtdetr_tool.api.keywords import TRAIN
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.download import md5_of
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
-from rtdetr_tool.spec.convert import field_names
+from rtdetr_tool.spec.schema import field_names
 from tests.api.small import SIDE, SMALL_RFDETR, lively
 
 ROOT = Path(__file__).parents[2]

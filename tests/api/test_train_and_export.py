@@ -18,7 +18,7 @@ from rtdetr_tool.api.keywords import EXPORT, TRAIN, export_settings, leaves, tra
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import CheckpointError, DataError, SpecError, UserError
-from rtdetr_tool.spec.convert import field_names
+from rtdetr_tool.spec.schema import field_names
 from tests.api.small import SIDE, SMALL_RFDETR, SMALL_RTDETR, lively
 
 

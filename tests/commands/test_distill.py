@@ -11,8 +11,8 @@ import torch
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.commands.distill import open_teacher
 from rtdetr_tool.spec import read_spec
-from rtdetr_tool.spec.convert import walk_fields
 from rtdetr_tool.spec.fields import MISSING
+from rtdetr_tool.spec.schema import walk_fields
 
 ROOT = Path(__file__).parents[2]
 BINDING = "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"

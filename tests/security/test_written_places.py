@@ -13,8 +13,8 @@ from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.runtimes.writers import output_stems
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.spec.convert import walk_fields
 from rtdetr_tool.spec.outputs import WRITTEN
+from rtdetr_tool.spec.schema import walk_fields
 
 # Fields with a path in their name or help that are read, never written.
 READ = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rtdetr_tool.spec import load_spec
-from rtdetr_tool.spec.convert import walk_fields
 from rtdetr_tool.spec.fields import default_of
 from rtdetr_tool.spec.load import COMMANDS
+from rtdetr_tool.spec.schema import walk_fields
 from rtdetr_tool.spec.tables import DOCUMENTATION_DIFFERENCES, FIELD_ALIASES
 
 INF = float("inf")

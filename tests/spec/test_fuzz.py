@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec, load_spec, spec_from_dict, spec_to_dict
-from rtdetr_tool.spec.convert import from_plain, item_type, section_type, walk_fields
+from rtdetr_tool.spec.convert import from_plain
 from rtdetr_tool.spec.fields import default_of
 from rtdetr_tool.spec.load import COMMANDS
 from rtdetr_tool.spec.render import json_schema
+from rtdetr_tool.spec.schema import item_type, section_type, walk_fields
 
 NAMES = [name for name, _, _ in walk_fields() if "[]" not in name]
 LEAVES = [name for name, entry, hint in walk_fields() if "[]" not in name and not section_type(hint)]

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from rtdetr_tool.spec import MISSING, ExperimentSpec, load_spec, read_spec, spec_to_dict
-from rtdetr_tool.spec.convert import walk_fields
 from rtdetr_tool.spec.documents import read_file
 from rtdetr_tool.spec.render import SECTIONS, comment_of, default_data, default_yaml, json_schema, reference_page
+from rtdetr_tool.spec.schema import walk_fields
 from rtdetr_tool.spec.tables import INERT, REQUIRED
 
 ROOT = Path(__file__).parents[2]

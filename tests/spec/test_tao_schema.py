@@ -8,8 +8,8 @@ import typing
 
 import pytest
 
-from rtdetr_tool.spec.convert import item_type, section_type, walk_fields
 from rtdetr_tool.spec.fields import default_of
+from rtdetr_tool.spec.schema import item_type, section_type, walk_fields
 from rtdetr_tool.spec.tables import DIFFERENCES
 
 pytest.importorskip("nvidia_tao_core", reason="nvidia-tao-core (dev dependency) is not installed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rtdetr_tool.spec import read_spec, spec_from_dict
-from rtdetr_tool.spec.convert import field_names
+from rtdetr_tool.spec.schema import field_names
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ import random
 import typing
 from typing import Any
 
-from rtdetr_tool.spec.convert import section_type, walk_fields
 from rtdetr_tool.spec.fields import INF, default_of
+from rtdetr_tool.spec.schema import section_type, walk_fields
 
 SECTIONS = ("model.", "dataset.", "train.")
 # Fields that cannot be tested here (paths, devices, downloads), or would only make a test slow.

@@ -145,6 +145,7 @@ def test_resuming_with_another_model_reports_both_values(make_spec):
         ({"train__optim__lr_layer_decay": 0.5}, r"lr_layer_decay is 0\.5, but 1\.0 in the checkpoint"),
         ({"train__optim__optimizer": "SGD"}, "optimizer is 'SGD', but 'AdamW' in the checkpoint"),
         ({"train__freeze": ["encoder"]}, r"freeze is \['encoder'\], but \[\] in the checkpoint"),
+        ({"model__linear_proj_names": ["class_embed"]}, r"model\.linear_proj_names is \['class_embed'\], but"),
     ],
 )
 def test_resuming_with_another_optimizer_is_refused(make_spec, change, difference):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from rtdetr_tool.families.base import Family, NetworkSizes
+from rtdetr_tool.families.base import Family
 from rtdetr_tool.families.rfdetr.spec import (
-    RTDETR_ONLY,
     RfdetrSpec,
     default_sizes,
     resolve_rfdetr,
@@ -26,20 +25,6 @@ class RfdetrFamily(Family):
     title = "RF-DETR"
     section = "rfdetr"
     section_type = RfdetrSpec
-    unread = RTDETR_ONLY
-    architecture: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "model": ("arch",),
-        "model.rfdetr": (
-            "variant", "encoder", "out_feature_indexes", "projector_scale", "hidden_dim", "dec_layers", "sa_nheads",
-            "ca_nheads", "dec_n_points", "bbox_reparam", "lite_refpoint_refine", "patch_size", "num_windows",
-            "segmentation_head", "mask_downsample_ratio",
-        ),
-    }  # fmt: skip
-    sizes = NetworkSizes(
-        layers=("model.rfdetr.dec_layers",),
-        widths=("model.rfdetr.hidden_dim",),
-        linear=("model.rfdetr.dim_feedforward", "model.rfdetr.num_queries", "model.rfdetr.group_detr"),
-    )
     query_field = "rfdetr.num_queries"
     image_sides = ("rfdetr.resolution",)
 

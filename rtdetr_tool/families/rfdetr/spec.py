@@ -12,16 +12,6 @@ from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.spec.fields import INF, field
 
-# Fields of `model` that RF-DETR does not read; its own stand below `model.rfdetr`.
-RTDETR_ONLY = (
-    "backbone", "num_queries", "num_feature_levels", "return_interm_indices", "feat_strides", "feat_channels",
-    "use_encoder_idx", "hidden_dim", "nheads", "dropout_ratio", "enc_layers", "dim_feedforward", "pe_temperature",
-    "pe_order", "expansion", "depth_mult", "enc_act", "act", "dec_layers", "dec_hidden_dim", "dec_dim_feedforward",
-    "num_points", "cross_attn_method", "offset_scale", "drop_path", "dn_number", "label_noise_ratio",
-    "box_noise_scale", "freeze_norm", "freeze_at", "eval_idx", "vfl_loss_coef", "alpha", "gamma", "loss_types",
-    "frozen_fm.enabled",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class RfdetrSpec:

@@ -23,7 +23,6 @@ from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.spec import ModelSpec
 
 ROBOFLOW = "rfdetr"
-UNSEEN: tuple[str, ...] = ()
 
 
 def _roboflow(tensors: Mapping[str, Tensor]) -> Recognized | None:

@@ -49,8 +49,6 @@ STAGED = {
     (False, 80, (3, 3, 9, 3)): "edgenext_base",
 }
 FAN = {8: "fan_tiny", 10: "fan_small", 16: "fan_base", 22: "fan_large"}
-# Fields of `model` that shapes cannot tell.
-UNSEEN = ("nheads", "num_queries", "use_encoder_idx", "enc_act", "act", "pe_temperature", "eval_idx")
 _HEADS, _POINTS = 8, 4  # of every published model
 
 _STEMS = ("stem.0", "stem.in_conv.conv")

@@ -17,12 +17,12 @@ from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weights
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr import official, transformers_config, transformers_names
-from rtdetr_tool.families.rtdetr.architecture import UNSEEN, architecture_of, describe_model, points_per_level
-from rtdetr_tool.families.rtdetr.family import FAMILY
+from rtdetr_tool.families.rtdetr.architecture import architecture_of, describe_model, points_per_level
 from rtdetr_tool.files import parse_json, read_limited
 from rtdetr_tool.spec import ModelSpec
+from rtdetr_tool.spec.queries import architecture_fields
 
-__all__ = ["FORMATS", "UNSEEN", "describe", "is_complete", "own_names", "read_backbone", "summary"]
+__all__ = ["FORMATS", "describe", "is_complete", "own_names", "read_backbone", "summary"]
 
 OFFICIAL, TRANSFORMERS = "official", "transformers"
 LARGEST_CONFIG = 16 << 20  # bytes
@@ -64,7 +64,7 @@ def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def summary(model: Mapping[str, Any], classes: int) -> str:
     """The architecture in a line."""
-    shown = {name: value for name, value in model.items() if name in FAMILY.architecture["model"]}
+    shown = {name: value for name, value in model.items() if name in architecture_fields("model")}
     return describe_model(shown, classes)
 
 
