@@ -751,9 +751,9 @@ def test_a_field_of_a_command_has_an_effect(command, field, value, data, checkpo
 
 @pytest.mark.parametrize("command", ["evaluate", "inference"])
 def test_batch_size_of_a_command_reaches_its_loader(command, data, checkpoint, tmp_path):
-    from rtdetr_tool.commands.detection import open_for
     from rtdetr_tool.data.build import build_eval_dataset
     from rtdetr_tool.spec import LoadedSpec
+    from rtdetr_tool.workflows.detection import open_for
 
     def size(batch_size: int) -> int:
         spec = build(data, command, **{f"{command}__checkpoint": checkpoint, f"{command}__batch_size": batch_size})

@@ -23,6 +23,7 @@ LAYERS = (
     ("data", "models", "losses", "metrics", "artifacts"),
     ("families",),
     ("training", "runtimes", "deploy", "visualize"),
+    ("workflows",),
     ("commands",),
     ("cli", "api", "__init__", "__main__"),
 )
@@ -142,6 +143,24 @@ def test_a_file_imports_only_rooms_above_its_own(path):
 def test_the_reader_of_imports_sees_each_form(file, source, wrong):
     found = violations(PACKAGE / file, source)
     assert ([] if wrong is None else [wrong]) == [text.split(": ", 1)[1].split(" (")[0] for text in found]
+
+
+def test_the_python_api_does_not_import_the_command_line():
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path in FILES
+        if room_of(path) == "api"
+        for name, line, _ in imports(path)
+        if imported_room(name) in ("commands", "cli")
+    ]
+    assert found == []
+
+
+def test_a_command_is_short():
+    """It parses, calls a workflow and prints; run_lock, session and tables serve all commands."""
+    shared = {"__init__.py", "run_lock.py", "session.py", "tables.py"}
+    files = [path for path in (PACKAGE / "commands").glob("*.py") if path.name not in shared]
+    assert {path.name: n for path in files if (n := len(path.read_text(encoding="utf-8").splitlines())) > 80} == {}
 
 
 SEES_A_SPEC = ("build.py", "weights.py")

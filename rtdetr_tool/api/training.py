@@ -9,8 +9,7 @@ from typing import Any
 
 from rtdetr_tool.api.keywords import Settings, applied
 from rtdetr_tool.checkpoints.class_rows import Classes
-from rtdetr_tool.commands.detection import evaluator_for, score
-from rtdetr_tool.data.build import build_eval_dataset, build_loader, train_categories
+from rtdetr_tool.data.build import train_categories
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
@@ -23,6 +22,7 @@ from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.fit_result import FitResult
 from rtdetr_tool.training.module import DetectorModule
+from rtdetr_tool.workflows.detection import score_split
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +116,5 @@ def scoring_spec(
 
 def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:
     """Score a model on the `test` or `val` source of its spec, in this process."""
-    runtime, spec = model.runtime, model.spec
-    masks = spec.model.predicts_masks
-    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=masks)
-    evaluator = evaluator_for(split, dataset, spec)
-    loader = build_loader(dataset, spec.dataset, training=False)
-    score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)
+    evaluator, _ = score_split(model, split, conf_threshold)
     return evaluator.compute()

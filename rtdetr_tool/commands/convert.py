@@ -1,20 +1,15 @@
-"""`rtdetr convert`: anybody's detector as a checkpoint of ours, or as a directory of Hugging Face transformers."""
+"""`rtdetr convert`: rewrite any supported checkpoint as ours, or as a directory of Hugging Face transformers."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rtdetr_tool.errors import MachineError, UserError
-from rtdetr_tool.version import package_version
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.workflows.convert import RTDETR, SUFFIXES, TRANSFORMERS, check_room, check_target, metadata_of
 
 logger = logging.getLogger(__name__)
-
-RTDETR, TRANSFORMERS = "rtdetr", "transformers"
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,69 +67,3 @@ def main(options: argparse.Namespace) -> int:
     named = f"{len(meta['classes'])} of {opened.spec.dataset.num_classes} classes named"
     logger.info("Wrote %s (%s, %s)", target, "transformers" if layout == TRANSFORMERS else "rtdetr", named)
     return 0
-
-
-def check_target(target: Path, layout: str | None, force: bool) -> str:
-    """The layout to write; `UserError` where the name of the target does not fit or something is there already."""
-    is_file = target.suffix.lower() in SUFFIXES
-    layout = layout or (RTDETR if is_file else TRANSFORMERS)
-    if layout == RTDETR and not is_file:
-        raise UserError(f"{target}: a checkpoint of rtdetr must end in {', '.join(SUFFIXES)}")
-    if layout == TRANSFORMERS and (is_file or target.is_file()):
-        raise UserError(f"{target}: transformers keeps a model in a directory; give one, not a file")
-    if layout == RTDETR and target.is_dir():
-        raise UserError(f"{target} is a directory; give a file to write")
-    taken = target.exists() if layout == RTDETR else target.is_dir() and any(target.iterdir())
-    if taken and not force:
-        raise UserError(f"{target} exists{'' if is_file else ' and is not empty'}; give --force to overwrite it")
-    return layout
-
-
-def check_room(target: Path, weights: Mapping[str, Any]) -> None:
-    """`MachineError` where the weights do not fit on the disk of `target`."""
-    import shutil
-
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MachineError(
-            f"{target} cannot be written: the disk is full. {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are "
-            f"free in {folder}."
-        )
-
-
-def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
-    """Our metadata for the file: the spec as it holds now, the file's classes or those of the classmap."""
-    from rtdetr_tool.checkpoints.metadata import build_metadata
-    from rtdetr_tool.spec import spec_to_dict
-
-    count = opened.spec.dataset.num_classes
-    classes = opened.meta["classes"]
-    if classmap is not None:
-        free_rows = opened.spec.model.family.class_rows(count) - count
-        classes = named_classes(classmap, classes, count, free_rows)
-    known = {name: opened.meta[name] for name in ("weights", "metrics") if name in opened.meta}
-    meta = build_metadata(package_version(), spec_to_dict(opened.spec), classes, **known)
-    if "origin" in opened.meta:
-        meta["origin"] = dict(opened.meta["origin"])
-    return meta
-
-
-def named_classes(
-    classmap: str, classes: list[Mapping[str, Any]], rows: int, free_rows: int = 0
-) -> list[dict[str, Any]]:
-    """The names of a classmap: by class row, or in the order of the classes that the checkpoint knows.
-
-    `free_rows` at the end may have no name, as a background row.
-    """
-    from rtdetr_tool.data.folder import read_classmap
-
-    names = read_classmap(classmap)
-    ids = {entry["index"]: entry["id"] for entry in classes}
-    if classes and len(names) == len(classes):
-        return [{**entry, "name": name} for entry, name in zip(classes, names, strict=True)]
-    if len(names) in (rows, rows - free_rows):
-        return [{"index": index, "id": ids.get(index), "name": name} for index, name in enumerate(names)]
-    wanted = f"{rows - free_rows} classes" if free_rows == 0 else f"{rows} class rows, the last of them for no class"
-    raise UserError(f"{classmap} has {len(names)} names, but the detector has {wanted}; one name per class")

@@ -14,10 +14,10 @@ import yaml
 
 from rtdetr_tool.artifacts.onnx_file import description_of
 from rtdetr_tool.cli import main
-from rtdetr_tool.commands.export import choose_device
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExportSpec
+from rtdetr_tool.workflows.export import choose_device
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_above_the_tolerance_no_file_is_left(export, project, capsys, monkeypatc
         weight.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(weight), weight.name))
         return graph
 
-    monkeypatch.setattr("rtdetr_tool.commands.export_files.export_graph", with_other_weights)
+    monkeypatch.setattr("rtdetr_tool.workflows.export_files.export_graph", with_other_weights)
     code, file = export()
     assert code == 1
     assert "was not written: the file finds other objects than torch" in capsys.readouterr().err

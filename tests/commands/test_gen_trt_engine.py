@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from rtdetr_tool.artifacts.onnx_file import interface_of
-from rtdetr_tool.commands.gen_trt_engine import build_settings, calibration_pictures, open_source
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec
+from rtdetr_tool.workflows.engine import build_settings, open_source
+from rtdetr_tool.workflows.engine_precision import calibration_images
 
 
 def best_found(project) -> list[dict]:
@@ -110,7 +111,7 @@ class TestSettings:
 class TestCalibrationPictures:
     def pictures(self, project, *overrides):
         loaded = loaded_for(project, *overrides)
-        return calibration_pictures(open_source(loaded), loaded)
+        return calibration_images(open_source(loaded), loaded)
 
     def test_the_named_folders_are_read_as_evaluation_reads_them(self, exported):
         found = self.pictures(

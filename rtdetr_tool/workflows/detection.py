@@ -1,4 +1,4 @@
-"""What evaluate and inference share: the model, its spec, devices and the loader."""
+"""Open a model for evaluation or inference, and score it on a split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from rtdetr_tool.data.build import build_loader, scoring_of
+from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
 from rtdetr_tool.data.dataset import EvalDataset
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.scoring import log_scoring
@@ -84,3 +84,18 @@ def score(
         kept = [found.above(conf_threshold) for found in detections]
         evaluator.update([target.image_id for target in batch.targets], kept)
     return times
+
+
+def score_split(
+    model: OpenedModel, split: str, conf_threshold: float, rank: int = 0, world_size: int = 1
+) -> tuple[CocoEvaluator, LoopTimes]:
+    """Run a model on its share of the `test` or `val` source of its spec, and collect its detections.
+
+    Args:
+        rank, world_size: this process's share of the images; the evaluators of all shares are merged by the caller.
+    """
+    runtime, spec = model.runtime, model.spec
+    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=spec.model.predicts_masks)
+    evaluator = evaluator_for(split, dataset, spec)
+    loader = build_loader(dataset, spec.dataset, training=False, rank=rank, world_size=world_size)
+    return evaluator, score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)

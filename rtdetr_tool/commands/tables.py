@@ -1,0 +1,74 @@
+"""The tables that commands print: scores by class, precisions of an engine and why nodes were kept."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from rtdetr_tool.deploy.precision import KeptNode, PrecisionGraph
+from rtdetr_tool.log import console
+from rtdetr_tool.metrics.result import CocoResult, score_text
+from rtdetr_tool.workflows.engine_precision import Variant
+
+SHOWN_REASONS = 12  # rows of the table of nodes that stay in a higher precision
+
+
+def print_result(result: CocoResult) -> None:
+    """COCO's numbers and the score of each class, as tables on the console; `-` is a score that is undefined."""
+    numbers = Table("metric", title=f"COCO metrics (maxDets {result.max_dets})")
+    kinds = {"boxes": result.stats} if result.masks is None else {"boxes": result.stats, "masks": result.masks}
+    for kind in kinds:
+        numbers.add_column(kind, justify="right")
+    for name in result.stats:  # one below the other: twelve columns do not fit a terminal
+        numbers.add_row(name, *(score_text(stats[name]) for stats in kinds.values()))
+    numbers.add_section()
+    best = result.best
+    for name, value in (("F1", best.f1), ("precision", best.precision), ("recall", best.recall)):
+        numbers.add_row(name if best.threshold is None else f"{name} at {best.threshold:.2f}", score_text(value))
+    console().print(numbers)
+    classes = Table(title="By class")
+    for name in ("class", "id", "objects", "AP", "AP50", "AR"):
+        classes.add_column(name, justify="left" if name == "class" else "right")
+    for row in result.per_class:
+        classes.add_row(row.name, str(row.category_id), str(row.objects), *map(score_text, (row.ap, row.ap50, row.ar)))
+    console().print(classes)
+
+
+def show_kept(precision: str, graph: PrecisionGraph) -> None:
+    """How many nodes stay in a higher precision and why; precision.json has the full list with figures."""
+    reasons: dict[str, list[KeptNode]] = {}
+    for node in graph.kept:
+        reasons.setdefault(f"{node.precision}: {kind_of(node.reason)}", []).append(node)
+    counts = f"{graph.converted} nodes in FP16, {len(graph.kept)} kept higher"
+    eight = f"{graph.quantised} nodes in INT8, " if precision == "INT8" else ""
+    table = Table("kept in, because of", title=f"{precision}: {eight}{counts}")
+    table.add_column("nodes", justify="right")
+    table.add_column("largest value", justify="right")
+    table.add_column("for example")
+    for reason, nodes in sorted(reasons.items(), key=lambda pair: -len(pair[1]))[:SHOWN_REASONS]:
+        values = [node.max_abs for node in nodes if node.max_abs is not None]
+        table.add_row(reason, str(len(nodes)), f"{max(values):.3g}" if values else "-", nodes[0].name)
+    console().print(table)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its figures: `role: softmax` as it is, `overflow: output up to 1e+05` as `overflow`."""
+    first = reason.split(";")[0]
+    return first if first.startswith(("role", "layers_precision", "between")) else first.split(":")[0]
+
+
+def show_scores(variants: list[Variant]) -> None:
+    """mAP of each precision and the points lost against FP32; nothing where none was scored."""
+    if variants[0].scores is None:
+        return
+    table = Table("precision", title="Score in onnxruntime on dataset.val_data_sources")
+    for name in ("mAP", "points lost", "mAP50", "MB"):
+        table.add_column(name, justify="right")
+    base = variants[0].scores["mAP"]
+    for variant in variants:
+        scores = variant.scores
+        lost = "-" if base is None or scores["mAP"] is None else f"{100 * (base - scores['mAP']):.2f}"
+        table.add_row(
+            variant.precision, score_text(scores["mAP"]), lost, score_text(scores["mAP50"]),
+            f"{scores['bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    console().print(table)

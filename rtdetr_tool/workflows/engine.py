@@ -1,0 +1,77 @@
+"""The ONNX file that an engine is built from, and the settings of the build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from rtdetr_tool.artifacts.graph_interface import GraphInterface
+from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_onnx
+from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.deploy.engine import BuildSettings
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.runtimes.settle import settle_file
+from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
+
+
+@dataclass
+class Source:
+    """The ONNX file to build from, and what holds for it."""
+
+    path: Path
+    model: onnx.ModelProto
+    interface: GraphInterface
+    spec: ExperimentSpec
+    class_map: ClassMap | None
+    description: dict[str, Any]
+
+
+def open_source(loaded: LoadedSpec) -> Source:
+    """Read the ONNX file and settle classes and input size, as evaluate would."""
+    path = Path(loaded.spec.gen_trt_engine.onnx_file)
+    if path.suffix.lower() != ".onnx":
+        raise UserError(f"gen_trt_engine.onnx_file: {path} must be an ONNX file (.onnx); `rtdetr export` writes one")
+    model = read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != "FP32")
+    interface, description = interface_of(model, path), description_of(model)
+    check_input(loaded, interface, path)
+    spec, class_map = settle_file(str(path), loaded, description, interface)
+    return Source(path, model, interface, spec, class_map, description)
+
+
+def check_input(loaded: LoadedSpec, interface: GraphInterface, path: Path) -> None:
+    """UserError where TAO's fields for the input are given and are not those of the ONNX file."""
+    given = loaded.explicit.get("gen_trt_engine") or {}
+    height, width = interface.size
+    found = {"input_channel": 3, "input_height": height, "input_width": width}
+    for name, value in found.items():
+        if given.get(name) not in (None, value):
+            raise UserError(
+                f"gen_trt_engine.{name} is {given[name]}, but {path} takes inputs of 3 x {height} x {width} (channels, "
+                "height, width); leave the field out, or export the checkpoint at that size"
+            )
+
+
+def build_settings(loaded: LoadedSpec, interface: GraphInterface) -> BuildSettings:
+    """Profile and limits; for a graph with a fixed batch only batch sizes that the user gave can contradict it."""
+    section = loaded.spec.gen_trt_engine
+    names = ("min_batch_size", "opt_batch_size", "max_batch_size")
+    given = (loaded.explicit.get("gen_trt_engine") or {}).get("tensorrt") or {}
+    if section.batch_size > 0:
+        batches: list[int | None] = [section.batch_size] * 3
+    elif interface.batch is None:
+        batches = [getattr(section.tensorrt, name) for name in names]
+    else:
+        batches = [given.get(name) for name in names]
+    settings = BuildSettings(
+        *batches,
+        workspace_mb=section.tensorrt.workspace_size,
+        timing_cache=Path(section.timing_cache) if section.timing_cache else None,
+        verbose=section.verbose,
+        gpu_id=section.gpu_id,
+        compute_capabilities=tuple(section.compute_capability),
+    )
+    settings.batches(interface.batch)
+    return settings

@@ -1,0 +1,79 @@
+"""Scores of an engine's graph in each precision, measured in ONNX Runtime before the engine is built."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from rtdetr_tool.artifacts.onnx_file import bytes_of
+from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
+from rtdetr_tool.data.scoring import log_scoring
+from rtdetr_tool.deploy.precision import scoring_options
+from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.metrics.build import build_evaluator
+from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
+from rtdetr_tool.status import current_status
+from rtdetr_tool.workflows.detection import score
+from rtdetr_tool.workflows.engine import Source
+from rtdetr_tool.workflows.engine_precision import Variant
+
+logger = logging.getLogger(__name__)
+
+
+def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
+    """mAP and speed of each precision in onnxruntime on (a part of) the validation set, where there is one."""
+    spec = source.spec
+    if limit == 0 or not spec.dataset.val_data_sources:
+        logger.warning("No score: %s", "score_images is 0" if limit == 0 else "dataset.val_data_sources is not set")
+        return
+    dataset = build_eval_dataset(spec.dataset, "val", source.class_map)
+    if 0 < limit < len(dataset):
+        dataset = dataset.sample_of(limit, seed=0)
+    log_scoring("val", dataset, scoring_of(spec))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for variant in variants:
+        evaluator = build_evaluator(dataset, spec)
+        options = scoring_options() if device == "cpu" else None
+        runtime = OnnxRuntime(variant.file, source.interface, dataset.class_map, device, options=options)
+        loader = build_loader(dataset, spec.dataset, training=False)
+        try:
+            times = score(runtime, loader, evaluator, spec.model.num_select, title=f"Scoring {variant.precision}")
+        except CheckpointError as error:
+            if variant is variants[0]:
+                raise
+            raise RtdetrError(
+                f"{variant.file} does not run on the validation images: {error}. No engine was built. Keep more layers "
+                "in a higher precision (tensorrt.layers_precision), or calibrate on more images"
+            ) from error
+        result = evaluator.compute()
+        variant.scores = {
+            "mAP": result.map,
+            "mAP50": result.map50,
+            "images": times.images,
+            "model_ms_per_image": 1000 * times.model / max(1, times.images),
+        }
+        variant.scores["bytes"] = bytes_of(variant.file)
+    kpi = {f"mAP_{variant.precision}": variant.scores["mAP"] for variant in variants if variant.scores}
+    current_status().running("Precision scored.", kpi=kpi)
+
+
+def check_drop(variants: list[Variant], allowed: float) -> None:
+    """Fail where the wanted precision loses more than `allowed` mAP against FP32."""
+    first, last = variants[0].scores, variants[-1].scores
+    if first is None or last is None:
+        return
+    if first["mAP"] is None or last["mAP"] is None:
+        logger.warning(
+            "gen_trt_engine.max_score_drop is not checked: the %d scored images have no object that counts, so mAP is "
+            "undefined. Score more images (gen_trt_engine.score_images) or others (dataset.val_data_sources).",
+            last["images"],
+        )
+        return
+    drop = first["mAP"] - last["mAP"]
+    if drop > allowed:
+        raise RtdetrError(
+            f"{variants[-1].precision} loses {100 * drop:.2f} points of mAP ({first['mAP']:.4f} to {last['mAP']:.4f}); "
+            f"gen_trt_engine.max_score_drop allows {100 * allowed:.2f}. No engine was built. Keep more layers in a "
+            "higher precision (tensorrt.layers_precision), calibrate on more pictures, or allow more."
+        )

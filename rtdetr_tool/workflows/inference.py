@@ -1,0 +1,186 @@
+"""Detect objects in folders of images and write what was found.
+
+Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results,
+with the list of images beside them in `images.json`, which also names files that are not images and images that could
+not be read). A model with masks colours them and writes them as run lengths.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from rtdetr_tool.data.classes import ClassEntry, ClassMap
+from rtdetr_tool.data.folder import ImageFolder, read_classmap
+from rtdetr_tool.data.preprocess import decode_image
+from rtdetr_tool.errors import DataError, UserError
+from rtdetr_tool.files import make_folder_below, replacing, write_atomically
+from rtdetr_tool.ops.masks import encode_masks, to_coco
+from rtdetr_tool.ops.structures import Detections, Target
+from rtdetr_tool.runtimes.loop import LoopTimes
+from rtdetr_tool.runtimes.writers import kitti_lines, output_stems
+from rtdetr_tool.spec import DatasetSpec, InferenceSpec
+from rtdetr_tool.status import current_status
+from rtdetr_tool.visualize import draw_detections
+
+logger = logging.getLogger(__name__)
+
+NAMED = 20  # unreadable images that the message at the end names
+
+
+def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
+    """The checkpoint's classes, which the classmap (if any) must agree with; the classmap's if the checkpoint has none.
+
+    A classmap's line i names class index i. Where the classes do not start at index 0 (ids 1..N used as indices), a map
+    without a line for the unused index 0 is understood too; so is one in the order of the category ids.
+    """
+    path = (spec.infer_data_sources or {}).get("classmap")
+    names = read_classmap(path) if path else None
+    if class_map is None:
+        if names is None:
+            raise UserError(
+                "the checkpoint does not know its classes: give dataset.infer_data_sources.classmap, "
+                "a text file with one class name per line"
+            )
+        if spec.num_classes and len(names) > spec.num_classes:
+            raise UserError(f"{path} has {len(names)} names, but dataset.num_classes is {spec.num_classes}")
+        return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], spec.num_classes)
+    if names is None:
+        return class_map
+    by_index = [name if name is not None else "" for name in class_map.names[: class_map.entries[-1].index + 1]]
+    in_order = [entry.name for entry in class_map.entries]
+    as_indices = len(names) == len(by_index) and all(a == b for a, b in zip(names, by_index, strict=True) if b)
+    if not as_indices and names != in_order:
+        raise UserError(
+            f"{path} and the checkpoint name the classes differently:\n"
+            f"  classmap:   {', '.join(names)}\n  checkpoint: {', '.join(in_order)}"
+        )
+    return class_map
+
+
+class Writer:
+    """Writes what was found in each image and keeps the COCO results."""
+
+    def __init__(
+        self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, images: ImageFolder
+    ) -> None:
+        self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
+        self.paths, self.skipped = images.paths, images.skipped
+        self.stems = self._stems(self.paths)
+        self.results: list[dict] = []
+        self.made: set[Path] = set()  # folders
+        self.failures: list[tuple[str, str]] = []
+
+    def _stems(self, paths: Sequence[str]) -> dict[str, str]:
+        """An output name per image, unlike all others (with `is_internal`: unlike all others of its sequence)."""
+        if not self.section.is_internal:
+            return output_stems(paths)
+        sequences: dict[str, list[str]] = {}
+        for path in paths:
+            sequences.setdefault(sequence_of(path), []).append(path)
+        return {path: stem for group in sequences.values() for path, stem in output_stems(group).items()}
+
+    def places(self, path: str) -> tuple[Path, Path]:
+        """Where the label file and the drawn image go; with `is_internal` below a folder per sequence."""
+        stem, root = self.stems[path], self.folder
+        if self.section.is_internal:
+            root = root / sequence_of(path)
+        suffix = Path(path).suffix if Path(path).suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp") else ".png"
+        return root / "labels" / f"{stem}.txt", root / "images_annotated" / f"{stem}{suffix}"
+
+    def _make_folders(self, *folders: Path) -> None:
+        for folder in folders:
+            if folder not in self.made:
+                try:
+                    make_folder_below(self.folder, folder)
+                except OSError as error:
+                    raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+                self.made.add(folder)
+
+    def write(self, target: Target, found: Detections) -> None:
+        keep = [self.class_map.category_id_of(label) is not None for label in found.labels.tolist()]
+        found = found.select(keep)
+        label_file, image_file = self.places(target.path)
+        lines = kitti_lines(found, self.class_map.name_of)
+        self._make_folders(label_file.parent, image_file.parent)
+        write_atomically(label_file, "".join(f"{line}\n" for line in lines))
+        image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
+        drawn = draw_detections(
+            image,
+            found,
+            self.class_map.name_of,
+            self.colors,
+            self.section.outline_width,
+            labels=not self.section.is_internal,
+        )
+        save_image(drawn, image_file)
+        masks = [{}] * len(found)
+        if found.masks is not None:
+            masks = [{"segmentation": to_coco(counts, found.masks.size)} for counts in encode_masks(found.masks)]
+        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks)
+        for (left, top, right, bottom), score, label, mask in zip(*columns, strict=True):
+            self.results.append(
+                {
+                    "image_id": target.image_id,
+                    "category_id": self.class_map.category_id_of(label),
+                    "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
+                    "score": round(score, 6),
+                    **mask,
+                }
+            )
+
+    def fail(self, path: str, message: str) -> None:
+        logger.error("%s", message)
+        self.failures.append((path, message))
+
+
+def sequence_of(path: str) -> str:
+    """The folder above the image's own, as TAO lays sequences out: `<sequence>/images/x.jpg`."""
+    parents = Path(path).resolve().parents
+    return parents[min(1, len(parents) - 1)].name
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        image.save(temporary, quality=92)
+
+
+def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> None:
+    """Write the results of all processes; afterwards a `DataError` for the images that could not be read."""
+    results = sorted((row for part, _ in parts for row in part), key=lambda row: row["image_id"])
+    failures = sorted(row for _, part in parts for row in part)
+    write_atomically(writer.folder / "predictions.json", json.dumps(results) + "\n")
+    write_atomically(writer.folder / "images.json", json.dumps(image_list(writer, failures), indent=1) + "\n")
+    done = len(writer.paths) - len(failures)
+    kpi = {"images": done, "detections": len(results)}
+    if failures or writer.skipped:
+        kpi |= {"images_unreadable": len(failures), "files_skipped": len(writer.skipped)}
+    current_status().running("Inference finished.", kpi=kpi)
+    logger.info("Runtime %s: %s", runtime, times.summary())
+    logger.info(
+        "%d detections in %d images; annotated images are in %s", len(results), done, writer.folder / "images_annotated"
+    )
+    if failures:
+        lines = "\n".join(f"  - {message}" for _, message in failures[:NAMED])
+        more = f"\n  - ... and {len(failures) - NAMED} more: see images.json" if len(failures) > NAMED else ""
+        raise DataError(
+            f"{len(failures)} of {len(writer.paths)} images could not be read; the results of all others are in "
+            f"{writer.folder}:\n{lines}{more}"
+        )
+
+
+def image_list(writer: Writer, failures: Sequence[tuple[str, str]]) -> dict[str, list]:
+    """The content of `images.json`: COCO's images and categories, and what has no detections because it was not read.
+
+    `unreadable` are image files with the reason, `skipped` the files in the image folders that are not images.
+    """
+    return {
+        "images": [{"id": number, "file_name": path} for number, path in enumerate(writer.paths)],
+        "categories": [{"id": id, "name": name} for id, name in writer.class_map.categories.items()],
+        "unreadable": [{"file_name": path, "reason": message} for path, message in failures],
+        "skipped": writer.skipped,
+    }

@@ -1,0 +1,93 @@
+"""Load every split of a spec, read its images and report what would stop or harm training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import track
+
+from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
+from rtdetr_tool.data.dataset import DetectionDataset
+from rtdetr_tool.data.findings import Findings
+from rtdetr_tool.data.inspection import FileCheck, SplitCounts, check_boxes, read_files
+from rtdetr_tool.data.preprocess import input_size
+from rtdetr_tool.errors import DataError, MissingSplit
+from rtdetr_tool.log import console
+from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
+from rtdetr_tool.spec.fields import is_blank
+from rtdetr_tool.status import current_status
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> dict[str, DetectionDataset]:
+    """The data sets that the spec names, as training loads them; what cannot be loaded becomes a finding.
+
+    Where test is the same as val, as it often is, only val is loaded. A folder that stands for all splits and has no
+    test split is as good to train on as another.
+    """
+    of_folder = {"dataset_dir": spec.dataset_dir, "split": "test"}
+    datasets: dict[str, DetectionDataset] = {}
+    for split in SPLITS:
+        if is_blank(getattr(spec, f"{split}_data_sources")):
+            continue
+        if split == "test" and spec.test_data_sources == spec.val_data_sources:
+            logger.info("The test data is the validation data and is not checked twice.")
+            continue
+        try:
+            if split == "train":
+                datasets[split] = build_train_dataset(spec, masks=masks)
+            else:
+                known = datasets["train"].class_map if "train" in datasets else None
+                datasets[split] = build_eval_dataset(spec, split, known, masks)
+        except DataError as error:
+            absent = isinstance(error, MissingSplit) and spec.test_data_sources == of_folder and split == "test"
+            findings.add("no_test_split" if absent else "unusable", split, str(error))
+    return datasets
+
+
+def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset], findings: Findings) -> None:
+    """Read every image of every split, and look at its labels."""
+    augmentation = spec.dataset.augmentation
+    size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    files = FileCheck(findings, replaced=("train",) if spec.dataset.on_bad_image == "skip" else ())
+    for split, dataset in datasets.items():
+        start, bad = time.monotonic(), files.bad
+        facts = track(
+            read_files(dataset.records, spec.dataset.workers), f"Reading {split}", len(dataset), console=console()
+        )
+        for record, fact in zip(dataset.records, facts, strict=True):
+            check_boxes(split, record, size, findings)
+            files.look(split, record, fact)
+        if files.bad - bad == len(dataset):
+            findings.add("unusable", split, "not one of its images can be read")
+        elif split in files.replaced and files.bad - bad > dataset.max_bad:
+            findings.add("too_many_replaced", split, f"{dataset.max_bad} are allowed", files.bad - bad)
+        seconds = time.monotonic() - start
+        current_status().running(f"Read {len(dataset)} images of {split} in {seconds:.0f} s.")
+
+
+def report(
+    datasets: Mapping[str, DetectionDataset], counts: Mapping[str, SplitCounts], findings: Findings
+) -> dict[str, Any]:
+    """The whole result as plain data."""
+    splits = {
+        split: {
+            "images": found.images,
+            "images_without_objects": found.empty_images,
+            "objects": found.objects,
+            "crowd_regions": found.crowds,
+            "objects_by_class": {
+                datasets[split].class_map.name_of(index): count for index, count in found.by_class.items()
+            },
+        }
+        for split, found in counts.items()
+    }
+    return {"usable": not findings.errors, "splits": splits, "findings": [found.to_dict() for found in findings]}
+
+
