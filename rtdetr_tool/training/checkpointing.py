@@ -62,8 +62,8 @@ class SafeCheckpointIO(CheckpointIO):
             if not isinstance(reason, OSError):
                 raise
             raise WriteError(
-                f"The checkpoint {path} could not be written: {reason.strerror}. Earlier checkpoints are intact. Free "
-                "some disk space and run the same command again to resume from them."
+                f"The checkpoint {path} could not be written: {reason.strerror}. Earlier checkpoints are intact. "
+                "When the cause is fixed, run the same command again to resume from them."
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Score the detections of a validation or test epoch, on all processes and for one or two sets of weights."""
+"""Score the detections of validation and test epochs, over all processes and for one or two sets of weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,9 +15,12 @@ from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Predictions
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.distributed import gather_objects, rank
 
 logger = logging.getLogger(__name__)
+
+PREFIX = "model.model."  # of the names of the detector's tensors in a checkpoint
 
 
 class EpochScores:
@@ -70,14 +73,53 @@ class EpochScores:
         return {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
-class UndefinedScores:
-    """Warns about undefined scores, once per score and run."""
+class ScoredModule(LightningModule):
+    """A Lightning module that scores its validation and test epochs. Its steps pass detections to `scores`."""
 
-    def __init__(self) -> None:
-        self._reported: set[str] = set()
+    def __init__(self, spec: ExperimentSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.validated_epoch = -1
+        self.metrics: dict[str, float | None] = {}  # of the latest validation or test; None: undefined, not logged
+        self._scores: EpochScores | None = None
+        self._reported: set[str] = set()  # undefined scores that have been reported
 
-    def report(self, scores: Mapping[str, float | None], phase: str) -> None:
-        names = [name for name, value in scores.items() if value is None and name not in self._reported]
+    @property
+    def scores(self) -> EpochScores:
+        assert self._scores is not None, "no validation or test epoch has started"
+        return self._scores
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_scoring(self.trainer.val_dataloaders)
+
+    def on_test_epoch_start(self) -> None:
+        self._start_scoring(self.trainer.test_dataloaders)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_scoring("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_scoring("test")
+
+    def _start_scoring(self, loaders: Any) -> None:
+        loader = loaders[0] if isinstance(loaders, Sequence) else loaders
+        average = average_of(self.trainer)
+        raw = average.set_aside if average is not None else {}
+        weights = {name.removeprefix(PREFIX): tensor for name, tensor in raw.items() if name.startswith(PREFIX)}
+        self._scores = EpochScores(loader.dataset, self.spec, weights)
+
+    def _finish_scoring(self, phase: str) -> None:
+        """Log the scores of all processes, except undefined ones, so that no placeholder counts as a score."""
+        self.metrics = self.scores.compute(self.trainer, phase)
+        self.validated_epoch = self.current_epoch
+        self._report_undefined(phase)
+        defined = {name: value for name, value in self.metrics.items() if value is not None}
+        self.log_dict(defined, rank_zero_only=False, sync_dist=False)
+        self._scores = None
+
+    def _report_undefined(self, phase: str) -> None:
+        """Warn about undefined scores, once per score and run."""
+        names = [name for name, value in self.metrics.items() if value is None and name not in self._reported]
         self._reported.update(names)
         if names and rank() == 0:
             logger.warning(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +23,16 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
-from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY, average_of
+from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.distributed import broadcast_object
-from rtdetr_tool.training.epoch_scores import EpochScores, UndefinedScores
+from rtdetr_tool.training.epoch_scores import ScoredModule
 from rtdetr_tool.training.freezing import freeze, resolve_freezing
+from rtdetr_tool.training.gradient_clipping import clip_and_check
 from rtdetr_tool.training.initial_weights import load_initial_weights
-from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups, vector_names
+from rtdetr_tool.training.optim import build_optimizer, parameter_groups, vector_names
 from rtdetr_tool.training.resume_checks import check_checkpoint
+from rtdetr_tool.training.schedule import StagedSchedule, build_schedule
 from rtdetr_tool.training.sharding import sharding_of
 from rtdetr_tool.training.step_guard import StepGuard, guard_of, handle_non_finite
 from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
@@ -40,10 +40,8 @@ from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "model.model."  # of the names of the detector's tensors in a checkpoint
 
-
-class DetectorModule(pl.LightningModule):
+class DetectorModule(ScoredModule):
     """A detector with everything that Lightning needs to fit, validate, test and predict with it.
 
     `self.detector` is the network. In a checkpoint, its tensors have TAO's prefix `model.model.`. Convolutions run in
@@ -54,25 +52,21 @@ class DetectorModule(pl.LightningModule):
     """
 
     def __init__(self, spec: ExperimentSpec, class_map: ClassMap, pretrained: bool = False) -> None:
-        super().__init__()
         if spec.dataset.num_classes is None:
             rows = spec.model.family.class_rows(class_map.num_classes)
             spec = replace(spec, dataset=replace(spec.dataset, num_classes=rows))
         resolved = resolve_freezing(spec, pretrained)
+        super().__init__(resolved)
         num_classes = cast(int, spec.dataset.num_classes)
         detector = build_detector(spec.model, num_classes, activation_checkpoint=spec.train.activation_checkpoint)
         logger.info("%s", freeze(detector, resolved, spec))
-        self.spec, self.class_map = resolved, class_map
+        self.class_map = class_map
         self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
         self.logged_terms = self.criterion.main_terms  # the terms of `compute_losses` that training steps log
         self.guard: StepGuard | None = None  # while training
         self.last_loss: Tensor | None = None  # the latest finite loss, on the device
-        self.validated_epoch = -1
-        self.metrics: dict[str, float | None] = {}  # of the latest validation or test; None: undefined, not logged
-        self._undefined = UndefinedScores()
-        self._scores: EpochScores | None = None  # while validating or testing
         self._weights_loaded = False
         self.run_seed = spec.train.seed if spec.train.seed >= 0 else int.from_bytes(os.urandom(4), "little")
 
@@ -96,7 +90,7 @@ class DetectorModule(pl.LightningModule):
         self.run_seed = broadcast_object(self.run_seed)
 
     def on_fit_start(self) -> None:
-        """Load the initial weights unless the run resumes, which Lightning does not tell any earlier."""
+        """Load the initial weights unless the run resumes, which Lightning only knows from here on."""
         if not self.trainer.ckpt_path:
             self.load_initial_weights()
 
@@ -160,12 +154,11 @@ class DetectorModule(pl.LightningModule):
             losses = self.criterion(predictions, batch.targets)
             terms = {f"val_{name}": losses[name] for name in ("loss", *self.criterion.main_terms) if name in losses}
             self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
-        scores = self._epoch_scores()
-        scores.add(batch, predictions)
-        scores.add_raw(batch, self.detector, images)
+        self.scores.add(batch, predictions)
+        self.scores.add_raw(batch, self.detector, images)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._epoch_scores().add(batch, self.detector(self.prepare_images(batch, multi_scale=False)))
+        self.scores.add(batch, self.detector(self.prepare_images(batch, multi_scale=False)))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         predictions = self.detector(self.prepare_images(batch, multi_scale=False))
@@ -184,40 +177,6 @@ class DetectorModule(pl.LightningModule):
         """The learning rate of the network without its backbone (or of the backbone if nothing else is trained)."""
         groups = cast(torch.optim.Optimizer, self.optimizers()).param_groups
         return next((group["lr"] for group in groups if group["name"].startswith("main")), groups[0]["lr"])
-
-    # Scores
-
-    def on_validation_epoch_start(self) -> None:
-        self._start_scoring(self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        self._start_scoring(self.trainer.test_dataloaders)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish_scoring("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish_scoring("test")
-
-    def _epoch_scores(self) -> EpochScores:
-        assert self._scores is not None, "no validation or test epoch has started"
-        return self._scores
-
-    def _start_scoring(self, loaders: Any) -> None:
-        loader = loaders[0] if isinstance(loaders, Sequence) else loaders
-        average = average_of(self.trainer)
-        raw = average.set_aside if average is not None else {}
-        weights = {name.removeprefix(PREFIX): tensor for name, tensor in raw.items() if name.startswith(PREFIX)}
-        self._scores = EpochScores(loader.dataset, self.spec, weights)
-
-    def _finish_scoring(self, phase: str) -> None:
-        """Log the scores of all processes, except undefined ones, so that no placeholder counts as a score."""
-        self.metrics = self._epoch_scores().compute(self.trainer, phase)
-        self.validated_epoch = self.current_epoch
-        self._undefined.report(self.metrics, phase)
-        defined = {name: value for name, value in self.metrics.items() if value is not None}
-        self.log_dict(defined, rank_zero_only=False, sync_dist=False)
-        self._scores = None
 
     # Optimizer
 
@@ -241,20 +200,10 @@ class DetectorModule(pl.LightningModule):
         groups = self.parameter_groups()
         fused = train.precision != "fp16" and self.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(optim.optimizer, groups, momentum=optim.momentum, fused=fused)
-        steps = self._steps()
-        schedule = StagedSchedule(
-            optimizer,
-            kind=optim.lr_scheduler,
-            decay=optim.lr_decay,
-            milestones=optim.lr_steps,
-            step_size=optim.lr_step_size,
-            warmup_steps=optim.warmup_steps or int(optim.warmup_epochs * steps / train.num_epochs),
-            total_steps=steps,
-            min_factor=optim.lr_min_factor,
-        )
+        schedule = build_schedule(train, optimizer, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _steps(self) -> int:
+    def _total_steps(self) -> int:
         """Optimizer steps of the whole run, or 0 if the schedule does not need them or there is no trainer."""
         optim = self.spec.train.optim
         needed = optim.lr_scheduler == "Cosine" or optim.warmup_epochs
@@ -266,26 +215,7 @@ class DetectorModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip without Lightning's check, which refuses every fused optimizer although bf16 has no loss scaling.
-
-        With FSDP, only its own method knows the norm over all shards, and Lightning does not call it. DeepSpeed clips
-        in its engine.
-        """
-        sharding = sharding_of(self.trainer.strategy)
-        if sharding == "deepspeed":
-            return
-        limit = gradient_clip_val if gradient_clip_algorithm in (None, "norm") else None
-        if sharding == "fsdp":
-            sharded: Any = self.trainer.strategy.model
-            norm = sharded.clip_grad_norm_(limit or math.inf)
-        else:
-            parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-            if limit:
-                nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        guard_of(self).check_gradient(optimizer, norm)
-        if not limit:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip_and_check(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
         schedules = self.lr_schedulers()

@@ -33,8 +33,14 @@ def draw_dataset(folder: Path, count: int, seed: int, objects: int = 2, side: in
             x, y = int(rng.integers(0, side - w)), int(rng.integers(0, side - h))
             canvas[y : y + h, x : x + w] = COLORS[category]
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": index + 1, "category_id": category, "iscrowd": 0,
-                 "bbox": [x, y, int(w), int(h)], "area": int(w * h)}
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": category,
+                    "iscrowd": 0,
+                    "bbox": [x, y, int(w), int(h)],
+                    "area": int(w * h),
+                }
             )
         name = f"{index:03d}.png"
         Image.fromarray(canvas).save(folder / "images" / name)
@@ -61,19 +67,37 @@ def make_spec(sources, tmp_path):
             results_dir=str(tmp_path),
             wandb=WandbSpec(enable=False),
             model=ModelSpec(
-                backbone="timm/test_resnet", hidden_dim=32, nheads=4, dim_feedforward=32, feat_channels=[32, 32, 32],
-                num_queries=10, num_select=10, dec_layers=2, dn_number=4,
+                backbone="timm/test_resnet",
+                hidden_dim=32,
+                nheads=4,
+                dim_feedforward=32,
+                feat_channels=[32, 32, 32],
+                num_queries=10,
+                num_select=10,
+                dec_layers=2,
+                dn_number=4,
             ),
             dataset=DatasetSpec(
-                train_data_sources=[sources["train"]], val_data_sources=sources["val"],
-                test_data_sources=sources["val"], num_classes=3, batch_size=4, workers=0, pin_memory=False,
+                train_data_sources=[sources["train"]],
+                val_data_sources=sources["val"],
+                test_data_sources=sources["val"],
+                num_classes=3,
+                batch_size=4,
+                workers=0,
+                pin_memory=False,
                 augmentation=AugmentationSpec(
-                    multi_scales=[], train_spatial_size=[64, 64], eval_spatial_size=[64, 64],
-                    distortion_prob=0.0, iou_crop_prob=0.0,
+                    multi_scales=[],
+                    train_spatial_size=[64, 64],
+                    eval_spatial_size=[64, 64],
+                    distortion_prob=0.0,
+                    iou_crop_prob=0.0,
                 ),
             ),
             train=TrainSpec(
-                num_epochs=1, seed=7, results_dir=str(tmp_path / "train"), activation_checkpoint=False,
+                num_epochs=1,
+                seed=7,
+                results_dir=str(tmp_path / "train"),
+                activation_checkpoint=False,
                 accelerator="cpu",
             ),
         )

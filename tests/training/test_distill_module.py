@@ -340,9 +340,7 @@ def test_distillation_works_with_bf16(make_distill):
 
 
 def test_the_distillation_loss_falls_with_training(make_distill):
-    spec = make_distill(
-        [bind("srcs", "L2")], train__optim__lr=2e-3, train__optim__lr_backbone=2e-3, model__dn_number=0
-    )
+    spec = make_distill([bind("srcs", "L2")], train__optim__lr=2e-3, train__optim__lr_backbone=2e-3, model__dn_number=0)
     module = module_of(spec)
     batch, optimizer = batch_of(spec), module.configure_optimizers()["optimizer"]
     losses = []

@@ -39,8 +39,15 @@ def _run(ema: ExponentialMovingAverage, epochs: int = 2, **trainer_kwargs) -> tu
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     data = DataLoader(torch.arange(24.0).reshape(12, 2) / 24, batch_size=4)
     trainer = pl.Trainer(
-        max_epochs=epochs, callbacks=[ema], accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **trainer_kwargs,
+        max_epochs=epochs,
+        callbacks=[ema],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **trainer_kwargs,
     )
     trainer.fit(module, data, data)
     return module, start

@@ -78,9 +78,7 @@ def test_a_published_r50_is_fine_tuned_like_in_the_official_code(make_spec, capl
     norms = [name for name, part in module.detector.backbone.named_modules() if isinstance(part, FixedBatchNorm2d)]
     assert len(norms) == 55
     assert not any(name.startswith(("conv1.", "bn1.")) for name in trained)
-    assert trained == {
-        name for name, _ in module.detector.backbone.named_parameters() if not name.startswith("conv1.")
-    }
+    assert trained == {name for name, _ in module.detector.backbone.named_parameters() if not name.startswith("conv1.")}
     assert not any(name.rpartition(".")[0] in norms for name in trained)
     assert message == (
         "Frozen: the stem of the backbone (model.freeze_at: 0), the 55 batch norms of the backbone (model.freeze_norm: "
@@ -133,9 +131,7 @@ def test_frozen_tensors_do_not_change_and_are_recorded(resnet, tmp_path):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_()
     save_checkpoint({"state_dict": start.state_dict()}, tmp_path / "start.pth")
-    spec = resnet(
-        train__pretrained_model_path=str(tmp_path / "start.pth"), model__freeze_norm=True, model__freeze_at=0
-    )
+    spec = resnet(train__pretrained_model_path=str(tmp_path / "start.pth"), model__freeze_norm=True, model__freeze_at=0)
     result = fit(spec)
     file = read_detector(result.latest_path)
     assert (file.meta["spec"]["model"]["freeze_norm"], file.meta["spec"]["model"]["freeze_at"]) == (True, 0)

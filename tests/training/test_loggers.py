@@ -227,9 +227,7 @@ class TestRealMlflow:
         service.log_metrics({"val_mAP": 0.5}, step=2)
         assert client.get_run(run.info.run_id).data.metrics["val_mAP"] == 0.5
 
-    def test_an_unreachable_server_is_reported_without_its_password(
-        self, make_spec, monkeypatch, caplog, tmp_path
-    ):
+    def test_an_unreachable_server_is_reported_without_its_password(self, make_spec, monkeypatch, caplog, tmp_path):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         spec = make_spec(mlflow__enable=True, mlflow__tracking_uri=f"http://me:{SECRET}@127.0.0.1:9")
         assert "MLflow" not in kinds(build_loggers(spec, tmp_path))

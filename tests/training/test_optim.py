@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.training.optim import StagedSchedule, build_optimizer, parameter_groups
+from rtdetr_tool.training.optim import build_optimizer, parameter_groups
+from rtdetr_tool.training.schedule import StagedSchedule
 
 
 class _Named(nn.Module):

@@ -38,9 +38,9 @@ def write_tao(weights, folder):
     return save_checkpoint({"state_dict": named, "tao_model": "rtdetr"}, folder / "model_epoch_011.pth")
 
 
-def write_ours(weights, folder):
+def write_detector(weights, folder):
     meta = {"version": "1", "spec": {"model": {"backbone": "resnet_18d", "nheads": 4}}, "classes": [], "weights": "ema"}
-    return save_detector(weights, meta, folder / "ours.safetensors")
+    return save_detector(weights, meta, folder / "detector.safetensors")
 
 
 def spec_for(path, classes=7, model=MODEL):
@@ -52,7 +52,7 @@ def spec_for(path, classes=7, model=MODEL):
     ("write", "what"),
     [
         (write_transformers, "a Hugging Face transformers RT-DETR"),
-        (write_ours, "a checkpoint of this tool, averaged weights (EMA)"),
+        (write_detector, "a checkpoint of this tool, averaged weights (EMA)"),
     ],
 )
 def test_all_weights_of_any_format_are_loaded_and_the_format_is_logged(weights, tmp_path, caplog, write, what):

@@ -103,11 +103,11 @@ def test_patches_and_positions_of_another_size_are_resampled(tmp_path):
     torch.testing.assert_close(small, large, atol=0.05, rtol=0.02)
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_the_vit_of_a_whole_rfdetr_is_taken(tmp_path, ours):
+@pytest.mark.parametrize("own_format", [True, False])
+def test_the_vit_of_a_whole_rfdetr_is_loaded(tmp_path, own_format):
     source = build_detector(spec_for("-").model, 5).state_dict()
     payload = {"model": to_rfdetr(source)}
-    if ours:
+    if own_format:
         meta = {"version": "1", "spec": {"model": {"arch": "rfdetr"}}, "classes": [], "weights": "ema"}
         named = {f"model.model.{name}": tensor for name, tensor in source.items()}
         payload = {"state_dict": named, "tao_model": "rtdetr", "rtdetr_tool": meta}
@@ -116,13 +116,13 @@ def test_the_vit_of_a_whole_rfdetr_is_taken(tmp_path, ours):
     assert torch.equal(backbone.blocks[3].fc1.weight, source["backbone.blocks.3.fc1.weight"])
 
 
-def test_another_networks_file_is_refused_by_name(tmp_path):
+def test_the_file_of_another_network_is_refused(tmp_path):
     path = save_checkpoint(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(CheckpointError, match=r"pretrained_backbone_path: .*resnet18\.pth .*timm or Meta"):
         loaded(spec_for(path))
 
 
-def test_without_a_network_the_message_says_what_to_do(monkeypatch):
+def test_without_network_access_the_error_has_advice(monkeypatch):
     def create(name, pretrained, num_classes):
         raise OSError("no route to host")
 
@@ -133,7 +133,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
         load_initial_weights(detector, spec, ())
 
 
-def test_the_backbone_of_an_rfdetr_learns_and_is_not_fixed(make_spec, tmp_path, caplog):
+def test_the_backbone_of_an_rfdetr_is_trained(make_spec, tmp_path, caplog):
     from rtdetr_tool.data.classes import ClassMap
     from rtdetr_tool.training.module import DetectorModule
 

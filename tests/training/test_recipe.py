@@ -33,7 +33,8 @@ from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.optim import StagedSchedule, layer_numbers, parameter_groups
+from rtdetr_tool.training.optim import layer_numbers, parameter_groups
+from rtdetr_tool.training.schedule import StagedSchedule
 
 FAMILIES = {
     "rtdetr": {},
@@ -113,25 +114,25 @@ def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(reference):
     from tests.parity.rfdetr_pair import build_ours, build_theirs
 
     few = {"num_queries": 4, "group_detr": 2}
-    judge, ours = build_theirs("nano", **few), build_ours("nano", **few)
+    original, detector = build_theirs("nano", **few), build_ours("nano", **few)
     args = argparse.Namespace(
         lr=1e-4, lr_encoder=1.5e-4, lr_vit_layer_decay=0.8, lr_component_decay=0.7, weight_decay=1e-4,
         out_feature_indexes=[3, 6, 9, 12],
     )  # fmt: skip
-    rate_of = {id(p): group["lr"] for group in groups_of(args, judge) for p in group["params"]}
+    rate_of = {id(p): group["lr"] for group in groups_of(args, original) for p in group["params"]}
     expected = from_rfdetr(
-        {name: torch.tensor(rate_of[id(p)]) for name, p in judge.named_parameters() if id(p) in rate_of}
+        {name: torch.tensor(rate_of[id(p)]) for name, p in original.named_parameters() if id(p) in rate_of}
     )
     groups = parameter_groups(
-        ours, lr=1e-4, lr_backbone=1.5e-4, weight_decay=1e-4, lr_layer_decay=0.8, lr_component_decay=0.7
+        detector, lr=1e-4, lr_backbone=1.5e-4, weight_decay=1e-4, lr_layer_decay=0.8, lr_component_decay=0.7
     )
-    names = {id(p): name for name, p in ours.named_parameters()}
-    found = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
-    assert len(found) > 250 and set(found) <= set(expected)
-    for name, rate in found.items():
+    names = {id(p): name for name, p in detector.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) > 250 and set(rates) <= set(expected)
+    for name, rate in rates.items():
         assert rate == pytest.approx(expected[name].item(), rel=1e-5), name
-    assert found["backbone.cls_token"] == pytest.approx(3.23e-6, rel=1e-2)  # as in the published table
-    assert found["backbone.blocks.11.fc1.weight"] == pytest.approx(4.70e-5, rel=1e-2)
+    assert rates["backbone.cls_token"] == pytest.approx(3.23e-6, rel=1e-2)  # as in the published table
+    assert rates["backbone.blocks.11.fc1.weight"] == pytest.approx(4.70e-5, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -164,34 +165,34 @@ def test_each_layer_of_a_backbone_is_slower_than_the_next_by_the_factor(make_spe
 
 
 @pytest.mark.parametrize(("preset", "kind"), [("cosine", "Cosine"), ("step", "MultiStep")])
-def test_schedules_have_the_values_of_rfdetrs_package(preset, kind, reference):
+def test_schedules_have_the_values_of_rfdetr(preset, kind, reference):
     """Except for the first warm-up step, which has a factor of 0 there and of 1/8 here."""
     module = reference("training.module_model")
     config = argparse.Namespace(lr_scheduler=preset, lr_scheduler_kwargs={"min_factor": 0.1, "lr_drop": 3})
     their_optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     expect = module._build_managed_scheduler(their_optimizer, config, 50, 10, 8).lr_lambdas[0]
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-    ours = StagedSchedule(
+    actual = StagedSchedule(
         optimizer, kind=kind, milestones=[3], decay=0.1, warmup_steps=8, total_steps=50, min_factor=0.1
     )
     for step in range(50):
-        ours.start_epoch(step // 10)
+        actual.start_epoch(step // 10)
         expected = (step + 1) / 8 if step < 8 else expect(step)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected), step
         optimizer.step()
-        ours.step()
+        actual.step()
 
 
 @pytest.mark.parametrize("tau", [100, 0])
-def test_the_decay_of_ema_grows_as_in_rfdetrs_package(tau, reference):
-    judge = reference("training.callbacks.ema").RFDETREMACallback(decay=0.993, tau=tau)
-    ours = ExponentialMovingAverage(decay=0.993, tau=tau)
+def test_the_decay_of_ema_grows_as_in_rfdetr(tau, reference):
+    original = reference("training.callbacks.ema").RFDETREMACallback(decay=0.993, tau=tau)
+    actual = ExponentialMovingAverage(decay=0.993, tau=tau)
     for update in (1, 2, 50, 1000):
-        assert ours.decay_at(update) == pytest.approx(judge._effective_decay(update - 1))
+        assert actual.decay_at(update) == pytest.approx(original._effective_decay(update - 1))
 
 
 @pytest.mark.parametrize("variant", RFDETR_VARIANTS)
-def test_multi_scale_sizes_are_those_of_rfdetrs_package(variant, reference):
+def test_multi_scale_sizes_are_those_of_rfdetr(variant, reference):
     scales = reference("datasets.coco").compute_multi_scale_scales
     row = RFDETR_VARIANTS[variant]
     expected = scales(row.resolution, True, row.patch_size, row.num_windows)
@@ -199,12 +200,12 @@ def test_multi_scale_sizes_are_those_of_rfdetrs_package(variant, reference):
 
 
 @pytest.mark.parametrize("kind", ["early", "late", "early_linear"])
-def test_the_schedule_of_drop_path_is_that_of_rfdetrs_package(kind, reference):
+def test_the_schedule_of_drop_path_is_that_of_rfdetr(kind, reference):
     schedule = reference("training.drop_schedule").drop_scheduler
     mode, _, shape = kind.partition("_")
     expected = schedule(0.2, 5, 4, 3, mode, shape or "constant")
-    ours = DropPathSchedule(kind, epochs=3)
-    assert [0.2 * ours.factor(step, 4) for step in range(20)] == pytest.approx(expected.tolist())
+    actual = DropPathSchedule(kind, epochs=3)
+    assert [0.2 * actual.factor(step, 4) for step in range(20)] == pytest.approx(expected.tolist())
 
 
 def test_early_stopping_ends_and_saves_a_run(make_spec):

@@ -114,9 +114,7 @@ class TestAfterAnException:
             pytest.param(("train_end", 0, 2), "model_epoch_000_step_00003-EMA.pth", marks=pytest.mark.slow),
         ],
     )
-    def test_the_state_is_saved_and_resumes_exactly(
-        self, make_spec, tmp_path, caplog, uninterrupted, position, saved
-    ):
+    def test_the_state_is_saved_and_resumes_exactly(self, make_spec, tmp_path, caplog, uninterrupted, position, saved):
         spec = make_spec(**EXACT, train__results_dir=str(tmp_path))
         with pytest.raises(ValueError, match="something broke"):
             fit(spec, logger=False, callbacks=[Failure(*position)])

@@ -121,9 +121,7 @@ def uninterrupted(tmp_path_factory):
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_run_ended_by_a_signal_resumes_exactly(
-    make_spec, tmp_path, uninterrupted, where, saved
-):
+def test_a_run_ended_by_a_signal_resumes_exactly(make_spec, tmp_path, uninterrupted, where, saved):
     whole, expected = uninterrupted(make_spec)
     spec = make_spec(**CHANGES, train__results_dir=str(tmp_path / "broken"), dataset__workers=int(where[1] == 1))
     before, logged = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}, Logged()

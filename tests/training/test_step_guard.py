@@ -31,8 +31,9 @@ class NanImages(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         original = type(pl_module).prepare_images
-        pl_module.prepare_images = lambda batch, multi_scale: original(pl_module, batch, multi_scale) * (
-            float("nan") if pl_module.training and trainer.global_step in self.steps else 1.0
+        pl_module.prepare_images = lambda batch, multi_scale: (
+            original(pl_module, batch, multi_scale)
+            * (float("nan") if pl_module.training and trainer.global_step in self.steps else 1.0)
         )
 
 
