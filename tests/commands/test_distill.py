@@ -191,7 +191,7 @@ def test_a_teacher_of_transformers_can_be_learned_from(project, distill, tmp_pat
         ([], {"pretrained_teacher_model_path": "/nowhere/teacher.pth"},
          "distill.pretrained_teacher_model_path: There is no checkpoint at /nowhere/teacher.pth"),
         ([bindings("src", criterion="L2")], {},
-         "distill.bindings[0].teacher_module_name: the teacher has no module 'src'; near: srcs"),
+         "distill.bindings[0].teacher_module_name: the teacher has no module 'src' (did you mean srcs"),
         ([bindings("backbone.layer2", "srcs", "L2")], {}, "they have 3 and 1 levels"),
     ],
 )  # fmt: skip
