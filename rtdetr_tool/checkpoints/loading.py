@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,22 @@ from rtdetr_tool.checkpoints.class_rows import (
 from rtdetr_tool.errors import CheckpointError
 
 _SMALLEST_SHARE = 0.5
+
+
+@runtime_checkable
+class TakesFrozen(Protocol):
+    """A module with frozen weights outside of its state dict."""
+
+    def take_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Load these weights, if the file has them, and return the others."""
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A module with tensors of a free size, such as position embeddings."""
+
+    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with such tensors resized to the module's."""
 
 
 @dataclass
@@ -101,12 +118,10 @@ def load_into(
     With `classes`, those of the module, rows of class tensors go by the names of `file_classes` (see `class_rows`).
     Without, they go by position: that is for weights that bring their classes with them.
     """
-    take_frozen = getattr(module, "take_frozen", None)
-    if take_frozen is not None:
-        state_dict = take_frozen(state_dict, source)
-    fitted = getattr(module, "fitted", None)
-    if fitted is not None:
-        state_dict = fitted(state_dict)
+    if isinstance(module, TakesFrozen):
+        state_dict = module.take_frozen(state_dict, source)
+    if isinstance(module, Fits):
+        state_dict = module.fitted(state_dict)
     own = module.state_dict()
     report, arranged = LoadReport(source), state_dict
     if classes is not None:

@@ -13,6 +13,7 @@ from rtdetr_tool.artifacts.graph_interface import FEATURES
 from rtdetr_tool.catalog import LAYOUTS, Layout
 from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.families import Family
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.pixels import denormalised
 from rtdetr_tool.ops.postprocess import select_top
@@ -36,7 +37,7 @@ class ExportModel(nn.Module):
 
     def __init__(
         self,
-        detector: nn.Module,
+        detector: Detector,
         num_select: int | None = None,
         layout: Layout = LAYOUTS["tao"],
         add_background: bool = False,
@@ -44,7 +45,7 @@ class ExportModel(nn.Module):
         super().__init__()
         self.detector = detector.deploy()
         self.num_select, self.layout, self.add_background = num_select, layout, add_background
-        self.masks = getattr(detector, "segmentation_head", None) is not None
+        self.masks = detector.has_masks
 
     @property
     def input_name(self) -> str:
@@ -72,7 +73,7 @@ class ExportFeatures(nn.Module):
     """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in files
     of RF-DETR's own export; `size` is (H, W)."""
 
-    def __init__(self, detector: nn.Module, layout: Layout, size: tuple[int, int]) -> None:
+    def __init__(self, detector: Detector, layout: Layout, size: tuple[int, int]) -> None:
         super().__init__()
         self.detector, self.layout = detector.deploy().eval(), layout
         self.detector.decoder = None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
-from torch import nn
-
 from rtdetr_tool.catalog import BACKBONES, TIMM
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.edgenext_bn import EdgeNextBnBackbone
 from rtdetr_tool.models.backbones.fan import FanBackbone
 from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
@@ -17,7 +16,7 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ModelSpec
 
 # Family -> its class; those of `timm/<name>` are chosen by what timm can do with the network.
-_FAMILIES: dict[str, type[nn.Module]] = {
+_FAMILIES: dict[str, type[ResNetBackbone | StagedBackbone]] = {
     "resnet": ResNetBackbone,
     "convnext": ConvNextBackbone,
     "convnextv2": StagedBackbone,
@@ -36,7 +35,7 @@ class BuildModule(Protocol):
         """A detector with random weights, in training mode."""
 
 
-def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> nn.Module:
+def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> ImageBackbone:
     """The backbone of `spec` with random weights."""
     indices = spec.return_interm_indices
     drop_path = {} if spec.drop_path is None else {"drop_path_rate": spec.drop_path}

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.ops.layers import fix_batch_norms
+from rtdetr_tool.ops.structures import Predictions, Target
 
 
 class Detector(nn.Module):
     """The base of the families. `forward(images, targets)` gives `Predictions`, `features(images)` the maps that the
     decoder reads, `deploy()` a copy for inference."""
 
+    backbone: ImageBackbone
     decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
     size_multiple: int = 32  # height and width of an image must be multiples of this: the stride of the coarsest level
     fuses_levels: bool = False  # the encoder mixes its levels, and its output has them before that as `projected`
     selects_queries: bool = False  # `decoder.decoder` starts from tokens that `decoder.enc_score_head` ranks, and boxes
+    has_masks: bool = False  # predicts a mask for each object
     static_batch: int | None = None  # the one batch size that can be exported; None = any
 
-    def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, backbone: ImageBackbone, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
         self._frozen: list[str] = []
+
+    @abstractmethod
+    def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
+        """images [B, 3, H, W] RGB 0..1; in training mode, `targets` may feed denoising queries."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The maps that the decoder reads."""
+
+    @abstractmethod
+    def deploy(self) -> Detector:
+        """A copy for inference and export. It cannot be trained."""
 
     def freeze(self, names: Iterable[str]) -> None:
         """Stop training the modules with these dotted names and keep them in eval mode from now on."""
@@ -45,13 +62,13 @@ class Detector(nn.Module):
 
         Returns the number of frozen norms. UserError where the backbone is not made of a stem, stages and batch norms.
         """
-        parts = getattr(self.backbone, "freezable_parts", None)
+        parts = self.backbone.freezable_parts
         if parts is None and (norms or stages >= 0):
             raise UserError(
                 "model.freeze_norm and model.freeze_at are for ResNets, and this backbone is none; train.freeze stops "
                 "the training of modules by name"
             )
-        if stages >= 0:
+        if parts is not None and stages >= 0:
             self.freeze(f"backbone.{name}" for part in parts[: stages + 1] for name in part)
         return fix_batch_norms(self.backbone) if norms else 0
 

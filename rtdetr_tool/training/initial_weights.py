@@ -50,7 +50,7 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
     elif spec.model.pretrained_backbone_path:
         path = spec.model.pretrained_backbone_path
         weights = weights_of(spec.model.family).read_backbone(path, spec.model)
-        backbone = getattr(detector.backbone, "published", detector.backbone)  # the module with timm's names
+        backbone = detector.backbone.published
         report = load_into(backbone, weights, source=path, strict=False, what="backbone")
         report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
     else:

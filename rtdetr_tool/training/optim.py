@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -19,9 +18,6 @@ _NORMS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-
-# Names of the blocks of a backbone in timm's networks and FAN.
-_BLOCK = re.compile(r"(?:.*?\.)??(?:\w*blocks\.\d+(?:\.\d+)?|layer\d+\.\d+|s\d+\.b\d+)\.")
 
 
 def parameter_groups(
@@ -51,7 +47,7 @@ def parameter_groups(
     if vectors is None:
         vectors = vector_names(detector)
     decoder = () if lr_component_decay == 1 else detector.decoder_layers
-    layers = {} if lr_layer_decay == 1 else layer_numbers(detector.backbone)
+    layers = {} if lr_layer_decay == 1 else detector.backbone.layer_numbers()
     last = max(layers.values(), default=0)
     rates = {
         "backbone": lr_backbone * lr_component_decay**2,
@@ -87,24 +83,6 @@ def parameter_groups(
 def vector_names(detector: nn.Module) -> frozenset[str]:
     """The names of parameters with at most one dimension."""
     return frozenset(name for name, parameter in detector.named_parameters() if parameter.ndim < 2)
-
-
-def layer_numbers(backbone: nn.Module) -> dict[str, int]:
-    """The layer of each parameter of a backbone: 0 in the stem, one more per block, the last one after all blocks."""
-    provided = getattr(backbone, "layer_numbers", None)
-    if provided is not None:
-        return provided()
-    numbers: dict[str, int] = {}
-    blocks: list[str] = []
-    for name, _ in backbone.named_parameters():
-        block = _BLOCK.match(name)
-        if block is None:  # layers that lead to a block count as part of it
-            numbers[name] = len(blocks) + 1 if blocks else 0
-            continue
-        if block.group() not in blocks:
-            blocks.append(block.group())
-        numbers[name] = blocks.index(block.group()) + 1
-    return numbers
 
 
 def build_optimizer(

@@ -33,7 +33,7 @@ from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
-from rtdetr_tool.training.optim import layer_numbers, parameter_groups
+from rtdetr_tool.training.optim import parameter_groups
 from rtdetr_tool.training.schedule import StagedSchedule
 
 FAMILIES = {
@@ -148,7 +148,7 @@ def test_parameter_groups_of_rfdetr_have_the_rates_of_its_package(reference):
     ],
 )  # fmt: skip
 def test_layers_are_numbered_from_the_stem(backbone, samples):
-    numbers = layer_numbers(build_backbone(ModelSpec(backbone=backbone)))
+    numbers = build_backbone(ModelSpec(backbone=backbone)).layer_numbers()
     assert {name: numbers[name] for name in samples} == samples
     assert set(numbers.values()) == set(range(max(numbers.values()) + 1))
 

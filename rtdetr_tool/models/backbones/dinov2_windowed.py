@@ -23,6 +23,7 @@ from timm.layers import DropPath, resample_patch_embed
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError, nearest_multiples
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.ops.resize import resize_bicubic
@@ -30,7 +31,7 @@ from rtdetr_tool.ops.resize import resize_bicubic
 _EPS = 1e-6  # of the layer norms
 
 
-class WindowedDinov2(nn.Module):
+class WindowedDinov2(ImageBackbone):
     """images [B, 3, H, W] RGB 0..1 -> one map [B, D, h, w] per tap.
 
     Args:

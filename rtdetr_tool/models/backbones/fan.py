@@ -19,6 +19,7 @@ from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
 
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.fan_blocks import ClassBlockOnTokens, DepthwisePair, FanBlock, tokens_to_map
 from rtdetr_tool.models.backbones.recompute import run
 
@@ -27,7 +28,7 @@ _LAST_WIDTH = 768  # of the map at stride 32, whatever the size of the network
 _POSITION_WIDTH = 32  # sines and cosines for each of y and x
 _CLASS_BLOCKS = 2
 
-class FanBackbone(nn.Module):
+class FanBackbone(ImageBackbone):
     """Feature maps of FAN-Hybrid at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
 
     Args:

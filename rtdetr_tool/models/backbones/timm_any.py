@@ -14,6 +14,7 @@ from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.timm_staged import STRIDES, StagedBackbone
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _PROBE = (64, 96)  # height and width of the image that every network is tried w
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})  # how networks are told to take any size
 
 
-class WholeBackbone(nn.Module):
+class WholeBackbone(ImageBackbone):
     """A timm network that cannot be cut into parts, as timm's own feature extractor around it.
 
     Norms are not folded, and activations are only recomputed where timm's own way keeps the result the same: in
@@ -57,7 +58,7 @@ class WholeBackbone(nn.Module):
 
 def any_timm_backbone(
     name: str, indices: Sequence[int], activation_checkpoint: bool = False, **arguments: Any
-) -> nn.Module:
+) -> ImageBackbone:
     """The network `name` (with or without a tag) as a backbone with the maps in `indices` (strides 4 to 32).
 
     `arguments` go to timm; a network that does not take them cannot be a backbone.
@@ -86,7 +87,7 @@ def any_timm_backbone(
     raise UserError(f"model.backbone: timm/{name} cannot be a backbone: {problem}")
 
 
-def _build(name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]) -> nn.Module:
+def _build(name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]) -> StagedBackbone | WholeBackbone:
     entries = list(timm.create_model(name, num_classes=0, **options).feature_info)
     positions = []
     for index in indices:

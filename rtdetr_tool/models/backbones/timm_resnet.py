@@ -12,13 +12,14 @@ import timm
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.layers import fold_batch_norms, fold_into
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-class ResNetBackbone(nn.Module):
+class ResNetBackbone(ImageBackbone):
     """Feature maps of the stages in `indices` (0..3 = strides 4, 8, 16, 32).
 
     Args:

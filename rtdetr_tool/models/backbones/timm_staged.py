@@ -15,13 +15,14 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.layers import fold_batch_norms
 
 STRIDES = (4, 8, 16, 32)  # of the stages 0..3
 
 
-class StagedBackbone(nn.Module):
+class StagedBackbone(ImageBackbone):
     """Feature maps of a timm network at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
 
     The parts up to the last stage are taken over with their names; the classifier and later parts are left out. As in

@@ -42,6 +42,11 @@ class RFDETR(Detector):
         self.segmentation_head = segmentation_head
 
     @property
+    def has_masks(self) -> bool:
+        """Whether there is a segmentation head."""
+        return self.segmentation_head is not None
+
+    @property
     def size_multiple(self) -> int:
         """Height and width of an image must be multiples of this."""
         return self.backbone.size_multiple

@@ -1,0 +1,49 @@
+"""What every backbone offers to detectors, training and export."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+# How timm's networks and FAN name their blocks.
+_BLOCK = re.compile(r"(?:.*?\.)??(?:\w*blocks\.\d+(?:\.\d+)?|layer\d+\.\d+|s\d+\.b\d+)\.")
+
+
+class ImageBackbone(nn.Module):
+    """images [B, 3, H, W] -> one map [B, C, H / stride, W / stride] for each of `channels` and `strides`."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The feature maps, finest first."""
+
+    @property
+    def published(self) -> nn.Module:
+        """The module whose parameters have the names of published files."""
+        return self
+
+    @property
+    def freezable_parts(self) -> tuple[tuple[str, ...], ...] | None:
+        """Names of the modules of the stem and of each stage, in order; None for a network without such parts."""
+        return None
+
+    def layer_numbers(self) -> dict[str, int]:
+        """The layer of each parameter: 0 in the stem, one more per block, the last one after all blocks."""
+        numbers: dict[str, int] = {}
+        blocks: list[str] = []
+        for name, _ in self.named_parameters():
+            block = _BLOCK.match(name)
+            if block is None:  # layers that lead to a block count as part of it
+                numbers[name] = len(blocks) + 1 if blocks else 0
+                continue
+            if block.group() not in blocks:
+                blocks.append(block.group())
+            numbers[name] = blocks.index(block.group()) + 1
+        return numbers
+
+    def fold_batch_norms(self) -> None:
+        """Fold norms into convolutions, in place and for eval mode only, where the maps stay the same."""
