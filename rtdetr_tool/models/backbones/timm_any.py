@@ -87,7 +87,9 @@ def any_timm_backbone(
     raise UserError(f"model.backbone: timm/{name} cannot be a backbone: {problem}")
 
 
-def _build(name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]) -> StagedBackbone | WholeBackbone:
+def _build(
+    name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]
+) -> StagedBackbone | WholeBackbone:
     entries = list(timm.create_model(name, num_classes=0, **options).feature_info)
     positions = []
     for index in indices:
@@ -100,6 +102,7 @@ def _build(name: str, indices: Sequence[int], activation_checkpoint: bool, optio
             )
         positions.append(fitting[-1])
     extractor = timm.create_model(name, features_only=True, out_indices=positions, **options)
+    backbone: StagedBackbone | WholeBackbone
     if isinstance(extractor, FeatureListNet):
         backbone = StagedBackbone(name, indices, activation_checkpoint, **options)
     else:
