@@ -17,71 +17,13 @@ from collections.abc import Sequence
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import drop_failing_output, drop_stdout, showable
 from rtdetr_tool.redaction import mask_secrets
+from rtdetr_tool.spec.commands import AVAILABLE, COMMANDS
 from rtdetr_tool.version import package_version
-
-# Command -> (module, what it does, worked example).
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": (
-        "rtdetr_tool.commands.train",
-        "train a detector",
-        "rtdetr train -e specs/demo.yaml -r results train.num_epochs=20 train.precision=bf16",
-    ),
-    "evaluate": (
-        "rtdetr_tool.commands.evaluate",
-        "score a checkpoint on the test set (COCO metrics)",
-        "rtdetr evaluate -e specs/demo.yaml -r results evaluate.checkpoint=results/train/rtdetr_model_best.pth",
-    ),
-    "inference": (
-        "rtdetr_tool.commands.inference",
-        "detect objects in folders of images: annotated images, KITTI labels, COCO results",
-        "rtdetr inference -e specs/demo.yaml -r results inference.checkpoint=results/train/rtdetr_model_best.pth "
-        "inference.conf_threshold=0.4",
-    ),
-    "export": (
-        "rtdetr_tool.commands.export",
-        "write a checkpoint as ONNX, compared with torch before it counts as written",
-        "rtdetr export -e specs/demo.yaml -r results export.checkpoint=results/train/rtdetr_model_best.pth "
-        "export.onnx_file=results/model.onnx",
-    ),
-    "gen_trt_engine": (
-        "rtdetr_tool.commands.gen_trt_engine",
-        "make a TensorRT engine (FP32, FP16, INT8) from an ONNX file, scored before it is built",
-        "rtdetr gen_trt_engine -e specs/demo.yaml -r results gen_trt_engine.onnx_file=results/model.onnx "
-        "gen_trt_engine.trt_engine=results/model.engine gen_trt_engine.tensorrt.data_type=FP16",
-    ),
-    "distill": (
-        "rtdetr_tool.commands.distill",
-        "train a small detector (the student) that follows a larger one (the teacher)",
-        "rtdetr distill -e specs/distill_demo.yaml -r results "
-        "distill.pretrained_teacher_model_path=teacher/train/rtdetr_model_best.pth",
-    ),
-    "validate_data": (
-        "rtdetr_tool.commands.validate_data",
-        "check the data sets of a spec before training: labels, images, duplicates, classes",
-        "rtdetr validate_data -e specs/demo.yaml -r results",
-    ),
-    "convert": (
-        "rtdetr_tool.commands.convert",
-        "rewrite a checkpoint: NVIDIA TAO, official RT-DETR, Hugging Face transformers to ours; ours to transformers",
-        "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
-    ),
-    "default_specs": (
-        "rtdetr_tool.commands.default_specs",
-        "print or write the commented default spec of a command, or its JSON Schema",
-        "rtdetr default_specs train -o train.yaml",
-    ),
-}
-
-# Commands with arguments of their own instead of a spec and results.
-OWN_ARGUMENTS = ("convert", "default_specs")
-
-# Commands of TAO that have a section in the spec but are not part of this version.
-NOT_YET = ("quantize",)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS))
-    overview = "\n".join(f"  {name:{width}}  {row[1]}" for name, row in COMMANDS.items())
+    width = max(map(len, AVAILABLE))
+    overview = "\n".join(f"  {name:{width}}  {row.summary}" for name, row in AVAILABLE.items())
     parser = argparse.ArgumentParser(
         prog="rtdetr",
         usage="rtdetr <command> -e SPEC [-r RESULTS_DIR] [key=value ...]",
@@ -96,16 +38,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_command_parser(command: str) -> argparse.ArgumentParser:
-    _, summary, example = COMMANDS[command]
+    row = AVAILABLE[command]
     parser = argparse.ArgumentParser(
         prog=f"rtdetr {command}",
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"example:\n  {example}",
+        description=f"{row.summary[0].upper()}{row.summary[1:]}.",
+        epilog=f"example:\n  {row.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if command in OWN_ARGUMENTS:
-        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    if not row.has_spec:
+        importlib.import_module(row.module).add_arguments(parser)
         return parser
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", required=True, help="spec file, YAML or JSON")
     parser.add_argument("-r", "--results_dir", metavar="DIR", help="root of all results; same as results_dir=DIR")
@@ -133,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build_parser().print_help()
         return 0 if options.version else 2
     command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
+    if command not in AVAILABLE:
         return _fail(_unknown_command(command))
     options = build_command_parser(command).parse_intermixed_args(rest)
     try:
-        if command in OWN_ARGUMENTS:
-            return importlib.import_module(COMMANDS[command][0]).main(options)
+        if not AVAILABLE[command].has_spec:
+            return int(importlib.import_module(AVAILABLE[command].module).main(options))
         if program:
             drop_failing_output("stdout")  # a session's results are files
         return run_command(command, options, last=program)
@@ -164,7 +106,7 @@ def run_command(command: str, options: argparse.Namespace, last: bool = False) -
     from rtdetr_tool.commands.session import run_session
 
     def run(spec):
-        return importlib.import_module(COMMANDS[command][0]).run(spec)
+        return importlib.import_module(AVAILABLE[command].module).run(spec)
 
     return run_session(loaded, command, run, last)
 
@@ -176,14 +118,14 @@ def quoted(text: str) -> str:
 
 
 def _unknown_command(command: str) -> str:
-    if command in NOT_YET:
+    if command in COMMANDS and not COMMANDS[command].available:
         return (
             f"'{command}' is not part of this version yet; its section of the spec is checked all the same. "
-            f"Commands: {', '.join(COMMANDS)}"
+            f"Commands: {', '.join(AVAILABLE)}"
         )
-    near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(command, AVAILABLE, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"there is no command '{command}'; {hint}commands: {', '.join(COMMANDS)}"
+    return f"there is no command '{command}'; {hint}commands: {', '.join(AVAILABLE)}"
 
 
 def _fail(message: str) -> int:

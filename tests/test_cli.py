@@ -39,22 +39,22 @@ class TestHelp:
             cli.main(["--help"])
         assert caught.value.code == 0
         text = capsys.readouterr().out
-        for command, (_, summary, _) in cli.COMMANDS.items():
+        for command, row in cli.AVAILABLE.items():
             assert f"  {command}" in text
-            assert summary in text
+            assert row.summary in text
 
-    @pytest.mark.parametrize("command", cli.COMMANDS)
+    @pytest.mark.parametrize("command", cli.AVAILABLE)
     def test_the_help_of_a_command_ends_with_a_worked_example(self, command, capsys):
         with pytest.raises(SystemExit) as caught:
             cli.main([command, "-h"])
         assert caught.value.code == 0
         text = capsys.readouterr().out
-        assert text.rstrip().endswith(cli.COMMANDS[command][2])
+        assert text.rstrip().endswith(cli.AVAILABLE[command].example)
         assert text.count("example:") == 1
 
-    @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in cli.OWN_ARGUMENTS])
+    @pytest.mark.parametrize("command", [name for name, row in cli.AVAILABLE.items() if row.has_spec])
     def test_the_worked_examples_are_right(self, command, monkeypatch, tmp_path):
-        program, name, *rest = cli.COMMANDS[command][2].split()
+        program, name, *rest = cli.AVAILABLE[command].example.split()
         assert (program, name) == ("rtdetr", command)
         options = cli.build_command_parser(command).parse_intermixed_args(rest)
         monkeypatch.chdir(ROOT)
@@ -86,14 +86,14 @@ class TestUnknownCommands:
         assert cli.main(["zzz"]) == 2
         assert "there is no command 'zzz'; commands: train, evaluate, inference" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("command", cli.NOT_YET)
+    @pytest.mark.parametrize("command", cli.COMMANDS.keys() - cli.AVAILABLE.keys())
     def test_a_command_of_a_later_version_is_said_to_be_one(self, command, capsys):
         assert cli.main([command, "-e", "x.yaml"]) == 2
         assert f"'{command}' is not part of this version yet" in capsys.readouterr().err
 
     def test_every_command_has_its_module(self):
-        for command, (module, _, _) in cli.COMMANDS.items():
-            assert module == f"rtdetr_tool.commands.{command}"
+        for command, row in cli.AVAILABLE.items():
+            assert row.module == f"rtdetr_tool.commands.{command}"
             assert (ROOT / "rtdetr_tool" / "commands" / f"{command}.py").is_file()
 
 

@@ -22,8 +22,9 @@ from PIL import Image
 
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.spec import spec_from_dict
+from rtdetr_tool.spec.commands import AVAILABLE, WITH_SPEC
+from rtdetr_tool.spec.queries import reasons
 from rtdetr_tool.spec.schema import section_type, walk_fields
-from rtdetr_tool.spec.tables import INERT, NOT_YET, SECTIONS_NOT_YET
 
 SIDE = 64
 
@@ -773,8 +774,8 @@ def test_every_field_of_a_command_is_set_in_its_tests(command):
         if name.startswith(f"{command}.")
         and not name.startswith("distill.teacher.")  # the fields of `model`, built by the same code
         and section_type(hint) is None
-        and name not in INERT
-        and name not in NOT_YET
+        and name not in reasons("unused")
+        and name not in reasons("unsupported")
         and not re.search(rf"\b{name.split('.')[-1]}=", text)
     ]
     assert unset == []
@@ -791,9 +792,9 @@ def test_every_field_is_accounted_for():
         for name, _, hint in walk_fields()
         if section_type(hint) is None
         and name not in seen
-        and name not in INERT
-        and name not in NOT_YET
-        and name.split(".")[0] not in (*SECTIONS_NOT_YET, *COMMANDS_WITH_OWN_TESTS)
+        and name not in reasons("unused")
+        and name not in reasons("unsupported")
+        and name.split(".")[0] not in (*(WITH_SPEC.keys() - AVAILABLE.keys()), *COMMANDS_WITH_OWN_TESTS)
     ]
     assert unaccounted == []
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import drop_stdout
-from rtdetr_tool.spec.render import SECTIONS, default_data, default_yaml, json_schema
+from rtdetr_tool.spec.commands import WITH_SPEC
+from rtdetr_tool.spec.render import default_data, default_yaml, json_schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("spec_command", metavar="command", choices=sorted(SECTIONS), help=", ".join(SECTIONS))
+    parser.add_argument("spec_command", metavar="command", choices=sorted(WITH_SPEC), help=", ".join(WITH_SPEC))
     parser.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of the terminal")
     parser.add_argument("--json", action="store_true", help="JSON instead of YAML")
     parser.add_argument("--schema", action="store_true", help="the JSON Schema instead of the default values")

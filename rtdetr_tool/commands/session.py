@@ -18,15 +18,12 @@ from rtdetr_tool.files import remove_unfinished, write_atomically
 from rtdetr_tool.log import LogFile, close_log_file, open_log_file, set_up_console
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
+from rtdetr_tool.spec.commands import COMMANDS
 from rtdetr_tool.status import StatusLogger, current_status, process_rank, set_current_status
 
 logger = logging.getLogger(__name__)
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, Preempted.exit_code
-
-# Commands that go on from what lies in their results folder, so that two of them must not share one.
-EXCLUSIVE = ("train", "distill")
-
 
 WRITTEN_FILES = ("experiment.yaml", "status.json", "results.json", "predictions.json", "images.json")
 WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlflow_artifacts", "dataset_grids")
@@ -150,7 +147,7 @@ def refuse_links_out(folder: Path) -> None:
 @contextmanager
 def one_run_in(folder: Path, command: str) -> Iterator[RunLock | None]:
     """Keep other runs of an exclusive command out of the folder."""
-    if command not in EXCLUSIVE or process_rank() != 0:
+    if not COMMANDS[command].exclusive or process_rank() != 0:
         yield None
         return
     try:

@@ -7,6 +7,8 @@ from typing import Any
 
 from rtdetr_tool.spec.fields import INF, field
 
+TRAINING = ("train", "distill")  # the commands that train
+
 
 @dataclass(frozen=True)
 class AugmentationSpec:
@@ -58,31 +60,43 @@ class DatasetSpec:
         "Folder of a data set with splits (COCO, Roboflow, YOLO or Pascal VOC), or the yaml file of a YOLO one. Stands "
         "for every one of train_, val_ and test_data_sources that is not given, with its split of that name.",
         origin="ours",
+        commands=(*TRAINING, "evaluate", "validate_data"),
+        path="read",
     )
     format: str = field(
         "auto",
         "What the folders named by dataset_dir hold. auto: found from what is in them, and said in the log.",
         options=("auto", "coco", "roboflow", "yolo", "voc"),
         origin="ours",
+        commands=(*TRAINING, "evaluate", "validate_data"),
     )
     train_data_sources: list[dict[str, str]] | None = field(
         None,
         "Training sets, each {image_dir, json_file}: a folder of images and a COCO annotation file; or each "
         "{dataset_dir, split}: a data set's folder and the split of it (none = the folder is one by itself).",
+        commands=(*TRAINING, "export", "gen_trt_engine", "validate_data"),
     )
     val_data_sources: dict[str, str] | None = field(
-        None, "Validation set {image_dir, json_file} or {dataset_dir, split}."
+        None,
+        "Validation set {image_dir, json_file} or {dataset_dir, split}.",
+        commands=(*TRAINING, "export", "gen_trt_engine", "validate_data"),
     )
     test_data_sources: dict[str, str] | None = field(
-        None, "Test set {image_dir, json_file} or {dataset_dir, split}, used by evaluate."
+        None,
+        "Test set {image_dir, json_file} or {dataset_dir, split}, used by evaluate.",
+        commands=("evaluate", "validate_data"),
     )
     infer_data_sources: dict[str, Any] | None = field(
         None,
         "Images for inference {image_dir, classmap}: a folder or a list of folders, and a text file with one class "
         "name per line (optional where the checkpoint knows its classes).",
+        commands=("inference",),
     )
     quant_calibration_data_sources: dict[str, str] | None = field(
-        None, "Calibration images for quantize {image_dir, json_file}; json_file is optional."
+        None,
+        "Calibration images for quantize {image_dir, json_file}; json_file is optional.",
+        commands=("quantize",),
+        unused="only quantize reads it, and quantize is not part of this version",
     )
     batch_size: int = field(
         4,
@@ -92,18 +106,32 @@ class DatasetSpec:
         max=INF,
         names={"auto": 0},
         automl=True,
+        commands=(*TRAINING, "evaluate", "inference", "quantize"),
     )
-    workers: int = field(8, "Loader processes per device; 0 loads in the main process.", min=0, max=INF, automl=True)
+    workers: int = field(
+        8,
+        "Loader processes per device; 0 loads in the main process.",
+        min=0,
+        max=INF,
+        automl=True,
+        commands=(*TRAINING, "evaluate", "inference", "quantize", "validate_data"),
+    )
     remap_mscoco_category: bool = field(
         False,
         "Map the 80 category ids of COCO (1..90) to 0..79. Only for the original COCO files.",
         deployed=True,
+        commands=(*TRAINING, "validate_data"),
     )
-    pin_memory: bool = field(True, "Load into page-locked memory for faster copies to a GPU.")
+    pin_memory: bool = field(
+        True,
+        "Load into page-locked memory for faster copies to a GPU.",
+        commands=(*TRAINING, "evaluate", "inference", "quantize"),
+    )
     dataset_type: str = field(
         "serialized",
         "serialized: records lie once in shared memory, however many workers; default: each worker holds them.",
         options=("serialized", "default"),
+        commands=(*TRAINING, "evaluate"),
     )
     num_classes: int | None = field(
         80,
@@ -113,9 +141,14 @@ class DatasetSpec:
         max=INF,
         architecture=True,
         deployed=True,
+        commands=(*TRAINING, "validate_data"),
     )
-    eval_class_ids: list[int] | None = field(None, "Category ids to evaluate; null = all.", min=0)
-    augmentation: AugmentationSpec = field(AugmentationSpec, "Sizes and training augmentation.")
+    eval_class_ids: list[int] | None = field(
+        None, "Category ids to evaluate; null = all.", min=0, commands=(*TRAINING, "evaluate")
+    )
+    augmentation: AugmentationSpec = field(
+        AugmentationSpec, "Sizes and training augmentation.", commands=(*TRAINING, "validate_data")
+    )
     class_ids: str = field(
         "auto",
         "How category ids become class indices. raw: index = id; contiguous: categories in id order become 0, 1, 2, "
@@ -123,6 +156,7 @@ class DatasetSpec:
         options=("auto", "raw", "contiguous"),
         origin="ours",
         deployed=True,
+        commands=(*TRAINING, "validate_data"),
     )
     on_bad_image: str = field(
         "skip",
@@ -130,6 +164,7 @@ class DatasetSpec:
         "Validation and test always stop.",
         options=("skip", "error"),
         origin="ours",
+        commands=(*TRAINING, "validate_data"),
     )
     max_bad_share: float = field(
         0.1,
@@ -138,4 +173,5 @@ class DatasetSpec:
         min=0.0,
         max=1.0,
         origin="ours",
+        commands=(*TRAINING, "validate_data"),
     )

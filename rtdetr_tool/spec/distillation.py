@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtdetr_tool.spec.deploy import DistillSpec
+from rtdetr_tool.spec.distill import DistillSpec
 from rtdetr_tool.spec.fields import MISSING
 from rtdetr_tool.spec.tables import BINDING_CRITERIA, OTHER_CRITERIA, PREDICTIONS
 
@@ -44,4 +44,4 @@ def missing_bindings(distill: DistillSpec) -> Iterator[str]:
     for index, binding in enumerate(distill.bindings):
         for field in (*ENDS, "criterion"):
             if getattr(binding, field) in (None, MISSING, ""):
-                yield f"distill.bindings[{index}].{field}: a value is missing"
+                yield f"distill.bindings[{index}].{field}: required, but not set"

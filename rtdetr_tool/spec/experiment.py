@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdetr_tool.spec.dataset import DatasetSpec
-from rtdetr_tool.spec.deploy import (
-    DistillSpec,
-    EvaluateSpec,
-    ExportSpec,
-    GenTrtEngineSpec,
-    InferenceSpec,
-    QuantizeSpec,
-    ValidateDataSpec,
-)
+from rtdetr_tool.spec.distill import DistillSpec
+from rtdetr_tool.spec.evaluate import EvaluateSpec
+from rtdetr_tool.spec.export import ExportSpec
 from rtdetr_tool.spec.fields import field
+from rtdetr_tool.spec.gen_trt_engine import GenTrtEngineSpec
+from rtdetr_tool.spec.inference import InferenceSpec
 from rtdetr_tool.spec.model import ModelSpec
+from rtdetr_tool.spec.quantize import QuantizeSpec
 from rtdetr_tool.spec.train import TrainSpec
+from rtdetr_tool.spec.validate_data import ValidateDataSpec
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class WandbSpec:
     project: str = field("TAO Toolkit", "Project.")
     entity: str | None = field("", "Team or user.")
     tags: list[str] = field(["training", "tao-toolkit"], "Tags of the run.")
-    reinit: bool = field(False, "Allow several runs in one process.")
+    reinit: bool = field(False, "Allow several runs in one process.", unused="one process makes one run")
     sync_tensorboard: bool = field(False, "Copy what TensorBoard logs.")
     save_code: bool = field(False, "Save the calling script with the run.")
     name: str = field("TAO Toolkit training experiment", "Name of the run.")
@@ -55,9 +53,13 @@ class MlflowSpec:
 class ExperimentSpec:
     """Everything a spec file can say."""
 
-    model_name: str | None = field(None, "Accepted for TAO's launcher.")
-    encryption_key: str | None = field(None, "Accepted for old specs; files are not encrypted.")
-    results_dir: str | None = field("/results", "Root of all results; each command writes into a folder below it.")
+    model_name: str | None = field(None, "Accepted for TAO's launcher.", unused="only TAO's launcher uses it")
+    encryption_key: str | None = field(
+        None, "Accepted for old specs; files are not encrypted.", unused="checkpoints are not encrypted"
+    )
+    results_dir: str | None = field(
+        "/results", "Root of all results; each command writes into a folder below it.", path="results"
+    )
     wandb: WandbSpec = field(WandbSpec, "Weights & Biases logging.")
     mlflow: MlflowSpec = field(MlflowSpec, "MLflow logging.")
     model: ModelSpec = field(ModelSpec, "Architecture, matcher and loss weights.")

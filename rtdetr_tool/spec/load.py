@@ -12,6 +12,7 @@ from typing import Any
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.redaction import remember_secrets
+from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import first_line, read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
@@ -25,8 +26,6 @@ LONGEST_OVERRIDES = 20_000  # characters; Hydra's parser takes time with the squ
 MOST_PARTS = 1_000  # items of lists and mappings
 # A value that Hydra's grammar does not know (it is ASCII with few signs) and that can only be meant as text.
 _PLAIN_TEXT = re.compile(r"([^=]+)=(?=.*[^\w\s./:+%@?|*-]|.*[^\x00-\x7f])([^=,\[\]{}()'\"\\$\x00-\x1f]+)", re.S)
-
-COMMANDS = ("train", "evaluate", "inference", "export", "gen_trt_engine", "distill", "quantize", "validate_data")
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _without_sharing(value: Any) -> Any:
 
 def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpec:
     """`<command>.results_dir` as given, else `results_dir/<command>`."""
-    if command not in COMMANDS:
+    if command not in WITH_SPEC:
         return spec
     section = getattr(spec, command)
     if section is None or section.results_dir:

@@ -304,10 +304,18 @@ class ModelSpec:
     giou_cost: float = field(2.0, "Weight of the generalized IoU term in the matching.", min=0.0, max=INF)
     alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0, family="rtdetr")
     gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0, family="rtdetr")
-    clip_max_norm: float = field(0.1, "Accepted for old specs; gradients are clipped by train.clip_grad_norm.")
+    clip_max_norm: float = field(
+        0.1,
+        "Accepted for old specs; gradients are clipped by train.clip_grad_norm.",
+        unused="gradients are clipped by train.clip_grad_norm",
+    )
     aux_loss: bool = field(True, "Supervise every decoder layer and the encoder, not only the last layer.")
     loss_types: list[str] = field(["vfl", "boxes"], "Losses to use.", options=("vfl", "boxes"), family="rtdetr")
-    backbone_names: list[str] = field(["backbone.0"], "Accepted for old specs; the backbone is known without a name.")
+    backbone_names: list[str] = field(
+        ["backbone.0"],
+        "Accepted for old specs; the backbone is known without a name.",
+        unused="the backbone's parameters are known without a name pattern",
+    )
     linear_proj_names: list[str] = field(
         ["reference_points", "sampling_offsets"],
         "Parameters whose name contains one of these learn at lr * train.optim.lr_linear_proj_mult.",

@@ -1,6 +1,6 @@
-"""The files that a spec names to be written, beside what lies in the results folders.
+"""The files that a spec names to be written, in addition to those in the results folders.
 
-A command must not write over what it reads, nor one of its files over another.
+A command must not overwrite what it reads, nor one of its files with another.
 """
 
 from __future__ import annotations
@@ -11,27 +11,21 @@ from operator import attrgetter
 
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
-
-# Command -> fields that name files to write, and files that it reads.
-WRITTEN = {
-    "export": ("export.onnx_file",),
-    "gen_trt_engine": (
-        "gen_trt_engine.trt_engine",
-        "gen_trt_engine.timing_cache",
-        "gen_trt_engine.tensorrt.calibration.cal_cache_file",
-    ),
-}
-READ = {"export": ("export.checkpoint",), "gen_trt_engine": ("gen_trt_engine.onnx_file",)}
+from rtdetr_tool.spec.queries import path_fields
 
 
 def output_problems(spec: ExperimentSpec, command: str) -> Iterator[str]:
-    """One line for each file to write that something else of the command lies in already."""
+    """One line for each file to write that is also another file of the command."""
+    written = path_fields(command, "written")
+    if not written:
+        return
     known: dict[str, str] = {}
-    for name in (*READ.get(command, ()), *WRITTEN.get(command, ())):
+    for name in (*path_fields(command, "read"), *written):
         value = attrgetter(name)(spec)
-        if is_blank(value):
-            continue
-        path = os.path.realpath(value)
-        if path in known:
-            yield f"{name}: {value!r} is the same file as {known[path]}; allowed: a file of its own"
-        known.setdefault(path, name)
+        for item in value if isinstance(value, list) else [value]:
+            if is_blank(item):
+                continue
+            path = os.path.realpath(item)
+            if path in known and name in written:
+                yield f"{name}: {item!r} is the same file as {known[path]}; expected a different file"
+            known.setdefault(path, name)

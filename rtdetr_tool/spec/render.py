@@ -8,63 +8,34 @@ import types
 import typing
 from typing import Any
 
+from rtdetr_tool.spec.commands import AVAILABLE, WITH_SPEC
 from rtdetr_tool.spec.convert import bounds_text, options_text
+from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.queries import reasons
 from rtdetr_tool.spec.schema import hints_of, item_type, section_type
 from rtdetr_tool.spec.tables import (
     DIFFERENCES,
     DOCUMENTATION_DIFFERENCES,
     FIELD_ALIASES,
-    INERT,
     RECOMMENDED_BINDING,
-    REQUIRED,
-    SECTIONS_NOT_YET,
     SOURCE_KEYS,
     VALUE_ALIASES,
 )
-
-# Top-level entries of a default spec. Where there is a checkpoint, architecture, classes and sizes are its own. A spec
-# that gives them too must agree with it, so a default spec leaves them out.
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "train": ("results_dir", "wandb", "mlflow", "model", "dataset", "train"),
-    "evaluate": ("results_dir", "dataset", "evaluate"),
-    "inference": ("results_dir", "dataset", "inference"),
-    "export": ("results_dir", "export"),
-    "gen_trt_engine": ("results_dir", "gen_trt_engine"),
-    "distill": ("results_dir", "wandb", "mlflow", "model", "dataset", "train", "distill"),
-    "quantize": ("results_dir", "dataset", "quantize"),
-    "validate_data": ("results_dir", "dataset", "validate_data"),
-}
-
-_LOADING = ("batch_size", "workers", "pin_memory")
-
-# The fields of `dataset` in the default spec of a command that does not train.
-DATASET_FIELDS: dict[str, tuple[str, ...]] = {
-    "evaluate": ("dataset_dir", "format", "test_data_sources", *_LOADING, "dataset_type", "eval_class_ids"),
-    "inference": ("infer_data_sources", *_LOADING),
-    "quantize": ("quant_calibration_data_sources", *_LOADING),
-    "validate_data": (
-        "dataset_dir", "format", "train_data_sources", "val_data_sources", "test_data_sources", "workers",
-        "remap_mscoco_category", "num_classes", "class_ids", "on_bad_image", "max_bad_share",
-        "augmentation",
-    ),
-}
 
 
 def default_data(command: str) -> dict[str, Any]:
     """The default spec of a command as plain data, `???` where the user must give a value."""
     data: dict[str, Any] = {}
     for entry in dataclasses.fields(ExperimentSpec):
-        if entry.name in SECTIONS[command]:
+        if entry.name in WITH_SPEC[command].sections:
             section = section_type(hints_of(ExperimentSpec)[entry.name])
             data[entry.name] = _section_data(section) if section else default_of(entry)
     if "dataset" in data:
-        needed = [names.split("|")[0].rpartition(".")[2] for names in REQUIRED[command]]
-        kept = DATASET_FIELDS.get(command) or [n for n in data["dataset"] if n not in SOURCE_KEYS or n in needed]
-        data["dataset"] = {name: data["dataset"][name] for name in kept}
-    for alternatives in REQUIRED[command]:
-        *path, leaf = alternatives.split("|")[0].split(".")
+        data["dataset"] = {name: value for name, value in data["dataset"].items() if name in _dataset_fields(command)}
+    for needed in WITH_SPEC[command].requires:
+        *path, leaf = needed.fields[0].split(".")
         target = data
         for part in path:
             target = target[part]
@@ -73,6 +44,11 @@ def default_data(command: str) -> dict[str, Any]:
         data["distill"]["bindings"] = [dict(RECOMMENDED_BINDING)]
     _drop_inert(data, "")
     return data
+
+
+def _dataset_fields(command: str) -> list[str]:
+    entries = dataclasses.fields(DatasetSpec)
+    return [entry.name for entry in entries if command in (entry.metadata["commands"] or (command,))]
 
 
 def _placeholder(leaf: str) -> Any:
@@ -93,7 +69,7 @@ def _section_data(section: type) -> dict[str, Any]:
 
 def _drop_inert(data: dict[str, Any], prefix: str) -> None:
     for key in list(data):
-        if f"{prefix}{key}" in INERT:
+        if f"{prefix}{key}" in reasons("unused"):
             del data[key]
         elif isinstance(data[key], dict):
             _drop_inert(data[key], f"{prefix}{key}.")
@@ -102,7 +78,7 @@ def _drop_inert(data: dict[str, Any], prefix: str) -> None:
 def default_yaml(command: str) -> str:
     """The commented default spec of a command."""
     lines = [f"# Default spec of `rtdetr {command}`. ??? marks what must be given."]
-    if "model" not in SECTIONS[command] and command not in ("gen_trt_engine", "validate_data"):
+    if "model" not in WITH_SPEC[command].sections and command not in ("gen_trt_engine", "validate_data"):
         lines.append("# Architecture, classes and sizes come from the checkpoint.")
     _yaml_section(default_data(command), ExperimentSpec, 0, lines)
     return "\n".join(lines) + "\n"
@@ -149,8 +125,9 @@ def comment_of(entry: dataclasses.Field) -> str:
 def json_schema(command: str) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a spec; all sections are allowed, those of `command` come with its needs."""
     schema = _schema_of_section(ExperimentSpec)
-    needed = [alternatives.split("|") for alternatives in REQUIRED[command]]
-    requirements = [{"anyOf": [_require(name.split(".")) for name in names]} for names in needed]
+    requirements = [
+        {"anyOf": [_require(name.split(".")) for name in needed.fields]} for needed in WITH_SPEC[command].requires
+    ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"Spec of rtdetr {command}",
@@ -239,7 +216,7 @@ def reference_page() -> str:
         "",
         "Origin: blank = TAO's schema (nvidia-tao-core 6.25.11); *seed* = TAO's documentation only; *ours* = added "
         "here. `???` must be given for the commands that need it. "
-        f"The sections {', '.join(SECTIONS_NOT_YET)} are checked, their commands are not part of this version.",
+        f"Sections that are checked, but read by no command yet: {', '.join(WITH_SPEC.keys() - AVAILABLE.keys())}.",
     ]
     _reference_section(ExperimentSpec, "", "Top level", lines)
     lines += [
@@ -251,7 +228,7 @@ def reference_page() -> str:
         "| field | reason |",
         "|---|---|",
     ]
-    lines += [f"| `{name}` | {reason} |" for name, reason in INERT.items()]
+    lines += [f"| `{name}` | {reason} |" for name, reason in unused_fields().items()]
     for title, table in (
         ("Differences from nvidia-tao-core 6.25.11", DIFFERENCES),
         ("Differences from TAO's documentation", DOCUMENTATION_DIFFERENCES),
@@ -265,6 +242,11 @@ def reference_page() -> str:
     for name, table in VALUE_ALIASES.items():
         lines += [f"| `{name}: {alias}` | `{value}` |" for alias, value in table.items()]
     return "\n".join(lines) + "\n"
+
+
+def unused_fields() -> dict[str, str]:
+    """Accepted field without effect -> reason; those of the teacher are the fields of `model`."""
+    return {name: reason for name, reason in reasons("unused").items() if not name.startswith("distill.teacher.")}
 
 
 def _reference_section(cls: type, prefix: str, title: str, lines: list[str]) -> None:

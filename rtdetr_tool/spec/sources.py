@@ -66,7 +66,7 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
         return  # as if it were not there: only a command that needs it asks for it
     for key in needed:
         if is_blank(source.get(key)):
-            yield f"{name}.{key}: a value is missing"
+            yield f"{name}.{key}: required, but not set"
     for key, value in source.items():
         several = isinstance(value, list) and key == "image_dir" and field == "infer_data_sources"
         if not all(item is None or isinstance(item, str) for item in (value if several else [value])):

@@ -1,4 +1,4 @@
-"""Literal tables: where the schema differs from TAO's, fields without effect, other names of fields and values."""
+"""Literal tables: where the schema differs from TAO's, other names of fields and values."""
 
 from __future__ import annotations
 
@@ -67,30 +67,6 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "export.input_height": ("default", "null = the trained height; the documentation's example has 640, its table 544"),
 }
 
-# Fields that are accepted and have no effect, with the reason that is printed when a spec sets one.
-INERT: dict[str, str] = {
-    "model_name": "it only serves TAO's launcher",
-    "encryption_key": "checkpoints are not encrypted",
-    "model.clip_max_norm": "gradients are clipped by train.clip_grad_norm",
-    "model.backbone_names": "the backbone's parameters are known without a name pattern",
-    "train.optim.monitor_name": "neither MultiStep nor StepLR watches a metric",
-    "wandb.reinit": "one process makes one run",
-    "dataset.quant_calibration_data_sources": "only quantize reads it, and quantize is not part of this version",
-    "gen_trt_engine.input_channel": "the ONNX file says it",
-    "gen_trt_engine.input_width": "the ONNX file says it",
-    "gen_trt_engine.input_height": "the ONNX file says it",
-}
-
-# Fields whose feature is not part of this version: any other value than the default is an error, not a surprise.
-NOT_YET: dict[str, str] = {
-    "evaluate.is_quantized": "quantized checkpoints are not part of this version",
-    "inference.is_quantized": "quantized checkpoints are not part of this version",
-    "export.is_quantized": "quantized checkpoints are not part of this version",
-}
-
-# Sections of commands that this version does not have: checked like all others, read by nothing yet.
-SECTIONS_NOT_YET = ("quantize",)
-
 # Other spellings of fields (TAO's documentation has them) -> the field.
 FIELD_ALIASES: dict[str, str] = {
     "evaluate.nput_width": "evaluate.input_width",
@@ -129,24 +105,3 @@ SOURCE_KEYS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "infer_data_sources": ((("image_dir",), ("classmap",)),),
     "quant_calibration_data_sources": ((("image_dir",), ("json_file",)),),
 }
-
-# What a command cannot do without; the alternatives of one line are separated by |.
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "train": ("dataset.train_data_sources|dataset.dataset_dir", "dataset.val_data_sources|dataset.dataset_dir"),
-    "evaluate": ("evaluate.checkpoint|evaluate.trt_engine", "dataset.test_data_sources|dataset.dataset_dir"),
-    "inference": ("inference.checkpoint|inference.trt_engine", "dataset.infer_data_sources"),
-    "export": ("export.checkpoint", "export.onnx_file"),
-    "gen_trt_engine": ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
-    "distill": (
-        "dataset.train_data_sources|dataset.dataset_dir",
-        "dataset.val_data_sources|dataset.dataset_dir",
-        "distill.pretrained_teacher_model_path",
-    ),
-    "quantize": ("quantize.model_path",),
-    "validate_data": (
-        "dataset.train_data_sources|dataset.val_data_sources|dataset.test_data_sources|dataset.dataset_dir",
-    ),
-}
-
-# Needed fields that are not needed after all: field -> (field, value with which it is not needed).
-UNLESS: dict[str, tuple[str, str]] = {"gen_trt_engine.trt_engine": ("gen_trt_engine.backend", "none")}

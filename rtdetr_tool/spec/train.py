@@ -56,7 +56,10 @@ class OptimSpec:
 
     optimizer: str = field("AdamW", "Optimizer.", options=("AdamW", "SGD"), parameter_groups=True)
     monitor_name: str = field(
-        "val_loss", "Accepted for old specs; neither schedule watches a metric.", options=("val_loss", "train_loss")
+        "val_loss",
+        "Accepted for old specs; neither schedule watches a metric.",
+        options=("val_loss", "train_loss"),
+        unused="neither MultiStep nor StepLR watches a metric",
     )
     lr: float = field(1e-4, "Learning rate of everything but the backbone.", above=0.0, automl=True)
     lr_backbone: float = field(1e-5, "Learning rate of the backbone.", above=0.0, automl=True)
@@ -117,13 +120,17 @@ class TrainSpec:
     checkpoint_interval_unit: str = field("epoch", "Unit of checkpoint_interval.", options=("epoch", "step"))
     validation_interval: int = field(1, "Epochs between validations.", min=1, unit="epochs")
     resume_training_checkpoint_path: str | None = field(
-        None, "Checkpoint to go on from; null goes on from the latest one in the results folder, if there is one."
+        None,
+        "Checkpoint to go on from; null goes on from the latest one in the results folder, if there is one.",
+        path="read",
     )
-    results_dir: str | None = field(None, "Folder of this command's results; null = <results_dir>/train.")
+    results_dir: str | None = field(
+        None, "Folder of this command's results; null = <results_dir>/train.", path="results"
+    )
     freeze: list[str] | None = field(
         [], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.", parameter_groups=True
     )
-    pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.")
+    pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.", path="read")
     clip_grad_norm: float = field(0.1, "Largest L2 norm of the gradient; 0 = not clipped.", min=0.0)
     non_finite_loss: str = field(
         "stop",

@@ -7,6 +7,7 @@ from typing import Any
 
 from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families import all_families
+from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
 from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
@@ -14,9 +15,8 @@ from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
-from rtdetr_tool.spec.queries import fields_of_other_families
+from rtdetr_tool.spec.queries import fields_of_other_families, reasons
 from rtdetr_tool.spec.sources import source_problems
-from rtdetr_tool.spec.tables import INERT, NOT_YET, REQUIRED, UNLESS
 from rtdetr_tool.spec.train import TrainSpec
 
 
@@ -32,7 +32,9 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += _input_size(getattr(spec, name), name, spec.model.size_multiple)
     problems += _engine(spec)
     if command in ("train", "evaluate", "inference", "export"):
-        problems += [f"{name}: {reason}" for name, reason in NOT_YET.items() if changed_from_default(name, spec)]
+        problems += [
+            f"{name}: {reason}" for name, reason in reasons("unsupported").items() if changed_from_default(name, spec)
+        ]
     if command:
         problems += _missing(spec, command)
         problems += output_problems(spec, command)
@@ -41,12 +43,14 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
 
 def inert_notes(spec: ExperimentSpec) -> list[str]:
     """One line for each field that the spec sets although it has no effect."""
-    reasons = dict(INERT)
+    without_effect = reasons("unused")
     models = {"model": spec.model, **({"distill.teacher": spec.distill.teacher} if spec.distill else {})}
     for section, model in models.items():
         unread = fields_of_other_families(model.arch, section)
-        reasons |= dict.fromkeys(unread, f"{section}.arch {model.arch} does not read it")
-    return [f"{name} has no effect: {reason}" for name, reason in reasons.items() if changed_from_default(name, spec)]
+        without_effect |= dict.fromkeys(unread, f"{section}.arch {model.arch} does not read it")
+    return [
+        f"{name} has no effect: {reason}" for name, reason in without_effect.items() if changed_from_default(name, spec)
+    ]
 
 
 def value_of(spec: Any, name: str) -> Any:
@@ -144,8 +148,7 @@ def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
         side = getattr(section, field)
         if side is not None and side % multiple:
             yield (
-                f"{name}.{field}: {side} is not allowed; allowed: a multiple of {multiple}"
-                f"{_nearest([side], multiple)}"
+                f"{name}.{field}: {side} is not allowed; allowed: a multiple of {multiple}{_nearest([side], multiple)}"
             )
 
 
@@ -166,13 +169,11 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
             f"{command}.batch_size: a value is missing, such as 8; only training tries out what "
             "dataset.batch_size auto can be"
         )
-    for alternatives in REQUIRED.get(command, ()):
-        names = alternatives.split("|")
-        unless = UNLESS.get(alternatives)
-        if unless and value_of(spec, unless[0]) == unless[1]:
+    for needed in WITH_SPEC[command].requires if command in WITH_SPEC else ():
+        if needed.unless and value_of(spec, needed.unless[0]) == needed.unless[1]:
             continue
-        if all(is_blank(value_of(spec, name)) for name in names):
-            yield f"{' or '.join(names)}: a value is missing; `{command}` needs it"
+        if all(is_blank(value_of(spec, name)) for name in needed.fields):
+            yield f"{' or '.join(needed.fields)}: required by `{command}`, but not set"
     if command in ("train", "distill"):
         models = {"model": spec.model}
         if command == "distill" and spec.distill is not None:

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from rtdetr_tool import cli
-from rtdetr_tool.spec.render import SECTIONS, default_data, default_yaml, json_schema
+from rtdetr_tool.spec.commands import WITH_SPEC
+from rtdetr_tool.spec.render import default_data, default_yaml, json_schema
 
 
-@pytest.mark.parametrize("command", SECTIONS)
+@pytest.mark.parametrize("command", WITH_SPEC)
 class TestFormats:
     def test_yaml_with_comments_is_printed(self, command, capsys):
         assert cli.main(["default_specs", command]) == 0

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec import ExperimentSpec, load_spec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain
 from rtdetr_tool.spec.fields import default_of
-from rtdetr_tool.spec.load import COMMANDS
 from rtdetr_tool.spec.render import json_schema
 from rtdetr_tool.spec.schema import item_type, section_type, walk_fields
 
@@ -54,7 +54,7 @@ def changed(pairs) -> dict:
     return data
 
 
-@given(changes, st.sampled_from([None, *COMMANDS]))
+@given(changes, st.sampled_from([None, *WITH_SPEC]))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_plain_data_becomes_a_spec_or_a_spec_error(pairs, command):
     try:

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from rtdetr_tool.spec import MISSING, ExperimentSpec, load_spec, read_spec, spec_to_dict
+from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.documents import read_file
-from rtdetr_tool.spec.render import SECTIONS, comment_of, default_data, default_yaml, json_schema, reference_page
+from rtdetr_tool.spec.render import comment_of, default_data, default_yaml, json_schema, reference_page, unused_fields
 from rtdetr_tool.spec.schema import walk_fields
-from rtdetr_tool.spec.tables import INERT, REQUIRED
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "specs").glob("*.yaml"))
@@ -37,7 +37,7 @@ def filled(data, name=""):
     return f"/some/{name}" if data == MISSING else data
 
 
-@pytest.mark.parametrize("command", SECTIONS)
+@pytest.mark.parametrize("command", WITH_SPEC)
 class TestDefaults:
     def test_the_yaml_holds_the_same_values_as_the_json(self, command):
         assert yaml.safe_load(default_yaml(command)) == default_data(command)
@@ -50,15 +50,15 @@ class TestDefaults:
         loaded = read_spec(path, command=command)
         assert not [note for note in loaded.notes if command != "distill"]
         given = spec_to_dict(loaded.spec)
-        for name in set(SECTIONS[command]) - {"dataset", "results_dir", command}:
+        for name in set(WITH_SPEC[command].sections) - {"dataset", "results_dir", command}:
             assert given[name] == spec_to_dict(ExperimentSpec())[name]
 
     def test_before_that_every_gap_is_named(self, command, tmp_path):
         path = tmp_path / "spec.yaml"
         path.write_text(default_yaml(command))
-        with pytest.raises(Exception, match="a value is missing") as caught:
+        with pytest.raises(Exception, match="but not set") as caught:
             load_spec(path, command=command)
-        assert len(caught.value.problems) == len(REQUIRED[command])
+        assert len(caught.value.problems) == len(WITH_SPEC[command].requires)
 
     def test_every_field_is_explained_above_its_value(self, command):
         lines = default_yaml(command).splitlines()
@@ -125,10 +125,10 @@ def test_the_schema_and_the_loader_refuse_the_same_wrong_specs(change, tmp_path)
 
 
 def test_the_schema_of_a_command_asks_for_what_the_command_needs():
-    for command, names in REQUIRED.items():
+    for command, row in WITH_SPEC.items():
         with pytest.raises(jsonschema.ValidationError):
             validator(command).validate({})
-        assert len(json_schema(command)["allOf"]) == len(names)
+        assert len(json_schema(command)["allOf"]) == len(row.requires)
 
 
 def test_a_comment_says_options_bounds_and_unit():
@@ -166,9 +166,15 @@ class TestReference:
 
     def test_it_names_the_fields_without_effect(self):
         page = reference_page()
-        assert all(f"| `{name}` | {reason} |" in page for name, reason in INERT.items())
+        assert all(f"| `{name}` | {reason} |" in page for name, reason in unused_fields().items())
 
 
-@pytest.mark.parametrize("name", [*INERT])
-def test_tables_name_only_fields_that_exist(name):
-    assert name in {known for known, _, _ in walk_fields()}
+@pytest.mark.parametrize("row", WITH_SPEC.values(), ids=lambda row: row.name)
+def test_the_commands_table_names_only_fields_that_exist(row):
+    known = {name for name, _, _ in walk_fields()}
+    conditions = {needed.unless[0] for needed in row.requires if needed.unless}
+    assert {*row.sections, row.name, *conditions, *(name for needed in row.requires for name in needed.fields)} <= known
+
+
+def test_declarations_name_only_commands_that_exist():
+    assert {name for _, entry, _ in walk_fields() for name in entry.metadata["commands"]} <= WITH_SPEC.keys()

@@ -1,0 +1,145 @@
+"""The table of commands: what each does, where it is implemented, which sections it reads and what it requires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A value that a command cannot do without: one of `fields`, unless another field has a certain value."""
+
+    fields: tuple[str, ...]
+    unless: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `rtdetr`.
+
+    Args:
+        sections: top-level entries of its default spec; empty = the command has arguments instead of a spec.
+        exclusive: it resumes from its results folder, so two runs must not share one.
+        available: False for a command of TAO whose section is checked, but which is not part of this version.
+    """
+
+    name: str
+    summary: str
+    example: str
+    sections: tuple[str, ...] = ()
+    requires: tuple[Requirement, ...] = ()
+    exclusive: bool = False
+    available: bool = True
+
+    @property
+    def module(self) -> str:
+        return f"rtdetr_tool.commands.{self.name}"
+
+    @property
+    def has_spec(self) -> bool:
+        return bool(self.sections)
+
+
+def _one_of(*fields: str) -> Requirement:
+    return Requirement(fields)
+
+
+_TRAINING_DATA = (
+    _one_of("dataset.train_data_sources", "dataset.dataset_dir"),
+    _one_of("dataset.val_data_sources", "dataset.dataset_dir"),
+)
+
+# Where there is a checkpoint, architecture, classes and sizes are its own, and a spec that gives them too must agree
+# with it. So the sections of such a command do not include `model`.
+_COMMANDS = (
+    Command(
+        "train",
+        "train a detector",
+        "rtdetr train -e specs/demo.yaml -r results train.num_epochs=20 train.precision=bf16",
+        ("results_dir", "wandb", "mlflow", "model", "dataset", "train"),
+        _TRAINING_DATA,
+        exclusive=True,
+    ),
+    Command(
+        "evaluate",
+        "score a checkpoint on the test set (COCO metrics)",
+        "rtdetr evaluate -e specs/demo.yaml -r results evaluate.checkpoint=results/train/rtdetr_model_best.pth",
+        ("results_dir", "dataset", "evaluate"),
+        (
+            _one_of("evaluate.checkpoint", "evaluate.trt_engine"),
+            _one_of("dataset.test_data_sources", "dataset.dataset_dir"),
+        ),
+    ),
+    Command(
+        "inference",
+        "detect objects in folders of images: annotated images, KITTI labels, COCO results",
+        "rtdetr inference -e specs/demo.yaml -r results inference.checkpoint=results/train/rtdetr_model_best.pth "
+        "inference.conf_threshold=0.4",
+        ("results_dir", "dataset", "inference"),
+        (_one_of("inference.checkpoint", "inference.trt_engine"), _one_of("dataset.infer_data_sources")),
+    ),
+    Command(
+        "export",
+        "write a checkpoint as ONNX or TFLite, verified against PyTorch",
+        "rtdetr export -e specs/demo.yaml -r results export.checkpoint=results/train/rtdetr_model_best.pth "
+        "export.onnx_file=results/model.onnx",
+        ("results_dir", "export"),
+        (_one_of("export.checkpoint"), _one_of("export.onnx_file")),
+    ),
+    Command(
+        "gen_trt_engine",
+        "build a TensorRT engine (FP32, FP16, INT8) from an ONNX file and score it",
+        "rtdetr gen_trt_engine -e specs/demo.yaml -r results gen_trt_engine.onnx_file=results/model.onnx "
+        "gen_trt_engine.trt_engine=results/model.engine gen_trt_engine.tensorrt.data_type=FP16",
+        ("results_dir", "gen_trt_engine"),
+        (
+            _one_of("gen_trt_engine.onnx_file"),
+            Requirement(("gen_trt_engine.trt_engine",), unless=("gen_trt_engine.backend", "none")),
+        ),
+    ),
+    Command(
+        "distill",
+        "train a small detector (the student) to follow a larger one (the teacher)",
+        "rtdetr distill -e specs/distill_demo.yaml -r results "
+        "distill.pretrained_teacher_model_path=teacher/train/rtdetr_model_best.pth",
+        ("results_dir", "wandb", "mlflow", "model", "dataset", "train", "distill"),
+        (*_TRAINING_DATA, _one_of("distill.pretrained_teacher_model_path")),
+        exclusive=True,
+    ),
+    Command(
+        "quantize",
+        "quantize a checkpoint after training",
+        "",
+        ("results_dir", "dataset", "quantize"),
+        (_one_of("quantize.model_path"),),
+        available=False,
+    ),
+    Command(
+        "validate_data",
+        "check the datasets of a spec before training: labels, images, duplicates, classes",
+        "rtdetr validate_data -e specs/demo.yaml -r results",
+        ("results_dir", "dataset", "validate_data"),
+        (
+            _one_of(
+                "dataset.train_data_sources",
+                "dataset.val_data_sources",
+                "dataset.test_data_sources",
+                "dataset.dataset_dir",
+            ),
+        ),
+    ),
+    Command(
+        "convert",
+        "convert a checkpoint: NVIDIA TAO, official RT-DETR, Hugging Face transformers to ours; ours to transformers",
+        "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
+    ),
+    Command(
+        "default_specs",
+        "print or write the commented default spec of a command, or its JSON Schema",
+        "rtdetr default_specs train -o train.yaml",
+    ),
+)
+COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
+AVAILABLE: dict[str, Command] = {name: command for name, command in COMMANDS.items() if command.available}
+# Commands with a section of their own in the spec.
+WITH_SPEC: dict[str, Command] = {name: command for name, command in COMMANDS.items() if command.has_spec}

@@ -1,0 +1,88 @@
+"""The `export` section: write a checkpoint as ONNX or TFLite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtdetr_tool.catalog import LAYOUTS
+from rtdetr_tool.spec.fields import MISSING, field
+
+MIN_OPSET, MAX_OPSET = 12, 26  # of the exporter and the converter behind it
+
+
+@dataclass(frozen=True)
+class TfliteSpec:
+    """Precision of a TFLite file."""
+
+    data_type: str = field(
+        "FP32",
+        "FP16: weights in half the space, computed in FP32. INT8: convolutions and linear layers before the decoder "
+        "compute with 8 bits, those of the decoder keep 8-bit weights.",
+        options=("FP32", "FP16", "INT8"),
+        origin="ours",
+    )
+    calibration: str | None = field(
+        None,
+        "INT8: a folder of images, or an array file (.npy) of images [N, 3, height, width] or channels last, RGB, "
+        "uint8 or float 0..1; null = images of the data sources.",
+        origin="ours",
+        path="read",
+    )
+    calibration_images: int = field(100, "INT8: how many of them at most.", min=1, origin="ours")
+    max_cost: float = field(
+        0.1,
+        "FP16, INT8: largest change of the detections against torch that is accepted; 0 = none, 1 = nothing in common.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """Write a checkpoint as ONNX or TFLite."""
+
+    results_dir: str | None = field(
+        None, "Folder of this command's results; null = <results_dir>/export.", path="results"
+    )
+    gpu_id: int = field(0, "Device to export on.", min=0)
+    checkpoint: str = field(MISSING, "Weights to export.", path="read")
+    onnx_file: str = field(MISSING, "File to write; for another format the suffix is that format's.", path="written")
+    on_cpu: bool = field(False, "Export on the CPU.")
+    input_channel: int = field(3, "Channels of the input: RGB.", min=3, options=(3,))
+    input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
+    input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
+    opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)
+    batch_size: int = field(-1, "Batch size of the graph; -1 = dynamic; 1 in TFLite, which has no dynamic one.", min=-1)
+    verbose: bool = field(False, "Log what the exporter does.")
+    format: str = field("onnx", "File format; tflite needs the extra `tflite`.", options=("onnx", "tflite"))
+    serialize_nvdsinfer: bool = field(False, "Also write labels.txt and nvdsinfer_config.yaml for DeepStream.")
+    is_quantized: bool = field(
+        False,
+        "The checkpoint is the output of quantize.",
+        unsupported="quantized checkpoints are not part of this version",
+    )
+    overwrite: bool = field(False, "Replace onnx_file where it exists.", origin="ours")
+    include_postprocess: bool = field(
+        False,
+        "Add top-k to the graph: outputs boxes (xyxy, pixels of the input), scores and labels beside the raw ones.",
+        origin="ours",
+    )
+    tolerance: float = field(
+        1e-3,
+        "Largest difference to torch, of a score and of a relative box coordinate, that export accepts.",
+        above=0.0,
+        origin="ours",
+    )
+    notes: str | None = field(None, "Text kept in the file's metadata.", origin="ours")
+    layout: str = field(
+        "tao",
+        "Names of inputs and outputs, and pixels. tao: inputs (RGB 0..1) -> pred_logits, pred_boxes; rfdetr: input "
+        "(normalised by ImageNet's mean and deviation) -> dets, labels, as RF-DETR's own export.",
+        options=tuple(LAYOUTS),
+        origin="ours",
+    )
+    backbone_only: bool = field(
+        False, "Without decoder: the outputs are the maps that it would read, features, features_1, ...", origin="ours"
+    )
+    tflite: TfliteSpec = field(TfliteSpec, "With format tflite.")

@@ -1,0 +1,22 @@
+"""The `validate_data` section: check datasets before training on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtdetr_tool.spec.fields import field
+
+
+@dataclass(frozen=True)
+class ValidateDataSpec:
+    """Check the data sets of a spec before training on them."""
+
+    results_dir: str | None = field(
+        None,
+        "Folder of this command's results; null = <results_dir>/validate_data.",
+        origin="ours",
+        path="results",
+    )
+    num_pictures: int = field(
+        60, "The most pictures that are drawn on the page of what to look at.", min=0, max=10_000, origin="ours"
+    )
