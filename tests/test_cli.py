@@ -104,7 +104,7 @@ class TestWrongInput:
         assert result.stdout == ""
         assert result.stderr.splitlines()[0] == f"Error: 5 problems in {wrong_spec}:"
         assert "did you mean 'train.num_epochs'?" in result.stderr
-        assert "allowed: one of bf16, fp32, fp16" in result.stderr
+        assert "expected one of bf16, fp32, fp16" in result.stderr
         assert "Traceback" not in result.stderr
 
     @pytest.mark.parametrize(

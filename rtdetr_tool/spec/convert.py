@@ -52,7 +52,7 @@ def from_plain(cls: type, data: dict[str, Any], problems: list[str], prefix: str
         try:
             values[key] = _convert(value, hints[key], known[key], name, problems)
         except _Wrong as wrong:
-            problems.append(f"{wrong.name or name}: {wrong.found} is not allowed; allowed: {wrong.allowed}")
+            problems.append(f"{wrong.name or name}: {wrong.found} is invalid; expected {wrong.expected}")
     return cls(**values)
 
 
@@ -64,8 +64,8 @@ def shown(value: Any) -> str:
 
 
 class _Wrong(Exception):
-    def __init__(self, found: Any, allowed: str, name: str | None = None) -> None:
-        self.found, self.allowed, self.name = shown(found), allowed, name
+    def __init__(self, found: Any, expected: str, name: str | None = None) -> None:
+        self.found, self.expected, self.name = shown(found), expected, name
 
 
 def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problems: list[str]) -> Any:
@@ -78,7 +78,7 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problem
             return None
         if default_of(entry) == MISSING:
             return MISSING  # nothing given yet
-        raise _Wrong(value, allowed_text(entry, hint))
+        raise _Wrong(value, expected_text(entry, hint))
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise _Wrong(value, "a section of fields")
@@ -86,7 +86,7 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problem
     if isinstance(value, str) and value == MISSING:
         default = default_of(entry)
         if default not in (MISSING, None, ""):
-            raise _Wrong(value, f"{allowed_text(entry, hint)}; leave the field out for its default")
+            raise _Wrong(value, f"{expected_text(entry, hint)}; leave the field out for its default")
         return default
     origin = typing.get_origin(hint)
     if origin is list:
@@ -100,7 +100,7 @@ def _convert_list(value: Any, item: Any, entry: dataclasses.Field, name: str, pr
     if isinstance(value, dict) and typing.get_origin(item) is dict:
         value = [value]  # a single source stands for a list of one
     if not isinstance(value, (list, tuple)):
-        raise _Wrong(value, allowed_text(entry, list[item]))
+        raise _Wrong(value, expected_text(entry, list[item]))
     result = []
     for index, element in enumerate(value):
         place = f"{name}[{index}]"
@@ -142,7 +142,7 @@ def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field, name: str) 
         match = [o for o in rules["options"] if str(o).lower() == str(result).lower()]
         wrong, result = not match, match[0] if match else None
     if wrong:
-        raise _Wrong(value, allowed_text(entry, hint, value), name)
+        raise _Wrong(value, expected_text(entry, hint, value), name)
     return result
 
 
@@ -182,19 +182,19 @@ _CASTS = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"}
 
 
-def allowed_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str:
-    """What the field allows, in words, with the nearest option to `found`."""
+def expected_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str:
+    """What the field accepts, in words, with the option nearest to `found`."""
     rules = entry.metadata
     if isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint):
         inner = next(a for a in typing.get_args(hint) if a is not type(None))
-        return f"{allowed_text(entry, inner)} or null"
+        return f"{expected_text(entry, inner)} or null"
     if dataclasses.is_dataclass(hint):
         return "a section of fields"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
         return "a mapping"
     if origin is list:
-        return f"a list, each item {allowed_text(entry, arguments[0])}"
+        return f"a list, each item {expected_text(entry, arguments[0])}"
     if rules["options"] is not None:
         near = difflib.get_close_matches(str(found), [str(o) for o in rules["options"]], n=1, cutoff=0.5)
         hint_text = f" (did you mean '{near[0]}'?)" if near else ""

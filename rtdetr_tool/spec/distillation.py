@@ -18,18 +18,18 @@ def distill_problems(distill: DistillSpec, num_epochs: int) -> Iterator[str]:
         name = f"distill.bindings[{index}]"
         teacher, student = (getattr(binding, end) for end in ENDS)
         if {teacher, student} & set(PREDICTIONS) and teacher != student:
-            yield f"{name}: {teacher} of the teacher and {student} of the student; allowed: the same prediction of both"
+            yield f"{name}: {teacher} of the teacher and {student} of the student; expected the same prediction of both"
         for end in dict.fromkeys((teacher, student)):
             allowed = BINDING_CRITERIA.get(end, OTHER_CRITERIA)
             if end not in (MISSING, "") and binding.criterion not in (*allowed, MISSING, ""):
                 more = f" (IOU goes with {', '.join(_WITH_IOU)})" if binding.criterion == "IOU" else ""
-                text = f"{binding.criterion} is not allowed; allowed with {end}: {', '.join(allowed)}{more}"
+                text = f"{binding.criterion} is invalid; expected, with {end}, one of {', '.join(allowed)}{more}"
                 yield f"{name}.criterion: {text}"
         if binding.weight < 0:
-            yield f"{name}.weight: {binding.weight} is not allowed; allowed: at least 0"
+            yield f"{name}.weight: {binding.weight} is invalid; expected at least 0"
     if distill.decay_from_epoch is not None and distill.decay_from_epoch >= num_epochs:
         yield (
-            f"distill.decay_from_epoch: {distill.decay_from_epoch} is not allowed; allowed: below train.num_epochs "
+            f"distill.decay_from_epoch: {distill.decay_from_epoch} is invalid; expected below train.num_epochs "
             f"({num_epochs})"
         )
 
@@ -38,7 +38,7 @@ def missing_bindings(distill: DistillSpec) -> Iterator[str]:
     """What `rtdetr distill` cannot do without."""
     if not distill.bindings:
         yield (
-            "distill.bindings: [] is not allowed; allowed: at least one pair of outputs, such as "
+            "distill.bindings: [] is invalid; expected at least one pair of outputs, such as "
             "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"
         )
     for index, binding in enumerate(distill.bindings):

@@ -149,7 +149,7 @@ def unusual(data: Any) -> list[str]:
                 place = f"{name}.{key}" if name else str(key) if not isinstance(key, int) else "an integer"
                 wrong = wrong_value(key)
                 if wrong:
-                    problems.append(f"{name or 'the top'}: a key is not allowed: {wrong}")
+                    problems.append(f"{name or 'the top'}: invalid key: {wrong}")
                 else:
                     visit(inner, place, depth + 1)
         elif isinstance(value, (list, tuple)):
@@ -169,15 +169,15 @@ def unusual(data: Any) -> list[str]:
 def wrong_value(value: Any) -> str | None:
     """Why no field can hold this scalar, or None."""
     if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
-        return "an integer of more than 64 bits is not allowed"
+        return "an integer of more than 64 bits is not supported"
     if not isinstance(value, str):
         return None
     if "\0" in value:
-        return f"a text with a zero byte is not allowed: {value[:40]!r}"
+        return f"a text must not contain a zero byte: {value[:40]!r}"
     try:
         value.encode()
     except UnicodeEncodeError:
-        return f"a text that UTF-8 cannot hold is not allowed: {value[:40]!r}"
+        return f"a text must be encodable as UTF-8: {value[:40]!r}"
     return None
 
 

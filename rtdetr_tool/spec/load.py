@@ -154,8 +154,8 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     length, parts = sum(map(len, overrides)), sum(text.count(mark) for text in overrides for mark in ",[{")
     if length > LONGEST_OVERRIDES or parts > MOST_PARTS:
         problems.append(
-            f"command line: {length} characters with {parts} items; allowed are {LONGEST_OVERRIDES} and {MOST_PARTS}. "
-            "Write long values into the spec file"
+            f"command line: {length} characters with {parts} items; expected at most {LONGEST_OVERRIDES} and "
+            f"{MOST_PARTS}. Write long values into the spec file"
         )
         return data
     accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]

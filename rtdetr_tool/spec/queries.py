@@ -5,7 +5,9 @@ Names are dotted, as in `model.rfdetr.hidden_dim`, in the order of the schema.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from rtdetr_tool.spec.fields import PathUse, SizeKind
 from rtdetr_tool.spec.schema import section_type, walk_fields
@@ -90,9 +92,9 @@ def path_fields(section: str, *uses: PathUse) -> tuple[str, ...]:
 
 
 @cache
-def reasons(key: str) -> dict[str, str]:
+def reasons(key: str) -> Mapping[str, str]:
     """Field -> reason, for `key` `unused` (accepted without effect) or `unsupported` (only the default is accepted)."""
-    return {name: entry.metadata[key] for name, entry, _ in walk_fields() if entry.metadata[key]}
+    return MappingProxyType({name: entry.metadata[key] for name, entry, _ in walk_fields() if entry.metadata[key]})
 
 
 def _in(section: str, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class _Resolver:
             except ValueError as why:
                 raise _Unresolved(str(why)) from None
         if not _FIELD.fullmatch(reference):
-            raise _Unresolved(f"${{{reference}}} is neither a field nor oc.env:NAME, and nothing else is allowed")
+            raise _Unresolved(f"${{{reference}}} is invalid; expected a field or oc.env:NAME")
         up = len(reference) - len(reference.lstrip("."))
         if up > len(place):
             raise _Unresolved(f"${{{reference}}} leads out of the spec")

@@ -51,7 +51,7 @@ def source_problems(dataset: DatasetSpec) -> Iterator[str]:
         )
     if dataset.format != "auto" and not any(named):
         yield (
-            f"dataset.format: {dataset.format} is not allowed; allowed: auto, because no source has a dataset_dir "
+            f"dataset.format: {dataset.format} is invalid; expected auto, because no source has a dataset_dir "
             "(image_dir with json_file is COCO)"
         )
 
@@ -61,7 +61,7 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
     needed, optional = next((form for form in forms if form[0][0] in source), forms[0])
     for key in source:
         if key not in (*needed, *optional):
-            yield f"{name}.{key}: no such field; allowed: {' or '.join(', '.join((*n, *o)) for n, o in forms)}"
+            yield f"{name}.{key}: no such field; expected {' or '.join(', '.join((*n, *o)) for n, o in forms)}"
     if is_blank(source):
         return  # as if it were not there: only a command that needs it asks for it
     for key in needed:
@@ -70,10 +70,10 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
     for key, value in source.items():
         several = isinstance(value, list) and key == "image_dir" and field == "infer_data_sources"
         if not all(item is None or isinstance(item, str) for item in (value if several else [value])):
-            yield f"{name}.{key}: {shown(value)} is not allowed; allowed: a path{' or a list of paths' * several}"
+            yield f"{name}.{key}: {shown(value)} is invalid; expected a path{' or a list of paths' * several}"
     split = source.get("split")
     if isinstance(split, str) and not re.fullmatch(r"\w[\w.-]*|", split):
-        yield f"{name}.split: {shown(split)} is not allowed; allowed: the name of a split, as train, val, test"
+        yield f"{name}.split: {shown(split)} is invalid; expected the name of a split, as train, val, test"
 
 
 def _entries(sources: Any) -> list[dict[str, Any]]:

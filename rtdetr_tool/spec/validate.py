@@ -43,7 +43,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
 
 def inert_notes(spec: ExperimentSpec) -> list[str]:
     """One line for each field that the spec sets although it has no effect."""
-    without_effect = reasons("unused")
+    without_effect = dict(reasons("unused"))
     models = {"model": spec.model, **({"distill.teacher": spec.distill.teacher} if spec.distill else {})}
     for section, model in models.items():
         unread = fields_of_other_families(model.arch, section)
@@ -71,7 +71,7 @@ def _dataset(dataset: DatasetSpec, multiple: int) -> Iterator[str]:
     yield from source_problems(dataset)
     if dataset.remap_mscoco_category and (dataset.num_classes or 80) < 80:
         yield (
-            f"dataset.num_classes: {dataset.num_classes} is not allowed; allowed: at least 80 with "
+            f"dataset.num_classes: {dataset.num_classes} is invalid; expected at least 80 with "
             "dataset.remap_mscoco_category"
         )
     yield from _sizes(dataset.augmentation, multiple)
@@ -83,7 +83,7 @@ def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
         size = getattr(augmentation, field)
         if len(size) != 2 or any(side % multiple for side in size):
             yield (
-                f"{name}.{field}: {size} is not allowed; allowed: [height, width], each a multiple of {multiple}"
+                f"{name}.{field}: {size} is invalid; expected [height, width], each a multiple of {multiple}"
                 f"{_nearest(size, multiple) if len(size) == 2 else ''}"
             )
     for index, size in enumerate(augmentation.multi_scales):
@@ -94,7 +94,7 @@ def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
         )
         if not right:
             yield (
-                f"{name}.multi_scales[{index}]: {shown(size)} is not allowed; allowed: a side or [height, width], "
+                f"{name}.multi_scales[{index}]: {shown(size)} is invalid; expected a side or [height, width], "
                 f"multiples of {multiple}{_nearest(sides, multiple) if len(sides) == count else ''}"
             )
 
@@ -109,31 +109,31 @@ def _nearest(sides: list[Any], multiple: int) -> str:
 def _train(train: TrainSpec) -> Iterator[str]:
     if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
         yield (
-            f"train.checkpoint_interval: {train.checkpoint_interval} is not allowed; allowed: at most "
+            f"train.checkpoint_interval: {train.checkpoint_interval} is invalid; expected at most "
             f"train.num_epochs ({train.num_epochs})"
         )
     if train.validation_interval > train.num_epochs:
         yield (
-            f"train.validation_interval: {train.validation_interval} is not allowed; allowed: at most "
+            f"train.validation_interval: {train.validation_interval} is invalid; expected at most "
             f"train.num_epochs ({train.num_epochs})"
         )
     if train.optim.warmup_steps and train.optim.warmup_epochs:
-        yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are given; allowed: one of them"
+        yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are set; expected only one of them"
     if train.optim.optimizer == "AdamW" and train.optim.momentum >= 1.0:
         yield "train.optim.momentum: invalid value 1.0; expected a value below 1 for AdamW, whose beta1 it is"
     if train.drop_path_epochs > train.num_epochs:
         yield (
-            f"train.drop_path_epochs: {train.drop_path_epochs} is not allowed; allowed: at most train.num_epochs "
+            f"train.drop_path_epochs: {train.drop_path_epochs} is invalid; expected at most train.num_epochs "
             f"({train.num_epochs})"
         )
     if train.optim.lr_scheduler == "MultiStep" and sorted(train.optim.lr_steps) != list(train.optim.lr_steps):
-        yield f"train.optim.lr_steps: {train.optim.lr_steps} is not allowed; allowed: ascending epochs"
+        yield f"train.optim.lr_steps: {train.optim.lr_steps} is invalid; expected ascending epochs"
 
 
 def _devices(section: Any, name: str) -> Iterator[str]:
     if len(section.gpu_ids) != section.num_gpus:
         yield (
-            f"{name}.gpu_ids: {section.gpu_ids} has {len(section.gpu_ids)} items; allowed: as many as "
+            f"{name}.gpu_ids: {section.gpu_ids} has {len(section.gpu_ids)} items; expected as many as "
             f"{name}.num_gpus, which is {section.num_gpus}"
         )
     if len(set(section.gpu_ids)) != len(section.gpu_ids):
@@ -143,12 +143,12 @@ def _devices(section: Any, name: str) -> Iterator[str]:
 def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
     if section.batch_size == 0:
         meaning = "dynamic" if name == "export" else "dataset.batch_size"
-        yield f"{name}.batch_size: 0 is not allowed; allowed: -1 ({meaning}) or at least 1"
+        yield f"{name}.batch_size: 0 is invalid; expected -1 ({meaning}) or at least 1"
     for field in ("input_width", "input_height"):
         side = getattr(section, field)
         if side is not None and side % multiple:
             yield (
-                f"{name}.{field}: {side} is not allowed; allowed: a multiple of {multiple}{_nearest([side], multiple)}"
+                f"{name}.{field}: {side} is invalid; expected a multiple of {multiple}{_nearest([side], multiple)}"
             )
 
 
@@ -157,17 +157,17 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
     if not trt.min_batch_size <= trt.opt_batch_size <= trt.max_batch_size:
         yield (
             "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are "
-            f"{trt.min_batch_size}, {trt.opt_batch_size}, {trt.max_batch_size}; allowed: ascending"
+            f"{trt.min_batch_size}, {trt.opt_batch_size}, {trt.max_batch_size}; expected ascending"
         )
     if spec.gen_trt_engine.batch_size == 0:
-        yield "gen_trt_engine.batch_size: 0 is not allowed; allowed: -1 (as the ONNX file says) or at least 1"
+        yield "gen_trt_engine.batch_size: 0 is invalid; expected -1 (as the ONNX file says) or at least 1"
 
 
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
     if command in ("evaluate", "inference") and not spec.dataset.batch_size and getattr(spec, command).batch_size < 1:
         yield (
-            f"{command}.batch_size: a value is missing, such as 8; only training tries out what "
-            "dataset.batch_size auto can be"
+            f"{command}.batch_size: required, but not set; set a number such as 8, because only training "
+            "resolves dataset.batch_size auto"
         )
     for needed in WITH_SPEC[command].requires if command in WITH_SPEC else ():
         if needed.unless and value_of(spec, needed.unless[0]) == needed.unless[1]:
@@ -181,11 +181,11 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         for name, model in models.items():
             if model.frozen_fm.enabled and is_blank(model.frozen_fm.checkpoint):
                 yield (
-                    f"{name}.frozen_fm.checkpoint: a value is missing; {model.frozen_fm.backbone} needs a file with "
+                    f"{name}.frozen_fm.checkpoint: required, but not set; {model.frozen_fm.backbone} needs a file with "
                     "its weights"
                 )
     if command == "distill" and spec.distill is not None:
         yield from missing_bindings(spec.distill)
     section = getattr(spec, command, None)
     if section is not None and not section.results_dir and not spec.results_dir:
-        yield f"results_dir or {command}.results_dir: a value is missing; `{command}` needs it"
+        yield f"results_dir or {command}.results_dir: required by `{command}`, but not set"

@@ -102,9 +102,9 @@ def test_what_is_no_callback_is_said(rtdetr, sample, tmp_path, callbacks):
 
 
 def test_values_are_checked_as_in_a_spec(rtdetr, rfdetr, sample):
-    with pytest.raises(SpecError, match=r"train.num_epochs: -1 is not allowed"):
+    with pytest.raises(SpecError, match=r"train.num_epochs: -1 is invalid"):
         rtdetr.train(**sample.keywords, epochs=-1)
-    with pytest.raises(SpecError, match=r"model.rfdetr.resolution: 100 is not allowed.*nearest: 96 or 128"):
+    with pytest.raises(SpecError, match=r"model.rfdetr.resolution: 100 is invalid.*nearest: 96 or 128"):
         rfdetr.train(**{**sample.keywords, "model.rfdetr.resolution": 100})
     with pytest.raises(DataError, match="no/such/folder"):
         rtdetr.train(dataset_dir="no/such/folder")
@@ -262,8 +262,8 @@ def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RTDETR("resnet_51"), "model.backbone: 'resnet_51' is not allowed"),
-        (lambda: RFDETRNano(pretrain_weights=None, resolution=100), "resolution: 100 is not allowed.*96 or 128"),
+        (lambda: RTDETR("resnet_51"), "model.backbone: 'resnet_51' is invalid"),
+        (lambda: RFDETRNano(pretrain_weights=None, resolution=100), "resolution: 100 is invalid.*96 or 128"),
         (lambda: RFDETRNano(pretrain_weights=None, layers=3), "RFDETRNano has no keyword layers"),
         (lambda: RTDETR("resnet_18", device="cuda:99"), "device: 'cuda:99' cannot be used here"),
         (lambda: RTDETR("resnet_18", device="mps"), r"device: 'mps' cannot be used here \(.{1,200}\); allowed"),

@@ -151,7 +151,7 @@ def test_validate_data_tells_what_stops_a_run_from_what_does_not(project, folder
         (["dataset.format=yolo"], "no source has a dataset_dir"),
         (["dataset.train_data_sources=[{{dataset_dir: {folder}/yolo, json_file: a}}]"], "json_file: no such field"),
         (["dataset.train_data_sources=[{{dataset_dir: {folder}/yolo, split: ../x}}]"], "the name of a split"),
-        ([], "dataset.train_data_sources or dataset.dataset_dir: a value is missing"),
+        ([], "dataset.train_data_sources or dataset.dataset_dir: required by"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(project, folders, overrides, expected, capsys):

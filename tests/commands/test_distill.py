@@ -213,18 +213,18 @@ def test_a_teacher_of_other_classes_cannot_give_predictions(project, distill):
     ("overrides", "problem"),
     [
         ([bindings("srcs", "pred_logits", "L2")],
-         "distill.bindings[0]: srcs of the teacher and pred_logits of the student; allowed: the same prediction of "),
+         "distill.bindings[0]: srcs of the teacher and pred_logits of the student; expected the same prediction of "),
         ([bindings("bb_feats", "bb_feats")],
-         "distill.bindings[0].criterion: IOU is not allowed; allowed with bb_feats: L1, L2, KL (IOU goes with srcs, "
-         "dsrcs, pred_boxes)"),
+         "distill.bindings[0].criterion: IOU is invalid; expected, with bb_feats, one of L1, L2, KL (IOU goes with "
+         "srcs, dsrcs, pred_boxes)"),
         ([bindings("pred_boxes", "pred_boxes", "KL")],
-         "distill.bindings[0].criterion: KL is not allowed; allowed with pred_boxes: L1, L2, IOU"),
-        ([bindings(weight=-1)], "distill.bindings[0].weight: -1.0 is not allowed; allowed: at least 0"),
+         "distill.bindings[0].criterion: KL is invalid; expected, with pred_boxes, one of L1, L2, IOU"),
+        ([bindings(weight=-1)], "distill.bindings[0].weight: -1.0 is invalid; expected at least 0"),
         (["distill.bindings=[]"],
-         "distill.bindings: [] is not allowed; allowed: at least one pair of outputs, such as "
+         "distill.bindings: [] is invalid; expected at least one pair of outputs, such as "
          "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"),
         (["distill.decay_from_epoch=99"],
-         "distill.decay_from_epoch: 99 is not allowed; allowed: below train.num_epochs (72)"),
+         "distill.decay_from_epoch: 99 is invalid; expected below train.num_epochs (72)"),
     ],
 )  # fmt: skip
 def test_bindings_without_meaning_are_found_in_the_spec(project, distill, capsys, overrides, problem):

@@ -227,7 +227,7 @@ def test_verbose_shows_what_the_exporter_says(export, capfd):
     [
         (["export.opset_version=11"], "export.opset_version"),
         (["export.opset_version=99"], "export.opset_version"),
-        (["export.batch_size=0"], "export.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"),
+        (["export.batch_size=0"], "export.batch_size: 0 is invalid; expected -1 (dynamic) or at least 1"),
         (["export.input_width=100", "export.input_height=64"], "a multiple of 32"),
         (["export.format=xdl"], "export.format"),
         (["export.checkpoint=/no/such.pth"], "There is no checkpoint at /no/such.pth"),

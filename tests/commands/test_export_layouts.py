@@ -85,7 +85,7 @@ def test_a_file_without_decoder_holds_the_features_and_detects_nothing(shared, c
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["export.layout=yolo"], "export.layout: 'yolo' is not allowed; allowed: one of tao, rfdetr"),
+        (["export.layout=yolo"], "export.layout: 'yolo' is invalid; expected one of tao, rfdetr"),
         (["export.layout=rfdetr", "export.include_postprocess=true"], "export.include_postprocess: goes with"),
         (["export.layout=rfdetr", "export.serialize_nvdsinfer=true"], "export.serialize_nvdsinfer: goes with"),
         (["export.backbone_only=true", "export.include_postprocess=true"], "export.include_postprocess: goes with"),

@@ -102,7 +102,7 @@ def test_rtdetr_with_a_segmentation_head_is_one_clear_message(segmenting, capsys
     segmenting.write()
     assert segmenting.run("train") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "segmentation_head: true is not allowed with model.arch rtdetr, which predicts boxes alone" in said
+    assert "segmentation_head: true is invalid with model.arch rtdetr, which predicts boxes only" in said
 
 
 def test_a_checkpoint_without_the_head_contradicts_a_spec_with_it(segmenting, capsys):

@@ -249,18 +249,18 @@ trian: {}
         text = "\n".join(problems_of(path, ["evaluate.conf_threshold=2"], "train"))
         for words in (
             "train.num_epoch: no such field; did you mean 'train.num_epochs'?",
-            "train.precision: 'fp64' is not allowed; allowed: one of bf16, fp32, fp16",
-            "train.num_gpus: 0 is not allowed; allowed: an integer of at least 1",
-            "model.backbone: 'resnet50' is not allowed",
+            "train.precision: 'fp64' is invalid; expected one of bf16, fp32, fp16",
+            "train.num_gpus: 0 is invalid; expected an integer of at least 1",
+            "model.backbone: 'resnet50' is invalid",
             "(did you mean 'resnet_50'?)",
-            "model.return_interm_indices: [0, 1] has 2 items; allowed: as many as model.num_feature_levels, which is 3",
-            "model.nheads: 8 is not allowed",
-            "dataset.batch_size: 'many' is not allowed; allowed: an integer of at least 1",
-            "dataset.augmentation.distortion_prob: 1.5 is not allowed; allowed: a number from 0 to 1",
+            "model.return_interm_indices: [0, 1] has 2 items; expected as many as model.num_feature_levels, which is 3",
+            "model.nheads: 8 is invalid",
+            "dataset.batch_size: 'many' is invalid; expected an integer of at least 1",
+            "dataset.augmentation.distortion_prob: 1.5 is invalid; expected a number from 0 to 1",
             "trian: no such field; did you mean 'train'?",
-            "evaluate.conf_threshold: 2 is not allowed",
-            "dataset.train_data_sources or dataset.dataset_dir: a value is missing; `train` needs it",
-            "dataset.val_data_sources or dataset.dataset_dir: a value is missing; `train` needs it",
+            "evaluate.conf_threshold: 2 is invalid",
+            "dataset.train_data_sources or dataset.dataset_dir: required by `train`, but not set",
+            "dataset.val_data_sources or dataset.dataset_dir: required by `train`, but not set",
         ):
             assert words in text
         assert len(text.splitlines()) == 12
@@ -331,13 +331,13 @@ class TestNeeds:
     def test_a_binding_without_its_ends_is_a_problem_for_distill(self, write):
         path = write(SOURCES + "distill: {pretrained_teacher_model_path: t.pth, bindings: [{criterion: L2}]}\n")
         assert problems_of(path, command="distill") == [
-            "distill.bindings[0].teacher_module_name: a value is missing",
-            "distill.bindings[0].student_module_name: a value is missing",
+            "distill.bindings[0].teacher_module_name: required, but not set",
+            "distill.bindings[0].student_module_name: required, but not set",
         ]
 
     def test_half_a_data_source_is_a_problem(self, write):
         path = write(SOURCES + "  test_data_sources: {image_dir: /data/test}\n")
-        assert only_problem(path, command="train") == "dataset.test_data_sources.json_file: a value is missing"
+        assert only_problem(path, command="train") == "dataset.test_data_sources.json_file: required, but not set"
 
     def test_a_misspelt_key_of_a_data_source_is_a_problem(self, write):
         path = write("dataset: {val_data_sources: {image_dir: a, json_files: b, json_file: c}}\n")
@@ -368,7 +368,7 @@ class TestDevices:
 
     def test_both_must_agree(self):
         problem = only_problem(None, ["train.gpu_ids=[2,5]", "train.num_gpus=3"])
-        assert problem == "train.gpu_ids: [2, 5] has 2 items; allowed: as many as train.num_gpus, which is 3"
+        assert problem == "train.gpu_ids: [2, 5] has 2 items; expected as many as train.num_gpus, which is 3"
 
 
 class TestTypes:
@@ -391,7 +391,7 @@ class TestTypes:
 
     @pytest.mark.parametrize("value", ["1", "0", "maybe", "[true]", "null"])
     def test_what_is_not_true_or_false_is_refused(self, write, value):
-        assert only_problem(write(f"train: {{enable_ema: {value}}}\n")).endswith("allowed: true or false")
+        assert only_problem(write(f"train: {{enable_ema: {value}}}\n")).endswith("expected true or false")
 
     def test_options_may_be_written_in_another_case(self):
         spec = load_spec(None, ["train.optim.optimizer=adamw", "gen_trt_engine.tensorrt.data_type=fp16"])
@@ -423,7 +423,7 @@ class TestTypes:
     @pytest.mark.parametrize("name", ["timm/", "timm", "convnext_tinny"])
     def test_other_names_are_answered_with_the_backbones_there_are(self, name):
         problem = only_problem(None, [f"model.backbone={name}"])
-        assert problem.startswith(f"model.backbone: '{name}' is not allowed; allowed: one of resnet_18, ")
+        assert problem.startswith(f"model.backbone: '{name}' is invalid; expected one of resnet_18, ")
         assert "edgenext_small_bn_hs, timm/NAME" in problem
         assert ("did you mean 'convnext_tiny'?" in problem) == (name == "convnext_tinny")
 
@@ -470,7 +470,7 @@ class TestWithoutEffect:
     def test_training_with_a_foundation_model_needs_the_file_of_its_weights(self, write):
         path = write("model: {frozen_fm: {enabled: true}}\n" + SOURCES)
         assert only_problem(path, command="train") == (
-            "model.frozen_fm.checkpoint: a value is missing; radio_v2-l needs a file with its weights"
+            "model.frozen_fm.checkpoint: required, but not set; radio_v2-l needs a file with its weights"
         )
 
 

@@ -75,11 +75,11 @@ def test_a_section_may_be_taken_over_with_its_missing_values():
         ("${train.seed", "a reference is not closed"),
         ("${....seed}", "leads out of the spec"),
         ("${oc.env:RTDETR_UNSET}", "the environment variable RTDETR_UNSET is not set"),
-        ("${eval:1+1}", "neither a field nor oc.env:NAME"),
-        ("${oc.decode:1}", "neither a field nor oc.env:NAME"),
-        ("${oc.create:{a: 1}}", "neither a field nor oc.env:NAME"),
-        ("${hydra:run.dir}", "neither a field nor oc.env:NAME"),
-        ("${}", "neither a field nor oc.env:NAME"),
+        ("${eval:1+1}", "expected a field or oc.env:NAME"),
+        ("${oc.decode:1}", "expected a field or oc.env:NAME"),
+        ("${oc.create:{a: 1}}", "expected a field or oc.env:NAME"),
+        ("${hydra:run.dir}", "expected a field or oc.env:NAME"),
+        ("${}", "expected a field or oc.env:NAME"),
     ],
 )
 def test_what_is_no_reference_is_a_problem_that_says_why(text, why):

@@ -33,9 +33,9 @@ def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s
         ("model.rfdetr.out_feature_indexes=[3,2]", "at least one, ascending, none twice"),
         ("model.rfdetr.projector_scale=[P4,P4]", "at least one, ascending, none twice"),
         ("model.rfdetr.sa_nheads=5", "a divisor of model.rfdetr.hidden_dim, which is 256"),
-        ("model.rfdetr.hidden_dim=100", "model.rfdetr.sa_nheads: 8 is not allowed"),
+        ("model.rfdetr.hidden_dim=100", "model.rfdetr.sa_nheads: 8 is invalid"),
         ("model.rfdetr.variant=tiny", "nano, small, medium, base, large, large_2025, xlarge, 2xlarge"),
-        ("evaluate.input_width=400 evaluate.input_height=384", "evaluate.input_width: 400 is not allowed"),
+        ("evaluate.input_width=400 evaluate.input_height=384", "evaluate.input_width: 400 is invalid"),
         ("dataset.augmentation.eval_spatial_size=[40,64]", "each a multiple of 32, nearest: 32 or 64 x 64"),
         ("dataset.augmentation.multi_scales=[100]", "multiples of 32, nearest: 96 or 128"),
     ],
@@ -50,7 +50,7 @@ def test_sizes_must_fit_the_windows_of_the_variant():
     sizes = "dataset.augmentation.train_spatial_size=[560,560] dataset.augmentation.eval_spatial_size=[560,616]"
     others = [ARCH, *sizes.split(), "dataset.augmentation.multi_scales=[]"]
     assert read_spec(None, [*others, "model.rfdetr.variant=base"]).spec.model.rfdetr.variant == "base"
-    with pytest.raises(SpecError, match=r"eval_spatial_size: \[560, 616\] is not allowed.*multiple of 32"):
+    with pytest.raises(SpecError, match=r"eval_spatial_size: \[560, 616\] is invalid.*multiple of 32"):
         read_spec(None, [*others, "model.rfdetr.variant=nano"])
 
 

@@ -29,76 +29,76 @@ def nested(assignments: list[str]) -> dict:
     [
         (
             ["model.return_interm_indices=[1,2]"],
-            "model.return_interm_indices: [1, 2] has 2 items; allowed: as many as model.num_feature_levels, which is 3",
+            "model.return_interm_indices: [1, 2] has 2 items; expected as many as model.num_feature_levels, which is 3",
         ),
         (
             ["model.feat_strides=[8,16]"],
-            "model.feat_strides: [8, 16] has 2 items; allowed: as many as model.num_feature_levels, which is 3",
+            "model.feat_strides: [8, 16] has 2 items; expected as many as model.num_feature_levels, which is 3",
         ),
         (
             ["model.feat_channels=[256]"],
-            "model.feat_channels: [256] has 1 items; allowed: as many as model.num_feature_levels, which is 3",
+            "model.feat_channels: [256] has 1 items; expected as many as model.num_feature_levels, which is 3",
         ),
         (
             ["model.feat_channels=[128,256,256]"],
-            "model.feat_channels: [128, 256, 256] is not allowed; allowed: model.hidden_dim (256) for every level, "
+            "model.feat_channels: [128, 256, 256] is invalid; expected model.hidden_dim (256) for every level, "
             "which is what the encoder gives",
         ),
         (
             ["model.return_interm_indices=[0,2,3]", "model.feat_strides=[4,16,32]"],
-            "model.return_interm_indices: [0, 2, 3] is not allowed; allowed: neighbouring stages, ascending",
+            "model.return_interm_indices: [0, 2, 3] is invalid; expected neighbouring stages, ascending",
         ),
         (
             ["model.feat_strides=[4,8,16]"],
-            "model.feat_strides: [4, 8, 16] is not allowed; allowed: [8, 16, 32], the strides of stages [1, 2, 3] of "
+            "model.feat_strides: [4, 8, 16] is invalid; expected [8, 16, 32], the strides of stages [1, 2, 3] of "
             "resnet_50",
         ),
         (
             ["model.use_encoder_idx=[3]"],
-            "model.use_encoder_idx: 3 is not allowed; allowed: 0 to 2, one of the levels",
+            "model.use_encoder_idx: 3 is invalid; expected 0 to 2, one of the levels",
         ),
         (["model.use_encoder_idx=[1,1]"], "model.use_encoder_idx: [1, 1] names a level twice"),
         (
             ["model.hidden_dim=254", "model.feat_channels=[254,254,254]", "model.nheads=2"],
-            "model.hidden_dim: 254 is not allowed; allowed: a multiple of 4",
+            "model.hidden_dim: 254 is invalid; expected a multiple of 4",
         ),
         (
             ["model.hidden_dim=252", WIDE],
-            "model.nheads: 8 is not allowed; allowed: a divisor of model.hidden_dim, which is 252",
+            "model.nheads: 8 is invalid; expected a divisor of model.hidden_dim, which is 252",
         ),
-        (["model.eval_idx=6"], "model.eval_idx: 6 is not allowed; allowed: -1 to 5 (model.dec_layers is 6)"),
-        (["model.expansion=0"], "model.expansion: 0.0 is not allowed; allowed: at least 1 / model.hidden_dim"),
+        (["model.eval_idx=6"], "model.eval_idx: 6 is invalid; expected -1 to 5 (model.dec_layers is 6)"),
+        (["model.expansion=0"], "model.expansion: 0.0 is invalid; expected at least 1 / model.hidden_dim"),
         (
             ["dataset.infer_data_sources={image_dir: [/a, 5]}"],
-            "dataset.infer_data_sources.image_dir: ['/a', 5] is not allowed; allowed: a path or a list of paths",
+            "dataset.infer_data_sources.image_dir: ['/a', 5] is invalid; expected a path or a list of paths",
         ),
         (
             ["dataset.infer_data_sources={image_dir: /a, classmap: [b]}"],
-            "dataset.infer_data_sources.classmap: ['b'] is not allowed; allowed: a path",
+            "dataset.infer_data_sources.classmap: ['b'] is invalid; expected a path",
         ),
         (
             ["dataset.quant_calibration_data_sources={json_file: b}"],
-            "dataset.quant_calibration_data_sources.image_dir: a value is missing",
+            "dataset.quant_calibration_data_sources.image_dir: required, but not set",
         ),
-        (["model.loss_types=[]"], "model.loss_types: [] is not allowed; allowed: at least one of vfl, boxes"),
+        (["model.loss_types=[]"], "model.loss_types: [] is invalid; expected at least one of vfl, boxes"),
         (
             ["dataset.remap_mscoco_category=true", "dataset.num_classes=79"],
-            "dataset.num_classes: 79 is not allowed; allowed: at least 80 with dataset.remap_mscoco_category",
+            "dataset.num_classes: 79 is invalid; expected at least 80 with dataset.remap_mscoco_category",
         ),
         (
             ["dataset.augmentation.train_spatial_size=[640]"],
-            "dataset.augmentation.train_spatial_size: [640] is not allowed; allowed: [height, width], each a multiple "
+            "dataset.augmentation.train_spatial_size: [640] is invalid; expected [height, width], each a multiple "
             "of 32",
         ),
         (
             ["dataset.augmentation.eval_spatial_size=[640,650]"],
-            "dataset.augmentation.eval_spatial_size: [640, 650] is not allowed; allowed: [height, width], each a "
+            "dataset.augmentation.eval_spatial_size: [640, 650] is invalid; expected [height, width], each a "
             "multiple of 32, nearest: 640 x 640 or 672",
         ),
         *(
             (
                 [f"dataset.augmentation.multi_scales=[320,{item}]"],
-                f"dataset.augmentation.multi_scales[1]: {shown} is not allowed; allowed: a side or [height, width], "
+                f"dataset.augmentation.multi_scales[1]: {shown} is invalid; expected a side or [height, width], "
                 f"multiples of 32{nearest}",
             )
             for item, shown, nearest in [
@@ -110,34 +110,34 @@ def nested(assignments: list[str]) -> dict:
         ),
         (
             ["train.checkpoint_interval=11"],
-            "train.checkpoint_interval: 11 is not allowed; allowed: at most train.num_epochs (10)",
+            "train.checkpoint_interval: 11 is invalid; expected at most train.num_epochs (10)",
         ),
         (
             ["train.validation_interval=3", "train.num_epochs=2"],
-            "train.validation_interval: 3 is not allowed; allowed: at most train.num_epochs (2)",
+            "train.validation_interval: 3 is invalid; expected at most train.num_epochs (2)",
         ),
-        (["train.optim.lr_steps=[9,3]"], "train.optim.lr_steps: [9, 3] is not allowed; allowed: ascending epochs"),
+        (["train.optim.lr_steps=[9,3]"], "train.optim.lr_steps: [9, 3] is invalid; expected ascending epochs"),
         (["inference.gpu_ids=[1,1]"], "inference.gpu_ids: [1, 1] names a GPU twice"),
         (
             ["evaluate.batch_size=0"],
-            "evaluate.batch_size: 0 is not allowed; allowed: -1 (dataset.batch_size) or at least 1",
+            "evaluate.batch_size: 0 is invalid; expected -1 (dataset.batch_size) or at least 1",
         ),
-        (["export.batch_size=0"], "export.batch_size: 0 is not allowed; allowed: -1 (dynamic) or at least 1"),
+        (["export.batch_size=0"], "export.batch_size: 0 is invalid; expected -1 (dynamic) or at least 1"),
         (
             ["inference.input_width=650"],
-            "inference.input_width: 650 is not allowed; allowed: a multiple of 32, nearest: 640 or 672",
+            "inference.input_width: 650 is invalid; expected a multiple of 32, nearest: 640 or 672",
         ),
         (
             ["evaluate.input_width=640", "evaluate.input_height=100"],
-            "evaluate.input_height: 100 is not allowed; allowed: a multiple of 32, nearest: 96 or 128",
+            "evaluate.input_height: 100 is invalid; expected a multiple of 32, nearest: 96 or 128",
         ),
         (
             ["gen_trt_engine.tensorrt.opt_batch_size=8"],
-            "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are 1, 8, 4; allowed: ascending",
+            "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are 1, 8, 4; expected ascending",
         ),
         (
             ["distill.teacher.eval_idx=9"],
-            "distill.teacher.eval_idx: 9 is not allowed; allowed: -1 to 5 (distill.teacher.dec_layers is 6)",
+            "distill.teacher.eval_idx: 9 is invalid; expected -1 to 5 (distill.teacher.dec_layers is 6)",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

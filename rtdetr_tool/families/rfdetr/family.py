@@ -37,8 +37,8 @@ class RfdetrFamily(Family):
     def problems_unused(self, model: ModelSpec, name: str) -> Iterator[str]:
         if model.rfdetr.segmentation_head:
             yield (
-                f"{name}.rfdetr.segmentation_head: true is not allowed with {name}.arch {model.arch}, which predicts "
-                f"boxes alone; allowed: {name}.arch rfdetr"
+                f"{name}.rfdetr.segmentation_head: true is invalid with {name}.arch {model.arch}, which predicts "
+                f"boxes only; expected {name}.arch rfdetr"
             )
 
     def size_multiple(self, model: ModelSpec) -> int:
