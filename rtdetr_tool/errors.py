@@ -3,17 +3,17 @@
 ::
 
     RtdetrError                 our failure; exit code 1
-    ├── MachineError            a file that the machine cannot read now: open files, memory, disk, network
-    ├── WriteError              a file that the system does not let us write
-    └── UserError               the user's input is wrong; exit code 2, shown as one message without a traceback
-        ├── SpecError           the spec file or an override on the command line (carries every problem found)
+    ├── MachineError            the machine cannot read a file right now: open files, memory, disk, network
+    ├── WriteError              a file cannot be written
+    └── UserError               invalid input; exit code 2, shown as one message without a traceback
+        ├── SpecError           the spec file or a command-line override; collects every problem
         ├── DataError           annotation files, images, class ids
-        │   └── MissingSplit    a data set without the split that was asked for
-        ├── CheckpointError     a weights file that cannot or must not be loaded
-        └── DownloadError       an address that cannot or must not be read
+        │   └── MissingSplit    the dataset does not have the requested split
+        ├── CheckpointError     a weights file that cannot be loaded, or is unsafe to load
+        └── DownloadError       a URL that cannot be read, or must not be
 
-The command line turns `KeyboardInterrupt` into exit code 130 and `Preempted` into 75. A message says what is wrong,
-where, what is allowed and what to do.
+The command line turns `KeyboardInterrupt` into exit code 130 and `Preempted` into 75. A message states where the
+problem is, what was found, what is expected and what to do.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from collections.abc import Sequence
 
 
 class RtdetrError(Exception):
-    """Base of every exception raised on purpose by this package."""
+    """Base class of all exceptions that this package raises deliberately."""
 
     exit_code = 1
 
 
 class MachineError(RtdetrError):
-    """The machine, not the input, is at fault: the same command works once the fault is gone."""
+    """A fault of the machine, not of the input; the same command works once the fault is gone."""
 
 
 class WriteError(RtdetrError):
-    """The system does not let us write a file: a full disk, a results folder that is gone."""
+    """A file cannot be written, for example because the disk is full or the results folder is gone."""
 
 
 class UserError(RtdetrError):
-    """Something the user can mend: a file, a value, an option."""
+    """Something the user can fix: a file, a value, an option."""
 
     exit_code = 2
 
 
 class Preempted(BaseException):
-    """SIGTERM, SIGUSR1 or SIGHUP (the terminal is gone). No failure: the same command resumes where this run ended.
+    """Raised on SIGTERM, SIGUSR1 and SIGHUP (terminal closed). Not a failure: the same command resumes the run.
 
-    Like `KeyboardInterrupt` it is no `Exception`, so that code which gets over errors does not get over it.
+    Not an `Exception`, for the same reason as `KeyboardInterrupt`: handlers that recover from errors must not catch it.
     """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -53,7 +53,7 @@ class Preempted(BaseException):
 
 
 class SpecError(UserError):
-    """One or more problems in a spec; `problems` holds one line of text each."""
+    """One or more problems in a spec; `problems` holds one line per problem."""
 
     def __init__(self, problems: str | Sequence[str], source: str | None = None) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -65,23 +65,23 @@ class SpecError(UserError):
 
 
 class DataError(UserError):
-    """A data set, annotation file or image that cannot be used as it is."""
+    """A dataset, annotation file or image cannot be used as it is."""
 
 
 class MissingSplit(DataError):
-    """A data set, named by its folder, that has no split of this name."""
+    """A dataset folder does not have the requested split."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, foreign or unsafe."""
+    """A checkpoint is missing, corrupted, of an unknown format or unsafe."""
 
 
 class DownloadError(UserError):
-    """An address that does not answer, answers too slowly or too much, or must not be read."""
+    """A URL does not respond, responds too slowly or with too much data, or must not be read."""
 
 
 def nearest_multiples(size: int, multiple: int) -> str:
-    """`616 or 672`: the multiples below and above a size, or the size itself where it is one."""
+    """The multiples next to a size as text, such as `616 or 672`; the size itself if it is a multiple."""
     if size % multiple == 0 and size:
         return str(size)
     below = size // multiple * multiple

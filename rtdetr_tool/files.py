@@ -1,4 +1,4 @@
-"""Writing files so that a reader, a crash or a full disk never leaves half of one."""
+"""Atomic writes, bounded reads and other file operations that survive crashes, full disks and hostile input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_JUST_MADE, _A_DAY = 2.0, 86_400.0  # seconds; the lock is taken just after a file is made
+_JUST_CREATED, _ONE_DAY = 2.0, 86_400.0  # seconds; a file is locked a moment after it was created
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path` (same suffix) to write; it takes the place of `path` when the block ends well.
+    """Yield a temporary file next to `path` (same suffix) that replaces `path` when the block succeeds.
 
-    Content and rename are flushed to the disk. When the block raises, `path` stays as it was and nothing is left over.
+    Content and rename are flushed to disk. If the block raises, `path` is unchanged and the temporary file is removed.
     """
     path = Path(path)
     descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
@@ -48,10 +48,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
-    """Like `replacing` for a file that may need another one, `<path><suffix>`, to be complete.
+    """Like `replacing`, for a file that may come with a companion file `<path><suffix>`.
 
-    The temporary file has the name of `path` and lies in a folder of its own. Old and new are never mixed: `path` is
-    taken away before its companion is exchanged, and a companion that the new file does not have goes as well.
+    The temporary file has the same name as `path`, in a temporary folder. Old and new files are never mixed: `path` is
+    removed before its companion is replaced, and an old companion is removed if the new file has none.
     """
     path = Path(path)
     with (
@@ -78,7 +78,7 @@ def _companion(path: Path, suffix: str) -> Path:
 
 
 def remove_unfinished(path: str | os.PathLike) -> None:
-    """Delete what killed programs left of writing `path`; what a program that lives is writing stays."""
+    """Delete temporary files of `path` that killed processes left behind; those of running processes are kept."""
     path = Path(path)
     name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}(?:{re.escape(path.suffix)})?")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
@@ -88,14 +88,14 @@ def remove_unfinished(path: str | os.PathLike) -> None:
 
 
 def make_folder_below(root: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Make `folder`, which is below `root`; OSError where a link on the way leads out of the real `root`."""
+    """Create `folder`, which is below `root`; OSError if a symbolic link on the way points outside `root`."""
     root, folder = Path(root), Path(folder)
-    inside, place = os.path.realpath(root), root
+    inside, path = os.path.realpath(root), root
     for part in folder.relative_to(root).parts:
-        place = place / part
-        if place.is_symlink() and os.path.commonpath([inside, os.path.realpath(place)]) != inside:
-            raise OSError(errno.ELOOP, f"{place} is a link that leads out of {root}; remove it")
-        place.mkdir(exist_ok=True)
+        path = path / part
+        if path.is_symlink() and os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+            raise OSError(errno.ELOOP, f"{path} is a link that points outside {root}; remove it")
+        path.mkdir(exist_ok=True)
 
 
 def _prefix(path: Path) -> str:
@@ -104,7 +104,7 @@ def _prefix(path: Path) -> str:
 
 @contextmanager
 def _held(descriptor: int) -> Iterator[None]:
-    """Hold a lock while something is written, by which others see that its program lives; closes the descriptor."""
+    """Hold a lock that tells other processes that this one is still writing; closes the descriptor."""
     try:
         if fcntl is not None:
             with contextlib.suppress(OSError):
@@ -115,9 +115,9 @@ def _held(descriptor: int) -> Iterator[None]:
 
 
 def _is_abandoned(entry: os.DirEntry) -> bool:
-    """Whether nobody holds it: by its lock, and where there are none, after a day."""
+    """Whether no process is writing it: by its lock, or by its age (one day) where locks are not supported."""
     age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-    if entry.is_symlink() or age < _JUST_MADE:
+    if entry.is_symlink() or age < _JUST_CREATED:
         return False
     descriptor = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -127,20 +127,20 @@ def _is_abandoned(entry: os.DirEntry) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return age > _A_DAY
+        return age > _ONE_DAY
     finally:
         os.close(descriptor)
     return True
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Replace `path` by a file with this content, text as UTF-8."""
+    """Replace `path` with a file that has this content; text is encoded as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """A file opened for reading; OSError for what is none: a FIFO would be waited for, a device never ends."""
+    """Open a regular file for reading; OSError for anything else (a FIFO would block, a device never ends)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a zero byte in the path
@@ -155,33 +155,33 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def read_limited(path: str | os.PathLike, limit: int) -> bytes:
-    """The content of a file of others; OSError where it is none, or has more than `limit` bytes."""
+    """Read an untrusted file; OSError if it is not a regular file or has more than `limit` bytes."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit} bytes, which no such file needs")
+        raise OSError(errno.EFBIG, f"it is larger than the limit of {limit} bytes")
     return data
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """`json.loads` for texts of others: whatever is wrong with one is a ValueError, also that it is nested too deep."""
+    """`json.loads` for untrusted input: every error is a ValueError, including too deep nesting."""
     try:
         return json.loads(text, **options)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Of a file's content, in hexadecimal digits; read in parts."""
-    found = hashlib.sha256()
+    """SHA-256 of a file's content as hexadecimal digits, read in chunks."""
+    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sync_directory(folder: Path) -> None:
-    """Make a rename in `folder` durable; file systems that cannot do it are left alone."""
+    """Make a rename in `folder` durable; does nothing on file systems without support for it."""
     with contextlib.suppress(OSError):
         _flush(folder)
 

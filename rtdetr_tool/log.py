@@ -1,8 +1,8 @@
-"""The console and the log file of a run.
+"""Console output and the log file of a run.
 
-Messages go through `logging.getLogger("rtdetr_tool...")`; the console shows them from INFO on without decoration, the
-log file of a run holds everything including warnings of the libraries. In both, secrets are masked and characters that
-a terminal obeys are written out: names of files and classes are whatever somebody chose.
+Messages go through `logging.getLogger("rtdetr_tool...")`. The console shows INFO and above without decoration; the log
+file contains everything, including warnings of libraries. Both mask secrets and escape terminal control characters,
+because file and class names are untrusted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGE = "rtdetr_tool"
-# What a terminal obeys instead of showing it: control characters but tab and line feed, Unicode's line ends and marks
-# that turn the direction of writing; and what no file can hold, bytes of a file name that are no UTF-8.
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters except tab and line feed, Unicode line separators and bidirectional marks, and surrogates (bytes
+# of a file name that are not UTF-8), which cannot be encoded.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class _Lossy(io.FileIO):
-    """Output that is dropped where it cannot be written: a closed pipe, a full disk, a terminal that is gone."""
+    """A stream that drops output it cannot write, for example after a pipe or terminal was closed."""
 
     def write(self, data: Any) -> int:
         try:
@@ -41,50 +41,50 @@ class _Lossy(io.FileIO):
 
 
 def drop_failing_output(name: str) -> None:
-    """Make `stdout` or `stderr` of this process lossy, so that a run survives the end of its terminal.
+    """Make `stdout` or `stderr` of this process lossy, so that a run survives losing its terminal.
 
-    What a run says is in its log file too. A stream that somebody else has put in place is left alone.
+    The log file has the same messages. A stream that was replaced by someone else is left alone.
     """
     stream = getattr(sys, name)
     if stream is None or stream is not getattr(sys, f"__{name}__"):
         return
     try:
         raw = _Lossy(stream.fileno(), "w", closefd=False)
-    except (OSError, ValueError):  # the program was started without it
+    except (OSError, ValueError):  # started without this stream
         return
     options = {"encoding": stream.encoding, "errors": "backslashreplace", "line_buffering": True}
     setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **options))
 
 
 def drop_stdout() -> None:
-    """Let what is still in the buffer of stdout go nowhere, so that Python does not complain at its end."""
+    """Discard what is still buffered for stdout, so that Python does not report a broken pipe on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache
 def console() -> Console:
-    """The console for people, on stderr; results meant for other programs go to stdout or files.
+    """The console for people, on stderr; results for other programs go to stdout or to files.
 
-    Texts stand for themselves, those in tables too: no markup, no emoji codes, nothing that a terminal obeys.
+    Text is printed literally, in tables too: no markup, no emoji codes, no terminal control sequences.
     """
     from rich.console import Console
     from rich.text import Text
 
     class PlainConsole(Console):
         def render_str(self, text: str, **options: Any) -> Text:
-            return super().render_str(written_out(text), **{**options, "markup": False, "emoji": False})
+            return super().render_str(escape_controls(text), **{**options, "markup": False, "emoji": False})
 
     return PlainConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
-def written_out(text: str) -> str:
-    """The text with what a terminal obeys as its escape sequence in Python: `\\x1b[2J` clears no screen."""
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def escape_controls(text: str) -> str:
+    """Escape terminal control characters as Python would, so that `\\x1b[2J` does not clear the screen."""
+    return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def showable(text: str) -> str:
-    """The text as people may see it, on the console and in log files: without secrets, and written out."""
-    return written_out(mask_secrets(text))
+    """Text that is safe for the console and log files: secrets masked, control characters escaped."""
+    return escape_controls(mask_secrets(text))
 
 
 class _ConsoleHandler(logging.Handler):
@@ -101,14 +101,14 @@ class LogFile(logging.FileHandler):
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_open_log)
 
     def reopen(self) -> None:
-        """Write into a file that is there: the folder of the one before was deleted."""
+        """Open the file again after its folder was deleted."""
         with self.lock:
             self.stream.close()
             self.stream = self._open()
 
 
 def _open_log(name: str, flags: int) -> int:
-    """A descriptor of a regular file: a link is not followed, and the reader of a pipe is not waited for."""
+    """Open a regular file without following links or waiting for the reader of a pipe."""
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(name, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -123,14 +123,14 @@ class _FileFormatter(logging.Formatter):
 
 
 def set_up_console(rank: int = 0) -> None:
-    """Show the package's messages; processes other than the first show errors only, and no warnings of libraries."""
+    """Show the package's messages on the console; ranks above 0 show errors only and no warnings of libraries."""
     if rank > 0:
         logging.captureWarnings(True)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries without a network bury our one message
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network its retries bury our message
     package = logging.getLogger(PACKAGE)
     package.setLevel(logging.DEBUG)
     package.propagate = False
-    if not logging.getLogger().handlers:  # else libraries (Lightning among them) make handlers for the console
+    if not logging.getLogger().handlers:  # otherwise libraries such as Lightning add their own console handlers
         logging.getLogger().addHandler(logging.NullHandler())
     if not any(isinstance(handler, _ConsoleHandler) for handler in package.handlers):
         package.addHandler(_ConsoleHandler())
@@ -140,16 +140,16 @@ def set_up_console(rank: int = 0) -> None:
 
 
 def open_log_file(path: Path) -> LogFile:
-    """Append everything, warnings of the libraries included, to `path`; pass the result to `close_log_file`.
+    """Log everything to `path` (append), including warnings of libraries; pass the result to `close_log_file`.
 
-    A link in place of the file is an OSError: whoever may write in a shared folder could lead it anywhere.
+    A symbolic link raises OSError: anyone with write access to a shared folder could point it anywhere.
     """
     handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     handler.filters_before = warnings.filters[:]  # type: ignore[attr-defined]
     logging.captureWarnings(True)
     warnings.simplefilter("default")
-    for name in (PACKAGE, None):  # None: the root, which the libraries' loggers reach
+    for name in (PACKAGE, None):  # None is the root logger, which receives the messages of libraries
         logging.getLogger(name).addHandler(handler)
     return handler
 

@@ -1,8 +1,8 @@
-"""`status.json`: one JSON object per line, in the format that TAO's monitoring reads.
+"""`status.json`: one JSON object per line, in the format of TAO's monitoring.
 
-Only the first process of a run writes. The file is replaced by one with a line more: of a line that is appended, a
-reader may see a part (systems show a write page by page). A run ends with SUCCESS or FAILURE, also on a full disk: a
-little space is kept aside for that line, and where there is no room for a second file it is appended after all.
+Only the first process of a run writes. Each line replaces the whole file, because a reader could see part of an
+appended line. The last line is always SUCCESS or FAILURE, even on a full disk: a little space is reserved for it, and
+if there is no room for a second copy of the file, the line is appended.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-LARGEST_FILE = 64 << 20  # bytes; lines are appended to a larger file, which is not written anew with each
+LARGEST_FILE = 64 << 20  # bytes; lines are appended to larger files instead of rewriting them
 _RESERVE = 16 * 1024  # bytes, for the last line
 
 
 def process_rank() -> int:
-    """Rank of this process among all of the run, from torchrun's, SLURM's or Lightning's environment."""
+    """Global rank of this process, from the environment of torchrun, SLURM or Lightning."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
     local, node = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("NODE_RANK", 0))
@@ -37,13 +37,15 @@ def process_rank() -> int:
 
 
 class StatusLogger:
-    """Appends status lines to a file; does nothing without a path or in processes other than the first.
+    """Writes status lines to a file; does nothing without a path or on ranks above 0.
 
-    `kpi` values stay on later lines until they change, as in TAO; they are numbers, or null where they are undefined.
-    `clean` takes secrets out of messages; `replace` is what gives a file other content, all at once
-    (`files.write_atomically`), and without it lines are appended. A link in place of the file is not followed.
-    `confirm` is called before anything is written: it raises where the folder is no longer this run's, which then
-    writes nothing there.
+    `kpi` values are repeated on later lines until they change, as in TAO; an undefined value is null.
+
+    Args:
+        clean: removes secrets from messages.
+        replace: replaces the content of a file atomically (`files.write_atomically`); without it, lines are appended.
+            A symbolic link in place of the file is not followed.
+        confirm: called before each write; raises if the folder now belongs to another run, and nothing is written.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class StatusLogger:
         self._lock = threading.Lock()
 
     def confirm_folder(self) -> None:
-        """Raise `RtdetrError` where the results folder is another run's by now; one that was deleted is made again."""
+        """Raise `RtdetrError` if the results folder now belongs to another run; recreate a deleted folder."""
         try:
             self._confirm()
         except Exception:
@@ -114,7 +116,7 @@ class StatusLogger:
             self._append((json.dumps(line) + "\n").encode(), last=status in ("SUCCESS", "FAILURE"))
 
     def close(self) -> None:
-        """Nothing more will be written: give the space back that was kept for the last line."""
+        """Finish writing: release the space that was reserved for the last line."""
         if self._reserve is not None and not self._lost:
             with contextlib.suppress(OSError):
                 self._reserve.unlink(missing_ok=True)
@@ -124,10 +126,10 @@ class StatusLogger:
             if last:
                 self.close()
             elif not self._reserve.exists():
-                with contextlib.suppress(OSError), self._reserve.open("xb") as file:  # x follows no link
+                with contextlib.suppress(OSError), self._reserve.open("xb") as file:  # x does not follow links
                     file.write(b"\0" * _RESERVE)
             self._add(data)
-        except OSError as error:  # a full disk must not end a run that may get over it
+        except OSError as error:  # a full disk must not end a run that can continue without status.json
             logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
 
     def _earlier_lines(self) -> bytes:
@@ -136,7 +138,7 @@ class StatusLogger:
         if not _is_regular(self.path):
             raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
         if self.path.stat().st_size > LARGEST_FILE:
-            raise OSError(errno.EFBIG, "it is appended to")
+            raise OSError(errno.EFBIG, "too large to rewrite")
         return self.path.read_bytes()
 
     def _add(self, data: bytes) -> None:
@@ -152,8 +154,8 @@ def _is_regular(path: Path) -> bool:
 
 
 def _append_whole(path: Path, data: bytes) -> None:
-    """Append all of `data` with one write, or nothing where the disk has room for a part only; links are refused."""
-    no_link = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor is the reader of a pipe waited for
+    """Append all of `data` with one write, or nothing if the disk has room for only part of it; links are refused."""
+    no_link = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # and do not wait for the reader of a pipe
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link, 0o644)
     try:
         written = os.write(descriptor, data)
@@ -165,7 +167,7 @@ def _append_whole(path: Path, data: bytes) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """A plain JSON number; null for None (undefined), and for not-a-number and infinity, which JSON does not have."""
+    """A JSON number; None for undefined values and for NaN and infinity, which JSON does not have."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
@@ -173,7 +175,7 @@ _current = StatusLogger()
 
 
 def current_status() -> StatusLogger:
-    """The status file of the running command; one that writes nothing outside a command."""
+    """The status logger of the running command; outside of a command it writes nothing."""
     return _current
 
 

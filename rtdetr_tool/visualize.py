@@ -19,7 +19,7 @@ _MASK_OPACITY = 0.45
 
 
 def palette_color(index: int) -> Color:
-    """A stable colour for a class index; neighbouring indices are far apart, no two of the first 91 are equal."""
+    """A fixed color for a class index; adjacent indices differ clearly, and the first 91 are all distinct."""
     hue = (0.02 + index * _GOLDEN_RATIO) % 1.0
     saturation = (0.85, 0.6)[index // 3 % 2]
     value = (1.0, 0.75, 0.9)[index % 3]
@@ -28,15 +28,16 @@ def palette_color(index: int) -> Color:
 
 
 def parse_color_map(color_map: Mapping[str, str] | None) -> dict[str, Color]:
-    """Class name -> RGB; `UserError` names every colour that is not one."""
+    """Class name -> RGB; raises one `UserError` for all invalid colors."""
     colors, problems = {}, []
     for name, text in (color_map or {}).items():
         try:
             colors[name] = ImageColor.getrgb(str(text))[:3]
         except ValueError:
-            shown = "nothing" if text is None else f"'{text}'"  # an unquoted #rrggbb is a comment in YAML
+            value = "null" if text is None else f"'{text}'"  # an unquoted #rrggbb is a comment in YAML
             problems.append(
-                f"inference.color_map.{name}: {shown} is not a colour; use a name like red, or '#rrggbb' in quotes"
+                f"inference.color_map.{name}: {value} is invalid; expected a color name such as red, or '#rrggbb' in "
+                "quotes"
             )
     if problems:
         raise UserError("\n".join(problems))
@@ -51,12 +52,10 @@ def draw_detections(
     outline_width: int = 3,
     labels: bool = True,
 ) -> Image.Image:
-    """A copy of `image` (RGB) with boxes and, unless `labels` is off, `name 0.87` above each box, inside the frame.
+    """A copy of `image` (RGB) with boxes, masks if there are any, and with `labels` a caption such as `name 0.87`.
 
-    Masks, where there are some, colour their pixels.
-
-    Weak detections are drawn first, so that strong ones stay on top, and labels after all boxes, so that no line runs
-    through a text.
+    Detections with low scores are drawn first, so that high scores stay on top. Captions are drawn after all boxes, so
+    that no line crosses text.
     """
     boxes, scores, classes = detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist()
     order = sorted(range(len(boxes)), key=scores.__getitem__)
@@ -80,7 +79,7 @@ def draw_boxes(
     captions: Sequence[str] = (),
     outline_width: int = 3,
 ) -> Image.Image:
-    """A copy of `image` (RGB) with boxes (xyxy, pixels), the last on top, and over each its caption, if there are."""
+    """A copy of `image` (RGB) with boxes (xyxy pixels), the last one on top, each below its caption if given."""
     canvas = image.copy() if image.mode == "RGB" else image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(font_size(canvas.size))
@@ -94,16 +93,16 @@ def draw_boxes(
 
 
 def _tinted(image: Image.Image, masks: InstanceMasks, paints: Sequence[Color]) -> Image.Image:
-    """A copy with the colour of each mask laid over its pixels, one after the other."""
+    """A copy with each mask blended in its color, in order."""
     pixels = np.array(image)
-    every = (mask.numpy() for part in pixels_of(masks) for mask in part)
-    for mask, paint in zip(every, paints, strict=True):
+    arrays = (mask.numpy() for chunk in pixels_of(masks) for mask in chunk)
+    for mask, paint in zip(arrays, paints, strict=True):
         pixels[mask] = np.rint(pixels[mask] * (1 - _MASK_OPACITY) + np.array(paint) * _MASK_OPACITY)
     return Image.fromarray(pixels)
 
 
 def font_size(size: tuple[int, int]) -> int:
-    """Pixels of the labels' font: a fortieth of the image's shorter side, so that it can be read at any resolution."""
+    """Font size of captions in pixels: 1/40 of the image's shorter side, readable at any resolution."""
     return max(10, min(64, round(min(size) / 40)))
 
 
@@ -121,7 +120,7 @@ def _draw_label(
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> None:
-    """A filled strip above the box, or inside it at the upper edge; moved left where it would leave the image."""
+    """Draw a caption on a filled strip above the box, or at its upper edge, moved left if it would leave the image."""
     ascent, descent = font.getmetrics()
     width, height = round(draw.textlength(text, font)) + 4, ascent + descent + 2
     x = max(0, min(int(box[0]), size[0] - width))
@@ -131,7 +130,7 @@ def _draw_label(
 
 
 def text_color(background: Color) -> Color:
-    """Black or white, whichever has the higher contrast by the luminance formula of WCAG 2."""
+    """Black or white, whichever has the higher contrast (WCAG 2 luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in background)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)

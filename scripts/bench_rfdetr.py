@@ -81,14 +81,14 @@ def build_pair(variant: str, device: str) -> tuple[rfdetr.RFDETR, nn.Module, Mod
     return theirs, ours.to(device), spec
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """As they give them to the network; ours does it inside."""
     mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def eager_inference(theirs: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
-    network, ready = theirs.model.model.eval(), normalised(image)
+    network, ready = theirs.model.model.eval(), normalized(image)
     runtime = TorchRuntime(ours, None, image.device)
     theirs.inference(compile=True, batch_size=1)
     traced = theirs.model.inference_model
@@ -114,7 +114,7 @@ def onnx_inference(theirs: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dic
         onnx.save(export_graph(ExportModel(ours.cpu(), layout=LAYOUTS["rfdetr"]), size, 1, 17), mine)
         other = Path(theirs.export(output_dir=folder, format="onnx"))
         sessions = [session_of(path) for path in (mine, other)]
-    ready = normalised(image).numpy()
+    ready = normalized(image).numpy()
 
     def run_of(session: onnxruntime.InferenceSession) -> Run:
         return lambda: torch.from_numpy(session.run(["labels"], {"input": ready})[0]).sigmoid().sum().item()
@@ -137,7 +137,7 @@ def training_steps(theirs: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, imag
     ours.train()
     targets = [target.to(images.device) for target in draw_targets(len(images))]
     labels = [{"labels": target.labels, "boxes": target.boxes} for target in targets]
-    ready = normalised(images)
+    ready = normalized(images)
 
     def our_loss() -> Tensor:
         return criterion(ours(images), targets)["loss"]

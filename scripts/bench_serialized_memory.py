@@ -66,9 +66,9 @@ def read_all(records, ready, release) -> None:
 def measure(kind: str, workers: int, folder: str, start: str) -> dict[str, float]:
     import torch.multiprocessing as mp
 
-    from rtdetr_tool.data.classes import ClassMap
     from rtdetr_tool.data.coco import read_source
     from rtdetr_tool.data.serialized import SerializedRecords
+    from rtdetr_tool.ops.classes import ClassMap
 
     source = read_source(folder, os.path.join(folder, "annotations.json"))
     records = source.records(ClassMap.from_categories(source.categories, CATEGORIES))

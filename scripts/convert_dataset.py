@@ -1,4 +1,4 @@
-"""Writes a COCO data set again as Roboflow, YOLO or Pascal VOC, to see that a spec gives the same with each.
+"""Writes a COCO dataset again as Roboflow, YOLO or Pascal VOC, to see that a spec gives the same with each.
 
     python scripts/convert_dataset.py demo/data demo/yolo --format yolo
 
@@ -22,7 +22,7 @@ FORMATS = ("coco", "roboflow", "yolo", "voc")
 
 
 def write_format(name: str, root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> Path:
-    """A data set of `splits` (split -> COCO dict, `images` -> folder of its images) in a new folder."""
+    """A dataset of `splits` (split -> COCO dict, `images` -> folder of its images) in a new folder."""
     root.mkdir(parents=True)
     {"coco": _coco, "roboflow": _roboflow, "yolo": _yolo, "voc": _voc}[name](root, splits, images)
     return root
@@ -117,7 +117,7 @@ def voc_object(name: str, bbox: list[float], difficult: int = 0) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write a COCO data set again in another format.")
+    parser = argparse.ArgumentParser(description="Write a COCO dataset again in another format.")
     parser.add_argument("source", type=Path, help="folder with annotations/instances_<split>.json")
     parser.add_argument("out", type=Path, help="new folder to write to")
     parser.add_argument("--format", choices=FORMATS, required=True)

@@ -1,4 +1,4 @@
-"""Draws a small object detection data set: textured shapes on textured backgrounds, as COCO files.
+"""Draws a small object detection dataset: textured shapes on textured backgrounds, as COCO files.
 
     python scripts/make_sample_dataset.py demo/data --train 400 --val 80 --test 40 --size 256 --seed 7
 
@@ -65,7 +65,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """[H, W, 3] float 0..255: a slope between two muted colours, noise of several frequencies, some scratches."""
+    """[H, W, 3] float 0..255: a slope between two muted colors, noise of several frequencies, some scratches."""
     first, second = (np.array(_color(rng, saturation=(0.0, 0.35), value=(0.2, 0.85)), np.float32) for _ in range(2))
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -173,9 +173,9 @@ def _circle(corners: int) -> list[tuple[float, float]]:
 
 
 def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, angle: float) -> np.ndarray:
-    """[H, W, 3] paint of an object: two colours as stripes, checks, dots, a slope, or one of them alone; with grain.
+    """[H, W, 3] paint of an object: two colors as stripes, checks, dots, a slope, or one of them alone; with grain.
 
-    `x` and `y` are distances from its centre in radii.
+    `x` and `y` are distances from its center in radii.
     """
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     waves = rng.uniform(5, 11)
@@ -256,7 +256,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw a small object detection data set as COCO files.")
+    parser = argparse.ArgumentParser(description="Draw a small object detection dataset as COCO files.")
     parser.add_argument("out", type=Path, help="folder to write to")
     for split, count in zip(SPLITS, (400, 80, 40), strict=True):
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"images (default {count})")

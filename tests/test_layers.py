@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 # A room may import rooms of lower lines; rooms of one line are strangers.
 LAYERS = (
     ("redaction",),
-    ("errors", "files", "log", "status", "version", "catalog"),
+    ("errors", "files", "log", "messages", "status", "version", "catalog"),
     ("spec",),
     ("ops", "checkpoints"),
     ("data", "models", "losses", "metrics", "artifacts"),

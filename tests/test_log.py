@@ -10,7 +10,7 @@ import pytest
 from _pytest.logging import LogCaptureHandler
 from rich.table import Table
 
-from rtdetr_tool.log import close_log_file, console, open_log_file, set_up_console, written_out
+from rtdetr_tool.log import close_log_file, console, escape_controls, open_log_file, set_up_console
 from rtdetr_tool.redaction import mask_secrets
 
 logger = logging.getLogger("rtdetr_tool.some.place")
@@ -108,7 +108,7 @@ class TestTextsOfOthers:
         ],
     )
     def test_what_a_terminal_obeys_is_written_out_and_the_rest_stays(self, text, shown):
-        assert written_out(text) == shown
+        assert escape_controls(text) == shown
 
     def test_console_and_file_show_them_as_they_are(self, log_file, capsys):
         text = "\x1b[2J[/red]:smile:\udcff.png"

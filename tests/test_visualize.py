@@ -1,4 +1,4 @@
-"""Drawing detections: colours, boxes and labels, checked in the pixels."""
+"""Drawing detections: colors, boxes and labels, checked in the pixels."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_without_labels_there_is_a_box_and_no_strip(labels):
     assert bool((~where(pixels, GREY))[:60].any()) == labels
 
 
-def test_the_label_stands_above_the_box_and_is_written_in_a_contrasting_colour():
+def test_the_label_stands_above_the_box_and_is_written_in_a_contrasting_color():
     color = (20, 20, 120)
     pixels = draw((50, 60, 150, 120, 0.876, 0), colors={"cell": color})
     strip = pixels[40:60, 50:100]
@@ -112,18 +112,18 @@ def test_no_box_runs_through_a_label():
     assert letters.sum() > 20 and (both > 200).all(-1)[45:60][letters].all()
 
 
-def test_a_class_absent_from_the_color_map_gets_its_palette_colour():
+def test_a_class_absent_from_the_color_map_gets_its_palette_color():
     colors = {"cell": (255, 0, 0)}
     assert where(draw((20, 20, 80, 80, 0.9, 1), colors=colors, labels=False), palette_color(1)).any()
     assert where(draw((20, 20, 80, 80, 0.9, 0), colors=colors, labels=False), (255, 0, 0)).any()
 
 
-def test_black_is_a_colour_like_others():
+def test_black_is_a_color_like_others():
     assert where(draw((20, 20, 80, 80, 0.9, 0), colors={"cell": (0, 0, 0)}, labels=False), (0, 0, 0)).any()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_pictures_of_other_modes_are_drawn_in_colour(mode):
+def test_pictures_of_other_modes_are_drawn_in_color(mode):
     drawn = draw_detections(Image.new(mode, (64, 64)), detections((5, 5, 40, 40, 0.9, 0)), NAMES.__getitem__)
     assert drawn.mode == "RGB"
     assert where(np.asarray(drawn), palette_color(0)).any()
@@ -137,7 +137,7 @@ def test_letters_grow_with_the_picture_within_limits():
     assert [font_size((w, h)) for w, h in ((64, 64), (640, 480), (1920, 1080), (9000, 9000))] == [10, 12, 27, 64]
 
 
-def test_palette_colours_are_stable_distinct_and_neighbours_differ_clearly():
+def test_palette_colors_are_stable_distinct_and_neighbors_differ_clearly():
     colors = [palette_color(index) for index in range(91)]
     assert colors == [palette_color(index) for index in range(91)]
     assert len(set(colors)) == 91
@@ -148,7 +148,7 @@ def test_palette_colours_are_stable_distinct_and_neighbours_differ_clearly():
     assert steps.min() > 80
 
 
-def test_text_has_at_least_the_contrast_of_4_5_on_every_palette_colour():
+def test_text_has_at_least_the_contrast_of_4_5_on_every_palette_color():
     def luminance(color):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(color) / 255]
         return float(np.dot((0.2126, 0.7152, 0.0722), linear))
@@ -158,23 +158,23 @@ def test_text_has_at_least_the_contrast_of_4_5_on_every_palette_colour():
         assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-def test_names_and_hex_values_are_colours():
+def test_names_and_hex_values_are_colors():
     parsed = parse_color_map({"a": "red", "b": "#00ff7f", "c": "#0f0", "d": "hsl(240, 100%, 50%)", "e": "#11223344"})
     assert parsed == {"a": (255, 0, 0), "b": (0, 255, 127), "c": (0, 255, 0), "d": (0, 0, 255), "e": (17, 34, 51)}
     assert parse_color_map(None) == {}
 
 
-def test_every_wrong_colour_is_named_with_class_and_value():
+def test_every_wrong_color_is_named_with_class_and_value():
     with pytest.raises(UserError) as error:
         parse_color_map({"cell": "redd", "good": "blue", "plate": None, "other": "#12"})
     lines = str(error.value).splitlines()
     assert len(lines) == 3
     assert "color_map.cell: 'redd'" in lines[0]
-    assert "color_map.plate: nothing" in lines[1] and "quotes" in lines[1]
+    assert "color_map.plate: null is invalid" in lines[1] and "quotes" in lines[1]
     assert "color_map.other: '#12'" in lines[2]
 
 
-def test_masks_colour_their_pixels_under_the_boxes_of_all_detections():
+def test_masks_color_their_pixels_under_the_boxes_of_all_detections():
     found = detections((0, 0, 100, 160, 0.9, 0), (50, 0, 200, 160, 0.5, 1))
     logits = torch.full((2, 1, 4), -1.0)
     logits[0, :, :2], logits[1, :, 1:] = 1.0, 1.0  # the left half, and all but the left quarter
@@ -182,9 +182,9 @@ def test_masks_colour_their_pixels_under_the_boxes_of_all_detections():
     image = Image.new("RGB", (200, 160), GREY)
     pixels = np.asarray(draw_detections(image, found, NAMES.__getitem__, labels=False)).astype(int)
     strong, weak = (np.array(palette_color(index)) for index in range(2))
-    grey = np.array(GREY)
-    assert np.abs(pixels[80, 20] - (0.55 * grey + 0.45 * strong)).max() <= 1
-    assert np.abs(pixels[80, 180] - (0.55 * grey + 0.45 * weak)).max() <= 1
-    both = 0.55 * (0.55 * grey + 0.45 * weak) + 0.45 * strong
+    gray = np.array(GREY)
+    assert np.abs(pixels[80, 20] - (0.55 * gray + 0.45 * strong)).max() <= 1
+    assert np.abs(pixels[80, 180] - (0.55 * gray + 0.45 * weak)).max() <= 1
+    both = 0.55 * (0.55 * gray + 0.45 * weak) + 0.45 * strong
     assert np.abs(pixels[80, 75] - both).max() <= 1  # the stronger one on top
     assert tuple(pixels[80, 0]) == palette_color(0)

@@ -20,9 +20,9 @@ from rtdetr_tool.api.keywords import data_settings, train_settings
 from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_weights, with_size
 from rtdetr_tool.api.results import result_of
 from rtdetr_tool.api.runtime_cache import RuntimeCache
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size, prepare_image
 from rtdetr_tool.errors import DataError, UserError, nearest_multiples
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.loop import detect

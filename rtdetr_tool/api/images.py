@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.download import is_url, read_url, shown
-from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_picture
+from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_pil_image
 from rtdetr_tool.errors import DataError
 
 MAX_BYTES = 64_000_000  # of an image at an address
@@ -34,7 +34,7 @@ def to_pixels(image: Any) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))
     if isinstance(image, Image.Image):
-        return decode_picture(image)
+        return decode_pil_image(image)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"An array of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import pixels_of
 from rtdetr_tool.ops.structures import Detections
 

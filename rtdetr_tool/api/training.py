@@ -10,11 +10,11 @@ from typing import Any
 from rtdetr_tool.api.keywords import Settings, applied
 from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.data.build import train_categories
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.metrics.result import CocoResult
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.runtimes.settle import settle
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict

@@ -1,4 +1,4 @@
-"""From the `dataset` section of a spec to data sets and loaders; the only file of this folder that sees a spec."""
+"""Build datasets and loaders from the `dataset` section of a spec; no other module of `data` reads a spec."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.collate import collate, collate_inference
-from rtdetr_tool.data.dataset import EvalDataset, TrainDataset
+from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import ImageFolder, find_images, search, skipped_line
-from rtdetr_tool.data.joining import decide_classes, joined_categories, matched, undecided
+from rtdetr_tool.data.joining import decide_classes, joined_categories, match_classes, needs_other_splits
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
@@ -29,24 +27,25 @@ from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.families import all_families
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
 
 logger = logging.getLogger(__name__)
 
-ALWAYS_REPLACED = 10  # bad training images, whatever their share
+ALWAYS_REPLACED = 10  # number of bad training images that is always accepted
 
 
 def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -> TrainDataset:
-    """All training sources as one data set, with `masks` if asked for; a negative seed stands for a random one."""
-    sources = _settled_sources(spec, "train", masks)
+    """All training sources as one dataset, optionally with masks; a negative seed means a random seed."""
+    sources = _sources_with_classes(spec, "train", masks)
     max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
     missing = sum(drop_missing_images(source, spec.on_bad_image) for source in sources)
     if missing > max_bad:
         raise DataError(
-            f"{missing} of the {missing + sum(len(source.images) for source in sources)} training images do not exist, "
-            f"more than the {max_bad} that dataset.max_bad_share allows; the first is "
+            f"{missing} of {missing + sum(len(source.images) for source in sources)} training images do not exist, but "
+            f"dataset.max_bad_share allows at most {max_bad}. The first missing image is "
             f"{next(s.repairs.examples['image_missing'][0] for s in sources if s.repairs.counts['image_missing'])}. "
-            "Correct the image directory or the annotation file, or raise dataset.max_bad_share."
+            "Fix the image directory or the annotation file, or increase dataset.max_bad_share."
         )
     categories = joined_categories(sources)
     repairs = _report("train", sources)
@@ -59,37 +58,35 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         iou_crop_prob=augmentation.iou_crop_prob,
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
     )
-    dataset = TrainDataset(
-        records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing
-    )
+    dataset = TrainDataset(records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing)
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
 
 
 def largest_bad_count(images: int, share: float) -> int:
-    """How many of the training images may be missing or unreadable with `dataset.on_bad_image: skip`."""
+    """Maximum number of missing or unreadable training images with `dataset.on_bad_image: skip`."""
     return max(ALWAYS_REPLACED, int(images * share))
 
 
 def train_categories(spec: DatasetSpec) -> dict[int, str]:
-    """Category id -> name of all training sources, whatever `num_classes` says."""
-    return joined_categories(_settled_sources(spec, "train"))
+    """Category id -> name of all training sources, independent of `num_classes`."""
+    return joined_categories(_sources_with_classes(spec, "train"))
 
 
 def build_eval_dataset(
     spec: DatasetSpec, split: str = "val", class_map: ClassMap | None = None, masks: bool = False
 ) -> EvalDataset:
-    """The `val` or `test` source.
+    """The `val` or `test` source as a dataset.
 
-    With `class_map` (of the training data or a checkpoint) the source's categories must be among its classes; without,
-    they are numbered as the spec says. `masks` reads those of the objects, too.
+    With `class_map` (from the training data or a checkpoint) the categories of the source must be among its classes;
+    otherwise they are numbered as the spec specifies. `masks` also reads the masks of objects.
     """
-    sources = (_settled_sources if class_map is None else read_sources)(spec, split, masks)
+    sources = (_sources_with_classes if class_map is None else read_sources)(spec, split, masks)
     if len(sources) != 1:
-        raise DataError(f"dataset.{split}_data_sources must be one data source, not {len(sources)}.")
+        raise DataError(f"dataset.{split}_data_sources: expected one data source, but got {len(sources)}")
     source = sources[0]
     drop_missing_images(source, "error")
-    class_map = _class_map(spec, source.categories) if class_map is None else matched(source, class_map)
+    class_map = _class_map(spec, source.categories) if class_map is None else match_classes(source, class_map)
     dataset = EvalDataset(
         _records(spec, [source], class_map),
         class_map,
@@ -103,31 +100,30 @@ def build_eval_dataset(
 
 
 def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
-    """The annotations of every source of `train`, `val` or `test`, whatever their format.
+    """The annotations of every source of `train`, `val` or `test`, in any format.
 
     Raises:
-        DataError: `masks` are asked for, and a source has none.
+        DataError: `masks` is set, but a source has no masks.
     """
     entries = _entries(spec, split)
     if not entries:
         raise DataError(
-            f"dataset.{split}_data_sources is not set: it needs image_dir and json_file, or the dataset_dir of a data "
-            "set."
+            f"dataset.{split}_data_sources: required, but not set; expected image_dir and json_file, or dataset_dir"
         )
     sources = [_read(entry, split, spec.format, masks) for entry in entries]
     for source in sources:
         objects = sum(len(image.rows) for image in source.images.values())
         if masks and objects and not source.has_masks:
             raise DataError(
-                f"{source.name} (dataset.{split}_data_sources) has {objects} objects and not one with a mask, which a "
-                "segmentation head needs: give COCO files with `segmentation` or YOLO labels with outlines, or train "
-                f"boxes alone ({' or '.join(filter(None, (family.without_masks() for family in all_families())))})."
+                f"{source.name} (dataset.{split}_data_sources) has {objects} objects, but none has a mask, which a "
+                "segmentation head requires. Use COCO files with `segmentation` or YOLO labels with polygons, or train "
+                f"only boxes ({' or '.join(filter(None, (family.without_masks() for family in all_families())))})."
             )
     return sources
 
 
 def source_images(spec: DatasetSpec, split: str) -> list[str]:
-    """The image files of `train`, `val`, `test` or `infer`: all in the folder where one is named, else the split's."""
+    """Image files of `train`, `val`, `test` or `infer`: all in an image_dir, or those of the split in a dataset_dir."""
     paths: dict[str, None] = {}
     for entry in _entries(spec, split):
         if entry.get("dataset_dir"):
@@ -137,25 +133,27 @@ def source_images(spec: DatasetSpec, split: str) -> list[str]:
         elif entry.get("image_dir"):
             paths.update(dict.fromkeys(find_images(entry["image_dir"])))
     if not paths:
-        raise DataError(f"dataset.{split}_data_sources names no images.")
+        raise DataError(f"dataset.{split}_data_sources has no images; expected at least one.")
     return list(paths)
 
 
 def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
-    """Every image of the folders in `dataset.infer_data_sources.image_dir` (one or a list)."""
+    """All images in the folders of `dataset.infer_data_sources.image_dir` (a path or a list of paths)."""
     folders = (spec.infer_data_sources or {}).get("image_dir")
     if not folders:
-        raise DataError("dataset.infer_data_sources.image_dir is not set: a folder of images, or a list of folders.")
-    augmentation, found = spec.augmentation, search(folders)
-    if found.skipped:
-        logger.warning("%s.", skipped_line(found.skipped))
+        raise DataError(
+            "dataset.infer_data_sources.image_dir: required, but not set; expected an image folder or a list of folders"
+        )
+    augmentation, contents = spec.augmentation, search(folders)
+    if contents.skipped:
+        logger.warning("%s", skipped_line(contents.skipped))
     return ImageFolder(
-        found.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, found.skipped
+        contents.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, contents.skipped
     )
 
 
 def scoring_of(spec: ExperimentSpec) -> Scoring:
-    """How the spec has detections scored."""
+    """How detections are scored with this spec."""
     ids = spec.dataset.eval_class_ids
     return Scoring(
         class_ids=None if ids is None else tuple(ids),
@@ -167,19 +165,22 @@ def scoring_of(spec: ExperimentSpec) -> Scoring:
 
 
 def build_loader(
-    dataset: Dataset, spec: DatasetSpec, training: bool, rank: int = 0, world_size: int = 1
+    dataset: DetectionDataset | ImageFolder, spec: DatasetSpec, training: bool, rank: int = 0, world_size: int = 1
 ) -> DetectionLoader:
     """A loader of this rank's share of `dataset`; `spec.batch_size` is per rank.
 
-    Ranks of a training run must be given data sets with the same seed, or they would not see disjoint images.
+    All ranks of a training run must use the same dataset seed, so that they see disjoint images.
     """
     if not spec.batch_size:
-        raise DataError("dataset.batch_size auto is tried out by `rtdetr train`; give a number here")
+        raise DataError("dataset.batch_size: auto is supported only by `rtdetr train`; expected a number")
+    sampler: TrainSampler | EvalSampler
     if training:
+        assert isinstance(dataset, TrainDataset)
         sampler = TrainSampler(len(dataset), dataset.seed, spec.batch_size, rank, world_size)
         drop_last = sampler.full_steps > 0
     else:
-        sampler, drop_last = EvalSampler(len(dataset), rank, world_size), False
+        sampler = EvalSampler(len(dataset), rank, world_size)
+        drop_last = False
     size = input_size(spec.augmentation.eval_spatial_size, spec.augmentation.preserve_aspect_ratio)
     merge = partial(collate_inference, size=size) if isinstance(dataset, ImageFolder) else collate
     return DetectionLoader(
@@ -202,37 +203,39 @@ def _read(entry: Mapping[str, Any], split: str, data_format: str, masks: bool = 
     else:
         missing = [key for key in ("image_dir", "json_file") if not entry.get(key)]
         if missing:
-            raise DataError(f"An entry of dataset.{split}_data_sources lacks {' and '.join(missing)}: {dict(entry)}")
+            raise DataError(
+                f"dataset.{split}_data_sources: {' and '.join(missing)} required, but not set in {dict(entry)}"
+            )
         source = read_source(entry["image_dir"], entry["json_file"], masks)
     if not source.images:
-        raise DataError(f"{source.name} (dataset.{split}_data_sources) lists no images.")
+        raise DataError(f"{source.name} (dataset.{split}_data_sources) has no images; expected at least one.")
     return source
 
 
-def _settled_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
-    """The sources of a split, with the classes that all splits of the spec give them."""
+def _sources_with_classes(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+    """The sources of a split, with classes decided over all splits of the spec."""
     sources = read_sources(spec, split, masks)
-    if undecided(sources):
+    if needs_other_splits(sources):
         decide_classes(sources, _other_splits(spec, split))
     return sources
 
 
 def _other_splits(spec: DatasetSpec, split: str) -> list[Source]:
-    """The sources of the other splits, each once; what cannot be read is reported when it is loaded itself."""
-    read, found = _entries(spec, split), []
+    """The sources of the other splits, without duplicates; unreadable ones are reported when they are loaded."""
+    read, sources = _entries(spec, split), []
     for other in ("train", "val", "test"):
         for entry in _entries(spec, other):
             if entry in read:
                 continue
             read.append(entry)
             with contextlib.suppress(DataError):
-                found.append(_read(entry, other, spec.format))
-    return found
+                sources.append(_read(entry, other, spec.format))
+    return sources
 
 
 def _entries(spec: DatasetSpec, split: str) -> list[Mapping[str, Any]]:
-    given = getattr(spec, f"{split}_data_sources")
-    return [given] if isinstance(given, Mapping) else list(given or [])
+    value = getattr(spec, f"{split}_data_sources")
+    return [value] if isinstance(value, Mapping) else list(value or [])
 
 
 def _class_map(spec: DatasetSpec, categories: Mapping[int, str]) -> ClassMap:
@@ -247,10 +250,10 @@ def _records(
 
 
 def _report(split: str, sources: Sequence[Source]) -> Repairs:
-    """Log what was mended in each file; all of it together."""
-    together = Repairs()
+    """Log the repairs of each source; returns all of them."""
+    total = Repairs()
     for source in sources:
         for line in source.repairs.lines():
             logger.warning("%s (%s): %s", source.name, split, line)
-        together.include(source.repairs)
-    return together
+        total.include(source.repairs)
+    return total

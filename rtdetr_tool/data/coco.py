@@ -1,6 +1,6 @@
-"""Reading and checking COCO detection files (https://cocodataset.org/#format-data).
+"""Read and validate COCO detection files (https://cocodataset.org/#format-data).
 
-What is only untidy is mended and counted in `Repairs`; what would make the labels ambiguous is a `DataError`.
+Harmless problems are repaired and counted in `Repairs`; anything that makes labels ambiguous is a `DataError`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-from rtdetr_tool.data.class_names import join, unique_names
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.faults import retried
+from rtdetr_tool.data.joining import add_categories
 from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
 from rtdetr_tool.data.units import XYWH, BoxUnits
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import read_limited
+from rtdetr_tool.messages import encodable, first_of, shortened
+from rtdetr_tool.ops.class_names import unique_names
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import UNKNOWN, compact, counts_of, to_coco
 
-LARGEST_FILE = 8 << 30  # bytes; COCO's own files have 0.5 GB, those of Objects365 less than 5
+LARGEST_FILE = 8 << 30  # bytes; COCO's files have 0.5 GB, those of Objects365 less than 5
 _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
 
 
 def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
-    """Read `json_file` (a path, or a pattern with wildcards: its files together) with images in `image_dir`.
+    """Read `json_file` (a path, or a glob pattern whose files are joined) with images in `image_dir`.
 
-    Masks are read only where they are asked for: they are most of a file.
+    Masks are read only on request, because they are most of a file.
     """
     if not os.path.isdir(image_dir):
-        raise DataError(f"The image directory {image_dir!r} does not exist (image_dir beside json_file {json_file!r}).")
+        raise DataError(f"The image directory {image_dir!r} does not exist (image_dir of json_file {json_file!r}).")
     paths = sorted(glob.glob(json_file)) if glob.has_magic(json_file) and not os.path.exists(json_file) else [json_file]
     if not paths:
         raise DataError(f"No annotation file matches {json_file!r}.")
@@ -49,7 +51,7 @@ def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
 
 
 def load_json(path: str, masks: bool = False) -> dict[str, Any]:
-    """The object in a JSON file, without its `segmentation`s unless `masks`; DataError for everything else.
+    """The object in a JSON file, without `segmentation` entries unless `masks`; DataError for anything else.
 
     The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     """
@@ -57,13 +59,13 @@ def load_json(path: str, masks: bool = False) -> dict[str, Any]:
         with _without_garbage_collection():
             content = json.loads(_read_text(path), object_hook=_with_compact_masks if masks else _without_masks)
     except RecursionError as error:
-        raise DataError(f"Annotation file {path} is nested too deeply to be a COCO file.") from error
+        raise DataError(f"Annotation file {path} is nested too deeply for a COCO file.") from error
     except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
-        raise DataError(f"Annotation file {path} is not valid JSON or is cut off: {error}.") from error
+        raise DataError(f"Annotation file {path} is not valid JSON or is truncated: {error}.") from error
     if not isinstance(content, dict):
         raise DataError(
-            f"Annotation file {path} holds {_kind(content)} at the top, not an object with images, annotations and "
-            "categories" + (" (it looks like a file of detection results)." if isinstance(content, list) else ".")
+            f"Annotation file {path} contains {_kind(content)}; expected an object with images, annotations and "
+            "categories" + (" (this looks like a detection results file)." if isinstance(content, list) else ".")
         )
     return content
 
@@ -78,8 +80,8 @@ def _read_text(path: str) -> str:
         raise DataError(f"Cannot read annotation file {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"Annotation file {path} is not UTF-8 text ({error.reason} at byte {error.start}). If its text is of "
-            "another encoding, write it anew, for example: iconv -f latin1 -t utf-8"
+            f"Annotation file {path} is not valid UTF-8 ({error.reason} at byte {error.start}). If it has another "
+            "encoding, convert it, for example: iconv -f latin1 -t utf-8"
         ) from error
     if not text.strip("\ufeff\0 \t\r\n"):
         raise DataError(f"Annotation file {path} is empty.")
@@ -87,7 +89,7 @@ def _read_text(path: str) -> str:
 
 
 def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
-    """Dropped while the file is parsed: in COCO's own files they are most of the memory."""
+    """Drop masks while parsing: in COCO's files they take most of the memory."""
     entry.pop("segmentation", None)
     return entry
 
@@ -100,7 +102,7 @@ def _with_compact_masks(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """The collector would look through millions of new objects again and again, and none of them is garbage."""
+    """Pause garbage collection, which would repeatedly scan millions of new objects without finding garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -111,49 +113,52 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 class _Reader:
-    """Checks one file and adds its content to a source."""
+    """Validates one file and adds its content to a source."""
 
     def __init__(self, path: str, image_dir: str, source: Source, masks: bool) -> None:
         self.path, self.image_dir, self.source, self.masks = path, image_dir, source, masks
         self.repairs = source.repairs
         self.units = BoxUnits(XYWH)
-        self.joined: dict[int, int] = {}  # category id of this file -> that of the source, which may have several files
+        self.joined: dict[int, int] = {}  # category id of this file -> of the source, which may have several files
 
     def read(self) -> None:
         content = load_json(self.path, self.masks)
         for key in ("images", "annotations", "categories"):
             if key not in content:
-                raise DataError(f"Annotation file {self.path} has no {key!r}.")
+                raise DataError(
+                    f"Annotation file {self.path} has no {key!r}; expected images, annotations and categories."
+                )
             if not isinstance(content[key], list):
-                raise DataError(f"{key!r} in annotation file {self.path} is {_kind(content[key])}, not a list.")
+                raise DataError(f"{key!r} in annotation file {self.path} is {_kind(content[key])}; expected a list.")
         with _without_garbage_collection():
             self._categories(content.pop("categories"))
             self._images(content.pop("images"))
             self._annotations(content.pop("annotations"))
         self.units.check(self.path, self.repairs)
 
-    def _categories(self, entries: list) -> None:
+    def _categories(self, entries: list[Any]) -> None:
         known: dict[int, str] = {}
-        above: dict[int, str] = {}
+        supercategories: dict[int, str] = {}
         for number, entry in enumerate(entries):
             where = f"categories[{number}]"
             category_id = self._id(self._object(entry, where), "id", where)
-            name = _text(entry.get("name"))
+            name = encodable(entry.get("name"))
             if category_id in known:
                 if known[category_id] != name:
                     raise DataError(
-                        f"Category id {category_id} has two names in {self.path}: {known[category_id]!r} and {name!r}."
+                        f"Category id {category_id} has two names in {self.path}: {known[category_id]!r} and {name!r}. "
+                        "Use each id once."
                     )
                 self.repairs.add("category_repeated", f"id {category_id}")
             known[category_id] = name
-            above[category_id] = _text(entry.get("supercategory"))
-        names = unique_names(known, self.repairs)
-        join(self.source.categories, names, self.repairs)
+            supercategories[category_id] = encodable(entry.get("supercategory"))
+        names = unique_names(known, self.repairs.add)
+        add_categories(self.source.categories, names, self.repairs)
         id_of = {name: category_id for category_id, name in self.source.categories.items()}
         self.joined = {category_id: id_of[name] for category_id, name in names.items()}
-        self.source.supercategories.update({self.joined[category_id]: name for category_id, name in above.items()})
+        self.source.supercategories.update({self.joined[id_]: name for id_, name in supercategories.items()})
 
-    def _images(self, entries: list) -> None:
+    def _images(self, entries: list[Any]) -> None:
         known = self.source.images
         for number, entry in enumerate(entries):
             where = f"images[{number}]"
@@ -162,15 +167,15 @@ class _Reader:
             if image_id in known:
                 if known[image_id].path != path:
                     raise DataError(
-                        f"Image id {image_id} stands for two files in {self.path}: {known[image_id].path} and {path}; "
-                        "nobody can say which one its annotations belong to."
+                        f"Image id {image_id} has two files in {self.path}: {known[image_id].path} and {path}, so its "
+                        "annotations are ambiguous. Use each id once."
                     )
                 self.repairs.add("image_repeated", f"id {image_id}")
                 continue
             known[image_id] = AnnotatedImage(path, *self._size(entry, path))
 
     def _size(self, entry: Mapping[str, Any], path: str) -> tuple[int, int]:
-        """Declared width and height, else the file's; 0, 0 where neither is known (the file will be reported)."""
+        """Width and height from the annotations, else from the file; 0, 0 if unreadable (reported later)."""
         width, height = (_number(entry.get(key)) for key in ("width", "height"))
         if 1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE:
             return int(width), int(height)
@@ -182,26 +187,28 @@ class _Reader:
 
     def _image_path(self, name: Any, where: str) -> str:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise DataError(f"{where} in {self.path} has no file_name.")
+            raise DataError(
+                f"{where} in {self.path} has no file_name; expected a path relative to the image directory."
+            )
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{where} in {self.path} has a file_name that is not text: {name!r}.") from None
+            raise DataError(f"{where} in {self.path} has a file_name that is not valid text: {name!r}.") from None
         plain = PurePosixPath(name.replace("\\", "/") if os.sep == "/" else name)
         outside = plain.is_absolute() or ".." in plain.parts or re.match(r"[A-Za-z]:|[^/]+:/", name)
         if outside or not plain.parts:
             raise DataError(
-                f"{where} in {self.path} names the file {name!r}; file names must be relative to the image directory "
-                "and stay inside it."
+                f"{where} in {self.path} has the file_name {name!r}; expected a path relative to the image directory "
+                "and inside it."
             )
         return os.path.join(self.image_dir, *plain.parts)
 
-    def _annotations(self, entries: list) -> None:
+    def _annotations(self, entries: list[Any]) -> None:
         images, categories = self.source.images, self.source.categories
-        seen: set[int] = set()
+        seen: set[int | str] = set()
         unknown: dict[int, int] = defaultdict(int)
         for number, entry in enumerate(entries):
-            entries[number] = None  # gives its memory back to the rows that are made of it
+            entries[number] = None  # free its memory for the rows
             where = f"annotations[{number}]"
             image_id = self._id(self._object(entry, where), "image_id", where)
             category_id = self._id(entry, "category_id", where)
@@ -221,12 +228,12 @@ class _Reader:
                     image.masks.append(self._mask(entry.get("segmentation"), image, where))
         if unknown:
             raise DataError(
-                f"Annotations in {self.path} use category ids that its 'categories' do not list: "
-                + ", ".join(f"{i} ({n} annotations)" for i, n in sorted(unknown.items())[:5])
-                + f". Listed are {sorted(categories)[:20]}."
+                f"Annotations in {self.path} have category ids that are not in 'categories': "
+                f"{first_of(f'{i} ({n} annotations)' for i, n in sorted(unknown.items()))}; expected one of "
+                f"{first_of(sorted(categories), 20)}."
             )
 
-    def _note_id(self, entry: Mapping[str, Any], number: int, seen: set) -> None:
+    def _note_id(self, entry: Mapping[str, Any], number: int, seen: set[int | str]) -> None:
         annotation_id = entry.get("id")
         if isinstance(annotation_id, (int, str)):
             if annotation_id in seen:
@@ -234,7 +241,7 @@ class _Reader:
             seen.add(annotation_id)
 
     def _box(self, bbox: Any, image: AnnotatedImage, where: str) -> tuple[float, float, float, float] | None:
-        """COCO's (x, y, width, height) as xyxy, clipped to the image; None when nothing usable is left."""
+        """COCO's (x, y, width, height) as xyxy, clipped to the image; None if nothing is left."""
         if not isinstance(bbox, list) or len(bbox) != 4 or any(type(value) not in (int, float) for value in bbox):
             self.repairs.add("box_malformed", where)
             return None
@@ -242,11 +249,11 @@ class _Reader:
         if not all(map(math.isfinite, numbers)):
             self.repairs.add("box_not_finite", where)
             return None
-        self.units.see(numbers, image.width, image.height)
+        self.units.add(numbers, image.width, image.height)
         return fitted_box((x, y, x + width, y + height), image, self.repairs, where)
 
     def _area(self, entry: Mapping[str, Any], box: tuple[float, ...], where: str) -> float:
-        """COCO's area; a clipped box cannot cover more than itself."""
+        """COCO's area, limited to the area of the box if it was clipped."""
         most = (box[2] - box[0]) * (box[3] - box[1])
         area = _number(entry.get("area"))
         if math.isfinite(area) and area > 0:
@@ -270,11 +277,11 @@ class _Reader:
             self.repairs.add("mask_malformed" if segmentation else "mask_missing", where)
         return counts or UNKNOWN
 
-    # Plain values
+    # Values
 
     def _object(self, entry: Any, where: str) -> Mapping[str, Any]:
         if not isinstance(entry, dict):
-            raise DataError(f"{where} in {self.path} is {_kind(entry)}, not an object.")
+            raise DataError(f"{where} in {self.path} is {_kind(entry)}; expected an object.")
         return entry
 
     def _id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
@@ -289,15 +296,14 @@ class _Reader:
             number = value
         if number is not None and abs(number) <= _LARGEST_ID:
             return number
-        missing = "is missing" if key not in entry else f"is {_shown(value)}, not an integer of 64 bits"
-        raise DataError(f"{where}.{key} in {self.path} {missing}.")
+        problem = "missing" if key not in entry else shortened(value)
+        raise DataError(f"{where}.{key} in {self.path} is {problem}; expected a 64-bit integer.")
 
 
 def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> dict[str, list[dict[str, Any]]]:
-    """The records as a plain COCO dict: image and category ids of the file, crowd regions included, cleaned boxes.
+    """The records as a plain COCO dict, with the original image and category ids, repaired boxes and crowd regions.
 
-    Annotations are numbered from 1, whatever they were in the file: pycocotools takes an annotation with id 0 for
-    unmatched.
+    Annotations are renumbered from 1, because pycocotools treats an annotation with id 0 as unmatched.
     """
     images, annotations = [], []
     id_of = {entry.index: entry.category_id for entry in class_map.entries}
@@ -322,26 +328,16 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls a value, with its article."""
+    """The JSON type of a value, with its article."""
     names = {list: "a list", dict: "an object", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names[type(value)]
 
 
 def _number(value: Any) -> float:
-    """A JSON number as a float, beyond its range as infinity; NaN for everything else."""
+    """A JSON number as a float, infinity if it overflows; NaN for anything else."""
     if type(value) not in (int, float):
         return math.nan
     try:
         return float(value)
     except OverflowError:
         return math.inf
-
-
-def _text(value: Any) -> str:
-    """A name as text that can be written to any file; empty where there is none."""
-    return "" if value is None else str(value).strip().encode("utf-8", "replace").decode("utf-8")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

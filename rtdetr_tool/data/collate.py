@@ -1,4 +1,4 @@
-"""From samples to a batch."""
+"""Collate samples into a batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rtdetr_tool.ops.structures import Batch, Target
 
 @dataclass
 class FailedImage:
-    """Stands where an image could not be read; `error` names the file and what is wrong with it.
+    """Placeholder for an image that could not be read; `error` contains the file and the reason.
 
-    Errors travel from worker processes in this form: torch's own way would wrap them in the worker's traceback.
+    Worker processes return errors in this form, because torch would wrap exceptions in the worker's traceback.
     """
 
     path: str
@@ -28,19 +28,19 @@ class FailedImage:
 
     @property
     def ends_the_run(self) -> bool:
-        """Whether the machine is at fault, so that all other images would fail alike."""
+        """Whether it is a machine fault, so that all other images would fail too."""
         return isinstance(self.error, MachineError)
 
 
 @dataclass
 class InferenceBatch(Batch):
-    """A batch together with the images that should have been in it; it may be empty ([0, 3, H, W])."""
+    """A batch and the images that failed; the batch may be empty ([0, 3, H, W])."""
 
     failures: list[FailedImage] = field(default_factory=list)
 
 
 def collate(samples: Sequence[tuple[Tensor, Target] | FailedImage]) -> Batch | FailedImage:
-    """A batch, or the first failure among the samples (the loader raises it in the main process)."""
+    """A batch, or the first failure among the samples, which the loader raises in the main process."""
     for sample in samples:
         if isinstance(sample, FailedImage):
             return sample
@@ -51,9 +51,9 @@ def collate(samples: Sequence[tuple[Tensor, Target] | FailedImage]) -> Batch | F
 def collate_inference(
     samples: Sequence[tuple[Tensor, Target] | FailedImage], size: tuple[int, int]
 ) -> InferenceBatch | FailedImage:
-    """A batch of what could be read, with the rest beside it; `size` is the (height, width) of an empty batch.
+    """A batch of the readable images, and the failures; `size` is the (height, width) of an empty batch.
 
-    A fault of the machine comes back alone, for the loader to raise.
+    A machine fault is returned alone, and the loader raises it.
     """
     for sample in samples:
         if isinstance(sample, FailedImage) and sample.ends_the_run:

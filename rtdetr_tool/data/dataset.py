@@ -1,18 +1,18 @@
-"""Labelled images as a torch `Dataset`."""
+"""Labeled images as torch datasets for training and evaluation."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import coco_ground_truth
 from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.faults import check_folder
@@ -22,22 +22,37 @@ from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.transforms import to_relative
 from rtdetr_tool.data.window import Window, render_masks
 from rtdetr_tool.errors import DataError, MachineError
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import decode
 from rtdetr_tool.ops.structures import Target
 
 logger = logging.getLogger(__name__)
 
 Sample = tuple[Tensor, Target]
-BOXES_TO_JUDGE = 200  # that augmentation was given, or as many as there are
-LEAST_KEPT = 0.1  # share of the boxes below which augmentation has dropped nearly all
-_SUBSTITUTES = 20  # bad images in a row before a training run gives up
 
 
-class DetectionDataset(Dataset):
-    """Base of the two below: records, classes, and the reading of one image.
+class Transform(Protocol):
+    """Augmentation of an image with its boxes and labels, and optionally its masks."""
 
-    In a loader's worker process a `DataError` or `MachineError` comes back as a `FailedImage`, which the loader raises
-    in the main process.
+    def __call__(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def with_masks(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, masks: NDArray[np.uint8] | None, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+
+
+BOXES_TO_CHECK = 200  # boxes before augmentation, or all if there are fewer
+MIN_KEPT = 0.1  # share of boxes that augmentation should keep
+_MAX_ATTEMPTS = 20  # bad images in a row before training gives up
+
+
+class DetectionDataset(Dataset[Sample | FailedImage]):
+    """Base class of the datasets below: records, classes, and reading one image.
+
+    In worker processes, a `DataError` or `MachineError` is returned as a `FailedImage`, and the loader raises it in the
+    main process.
     """
 
     def __init__(
@@ -48,10 +63,10 @@ class DetectionDataset(Dataset):
         with_masks: bool = False,
     ) -> None:
         if not len(records):
-            raise DataError("The data set has no images.")
+            raise DataError("The dataset has no images; expected at least one.")
         self.records, self.class_map = records, class_map
         self.repairs = repairs or Repairs()
-        self.with_masks = with_masks  # whether the records were read with them, and targets have them
+        self.with_masks = with_masks  # whether records and targets have masks
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,33 +93,34 @@ class DetectionDataset(Dataset):
             check_folder(record.path)
             raise
 
-    def _masks(self, record: ImageRecord, keep: np.ndarray, image: Tensor) -> np.ndarray | None:
-        """[N, H, W] of 0 and 1 of the objects to `keep`; None where masks were not read."""
+    def _masks(self, record: ImageRecord, keep: NDArray[np.bool_], image: Tensor) -> NDArray[np.uint8] | None:
+        """Masks [N, H, W] of 0 and 1 of the objects to `keep`; None if masks were not read."""
         if not self.with_masks:
             return None
         height, width = image.shape[-2:]
-        chosen = [decode(record.masks[index], height, width) for index in np.flatnonzero(keep)]
-        return np.stack(chosen) if chosen else np.zeros((0, height, width), np.uint8)
+        counts = record.masks or []
+        masks = [decode(counts[index], height, width) for index in np.flatnonzero(keep)]
+        return np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
 
 
 class TrainDataset(DetectionDataset):
-    """Augmented images. Sample i of epoch e is a function of (seed, e, i) alone.
+    """Augmented images. Sample i of epoch e is a function of (seed, e, i) only.
 
-    Index it with `i` (the epoch is then that of `set_epoch`, which reaches running workers too) or with `(e, i)`.
-    Crowd regions are no objects to learn and are left out of the targets.
+    Index it with `i` (in the epoch of `set_epoch`, which also reaches running workers) or with `(e, i)`. Targets do not
+    contain crowd regions.
 
     Args:
         transform: (image, xyxy boxes, labels, generator) -> (image, cxcywh 0..1 boxes, labels).
-        on_bad_image: `skip` names an image that cannot be read once and takes another one, which depends on
-            (seed, e, i) too; `error` raises.
-        max_bad: how many different images may be replaced; one more is a `DataError`. None: any number.
+        on_bad_image: `skip` warns once about an unreadable image and replaces it with another one, which also depends
+            on (seed, e, i) only; `error` raises.
+        max_bad: maximum number of different images that may be replaced, `DataError` above; None means no limit.
     """
 
     def __init__(
         self,
         records: Sequence[ImageRecord],
         class_map: ClassMap,
-        transform: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        transform: Transform,
         seed: int = 0,
         on_bad_image: str = "skip",
         repairs: Repairs | None = None,
@@ -118,8 +134,8 @@ class TrainDataset(DetectionDataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._reported = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         self._boxes = torch.zeros(2, dtype=torch.int64).share_memory_()  # before and after augmentation
-        self._boxes_judged = torch.zeros(1, dtype=torch.bool).share_memory_()
-        self._enough_boxes = max(1, min(BOXES_TO_JUDGE, sum(len(record) for record in records)))
+        self._boxes_checked = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self._enough_boxes = max(1, min(BOXES_TO_CHECK, sum(len(record) for record in records)))
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch[0] = epoch
@@ -128,20 +144,20 @@ class TrainDataset(DetectionDataset):
         epoch, index = index if isinstance(index, tuple) else (int(self._epoch[0]), index)
         index = range(len(self))[index]
         rng = np.random.default_rng([self.seed, epoch, index])
-        chosen = index
-        for _ in range(_SUBSTITUTES):
-            record = self.records[chosen]
+        candidate = index
+        for _ in range(_MAX_ATTEMPTS):
+            record = self.records[candidate]
             try:
                 image = self._decode(record)
             except DataError as error:
                 if self.on_bad_image == "error":
                     raise
-                self._report(chosen, error)
-                chosen = int(rng.integers(len(self)))
+                self._report(candidate, error)
+                candidate = int(rng.integers(len(self)))
                 continue
             return self._augment(image, record, rng)
         raise DataError(
-            f"{_SUBSTITUTES} images in a row could not be read, the last one {self.records[chosen].path}. "
+            f"{_MAX_ATTEMPTS} images in a row cannot be read; the last one is {self.records[candidate].path}. "
             "Check the image directory of dataset.train_data_sources."
         )
 
@@ -149,47 +165,45 @@ class TrainDataset(DetectionDataset):
         keep = ~record.iscrowd
         boxes, labels = torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
         height, width = image.shape[-2:]
-        masks = self._masks(record, keep, image)
-        if masks is None:
-            image, boxes, labels = self.transform(image, boxes, labels, rng)
-        else:
-            image, boxes, labels, masks = self.transform.with_masks(image, boxes, labels, masks, rng)
+        image, boxes, labels, masks = self.transform.with_masks(
+            image, boxes, labels, self._masks(record, keep, image), rng
+        )
         self._count_boxes(int(keep.sum()), len(boxes))
-        # The augmented picture has no way back to the original's pixels; its own size is the best that can be said.
+        # An augmented image cannot be mapped back to pixels of the original, so its own size is used.
         scale = (float(image.shape[-1]), float(image.shape[-2]))
         return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, masks)
 
-    def _count_boxes(self, given: int, kept: int) -> None:
-        """Warn once where augmentation leaves hardly any box."""
-        self._boxes += torch.tensor([given, kept])
+    def _count_boxes(self, original: int, kept: int) -> None:
+        """Warn once if augmentation drops nearly all boxes."""
+        self._boxes += torch.tensor([original, kept])
         before, after = self._boxes.tolist()
-        if before >= self._enough_boxes and not self._boxes_judged:
-            self._boxes_judged[0] = True
-            if after < LEAST_KEPT * before:
+        if before >= self._enough_boxes and not self._boxes_checked:
+            self._boxes_checked[0] = True
+            if after < MIN_KEPT * before:
                 logger.warning(
-                    "Augmentation keeps only %d of the first %d boxes: the others are narrower than one pixel of the "
-                    "network's input or cut away, so there is hardly anything to learn. Check the unit of the boxes "
-                    "and dataset.augmentation.train_spatial_size.", after, before,
+                    "Augmentation keeps only %d of the first %d boxes; the others are smaller than one pixel of the "
+                    "network's input or were cropped, so there is hardly anything to learn. Check the unit of the "
+                    "boxes and dataset.augmentation.train_spatial_size.", after, before,
                 )  # fmt: skip
 
     def _report(self, index: int, error: DataError) -> None:
         if bool(self._reported[index]):
             return
         self._reported[index] = True
-        logger.warning("%s Another image is taken in its place (dataset.on_bad_image: skip).", error)
+        logger.warning("%s Using another image instead (dataset.on_bad_image: skip).", error)
         bad = int(self._reported.sum())
         if self.max_bad is not None and bad > self.max_bad:
             raise DataError(
-                f"{bad} different training images could not be read, the last one {self.records[index].path}: more "
-                f"than the {self.max_bad} that may be replaced (dataset.max_bad_share). `rtdetr validate_data` names "
-                "them all; repair or remove them, or raise dataset.max_bad_share."
+                f"{bad} different training images cannot be read, but dataset.max_bad_share allows at most "
+                f"{self.max_bad}. The last one is {self.records[index].path}. Run `rtdetr validate_data` to list all "
+                "of them, then repair or remove them, or increase dataset.max_bad_share."
             )
 
 
 class EvalDataset(DetectionDataset):
-    """Images as evaluation and inference see them, with their ground truth; an unreadable image is always an error.
+    """Images as used in evaluation, with their ground truth; an unreadable image is always an error.
 
-    Targets hold the objects without the crowd regions (they are for the validation loss); `coco_ground_truth` has both.
+    Targets, used for the validation loss, do not contain crowd regions; `coco_ground_truth` does.
     """
 
     def __init__(
@@ -205,9 +219,9 @@ class EvalDataset(DetectionDataset):
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
     def sample_of(self, count: int, seed: int) -> EvalDataset:
-        """A data set of `count` of the images, drawn with `seed` and kept in their order."""
-        chosen = sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
-        records = [self.records[index] for index in chosen]
+        """A dataset with `count` of the images, sampled with `seed` and in their original order."""
+        indices = sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
+        records = [self.records[index] for index in indices]
         return EvalDataset(
             records, self.class_map, self.spatial_size, self.preserve_aspect_ratio, with_masks=self.with_masks
         )
@@ -224,7 +238,7 @@ class EvalDataset(DetectionDataset):
             self._target_masks(record, keep, image),
         )  # fmt: skip
 
-    def _target_masks(self, record: ImageRecord, keep: np.ndarray, image: Tensor) -> Tensor | None:
+    def _target_masks(self, record: ImageRecord, keep: NDArray[np.bool_], image: Tensor) -> Tensor | None:
         masks = self._masks(record, keep, image)
         if masks is None:
             return None

@@ -1,4 +1,4 @@
-"""Data sets that are named by their folder: which format it is, and the source of one split."""
+"""Detect the format of a dataset folder and read one of its splits."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from rtdetr_tool.data import coco_folder, voc, yolo
 from rtdetr_tool.data.source import Source
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.messages import first_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Format:
+    """A dataset format: how to recognize and read it."""
+
     title: str
     looked_for: str
-    evidence: Callable[[str], str]  # of a folder: what shows that it is of this format, or nothing
-    read: Callable[[str, str, bool], Source]  # a folder, the name of a split, and whether masks are wanted
+    evidence: Callable[[str], str]  # folder -> the file that identifies the format, or an empty string
+    read: Callable[[str, str, bool], Source]  # folder, name of the split, and whether to read masks
     needs_split: bool = False
 
 
@@ -39,39 +42,38 @@ FORMATS: dict[str, Format] = {
 
 
 def read_dataset_folder(place: str, split: str = "", name: str = "auto", masks: bool = False) -> Source:
-    """The `split` of the data set in the folder `place`, in the format `name` (a key of `FORMATS`, or `auto`).
+    """Read a split of the dataset in the folder `place`, in the format `name` (a key of `FORMATS`, or `auto`).
 
-    Without `split` the folder itself is one. A YOLO data set may be named by its yaml file too.
+    Without `split`, the folder itself is the split. `place` may also be the YAML file of a YOLO dataset.
     """
     if not os.path.exists(place):
-        raise DataError(f"The data set folder {place!r} does not exist (dataset_dir).")
-    found = {key: text for key, entry in FORMATS.items() if (text := entry.evidence(place))}
+        raise DataError(f"dataset_dir: {place!r} does not exist")
+    matches = {key: text for key, entry in FORMATS.items() if (text := entry.evidence(place))}
     if name == "auto":
-        name = _the_one(place, found)
-    elif name not in found:
-        there = f" It looks like {', '.join(FORMATS[key].title for key in found)}." if found else _content(place)
-        raise DataError(f"dataset.format is {name}, but {place} has no {FORMATS[name].looked_for}.{there}")
-    chosen = FORMATS[name]
-    if chosen.needs_split and not split:
-        raise DataError(f"{place} is {chosen.title}: say which `split` of it (train, val, test) beside dataset_dir.")
-    logger.info("%s is read as %s, because it has %s", place, chosen.title, found[name])
-    return chosen.read(place, split, masks)
+        name = _only_match(place, matches)
+    elif name not in matches:
+        hint = f" It looks like {', '.join(FORMATS[key].title for key in matches)}." if matches else _content(place)
+        raise DataError(f"dataset.format is {name}, but {place} has no {FORMATS[name].looked_for}.{hint}")
+    selected = FORMATS[name]
+    if selected.needs_split and not split:
+        raise DataError(f"{place} is a {selected.title} dataset; set `split` (train, val or test) next to dataset_dir.")
+    logger.info("Reading %s as %s (it has %s)", place, selected.title, matches[name])
+    return selected.read(place, split, masks)
 
 
-def _the_one(place: str, found: dict[str, str]) -> str:
-    if len(found) == 1:
-        return next(iter(found))
-    if not found:
+def _only_match(place: str, matches: dict[str, str]) -> str:
+    if len(matches) == 1:
+        return next(iter(matches))
+    if not matches:
         lines = "".join(f"\n  - {entry.looked_for}" for entry in FORMATS.values())
-        raise DataError(f"{place} has no data set of a known format.{_content(place)} Looked for:{lines}")
-    shown = ", ".join(f"{FORMATS[key].title} ({text})" for key, text in found.items())
+        raise DataError(f"{place} has no dataset in a supported format.{_content(place)} Expected one of:{lines}")
+    formats = ", ".join(f"{FORMATS[key].title} ({text})" for key, text in matches.items())
     raise DataError(
-        f"{place} has data sets of {len(found)} formats: {shown}. Set dataset.format to one of {', '.join(found)}."
+        f"{place} has datasets in {len(matches)} formats: {formats}. Set dataset.format to one of {', '.join(matches)}."
     )
 
 
 def _content(place: str) -> str:
     if not os.path.isdir(place):
-        return " It is a file; only the yaml file of a YOLO data set can be named instead of a folder."
-    names = sorted(os.listdir(place))
-    return f" In it there is {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}."
+        return " It is a file; expected a folder, or the YAML file of a YOLO dataset."
+    return f" It contains {first_of(sorted(os.listdir(place)), 8) or 'no files'}."

@@ -1,8 +1,8 @@
-"""Telling faults of the machine from damage in a file.
+"""Distinguish machine faults from corrupted files.
 
-A machine without free file descriptors or memory, a failing disk and a network file system that does not answer make
-every file look damaged. Such a fault is tried again a few times and then ends the run as a `MachineError`; only what is
-wrong with a file itself is an error of the data.
+Without free file descriptors or memory, with a failing disk or an unresponsive network file system, every file looks
+corrupted. Such faults are retried a few times and then end the run with `MachineError`. Only a problem of the file
+itself is a data error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rtdetr_tool.files import open_regular
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -43,35 +43,35 @@ _ADVICE = {
     "files": "Raise the limit of open files (`ulimit -n`{limit}) or lower dataset.workers",
     "memory": "Free memory, or lower dataset.workers and dataset.batch_size",
     "storage": "Check the disk, the network and the mount that the file is on",
-    "access": "Check the permissions of its folder",
+    "access": "Check the permissions of the folder",
     "gone": "Check that the disk or network share is still mounted",
 }
-_PROBE = 512 << 20  # bytes; more than decoding the largest image that is accepted takes at once
-_LARGEST_CHECK = 1 << 30  # bytes that are read to see whether a file can be read at all
+_PROBE = 512 << 20  # bytes; more than decoding the largest accepted image allocates at once
+_LARGEST_CHECK = 1 << 30  # bytes read to check that a file is readable
 
 
 def kind_of(error: BaseException) -> str | None:
-    """Which fault of the machine an error stands for (a key of the advice); None for every other error."""
+    """The machine fault behind an error (a key of `_ADVICE`); None for all other errors."""
     if isinstance(error, MemoryError):
-        return "memory" if _memory_lacks() else None  # else a damaged file asked for an absurd amount
+        return "memory" if _is_out_of_memory() else None  # otherwise a corrupted file requested an absurd amount
     return _FAULTS.get(error.errno) if isinstance(error, OSError) else None
 
 
 def machine_error(kind: str, what: str, error: BaseException | str) -> MachineError:
-    """What to raise for a fault; `what` could not be read."""
+    """The exception to raise when `what` could not be read because of a machine fault."""
     reason = error if isinstance(error, str) else getattr(error, "strerror", None) or str(error) or "out of memory"
     advice = _ADVICE[kind].format(limit=_limit_of_open_files())
     return MachineError(
-        f"{what} cannot be read: {reason}. This is a fault of the machine, not of the file. {advice}, then start the "
+        f"{what} cannot be read: {reason}. This is a problem of the machine, not of the file. {advice}, then run the "
         "same command again."
     )
 
 
-def retried(read: Callable[[], T], path: str | os.PathLike) -> T:
-    """What `read` gives. A fault of the machine is tried again after each of `PAUSES`; other errors pass through.
+def retried(read: Callable[[], T], path: str | os.PathLike[str]) -> T:
+    """Call `read`, retrying machine faults after each of `PAUSES`; other errors pass through.
 
     Raises:
-        MachineError: the fault stays.
+        MachineError: the fault persists.
     """
     for pause in (*PAUSES, None):
         try:
@@ -88,8 +88,8 @@ def retried(read: Callable[[], T], path: str | os.PathLike) -> T:
     raise AssertionError("unreachable")
 
 
-def check_readable(path: str | os.PathLike) -> None:
-    """Read a file that could not be used, because decoders hide why they got no bytes: MachineError for a fault."""
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Read a file that could not be decoded: MachineError for a machine fault, which decoders would hide."""
 
     def read() -> None:
         with open_regular(path) as file:
@@ -99,11 +99,11 @@ def check_readable(path: str | os.PathLike) -> None:
     try:
         retried(read, path)
     except OSError:
-        return  # no fault of the machine
+        return  # not a machine fault
 
 
 def check_folder(path: str) -> None:
-    """MachineError where the folder of a file that was there is gone: it has been unmounted, most likely."""
+    """MachineError if the folder of a file no longer exists, most likely because it was unmounted."""
     folder = os.path.dirname(path) or "."
     try:
         os.stat(folder)
@@ -112,7 +112,7 @@ def check_folder(path: str) -> None:
 
 
 def names_in(folder: str) -> list[str]:
-    """The names in a folder, sorted; none where there is no such folder. MachineError where it cannot be read."""
+    """Sorted names in a folder; empty if it does not exist. MachineError if it cannot be read."""
     try:
         return sorted(retried(lambda: os.listdir(folder or "."), os.path.join(folder, "")))
     except (FileNotFoundError, NotADirectoryError):
@@ -122,7 +122,7 @@ def names_in(folder: str) -> list[str]:
 
 
 def walked(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` that does not pass over folders which cannot be read."""
+    """`os.walk`, but unreadable folders raise MachineError instead of being skipped."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -132,7 +132,7 @@ def walked(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file; MachineError where that cannot be found out."""
+    """Whether a file exists; MachineError if that cannot be determined."""
     try:
         retried(lambda: os.stat(path), path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -143,7 +143,7 @@ def exists(path: str) -> bool:
 
 
 def _searchable(folder: str) -> bool:
-    """Whether files can be opened in a folder and in those above it."""
+    """Whether a folder and its parents can be searched."""
     try:
         os.stat(os.path.join(folder or ".", "."))
     except OSError:
@@ -151,7 +151,7 @@ def _searchable(folder: str) -> bool:
     return True
 
 
-def _memory_lacks() -> bool:
+def _is_out_of_memory() -> bool:
     try:
         np.empty(_PROBE, np.uint8)
     except MemoryError:

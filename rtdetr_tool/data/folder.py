@@ -1,4 +1,4 @@
-"""Unlabelled images in folders, for inference."""
+"""Unlabeled images in folders, for inference."""
 
 from __future__ import annotations
 
@@ -19,78 +19,78 @@ from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
 from rtdetr_tool.data.preprocess import load_image
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.files import read_limited
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.structures import Target
 
 logger = logging.getLogger(__name__)
 
 LARGEST_CLASSMAP = 16 << 20  # bytes
 
-_NAMED = 5  # skipped files that a message names
-
 
 @dataclass
 class FolderContents:
-    """The image files found in folders, and the other files in them; hidden files count as neither."""
+    """The image files in folders and the other, skipped files; hidden files are in neither list."""
 
     images: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
 def search(folders: str | Iterable[str]) -> FolderContents:
-    """Every file in the folders and below them, each once; its extension decides whether it is an image.
+    """Find all files in folders and their subfolders, without duplicates; the extension decides what is an image.
 
-    Folders come in the given order, files of each sorted by path. An entry may also be a single image file, whatever
-    it is called. A linked folder below them is not followed; it counts as skipped.
+    Folders keep their order, and the files of each are sorted by path. An entry may also be a single image file with
+    any name. Links to folders are not followed; they count as skipped.
 
     Raises:
-        DataError: a folder does not exist, or there is no image in any of them.
+        DataError: a folder does not exist, or none of them contains an image.
         MachineError: a folder cannot be read.
     """
-    found = FolderContents()
+    contents = FolderContents()
     for folder in [folders] if isinstance(folders, (str, os.PathLike)) else folders:
         if os.path.isfile(folder):
-            found.images.append(os.fspath(folder))
+            contents.images.append(os.fspath(folder))
         elif os.path.isdir(folder):
             for path in _walk(os.fspath(folder)):
-                (found.images if is_image(path) else found.skipped).append(path)
+                (contents.images if is_image(path) else contents.skipped).append(path)
         else:
             raise DataError(f"The image directory {os.fspath(folder)!r} does not exist.")
-    if not found.images:
-        others = f"; {skipped_line(found.skipped)}" if found.skipped else ""
-        raise DataError(f"There are no images in {folders} (extensions {' '.join(EXTENSIONS)}){others}.")
-    return FolderContents(list(dict.fromkeys(found.images)), list(dict.fromkeys(found.skipped)))
+    if not contents.images:
+        others = f". {skipped_line(contents.skipped)}" if contents.skipped else ""
+        raise DataError(
+            f"{folders} contains no images; expected files with the extensions {' '.join(EXTENSIONS)}{others}"
+        )
+    return FolderContents(list(dict.fromkeys(contents.images)), list(dict.fromkeys(contents.skipped)))
 
 
 def find_images(folders: str | Iterable[str]) -> list[str]:
-    """The image files that `search` finds; a warning counts and names the files that are skipped."""
-    found = search(folders)
-    if found.skipped:
-        logger.warning("%s.", skipped_line(found.skipped))
-    return found.images
+    """The image files in folders, see `search`; skipped files are logged as a warning."""
+    contents = search(folders)
+    if contents.skipped:
+        logger.warning("%s", skipped_line(contents.skipped))
+    return contents.images
 
 
 def skipped_line(skipped: Sequence[str]) -> str:
-    """`3 files skipped (not images): 2 .mp4, 1 .txt (a/b.mp4, ...)`."""
+    """`Skipping 3 files that are not images (2 .mp4, 1 .txt): a/b.mp4, ...`."""
     kinds = Counter(Path(path).suffix.lower() or "without extension" for path in skipped)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    more = ", ..." if len(skipped) > _NAMED else ""
-    what = "file skipped (not an image" if len(skipped) == 1 else "files skipped (not images"
-    return f"{len(skipped)} {what}): {counts} ({', '.join(skipped[:_NAMED])}{more})"
+    what = "1 file that is not an image" if len(skipped) == 1 else f"{len(skipped)} files that are not images"
+    return f"Skipping {what} ({counts}): {first_of(skipped)}"
 
 
 def _walk(folder: str) -> list[str]:
-    found = []
+    paths: list[str] = []
     for parent, folders, names in walked(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        found += [os.path.join(parent, name) for name in (*names, *linked) if not name.startswith(".")]
-    return sorted(found, key=lambda path: Path(path).parts)
+        paths += [os.path.join(parent, name) for name in (*names, *linked) if not name.startswith(".")]
+    return sorted(paths, key=lambda path: Path(path).parts)
 
 
 def read_classmap(path: str) -> list[str]:
-    """Class names of a TAO classmap: one per line, line i (from 0) is class index i.
+    """Class names of a TAO classmap, one per line: line i (from 0) is class index i.
 
-    Blank lines at the end do not count.
+    Blank lines at the end are ignored.
     """
     try:
         text = retried(lambda: read_limited(path, LARGEST_CLASSMAP), path).decode("utf-8-sig")
@@ -103,16 +103,16 @@ def read_classmap(path: str) -> list[str]:
     while names and not names[-1]:
         names.pop()
     if not names:
-        raise DataError(f"Classmap {path} is empty; it must hold one class name per line.")
+        raise DataError(f"Classmap {path} is empty; expected one class name per line.")
     if "" in names:
-        raise DataError(f"Classmap {path} has no name in line {names.index('') + 1}.")
+        raise DataError(f"Classmap {path}, line {names.index('') + 1}: empty; expected a class name.")
     return names
 
 
-class ImageFolder(Dataset):
-    """Images at the network's size; the position in `paths` is the image id. What cannot be read is a `FailedImage`.
+class ImageFolder(Dataset[tuple[Tensor, Target] | FailedImage]):
+    """Images at the network's size; the index in `paths` is the image id. Unreadable images become a `FailedImage`.
 
-    `skipped` are the files in the same folders that are not images.
+    `skipped` are the other files in the same folders.
     """
 
     def __init__(

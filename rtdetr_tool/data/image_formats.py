@@ -1,10 +1,10 @@
-"""The image formats that are read, and the file names by which all readers find them in folders."""
+"""Supported image formats and their file extensions."""
 
 from __future__ import annotations
 
 from pathlib import PurePath
 
-# Format -> the extensions of its files. Pillow reads more formats, among them EPS, for which it starts another program.
+# Format -> file extensions. Pillow supports more formats, among them EPS, for which it runs another program.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -23,15 +23,15 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 
-# Files that belong to a dataset beside its images: annotations, descriptions, caches of other programs.
+# Other files that belong to datasets: annotations, descriptions, caches of other programs.
 COMPANIONS = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md", ".cache", ".npy")
 
 
 def is_image(name: str) -> bool:
-    """Whether the extension of a file name is that of an image format; upper and lower case are equal."""
+    """Whether a file name has the extension of a supported image format, ignoring case."""
     return PurePath(name).suffix.lower() in EXTENSIONS
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file is expected between the images of a dataset without being one."""
+    """Whether a non-image file is normal in the image folder of a dataset."""
     return PurePath(name).suffix.lower() in COMPANIONS

@@ -1,18 +1,20 @@
-"""Checks of labelled images before training on them: the cheap ones, and those that read every file."""
+"""Check labeled images before training: fast checks of annotations, and checks that read every file."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.faults import check_folder, retried
 from rtdetr_tool.data.findings import NOTE, Findings
-from rtdetr_tool.data.loader import dead_worker_explained, loader_faults_explained, start_worker
+from rtdetr_tool.data.loader import explain_dead_worker, explain_loader_faults, start_worker
 from rtdetr_tool.data.preprocess import SizeMismatch, decode_image, image_header
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import KINDS as REPAIRS
@@ -23,14 +25,14 @@ from rtdetr_tool.status import current_status
 
 logger = logging.getLogger(__name__)
 
-IMBALANCE = 100  # a class with fewer objects than the most frequent one has hundreds is called rare
-SAME_BOX = 0.95  # IoU from which two boxes of a class in one image are one object labelled twice
+IMBALANCE = 100  # a class is rare if the most frequent class has at least this many times as many objects
+SAME_BOX = 0.95  # minimum IoU of two boxes of a class that count as one object labeled twice
 TINY = 1.0  # pixels of the network's input
-_PAIRS = 1 << 18  # of boxes, compared at a time
-_REFUSED = {  # what is said about an error of a split before training
-    "train": "There is nothing to learn from the training data. {}.",
+_PAIRS = 1 << 18  # pairs of boxes compared at a time
+_REFUSALS = {  # split -> message for an error before training
+    "train": "The training data cannot be used for training. {}. Check dataset.train_data_sources.",
     "val": (
-        "The validation data cannot be used to choose the best checkpoint. {}. Correct dataset.val_data_sources or "
+        "The validation data cannot be used to select the best checkpoint. {}. Fix dataset.val_data_sources or "
         "dataset.eval_class_ids."
     ),
 }
@@ -38,7 +40,7 @@ _REFUSED = {  # what is said about an error of a split before training
 
 @dataclass
 class SplitCounts:
-    """How much a split holds; objects are counted without crowd regions."""
+    """Size of a split; crowd regions are not objects."""
 
     images: int
     objects: int
@@ -59,27 +61,26 @@ class SplitCounts:
         return cls(images, objects, crowds, empty, classes)
 
 
-# Without opening an image
+# Checks without opening images
 
 
 def check_contents(
     datasets: Mapping[str, DetectionDataset], findings: Findings, scoring: Scoring
 ) -> dict[str, SplitCounts]:
-    """What a run can be told at its start: repairs, classes, objects, scores, images listed for training and scoring.
+    """Fast checks at the start of a run: repairs, classes, objects, scoring, and images shared with the training data.
 
-    `datasets` are by split, with one numbering of the classes.
+    `datasets` are by split and have the same classes.
     """
     counts = {split: SplitCounts.of(dataset) for split, dataset in datasets.items()}
-    trained = {record.path for record in datasets["train"].records} if "train" in datasets else set()
+    train_paths = {record.path for record in datasets["train"].records} if "train" in datasets else set()
     for split, dataset in datasets.items():
         findings.include(split, dataset.repairs, dataset.records)
         _check_classes(split, dataset, counts, findings)
         _check_queries(split, dataset, scoring.num_queries, findings)
         if split != "train":
             check_scoring(split, dataset, scoring, findings)
-        for record in dataset.records if split != "train" and trained else ():
-            if record.path in trained:
-                findings.add("image_in_train", split, record.path, record=record)
+        for record in dataset.records if split != "train" and train_paths else ():
+            findings.add("image_in_train", split, record.path, record=record)
     return counts
 
 
@@ -90,7 +91,7 @@ def _check_classes(
     if counts[split].empty_images:
         findings.add("empty_images", split, count=counts[split].empty_images)
     if not counts[split].objects:
-        if split != "test":  # which `evaluate` scores as undefined
+        if split != "test":  # `evaluate` reports undefined scores
             findings.add("no_objects", split)
         return
     trained = counts["train"].by_class if "train" in counts else None
@@ -112,74 +113,75 @@ def _check_queries(split: str, dataset: DetectionDataset, num_queries: int | Non
 
 
 def check_before_training(datasets: Mapping[str, DetectionDataset], scoring: Scoring) -> None:
-    """The cheap part of `rtdetr validate_data`: what it finds goes to the log and the status file.
+    """The fast part of `rtdetr validate_data`; findings go to the log and the status file.
 
-    DataError where there is nothing to learn, or no score to choose a checkpoint by.
+    Raises:
+        DataError: there is nothing to train on, or no score to select the best checkpoint by.
     """
     findings = Findings()
     check_contents(datasets, findings, scoring)
     if findings.errors:
-        raise DataError("\n".join(_REFUSED[found.split].format(found.line()) for found in findings.errors))
-    for found in findings:
-        current_status().write("RUNNING", found.line(), verbosity="INFO" if found.level == NOTE else "WARNING")
-        if found.kind not in REPAIRS:  # these were said when the annotations were read
-            logger.log(logging.INFO if found.level == NOTE else logging.WARNING, found.line())
+        raise DataError("\n".join(_REFUSALS[finding.split].format(finding.line()) for finding in findings.errors))
+    for finding in findings:
+        current_status().write("RUNNING", finding.line(), verbosity="INFO" if finding.level == NOTE else "WARNING")
+        if finding.kind not in REPAIRS:  # those were logged when the annotations were read
+            logger.log(logging.INFO if finding.level == NOTE else logging.WARNING, finding.line())
 
 
 def check_boxes(split: str, record: ImageRecord, input_size: tuple[int, int], findings: Findings) -> None:
-    """Labels of one image that a detector with this input (height, width) cannot learn well."""
-    tiny, twice = tiny_boxes(record, input_size), repeated_boxes(record)
+    """Check for labels of one image that a detector with this input (height, width) cannot learn well."""
+    tiny, duplicates = tiny_boxes(record, input_size), duplicate_boxes(record)
     if tiny:
         findings.add("box_tiny", split, record.path, tiny, record)
-    if twice:
-        findings.add("object_twice", split, record.path, twice, record)
+    if duplicates:
+        findings.add("object_twice", split, record.path, duplicates, record)
 
 
 def tiny_boxes(record: ImageRecord, input_size: tuple[int, int]) -> int:
-    """How many boxes are narrower than `TINY` when their image has been stretched to `input_size` (height, width)."""
+    """Number of boxes smaller than `TINY` after their image is stretched to `input_size` (height, width)."""
     if not len(record) or not record.width:
         return 0
     scale = np.array([input_size[1] / record.width, input_size[0] / record.height])
     return int((((record.boxes[:, 2:] - record.boxes[:, :2]) * scale).min(axis=1) < TINY).sum())
 
 
-def repeated_boxes(record: ImageRecord) -> int:
-    """How many boxes nearly equal another one of the same class; crowd regions do not count."""
+def duplicate_boxes(record: ImageRecord) -> int:
+    """Number of boxes nearly identical to another one of the same class; crowd regions do not count."""
     count = 0
     for label in set(record.labels.tolist()):
         boxes = record.boxes[(record.labels == label) & ~record.iscrowd]
         rows = max(1, _PAIRS // max(1, len(boxes)))
-        for start in range(0, len(boxes), rows):  # thousands of boxes have millions of pairs
-            same = box_iou(boxes[start : start + rows], boxes) >= SAME_BOX
+        for start in range(0, len(boxes), rows):  # in chunks, because thousands of boxes have millions of pairs
+            same = _pairwise_iou(boxes[start : start + rows], boxes) >= SAME_BOX
             count += int(np.tril(same, start - 1).any(axis=1).sum())
     return count
 
 
-def box_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """IoU of boxes [N, 4] and [M, 4] (xyxy), [N, M]."""
+def _pairwise_iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU [N, M] of xyxy boxes [N, 4] and [M, 4]."""
     low, high = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
     common = (high - low).clip(min=0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
     return common / (areas[0][:, None] + areas[1] - common)
 
 
-# The files
+# Checks that read every file
 
 
 @dataclass
 class ImageFacts:
-    """What reading one file gave: SHA-256 of its bytes and EXIF orientation, or why it cannot be used."""
+    """Result of reading one image file: SHA-256 of its bytes and EXIF orientation, or the reason it is unusable."""
 
     sha256: str | None = None
     orientation: int = 1
-    as_stored: bool = False  # labelled without the rotation of EXIF
+    as_stored: bool = False  # labeled without EXIF rotation
     wrong_size: bool = False
     error: str | None = None
-    machine: bool = False  # the error is a fault of the machine, not of the file
+    machine: bool = False  # whether the error is a machine fault
 
 
-class _Files(Dataset):
-    """Reads each file as training would."""
+class _Files(Dataset[ImageFacts]):
+    """Reads each file as training does."""
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
         self.records = records
@@ -202,11 +204,11 @@ class _Files(Dataset):
 
 
 def read_files(records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFacts]:
-    """Facts of every image file, in order, read by `workers` processes (0: in this one)."""
-    ahead = {"prefetch_factor": 16, "worker_init_fn": start_worker} if workers else {}
-    with dead_worker_explained(f"dataset.workers (now {workers})"):
-        loader = DataLoader(_Files(records), batch_size=None, num_workers=workers, **ahead)
-        for record, facts in zip(records, loader_faults_explained(loader), strict=True):
+    """Read every image file, in order, with `workers` processes (0: in this process)."""
+    options: dict[str, Any] = {"prefetch_factor": 16, "worker_init_fn": start_worker} if workers else {}
+    with explain_dead_worker(f"dataset.workers (now {workers})"):
+        loader = DataLoader(_Files(records), batch_size=None, num_workers=workers, **options)
+        for record, facts in zip(records, explain_loader_faults(loader), strict=True):
             if facts.machine:
                 raise MachineError(facts.error)
             if facts.error is not None:
@@ -215,18 +217,18 @@ def read_files(records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFa
 
 
 class FileCheck:
-    """Judges the facts of one file after the other; equal contents are told by their SHA-256.
+    """Checks image files one by one; duplicates are recognized by their SHA-256.
 
     Args:
-        replaced: the splits in which another image is taken for one that cannot be read.
+        replaced: splits in which training replaces unreadable images.
     """
 
     def __init__(self, findings: Findings, replaced: Sequence[str] = ()) -> None:
         self.findings, self.replaced = findings, replaced
         self.bad = 0
-        self._seen: dict[str, dict[str, str]] = {}  # split -> sha256 -> path
+        self._paths: dict[str, dict[str | None, str]] = {}  # split -> sha256 -> path
 
-    def look(self, split: str, record: ImageRecord, facts: ImageFacts) -> None:
+    def add(self, split: str, record: ImageRecord, facts: ImageFacts) -> None:
         if facts.error is not None:
             self.bad += 1
             kind = "image_size_differs" if facts.wrong_size else "image_unreadable"
@@ -237,10 +239,10 @@ class FileCheck:
             self.findings.add("exif_not_applied", split, record.path, record=record)
         elif facts.orientation > 1 and (facts.orientation < 5 or record.width == record.height):
             self.findings.add("exif_unclear", split, record.path, record=record)
-        seen, trained = self._seen.setdefault(split, {}), self._seen.get("train", {})
-        if facts.sha256 in seen:
-            self.findings.add("image_twice", split, f"{record.path} = {seen[facts.sha256]}", record=record)
-        elif split != "train" and trained.get(facts.sha256, record.path) != record.path:
-            # Where both list the same file, that was found without reading it.
-            self.findings.add("image_in_train", split, f"{record.path} = {trained[facts.sha256]}", record=record)
-        seen.setdefault(facts.sha256, record.path)
+        paths, train_paths = self._paths.setdefault(split, {}), self._paths.get("train", {})
+        if facts.sha256 in paths:
+            self.findings.add("image_twice", split, f"{record.path} = {paths[facts.sha256]}", record=record)
+        elif split != "train" and train_paths.get(facts.sha256, record.path) != record.path:
+            # Images with the same path were already reported by `check_contents`.
+            self.findings.add("image_in_train", split, f"{record.path} = {train_paths[facts.sha256]}", record=record)
+        paths.setdefault(facts.sha256, record.path)

@@ -1,29 +1,54 @@
-"""The classes that several sources have together, and those that a source shares with training data or a checkpoint."""
+"""Join the classes of several sources, and match those of a source with training data or a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from rtdetr_tool.data.class_names import join
-from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.source import Source
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.messages import first_of
+from rtdetr_tool.ops.classes import ClassMap
 
 
-def undecided(sources: Sequence[Source]) -> bool:
-    """Whether other splits of the data have a say in what the classes are."""
+def add_categories(
+    known: dict[int, str], categories: Mapping[int, str], repairs: Repairs, ids_known: bool = True
+) -> None:
+    """Add the categories of another file to `known`, joined by name whatever their ids are.
+
+    A new name keeps its id if the id is free. With `ids_known`, changed ids are counted in `repairs`; without it, the
+    ids were assigned by this package and have no meaning.
+    """
+    id_of = {name: category_id for category_id, name in known.items()}
+    next_id = max((*known, *(categories if ids_known else ())), default=-1) + 1
+    for category_id, name in categories.items():
+        joined = id_of.get(name)
+        if joined is None:
+            joined = category_id if ids_known and category_id not in known else next_id
+            if joined == next_id:
+                next_id += 1
+            if joined != category_id and ids_known:
+                change = f"{category_id} {name!r} (there {known[category_id]!r}) becomes {joined}"
+                repairs.add("category_id_taken", change)
+            known[joined] = name
+        elif joined != category_id and ids_known:
+            repairs.add("category_renumbered", f"{category_id} {name!r} becomes {joined}")
+
+
+def needs_other_splits(sources: Sequence[Source]) -> bool:
+    """Whether the classes depend on the other splits of the dataset."""
     return any(source.names_seen or source.groups for source in sources)
 
 
 def decide_classes(sources: Sequence[Source], others: Sequence[Source]) -> None:
-    """Settle the classes of `sources` over all splits; `others` are the sources of the other splits.
+    """Decide the classes of `sources` over all splits; `others` are the sources of the other splits.
 
-    A category that only groups others is skipped where no object of any split has it. Where nothing lists the classes,
-    those of the objects of all splits count.
+    A category that only groups others is skipped if no object of any split has it. If no file lists the classes, they
+    are those of the objects of all splits.
     """
-    every = [*sources, *others]
-    used = set().union(*(source.used for source in every))
-    seen = set().union(*(source.categories.values() for source in every if source.names_seen))
+    all_sources = [*sources, *others]
+    used = set().union(*(source.used for source in all_sources))
+    names = set().union(*(source.categories.values() for source in all_sources if source.names_seen))
     for source in sources:
         for category_id in sorted(source.groups):
             if source.categories[category_id] not in used:
@@ -31,39 +56,39 @@ def decide_classes(sources: Sequence[Source], others: Sequence[Source]) -> None:
                 source.repairs.add("category_placeholder", f"{category_id} {name!r}")
         source.groups = set()
         if source.names_seen:
-            together = dict(enumerate(sorted(seen)))
-            source.renumber(together)
-            source.categories = together
+            categories = dict(enumerate(sorted(names)))
+            source.renumber(categories)
+            source.categories = categories
 
 
 def joined_categories(sources: Sequence[Source]) -> dict[int, str]:
-    """All categories of the sources, joined by name; each source takes over the ids.
+    """All categories of the sources, joined by name; renumbers each source.
 
-    Sources whose ids are known come first, in their order.
+    Sources with known ids come first, in their order.
     """
     known: dict[int, str] = {}
     for source in sorted(sources, key=lambda source: not source.ids_known):
-        join(known, source.categories, source.repairs, source.ids_known)
+        add_categories(known, source.categories, source.repairs, source.ids_known)
         source.renumber(known)
     return known
 
 
-def matched(source: Source, class_map: ClassMap) -> ClassMap:
-    """The classes with ids as in `source`, which takes over theirs if it knows names only.
+def match_classes(source: Source, class_map: ClassMap) -> ClassMap:
+    """`class_map` with the ids of `source`; a source that has only names takes over the ids of `class_map`.
 
     Raises:
-        DataError: objects have a class that is not among them, or the names contradict each other.
+        DataError: objects have a class that `class_map` does not have, or names and ids are in conflict.
     """
     try:
-        return _matched(source, class_map)
+        return _match(source, class_map)
     except DataError:
         if not _drop_unused(source, set(class_map.categories.values())):
             raise
-    return _matched(source, class_map)
+    return _match(source, class_map)
 
 
 def _drop_unused(source: Source, known: set[str]) -> bool:
-    """Skip categories that no object has and that are not `known`; False where there are none, or no other ones."""
+    """Drop categories that are neither used by an object nor `known`; False if there are none, or no others."""
     used = source.used
     unused = [number for number, name in source.categories.items() if name not in used and name not in known]
     if not unused or len(unused) == len(source.categories):
@@ -73,19 +98,20 @@ def _drop_unused(source: Source, known: set[str]) -> bool:
     return True
 
 
-def _matched(source: Source, class_map: ClassMap) -> ClassMap:
-    ours, theirs = class_map.categories, source.categories
-    names = set(theirs.values())
-    unknown = sorted(names - set(ours.values()))
-    by_name = not unknown and len(names) == len(theirs) and len(set(ours.values())) == len(ours)
-    if not class_map.ids_known or (by_name and source.ids_known and not theirs.items() <= ours.items()):
-        class_map = class_map.with_ids_of(theirs, source.name)
+def _match(source: Source, class_map: ClassMap) -> ClassMap:
+    known, categories = class_map.categories, source.categories
+    names = set(categories.values())
+    unknown = sorted(names - set(known.values()))
+    by_name = not unknown and len(names) == len(categories) and len(set(known.values())) == len(known)
+    if not class_map.ids_known or (by_name and source.ids_known and not categories.items() <= known.items()):
+        class_map = class_map.with_ids_of(categories, source.name)
     elif by_name:
-        source.renumber(ours)
+        source.renumber(known)
     elif not source.ids_known:
         raise DataError(
             f"{source.name} has classes that the training data or checkpoint does not have: "
-            f"{', '.join(map(repr, unknown[:6]))}. They are {', '.join(map(repr, list(ours.values())[:12]))}."
+            f"{first_of(map(repr, unknown), 6)}. Its classes are {first_of(map(repr, known.values()), 12)}. Remove or "
+            "rename these classes, or train with them."
         )
     class_map.check_categories(source.categories, source.name)
     return class_map

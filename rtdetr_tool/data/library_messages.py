@@ -1,4 +1,4 @@
-"""Messages of the image libraries: to the log instead of the terminal."""
+"""Redirect messages of image libraries from the terminal to the log."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SETTERS = ("TIFFSetWarningHandler", "TIFFSetErrorHandler")
 
 @cache
 def keep_off_the_terminal() -> None:
-    """Log what libtiff would write to stderr, and ignore Pillow's warnings where nobody asked for them.
+    """Log what libtiff would write to stderr, and ignore Pillow's warnings unless a filter asks for them.
 
-    Damage that makes an image unreadable is an exception besides. Filters of warnings that are set already, by the
-    user or for a log file, come first.
+    Unreadable images still raise an exception. Existing warning filters, of the user or for a log file, take
+    precedence.
     """
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
     handler = _log if sys.platform == "linux" else None  # elsewhere a va_list may not be a pointer
@@ -30,7 +30,7 @@ def keep_off_the_terminal() -> None:
 
 
 def _libtiff_setters() -> list[Any]:
-    """Functions of the libtiff that Pillow is linked with; none where its names are not visible."""
+    """Functions of the libtiff that Pillow is linked with; empty if its symbols are not visible."""
     from PIL import _imaging
 
     try:
@@ -49,7 +49,7 @@ def _log(module: bytes | None, form: bytes | None, values: int | None) -> None:
         text = ctypes.create_string_buffer(_LONGEST)
         _vsnprintf()(text, _LONGEST, form, values)
         logger.debug("libtiff: %s", text.value.decode("utf-8", "replace"))
-    except Exception:  # nobody could catch it: the caller is written in C
+    except Exception:  # the caller is C code, so no exception may escape
         pass
 
 

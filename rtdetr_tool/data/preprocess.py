@@ -1,7 +1,7 @@
-"""From an image file to the network's input, the same for evaluation, inference and every runtime.
+"""Decode image files and resize them to the network's input, for evaluation, inference and all runtimes.
 
-Images are uint8 RGB [3, H, W] until they are on the device; `to_float` makes them 0..1 there. There is no mean or
-standard deviation (TAO's detectors are trained that way).
+Images are uint8 RGB [3, H, W] until they are on the device, where `to_float` converts them to 0..1. There is no
+normalization by mean and standard deviation, as in TAO.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rtdetr_tool.files import open_regular
 T = TypeVar("T")
 
 _ORIENTATION = 0x0112  # EXIF tag
-# EXIF orientation -> what brings stored pixels [H, W, 3] upright; from 5 on width and height change places.
-_TURNS: dict[int, Callable[[Tensor], Tensor]] = {
+# EXIF orientation -> function that rotates stored pixels [H, W, 3] upright; from 5, width and height are swapped.
+_ROTATIONS: dict[int, Callable[[Tensor], Tensor]] = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels.flip(1),
     3: lambda pixels: pixels.flip(0, 1),
@@ -46,7 +46,7 @@ _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
 
 @dataclass
 class PreparedImage:
-    """An image at the network's size and what undoes the resizing (see `ops.structures.Target`)."""
+    """An image at the network's size, and what is needed to undo the resizing (see `ops.structures.Target`)."""
 
     image: Tensor  # [3, H, W] uint8
     original_size: tuple[int, int]  # (height, width)
@@ -55,26 +55,27 @@ class PreparedImage:
 
 # Decoding
 
-# A file that claims more pixels (width x height) is refused before it is decoded: the largest pictures of phones have
-# 108 million, and what decoders need for this many stays below 2 GB.
+# A file with more pixels (width x height) is refused before it is decoded. Phones take images of up to 108 million
+# pixels, and decoders need less than 2 GB for this many.
 MAX_PIXELS = 120_000_000
 
-_STRIP_PIXELS = 1 << 24  # converted at a time, so that large pictures are not held in several forms at once
+_STRIP_PIXELS = 1 << 24  # converted at a time, so that large images are not copied as a whole
 
 
 class SizeMismatch(DataError):
-    """An image file does not have the size that its annotations are for."""
+    """The size of an image file differs from that in its annotations."""
 
 
 def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None = None) -> Tensor:
-    """The first frame of an image file as uint8 RGB [3, H, W], turned upright by its EXIF orientation.
+    """The first frame of an image file as uint8 RGB [3, H, W], rotated upright by its EXIF orientation.
 
-    Transparency is dropped, 16-bit grey is scaled to 8 bits. `declared_size` is the (width, height) that annotations
-    refer to: where it fits the file only without the EXIF rotation, the annotations were made on the unrotated image,
-    and it is left so; where it fits neither way, the boxes cannot be right and `SizeMismatch` says so.
+    Transparency is dropped, and 16-bit gray is scaled to 8 bits. `declared_size` is the (width, height) that
+    annotations refer to: if it fits the file only without EXIF rotation, the annotations were made on the unrotated
+    image, and the image is not rotated. If it fits neither way, the boxes cannot be right, and `SizeMismatch` is
+    raised.
 
     Raises:
-        DataError: with the path, whatever is wrong with the file.
+        DataError: the file cannot be decoded; the message contains the path.
     """
 
     def decode(file: Image.Image) -> Tensor:
@@ -86,7 +87,7 @@ def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None 
         if declared_size is not None and declared_size != size:
             raise SizeMismatch(
                 f"Image {os.fspath(path)} is {size[0]}x{size[1]} pixels, "
-                f"but its annotations are for {declared_size[0]}x{declared_size[1]}."
+                f"but {declared_size[0]}x{declared_size[1]} in its annotations. Fix the annotations or the file."
             )
         return _upright(file, orientation)
 
@@ -94,7 +95,7 @@ def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None 
 
 
 def decode_content(content: bytes, name: str) -> Tensor:
-    """The image in a file with this content, as `decode_image` gives it; `name` is what errors call it."""
+    """Like `decode_image`, for the content of a file; `name` is used in errors."""
 
     def decode(file: Image.Image) -> Tensor:
         file.load()
@@ -103,24 +104,25 @@ def decode_content(content: bytes, name: str) -> Tensor:
     return _read(name, decode, content)
 
 
-def decode_picture(picture: Image.Image) -> Tensor:
-    """A picture that Pillow holds as uint8 RGB [3, H, W]; not turned, because boxes refer to the pixels as they are.
+def decode_pil_image(image: Image.Image) -> Tensor:
+    """A PIL image as uint8 RGB [3, H, W]; not rotated by EXIF, because boxes refer to its pixels as they are.
 
     Raises:
-        DataError: it is closed, or its file cannot be read to the end.
+        DataError: the image is closed, or its file cannot be read completely.
     """
     try:
         keep_off_the_terminal()
-        picture.load()
-    except Exception as error:  # Pillow reads a picture's file only now
+        image.load()
+    except Exception as error:  # Pillow reads the file lazily
+        name = getattr(image, "filename", "")
         if (kind := kind_of(error)) is not None:
-            raise machine_error(kind, f"The picture {getattr(picture, 'filename', '')!r}", error) from error
-        raise DataError(f"Cannot read the picture {getattr(picture, 'filename', '')!r}: {error}") from error
-    return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
+            raise machine_error(kind, f"The image {name!r}", error) from error
+        raise DataError(f"Cannot read the image {name!r}: {error}. Pass an open PIL image or a path.") from error
+    return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) after EXIF rotation, from the file's header where possible; DataError if that cannot be read."""
+    """(width, height) after EXIF rotation, from the file's header if possible; DataError if it cannot be read."""
     return image_header(path)[0]
 
 
@@ -129,7 +131,7 @@ def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
 
     def measure(file: Image.Image) -> tuple[tuple[int, int], int]:
         if file.format == "TIFF":
-            file.load()  # turns the picture itself; before that, Pillow's versions differ in what `size` is
+            file.load()  # rotates the image; before that, `size` differs between Pillow versions
         orientation = _orientation(file)
         return _upright_size(file.size, orientation), orientation
 
@@ -138,19 +140,19 @@ def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
 
 def _upright(file: Image.Image, orientation: int) -> Tensor:
     pixels = torch.from_numpy(_rgb_pixels(file))
-    return _TURNS[orientation](pixels).contiguous().permute(2, 0, 1)
+    return _ROTATIONS[orientation](pixels).contiguous().permute(2, 0, 1)
 
 
 def _read(path: str | os.PathLike, use: Callable[[Image.Image], T], content: bytes | None = None) -> T:
-    """What `use` makes of the opened image; with `content` that is read, and `path` is only its name.
+    """Call `use` with the opened image; with `content` that is read, and `path` is only used in messages.
 
     Raises:
-        DataError: with the path, whatever is wrong with the file.
-        MachineError: the machine could not read it, although it was tried again.
+        DataError: the file cannot be decoded; the message contains the path.
+        MachineError: the machine could not read the file, even after retries.
     """
 
     def read() -> T:
-        formats = _formats()  # before the file is opened: modules of Pillow are files, too
+        formats = _formats()  # before the file is opened, because it imports modules of Pillow
         opened = open_regular(path) if content is None else io.BytesIO(content)
         with opened as stream, Image.open(stream, formats=formats) as file:
             _check_pixels(*file.size)
@@ -162,7 +164,7 @@ def _read(path: str | os.PathLike, use: Callable[[Image.Image], T], content: byt
         raise
     except FileNotFoundError as error:
         raise DataError(f"Image file not found: {os.fspath(path)}") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and many more
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         if content is None:
             check_readable(path)
         raise DataError(f"Cannot read image {os.fspath(path)}: {_reason(path, content, error)}") from error
@@ -170,7 +172,7 @@ def _read(path: str | os.PathLike, use: Callable[[Image.Image], T], content: byt
 
 @cache
 def _formats() -> list[str]:
-    """Those of `FORMATS` that the installed Pillow reads."""
+    """The `FORMATS` that the installed Pillow supports."""
     keep_off_the_terminal()
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
@@ -179,8 +181,8 @@ def _formats() -> list[str]:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"it claims {width}x{height} pixels; more than {MAX_PIXELS} are not decoded (it may be a decompression "
-            "bomb). Cut it into tiles or make it smaller"
+            f"its size of {width}x{height} is above the limit of {MAX_PIXELS} pixels (a decompression bomb?). Split it "
+            "into tiles or reduce its size"
         )
 
 
@@ -189,23 +191,23 @@ def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _orientation(file: Image.Image) -> int:
-    """The EXIF orientation 1..8; a damaged EXIF block counts as upright."""
+    """The EXIF orientation 1..8; 1 (upright) if the EXIF data is invalid."""
     try:
-        found = int(file.getexif().get(_ORIENTATION, 1))
+        orientation = int(file.getexif().get(_ORIENTATION, 1))
     except Exception as error:
         if kind_of(error) is not None:
             raise
         return 1
-    return found if found in _TURNS else 1
+    return orientation if orientation in _ROTATIONS else 1
 
 
 def _rgb_pixels(file: Image.Image) -> np.ndarray:
-    """Pixels of a loaded image, uint8 [H, W, 3], strip by strip."""
+    """Pixels of a loaded image as uint8 [H, W, 3], converted in strips."""
     width, height = file.size
     convert = _to_rgb(file)
     rows = max(1, _STRIP_PIXELS // width)
     if rows >= height:
-        return np.array(convert(file))  # the copy is needed: torch must own writable memory
+        return np.array(convert(file))  # copied, because torch needs writable memory
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -214,12 +216,12 @@ def _rgb_pixels(file: Image.Image) -> np.ndarray:
 
 
 def _to_rgb(file: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What makes RGB of this image, or of any part of it."""
+    """A function that converts this image, or any part of it, to RGB."""
     mode = file.mode
     if mode == "RGB":
         return lambda part: part
     if mode.startswith("I") or mode == "F":
-        low, high = _grey_range(file)
+        low, high = _gray_range(file)
         return lambda part: Image.fromarray(_to_8_bit(np.asarray(part), low, high)).convert("RGB")
     if mode == "P":
         return lambda part: part.convert("RGBA").convert("RGB")
@@ -231,11 +233,11 @@ def _to_rgb(file: Image.Image) -> Callable[[Image.Image], Image.Image]:
     return lambda part: part.convert("RGB")
 
 
-def _grey_range(file: Image.Image) -> tuple[float, float]:
-    """The grey values of more than 8 bits that become 0 and 255.
+def _gray_range(file: Image.Image) -> tuple[float, float]:
+    """The gray values with more than 8 bits that map to 0 and 255.
 
-    Integers are taken as 16-bit, 65535 is white; wider ones by their own maximum. Floats are taken as 0..1, else as
-    0..255, else by their own range, in which what is no number does not count.
+    Integers are treated as 16-bit, or scaled by their maximum if it is larger. Floats are treated as 0..1 if they are
+    in that range, else as 0..255, else scaled by the range of their finite values.
     """
     values = np.asarray(file)
     if file.mode != "F":
@@ -246,7 +248,7 @@ def _grey_range(file: Image.Image) -> tuple[float, float]:
 
 
 def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Grey values with `low` as 0 and `high` as 255; what is no number is black."""
+    """Map gray values from `low`..`high` to 0..255; non-finite values become black."""
     values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low).clip(low, high)
     scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
     return np.rint(scaled).astype(np.uint8)
@@ -256,9 +258,9 @@ def _reason(path: str | os.PathLike, content: bytes | None, error: Exception) ->
     if isinstance(error, Image.UnidentifiedImageError):
         if (os.path.getsize(path) if content is None else len(content)) == 0:
             return "the file is empty."
-        return f"it is not an image, its beginning is damaged, or its format is none of {', '.join(FORMATS)}."
+        return f"it is not an image, its header is corrupted, or its format is not one of {', '.join(FORMATS)}."
     if isinstance(error, Image.DecompressionBombError):
-        return f"it claims more pixels than the {MAX_PIXELS} that are decoded; it may be a decompression bomb."
+        return f"its size is above the limit of {MAX_PIXELS} pixels (a decompression bomb?)."
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return f"{text.rstrip('.')}."
 
@@ -267,16 +269,17 @@ def _reason(path: str | os.PathLike, content: bytes | None, error: Exception) ->
 
 
 def input_size(spatial_size: Sequence[int], preserve_aspect_ratio: bool) -> tuple[int, int]:
-    """(height, width) of what the network gets: `spatial_size` itself, or the square around its longer side."""
+    """(height, width) of the network's input: `spatial_size`, or a square with its longer side."""
     height, width = spatial_size
-    return (max(height, width),) * 2 if preserve_aspect_ratio else (height, width)
+    longer = max(height, width)
+    return (longer, longer) if preserve_aspect_ratio else (height, width)
 
 
 def prepare_image(image: Tensor, spatial_size: Sequence[int], preserve_aspect_ratio: bool = False) -> PreparedImage:
     """Resize a decoded image, uint8 [3, H, W], to the network's input.
 
-    Without `preserve_aspect_ratio` it is stretched to `spatial_size` (height, width). With it, its longer side becomes
-    the longer of the two, and black is added on the right or at the bottom to make a square.
+    Without `preserve_aspect_ratio` it is stretched to `spatial_size` (height, width). With it, the longer side becomes
+    the longer of the two, and the image is padded with black on the right or bottom to a square.
     """
     height, width = image.shape[-2:]
     target = input_size(spatial_size, preserve_aspect_ratio)
@@ -296,14 +299,14 @@ def load_image(
 
 
 def letterbox_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) of an image whose longer side becomes `side`; never below one pixel."""
+    """(height, width) of an image scaled so that its longer side is `side`; at least one pixel each."""
     longest = max(size)
     height, width = (max(1, round(length * side / longest)) for length in size)
     return height, width
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear with antialias, on uint8, to (height, width)."""
+    """Resize a uint8 image to (height, width): bilinear, antialiased."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     with warnings.catch_warnings():
@@ -315,14 +318,14 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 to float32 0..1, on whatever device and in whatever memory format the images are."""
+    """uint8 0..255 to float32 0..1, on any device and in any memory format."""
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.to(torch.float32)
 
 
 def draw_scale(scales: Sequence[int | Sequence[int]], seed: int, step: int) -> tuple[int, int]:
-    """The (height, width) that multi-scale training takes in this step: a function of seed and step alone.
+    """The (height, width) of multi-scale training in this step, a function of seed and step only.
 
-    All ranks therefore agree. An entry of `scales` is the side of a square or a (height, width) pair.
+    Therefore all ranks agree. An entry of `scales` is the side of a square or a (height, width) pair.
     """
     entry = random.Random(f"multi-scale {seed} {step}").choice(list(scales))
     height, width = (entry, entry) if isinstance(entry, int) else entry
@@ -330,7 +333,7 @@ def draw_scale(scales: Sequence[int | Sequence[int]], seed: int, step: int) -> t
 
 
 def resize_batch(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """A float batch [B, 3, H, W] at another (height, width), bilinear. Boxes are relative and stay as they are."""
+    """Resize a float batch [B, 3, H, W] to (height, width), bilinear. Boxes are relative and do not change."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What is known about an image before its file is opened."""
+"""An image and its objects as annotated, before the image file is opened."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True)
 class ImageRecord:
-    """One image and its objects, N of them, crowd regions included.
+    """One image and its N objects, including crowd regions.
 
-    `width` and `height` are those the annotations refer to; the file's own size is checked against them when it is
-    read. `area` is COCO's (of the segmentation where there is one); it only sorts objects into small, medium, large.
+    `width` and `height` are the size that the annotations refer to; the image file is checked against it when it is
+    read. `area` is COCO's area (of the segmentation, if any) and only sorts objects into small, medium and large.
     """
 
     path: str
@@ -25,7 +25,7 @@ class ImageRecord:
     iscrowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))  # [N]
     area: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # [N] square pixels
 
-    masks: list[bytes] | None = None  # of each object (see `ops/masks`); None where they were not read
+    masks: list[bytes] | None = None  # per object (see `ops/masks`); None if masks were not read
 
     def __len__(self) -> int:
         return len(self.boxes)

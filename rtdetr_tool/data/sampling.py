@@ -1,4 +1,4 @@
-"""Which images a process sees, and in which order."""
+"""Samplers: which images each process sees, and in which order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.utils.data import Sampler
 
 
 class TrainSampler(Sampler[tuple[int, int]]):
-    """A new order each epoch, the same on all ranks, dealt out like cards; yields (epoch, index).
+    """A new shuffled order per epoch, the same on all ranks, distributed in turn; yields (epoch, index).
 
-    Step k of all ranks together sees the images that step k of one process with a batch `world_size` times as large
-    would see. All ranks get equally many: what does not fill a step of all ranks is left for another epoch, except
-    that a data set smaller than one such step is used whole (with a few images twice where it cannot be dealt evenly).
+    Step k of all ranks together sees the same images as step k of a single process with a batch `world_size` times as
+    large. All ranks get the same number of images: an incomplete last step is dropped, except that a dataset smaller
+    than one step is used completely (with a few images repeated if it cannot be divided evenly).
     """
 
     def __init__(self, count: int, seed: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -30,7 +30,7 @@ class TrainSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def start_at(self, epoch: int, batches: int) -> None:
-        """Leave the first `batches` batches of that one epoch out: a run that goes on has seen them."""
+        """Skip the first `batches` batches of this epoch, which a resumed run has already seen."""
         self._start = (epoch, batches)
 
     def __len__(self) -> int:
@@ -38,13 +38,13 @@ class TrainSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        order = np.resize(order, len(self) * self.world_size)  # cuts, or repeats from the start
-        seen = self._start[1] * self.batch_size if self._start[0] == self.epoch else 0
-        return ((self.epoch, int(index)) for index in order[self.rank :: self.world_size][seen:])
+        order = np.resize(order, len(self) * self.world_size)  # truncates, or repeats from the start
+        skipped = self._start[1] * self.batch_size if self._start[0] == self.epoch else 0
+        return ((self.epoch, int(index)) for index in order[self.rank :: self.world_size][skipped:])
 
 
 class EvalSampler(Sampler[int]):
-    """Every image exactly once over all ranks, in order; the ranks' shares may differ by one image."""
+    """Every image exactly once over all ranks, in order; ranks may differ by one image."""
 
     def __init__(self, count: int, rank: int = 0, world_size: int = 1) -> None:
         self.indices = range(rank, count, world_size)

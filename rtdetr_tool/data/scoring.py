@@ -1,7 +1,7 @@
-"""What a split needs to be scored, and how many objects of one image a score can count.
+"""Check whether a split can be scored, and how many objects per image the metrics can count.
 
-COCO's score takes at most `max_dets` detections of each class and image. A detector returns at most `num_select`
-detections of an image, and has `num_queries` places to find objects in.
+COCO metrics count at most `max_dets` detections per class and image. A detector returns at most `num_select` detections
+per image, and has `num_queries` queries to detect objects with.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.records import ImageRecord
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.masks import UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -26,10 +28,10 @@ class Scoring:
     """How the detections of a model are scored.
 
     Args:
-        class_ids: category ids that are scored, all when None.
-        max_dets: detections of each class and image that count.
-        num_select, num_queries: of the model; None when there is no model to ask.
-        masks: whether the best checkpoint is chosen by masks.
+        class_ids: category ids that are scored; None means all.
+        max_dets: counted detections per class and image.
+        num_select, num_queries: of the model; None without a model.
+        masks: whether the best checkpoint is selected by mask metrics.
     """
 
     class_ids: tuple[int, ...] | None = None
@@ -41,7 +43,7 @@ class Scoring:
 
 @dataclass
 class ScoredCounts:
-    """Objects of a split without crowd regions: all, those of the classes that are scored, and of these with a mask."""
+    """Objects of a split without crowd regions: all, those of scored classes, and scored ones with a mask."""
 
     objects: int = 0
     scored: int = 0
@@ -49,57 +51,62 @@ class ScoredCounts:
 
 
 def check_scoring(split: str, dataset: DetectionDataset, scoring: Scoring, findings: Findings) -> None:
-    """What keeps a split from being scored, and images whose objects cannot all be counted or found.
+    """Check that a split can be scored, and that the objects of each image can all be counted and detected.
 
-    Without a score there is no best checkpoint, so for validation data that is an error; a test split is only not
-    scored. A split without any object at all is not reported here, unless it is `test`.
+    Without a score there is no best checkpoint, so for validation data this is an error; a test split then has
+    undefined scores. A split without any objects is not reported here, unless it is `test`.
     """
-    counts = _counted(split, dataset, scoring, findings)
+    counts = _count_objects(split, dataset, scoring, findings)
     if split == "test" and not counts.scored:
         findings.add("test_without_objects", split)
     elif counts.objects and not counts.scored:
-        findings.add("no_scored_objects", split, f"dataset.eval_class_ids is {sorted(scoring.class_ids)}")
+        findings.add("no_scored_objects", split, f"dataset.eval_class_ids is {sorted(scoring.class_ids or ())}")
     elif scoring.masks and counts.scored and not counts.with_mask:
         findings.add("no_scored_masks", split)
 
 
 def log_scoring(split: str, dataset: DetectionDataset, scoring: Scoring) -> None:
-    """Log the same before a split is scored and nothing depends on it: without objects its scores are undefined."""
+    """Log the same checks before a split is scored in evaluation, where undefined scores are not an error."""
     findings = Findings()
-    counts = _counted(split, dataset, scoring, findings)
+    counts = _count_objects(split, dataset, scoring, findings)
     if not counts.scored:
         findings.add("test_without_objects", split)
     elif scoring.masks and not counts.with_mask:
         findings.add("no_scored_masks", split)
-    for found in findings:
-        logger.warning("%s", found.line())
+    for finding in findings:
+        logger.warning("%s", finding.line())
 
 
-def _counted(split: str, dataset: DetectionDataset, scoring: Scoring, findings: Findings) -> ScoredCounts:
+def _count_objects(split: str, dataset: DetectionDataset, scoring: Scoring, findings: Findings) -> ScoredCounts:
     classes, counts = dataset.class_map, ScoredCounts()
-    wanted = np.zeros(classes.num_classes, dtype=bool)
+    scored = np.zeros(classes.num_classes, dtype=bool)
     for entry in classes.entries:
-        wanted[entry.index] = scoring.class_ids is None or entry.category_id in scoring.class_ids
+        scored[entry.index] = scoring.class_ids is None or entry.category_id in scoring.class_ids
     unknown = sorted(set(scoring.class_ids or ()) - set(classes.categories))
     if unknown:
-        known = ", ".join(f"{number}: {name}" for number, name in classes.categories.items())
-        findings.add("unknown_eval_class", split, f"{unknown}; the data has {known}")
+        known = first_of([f"{number}: {name}" for number, name in classes.categories.items()], 20)
+        findings.add("unknown_eval_class", split, f"{unknown}; expected {known}")
     for record in dataset.records:
         labels = record.labels[~record.iscrowd]
-        chosen = wanted[labels]
+        is_scored = scored[labels]
         counts.objects += len(labels)
-        counts.scored += int(chosen.sum())
-        counts.with_mask += _with_mask(record, wanted) if scoring.masks else 0
-        _check_counts(split, dataset, record, labels[chosen], len(labels), scoring, findings)
-    _check_limits(split, scoring, int(wanted.size), findings)
+        counts.scored += int(is_scored.sum())
+        counts.with_mask += _with_mask(record, scored) if scoring.masks else 0
+        _check_counts(split, dataset, record, labels[is_scored], len(labels), scoring, findings)
+    _check_limits(split, scoring, int(scored.size), findings)
     return counts
 
 
 def _check_counts(
-    split: str, dataset: DetectionDataset, record: ImageRecord, scored: np.ndarray, objects: int, scoring: Scoring,
+    split: str,
+    dataset: DetectionDataset,
+    record: ImageRecord,
+    scored: NDArray[np.int64],
+    objects: int,
+    scoring: Scoring,
     findings: Findings,
-) -> None:  # fmt: skip
-    """`scored` are the class indices of the objects that are scored, `objects` is how many the image has."""
+) -> None:
+    """`scored` are the class indices of scored objects; `objects` is the number of all objects of the image."""
     if len(scored) > scoring.max_dets:
         counts = np.bincount(scored)
         most = int(counts.argmax())
@@ -111,19 +118,19 @@ def _check_counts(
         findings.add("beyond_num_select", split, where, record=record)
 
 
-def _with_mask(record: ImageRecord, wanted: np.ndarray) -> int:
+def _with_mask(record: ImageRecord, scored: NDArray[np.bool_]) -> int:
     masks = record.masks or [UNKNOWN] * len(record)
     known = np.array([mask != UNKNOWN for mask in masks], dtype=bool)
-    return int((known & ~record.iscrowd & wanted[record.labels]).sum())
+    return int((known & ~record.iscrowd & scored[record.labels]).sum())
 
 
 def _check_limits(split: str, scoring: Scoring, classes: int, findings: Findings) -> None:
-    """Whether a raised `max_dets` is more than the detector can return."""
-    limits = {}
+    """Check that an increased `max_dets` is not more than the detector can return."""
+    limits: dict[str, int] = {}
     if scoring.num_select is not None:
         limits["model.num_select"] = scoring.num_select
     if scoring.num_queries is not None:
         limits["the number of queries x classes"] = scoring.num_queries * classes
-    least = min(limits, key=limits.get, default=None)
-    if least is not None and max(COCO_MAX_DETS, limits[least]) < scoring.max_dets:
-        findings.add("max_dets_not_reached", split, f"{least} is {limits[least]}, evaluate.max_dets {scoring.max_dets}")
+    name, limit = min(limits.items(), key=lambda item: item[1], default=("", scoring.max_dets))
+    if max(COCO_MAX_DETS, limit) < scoring.max_dets:
+        findings.add("max_dets_not_reached", split, f"{name} is {limit}, evaluate.max_dets is {scoring.max_dets}")

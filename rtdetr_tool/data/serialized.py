@@ -1,27 +1,28 @@
-"""All records of a data set in a handful of shared-memory tensors.
+"""All records of a dataset in a few shared-memory tensors.
 
-A Python list of records is copied, page by page, into every worker process that touches its reference counts, and whole
-into every spawned one. The tensors here are touched by nobody and handed over by handle, so any number of workers,
-forked or spawned, reads one copy.
+A Python list of records is copied into every worker process: page by page into forked workers, which update reference
+counts, and as a whole into spawned workers. Shared tensors are passed by handle, so all workers read a single copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdetr_tool.data.records import ImageRecord
 
 
 class SerializedRecords(Sequence[ImageRecord]):
-    """A sequence of `ImageRecord` that is unpacked one record at a time.
+    """A sequence of `ImageRecord` that unpacks one record at a time.
 
-    Row i has the bytes `path_ends[i-1]:path_ends[i]` of `paths` and the objects `object_ends[i-1]:object_ends[i]`;
-    object j the bytes `mask_ends[j]:mask_ends[j+1]` of `masks`, where there are masks.
+    Record i has the bytes `path_ends[i-1]:path_ends[i]` of `paths` and the objects `object_ends[i-1]:object_ends[i]`.
+    Object j has the bytes `mask_ends[j]:mask_ends[j+1]` of `masks`, if there are masks.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
@@ -34,11 +35,12 @@ class SerializedRecords(Sequence[ImageRecord]):
         self.labels = _shared(_joined((r.labels for r in records), np.zeros(0, np.int64)))
         self.iscrowd = _shared(_joined((r.iscrowd for r in records), np.zeros(0, np.bool_)))
         self.area = _shared(_joined((r.area for r in records), np.zeros(0)))
-        self.masks = self.mask_ends = None
+        self.masks: Tensor | None = None
+        self.mask_ends: Tensor | None = None
         if any(record.masks is not None for record in records):
             masks = [counts for record in records for counts in record.masks or [b""] * len(record)]
             self.masks = _bytes(masks)
-            self.mask_ends = _shared(np.cumsum([0, *map(len, masks)], dtype=np.int64))  # one more: all after object i
+            self.mask_ends = _shared(np.cumsum([0, *map(len, masks)], dtype=np.int64))  # one more than objects
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,7 +64,7 @@ class SerializedRecords(Sequence[ImageRecord]):
         )
 
     def _masks(self, objects: slice) -> list[bytes] | None:
-        if self.masks is None:
+        if self.masks is None or self.mask_ends is None:
             return None
         ends = self.mask_ends[objects.start : objects.stop + 1].tolist()
         return [bytes(self.masks[start:end].numpy()) for start, end in pairwise(ends)]
@@ -72,7 +74,7 @@ class SerializedRecords(Sequence[ImageRecord]):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every tensor that holds the data."""
+        """All tensors with data."""
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
     @property
@@ -80,16 +82,16 @@ class SerializedRecords(Sequence[ImageRecord]):
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def _shared(array: np.ndarray) -> Tensor:
+def _shared(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
 
 
 def _bytes(texts: Sequence[bytes]) -> Tensor:
-    """All of them one after the other, in a bytearray, because torch refuses read-only memory, and an empty one."""
+    """Concatenate; in a non-empty bytearray, because torch does not accept read-only or empty memory."""
     return _shared(np.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=np.uint8))
 
 
-def _joined(arrays: Iterator[np.ndarray], empty: np.ndarray) -> np.ndarray:
+def _joined(arrays: Iterator[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate(list(chain([empty], arrays)))
 
 

@@ -1,4 +1,4 @@
-"""What every reader of annotations gives, whatever the format: images with boxes, categories, and what was mended."""
+"""The common result of all annotation readers: images with boxes, categories and repairs."""
 
 from __future__ import annotations
 
@@ -10,40 +10,45 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.faults import names_in, retried
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import open_regular
+from rtdetr_tool.messages import first_of
+from rtdetr_tool.ops.classes import ClassMap
 
-# Annotation tools round; a box may stick out this far (pixels) without being touched, as in COCO's own files.
+# Annotation tools round: boxes may extend beyond the image by this much (pixels) without clipping, as in COCO's files.
 OVERHANG = 0.5
 
-LARGEST_SIDE = 10**6  # pixels; no format of images has more in use
-LARGEST_LABEL = 16 << 20  # bytes of a text file for one image
-LARGEST_LIST = 1 << 30  # bytes of a text file that lists images
+LARGEST_SIDE = 10**6  # pixels; larger images are not used in practice
+LARGEST_LABEL = 16 << 20  # bytes of a label file of one image
+LARGEST_LIST = 1 << 30  # bytes of a list of images
 
 _VALIDATION = ("val", "valid", "validation")
 
 
+Row = tuple[float, float, float, float, int, bool, float]
+
+
 @dataclass(slots=True)
 class AnnotatedImage:
+    """An image and its annotated objects."""
+
     path: str
     width: int
     height: int
-    rows: list[tuple] = field(default_factory=list)  # (x1, y1, x2, y2, category id, crowd, area)
-    masks: list[bytes] = field(default_factory=list)  # of each row (see `ops/masks`), where masks are read
+    rows: list[Row] = field(default_factory=list)  # (x1, y1, x2, y2, category id, crowd, area)
+    masks: list[bytes] = field(default_factory=list)  # per row (see `ops/masks`), if masks are read
 
 
 @dataclass
 class Source:
-    """Checked annotations of one split: images by id, in the order of the files.
+    """Validated annotations of one split: images by id, in the order of the files.
 
-    Where the format knows classes by name only, `ids_known` is False and the ids are this package's, from 0.
-    `supercategories` are those that the files name, by category id. `groups` are the ids of categories that may stand
-    for a group of others only, as Roboflow's exports have them. `names_seen` says that the classes are those of the
-    objects, because nothing lists them.
+    If the format has only class names, `ids_known` is False and ids are assigned from 0. `supercategories` are those of
+    the files, by category id. `groups` are ids of categories that may only group others, as in Roboflow's exports.
+    `names_seen` means that no file lists the classes, so that they are those of the objects.
     """
 
     name: str
@@ -57,7 +62,7 @@ class Source:
 
     @property
     def used(self) -> set[str]:
-        """The names of the categories that an object or crowd region has."""
+        """Names of the categories that an object or crowd region has."""
         ids = {row[4] for image in self.images.values() for row in image.rows}
         return {self.categories[category_id] for category_id in ids}
 
@@ -71,7 +76,7 @@ class Source:
         return [_record(image_id, image, index_of) for image_id, image in self.images.items()]
 
     def renumber(self, categories: Mapping[int, str]) -> None:
-        """Take over the ids of `categories` (id -> name), which has all names of this source, each once."""
+        """Use the ids of `categories` (id -> name), which must have every name of this source, without duplicates."""
         id_of = {name: category_id for category_id, name in categories.items()}
         new = {old: id_of[name] for old, name in self.categories.items()}
         for image in self.images.values():
@@ -80,12 +85,12 @@ class Source:
 
 
 def spellings(split: str) -> tuple[str, ...]:
-    """The names that a split goes by, the given one first: Roboflow says `valid` for `val`."""
+    """Equivalent names of a split, the given one first (Roboflow uses `valid` for `val`)."""
     return (split, *(name for name in _VALIDATION if name != split)) if split in _VALIDATION else (split,)
 
 
 def read_bytes(path: str, what: str, limit: int = LARGEST_LABEL) -> bytes:
-    """The content of a file of labels; DataError, which calls it `what`, where there is none or it is too large."""
+    """Content of a label file; DataError if it cannot be read or is too large. Messages call the file `what`."""
 
     def read() -> bytes:
         with open_regular(path) as file:
@@ -96,20 +101,20 @@ def read_bytes(path: str, what: str, limit: int = LARGEST_LABEL) -> bytes:
     except OSError as error:
         raise DataError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
     if len(data) > limit:
-        raise DataError(f"{what} {path} has more than {limit >> 20} MB, which no such file needs.")
+        raise DataError(f"{what} {path} is larger than the limit of {limit >> 20} MB.")
     return data
 
 
 def refuse_link_out(path: str, root: str, what: str) -> None:
-    """DataError for a file that names classes or images and is a link to a file outside of its data set.
+    """DataError if a file with class or image names is a link to a file outside its dataset.
 
-    Images, label files and folders may be links; what such a file says ends up in results and messages.
+    Images, label files and folders may be links, but the text of such a file ends up in results and messages.
     """
     real, inside = os.path.realpath(path), os.path.realpath(root)
     if os.path.islink(path) and os.path.commonpath([real, inside]) != inside:
         raise DataError(
-            f"{what} {path} is a link that leads out of the data set {root}. Names are only read from files in the "
-            "data set: copy the file there, or name it itself in the spec."
+            f"{what} {path} is a link that points outside the dataset {root}; expected a file in the dataset. Copy the "
+            "file there, or set its path in the spec."
         )
 
 
@@ -120,7 +125,7 @@ def area_of(box: tuple[float, float, float, float]) -> float:
 def fitted_box(
     corners: tuple[float, float, float, float], image: AnnotatedImage, repairs: Repairs, where: str
 ) -> tuple[float, float, float, float] | None:
-    """A box (xyxy, pixels) clipped to its image (whose size may be unknown, 0); None when nothing is left."""
+    """A box (xyxy pixels) clipped to its image (size 0 means unknown); None if nothing is left."""
     left, top, right, bottom = corners
     if not all(map(math.isfinite, corners)):
         repairs.add("box_not_finite", where)
@@ -139,18 +144,21 @@ def fitted_box(
 
 
 def drop_missing_images(source: Source, policy: str) -> int:
-    """Look for the files of all images, one listing per directory; the number of images without one.
+    """Check that the files of all images exist, with one listing per folder; returns the number of missing images.
 
-    `policy` is `skip` (leave them out, count them in the repairs) or `error`. That not a single file exists is always
-    an error: the folder is the wrong one.
+    `policy` is `skip` (drop them and count them in the repairs) or `error`. It is always an error if no file exists,
+    because then the folder is wrong.
     """
     missing = _missing(image.path for image in source.images.values())
     if not missing:
         return 0
-    shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+    examples = first_of(sorted(missing), 3)
     total = len(source.images)
     if policy == "error" or len(missing) == len({image.path for image in source.images.values()}):
-        raise DataError(f"{len(missing)} of {total} image files of {source.name} do not exist: {shown}")
+        raise DataError(
+            f"{len(missing)} of {total} image files of {source.name} do not exist: {examples}. Check the image folder "
+            "and the file names in the annotations."
+        )
     for image_id, image in list(source.images.items()):
         if image.path in missing:
             source.repairs.add("image_missing", image.path)

@@ -1,10 +1,10 @@
-"""Training augmentation, in the order of TAO's RT-DETR, which is that of the official RT-DETR code:
+"""Training augmentation, in the order of TAO and of the official RT-DETR code:
 
 photometric distortion, zoom-out, IoU crop, sanitize, horizontal flip, resize, sanitize.
 
-The draws follow torchvision v2 (`RandomPhotometricDistort`, `RandomZoomOut`, `RandomIoUCrop`) but come from a
-`numpy.random.Generator` that the caller owns, so that a sample is a function of its seed. Boxes are xyxy pixels
-until the last step.
+Random parameters follow torchvision v2 (`RandomPhotometricDistort`, `RandomZoomOut`, `RandomIoUCrop`) but come from the
+caller's `numpy.random.Generator`, so that a sample is a function of its seed. Boxes are xyxy pixels until the last
+step.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from rtdetr_tool.data.window import Window, render, render_masks
 ZOOM_PROBABILITY = 0.5
 ZOOM_RANGE = (1.0, 4.0)
 FLIP_PROBABILITY = 0.5
-MIN_SIZE = 1.0  # pixels; a box below it in width or height is removed
+MIN_SIZE = 1.0  # pixels; boxes with a smaller width or height are removed
 
 CROP_SCALE = (0.3, 1.0)
 CROP_ASPECT = (0.5, 2.0)
-CROP_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # least IoU with some object; 1 leaves the image whole
+CROP_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # minimum IoU with some object; 1 means no crop
 CROP_TRIALS = 40
 
 
 @dataclass
 class TrainTransform:
-    """uint8 image [3, H, W] and xyxy pixel boxes to the training input and cxcywh 0..1 boxes.
+    """Augments a uint8 image [3, H, W] with xyxy pixel boxes; returns the network's input and cxcywh 0..1 boxes.
 
-    `size` is (height, width); with `preserve_aspect_ratio` it is letterboxed as in evaluation. Zoomed-out and padded
-    areas are black (0), as TAO has them.
+    `size` is (height, width); with `preserve_aspect_ratio` the image is letterboxed as in evaluation. Areas of zoom-out
+    and padding are black (0), as in TAO.
     """
 
     size: tuple[int, int]
@@ -52,7 +52,7 @@ class TrainTransform:
     def with_masks(
         self, image: Tensor, boxes: Tensor, labels: Tensor, masks: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The same with masks [N, H, W] of 0 and 1, which come back as bool [n, *size]."""
+        """The same with masks [N, H, W] of 0 and 1, which are returned as bool [n, *size]."""
         image = draw_distortion(rng, self.distortion_prob)(image)
         height, width = image.shape[-2:]
         window = Window(0, 0, width, height)
@@ -79,7 +79,7 @@ class TrainTransform:
         )
 
     def _sizes(self, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) that the window gets, and of the whole output."""
+        """(height, width) of the resized window and of the whole output."""
         outer = input_size(self.size, self.preserve_aspect_ratio)
         if not self.preserve_aspect_ratio:
             return outer, outer
@@ -87,7 +87,7 @@ class TrainTransform:
 
 
 def draw_zoom_out(rng: np.random.Generator, window: Window) -> Window:
-    """A canvas 1 to 4 times the window's sides with the window somewhere on it."""
+    """A canvas with 1 to 4 times the window's sides and the window at a random position."""
     factor = rng.uniform(*ZOOM_RANGE)
     width, height = int(window.width * factor), int(window.height * factor)
     across, down = rng.random(2)
@@ -96,33 +96,33 @@ def draw_zoom_out(rng: np.random.Generator, window: Window) -> Window:
 
 
 def draw_iou_crop(rng: np.random.Generator, window: Window, boxes: np.ndarray) -> tuple[Window, np.ndarray]:
-    """SSD's crop (Liu et al. 2016, arXiv:1512.02325): a part of the window that overlaps some object enough.
+    """SSD's crop (Liu et al. 2016, arXiv:1512.02325): a part of the window with a minimum IoU with some object.
 
     Args:
         boxes: [N, 4] xyxy, in the coordinates of the image that `window` is on.
 
     Returns:
-        The crop, and which boxes have their centre in it (all of them where the window is left whole).
+        The crop and a mask of the boxes with their center in it (all boxes if the window is not cropped).
     """
-    everything = np.ones(len(boxes), dtype=bool)
+    all_boxes = np.ones(len(boxes), dtype=bool)
     if not len(boxes):
-        return window, everything
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return window, all_boxes
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     while True:
-        least = CROP_OPTIONS[rng.integers(len(CROP_OPTIONS))]
-        if least >= 1:
-            return window, everything
+        min_iou = CROP_OPTIONS[rng.integers(len(CROP_OPTIONS))]
+        if min_iou >= 1:
+            return window, all_boxes
         for draw in rng.random((CROP_TRIALS, 4)).tolist():
             crop = _draw_crop(draw, window)
             if crop is None:
                 continue
-            inside = ((centres > (crop.left, crop.top)) & (centres < (crop.right, crop.bottom))).all(axis=1)
-            if inside.any() and _best_iou(boxes[inside], crop) >= least:
+            inside = ((centers > (crop.left, crop.top)) & (centers < (crop.right, crop.bottom))).all(axis=1)
+            if inside.any() and _best_iou(boxes[inside], crop) >= min_iou:
                 return crop, inside
 
 
 def _draw_crop(draw: Sequence[float], window: Window) -> Window | None:
-    """A sub-window from four numbers 0..1; None where its shape is out of bounds."""
+    """A sub-window from four numbers 0..1; None if its aspect ratio is out of range."""
     low, high = CROP_SCALE
     width = int(window.width * (low + (high - low) * draw[0]))
     height = int(window.height * (low + (high - low) * draw[1]))
@@ -141,12 +141,12 @@ def _best_iou(boxes: np.ndarray, crop: Window) -> float:
 
 
 def large_enough(boxes: np.ndarray) -> np.ndarray:
-    """Which xyxy boxes are at least `MIN_SIZE` wide and high."""
+    """Mask of xyxy boxes that are at least `MIN_SIZE` wide and high."""
     return ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIZE).all(axis=1)
 
 
 def to_relative(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """xyxy pixels to float32 cxcywh 0..1 of a (height, width); kept inside of it."""
+    """xyxy pixels to float32 cxcywh 0..1 relative to (height, width), clipped to 0..1."""
     scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float64)
     low, high = (boxes.to(torch.float64) / scale).clamp(0, 1).chunk(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1).to(torch.float32)

@@ -1,9 +1,9 @@
-"""Reading data sets in Pascal VOC's layout: one XML file per image.
+"""Read Pascal VOC datasets: one XML file per image.
 
-Either as the challenge has it, `JPEGImages/`, `Annotations/` and `ImageSets/Main/<split>.txt`, or as export tools write
-it: a folder per split, with the XML files beside the images or in the two folders above. Boxes are VOC's: pixels
-counted from 1, both ends inside, so that `xmin 1, xmax 640` spans an image of 640 pixels. Objects marked `difficult`
-are neither learned nor counted, as in the challenge; here they are crowd regions.
+Either in the layout of the challenge, `JPEGImages/`, `Annotations/` and `ImageSets/Main/<split>.txt`, or as written by
+export tools: a folder per split, with the XML files next to the images or in those two folders. Box coordinates are
+pixels from 1, both ends inclusive, so `xmin 1, xmax 640` spans an image of 640 pixels. Objects marked `difficult` are
+not trained on and not scored, as in the challenge; they are represented as crowd regions.
 """
 
 from __future__ import annotations
@@ -38,27 +38,29 @@ _SPLITS = ("train", "val", "test")
 
 
 def evidence(place: str) -> str:
-    """Where XML files lie that make `place` a Pascal VOC data set, or nothing."""
+    """The location of XML files that identify `place` as a Pascal VOC dataset, or an empty string."""
     bases = ["", *(name for split in _SPLITS for name in spellings(split))]
     folders = [os.path.join(base, inner) for base in bases for inner in ("", *_ANNOTATIONS)]
     return next((os.path.join(folder, "*.xml") for folder in folders if _has_xml(os.path.join(place, folder))), "")
 
 
 def read_split(place: str, split: str) -> Source:
-    """The images and objects of a split; without `split`, `place` is one by itself."""
+    """Read the images and objects of a split; without `split`, those of the folder `place` itself."""
     return _Reader(_find(place, split), split).read()
 
 
 @dataclass(frozen=True)
 class _Files:
+    """Folders of a split."""
+
     root: str
     images: str
     annotations: str
-    listed: str = ""  # the file that lists the split's images, where one does
+    listed: str = ""  # file that lists the images of the split, if any
 
 
 def _find(place: str, split: str) -> _Files:
-    """Where the files of a split lie."""
+    """Find the folders of a split."""
     for name in spellings(split) if split else ():
         listed = os.path.join(place, "ImageSets", "Main", f"{name}.txt")
         if os.path.isfile(listed):
@@ -69,13 +71,13 @@ def _find(place: str, split: str) -> _Files:
             return _Files(place, *_folders(base))
     lists, folders = os.path.join("ImageSets", "Main", f"{split}.txt"), " or ".join(spellings(split))
     raise MissingSplit(
-        f"{place} (Pascal VOC) has no split {split!r}: there is neither {lists} nor a folder {folders}. A folder "
-        "without splits is one data source by itself: name it as dataset_dir of the source, without `split`."
+        f"{place} (Pascal VOC) has no split {split!r}; expected {lists} or a folder {folders}. To use a folder without "
+        "splits, set it as dataset_dir of a data source, without `split`."
     )
 
 
 def _folders(base: str) -> tuple[str, str]:
-    """The folders of images and of XML files; both are `base` where they lie side by side."""
+    """The folders of images and of XML files; both are `base` if the files are next to each other."""
     annotations = next((p for n in _ANNOTATIONS if os.path.isdir(p := os.path.join(base, n))), base)
     return next((p for n in _IMAGES if os.path.isdir(p := os.path.join(base, n))), base), annotations
 
@@ -93,9 +95,9 @@ class _Reader:
         self.source = Source(name, ids_known=False)
         self.names_file = os.path.join(files.root, NAMES_FILE)
         self.order = self._read_names() if os.path.isfile(self.names_file) else None
-        self.found = 0  # XML files
+        self.label_files = 0
         self.units = BoxUnits(XYXY)
-        self.seen: set[str] = set()  # names of objects
+        self.names: set[str] = set()  # of objects
 
     def read(self) -> Source:
         images = self._images()
@@ -110,15 +112,15 @@ class _Reader:
             for stem, path in images.items():
                 if path not in annotated:
                     self._add(stem, path, None)
-        if not self.found:
+        if not self.label_files:
             raise DataError(
-                f"None of the {len(self.source.images)} images of {self.source.name} has an XML file in "
+                f"None of the {len(self.source.images)} images of {self.source.name} has an XML file; expected them in "
                 f"{self.files.annotations}."
             )
-        names = self.order or sorted(self.seen)
+        names = self.order or sorted(self.names)
         if not names:
             raise DataError(
-                f"{self.source.name} has no objects, so its classes are unknown; name them in {self.names_file}, one "
+                f"{self.source.name} has no objects, so its classes are unknown. List them in {self.names_file}, one "
                 "per line."
             )
         index_of = {name: index for index, name in enumerate(names)}
@@ -130,7 +132,7 @@ class _Reader:
         return self.source
 
     def _images(self) -> dict[str, str]:
-        """The image files by name without extension; other files, and a second image of a name, are counted."""
+        """Image files by name without extension; other files and further images with the same name are counted."""
         paths, repairs = _files_of(self.files.images), self.source.repairs
         images = _by_stem(paths, EXTENSIONS)
         for path in paths:
@@ -145,25 +147,25 @@ class _Reader:
         text = read_bytes(self.names_file, "The list of classes").decode("utf-8-sig", "replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
-            raise DataError(f"{self.names_file} must hold one class name per line.")
+            raise DataError(f"{self.names_file} is empty; expected one class name per line.")
         names = list(dict.fromkeys(lines))
         if len(names) < len(lines):
             self.source.repairs.add("category_repeated", self.names_file, len(lines) - len(names))
         return names
 
     def _listed(self, known: set[str]) -> list[str]:
-        """The names of images in a list of `ImageSets/Main`; what stands behind a name in a line is not read."""
+        """The image names in a list of `ImageSets/Main`; the rest of each line is ignored."""
         refuse_link_out(self.files.listed, self.files.root, "The list of images")
         text = read_bytes(self.files.listed, "The list of images", LARGEST_LIST).decode("utf-8-sig", "surrogateescape")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         stems = list(dict.fromkeys(line if line in known else line.split()[0] for line in lines))
-        wrong = next((stem for stem in stems if "/" in stem or os.sep in stem or stem.startswith("..")), None)
-        if wrong is not None:
+        invalid = next((stem for stem in stems if "/" in stem or os.sep in stem or stem.startswith("..")), None)
+        if invalid is not None:
             raise DataError(
-                f"{self.files.listed} names {wrong!r}; names of images without folder and ending are expected."
+                f"{self.files.listed} contains {invalid!r}; expected image names without folder and extension."
             )
         if not stems:
-            raise DataError(f"The list of images {self.files.listed} is empty.")
+            raise DataError(f"The list of images {self.files.listed} is empty; expected one image name per line.")
         return stems
 
     def _add(self, stem: str, path: str | None, label: str | None) -> None:
@@ -174,13 +176,13 @@ class _Reader:
         if root is None:
             self.source.repairs.add("image_without_label", os.path.basename(path))
         else:
-            self.found += 1
+            self.label_files += 1
         self._size(root, image)
         for number, entry in enumerate([] if root is None else root.iterfind("object"), 1):
             self._object(entry, image, f"{label}, object {number}")
 
     def _named(self, root: ElementTree.Element | None, stem: str) -> str:
-        """The image file that the XML names, for one that no image's name agrees with."""
+        """The image path from the XML file's `filename`, for an XML file without a matching image."""
         name = "" if root is None else _text(root, "filename").replace("\\", "/").rpartition("/")[2]
         return os.path.join(self.files.images, name or f"{stem}.*")
 
@@ -193,24 +195,24 @@ class _Reader:
             self.source.repairs.add("image_without_size", os.path.basename(image.path))
         try:
             image.width, image.height = image_size(image.path)
-        except DataError:  # reported when the file is looked for or decoded
+        except DataError:  # reported when the file is checked or decoded
             return
 
     def _object(self, entry: ElementTree.Element, image: AnnotatedImage, where: str) -> None:
         repairs, name = self.source.repairs, _text(entry, "name")
         if not name:
-            raise DataError(f"{where} has no <name>.")
+            raise DataError(f"{where} has no <name>; expected a class name.")
         if self.order is not None and name not in self.order:
             raise DataError(
-                f"{where} is a {name!r}, which {self.names_file} does not list. Correct it, or add the class there."
+                f"{where} has the class {name!r}, which is not in {self.names_file}. Fix the name, or add the class."
             )
-        self.seen.add(name)
+        self.names.add(name)
         edges = [_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
         if None in edges:
             repairs.add("box_malformed", where)
             return
-        self.units.see(edges, image.width, image.height)
-        # Pixel 1 is the one from 0 to 1, and the last pixel belongs to the box.
+        self.units.add(edges, image.width, image.height)
+        # Pixel 1 spans 0 to 1, and the last pixel is inside the box.
         corners = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
         box = fitted_box(corners, image, repairs, where)
         if box is None:
@@ -222,14 +224,14 @@ class _Reader:
 
 
 def _files_of(folder: str) -> list[str]:
-    """The files of a folder that are not hidden, in the order of their names."""
+    """The non-hidden files of a folder, sorted by name."""
 
-    def listed() -> list[str]:
+    def scan() -> list[str]:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
 
     try:
-        names = retried(listed, os.path.join(folder, ""))
+        names = retried(scan, os.path.join(folder, ""))
     except OSError as error:
         raise DataError(f"Cannot read the folder {folder}: {error.strerror or error}.") from error
     return [os.path.join(folder, name) for name in names]
@@ -239,16 +241,16 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _by_stem(paths: list[str], endings: tuple[str, ...]) -> dict[str, str]:
-    """Of the files with one of the endings, by name without ending; the first of each name."""
-    return {_stem(path): path for path in reversed(paths) if path.lower().endswith(endings)}
+def _by_stem(paths: list[str], extensions: tuple[str, ...]) -> dict[str, str]:
+    """Files with one of the extensions, by name without extension; the first file of each name."""
+    return {_stem(path): path for path in reversed(paths) if path.lower().endswith(extensions)}
 
 
 class _PlainTree(ElementTree.TreeBuilder):
-    """Refuses a document type: entities are declared there, and a few of them can stand for gigabytes."""
+    """Refuses document types, because entities declared there can expand to gigabytes."""
 
     def doctype(self, *_: object) -> None:
-        raise DataError("it has a document type (<!DOCTYPE ...>), which annotations do not need; remove it")
+        raise DataError("a document type (<!DOCTYPE ...>) is not supported; remove it")
 
 
 def _parse(path: str) -> ElementTree.Element:
@@ -256,9 +258,9 @@ def _parse(path: str) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
     except (DataError, ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise DataError(f"{path} is no annotation of Pascal VOC: {error}.") from error
+        raise DataError(f"{path} is not a valid Pascal VOC annotation: {error}.") from error
     if root.tag != "annotation":
-        raise DataError(f"{path} is no annotation of Pascal VOC: its root is not <annotation>.")
+        raise DataError(f"{path} is not a valid Pascal VOC annotation: expected the root element <annotation>.")
     return root
 
 

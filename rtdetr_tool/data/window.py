@@ -1,7 +1,7 @@
-"""A rectangle on (and around) an image, and its rendering at the network's size.
+"""A rectangle on (or beyond) an image, and rendering it at the network's size.
 
-Zoom-out and crop only move and resize the rectangle; the pixels are touched once, at the end. This gives what padding,
-cropping, flipping and resizing one after the other would give.
+Zoom-out and crop only move and resize the rectangle; pixels are processed once, at the end. The result equals padding,
+cropping, flipping and resizing one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtdetr_tool.data.preprocess import resize
 
 @dataclass(frozen=True)
 class Window:
-    """In whole pixels of the image it was made for; it may reach beyond the image."""
+    """A rectangle in whole pixels of an image; it may extend beyond the image."""
 
     left: int
     top: int
@@ -33,10 +33,10 @@ class Window:
         return self.top + self.height
 
     def clip(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """xyxy boxes of the image in the window's coordinates, cut at its border; those below one pixel removed.
+        """xyxy boxes of the image in the window's coordinates, clipped to it; boxes below one pixel are removed.
 
         Returns:
-            The boxes that remain and a mask of which of the given ones they are.
+            The remaining boxes, and a mask of which input boxes they are.
         """
         limit = np.array([self.width, self.height] * 2, dtype=np.float64)
         moved = (boxes - [self.left, self.top] * 2).clip(0, limit)
@@ -45,7 +45,7 @@ class Window:
 
 
 def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool) -> Tensor:
-    """The window at `inner` (height, width), mirrored if asked for, top left on black of size `outer`.
+    """The window resized to `inner` (height, width), optionally mirrored, at the top left of a black canvas `outer`.
 
     Args:
         image: uint8 [3, H, W].
@@ -53,21 +53,21 @@ def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[i
     part = _cut(image, window)
     if mirrored:
         part = part.flip(-1)
-    picture = resize(part, inner)
+    resized = resize(part, inner)
     if inner == outer:
-        return picture.contiguous()
-    canvas = picture.new_zeros((3, *outer))
-    canvas[:, : inner[0], : inner[1]] = picture
+        return resized.contiguous()
+    canvas = resized.new_zeros((3, *outer))
+    canvas[:, : inner[0], : inner[1]] = resized
     return canvas
 
 
 def render_masks(
     masks: np.ndarray, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool
 ) -> Tensor:
-    """Masks as `render` shows their image: bool [N, *outer], each pixel what the mask is at its centre.
+    """Masks with the same transform as `render`: bool [N, *outer], nearest neighbor.
 
     Args:
-        masks: [N, H, W] of 0 and 1, of the image that `render` is given.
+        masks: [N, H, W] of 0 and 1, of the image passed to `render`.
     """
     rows = _nearest(inner[0], window.height)
     columns = _nearest(inner[1], window.width)
@@ -80,12 +80,12 @@ def render_masks(
 
 
 def _nearest(new: int, old: int) -> np.ndarray:
-    """Of `old` pixels, those in which the centres of `new` pixels lie."""
+    """Indices of the `old` pixels that contain the centers of `new` pixels."""
     return ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
 
 
 def _cut(image: Tensor, window: Window) -> Tensor:
-    """The window's pixels, black where it is beyond the image; channels last in memory, which resizes much faster."""
+    """Pixels of the window, black beyond the image; channels last in memory, which resizes much faster."""
     height, width = image.shape[-2:]
     left, top = max(window.left, 0), max(window.top, 0)
     right, bottom = max(min(window.right, width), left), max(min(window.bottom, height), top)
@@ -93,7 +93,7 @@ def _cut(image: Tensor, window: Window) -> Tensor:
     if (part.shape[-2], part.shape[-1]) == (window.height, window.width) and image.stride(0) == 1:
         return part
     canvas = image.new_zeros((window.height, window.width, 3)).permute(2, 0, 1)
-    if 0 in part.shape:  # nothing of the image is in the window
+    if 0 in part.shape:  # the window is outside the image
         return canvas
     canvas[:, top - window.top : bottom - window.top, left - window.left : right - window.left] = part
     return canvas

@@ -1,9 +1,9 @@
-"""Reading data sets in YOLO's layout: a `data.yaml`, images, and one text file of labels per image.
+"""Read YOLO datasets: a `data.yaml`, images, and one label file per image.
 
-A line of a label file is `class x y width height`: class index, centre and size as shares of the image's sides. A
-longer line is `class x1 y1 x2 y2 x3 y3 ...`, an outline; with `kpt_shape` in the yaml it is a box and keypoints
-instead. The labels of `.../images/a/b.jpg` are `.../labels/a/b.txt`; without a folder `images` they lie beside the
-image. An image without a label file, or with an empty one, is an image without objects.
+A line of a label file is `class x y width height`: class index, center and size as fractions of the image's sides. A
+longer line `class x1 y1 x2 y2 x3 y3 ...` is a polygon, or with `kpt_shape` in the YAML file a box and keypoints. The
+labels of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, or next to the image if there is no folder `images`. An
+image without a label file, or with an empty one, has no objects.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 
 import numpy as np
 
-from rtdetr_tool.data.class_names import unique_names
 from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
 from rtdetr_tool.data.image_formats import is_companion
@@ -29,22 +28,23 @@ from rtdetr_tool.data.source import (
 from rtdetr_tool.data.units import CXCYWH, BoxUnits
 from rtdetr_tool.data.yolo_yaml import Description, describe, yaml_of
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.ops.masks import UNKNOWN, rasterise
+from rtdetr_tool.ops.class_names import unique_names
+from rtdetr_tool.ops.masks import UNKNOWN, rasterize
 
 LOOKED_FOR = "data.yaml (with names and the folders of the splits)"
 
 _NOT_LABELS = ("classes.txt", "labels.txt", "notes.txt")
-_EXPECTED = "class index, then centre x, centre y, width and height as shares (0..1) of the image's sides"
+_EXPECTED = "class index, center x, center y, width and height as fractions (0..1) of the image's sides"
 
 
 def evidence(place: str) -> str:
-    """The yaml file that makes `place` a YOLO data set, or nothing."""
+    """The YAML file that identifies `place` as a YOLO dataset, or an empty string."""
     path = yaml_of(place)
     return os.path.basename(path) if path else ""
 
 
 def read_split(place: str, split: str, masks: bool = False) -> Source:
-    """The images and labels of a split; `place` is the folder, or the yaml file itself."""
+    """Read the images and labels of a split; `place` is the folder or the YAML file."""
     return _Reader(describe(place), split, masks).read()
 
 
@@ -59,36 +59,36 @@ class _Reader:
             f"{os.path.dirname(description.path) or description.path} (YOLO, {split})",
             ids_known=False,
         )
-        self.source.categories = unique_names(dict(enumerate(description.names)), self.source.repairs)
-        self.units = BoxUnits(CXCYWH, shares=True)
-        self.found = self.dropped = 0  # label files, boxes
+        self.source.categories = unique_names(dict(enumerate(description.names)), self.source.repairs.add)
+        self.units = BoxUnits(CXCYWH, normalized=True)
+        self.label_files = self.dropped = 0  # dropped boxes
 
     def read(self) -> Source:
         images: dict[str, None] = {}
-        expected: dict[str, str] = {}  # label file -> the image it is for
+        expected: dict[str, str] = {}  # label file -> its image
         for text in self.description.entries(self.split):
             path = self.description.resolved(text, (self.description.root, os.path.dirname(self.description.path)))
             if os.path.isdir(path):
-                found = search(path)
-                for file in found.skipped:
+                contents = search(path)
+                for file in contents.skipped:
                     if not is_companion(file):
                         self.source.repairs.add("file_not_an_image", file)
-                images.update(dict.fromkeys(found.images))
+                images.update(dict.fromkeys(contents.images))
                 expected.update(self._label_files(path))
             elif path.lower().endswith(".txt"):
                 images.update(dict.fromkeys(self._image_list(path)))
             else:
                 raise DataError(
-                    f"{self.description.path} names {text!r}; a folder or a list of images (.txt) is expected."
+                    f"{self.description.path} has the path {text!r}; expected a folder or a list of images (.txt)."
                 )
         for path in images:
             label = self._label_of(path)
             expected.pop(label, None)
             self._add(path, label)
-        if not self.found:
+        if not self.label_files:
             raise DataError(
-                f"None of the {len(images)} images of {self.source.name} has a label file; the first one was expected "
-                f"at {self._label_of(next(iter(images)))}. Labels belong in a folder `labels` beside the folder "
+                f"None of the {len(images)} images of {self.source.name} has a label file; expected the first at "
+                f"{self._label_of(next(iter(images)))}. Put label files in a folder `labels` next to the folder "
                 "`images`."
             )
         for image in expected.values():  # missing
@@ -96,41 +96,41 @@ class _Reader:
         if self.dropped and not any(image.rows for image in self.source.images.values()):
             lines = "; ".join(self.source.repairs.lines())
             raise DataError(
-                f"{self.source.name} has {self.dropped} boxes and not one is usable: {lines}. A line must be "
+                f"None of the {self.dropped} boxes of {self.source.name} is valid: {lines}. Expected lines of "
                 f"{_EXPECTED}."
             )
         self.units.check(self.source.name, self.source.repairs)
         return self.source
 
     def _image_list(self, path: str) -> list[str]:
-        """The images that a text file names, one per line, seen from its own folder or from the data set's."""
+        """The images listed in a text file, one per line, relative to its folder or to the dataset."""
         if self.description.confined:
             refuse_link_out(path, self.description.root, "The list of images")
         text = read_bytes(path, "The list of images", LARGEST_LIST).decode("utf-8-sig", "surrogateescape")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
-            raise DataError(f"The list of images {path} is empty.")
+            raise DataError(f"The list of images {path} is empty; expected one image per line.")
         first = self.description.resolved(lines[0], starts := (os.path.dirname(path), self.description.root))
         start = next(s for s in starts if os.path.normpath(os.path.join(s, lines[0])) == first)
         images = [os.path.normpath(os.path.join(start, line)) for line in lines]
         for image in images:
             if not self.description.allows(image):
-                self.description.resolved(image, (start,))  # says why not
+                self.description.resolved(image, (start,))  # raises with the reason
         return images
 
     def _label_of(self, image: str) -> str:
-        """The label file of an image: of the folders below the data set's own, the last `images` becomes `labels`."""
+        """The label file of an image: the last folder `images` below the root of the dataset becomes `labels`."""
         root = os.path.join(self.description.root, "")
         base = len(root) - 1 if image.startswith(root) else 0
-        head, found, tail = image[base:].rpartition("/images/")
-        return os.path.splitext(f"{image[:base]}{head}/labels/{tail}" if found else image)[0] + ".txt"
+        head, separator, tail = image[base:].rpartition("/images/")
+        return os.path.splitext(f"{image[:base]}{head}/labels/{tail}" if separator else image)[0] + ".txt"
 
     def _label_files(self, folder: str) -> dict[str, str]:
-        """Every label file that images of `folder` can have, and its image; none where labels lie beside the images."""
+        """All label files of images in `folder`, with their images; empty if labels are next to the images."""
         labels = os.path.dirname(self._label_of(os.path.join(folder, "_.jpg")))
         if labels == folder:
             return {}
-        found = sorted(
+        files = sorted(
             os.path.join(os.path.relpath(parent, labels), name)
             for parent, _, names in walked(labels)
             for name in names
@@ -138,21 +138,21 @@ class _Reader:
         )
         return {
             os.path.normpath(os.path.join(labels, name)): os.path.normpath(os.path.join(folder, name[:-4] + ".*"))
-            for name in found
+            for name in files
         }
 
     def _add(self, path: str, label: str) -> None:
         image = AnnotatedImage(path, 0, 0)
         self.source.images[len(self.source.images) + 1] = image
-        labelled = exists(label)
-        self.found += labelled
-        if not labelled:
+        labeled = exists(label)
+        self.label_files += labeled
+        if not labeled:
             self.source.repairs.add("image_without_label", os.path.basename(path))
         try:
             image.width, image.height = image_size(path)
-        except DataError:  # reported when the file is looked for or decoded
+        except DataError:  # reported when the file is checked or decoded
             return
-        if labelled:
+        if labeled:
             self._read_labels(label, image)
 
     def _read_labels(self, label: str, image: AnnotatedImage) -> None:
@@ -174,43 +174,39 @@ class _Reader:
 
     def _mask(self, outline: list[float], image: AnnotatedImage, where: str) -> bytes:
         pixels = np.array(outline).reshape(-1, 2) * (image.width, image.height)
-        counts = rasterise([pixels.ravel()], image.height, image.width)
+        counts = rasterize([pixels.ravel()], image.height, image.width)
         if not counts:
             self.source.repairs.add("mask_malformed" if outline else "mask_missing", where)
         return counts or UNKNOWN
 
-    def _object(
-        self, parts: list[bytes], where: str
-    ) -> tuple[int, tuple[float, float, float, float], list[float]]:
-        """Class index, xyxy box and outline, if it has one, of a line; in shares of the sides."""
+    def _object(self, parts: list[bytes], where: str) -> tuple[int, tuple[float, float, float, float], list[float]]:
+        """Class index, xyxy box and polygon (empty if none) of a line; as fractions of the sides."""
         try:
             if any(b"_" in part for part in parts):
                 raise ValueError
             index, *numbers = map(float, parts)
         except ValueError:
-            raise self._malformed(where, "not all of it is numbers") from None
+            raise self._malformed(where, "not all values are numbers") from None
         names = self.description.names
         if not 0 <= index < len(names) or index != int(index):
-            hint = " Indices begin at 0." if index == len(names) else ""
+            hint = " Class indices start at 0." if index == len(names) else ""
             raise DataError(
-                f"{where}: class index {index:g}, but {self.description.path} names "
-                f"{len(names)} classes, 0 to {len(names) - 1}.{hint} Correct the line, or complete `names`."
+                f"{where}: class index {index:g} is invalid; {self.description.path} has {len(names)} classes, 0 to "
+                f"{len(names) - 1}.{hint} Fix the line, or add the class to `names`."
             )
         if len(numbers) == 4 or (self.description.has_keypoints and len(numbers) > 4):
             if len(numbers) > 4:
                 self.source.repairs.add("keypoints_left_out", where)
             x, y, width, height = numbers[:4]
-            self.units.see((x, y, width, height), 1, 1)
+            self.units.add((x, y, width, height), 1, 1)
             return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), []
         if len(numbers) >= 6 and len(numbers) % 2 == 0:
             if not self.masks:
                 self.source.repairs.add("outline_boxed", where)
             box = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
             return int(index), box, numbers
-        hint = "; is the sixth a score? These are labels, not predictions" if len(numbers) == 5 else ""
-        raise self._malformed(where, f"it has {len(parts)} values, not 5{hint}")
+        hint = " (a score? expected labels, not predictions)" if len(numbers) == 5 else ""
+        raise self._malformed(where, f"{len(parts)} values{hint}")
 
-    def _malformed(self, where: str, why: str) -> DataError:
-        return DataError(
-            f"{where} cannot be read: {why}. Expected: {_EXPECTED}; or an outline of 3 or more points."
-        )
+    def _malformed(self, where: str, reason: str) -> DataError:
+        return DataError(f"{where}: {reason}; expected {_EXPECTED}, or a polygon of at least 3 points.")

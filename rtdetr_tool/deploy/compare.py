@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rtdetr_tool.ops.postprocess import best_pairs
+from rtdetr_tool.ops.postprocess import top_pairs
 from rtdetr_tool.ops.structures import Predictions
 
 COMPARED = 100  # best detections of an image that must be found again
@@ -139,7 +139,7 @@ class _Best(NamedTuple):
 
 
 def _images(predictions: Predictions, count: int) -> Iterable[_Best]:
-    scores, labels, query = (tensor.cpu() for tensor in best_pairs(predictions.logits, count))
+    scores, labels, query = (tensor.cpu() for tensor in top_pairs(predictions.logits, count))
     boxes = predictions.boxes.cpu().double().gather(1, query[..., None].expand(-1, -1, 4))
     masks = predictions.logits.new_zeros(*predictions.logits.shape[:2], 0, 0)
     if predictions.masks is not None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.files import write_atomically
+from rtdetr_tool.ops.classes import ClassMap
 
 LABELS, CONFIG = "labels.txt", "nvdsinfer_config.yaml"
 PARSER_LIBRARY = "/opt/nvidia/deepstream/deepstream/lib/libnvds_infercustomparser_tao.so"

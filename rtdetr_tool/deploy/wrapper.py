@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from rtdetr_tool.artifacts.graph_interface import FEATURES
 from rtdetr_tool.catalog import LAYOUTS, Layout
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.families import Family
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
-from rtdetr_tool.ops.pixels import denormalised
+from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.pixels import denormalize
 from rtdetr_tool.ops.postprocess import select_top
 from rtdetr_tool.ops.structures import Predictions
 
@@ -31,7 +31,7 @@ class ExportModel(nn.Module):
     it, scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs stay, so that every file can be scored.
 
     Args:
-        layout: names, and whether the images are normalised instead of RGB 0..1.
+        layout: names, and whether the images are normalized instead of RGB 0..1.
         add_background: one more class logit, which no detection ever has.
     """
 
@@ -57,7 +57,7 @@ class ExportModel(nn.Module):
         return raw if self.num_select is None else raw + DETECTION_OUTPUTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = self.detector(denormalised(images) if self.layout.normalised else images)
+        found = self.detector(denormalize(images) if self.layout.normalised else images)
         fields = {"logits": found.logits.float(), "boxes": found.boxes.float()}
         if self.add_background:
             fields["logits"] = F.pad(fields["logits"], (0, 1), value=NEVER)
@@ -87,7 +87,7 @@ class ExportFeatures(nn.Module):
         return self.layout.input
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.detector.features(denormalised(images) if self.layout.normalised else images)
+        maps = self.detector.features(denormalize(images) if self.layout.normalised else images)
         return tuple(level.float() for level in maps)
 
 

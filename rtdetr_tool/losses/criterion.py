@@ -1,4 +1,4 @@
-"""RT-DETR's training loss: varifocal, L1 and GIoU over all decoder layers, the encoder and the denoising queries.
+"""RT-DETR's training loss: varifocal, L1 and GIoU for all decoder layers, the encoder and the denoising queries.
 
 Shape legend: S stages, B batch, Q queries, C classes, P matched pairs, D denoising queries.
 """
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from rtdetr_tool.losses.functional import sum_by_stage, varifocal_loss
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
 from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
-from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target
+from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 
 LOSS_TYPES = ("vfl", "boxes")
 
 
 class SetCriterion(nn.Module):
-    """Losses of a batch.
+    """The losses of a batch.
 
     Args:
         loss_types: subset of `vfl`, `boxes`.
         weights: coefficient of `loss_vfl`, `loss_bbox`, `loss_giou`.
-        aux_loss: also supervise the earlier decoder layers and the encoder's selection. Denoising queries follow the
-            same rule: all layers with it, the last one without.
+        aux_loss: also supervise the earlier decoder layers and the encoder's selected tokens. Denoising queries are
+            supervised in all layers with it, in the last layer without.
     """
 
     class_term = "loss_vfl"
@@ -48,20 +48,20 @@ class SetCriterion(nn.Module):
 
     @property
     def main_terms(self) -> tuple[str, ...]:
-        """Names of the losses of the last decoder layer, which are worth a curve."""
+        """Names of the losses of the last decoder layer, which are logged as curves."""
         return (self.class_term, "loss_bbox", "loss_giou")
 
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name and their sum `loss`.
 
-        `loss_vfl`, `loss_bbox` and `loss_giou` are those of the last layer; `_aux_i` is decoder layer i, the last
-        `_aux_` the encoder, `_dn_i` the denoising queries of layer i.
+        `loss_vfl`, `loss_bbox` and `loss_giou` belong to the last layer, the suffix `_aux_i` to decoder layer i, the
+        last `_aux_` to the encoder, and `_dn_i` to the denoising queries of layer i.
         """
         padded = PaddedTargets.of(targets)
         logits, boxes, names = self._stack(predictions)
-        noisy = predictions.denoising
+        noisy = predictions.denoising if isinstance(predictions, TrainingPredictions) else None
         denoised = 0 if noisy is None else sum(map(len, noisy.object_index)) // noisy.groups
-        count, denoised = counted([sum(padded.counts), denoised], logits.device, across_processes=self.training)
+        count, denoised = average_counts([sum(padded.counts), denoised], logits.device, across_processes=self.training)
         matches = self.matcher(logits.detach(), boxes.detach(), padded)
         losses = self._losses(logits, boxes, matches, padded, count, names)
         if noisy is not None:
@@ -72,25 +72,22 @@ class SetCriterion(nn.Module):
         return losses
 
     def _unsupervised(self, predictions: Predictions) -> Tensor | float:
-        """Zero, but a function of the outputs that no loss reads, so that every parameter has a gradient.
+        """Zero as a function of the outputs that no loss uses, so that every parameter has a gradient.
 
-        With several processes, DistributedDataParallel waits for the gradient of each parameter in each step.
+        DistributedDataParallel waits for the gradient of every parameter in every step.
         """
         kinds = [kind for kind, loss in (("logits", "vfl"), ("boxes", "boxes")) if loss not in self.loss_types]
-        sources = [predictions, predictions.denoising]
-        unread = [getattr(source, kind) for source in sources if source is not None for kind in kinds]
-        stages = ("layer_", "encoder_")
-        unread += [
-            getattr(predictions, f"{stage}{kind}")
-            for stage in stages
-            for kind in ("logits", "boxes")
-            if kind in kinds or not self.aux_loss
-        ]
-        return sum((0.0 * tensor.sum() for tensor in unread if tensor is not None), 0.0)
+        unused = [getattr(predictions, kind) for kind in kinds]
+        if isinstance(predictions, TrainingPredictions):
+            if predictions.denoising is not None:
+                unused += [getattr(predictions.denoising, kind) for kind in kinds]
+            for kind in ("logits", "boxes") if not self.aux_loss else kinds:
+                unused += [getattr(predictions, f"layer_{kind}"), getattr(predictions, f"encoder_{kind}")]
+        return sum((0.0 * tensor.sum() for tensor in unused), 0.0)
 
     def _stack(self, predictions: Predictions) -> tuple[Tensor, Tensor, list[str]]:
         """Logits [S, B, Q, C], boxes [S, B, Q, 4] and the suffix of each stage's losses; the final layer first."""
-        if predictions.layer_logits is None or not self.aux_loss:
+        if not isinstance(predictions, TrainingPredictions) or not self.aux_loss:
             return predictions.logits[None], predictions.boxes[None], [""]
         logits = [predictions.logits, *predictions.layer_logits[:-1], predictions.encoder_logits]
         boxes = [predictions.boxes, *predictions.layer_boxes[:-1], predictions.encoder_boxes]
@@ -103,31 +100,31 @@ class SetCriterion(nn.Module):
         boxes: Tensor,
         matches: Matches,
         targets: PaddedTargets,
-        normaliser: Tensor | float,
+        normalizer: Tensor | float,
         names: Sequence[str],
     ) -> dict[str, Tensor]:
         source = boxes[matches.stage, matches.image, matches.query].float()  # [P, 4]
-        wanted = targets.boxes[matches.image, matches.target]
-        corners, wanted_corners = cxcywh_to_xyxy(source), cxcywh_to_xyxy(wanted)
+        target = targets.boxes[matches.image, matches.target]
+        corners, target_corners = cxcywh_to_xyxy(source), cxcywh_to_xyxy(target)
         sums: dict[str, Tensor] = {}
         if "vfl" in self.loss_types:
-            quality = box_iou(corners.detach(), wanted_corners)
+            quality = box_iou(corners.detach(), target_corners)
             label = targets.labels[matches.image, matches.target]
             positive = (matches.stage, matches.image, matches.query, label)
             sums[self.class_term] = self.class_loss(logits, positive, quality)
         if "boxes" in self.loss_types:
-            distance = (source - wanted).abs().sum(-1)
-            overlap = generalized_box_iou(corners, wanted_corners)
+            distance = (source - target).abs().sum(-1)
+            overlap = generalized_box_iou(corners, target_corners)
             sums["loss_bbox"] = sum_by_stage(distance, matches.stage, len(names))
             sums["loss_giou"] = sum_by_stage(1 - overlap, matches.stage, len(names))
         return {
             f"{key}{suffix}": value
             for key, total in sums.items()
-            for suffix, value in zip(names, (total * self.weights[key] / normaliser).unbind(), strict=True)
+            for suffix, value in zip(names, (total * self.weights[key] / normalizer).unbind(), strict=True)
         }
 
     def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
-        """[S] from logits [S, B, Q, C], the indices of matched entries and the IoU of their boxes [P]."""
+        """Class loss per stage [S] from logits [S, B, Q, C], indices of matched entries and their box IoU [P]."""
         return varifocal_loss(logits, positive, quality, self.alpha, self.gamma)
 
     def _denoising_losses(
@@ -142,7 +139,7 @@ class SetCriterion(nn.Module):
 
 
 def _denoising_matches(denoising: DenoisingPredictions, stages: int) -> Matches:
-    """Each positive query belongs to the object it was made from, at every stage."""
+    """Match each positive query with the object it was created from, at every stage."""
     device = denoising.logits.device
     image = torch.cat([torch.full((len(index),), i) for i, index in enumerate(denoising.object_index)])
     target = torch.cat(denoising.object_index).cpu()
@@ -154,15 +151,15 @@ def _denoising_matches(denoising: DenoisingPredictions, stages: int) -> Matches:
 
 
 def count_objects(counts: Sequence[int], device: torch.device, across_processes: bool) -> Tensor | float:
-    """Objects per process, at least 1: the normaliser of every loss (see `counted`)."""
-    return counted([sum(counts)], device, across_processes)[0]
+    """Number of objects per process, at least 1: the normalizer of all losses (see `average_counts`)."""
+    return average_counts([sum(counts)], device, across_processes)[0]
 
 
-def counted(totals: Sequence[int], device: torch.device, across_processes: bool) -> list[Tensor | float]:
-    """Numbers of objects per process, at least 1 each.
+def average_counts(totals: Sequence[int], device: torch.device, across_processes: bool) -> list[Tensor | float]:
+    """Numbers of objects per process, each at least 1.
 
-    In training they are averaged over all processes. In evaluation they are this process's own: there the processes may
-    have different numbers of batches, and none waits for the others.
+    In training they are averaged over all processes. In evaluation each process uses its own count, because processes
+    may have different numbers of batches and must not wait for each other.
     """
     group = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not (across_processes and group):

@@ -1,4 +1,4 @@
-"""The distillation loss: what is bound together of a student and a teacher, and how far apart it is.
+"""The distillation loss: distances between pairs of student and teacher outputs.
 
 Shape legend: B batch, C channels or classes, h, w size of a map, N tokens, S decoder layers of the student, Q queries,
 P matched pairs.
@@ -26,13 +26,13 @@ from rtdetr_tool.losses.imitation import (
 )
 from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
 from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy
-from rtdetr_tool.ops.structures import Predictions, Target
+from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 
-_ABSENT = -100.0  # logit of a class that the teacher does not know
+_ABSENT = -100.0  # logit of a class that the teacher does not have
 
 
 class Queries(NamedTuple):
-    """What an RT-DETR teacher's decoder starts from."""
+    """The selected queries that an RT-DETR teacher's decoder starts from."""
 
     content: Tensor  # [B, Q, C]
     scores: Tensor  # [B, Q] 0..1, of the best class
@@ -41,62 +41,68 @@ class Queries(NamedTuple):
 
 @dataclass
 class Outputs:
-    """What one forward pass of a detector gave: outputs of modules by name, and its predictions."""
+    """Results of a forward pass: outputs of modules by name, and predictions."""
 
     features: dict[str, list[Tensor]]
     predictions: Predictions
     queries: Queries | None = None
-    in_query_space: dict[str, list[Tensor]] = field(default_factory=dict)  # maps as wide as queries, where they differ
+    in_query_space: dict[str, list[Tensor]] = field(
+        default_factory=dict
+    )  # maps with the width of the queries, if it differs
 
 
 class Matched(NamedTuple):
-    """Pairs of queries of student and teacher that are matched with the same object."""
+    """Pairs of student and teacher queries that are matched with the same object."""
 
     student_logits: Tensor  # [P, C]
     student_boxes: Tensor  # [P, 4] cxcywh 0..1
     teacher_logits: Tensor
     teacher_boxes: Tensor
-    weight: Tensor  # [P] 0..1, how well the teacher finds the object
+    weight: Tensor  # [P] 0..1, quality of the teacher's prediction
 
 
 class Alignment(nn.Module):
-    """Brings the student's tensors to the shape of the teacher's.
+    """Aligns the student's tensors with the shape of the teacher's.
 
-    Where the channels differ, a 1x1 projection learned with the student (a linear layer for tokens); where the sizes of
-    maps differ, bilinear interpolation.
+    Different channels: a 1x1 convolution trained with the student (a linear layer for tokens). Different map sizes:
+    bilinear interpolation.
 
     Args:
-        channels: (student's, teacher's, axes of the tensor) of each level.
+        channels: per level (student channels, teacher channels, number of tensor axes).
     """
 
     def __init__(self, channels: Sequence[tuple[int, int, int]]) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
-            nn.Identity() if own == wanted else nn.Conv2d(own, wanted, 1) if axes == 4 else nn.Linear(own, wanted)
-            for own, wanted, axes in channels
+            nn.Identity()
+            if inputs == outputs
+            else nn.Conv2d(inputs, outputs, 1)
+            if axes == 4
+            else nn.Linear(inputs, outputs)
+            for inputs, outputs, axes in channels
         )
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         aligned = [project(level) for project, level in zip(self.projections, student, strict=True)]
         return [
-            F.interpolate(own, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
-            if wanted.ndim == 4 and own.shape[-2:] != wanted.shape[-2:]
-            else own
-            for own, wanted in zip(aligned, teacher, strict=True)
+            F.interpolate(level, size=target.shape[-2:], mode="bilinear", align_corners=False)
+            if target.ndim == 4 and level.shape[-2:] != target.shape[-2:]
+            else level
+            for level, target in zip(aligned, teacher, strict=True)
         ]
 
 
 class FeatureBinding(nn.Module):
-    """Outputs of one module of the student and one of the teacher, the distance summed over their levels.
+    """Distance between the outputs of a student module and a teacher module, summed over their levels.
 
-    L1 and L2 are means over all elements, KL compares distributions (`imitation.relative_entropy`). IOU is the
-    target-aware imitation of DETRDistill (Chang et al. 2023, arXiv:2211.10156) in the form of NVIDIA TAO::
+    L1 and L2 are means over all elements; KL compares distributions (`imitation.relative_entropy`). IOU is the
+    target-aware imitation of DETRDistill (Chang et al. 2023, arXiv:2211.10156) as in NVIDIA TAO::
 
         quality_n = score_n * max over objects g of IoU(box_n, g)       score_n without objects
-        m(p)      = max(sum_n quality_n * cos(query_n, teacher(p)), 0.01) / its largest value in the image
+        m(p)      = max(sum_n quality_n * cos(query_n, teacher(p)), 0.01) / its maximum over the image
         loss      = sum over levels of mean((m * student - m * teacher)^2)
 
-    with the teacher's selected queries n (content [B, Q, C], score 0..1, box cxcywh 0..1 like the objects') and its
+    with the teacher's selected queries n (content [B, Q, C], score 0..1, box cxcywh 0..1 as for objects) and its
     maps [B, C, h, w].
     """
 
@@ -109,33 +115,39 @@ class FeatureBinding(nn.Module):
         self.alignment = alignment
 
     def forward(self, student: Outputs, teacher: Outputs, targets: PaddedTargets) -> Tensor:
-        wanted = teacher.features[self.teacher]
-        given = self.alignment(student.features[self.student], wanted)
+        teacher_levels = teacher.features[self.teacher]
+        student_levels = self.alignment(student.features[self.student], teacher_levels)
         if self.criterion == "IOU":
-            losses = self._target_aware(given, wanted, teacher, targets)
+            losses = self._target_aware(student_levels, teacher_levels, teacher, targets)
         elif self.criterion == "KL":
-            losses = [relative_entropy(a, b, self.temperature) for a, b in zip(given, wanted, strict=True)]
+            pairs = zip(student_levels, teacher_levels, strict=True)
+            losses = [relative_entropy(a, b, self.temperature) for a, b in pairs]
         else:
             distance = mean_absolute if self.criterion == "L1" else mean_square
-            losses = [distance(a, b) for a, b in zip(given, wanted, strict=True)]
+            losses = [distance(a, b) for a, b in zip(student_levels, teacher_levels, strict=True)]
         return torch.stack(losses).sum()
 
     def _target_aware(
-        self, given: Sequence[Tensor], wanted: Sequence[Tensor], teacher: Outputs, targets: PaddedTargets
+        self,
+        student_levels: Sequence[Tensor],
+        teacher_levels: Sequence[Tensor],
+        teacher: Outputs,
+        targets: PaddedTargets,
     ) -> list[Tensor]:
         queries = teacher.queries
+        assert queries is not None  # the hooks of an IOU binding collect them
         quality = query_quality(queries.scores, queries.boxes, targets)
-        compared = teacher.in_query_space.get(self.teacher, wanted)
+        compared = teacher.in_query_space.get(self.teacher, teacher_levels)
         masks = [target_mask(level, queries.content, quality) for level in compared]
-        return [masked_square(a, b, mask) for a, b, mask in zip(given, wanted, masks, strict=True)]
+        return [masked_square(a, b, mask) for a, b, mask in zip(student_levels, teacher_levels, masks, strict=True)]
 
 
 class PredictionBinding(nn.Module):
-    """`pred_logits` or `pred_boxes` of matched queries, averaged over the pairs with `Matched.weight` as weights.
+    """Distance between `pred_logits` or `pred_boxes` of matched queries, averaged over pairs with `Matched.weight`.
 
-    Queries have no order that student and teacher share, so they are matched, for every decoder layer of the student,
-    as in the logits distillation of DETRDistill (Chang et al. 2023, arXiv:2211.10156). Ours: not with each other, but
-    both with the objects, see `match_queries`.
+    Queries of student and teacher have no common order, so they are matched for every decoder layer of the student, as
+    in the logits distillation of DETRDistill (Chang et al. 2023, arXiv:2211.10156). Unlike there, they are matched not
+    with each other but both with the objects (see `match_queries`).
     """
 
     def __init__(self, name: str, criterion: str, weight: float, temperature: float = 1.0) -> None:
@@ -152,10 +164,10 @@ class PredictionBinding(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    """All bindings of a run: `loss_distillation_<student's module>_<criterion>` of each (weighted) and their sum.
+    """The weighted losses `loss_distillation_<student module>_<criterion>` of all bindings, and their sum.
 
     Args:
-        classes: (student's, teacher's class index) of every class that both know; None = the same logits.
+        classes: (student, teacher) class indices of the classes that both have; None if their logits are the same.
     """
 
     def __init__(
@@ -190,33 +202,42 @@ class DistillationLoss(nn.Module):
     def _pairs(self, student: Predictions, teacher: Predictions, objects: PaddedTargets) -> Matched:
         if self.classes is None:
             return match_queries(self.matcher, student, teacher, objects)
-        own, theirs = (list(indices) for indices in zip(*self.classes, strict=True))
+        student_index, teacher_index = (list(indices) for indices in zip(*self.classes, strict=True))
         logits = teacher.logits.new_full((*teacher.logits.shape[:2], student.logits.shape[-1]), _ABSENT)
-        logits[..., own] = teacher.logits[..., theirs]
-        found = match_queries(self.matcher, student, Predictions(logits, teacher.boxes), objects)
-        return found._replace(student_logits=found.student_logits[:, own], teacher_logits=found.teacher_logits[:, own])
+        logits[..., student_index] = teacher.logits[..., teacher_index]
+        pairs = match_queries(self.matcher, student, Predictions(logits, teacher.boxes), objects)
+        return pairs._replace(
+            student_logits=pairs.student_logits[:, student_index], teacher_logits=pairs.teacher_logits[:, student_index]
+        )
 
 
 def match_queries(
     matcher: HungarianMatcher, student: Predictions, teacher: Predictions, objects: PaddedTargets
 ) -> Matched:
-    """For each object the teacher's query and, of every decoder layer, the student's.
+    """Pair the teacher's query of each object with the student's query of every decoder layer.
 
-    The student's are those that the detection loss trains to find the object. Matched with the teacher's predictions
-    instead, other queries would be pulled to the same objects, against the detection loss (docs/distillation.md has the
-    figures). A pair counts as much as the teacher is right: its score of the object's class times the IoU of its box.
+    The student's queries are those that the detection loss trains to detect the object. Matching with the teacher's
+    predictions instead would pull other queries to the same objects, against the detection loss (see
+    docs/distillation.md for figures). A pair is weighted by how good the teacher's prediction is: its score for the
+    object's class times the IoU of its box.
     """
     logits, boxes = teacher.logits.detach(), teacher.boxes.detach().float()
-    layers = (student.layer_logits, student.layer_boxes)
-    own_logits, own_boxes = (student.logits[None], student.boxes[None]) if layers[0] is None else layers
-    found = matcher(own_logits.detach(), own_boxes.detach(), objects)
-    theirs = matcher(logits[None], boxes[None], objects)
-    query_of = torch.full_like(objects.labels, -1)  # the teacher's, of each object; it may have fewer than objects
-    query_of[theirs.image, theirs.target] = theirs.query
-    query = query_of[found.image, found.target]
+    if isinstance(student, TrainingPredictions):
+        student_logits, student_boxes = student.layer_logits, student.layer_boxes
+    else:
+        student_logits, student_boxes = student.logits[None], student.boxes[None]
+    student_matches = matcher(student_logits.detach(), student_boxes.detach(), objects)
+    teacher_matches = matcher(logits[None], boxes[None], objects)
+    query_of = torch.full_like(objects.labels, -1)  # teacher query per object; it may have fewer queries than objects
+    query_of[teacher_matches.image, teacher_matches.target] = teacher_matches.query
+    query = query_of[student_matches.image, student_matches.target]
     pair = query >= 0
-    stage, image, query, target = (index[pair] for index in (found.stage, found.image, query, found.target))
-    own = (stage, image, found.query[pair])
+    stage, image, target = (
+        index[pair] for index in (student_matches.stage, student_matches.image, student_matches.target)
+    )
+    query, rows = query[pair], (stage, image, student_matches.query[pair])
     scores = logits[image, query, objects.labels[image, target]].float().sigmoid()
     overlap = box_iou(cxcywh_to_xyxy(boxes[image, query]), cxcywh_to_xyxy(objects.boxes[image, target]))
-    return Matched(own_logits[own], own_boxes[own], logits[image, query], boxes[image, query], scores * overlap)
+    return Matched(
+        student_logits[rows], student_boxes[rows], logits[image, query], boxes[image, query], scores * overlap
+    )

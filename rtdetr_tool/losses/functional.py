@@ -1,4 +1,4 @@
-"""Losses of a whole stack of predictions: one number per stage.
+"""Losses of stacked predictions: one number per stage.
 
 Shape legend: S stages, B batch, Q queries, C classes, P matched pairs.
 """
@@ -16,9 +16,9 @@ def varifocal_loss(
     """Varifocal loss (Zhang et al. 2020, arXiv:2008.13367), summed per stage: logits [S, B, Q, C] -> [S].
 
     Args:
-        positive: index tensors [P] of (stage, image, query, class) of the matched entries, each at most once.
-        quality: [P], IoU of the matched boxes: the target and the weight of a positive entry. All other entries have
-            target 0 and weight alpha * p^gamma.
+        positive: index tensors [P] (stage, image, query, class) of the matched entries, without duplicates.
+        quality: [P], IoU of the matched boxes: target and weight of positive entries. All other entries have target 0
+            and weight alpha * p^gamma.
     """
     logits = logits.float()
     with torch.no_grad():
@@ -29,5 +29,5 @@ def varifocal_loss(
 
 
 def sum_by_stage(values: Tensor, stage: Tensor, stages: int) -> Tensor:
-    """Sum of values [P] over the pairs of each stage -> [S]."""
+    """Sum values [P] over the pairs of each stage -> [S]."""
     return values.new_zeros(stages).index_add(0, stage, values)

@@ -1,7 +1,7 @@
-"""How much a student's output differs from a teacher's: one number for a pair of tensors.
+"""Distances between student and teacher outputs: one number per pair of tensors.
 
-Shape legend: B batch, C channels or classes, h, w size of a map, N tokens, Q queries of the teacher, M most objects of
-an image, P matched pairs of queries.
+Shape legend: B batch, C channels or classes, h, w size of a map, N tokens, Q queries of the teacher, M maximum
+objects per image, P matched pairs of queries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from rtdetr_tool.losses.matcher import PaddedTargets
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, generalized_box_iou, pairwise_box_iou
 
-SMALLEST_MASK = 0.01  # of TAO and of DETRDistill's authors: background keeps a little weight
+SMALLEST_MASK = 0.01  # as in TAO and DETRDistill: background keeps a little weight
 
 
 def mean_absolute(student: Tensor, teacher: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ def mean_square(student: Tensor, teacher: Tensor) -> Tensor:
 def relative_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of softmax(x / T), times T^2 (Hinton et al. 2015, arXiv:1503.02531).
 
-    In a map [B, C, h, w] each channel is a distribution over the h * w places (channel-wise distillation, Shu et al.
-    2021, arXiv:2011.13256); elsewhere ([B, N, C], [B, C]) the last axis is one. Summed over a distribution, averaged
-    over all of them.
+    In a map [B, C, h, w] each channel is a distribution over the h * w locations (channel-wise distillation, Shu et
+    al. 2021, arXiv:2011.13256); otherwise ([B, N, C], [B, C]) the last axis is. Summed over each distribution, averaged
+    over distributions.
     """
     if student.ndim == 4:
         student, teacher = student.flatten(2), teacher.flatten(2)
@@ -44,13 +44,13 @@ def relative_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0)
 
 
 def query_quality(scores: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
-    """How much each of the teacher's queries has to say, [B, Q]: its score times its best IoU with an object.
+    """Quality of the teacher's queries, [B, Q]: score times the best IoU with an object.
 
-    In an image without objects it is the score alone.
+    In an image without objects it is the score.
 
     Args:
         scores: [B, Q], 0..1 (after the sigmoid).
-        boxes: [B, Q, 4] cxcywh 0..1, like those of `targets`.
+        boxes: [B, Q, 4] cxcywh 0..1, as in `targets`.
     """
     scores = scores.float()
     if not any(targets.counts):
@@ -63,16 +63,18 @@ def query_quality(scores: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tens
 
 
 def target_mask(features: Tensor, queries: Tensor, quality: Tensor) -> Tensor:
-    """Where the teacher's good queries look, [B, 1, h, w] in (0, 1], 1 at the strongest place of each image.
+    """Similarity of features and the teacher's good queries, [B, 1, h, w] in (0, 1], with a maximum of 1 in each image.
 
-    m(p) = max(sum over n of quality_n * cos(query_n, feature at p), 0.01), divided by its largest value in the image.
+    m(p) = max(sum over n of quality_n * cos(query_n, feature at p), 0.01), divided by its maximum over the image.
 
     Args:
         features: [B, C, h, w] of the teacher.
         queries: [B, Q, C]; quality: [B, Q].
     """
-    wanted = (quality.float()[..., None] * F.normalize(queries.float(), dim=-1)).sum(1)  # [B, C]: the sum, done first
-    mask = (wanted[..., None, None] * F.normalize(features.float(), dim=1)).sum(1, keepdim=True).clamp(SMALLEST_MASK)
+    direction = (quality.float()[..., None] * F.normalize(queries.float(), dim=-1)).sum(
+        1
+    )  # [B, C], summed over n first
+    mask = (direction[..., None, None] * F.normalize(features.float(), dim=1)).sum(1, keepdim=True).clamp(SMALLEST_MASK)
     return mask / mask.amax((2, 3), keepdim=True)
 
 
@@ -81,28 +83,28 @@ def masked_square(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return (mask * (student.float() - teacher.float())).square().mean()
 
 
-# Matched predictions: each function gives one value per pair, [P]
+# Matched predictions: one value per pair, [P]
 
 
 def class_distance(student: Tensor, teacher: Tensor, criterion: str, temperature: float = 1.0) -> Tensor:
-    """Class logits [P, C] -> [P], summed over the classes.
+    """Distance of class logits [P, C] -> [P], summed over the classes.
 
-    L1 and L2 compare probabilities. KL is the relative entropy of one yes-or-no decision per class, which is what the
-    sigmoids of these detectors are, at probabilities sigmoid(logit / T), times T^2.
+    L1 and L2 compare probabilities. KL is the relative entropy of one Bernoulli distribution per class with probability
+    sigmoid(logit / T), times T^2, as the detectors use sigmoids.
     """
     student, teacher = student.float(), teacher.float()
     if criterion == "KL":
         student, teacher = student / temperature, teacher / temperature
-        wanted = teacher.sigmoid()
-        cross = F.binary_cross_entropy_with_logits(student, wanted, reduction="none")
-        own = F.binary_cross_entropy_with_logits(teacher, wanted, reduction="none")
-        return (cross - own).sum(-1) * temperature**2
+        target = teacher.sigmoid()
+        cross_entropy = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+        entropy = F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
+        return (cross_entropy - entropy).sum(-1) * temperature**2
     difference = student.sigmoid() - teacher.sigmoid()
     return (difference.abs() if criterion == "L1" else difference.square()).sum(-1)
 
 
 def box_distance(student: Tensor, teacher: Tensor, criterion: str) -> Tensor:
-    """Boxes [P, 4] cxcywh 0..1 -> [P]: L1 and L2 summed over the coordinates, IOU is 1 - generalized IoU."""
+    """Distance of boxes [P, 4] cxcywh 0..1 -> [P]: L1 and L2 summed over coordinates; IOU is 1 - generalized IoU."""
     student, teacher = student.float(), teacher.float()
     if criterion == "IOU":
         return 1 - generalized_box_iou(cxcywh_to_xyxy(student), cxcywh_to_xyxy(teacher))

@@ -1,8 +1,8 @@
-"""Hungarian matching of queries to objects, for every decoder layer and image of a step at once.
+"""Hungarian matching of queries and objects, for all decoder layers and images of a step at once.
 
 DETR (Carion et al. 2020, arXiv:2005.12872) with the focal class cost of Deformable DETR (arXiv:2010.04159).
 
-Shape legend: S stages (decoder layers, then the encoder), B batch, Q queries, C classes, M most objects of an image,
+Shape legend: S stages (decoder layers, then the encoder), B batch, Q queries, C classes, M maximum objects per image,
 P matched pairs of all stages and images.
 """
 
@@ -40,7 +40,7 @@ class PaddedTargets:
 
 @dataclass
 class Matches:
-    """Matched pairs as flat index tensors [P]: pair p says query `query` of `image` at `stage` is object `target`."""
+    """Matched pairs as index tensors [P]: pair p matches query `query` of `image` at `stage` with object `target`."""
 
     stage: Tensor
     image: Tensor
@@ -49,7 +49,7 @@ class Matches:
 
 
 class HungarianMatcher:
-    """Minimises `class_cost * focal + bbox_cost * L1 - giou_cost * GIoU` over one-to-one assignments.
+    """Minimizes `class_cost * focal + bbox_cost * L1 - giou_cost * GIoU` over one-to-one assignments.
 
     The focal cost of class c with probability p is alpha (1-p)^gamma (-log p) - (1-alpha) p^gamma (-log(1-p)).
     """
@@ -67,7 +67,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Matches:
-        """logits [S, B, Q, C], boxes [S, B, Q, 4] cxcywh. One copy to the host, one back."""
+        """Match logits [S, B, Q, C] and boxes [S, B, Q, 4] cxcywh 0..1, with one copy to the host and one back."""
         stages = logits.shape[0]
         if not any(targets.counts):
             return Matches(*torch.zeros(4, 0, dtype=torch.long, device=logits.device))
@@ -81,16 +81,16 @@ class HungarianMatcher:
         return Matches(*index.to(logits.device, non_blocking=True))
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
-        """[S, B, Q, M]; columns of padding are meaningless."""
+        """Matching cost [S, B, Q, M]; columns of padding are meaningless."""
         index = targets.labels[None, :, None].expand(logits.shape[0], -1, logits.shape[2], -1)
         classes = self.class_term(logits.float().gather(-1, index))
-        boxes, wanted = boxes.float(), targets.boxes[None]
-        distance = torch.cdist(boxes, wanted.expand(len(boxes), -1, -1, -1), p=1)
-        overlap = pairwise_generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+        boxes, truth = boxes.float(), targets.boxes[None]
+        distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
+        overlap = pairwise_generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth))
         return self.class_cost * classes + self.bbox_cost * distance - self.giou_cost * overlap
 
     def class_term(self, logits: Tensor) -> Tensor:
-        """Focal cost of an object whose class has these logits, elementwise."""
+        """Elementwise focal cost of matching an object whose class has these logits."""
         probability = logits.sigmoid()
         present = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         absent = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
@@ -98,10 +98,10 @@ class HungarianMatcher:
 
 
 def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) of the cheapest assignment of [queries, objects].
+    """(rows, columns) of the assignment with the lowest cost; cost is [queries, objects].
 
-    Queries whose costs are not finite are matched first: the loss then is not finite either, and the training loop
-    says so (`training.step_guard`).
+    Queries with non-finite costs are matched first, so that the loss is not finite either and the training loop reports
+    it (`training.step_guard`).
     """
     finite = np.isfinite(cost).all(axis=1)
     if finite.all():

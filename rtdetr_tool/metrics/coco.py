@@ -1,7 +1,7 @@
-"""COCO detection metrics, computed by hotcoco and equal to pycocotools.
+"""COCO detection metrics, computed with hotcoco; the numbers equal those of pycocotools.
 
 Shape legend of the accumulated arrays: T IoU thresholds .50:.05:.95, R recall points, K categories, A area ranges
-(all, small, medium, large), M detections per class and image (`result.detection_limits`).
+(all, small, medium, large), M limits of detections per class and image (`result.detection_limits`).
 """
 
 from __future__ import annotations
@@ -14,38 +14,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.metrics.operating_point import Found, OperatingPoint, best_operating_point, match
+from rtdetr_tool.messages import first_of
+from rtdetr_tool.metrics.operating_point import ClassDetections, OperatingPoint, best_operating_point, match_detections
 from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, Stats, detection_limits, stat_names
-from rtdetr_tool.ops.masks import encode, encode_masks, rasterise, to_coco
+from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.masks import encode, encode_masks, rasterize, to_coco
+from rtdetr_tool.ops.structures import Detections
 
 _AREAS = {"all": 0, "s": 1, "m": 2, "l": 3}
 _IOU_50, _IOU_75 = 0, 5
 _NONE = (np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
 
 
-class FoundObjects(NamedTuple):
-    """Detections of one image."""
+class ImageDetections(NamedTuple):
+    """Detections of one image, in COCO's format."""
 
     rows: NDArray[np.float64]  # [K, 6] x, y, width, height, score, category id
-    masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` of each, where the model has masks
+    masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` per detection, if the model has masks
 
 
 class CocoEvaluator:
     """Collects detections image by image and scores them against COCO ground truth.
 
     Args:
-        ground_truth: plain COCO dict (`dataset.coco_ground_truth()`). Annotations are renumbered from 1 on, because
-            two with the same id would count as one, and because pycocotools, to which `results_json` may be taken,
-            notes "no match" as id 0 and so counts an annotation with that id as missed although it was found.
-        class_map: gives `category_id_of(index)`; detections of an index without a category are dropped.
-        eval_class_ids: category ids to evaluate, all when None.
-        max_dets: detections of each class and image that count, the best ones; COCO's are 100.
+        ground_truth: plain COCO dict (`dataset.coco_ground_truth()`). Annotations are renumbered from 1, because
+            annotations with equal ids would count as one, and because pycocotools stores "no match" as id 0 and so
+            counts an annotation with that id as missed.
+        class_map: detections of a class index without a category are dropped.
+        eval_class_ids: category ids to evaluate; None means all.
+        max_dets: number of detections per class and image that count, those with the highest scores; 100 in COCO.
     """
 
     def __init__(
         self,
         ground_truth: Mapping[str, Any],
-        class_map: Any,
+        class_map: ClassMap,
         eval_class_ids: Sequence[int] | None = None,
         max_dets: int = MAX_DETS,
     ) -> None:
@@ -56,62 +59,64 @@ class CocoEvaluator:
         self.category_ids = sorted(known) if eval_class_ids is None else sorted(set(eval_class_ids))
         unknown = [i for i in self.category_ids if i not in known]
         if unknown:
-            raise DataError(f"dataset.eval_class_ids has {unknown}, but the categories are {known}.")
+            categories = first_of([f"{number} ({name})" for number, name in known.items()], 12)
+            raise DataError(
+                f"dataset.eval_class_ids: {unknown} is invalid; expected category ids of the dataset: {categories}"
+            )
         self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
         self._with_masks = any(annotation.get("segmentation") for annotation in self.annotations)
         self._image_numbers = _numbers(image["id"] for image in self.images)
         self._category_numbers = _numbers(known)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images if "height" in image}
-        self._detections: dict[int, FoundObjects] = {}  # by image id
-        indices = range(max(getattr(class_map, "num_classes", 0), 1))
-        ids = [class_map.category_id_of(index) for index in indices]
+        self._detections: dict[int, ImageDetections] = {}  # by image id
+        ids = [class_map.category_id_of(index) for index in range(max(class_map.num_classes, 1))]
         self._category_of_index = np.array([np.nan if i is None else i for i in ids], dtype=np.float64)
 
-    def update(self, image_ids: Iterable[int], detections: Iterable[Any]) -> None:
-        """Add the `Detections` of some images; an image that was there before keeps its first ones."""
-        for image_id, found in zip(image_ids, detections, strict=True):
+    def update(self, image_ids: Iterable[int], detections: Iterable[Detections]) -> None:
+        """Add the detections of some images; an image that was added before keeps its first detections."""
+        for image_id, image_detections in zip(image_ids, detections, strict=True):
             image_id = int(image_id)
             if image_id not in self._image_numbers:
                 raise DataError(f"Image id {image_id} is not in the ground truth.")
             if image_id not in self._detections:
-                self._detections[image_id] = self._rows(found)
+                self._detections[image_id] = self._rows(image_detections)
 
-    def _rows(self, found: Any) -> FoundObjects:
-        boxes = found.boxes.detach().cpu().double().numpy().reshape(-1, 4)
-        scores = found.scores.detach().cpu().double().numpy()
-        labels = found.labels.detach().cpu().numpy().astype(np.int64)
+    def _rows(self, detections: Detections) -> ImageDetections:
+        boxes = detections.boxes.detach().cpu().double().numpy().reshape(-1, 4)
+        scores = detections.scores.detach().cpu().double().numpy()
+        labels = detections.labels.detach().cpu().numpy().astype(np.int64)
         ids = np.full(len(labels), np.nan)
         inside = (labels >= 0) & (labels < len(self._category_of_index))
         ids[inside] = self._category_of_index[labels[inside]]
         rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, ids])
         keep = ~np.isnan(ids)
-        masks = getattr(found, "masks", None)
+        masks = detections.masks
         if masks is None or not self._with_masks:
-            return FoundObjects(rows[keep])
-        counts = encode_masks(masks.select(keep.tolist()))
-        return FoundObjects(rows[keep], [to_coco(each, masks.size) for each in counts])
+            return ImageDetections(rows[keep])
+        encoded = encode_masks(masks.select(keep.tolist()))
+        return ImageDetections(rows[keep], [to_coco(counts, masks.size) for counts in encoded])
 
-    # Joining the ranks of a distributed run
+    # Merging the ranks of a distributed run
 
-    def state(self) -> dict[int, FoundObjects]:
-        """What this process collected, as plain data that pickles."""
+    def state(self) -> dict[int, ImageDetections]:
+        """The detections collected by this process, as plain picklable data."""
         return dict(self._detections)
 
-    def merge(self, states: Iterable[Mapping[int, FoundObjects]]) -> None:
-        """Add the states of other processes; an image that several of them saw counts once."""
+    def merge(self, states: Iterable[Mapping[int, ImageDetections]]) -> None:
+        """Add the states of other processes; an image that several processes saw counts once."""
         for state in states:
-            for image_id, found in state.items():
-                self._detections.setdefault(image_id, found)
+            for image_id, detections in state.items():
+                self._detections.setdefault(image_id, detections)
 
     # Results
 
     @property
     def missing_images(self) -> list[int]:
-        """Ids of the images that no `update` has brought; `compute` counts their objects as missed."""
+        """Ids of the images without an `update`; `compute` counts their objects as missed."""
         return [image["id"] for image in self.images if image["id"] not in self._detections]
 
     def results_json(self) -> list[dict[str, Any]]:
-        """Detections in COCO's results format: original ids, xywh pixels, and `segmentation` where there are masks."""
+        """Detections in COCO's results format: original ids, xywh pixels, and `segmentation` if there are masks."""
         return [
             {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4], **mask}
             for image_id, (rows, masks) in sorted(self._detections.items())
@@ -121,11 +126,11 @@ class CocoEvaluator:
         ]
 
     def compute(self) -> CocoResult:
-        """Score everything collected so far, over all images of the ground truth."""
+        """Compute the metrics of all detections so far, over all images of the ground truth."""
         precision, recall = self._curves(self.annotations, self._table(), "bbox")
-        count = sum(len(found.rows) for found in self._detections.values())
+        count = sum(len(detections.rows) for detections in self._detections.values())
         masks = None
-        if any(found.masks is not None for found in self._detections.values()):
+        if any(detections.masks is not None for detections in self._detections.values()):
             results = [self._numbered(result) for result in self.results_json()]
             masks = _stats(*self._curves(self._true_masks(), results, "segm"), self.max_dets)
         return CocoResult(
@@ -134,10 +139,10 @@ class CocoEvaluator:
         )  # fmt: skip
 
     def _curves(self, annotations: Any, results: Any, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no ground truth.
+        """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 without ground truth.
 
-        `results` have numbers in place of ids: the places of images and categories in the order of their ids, from 1
-        on. hotcoco takes no negative ids, and in a table of floats large ones would lose digits.
+        `results` have consecutive numbers from 1 instead of image and category ids, in the order of the ids: hotcoco
+        does not support negative ids, and large ids would lose digits in a table of floats.
         """
         images, categories = self._image_numbers, self._category_numbers
         truth = hotcoco.COCO(
@@ -160,18 +165,18 @@ class CocoEvaluator:
         return {**entry, "image_id": image, "category_id": category}
 
     def _true_masks(self) -> list[dict[str, Any]]:
-        """The annotations; one without a mask becomes a region to ignore, which has the shape of its box."""
+        """The annotations; one without a mask becomes an ignore region with the shape of its box."""
         return [a if a.get("segmentation") else self._ignored(a) for a in self.annotations]
 
     def _ignored(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         size = self._sizes[annotation["image_id"]]
         x, y, width, height = annotation["bbox"]
         corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-        counts = rasterise([corners], *size) or encode(np.zeros(size))
+        counts = rasterize([corners], *size) or encode(np.zeros(size))
         return {**annotation, "iscrowd": 1, "segmentation": to_coco(counts, size)}
 
     def _best_point(self) -> OperatingPoint:
-        """From a matching of our own: that of the evaluation cannot be read out in reasonable time."""
+        """The best threshold, by a separate matching: reading hotcoco's matches would take too long."""
         truth: dict[int, list[Any]] = {}
         for annotation in self.annotations:
             truth.setdefault(annotation["image_id"], []).append(annotation)
@@ -181,16 +186,18 @@ class CocoEvaluator:
             boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
             categories = np.array([a["category_id"] for a in objects])
             crowd = np.array([bool(a.get("iscrowd")) for a in objects], dtype=bool)
-            correct, counted = match(rows[:, :4], rows[:, 4], rows[:, 5], boxes, categories, crowd)
+            correct, counted = match_detections(rows[:, :4], rows[:, 4], rows[:, 5], boxes, categories, crowd)
             parts.append([rows[counted, 4], rows[counted, 5], correct[counted]])
         columns = zip(*parts, strict=True)
         scores, categories, correct = (np.concatenate(column) for column in columns) if parts else _NONE
-        objects = self._objects()
-        mine = {i: categories == i for i in self.category_ids}
-        return best_operating_point({i: Found(scores[own], correct[own], objects[i]) for i, own in mine.items()})
+        counts = self._objects()
+        in_class = {i: categories == i for i in self.category_ids}
+        return best_operating_point(
+            {i: ClassDetections(scores[mask], correct[mask], counts[i]) for i, mask in in_class.items()}
+        )
 
     def _objects(self) -> dict[int, int]:
-        """Ground truth by category id, without crowd regions."""
+        """Number of objects by category id, without crowd regions."""
         objects = dict.fromkeys(self.category_ids, 0)
         for annotation in self.annotations:
             if annotation["category_id"] in objects and not annotation.get("iscrowd"):
@@ -198,9 +205,9 @@ class CocoEvaluator:
         return objects
 
     def _table(self) -> NDArray[np.float64]:
-        """[N, 7] number of the image, x, y, width, height, score, number of the category."""
-        found = sorted(self._detections.items())
-        tables = [np.column_stack([np.full(len(rows), self._image_numbers[i]), rows]) for i, (rows, _) in found]
+        """Rows [N, 7] of image number, x, y, width, height, score, category number."""
+        detections = sorted(self._detections.items())
+        tables = [np.column_stack([np.full(len(rows), self._image_numbers[i]), rows]) for i, (rows, _) in detections]
         table = np.concatenate([np.zeros((0, 7)), *tables])
         table[:, 6] = np.searchsorted(np.array(list(self._category_numbers), dtype=np.float64), table[:, 6]) + 1
         return table
@@ -224,12 +231,12 @@ class CocoEvaluator:
 
 
 def _numbers(ids: Iterable[int]) -> dict[int, int]:
-    """The place of each id in their order, from 1 on."""
-    return {each: number for number, each in enumerate(sorted(set(ids)), start=1)}
+    """Consecutive numbers from 1 for the ids, in their order."""
+    return {id_: number for number, id_ in enumerate(sorted(set(ids)), start=1)}
 
 
 def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64], max_dets: int) -> Stats:
-    found = {
+    values = {
         "AP": _mean(precision[:, :, :, 0, -1]),
         "AP50": _mean(precision[_IOU_50, :, :, 0, -1]),
         "AP75": _mean(precision[_IOU_75, :, :, 0, -1]),
@@ -237,10 +244,10 @@ def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64], max_dets
         **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(detection_limits(max_dets))},
         **{f"AR{size}": _mean(recall[:, :, _AREAS[size], -1]) for size in "sml"},
     }
-    return {name: found[name] for name in stat_names(max_dets)}
+    return {name: values[name] for name in stat_names(max_dets)}
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean of what is defined (COCO marks the rest with -1); None where nothing is."""
+    """Mean of the defined values (COCO marks undefined ones with -1); None if there are none."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None

@@ -1,4 +1,4 @@
-"""What an evaluation found: the numbers of COCO, those of each class, and the best threshold. None is undefined."""
+"""Results of an evaluation: COCO metrics, metrics per class and the best threshold. None means undefined."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rtdetr_tool.metrics.operating_point import NOTHING_TO_FIND, OperatingPoint
+from rtdetr_tool.metrics.operating_point import UNDEFINED, OperatingPoint
 
-Stats = dict[str, float | None]  # the names of `stat_names`, fractions; None without any ground truth to score against
+Stats = dict[str, float | None]  # by the names of `stat_names`, 0..1; None without ground truth
 
 ALIASES = {"mAP": "AP", "mAP50": "AP50"}
-MAX_DETS = 100  # detections of each class and image that COCO counts
+MAX_DETS = 100  # detections per class and image that COCO counts
 
 
 def detection_limits(max_dets: int) -> list[int]:
-    """COCO's `maxDets`: numbers of detections with a recall each; the last one holds for all other scores."""
+    """COCO's `maxDets`: recall is computed at each limit, all other metrics at the last one."""
     return [*(count for count in (1, 10) if count < max_dets), max_dets]
 
 
 def stat_names(max_dets: int = MAX_DETS) -> tuple[str, ...]:
-    """The names of COCO's numbers, in COCO's order."""
+    """Names of COCO's metrics, in COCO's order."""
     recalls = [f"ARmax{count}" for count in detection_limits(max_dets)]
     return ("AP", "AP50", "AP75", "APs", "APm", "APl", *recalls, "ARs", "ARm", "ARl")
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One category: AP over all IoUs, AP50 and AR at `max_dets` detections; None where it has no ground truth."""
+    """One category: AP over all IoUs, AP50 and AR at `max_dets` detections; None without ground truth."""
 
     index: int | None
     category_id: int
@@ -40,15 +40,15 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class CocoResult:
-    """What an evaluation found. A score without any ground truth is undefined: None, null in JSON."""
+    """Result of an evaluation. A metric without ground truth is undefined: None, null in JSON."""
 
     stats: Stats
     per_class: list[ClassResult] = field(default_factory=list)
     images: int = 0
     detections: int = 0
-    best: OperatingPoint = NOTHING_TO_FIND  # of the classes together, at IoU 0.5
-    masks: Stats | None = None  # for masks instead of boxes, where the model has masks
-    max_dets: int = MAX_DETS  # detections of each class and image that counted
+    best: OperatingPoint = UNDEFINED  # over all classes, at IoU 0.5
+    masks: Stats | None = None  # for masks instead of boxes, if the model has masks
+    max_dets: int = MAX_DETS  # counted detections per class and image
 
     @property
     def map(self) -> float | None:
@@ -59,8 +59,8 @@ class CocoResult:
         return self.stats["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: COCO's numbers, `mAP` and `mAP50`, `max_dets`, `per_class`, `best`, and the same numbers
-        of `masks` (null where the model has none)."""
+        """Plain data for JSON: COCO's metrics, the aliases `mAP` and `mAP50`, `max_dets`, `per_class`, `best`, and the
+        metrics of `masks` (null if the model has no masks)."""
         names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
         rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
         masks = None if self.masks is None else _with_aliases(self.masks)
@@ -69,7 +69,7 @@ class CocoResult:
 
 
 def score_text(value: float | None) -> str:
-    """Four decimals, or `-` for a score that is undefined."""
+    """Four decimals, or `-` if undefined."""
     return "-" if value is None else f"{value:.4f}"
 
 

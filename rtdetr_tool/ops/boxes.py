@@ -1,7 +1,7 @@
-"""Boxes: formats, IoU and generalized IoU.
+"""Box formats, IoU and generalized IoU.
 
-Every function works on tensors whose last dimension is 4 and keeps the leading dimensions. `xyxy` is (left, top, right,
-bottom), `cxcywh` is (centre x, centre y, width, height); the unit is the caller's (relative 0..1 or pixels).
+All functions take tensors with a last dimension of 4 and keep the leading dimensions. `xyxy` is (left, top, right,
+bottom), `cxcywh` is (center x, center y, width, height). The unit is up to the caller (relative 0..1 or pixels).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -33,13 +33,13 @@ def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise intersection over union of xyxy boxes, broadcasting; 0 where both are empty."""
+    """Elementwise IoU of xyxy boxes, with broadcasting; 0 if both are empty."""
     intersection, union = _intersection_and_union(a, b)
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise generalized IoU (Rezatofighi et al. 2019, arXiv:1902.09630) of xyxy boxes, broadcasting; -1..1."""
+    """Elementwise generalized IoU (Rezatofighi et al. 2019, arXiv:1902.09630) of xyxy boxes, -1..1, broadcasting."""
     tiny = torch.finfo(a.dtype).tiny
     intersection, union = _intersection_and_union(a, b)
     low = torch.minimum(a[..., :2], b[..., :2])

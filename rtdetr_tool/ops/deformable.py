@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention: sampling of several feature maps at fractional positions.
+"""Multi-scale deformable attention: sampling several feature maps at fractional locations.
 
-Deformable DETR (Zhu et al. 2021, arXiv:2010.04159), bilinear, zero outside the map, pixel centres at half integers; and
-RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140), whose levels may have different numbers of points, or whole pixels.
+Deformable DETR (Zhu et al. 2021, arXiv:2010.04159): bilinear, zero outside the map, pixel centers at half integers.
+RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140): a different number of points per level, optionally discrete sampling.
 
 Shape legend: B batch, S tokens of all levels, H heads, D channels of a head, Q queries, N points of all levels.
 """
@@ -20,21 +20,21 @@ Shapes = Sequence[tuple[int, int]]  # (height, width) per level
 def deformable_sample(
     value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int], discrete: bool = False
 ) -> Tensor:
-    """Weighted sum of samples.
+    """Weighted sum of sampled values.
 
     Args:
-        value: [B, S, H, D], the levels of `shapes` one after the other, each row-major.
-        locations: [B, Q, H, N, 2], (x, y) relative to the map, 0..1; the points of the levels one after the other.
+        value: [B, S, H, D], the levels of `shapes` concatenated, each row-major.
+        locations: [B, Q, H, N, 2], (x, y) relative to the map, 0..1; the points of all levels concatenated.
         weights: [B, Q, H, N].
-        points: how many points each level has, N together.
-        discrete: in place of a bilinear sample, the pixel at `floor(location * size + 0.5)`, or the nearest one of the
-            map; no gradient to `locations`. It needs no operator that deployment lacks.
+        points: number of points per level; their sum is N.
+        discrete: take the pixel at `floor(location * size + 0.5)`, clamped to the map, instead of a bilinear sample.
+            No gradient to `locations`; exports without `grid_sample`.
 
     Returns:
         [B, Q, H * D] in the dtype of `value`.
 
-    On the CPU the samples are gathered as weighted bags of rows, which takes a third of the time of `grid_sample`
-    forward, half with backward, and is equal to float rounding. A graph being exported and a GPU use `grid_sample`.
+    On CPU this uses `embedding_bag`, which takes a third of the time of `grid_sample` forward (half with backward) and
+    agrees up to float rounding. GPUs and exported graphs use `grid_sample`.
     """
     on_cpu = value.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
     if discrete:
@@ -44,15 +44,15 @@ def deformable_sample(
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
-    """Bilinear samples as one `grid_sample` per level; exports to ONNX from opset 16 on.
+    """Bilinear sampling with one `grid_sample` per level; exports to ONNX from opset 16.
 
-    Always in float32: half precision would round the locations by whole pixels on a large map.
+    Always in float32: half precision would shift locations by whole pixels on a large map.
     """
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
-    grids = _cut((2 * locations.float() - 1).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P, 2] each
-    shares = _cut(weights.float().transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
-    levels = _cut(value.float(), [height * width for height, width in shapes], 1)
+    grids = _split((2 * locations.float() - 1).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P, 2] each
+    shares = _split(weights.float().transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
+    levels = _split(value.float(), [height * width for height, width in shapes], 1)
     total = None
     for (height, width), level, grid, share in zip(shapes, levels, grids, shares, strict=True):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
@@ -65,14 +65,14 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
 
 def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
-    """Bilinear samples as one `embedding_bag`: a bag holds the four corners of every point of one query and head.
+    """Bilinear sampling with one `embedding_bag`: a bag holds the four corners of all points of a query and head.
 
-    Rows of the table are counted in float32, which is exact up to 2^24 tokens of an image.
+    Row indices are computed in float32, which is exact up to 2^24 tokens per image.
     """
     width, height, start = _per_point(shapes, points)
     x, y = locations.float().unbind(-1)  # [B, Q, H, N] each
-    left, right, share_left, share_right = _neighbours(x, width)
-    top, bottom, share_top, share_bottom = _neighbours(y, height)
+    left, right, share_left, share_right = _neighbors(x, width)
+    top, bottom, share_top, share_bottom = _neighbors(y, height)
     top, bottom = top * width + start, bottom * width + start
     index = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1).int()
     weights = weights.float()
@@ -85,38 +85,38 @@ def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
 @torch.no_grad()
 def pixel_index(shapes: Shapes, locations: Tensor, points: Sequence[int]) -> Tensor:
-    """The token of the pixel that RT-DETRv2's discrete sampling takes for each location: [B, Q, H, N] int64."""
-    first, taken = 0, []
-    for (height, width), level in zip(shapes, _cut(locations.float(), points, 3), strict=True):
+    """Token index of the pixel that RT-DETRv2's discrete sampling takes per location: [B, Q, H, N] int64."""
+    first, tokens = 0, []
+    for (height, width), level in zip(shapes, _split(locations.float(), points, 3), strict=True):
         column = (level[..., 0] * width + 0.5).floor().clamp(0, width - 1)
         row = (level[..., 1] * height + 0.5).floor().clamp(0, height - 1)
-        taken.append(row * width + column + first)
+        tokens.append(row * width + column + first)
         first += height * width
-    return torch.cat(taken, dim=3).long()
+    return torch.cat(tokens, dim=3).long()
 
 
 def bags_of_pixels(value: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of the tokens `index` [B, Q, H, N], as one `embedding_bag`."""
+    """Weighted sum of the tokens `index` [B, Q, H, N] with one `embedding_bag`."""
     return _sum_of_bags(value, index.int(), weights.float())
 
 
 def gather_pixels(value: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """`bags_of_pixels` as one `gather`, which every ONNX operator set has."""
+    """`bags_of_pixels` with one `gather`, which is in every ONNX operator set."""
     batch, _, heads, channels = value.shape
     queries, points = index.shape[1], index.shape[3]
     rows = index.transpose(1, 2).reshape(batch, heads, queries * points, 1).expand(-1, -1, -1, channels)
-    taken = value.float().transpose(1, 2).gather(2, rows).reshape(batch, heads, queries, points, channels)
-    summed = (taken * weights.float().transpose(1, 2)[..., None]).sum(3)  # [B, H, Q, D]
+    gathered = value.float().transpose(1, 2).gather(2, rows).reshape(batch, heads, queries, points, channels)
+    summed = (gathered * weights.float().transpose(1, 2)[..., None]).sum(3)  # [B, H, Q, D]
     return summed.transpose(1, 2).reshape(batch, queries, heads * channels).to(value.dtype)
 
 
-def _cut(x: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
-    """Parts of these sizes; a single one without an operator, which converters to other formats do not expect."""
+def _split(x: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
+    """Split along `axis`; no operator for a single part, which some converters do not support."""
     return (x,) if len(sizes) == 1 else x.split(list(sizes), dim=axis)
 
 
 def _per_point(shapes: Shapes, points: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and first token of the level that each of the N points lies on; float32 [N], on the CPU."""
+    """Width, height and first token of the level of each of the N points; float32 [N], on CPU."""
     first, rows = 0, []
     for (height, width), count in zip(shapes, points, strict=True):
         rows += [(width, height, first)] * count
@@ -125,7 +125,7 @@ def _per_point(shapes: Shapes, points: Sequence[int]) -> tuple[Tensor, Tensor, T
 
 
 def _sum_of_bags(value: Tensor, index: Tensor, share: Tensor) -> Tensor:
-    """index [B, Q, H, I] int32: tokens; share [B, Q, H, I] float32 -> [B, Q, H * D]."""
+    """token index [B, Q, H, I] int32, share [B, Q, H, I] float32 -> [B, Q, H * D]."""
     batch, tokens, heads, channels = value.shape
     bags = batch * index.shape[1] * heads
     # A row of the table is one head of one token: (b * S + s) * H + h.
@@ -140,8 +140,8 @@ def _sum_of_bags(value: Tensor, index: Tensor, share: Tensor) -> Tensor:
     return summed.view(batch, -1, heads * channels).to(value.dtype)
 
 
-def _neighbours(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pixels on both sides of a relative coordinate and their bilinear shares (0 outside the map)."""
+def _neighbors(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two pixels adjacent to a relative coordinate and their bilinear weights (0 outside the map)."""
     position = coordinate * size - 0.5
     with torch.no_grad():
         low = position.floor()

@@ -1,4 +1,4 @@
-"""Building blocks shared by the detectors: convolution with norm, RepVGG, CSPRep, MLP."""
+"""Building blocks shared by the detectors: convolution with norm, RepVGG, CSPRep, MLP, fixed and folded norms."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def build_activation(name: str | None) -> nn.Module:
     if name is None:
         return nn.Identity()
     if name not in ACTIVATIONS:
-        raise UserError(f"activation '{name}' is not known; choose one of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"activation '{name}' is invalid; expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, activation; padding keeps the size at stride 1."""
+    """Convolution without bias, batch norm and activation; padding keeps the size at stride 1."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, act: str | None = None) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
     def fused(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the one convolution that equals convolution plus norm in eval mode."""
+        """Kernel and bias of a convolution equivalent to convolution plus norm in eval mode."""
         scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
         return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
 
@@ -64,7 +64,7 @@ class RepVggBlock(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Replace both branches by one equal 3x3 convolution; only meaningful in eval mode."""
+        """Replace both branches with an equivalent 3x3 convolution; for eval mode only."""
         if hasattr(self, "conv"):
             return
         kernel3, bias3 = self.conv1.fused()
@@ -77,7 +77,7 @@ class RepVggBlock(nn.Module):
 
 
 class CSPRepLayer(nn.Module):
-    """RT-DETR's fusion block: two 1x1 branches, one of them through RepVGG blocks, summed (cross-stage partial)."""
+    """RT-DETR's fusion block (cross-stage partial): two 1x1 branches, one followed by RepVGG blocks, summed."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, expansion: float, act: str) -> None:
         super().__init__()
@@ -107,9 +107,9 @@ class MLP(nn.Module):
 
 
 class FixedBatchNorm2d(nn.Module):
-    """A batch norm whose statistics, scale and shift are constants, under the names that they have in `BatchNorm2d`.
+    """A batch norm with constant statistics, scale and shift, stored under the names of `BatchNorm2d`.
 
-    It computes in the dtype of its input: with float32 constants everything behind it would leave mixed precision.
+    It computes in the dtype of its input; float32 constants would take everything after it out of mixed precision.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -129,7 +129,7 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def fix_batch_norms(module: nn.Module) -> int:
-    """Replace every BatchNorm2d below `module` by one that is not trained, in place; returns how many they are."""
+    """Replace every BatchNorm2d in `module` with a FixedBatchNorm2d, in place; returns the number of norms."""
     count = 0
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
@@ -141,9 +141,9 @@ def fix_batch_norms(module: nn.Module) -> int:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold every batch norm below `module` into the convolution right before it among its siblings, in place.
+    """Fold every batch norm in `module` into the convolution directly before it among its siblings, in place.
 
-    For eval mode only. It takes the order of registration for the order of execution and leaves an identity behind.
+    For eval mode only. Assumes that submodules run in the order of registration; leaves an identity in their place.
     """
     previous: nn.Module | None = None
     for name, child in module.named_children():
@@ -161,7 +161,7 @@ def _feeds(conv: nn.Module | None, norm: nn.Module) -> bool:
 
 @torch.no_grad()
 def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d | FixedBatchNorm2d) -> None:
-    """Make `conv` compute what `conv` followed by `norm` computes in eval mode."""
+    """Fold `norm` (in eval mode) into the weights of `conv`."""
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = norm.bias - norm.running_mean * scale
     if conv.bias is not None:
@@ -171,7 +171,7 @@ def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d | FixedBatchNorm2d) -> None:
 
 
 def fuse_reparameterized(module: nn.Module) -> None:
-    """Fuse every RepVGG block below `module` in place."""
+    """Fuse every RepVGG block in `module`, in place."""
     for child in module.modules():
         if isinstance(child, RepVggBlock):
             child.fuse()

@@ -1,4 +1,4 @@
-"""Pixel values as networks want them: RGB 0..1, or normalised by the statistics of ImageNet."""
+"""Pixel values of network inputs: RGB 0..1, or normalized with ImageNet statistics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB 0..1
 
 
-def normalised(images: Tensor) -> Tensor:
-    """images [B, 3, H, W] RGB 0..1 -> with ImageNet's mean taken away and divided by its standard deviation."""
+def normalize(images: Tensor) -> Tensor:
+    """Subtract ImageNet's mean from images [B, 3, H, W] RGB 0..1 and divide by its standard deviation."""
     return (images - _per_channel(images, IMAGENET_MEAN)) / _per_channel(images, IMAGENET_STD)
 
 
-def denormalised(images: Tensor) -> Tensor:
-    """The reverse of `normalised`."""
+def denormalize(images: Tensor) -> Tensor:
+    """The inverse of `normalize`."""
     return images * _per_channel(images, IMAGENET_STD) + _per_channel(images, IMAGENET_MEAN)
 
 

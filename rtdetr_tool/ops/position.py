@@ -1,4 +1,4 @@
-"""Sine-cosine position embedding of a feature map, as RT-DETR's encoder adds it (arXiv:2304.08069, AIFI)."""
+"""Sine-cosine position embeddings of feature maps (RT-DETR's AIFI, arXiv:2304.08069) and of boxes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ def sincos_position_2d(
     device: torch.device | str | None = None,
     order: str = "columns",
 ) -> Tensor:
-    """Position embedding [height * width, dim]: sine and cosine of the outer loop's coordinate, then of the inner's.
+    """Position embedding [height * width, dim]: sine and cosine of the outer coordinate, then of the inner one.
 
-    The tokens that it is added to run over the rows of the map in the outer loop. With `order` "rows" the embedding
-    does the same (Hugging Face transformers since version 5). With "columns" its outer loop runs over x, so that it
-    belongs to the transposed map (the official code and TAO). Both are equal on a square map; on a rectangular one
-    they assign different embeddings to the tokens, and weights work only with the order they were trained with.
+    The tokens are row-major. With `order` "rows" the embedding is too (Hugging Face transformers from version 5). With
+    "columns" it is column-major, as for the transposed map (the official code and TAO). Both agree on square maps; on
+    rectangular maps they assign different embeddings, and weights work only with the order they were trained with.
     """
     frequency = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
     frequency = 1.0 / temperature**frequency
@@ -33,10 +32,9 @@ def sincos_position_2d(
 
 
 def sine_of_boxes(boxes: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
-    """Position embedding [..., 4 * dim] of boxes [..., 4] cxcywh 0..1: sines and cosines in turn, y before x.
+    """Position embedding [..., 4 * dim] of boxes [..., 4] cxcywh 0..1: sines and cosines interleaved, y before x.
 
-    The order y, x, w, h and the period 2 pi of a coordinate are Conditional DETR's (arXiv:2108.06152), which RF-DETR's
-    weights were trained with.
+    The order y, x, w, h and the period of 2 pi are from Conditional DETR (arXiv:2108.06152), as in RF-DETR's weights.
     """
     pair = torch.arange(dim, dtype=torch.float32, device=boxes.device).div(2, rounding_mode="floor")
     period = temperature ** (2 * pair[::2] / dim)  # [dim / 2]

@@ -1,4 +1,4 @@
-"""From raw predictions to detections: sigmoid, top-k over queries and classes, pixels. No suppression (DETR)."""
+"""From raw predictions to detections: sigmoid, top-k over queries and classes, pixels; no NMS, as in DETR."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from rtdetr_tool.ops.structures import Detections, InstanceMasks, Predictions, T
 
 
 def select_top(predictions: Predictions, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Best `num_select` (query, class) pairs of each image.
+    """The `num_select` (query, class) pairs with the highest scores in each image.
 
     Returns:
-        scores [B, K], labels [B, K], boxes [B, K, 4] cxcywh 0..1; K = min(num_select, queries * classes), best first.
+        scores [B, K], labels [B, K], boxes [B, K, 4] cxcywh 0..1; K = min(num_select, queries * classes), in descending
+        order of score.
     """
-    scores, labels, query = best_pairs(predictions.logits, num_select)
+    scores, labels, query = top_pairs(predictions.logits, num_select)
     return scores, labels, _boxes_of(predictions, query)
 
 
-def best_pairs(logits: Tensor, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, labels and query indices [B, K]."""
+def top_pairs(logits: Tensor, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and query indices of the top pairs, [B, K] each."""
     classes = logits.shape[-1]
     scores = logits.float().sigmoid().flatten(1)
     scores, index = scores.topk(min(num_select, scores.shape[1]), dim=1)
@@ -34,19 +35,19 @@ def _boxes_of(predictions: Predictions, query: Tensor) -> Tensor:
 
 
 def postprocess(predictions: Predictions, targets: Sequence[Target], num_select: int) -> list[Detections]:
-    """Detections of each image in pixels of its original, padding undone and clipped to the image.
+    """Detections of each image in pixels of the original image, without padding and clipped to the image.
 
-    `targets` are read for `box_scale` and `original_size` only. The result stays on the device of `predictions`.
+    Only `box_scale` and `original_size` of the targets are used. The result stays on the device of `predictions`.
     """
-    scores, labels, query = best_pairs(predictions.logits, num_select)
+    scores, labels, query = top_pairs(predictions.logits, num_select)
     boxes = _boxes_of(predictions, query)
     scale = boxes.new_tensor([target.box_scale * 2 for target in targets])  # [B, 4] x, y, x, y
     limit = boxes.new_tensor([(target.original_size[1], target.original_size[0]) * 2 for target in targets])
     boxes = (cxcywh_to_xyxy(boxes) * scale[:, None]).clamp(min=0)
     boxes = torch.minimum(boxes, limit[:, None])
-    found = [Detections(b, s, c) for b, s, c in zip(boxes, scores, labels, strict=True)]
+    results = [Detections(b, s, c) for b, s, c in zip(boxes, scores, labels, strict=True)]
     if predictions.masks is not None:
-        for detections, masks, index, target in zip(found, predictions.masks, query, targets, strict=True):
+        for detections, masks, index, target in zip(results, predictions.masks, query, targets, strict=True):
             canvas = (round(target.box_scale[1]), round(target.box_scale[0]))
             detections.masks = InstanceMasks(masks, index, canvas, target.original_size)
-    return found
+    return results

@@ -1,8 +1,7 @@
 """Antialiased bicubic resizing as two matrix products.
 
-`F.interpolate(mode="bicubic", antialias=True)` computes the same, but it neither exports to ONNX nor runs on every
-device. Here the weights are plain numbers, so a graph being traced holds them as constants, and gradients are those of
-a matrix product.
+`F.interpolate(mode="bicubic", antialias=True)` computes the same, but does not export to ONNX and does not run on every
+device. Here the weights are plain numbers: constants in a traced graph, with the gradients of a matrix product.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SHARPNESS = -0.5  # Keys' parameter a, as PyTorch and Pillow have it when they antialias
-_REACH = 2.0  # of the kernel, in pixels of the smaller grid
+_SHARPNESS = -0.5  # Keys' parameter a, as in the antialiased resize of PyTorch and Pillow
+_REACH = 2.0  # radius of the kernel, in pixels of the smaller grid
 
 
 def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
-    """[..., h, w, D] -> [..., height, width, D] in float32; pixel centres at half integers."""
-    old_height, old_width = int(grid.shape[-3]), int(grid.shape[-2])  # a graph being traced would keep them as tensors
+    """[..., h, w, D] -> [..., height, width, D] in float32; pixel centers at half integers."""
+    old_height, old_width = int(grid.shape[-3]), int(grid.shape[-2])  # int(): tracing would keep tensors
     rows = resize_matrix(old_height, height).to(grid.device)
     columns = resize_matrix(old_width, width).to(grid.device)
     tall = (rows @ grid.float().flatten(-2)).unflatten(-1, (old_width, -1))  # [..., height, w, D]
@@ -27,25 +26,25 @@ def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_matrix(old: int, new: int) -> Tensor:
-    """Weights [new, old] float32 of each old pixel in each new one; rows sum to 1."""
+    """Weights [new, old] float32 of the old pixels in each new pixel; rows sum to 1."""
     return torch.from_numpy(_weights(old, new))
 
 
 @lru_cache(maxsize=64)
 def _weights(old: int, new: int) -> np.ndarray:
     scale = old / new
-    stretch = max(scale, 1.0)  # shrinking widens the kernel, which keeps fine detail from aliasing
-    centre = (np.arange(new) + 0.5) * scale
-    first = np.maximum(np.floor(centre - _REACH * stretch + 0.5), 0)
-    last = np.minimum(np.floor(centre + _REACH * stretch + 0.5), old)
+    stretch = max(scale, 1.0)  # downsampling widens the kernel to avoid aliasing
+    center = (np.arange(new) + 0.5) * scale
+    first = np.maximum(np.floor(center - _REACH * stretch + 0.5), 0)
+    last = np.minimum(np.floor(center + _REACH * stretch + 0.5), old)
     pixel = np.arange(old)
-    weights = _keys((pixel + 0.5 - centre[:, None]) / stretch)
+    weights = _keys((pixel + 0.5 - center[:, None]) / stretch)
     weights *= (pixel >= first[:, None]) & (pixel < last[:, None])
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _keys(x: np.ndarray) -> np.ndarray:
-    """Cubic convolution kernel (Keys 1981), zero from distance 2 on."""
+    """Cubic convolution kernel (Keys 1981); zero at distances of 2 and above."""
     x, a = np.abs(x), _SHARPNESS
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a

@@ -1,23 +1,26 @@
-"""The vocabulary that data, models, losses and metrics share.
+"""Data structures shared by data, models, losses and metrics.
 
 Shape legend: B batch, N objects of one image, Q queries, C classes, L decoder layers, D denoising queries.
-Boxes always say format and unit: `cxcywh 0..1` is relative to the network's input (padding included),
+Boxes always state format and unit: `cxcywh 0..1` is relative to the network's input (padding included),
 `xyxy pixels` is absolute in the original image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+_Self = TypeVar("_Self", bound="_Movable")
+
 
 class _Movable:
-    """Moves every tensor field of a dataclass; other fields stay as they are."""
+    """Moves all tensor fields of a dataclass between devices; other fields are unchanged."""
 
-    def _map(self, function):
+    def _map(self: _Self, function: Callable[[Tensor], Tensor]) -> _Self:
         def visit(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return function(value)
@@ -27,22 +30,23 @@ class _Movable:
                 return [visit(item) for item in value]
             return value
 
-        return replace(self, **{field.name: visit(getattr(self, field.name)) for field in fields(self)})
+        values = {field.name: visit(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **values)  # type: ignore[type-var]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False):
+    def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self):
+    def pin_memory(self: _Self) -> _Self:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
 @dataclass
 class Target(_Movable):
-    """Ground truth of one image and what is needed to undo its resizing.
+    """Ground truth of one image, and what is needed to undo its resizing.
 
-    `box_scale` maps a box relative to the network's input to pixels of the original image: multiply x by
-    `box_scale[0]` and y by `box_scale[1]`. Without padding it is the original (width, height); with padding
-    on the right or bottom it is larger by the padded share.
+    `box_scale` converts a box relative to the network's input to pixels of the original image: multiply x by
+    `box_scale[0]` and y by `box_scale[1]`. Without padding it is the original (width, height); with padding on the
+    right or bottom it is larger in proportion.
     """
 
     boxes: Tensor  # [N, 4] float32, cxcywh 0..1
@@ -51,12 +55,12 @@ class Target(_Movable):
     original_size: tuple[int, int]  # (height, width) in pixels, after EXIF rotation
     box_scale: tuple[float, float]  # (x, y), relative box -> pixels of the original image
     path: str = ""
-    masks: Tensor | None = None  # [N, H, W] bool over the network's input; all False where an object's is not known
+    masks: Tensor | None = None  # [N, H, W] bool over the network's input; all False if unknown
 
 
 @dataclass
 class Batch(_Movable):
-    """What a data loader yields: images stay uint8 until they are on the device."""
+    """A batch of a data loader; images stay uint8 until they are on the device."""
 
     images: Tensor  # [B, 3, H, W] uint8 RGB
     targets: list[Target]
@@ -67,20 +71,20 @@ class Batch(_Movable):
 
 @dataclass
 class DenoisingPredictions(_Movable):
-    """Predictions of the denoising queries, which have their ground truth fixed instead of matched."""
+    """Predictions of the denoising queries, whose targets are fixed instead of matched."""
 
     logits: Tensor  # [L, B, D, C]
     boxes: Tensor  # [L, B, D, 4] cxcywh 0..1
-    positive_index: list[Tensor]  # per image: query index of each positive, groups * N long, group-major
-    object_index: list[Tensor]  # per image: the object (row of the target) that each positive was made from; CPU
+    positive_index: list[Tensor]  # per image: query index of each positive, length groups * N, group-major
+    object_index: list[Tensor]  # per image: target row that each positive was created from; on CPU
     groups: int
 
 
 @dataclass
 class MaskFactors(_Movable):
-    """Masks of S stages before they are multiplied out: the logits of query q are `queries[q] @ features + bias`.
+    """Masks of S stages in factored form: the logits of query q are `queries[q] @ features + bias`.
 
-    In training there are too many queries for a map each.
+    In training there are too many queries to compute all maps.
     """
 
     features: Tensor  # [S, B, D, h, w]
@@ -90,31 +94,36 @@ class MaskFactors(_Movable):
 
 @dataclass
 class Predictions(_Movable):
-    """Raw output of a detector.
-
-    In eval mode only `logits` and `boxes` are set. In training mode `layer_*` hold every decoder layer (the last one
-    equals `logits`/`boxes`), `encoder_*` the selected encoder tokens.
-    """
+    """Raw output of a detector."""
 
     logits: Tensor  # [B, Q, C] before the sigmoid
     boxes: Tensor  # [B, Q, 4] cxcywh 0..1
-    layer_logits: Tensor | None = None  # [L, B, Q, C]
-    layer_boxes: Tensor | None = None  # [L, B, Q, 4]
-    encoder_logits: Tensor | None = None  # [B, Q, C]
-    encoder_boxes: Tensor | None = None  # [B, Q, 4]
+    masks: Tensor | None = None  # [B, Q, h, w] before the sigmoid, over the network's input; eval mode only
+
+
+@dataclass(kw_only=True)
+class TrainingPredictions(Predictions):
+    """Raw output in training mode, of every stage that the losses supervise.
+
+    The last of the decoder layers equals `logits` and `boxes`.
+    """
+
+    layer_logits: Tensor  # [L, B, Q, C]
+    layer_boxes: Tensor  # [L, B, Q, 4]
+    encoder_logits: Tensor  # [B, Q, C], of the selected encoder tokens
+    encoder_boxes: Tensor  # [B, Q, 4]
     denoising: DenoisingPredictions | None = None
-    masks: Tensor | None = None  # [B, Q, h, w] before the sigmoid, over the network's input; not in training mode
     layer_masks: MaskFactors | None = None  # of L decoder layers
     encoder_masks: MaskFactors | None = None  # of one stage
 
 
 @dataclass
 class InstanceMasks(_Movable):
-    """Masks of K detections as the network gives them; `ops/masks` makes pixels of the ones that are wanted."""
+    """Masks of K detections as network logits; `ops/masks` converts selected ones to pixels."""
 
     logits: Tensor  # [Q, h, w] over the network's input, of all queries
-    query: Tensor  # [K] int64; detections of several classes may share one
-    canvas: tuple[int, int]  # (height, width) of that input in pixels of the original image, padding included
+    query: Tensor  # [K] int64; detections of several classes may share a query
+    canvas: tuple[int, int]  # (height, width) of the input in pixels of the original image, padding included
     size: tuple[int, int]  # (height, width) of the original image
 
     def select(self, keep: Tensor | list[bool]) -> InstanceMasks:
@@ -123,7 +132,7 @@ class InstanceMasks(_Movable):
 
 @dataclass
 class Detections(_Movable):
-    """Final detections of one image, best score first."""
+    """Final detections of one image, in descending order of score."""
 
     boxes: Tensor  # [K, 4] xyxy pixels of the original image, clipped to it
     scores: Tensor  # [K] 0..1
@@ -134,10 +143,10 @@ class Detections(_Movable):
         return len(self.scores)
 
     def above(self, threshold: float) -> Detections:
-        """Those with `score >= threshold`."""
+        """Detections with `score >= threshold`."""
         return self.select(self.scores >= threshold)
 
     def select(self, keep: Tensor | list[bool]) -> Detections:
-        """Those for which `keep` [K] is true."""
+        """Detections for which `keep` [K] is true."""
         masks = None if self.masks is None else self.masks.select(keep)
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rtdetr_tool.data.classes import ClassMap
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 
 

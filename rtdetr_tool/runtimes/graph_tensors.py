@@ -8,13 +8,13 @@ from torch import Tensor
 
 from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.catalog import Layout
-from rtdetr_tool.ops.pixels import normalised
+from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.ops.structures import Predictions
 
 
 def to_graph(images: Tensor, layout: Layout) -> Tensor:
     """images [B, 3, H, W] RGB 0..1 as the file takes them."""
-    return normalised(images) if layout.normalised else images
+    return normalize(images) if layout.normalised else images
 
 
 def predictions_of(outputs: Mapping[str, Tensor], interface: GraphInterface) -> Predictions:

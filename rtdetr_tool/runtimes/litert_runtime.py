@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rtdetr_tool.artifacts.graph_interface import Shape, read_interface
 from rtdetr_tool.artifacts.tflite_file import read_tflite
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
 from rtdetr_tool.runtimes.graph_tensors import names_to_run, predictions_of, to_graph

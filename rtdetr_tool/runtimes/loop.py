@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rtdetr_tool.data.loader import dead_worker_explained
+from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.data.preprocess import to_float
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.postprocess import postprocess
@@ -41,7 +41,7 @@ def detect(
     runtime: Runtime, loader: Iterable[Batch], num_select: int, times: LoopTimes | None = None
 ) -> Iterator[tuple[Batch, list[Detections]]]:
     """Each batch of the loader with its detections, on the CPU; `times` is filled as the loop goes on."""
-    with dead_worker_explained(f"dataset.workers (now {getattr(loader, 'num_workers', 0)})"):
+    with explain_dead_worker(f"dataset.workers (now {getattr(loader, 'num_workers', 0)})"):
         yield from _detect(runtime, loader, num_select, LoopTimes() if times is None else times)
 
 

@@ -22,10 +22,10 @@ from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.checkpoints.published import published
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.runtimes.asked_size import OWN_SIZE, AskedSize
 from rtdetr_tool.runtimes.base import Runtime
 from rtdetr_tool.runtimes.settle import settle, settle_file

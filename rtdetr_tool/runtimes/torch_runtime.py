@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.packed_linear import pack_linears
 

@@ -8,9 +8,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 

@@ -14,8 +14,8 @@ from rtdetr_tool.data.build import (
     build_train_dataset,
     scoring_of,
 )
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.inspection import check_before_training
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.losses.build import build_distillation
 from rtdetr_tool.losses.distillation import Outputs
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DistillSpec, ExperimentSpec
 from rtdetr_tool.spec.tables import PREDICTIONS

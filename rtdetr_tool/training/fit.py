@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import Preempted
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.auto_batch_size import AUTO, resolve_batch_size

@@ -15,11 +15,11 @@ from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.checkpoints.layout import TAO_MODEL
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rtdetr_tool.data.loader import dead_worker_explained
+from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
 
@@ -19,7 +19,7 @@ def explain_out_of_memory(spec: ExperimentSpec) -> Iterator[None]:
     """Turn out-of-memory errors into a UserError that lists the settings to lower, with their values."""
     dataset = spec.dataset
     try:
-        with dead_worker_explained(
+        with explain_dead_worker(
             f"dataset.workers (now {dataset.workers}) or dataset.batch_size (now {dataset.batch_size}); "
             "run the same command again to resume from the latest checkpoint"
         ):

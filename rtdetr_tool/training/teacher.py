@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdetr_tool.checkpoints.class_rows import Classes, some, with_class_rows
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.losses.distillation import Outputs
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import DistillSpec
 from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
 from rtdetr_tool.training.feature_hooks import capture_outputs, capture_queries, check_query_selection

@@ -9,10 +9,10 @@ from itertools import zip_longest
 
 from PIL import Image
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.findings import KINDS, LEVELS, Findings, Suspect
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.visualize import draw_boxes, palette_color
 
 SIDE = 480  # pixels of the longer side of a picture on the page
@@ -76,8 +76,8 @@ def _picture(suspect: Suspect, class_map: ClassMap | None) -> bytes:
     labels = record.labels.tolist()
     boxes, colors = record.boxes.tolist(), [palette_color(label) for label in labels]
     names = [class_map.name_of(label) if class_map else str(label) for label in labels]
-    if suspect.mended is not None:
-        boxes, colors, names = [*boxes, suspect.mended], [*colors, MENDED], [*names, "as labelled"]
+    if suspect.original is not None:
+        boxes, colors, names = [*boxes, suspect.original], [*colors, MENDED], [*names, "as labelled"]
     small = [[value * by for value, by in zip(box, scale, strict=True)] for box in boxes]
     buffer = io.BytesIO()
     draw_boxes(picture, small, colors, names, 2).save(buffer, "JPEG", quality=80)

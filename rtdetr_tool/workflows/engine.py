@@ -10,9 +10,9 @@ import onnx
 
 from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_onnx
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.deploy.engine import BuildSettings
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.runtimes.settle import settle_file
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.data.folder import ImageFolder, read_classmap
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import make_folder_below, replacing, write_atomically
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.runtimes.loop import LoopTimes

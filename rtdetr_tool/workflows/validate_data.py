@@ -63,7 +63,7 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
         )
         for record, fact in zip(dataset.records, facts, strict=True):
             check_boxes(split, record, size, findings)
-            files.look(split, record, fact)
+            files.add(split, record, fact)
         if files.bad - bad == len(dataset):
             findings.add("unusable", split, "not one of its images can be read")
         elif split in files.replaced and files.bad - bad > dataset.max_bad:

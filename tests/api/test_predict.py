@@ -14,8 +14,8 @@ from PIL import Image
 from rtdetr_tool.api import Detector, PlainDetections
 from rtdetr_tool.api import results as result_forms
 from rtdetr_tool.api.images import to_pixels
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import DataError, DownloadError, UserError
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 
 
 @pytest.fixture(autouse=True)

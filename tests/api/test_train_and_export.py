@@ -16,8 +16,8 @@ from rtdetr_tool.api import results as result_forms
 from rtdetr_tool.api.export import calibration_array
 from rtdetr_tool.api.keywords import EXPORT, TRAIN, export_settings, leaves, train_settings
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import CheckpointError, DataError, SpecError, UserError
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.spec.schema import field_names
 from tests.api.small import SIDE, SMALL_RFDETR, SMALL_RTDETR, lively
 

@@ -131,7 +131,7 @@ def test_training_data_without_an_object_is_refused(project, capsys):
         annotation["iscrowd"] = 1
     project.write()
     assert project.run("train") == 2
-    failed_with(capsys, "no object in the whole split", "nothing to learn")
+    failed_with(capsys, "the split has no objects", "cannot be used for training")
 
 
 def test_duplicate_ids_are_said(project, capsys):

@@ -136,8 +136,8 @@ def test_validate_data_tells_what_stops_a_run_from_what_does_not(project, folder
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["dataset.dataset_dir={folder}/nowhere"], "does not exist (dataset_dir)"),
-        (["dataset.dataset_dir={folder}/results_of_nothing"], "no data set of a known format"),
+        (["dataset.dataset_dir={folder}/nowhere"], "does not exist"),
+        (["dataset.dataset_dir={folder}/results_of_nothing"], "no dataset in a supported format"),
         (["dataset.dataset_dir={folder}/yolo", "dataset.format=voc"], "dataset.format is voc"),
         (["dataset.dataset_dir={folder}/yolo", "dataset.format=tfrecord"], "one of auto, coco, roboflow, yolo, voc"),
         (["dataset.dataset_dir={folder}/yolo", "dataset.num_classes=0"], "at least 1"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rtdetr_tool.artifacts.onnx_file import description_of
-from rtdetr_tool.ops.pixels import normalised
+from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.runtimes.litert_runtime import PIP_COMMAND as INTERPRETER
 from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec
@@ -70,7 +70,7 @@ def test_a_file_without_decoder_holds_the_features_and_detects_nothing(shared, c
     assert all(0 <= each["relative"] < 1e-4 for each in report["differences"])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     images = torch.rand(2, 3, 64, 64)
-    found = session.run(None, {"input": normalised(images).numpy()})
+    found = session.run(None, {"input": normalize(images).numpy()})
     options = [f"export.checkpoint={shared.weights}", f"export.onnx_file={file}"]
     detector = open_detector(str(shared.weights), read_spec(str(shared.spec_file), options, "export")).detector.deploy()
     with torch.no_grad():

@@ -287,7 +287,7 @@ def test_an_empty_calibration_folder_is_named(generate, project, capsys):
     empty.mkdir()
     options = ["tensorrt.data_type=INT8", f"tensorrt.calibration.cal_image_dir=[{empty}]", "backend=none"]
     assert generate(*options) == 2
-    assert f"There are no images in ['{empty}']" in capsys.readouterr().err
+    assert f"contains no images ['{empty}']" in capsys.readouterr().err
 
 
 def test_results_go_where_they_are_asked_for(generate, project):

@@ -32,7 +32,7 @@ def said(capsys) -> str:
 def test_validation_data_without_an_object_is_refused_before_anything_is_trained(project, capsys, command):
     scored_on(project, [])
     assert project.run(command, "train.is_dry_run=false") == 2
-    assert "val: no object in the whole split" in said(capsys)
+    assert "val: the split has no objects" in said(capsys)
     assert not list((project.folder / "results").rglob("*.pth"))
 
 

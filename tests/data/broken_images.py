@@ -55,9 +55,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *between: bytes, data: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
+def png(width: int, height: int, *between: bytes, data: bytes = b"", depth: int = 8, color: int = 2) -> bytes:
     """A PNG with this header, these chunks and this (not yet compressed) data."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = chunk(b"IHDR", header) + b"".join(between) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -76,8 +76,8 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
     yield "too-large.png", png(13_000, 13_000, data=pixels)
     yield "short-data.png", png(64, 48, data=pixels[:100])
     yield "bad-depth.png", png(64, 48, data=pixels, depth=3)
-    yield "bad-colour.png", png(64, 48, data=pixels, colour=5)
-    yield "no-palette.png", png(64, 48, data=pixels, colour=3)
+    yield "bad-color.png", png(64, 48, data=pixels, color=5)
+    yield "no-palette.png", png(64, 48, data=pixels, color=3)
     yield "long-chunk.png", png(64, 48)[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + bytes(100)
     yield "bad-checksum.png", bytes(b ^ 0xFF if i == 30 else b for i, b in enumerate(png(64, 48, data=pixels)))
     text = zlib.compress(b"x" * 900_000)

@@ -1,4 +1,4 @@
-"""Small data sets and images made on the spot."""
+"""Small datasets and images made on the spot."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ def make_spec():
 @pytest.fixture
 def bccd() -> Path:
     if not BCCD.is_dir():
-        pytest.skip("the BCCD data set is not beside this repository")
+        pytest.skip("the BCCD dataset is not beside this repository")
     return BCCD

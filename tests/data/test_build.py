@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, build_train_dataset
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.classes import ClassMap
 
 from .conftest import coco, draw_image
 
@@ -29,10 +29,10 @@ def test_a_single_mapping_is_a_list_of_one(make_source, make_spec) -> None:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (None, r"dataset\.train_data_sources is not set"),
-        ([], r"dataset\.train_data_sources is not set"),
-        ([{"image_dir": "x"}], "lacks json_file"),
-        ([{"image_dir": "", "json_file": ""}], "lacks image_dir and json_file"),
+        (None, r"dataset\.train_data_sources: required, but not set"),
+        ([], r"dataset\.train_data_sources: required, but not set"),
+        ([{"image_dir": "x"}], "json_file required, but not set"),
+        ([{"image_dir": "", "json_file": ""}], "image_dir and json_file required, but not set"),
     ],
 )
 def test_missing_sources_name_the_field(make_spec, sources, message) -> None:
@@ -42,7 +42,7 @@ def test_missing_sources_name_the_field(make_spec, sources, message) -> None:
 
 def test_an_empty_list_of_images_is_refused(make_source, make_spec) -> None:
     empty = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
-    with pytest.raises(DataError, match="lists no images"):
+    with pytest.raises(DataError, match="has no images"):
         build_eval_dataset(make_spec(val_data_sources=make_source(empty)), "val")
 
 
@@ -60,7 +60,7 @@ def test_an_evaluation_file_must_agree_with_the_classes_of_the_checkpoint(make_s
     dataset = build_eval_dataset(make_spec(val_data_sources=source), "val", trained)
     assert dataset.class_map is trained and dataset.records[0].labels.tolist() == [1, 0]
     renamed = ClassMap.from_list([{"index": 0, "id": 1, "name": "cat"}, {"index": 1, "id": 2, "name": "name2"}])
-    with pytest.raises(DataError, match=r"calls category 1 'name1'.*'cat'"):
+    with pytest.raises(DataError, match=r"Category 1 is 'name1' .*'cat'"):
         build_eval_dataset(make_spec(val_data_sources=source), "val", renamed)
 
 
@@ -72,7 +72,7 @@ def test_missing_images_stop_evaluation_and_are_reported_in_training(make_source
     with caplog.at_level(logging.WARNING):
         dataset = build_train_dataset(make_spec(train_data_sources=[source]))
     assert len(dataset) == 3 and dataset.repairs.counts == {"image_missing": 1}
-    assert "1 image files missing: left out" in caplog.text
+    assert "1 missing image files: skipped" in caplog.text
     with pytest.raises(DataError, match="1 of 4 image files"):
         build_train_dataset(make_spec(train_data_sources=[source], on_bad_image="error"))
 

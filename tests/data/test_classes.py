@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtdetr_tool.data.class_names import unique_names
-from rtdetr_tool.data.classes import MSCOCO_IDS, ClassMap
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.class_names import unique_names
+from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
 
 names = {1: "RBC", 2: "WBC", 3: "Platelets"}
 
@@ -65,9 +65,9 @@ def test_mscoco_remap_is_the_rank_among_the_eighty_ids() -> None:
 @pytest.mark.parametrize(
     ("categories", "num_classes", "class_ids", "message"),
     [
-        ({0: "a"}, 80, "auto", "COCO's own 80 ids"),
-        ({1: "a"}, 79, "auto", ">= 80"),
-        ({1: "a"}, 80, "raw", "contradicts"),
+        ({0: "a"}, 80, "auto", "COCO's 80 category ids"),
+        ({1: "a"}, 79, "auto", "expected at least 80"),
+        ({1: "a"}, 80, "raw", "cannot both be set"),
     ],
 )
 def test_mscoco_remap_refuses_what_it_cannot_honour(categories, num_classes, class_ids, message) -> None:
@@ -107,7 +107,7 @@ def test_unknown_ids_are_named_with_the_known_ones() -> None:
 def test_a_file_that_disagrees_with_the_checkpoint_is_refused_with_both_names() -> None:
     classes = ClassMap.from_categories(names, 3)
     classes.check_categories({2: "WBC"}, "val.json")
-    with pytest.raises(DataError, match=r"val\.json calls category 2 'leucocyte'.*'WBC'"):
+    with pytest.raises(DataError, match=r"Category 2 is 'leucocyte' in val\.json, but 'WBC'"):
         classes.check_categories({2: "leucocyte"}, "val.json")
     with pytest.raises(DataError, match=r"val\.json has category 4 \('dust'\)"):
         classes.check_categories({4: "dust"}, "val.json")
@@ -135,14 +135,14 @@ def test_a_few_other_spellings_go_by_the_order_of_the_ids_and_are_told():
 
 
 def test_another_order_of_names_is_never_taken_for_other_spellings():
-    with pytest.raises(DataError, match="do not know: 'motorcycle'"):
+    with pytest.raises(DataError, match="do not have: 'motorcycle'"):
         names_only("person", "car", "bicycle", "motorbike", "bus").with_ids_of(
             {1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "bus"}, "a.json"
         )
 
 
 def test_categories_that_the_weights_do_not_know_are_named():
-    with pytest.raises(DataError, match=r"a\.json has categories that the weights do not know: 'zebra'.*'cow'"):
+    with pytest.raises(DataError, match=r"a\.json has categories that the weights do not have: 'zebra'.*'cow'"):
         names_only("cow", "cat", "dog").with_ids_of({1: "zebra", 2: "cat"}, "a.json")
 
 

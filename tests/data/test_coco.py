@@ -6,11 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import coco_ground_truth, read_source
 from rtdetr_tool.data.repairs import KINDS, Repairs
 from rtdetr_tool.data.source import drop_missing_images
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.classes import ClassMap
 
 from .conftest import coco, draw_image
 
@@ -56,46 +56,46 @@ def test_text_of_another_encoding_is_an_error_that_says_how_to_convert_it(make_s
     source = make_source()
     with open(source["json_file"], "wb") as file:
         file.write(json.dumps(coco() | {"info": "Hündchen"}, ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(DataError, match=r"set\.json is not UTF-8 text \(.* at byte \d+\).*iconv -f latin1"):
+    with pytest.raises(DataError, match=r"set\.json is not valid UTF-8 \(.* at byte \d+\).*iconv -f latin1"):
         read(source)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps(coco())[:-40], "not valid JSON or is cut off"),
+        (json.dumps(coco())[:-40], "not valid JSON or is truncated"),
         ("", "is empty"),
         ("\ufeff", "is empty"),
-        ([], "holds a list at the top.*detection results"),
-        ("3", "holds a number"),
-        ("null", "holds null"),
+        ([], "contains a list; expected an object.*detection results"),
+        ("3", "contains a number"),
+        ("null", "contains null"),
         ({k: v for k, v in coco().items() if k != "images"}, "has no 'images'"),
         ({k: v for k, v in coco().items() if k != "annotations"}, "has no 'annotations'"),
         ({k: v for k, v in coco().items() if k != "categories"}, "has no 'categories'"),
-        (coco() | {"images": {}}, "'images' in .* is an object, not a list"),
+        (coco() | {"images": {}}, "'images' in .* is an object; expected a list"),
         (coco() | {"images": [3]}, r"images\[0\] in .* is a number"),
         (coco() | {"categories": [{"name": "x"}]}, r"categories\[0\].id in .* is missing"),
         (coco() | {"categories": [{"id": 1, "name": "x"}, {"id": 1, "name": "y"}]}, "id 1 has two names.*'x' and 'y'"),
-        (coco() | {"categories": [{"id": 1, "name": "x"}]}, r"category ids .*do not list: 2 \(4 annotations\)"),
-        (coco() | {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "stands for two files"),
-        (coco() | {"images": [{"id": "one", "file_name": "a"}]}, "'one', not an integer"),
+        (coco() | {"categories": [{"id": 1, "name": "x"}]}, r"not in 'categories': 2 \(4 annotations\)"),
+        (coco() | {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "has two files"),
+        (coco() | {"images": [{"id": "one", "file_name": "a"}]}, "'one'; expected a 64-bit integer"),
         (coco() | {"images": [{"id": 1}]}, "no file_name"),
-        (coco() | {"images": [{"id": 1, "file_name": "../secret.png"}]}, "stay inside"),
-        (coco() | {"images": [{"id": 1, "file_name": "a/../../secret.png"}]}, "stay inside"),
-        (coco() | {"images": [{"id": 1, "file_name": "..\\secret.png"}]}, "stay inside"),
-        (coco() | {"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "stay inside"),
-        (coco() | {"images": [{"id": 1, "file_name": "h5://file:3"}]}, "stay inside"),
-        (coco() | {"images": [{"id": 1, "file_name": "C:\\a.png"}]}, "stay inside"),
-        (coco() | {"images": [{"id": 1, "file_name": "."}]}, "stay inside"),
+        (coco() | {"images": [{"id": 1, "file_name": "../secret.png"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "a/../../secret.png"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "..\\secret.png"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "h5://file:3"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "C:\\a.png"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "."}]}, "relative to the image directory"),
         (coco() | {"images": [{"id": 1, "file_name": "a\0.png"}]}, "no file_name"),
-        (coco() | {"images": [{"id": 1, "file_name": "\ud800.png"}]}, r"not text: '\\ud800"),
-        (coco() | {"images": [{"id": 10**30, "file_name": "a"}]}, r"1000.*not an integer of 64 bits"),
-        (coco() | {"images": [{"id": 1e300, "file_name": "a"}]}, "not an integer of 64 bits"),
-        (coco() | {"images": [{"id": float("nan"), "file_name": "a"}]}, "nan, not an integer"),
-        (coco() | {"images": [{"id": float("inf"), "file_name": "a"}]}, "inf, not an integer"),
-        (coco() | {"images": [{"id": True, "file_name": "a"}]}, "True, not an integer"),
-        (coco() | {"images": [{"id": "1_0", "file_name": "a"}]}, "'1_0', not an integer"),
-        (coco() | {"annotations": [None]}, r"annotations\[0\] in .* is null, not an object"),
+        (coco() | {"images": [{"id": 1, "file_name": "\ud800.png"}]}, r"not valid text: '\\ud800"),
+        (coco() | {"images": [{"id": 10**30, "file_name": "a"}]}, r"1000.*expected a 64-bit integer"),
+        (coco() | {"images": [{"id": 1e300, "file_name": "a"}]}, "expected a 64-bit integer"),
+        (coco() | {"images": [{"id": float("nan"), "file_name": "a"}]}, "nan; expected a 64-bit integer"),
+        (coco() | {"images": [{"id": float("inf"), "file_name": "a"}]}, "inf; expected a 64-bit integer"),
+        (coco() | {"images": [{"id": True, "file_name": "a"}]}, "True; expected a 64-bit integer"),
+        (coco() | {"images": [{"id": "1_0", "file_name": "a"}]}, "'1_0'; expected a 64-bit integer"),
+        (coco() | {"annotations": [None]}, r"annotations\[0\] in .* is null; expected an object"),
         (coco() | {"annotations": [{"id": 1, "category_id": 1}]}, r"annotations\[0\].image_id in .* is missing"),
         (coco() | {"annotations": [{"id": 1, "image_id": 1}]}, r"annotations\[0\].category_id in .* is missing"),
         ('{"images": [' + "9" * 5000 + "]}", "not valid JSON"),
@@ -123,7 +123,7 @@ def test_a_file_that_is_not_text_is_a_readable_error(make_source) -> None:
     source = make_source()
     with open(source["json_file"], "wb") as file:
         file.write(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not valid UTF-8"):
         read(source)
 
 
@@ -197,7 +197,7 @@ def test_bad_boxes_are_counted_and_dropped_or_clipped(make_source) -> None:
         boxes_of(source), [[1, 1, 11, 11], [0, 0, 10, 10], [50, 40, 64, 48], [44, 30, 64.3, 48.2]]
     )
     text = str(source.repairs)
-    assert "2 boxes of zero or negative width or height: dropped (annotations[3], annotations[4])" in text
+    assert "2 boxes with zero or negative width or height: dropped (annotations[3], annotations[4])" in text
     assert "2 boxes that reached out of their image: clipped" in text
 
 

@@ -35,11 +35,11 @@ def test_images_lie_in_the_folder_named_like_the_file(tmp_path, file, images) ->
 
 def test_a_split_of_coco_must_be_one_file_and_one_folder(tmp_path) -> None:
     write(tmp_path / "annotations" / "instances_train2014.json", coco(1), tmp_path / "other")
-    with pytest.raises(DataError, match=r"no folder of images for instances_train2014\.json; looked for .*train2014"):
+    with pytest.raises(DataError, match=r"instances_train2014\.json has no image folder; expected .*train2014"):
         read_coco_split(str(tmp_path), "train")
     write(tmp_path / "annotations" / "instances_train2017.json", coco(1), tmp_path / "train2017")
     with pytest.raises(
-        DataError, match=r"several annotation files for the split 'train'.*Name image_dir and json_file"
+        DataError, match=r"several annotation files for the split 'train'.*Set image_dir and json_file"
     ):
         read_coco_split(str(tmp_path), "train")
     with pytest.raises(DataError, match="no annotation file for the split 'val'"):
@@ -97,5 +97,5 @@ def test_a_class_that_is_its_own_group_is_kept(tmp_path) -> None:
 def test_the_folder_of_a_split_is_a_data_source_by_itself(tmp_path) -> None:
     write(tmp_path / "_annotations.coco.json", roboflow(), tmp_path)
     assert len(read_dataset_folder(str(tmp_path)).images) == 2
-    with pytest.raises(DataError, match=r"has no train/_annotations\.coco\.json; there is _annotations\.coco\.json"):
+    with pytest.raises(DataError, match=r"has no train/_annotations\.coco\.json; it contains _annotations\.coco\.json"):
         read_dataset_folder(str(tmp_path), "train")

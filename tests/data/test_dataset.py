@@ -94,8 +94,8 @@ def test_an_evaluation_target_leads_back_to_the_pixels_of_the_original(make_sour
         image, target = build_eval_dataset(spec, "val")[0]
         assert image.shape == ((3, 96, 96) if preserve else (3, 64, 96))
         assert target.original_size == (48, 64) and target.image_id == 1
-        centre, size = target.boxes[:, :2], target.boxes[:, 2:]
-        back = torch.cat([centre - size / 2, centre + size / 2], 1) * torch.tensor(target.box_scale * 2)
+        center, size = target.boxes[:, :2], target.boxes[:, 2:]
+        back = torch.cat([center - size / 2, center + size / 2], 1) * torch.tensor(target.box_scale * 2)
         assert torch.allclose(back, torch.tensor([[4.0, 6, 24, 22], [14, 6, 34, 22]]), atol=1e-4)
 
 
@@ -113,7 +113,7 @@ def test_a_bad_training_image_is_named_once_and_replaced(make_source, make_spec,
     assert same(dataset[(0, 2)], again[(0, 2)])
     if workers == 0:
         text = [record.getMessage() for record in caplog.records if "2.png" in record.getMessage()]
-        assert len(text) == 2 and "Another image is taken" in text[0]  # once per data set
+        assert len(text) == 2 and "Using another image" in text[0]  # once per dataset
 
 
 def test_a_bad_training_image_stops_the_run_if_the_spec_says_so(make_source, make_spec) -> None:
@@ -144,7 +144,7 @@ def test_a_bad_evaluation_image_is_one_readable_line_also_from_a_worker(make_sou
 
 def test_boxes_for_another_picture_size_are_an_error(make_source, make_spec) -> None:
     spec = make_spec(val_data_sources=make_source(coco(4, width=60)))
-    with pytest.raises(DataError, match="64x48 pixels, but its annotations are for 60x48"):
+    with pytest.raises(DataError, match="64x48 pixels, but 60x48 in its annotations"):
         build_eval_dataset(spec, "val")[0]
 
 

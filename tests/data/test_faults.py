@@ -20,7 +20,7 @@ from rtdetr_tool.data.build import build_eval_dataset, build_loader, build_train
 from rtdetr_tool.data.faults import exists, names_in, retried
 from rtdetr_tool.data.folder import ImageFolder, find_images, read_classmap
 from rtdetr_tool.data.inspection import read_files
-from rtdetr_tool.data.preprocess import decode_image, decode_picture, image_size
+from rtdetr_tool.data.preprocess import decode_image, decode_pil_image, image_size
 from rtdetr_tool.data.source import read_bytes
 from rtdetr_tool.deploy.calibration import read_array
 from rtdetr_tool.deploy.pictures import PictureSource
@@ -92,7 +92,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_no_free_file_descriptor_is_a_fault_of_the_machine_for_every_reader(reader, image) -> None:
-    with no_open_files(), pytest.raises(MachineError, match=r"Too many open files.*fault of the machine.*ulimit -n"):
+    with no_open_files(), pytest.raises(MachineError, match=r"Too many open files.*problem of the machine.*ulimit -n"):
         READERS[reader](image)
 
 
@@ -121,7 +121,7 @@ def test_a_picture_whose_file_cannot_be_opened_any_more_is_no_damaged_picture(im
     picture.fp.close()
     picture.fp = open(FAILING_DISK, "rb")  # noqa: SIM115
     with pytest.raises(MachineError, match="Input/output error"):
-        decode_picture(picture)
+        decode_pil_image(picture)
 
 
 def test_lack_of_memory_is_a_fault_of_the_machine(tmp_path) -> None:
@@ -205,7 +205,7 @@ def test_a_fault_ends_training_and_evaluation_and_no_image_is_replaced(
     dataset.records[2].path = FAILING_DISK
     with pytest.raises(MachineError, match="Input/output error") as caught:
         list(build_loader(dataset, spec, training=training))
-    assert "Traceback" not in str(caught.value) and "Another image is taken" not in caplog.text
+    assert "Traceback" not in str(caught.value) and "Using another image" not in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -257,7 +257,7 @@ def test_the_number_of_images_that_are_replaced_is_bounded(make_source, make_spe
     dataset = build_train_dataset(make_spec(train_data_sources=[source]))
     for number in range(10):
         dataset[number]
-    with pytest.raises(DataError, match=r"11 different training images.*the 10 that may be replaced.*max_bad_share"):
+    with pytest.raises(DataError, match=r"11 different training images.*max_bad_share allows at most 10"):
         dataset[10]
     dataset = build_train_dataset(make_spec(train_data_sources=[source], max_bad_share=0.5))
     assert len([dataset[number] for number in range(30)]) == 30
@@ -267,7 +267,7 @@ def test_missing_images_count_against_the_same_bound(make_source, make_spec, tmp
     source = make_source(coco(30), images=30)
     for number in range(11):
         (tmp_path / "set" / f"{number}.png").unlink()
-    with pytest.raises(DataError, match=r"11 of the 30 training images do not exist.*0\.png.*max_bad_share"):
+    with pytest.raises(DataError, match=r"11 of 30 training images do not.*max_bad_share allows at most 10.*0\.png"):
         build_train_dataset(make_spec(train_data_sources=[source]))
     dataset = build_train_dataset(make_spec(train_data_sources=[source], max_bad_share=0.4))
     assert len(dataset) == 19 and dataset.max_bad == 1

@@ -28,7 +28,7 @@ def test_folders_are_walked_in_order_and_each_image_comes_once(tmp_path) -> None
 def test_missing_and_empty_folders_are_named(tmp_path) -> None:
     with pytest.raises(DataError, match=r"nowhere.*does not exist"):
         find_images(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="no images in"):
+    with pytest.raises(DataError, match="contains no images"):
         find_images(str(tmp_path))
 
 
@@ -37,7 +37,7 @@ def test_a_classmap_is_one_name_per_line(tmp_path) -> None:
     path.write_text("\ufeffbackground\n red cell \nwhite\n\n")
     assert read_classmap(str(path)) == ["background", "red cell", "white"]
     path.write_text("a\n\nb\n")
-    with pytest.raises(DataError, match="no name in line 2"):
+    with pytest.raises(DataError, match="line 2: empty; expected a class name"):
         read_classmap(str(path))
     path.write_text("\n")
     with pytest.raises(DataError, match="is empty"):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset, source_images
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Detections
 from rtdetr_tool.spec import spec_from_dict
 
@@ -133,7 +133,7 @@ def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given(written) -
     assert spec.num_classes is None and build_train_dataset(spec).class_map.num_classes == 3
     given = replace(spec, num_classes=5)
     assert build_train_dataset(given).class_map.num_classes == 5
-    with pytest.raises(DataError, match=r"There are 3 categories .* dataset.num_classes is 2"):
+    with pytest.raises(DataError, match=r"The dataset has 3 categories .* dataset.num_classes is 2"):
         build_train_dataset(replace(spec, num_classes=2))
 
 
@@ -148,7 +148,7 @@ def test_the_format_is_said_in_the_log(name, written, caplog) -> None:
     with caplog.at_level("INFO"):
         build_eval_dataset(dataset_spec(dataset_dir=str(written[name])), "val")
     shown = {"coco": "COCO", "roboflow": "Roboflow COCO", "yolo": "YOLO", "voc": "Pascal VOC"}[name]
-    assert f"is read as {shown}, because it has" in caplog.text
+    assert f"as {shown} (it has" in caplog.text
 
 
 def test_a_folder_of_two_formats_is_refused_until_one_is_named(drawn, tmp_path) -> None:
@@ -166,7 +166,7 @@ def test_a_folder_of_no_format_is_refused_with_what_was_looked_for(tmp_path) -> 
     with pytest.raises(DataError) as caught:
         build_train_dataset(dataset_spec(dataset_dir=str(tmp_path)))
     for expected in (
-        "there is pictures",
+        "It contains pictures",
         "data.yaml",
         "_annotations.coco.json",
         "instances_train",
@@ -190,5 +190,5 @@ def test_a_split_that_is_not_there_is_named(name, written) -> None:
 
 @pytest.mark.parametrize("name", ["coco", "yolo"])
 def test_formats_that_describe_all_splits_in_one_place_need_the_name_of_one(name, written) -> None:
-    with pytest.raises(DataError, match="say which `split`"):
+    with pytest.raises(DataError, match="set `split`"):
         build_eval_dataset(dataset_spec(val_data_sources={"dataset_dir": str(written[name])}), "val")

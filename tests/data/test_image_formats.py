@@ -73,13 +73,13 @@ def test_files_that_are_no_images_are_counted_and_named(images, caplog):
         "clip.mp4", "clip2.MP4", "notes.txt", "photo.heic",
     ]  # fmt: skip
     find_images(str(images))
-    assert "4 files skipped (not images): 2 .mp4, 1 .txt, 1 .heic" in caplog.text
+    assert "Skipping 4 files that are not images (2 .mp4, 1 .txt, 1 .heic)" in caplog.text
     assert str(images / "clip.mp4") in caplog.text
 
 
 def test_a_folder_of_videos_says_what_it_has_instead_of_images(tmp_path):
     (tmp_path / "a.mov").touch()
-    with pytest.raises(DataError, match=r"no images in .*\.jpg.*; 1 file skipped \(not an image\): 1 \.mov"):
+    with pytest.raises(DataError, match=r"contains no images.*\.jpg.*Skipping 1 file that is not an image \(1 \.mov\)"):
         find_images(str(tmp_path))
 
 

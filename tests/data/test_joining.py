@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
-from rtdetr_tool.data.class_names import unique_names
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.inspection import SplitCounts
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.ops.class_names import unique_names
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import spec_from_dict
 
 from .conftest import coco, draw_image
@@ -38,7 +38,7 @@ def labels_of(dataset, folder: str) -> list[str]:
 
 def test_names_are_made_unique_and_what_is_done_is_counted() -> None:
     repairs = Repairs()
-    found = unique_names({3: "nut", 2: "bolt", 1: "bolt", 4: "", 5: "4", 6: "bolt id 2"}, repairs)
+    found = unique_names({3: "nut", 2: "bolt", 1: "bolt", 4: "", 5: "4", 6: "bolt id 2"}, repairs.add)
     assert found == {3: "nut", 2: "bolt id 2 id 2", 1: "bolt", 4: "4 id 4", 5: "4", 6: "bolt id 2"}
     assert repairs.counts == {"category_name_repeated": 1, "category_unnamed": 1}
     assert unique_names(found) == found
@@ -62,7 +62,7 @@ def test_an_id_that_means_something_else_is_a_class_of_its_own(make_source, make
     assert dataset.class_map.categories == {1: "bolt", 2: "nut", 3: "screw"}
     assert labels_of(dataset, "two") == ["screw", "nut", "nut", "screw"] * 2
     assert "1 'screw' (there 'bolt') becomes 3" in caplog.text
-    with pytest.raises(DataError, match="There are 3 categories"):
+    with pytest.raises(DataError, match="The dataset has 3 categories"):
         build_train_dataset(make_spec(train_data_sources=[one, two], num_classes=2))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetr_tool.data.preprocess import decode_image, decode_picture
+from rtdetr_tool.data.preprocess import decode_image, decode_pil_image
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_complaints_of_libtiff_are_logged_and_not_written(damaged, capfd, caplog
     with caplog.at_level(logging.DEBUG, "rtdetr_tool"):
         decode_image(damaged)
         with Image.open(damaged) as picture:
-            decode_picture(picture)
+            decode_pil_image(picture)
     assert capfd.readouterr().err == ""
     said = [record.getMessage() for record in caplog.records]
     assert len(said) >= 2 and all(message.startswith("libtiff: ") for message in said)

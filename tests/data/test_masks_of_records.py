@@ -71,7 +71,7 @@ def spec_of(files, kind="default", **augmentation):
 
 
 def paint_of(image, paint):
-    """Which pixels of a rendered picture are of this colour."""
+    """Which pixels of a rendered picture are of this color."""
     return (image.float() - torch.tensor(paint).float()[:, None, None]).abs().amax(0) < 64
 
 
@@ -104,7 +104,7 @@ def test_evaluation_targets_show_their_objects_where_the_picture_does(files, kin
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("keep_ratio", [False, True])
 def test_augmented_masks_boxes_and_picture_stay_together(seed, keep_ratio):
-    """Whatever window, flip and size are drawn: the mask is where the colour is, and the box bounds it."""
+    """Whatever window, flip and size are drawn: the mask is where the color is, and the box bounds it."""
     corners = np.array([[10, 10, 40, 40], [50, 20, 80, 50]], float)
     image, masks = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), np.zeros((2, HEIGHT, WIDTH), np.uint8)
     for (x1, y1, x2, y2), mask, paint in zip(corners.astype(int), masks, (RED, GREEN), strict=True):
@@ -175,7 +175,7 @@ def test_a_missing_or_malformed_mask_is_counted_and_empty(tmp_path):
 @pytest.mark.parametrize("segmentations", [[None, None], [[], []]])
 def test_data_without_any_mask_is_one_clear_message(tmp_path, segmentations):
     files = write(tmp_path, segmentations)
-    with pytest.raises(DataError, match=r"2 objects and not one with a mask, which a segmentation head needs.*seg_"):
+    with pytest.raises(DataError, match=r"2 objects, but none has a mask, which a segmentation head requires.*seg_"):
         build_train_dataset(spec_of(files), masks=True)
     with pytest.raises(DataError, match=r"val_data_sources\) has 2 objects and not one with a mask"):
         build_eval_dataset(spec_of(files), masks=True)

@@ -17,7 +17,7 @@ from rtdetr_tool.data.photometric import (
 )
 
 
-def every_colour(step: int = 5) -> torch.Tensor:
+def every_color(step: int = 5) -> torch.Tensor:
     values = torch.arange(0, 256, step, dtype=torch.uint8)
     return torch.cartesian_prod(values, values, values).reshape(len(values), -1, 3).permute(2, 0, 1)
 
@@ -43,16 +43,16 @@ def largest_difference(operation: str, image: torch.Tensor, amount: float) -> in
 @pytest.mark.parametrize(
     ("operation", "amount"), [(name, amount) for name, (_, _, amounts) in OPERATIONS.items() for amount in amounts]
 )
-def test_an_operation_equals_torchvisions_to_one_grey_level_on_a_lattice_of_all_colours(operation, amount) -> None:
-    assert largest_difference(operation, every_colour(), amount) <= 1
+def test_an_operation_equals_torchvisions_to_one_gray_level_on_a_lattice_of_all_colors(operation, amount) -> None:
+    assert largest_difference(operation, every_color(), amount) <= 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**32), st.floats(0, 1), st.integers(1, 150), st.booleans()
 )
-def test_an_operation_equals_torchvisions_on_random_images(operation, seed, share, height, grey) -> None:
-    shape = (1 if grey else 3, height, 17)
+def test_an_operation_equals_torchvisions_on_random_images(operation, seed, share, height, gray) -> None:
+    shape = (1 if gray else 3, height, 17)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     amounts = OPERATIONS[operation][2]
     amount = amounts[0] + share * (amounts[-1] - amounts[0])
@@ -85,7 +85,7 @@ def test_a_distortion_is_torchvisions_operations_in_torchvisions_order(seed) -> 
 
 def test_without_probability_nothing_changes_and_with_it_each_part_is_independent() -> None:
     rng = np.random.default_rng(0)
-    image = every_colour(51)
+    image = every_color(51)
     assert all(draw_distortion(rng, 0.0)(image) is image for _ in range(20))
     drawn = [draw_distortion(rng, 0.8) for _ in range(4000)]
     for part in ("brightness", "contrast", "saturation", "hue", "channels"):

@@ -75,7 +75,7 @@ def test_annotations_made_without_the_exif_rotation_get_the_stored_picture(tmp_p
     assert decode_image(tmp_path / "a.png", (40, 30)).shape == (3, 30, 40)
     stored = decode_image(tmp_path / "a.png", (30, 40))
     assert np.array_equal(stored.permute(1, 2, 0).numpy(), STORED[6])
-    with pytest.raises(DataError, match=r"a\.png is 40x30 pixels, but its annotations are for 41x30"):
+    with pytest.raises(DataError, match=r"a\.png is 40x30 pixels, but 41x30 in its annotations"):
         decode_image(tmp_path / "a.png", (41, 30))
 
 
@@ -89,18 +89,18 @@ GREY = np.linspace(0, 255, 64 * 4).reshape(4, 64).astype(np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path, suffix) -> None:
+def test_sixteen_bit_gray_is_scaled_not_cut(tmp_path, suffix) -> None:
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / f"a.{suffix}")
     assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), np.repeat(GREY[..., None], 3, axis=2))
 
 
-def test_big_endian_sixteen_bit_grey_reads_like_little_endian(tmp_path) -> None:
+def test_big_endian_sixteen_bit_gray_reads_like_little_endian(tmp_path) -> None:
     values = (GREY.astype(np.uint16) * 257).astype(">u2")
     Image.frombytes("I;16B", (64, 4), values.tobytes()).save(tmp_path / "a.tif")
     assert np.array_equal(pixels(tmp_path / "a.tif")[..., 0], GREY)
 
 
-def test_thirty_two_bit_and_float_grey_are_scaled(tmp_path) -> None:
+def test_thirty_two_bit_and_float_gray_are_scaled(tmp_path) -> None:
     Image.fromarray(GREY.astype(np.int32) * 257).save(tmp_path / "i.tif")
     Image.fromarray(GREY.astype(np.int32) * 100_000).save(tmp_path / "wide.tif")
     Image.fromarray((GREY / 255).astype(np.float32)).save(tmp_path / "unit.tif")
@@ -128,7 +128,7 @@ def test_floats_that_are_not_numbers_become_black(tmp_path) -> None:
         ("YCbCr", "tif", 3),
     ],
 )
-def test_colour_modes_give_the_same_colours(tmp_path, mode, suffix, tolerance) -> None:
+def test_color_modes_give_the_same_colors(tmp_path, mode, suffix, tolerance) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(UPRIGHT).convert(mode).save(path)
     assert np.abs(pixels(path).astype(int) - UPRIGHT).max() <= tolerance
@@ -140,7 +140,7 @@ def test_lab_pictures_are_converted(tmp_path) -> None:
     assert (pixels(tmp_path / "a.tif") > 240).all()
 
 
-def test_grey_grey_with_alpha_and_bilevel_become_rgb(tmp_path) -> None:
+def test_gray_gray_with_alpha_and_bilevel_become_rgb(tmp_path) -> None:
     Image.fromarray(GREY).save(tmp_path / "l.png")
     Image.fromarray(GREY).convert("LA").save(tmp_path / "la.png")
     Image.fromarray(GREY > 127).save(tmp_path / "one.png")
@@ -150,14 +150,14 @@ def test_grey_grey_with_alpha_and_bilevel_become_rgb(tmp_path) -> None:
     assert np.array_equal(pixels(tmp_path / "one.png"), (expected > 127) * np.uint8(255))
 
 
-def test_a_palette_with_transparency_keeps_its_colours(tmp_path) -> None:
+def test_a_palette_with_transparency_keeps_its_colors(tmp_path) -> None:
     Image.fromarray(UPRIGHT).convert("P").save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     assert np.array_equal(pixels(tmp_path / "a.png"), UPRIGHT)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
 def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     options = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
     assert pixels(tmp_path / f"a.{suffix}")[0, 0].tolist() == [255, 0, 0]

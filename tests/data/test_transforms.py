@@ -35,7 +35,7 @@ def test_after_all_transforms_the_box_bounds_the_white_pixels(scene, size, seed,
     assert picture.dtype == torch.uint8 and found.dtype == torch.float32 and len(found) == len(labels)
     lit = (picture[0] > 127).nonzero()
     if not len(found):
-        # Removed because its centre was cropped away or less than a pixel of it was left; it can only be a rest.
+        # Removed because its center was cropped away or less than a pixel of it was left; it can only be a rest.
         return
     assert labels.tolist() == [3]
     x1, y1, x2, y2 = (cxcywh_to_xyxy(found[0]) * torch.tensor([width, height, width, height])).tolist()
@@ -99,7 +99,7 @@ def test_zooming_out_keeps_the_image_whole_on_a_canvas_of_one_to_four_times(seed
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 6))
-def test_a_crop_keeps_a_centre_and_stays_in_the_window(seed, count) -> None:
+def test_a_crop_keeps_a_center_and_stays_in_the_window(seed, count) -> None:
     rng = np.random.default_rng(seed)
     window = Window(-20, -10, 120, 90)
     low = rng.uniform(0, 60, (count, 2))
@@ -110,8 +110,8 @@ def test_a_crop_keeps_a_centre_and_stays_in_the_window(seed, count) -> None:
     if crop != window:
         assert 0.5 <= crop.width / crop.height <= 2
         assert crop.width >= int(0.3 * 120) and crop.height >= int(0.3 * 90)
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = (centres > [crop.left, crop.top]).all(1) & (centres < [crop.right, crop.bottom]).all(1)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = (centers > [crop.left, crop.top]).all(1) & (centers < [crop.right, crop.bottom]).all(1)
         assert (inside == keep).all()
     else:
         assert keep.all()
@@ -156,7 +156,7 @@ def test_without_objects_there_is_no_crop_and_no_endless_search() -> None:
         assert draw_iou_crop(np.random.default_rng(seed), window, nothing)[0] == window
 
 
-def test_probability_zero_of_distortion_and_crop_leaves_colours_and_objects() -> None:
+def test_probability_zero_of_distortion_and_crop_leaves_colors_and_objects() -> None:
     image = torch.full((3, 40, 40), 200, dtype=torch.uint8)
     boxes = torch.tensor([[1.0, 1, 20, 20], [20, 20, 39, 39]], dtype=torch.float64)
     for seed in range(40):
@@ -166,7 +166,7 @@ def test_probability_zero_of_distortion_and_crop_leaves_colours_and_objects() ->
         assert picture.max() == 200
 
 
-def test_relative_boxes_are_centre_and_size_over_width_and_height() -> None:
+def test_relative_boxes_are_center_and_size_over_width_and_height() -> None:
     boxes = to_relative(torch.tensor([[10.0, 5.0, 30.0, 25.0]]), (50, 100))
     assert torch.allclose(boxes, torch.tensor([[0.2, 0.3, 0.2, 0.4]])) and boxes.dtype == torch.float32
     assert to_relative(torch.zeros(0, 4), (50, 100)).shape == (0, 4)

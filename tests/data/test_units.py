@@ -34,8 +34,8 @@ def drawn(count: int = 40, form: str = XYWH, scale: tuple[float, float] = (1, 1)
 def judged(declared: str, boxes: list[tuple[float, ...]], shares: bool = False) -> str | None:
     units = BoxUnits(declared, shares)
     for box in boxes:
-        units.see(box, *((1, 1) if shares else SIDES))
-    return units.judge("labels.json")
+        units.add(box, *((1, 1) if shares else SIDES))
+    return units.warning("labels.json")
 
 
 UNIT = (1 / SIDES[0], 1 / SIDES[1])
@@ -67,7 +67,7 @@ def test_another_form_is_refused_when_the_whole_file_shows_it_and_in_doubt_a_war
     scale = UNIT if shares else (1, 1)
     with pytest.raises(DataError) as caught:
         judged(declared, drawn(40, written, scale), shares)
-    assert f"are {written}, but {declared} is expected" in str(caught.value)
+    assert f"are {written}; expected {declared}" in str(caught.value)
     few = drawn(9, written, scale)
     assert f"may be {written} instead of {declared}" in judged(declared, few, shares)
     mixed = drawn(40, declared, scale) + drawn(10, written, scale)
@@ -82,13 +82,13 @@ def test_untidy_boxes_are_no_other_form() -> None:
 
 
 def test_some_boxes_within_the_first_pixel_are_a_warning() -> None:
-    assert "2 of 42 boxes of labels.json lie within the first pixel" in judged(XYWH, drawn(40) + drawn(2, XYWH, UNIT))
+    assert "2 of 42 boxes of labels.json are within the first pixel" in judged(XYWH, drawn(40) + drawn(2, XYWH, UNIT))
     assert "within the first pixel" in judged(XYWH, [(0, 0, 1, 1)] * 20)  # whole numbers prove nothing
 
 
 def test_percent_and_pixels_of_smaller_copies_are_a_warning() -> None:
     percent = drawn(200, XYWH, (100 / SIDES[0], 100 / SIDES[1]))
-    assert "No box of labels.json reaches beyond 16% of the width and 21% of the height" in judged(XYWH, percent)
+    assert "All boxes of labels.json are within 16% of the width and 21% of the height" in judged(XYWH, percent)
 
 
 def test_a_coco_file_of_the_wrong_unit_is_refused_and_a_doubtful_one_counted(make_source) -> None:

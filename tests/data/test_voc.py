@@ -1,4 +1,4 @@
-"""Pascal VOC data sets: layouts, boxes, difficult objects, and what each mistake is called."""
+"""Pascal VOC datasets: layouts, boxes, difficult objects, and what each mistake is called."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_list_of_classes_gives_their_order(tmp_path) -> None:
     source = read_split(str(tmp_path), "train")
     assert source.categories == {0: "dog", 1: "cat"} and rows(source)[0][0][4] == 1
     (tmp_path / "labels.txt").write_text("dog\n")
-    with pytest.raises(DataError, match=r"a\.xml, object 1 is a 'cat', which .*labels\.txt does not list"):
+    with pytest.raises(DataError, match=r"a\.xml, object 1 has the class 'cat', which is not in .*labels\.txt"):
         read_split(str(tmp_path), "train")
     (tmp_path / "labels.txt").write_text("dog\ndog\ncat\n")
     source = read_split(str(tmp_path), "train")
@@ -96,7 +96,7 @@ def test_splits_are_lists_or_folders(tmp_path, layout) -> None:
     for split, name in (("train", "a"), ("val", "b"), ("valid", "b")):
         assert [Path(image.path).name for image in read_split(str(tmp_path), split).images.values()] == [f"{name}.png"]
     with pytest.raises(
-        DataError, match=r"no split 'test': there is neither ImageSets.Main.test\.txt nor a folder test"
+        DataError, match=r"no split 'test'; expected ImageSets.Main.test\.txt or a folder test"
     ):
         read_split(str(tmp_path), "test")
 
@@ -171,15 +171,15 @@ def test_the_image_may_be_named_in_the_xml_only(flat) -> None:
     ("old", "new", "message"),
     [
         ("<name>cat</name>", "", r"0\.xml, object 1 has no <name>"),
-        ("</annotation>", "", r"0\.xml is no annotation of Pascal VOC: no element found"),
-        ("annotation>", "html>", "its root is not <annotation>"),
+        ("</annotation>", "", r"0\.xml is not a valid Pascal VOC annotation: no element found"),
+        ("annotation>", "html>", "expected the root element <annotation>"),
         ("<annotation>", '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>', "document type"),
         (
             "<annotation>",
             '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation><folder>&b;</folder>',
             "document type",
         ),
-        ("<annotation>", '<?xml version="1.0" encoding="klingon"?><annotation>', "is no annotation of Pascal VOC"),
+        ("<annotation>", '<?xml version="1.0" encoding="klingon"?><annotation>', "not a valid Pascal VOC annotation"),
         ("<annotation>", "<annotation>&x;", "undefined entity"),
     ],
 )
@@ -191,7 +191,7 @@ def test_what_is_wrong_with_an_xml_is_one_message(flat, old, new, message) -> No
 def test_a_list_must_not_lead_elsewhere(tmp_path) -> None:
     write_image(tmp_path / "JPEGImages", "a", CAT, labels=tmp_path / "Annotations")
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
-    for text, message in (("../../a\n", "without folder and ending"), ("\n", "is empty")):
+    for text, message in (("../../a\n", "without folder and extension"), ("\n", "is empty")):
         (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             read_split(str(tmp_path), "train")
@@ -199,7 +199,7 @@ def test_a_list_must_not_lead_elsewhere(tmp_path) -> None:
 
 def test_images_without_any_object_need_a_list_of_classes(flat) -> None:
     (flat / "0.xml").write_text(voc_xml("0.png", 64, 48, []))
-    with pytest.raises(DataError, match=r"has no objects, so its classes are unknown; name them in .*labels\.txt"):
+    with pytest.raises(DataError, match=r"has no objects, so its classes are unknown. List them in .*labels\.txt"):
         read_split(str(flat), "")
     (flat / "labels.txt").write_text("cat\n")
     assert rows(read_split(str(flat), "")) == [[]]

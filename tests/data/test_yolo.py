@@ -1,4 +1,4 @@
-"""YOLO data sets: what `data.yaml` may say, what label files may hold, and what each mistake is called."""
+"""YOLO datasets: what `data.yaml` may say, what label files may hold, and what each mistake is called."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = "0 0.5 0.5 0.25 0.5\n"  # of 64 x 48 pixels: 24..40, 12..36
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes a data set with one image per entry of `labels` (None = no label file) and gives its folder."""
+    """Writes a dataset with one image per entry of `labels` (None = no label file) and gives its folder."""
 
     def write(labels: list[str | bytes | None], description: str | None = None, layout: str = "images/train") -> Path:
         root = tmp_path / "data"
@@ -41,7 +41,7 @@ def rows(source) -> list[list[tuple]]:
     return [image.rows for image in source.images.values()]
 
 
-def test_a_box_is_centre_and_size_as_shares_of_the_image(make) -> None:
+def test_a_box_is_center_and_size_as_shares_of_the_image(make) -> None:
     source = read_split(str(make([GOOD + "1 0.25 0.25 0.5 0.5\n"])), "train")
     assert rows(source) == [[(24.0, 12.0, 40.0, 36.0, 0, False, 384.0), (0.0, 0.0, 32.0, 24.0, 1, False, 768.0)]]
     assert source.categories == {0: "cat", 1: "dog"} and not source.repairs
@@ -147,15 +147,15 @@ def test_an_unreadable_image_is_left_to_the_reader_of_images(make) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.5", "line 2 cannot be read: it has 4 values, not 5"),
-        ("0 0.5 0.5 0.2 0.2 0.9", r"line 2 .* is the sixth a score\?"),
-        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "it has 8 values, not 5"),
-        ("cat 0.5 0.5 0.2 0.2", "line 2 .*not all of it is numbers"),
-        ("0,0.5,0.5,0.2,0.2", "not all of it is numbers"),
-        ("0 0,5 0,5 0,2 0,2", "not all of it is numbers"),
-        ("0 0.5 0.5 0.2 1_0", "not all of it is numbers"),
-        ("\xff\xfe 0.5 0.5 0.2 0.2", "not all of it is numbers"),
-        ("2 0.5 0.5 0.2 0.2", r"line 2: class index 2, but .*data\.yaml names 2 classes, 0 to 1\. Indices begin at 0"),
+        ("0 0.5 0.5 0.5", "line 2: 4 values; expected class index"),
+        ("0 0.5 0.5 0.2 0.2 0.9", r"line 2: 6 values \(a score\?"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "line 2: 8 values; expected"),
+        ("cat 0.5 0.5 0.2 0.2", "line 2: not all values are numbers"),
+        ("0,0.5,0.5,0.2,0.2", "not all values are numbers"),
+        ("0 0,5 0,5 0,2 0,2", "not all values are numbers"),
+        ("0 0.5 0.5 0.2 1_0", "not all values are numbers"),
+        ("\xff\xfe 0.5 0.5 0.2 0.2", "not all values are numbers"),
+        ("2 0.5 0.5 0.2 0.2", r"line 2: class index 2 is invalid; .*has 2 classes, 0 to 1\. Class indices start at 0"),
         ("-1 0.5 0.5 0.2 0.2", "class index -1"),
         ("0.5 0.5 0.5 0.2 0.2", r"class index 0\.5"),
         ("nan 0.5 0.5 0.2 0.2", "class index nan"),
@@ -172,20 +172,20 @@ def test_a_malformed_line_is_named_by_file_and_line(make, line, message) -> None
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ("train: images/train\n", "must have `names`"),
-        ("train: images/train\nnames: []\n", "must have `names`"),
-        ("train: images/train\nnames: [[a], [b]]\n", "must have `names`"),
-        ("train: images/train\nnames: {1: cat, 2: dog}\n", r"indices of `names` .* are 1, 2; they must be 0 to 1"),
-        ("train: images/train\nnc: 3\nnames: [cat, dog]\n", "nc is 3, but `names` has 2"),
-        ("val: images/train\nnames: [cat]\n", r"no split 'train'; its splits are: val"),
-        ("train: images/none\nnames: [cat]\n", r"names 'images/none', which does not exist \(looked for .*images/none"),
-        ("train: /etc\nnames: [cat]\n", "outside of the data set's folder"),
+        ("train: images/train\n", "has no valid `names`"),
+        ("train: images/train\nnames: []\n", "has no valid `names`"),
+        ("train: images/train\nnames: [[a], [b]]\n", "has no valid `names`"),
+        ("train: images/train\nnames: {1: cat, 2: dog}\n", r"indices of `names` .* are 1, 2; expected 0 to 1"),
+        ("train: images/train\nnc: 3\nnames: [cat, dog]\n", "nc is 3 in .*, but `names` has 2"),
+        ("val: images/train\nnames: [cat]\n", r"no split 'train'; expected one of its splits: val"),
+        ("train: images/none\nnames: [cat]\n", r"the path 'images/none', which does not exist \(tried .*images/none"),
+        ("train: /etc\nnames: [cat]\n", "outside the dataset"),
         ("train: ../../other\nnames: [cat]\n", "does not exist"),
         ("train: data.yaml\nnames: [cat]\n", "a folder or a list of images"),
         ("train: [images/train\nnames: [cat]\n", r"data\.yaml, line \d is not valid YAML"),
-        ("- a\n- b\n", "is not the description of a YOLO data set"),
+        ("- a\n- b\n", "does not describe a YOLO dataset"),
         ("{" * 3000, "is not valid YAML"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nnames: *b\ntrain: images/train\n", "must have `names`"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nnames: *b\ntrain: images/train\n", "has no valid `names`"),
     ],
 )
 def test_what_is_wrong_with_the_yaml_is_one_message(make, description, message) -> None:
@@ -196,7 +196,7 @@ def test_what_is_wrong_with_the_yaml_is_one_message(make, description, message) 
 def test_a_yaml_that_is_not_text_is_refused(make) -> None:
     root = make([GOOD])
     (root / "data.yaml").write_bytes(b"names: [\xff\xfe]")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not valid UTF-8"):
         read_split(str(root), "train")
 
 
@@ -207,12 +207,12 @@ def test_paths_lead_out_of_the_folder_only_if_the_yaml_itself_is_named(make, tmp
     (elsewhere / "mine.yaml").write_text(f"path: {root}\ntrain: images/train\nnames: [cat, dog]\n")
     assert len(read_split(str(elsewhere / "mine.yaml"), "train").images) == 1
     (elsewhere / "data.yaml").write_text(f"train: {root}/images/train\nnames: [cat, dog]\n")
-    with pytest.raises(DataError, match="outside of the data set's folder"):
+    with pytest.raises(DataError, match="outside the dataset"):
         read_split(str(elsewhere), "train")
     (elsewhere / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
     draw_image(elsewhere / "a.png")
     (elsewhere / "list.txt").write_text(f"a.png\n{root}/images/train/0.png\n")
-    with pytest.raises(DataError, match="outside of the data set's folder"):
+    with pytest.raises(DataError, match="outside the dataset"):
         read_split(str(elsewhere), "train")
 
 
@@ -222,13 +222,13 @@ def test_labels_that_lie_elsewhere_are_missed(make) -> None:
     (root / "annotations" / "0.txt").write_text(GOOD)
     with pytest.raises(
         DataError,
-        match=r"None of the 2 images .* has a label file; the first one was expected at .*labels/train/0\.txt",
+        match=r"None of the 2 images .* has a label file; expected the first at .*labels/train/0\.txt",
     ):
         read_split(str(root), "train")
 
 
 def test_labels_in_pixels_are_refused(make) -> None:
-    with pytest.raises(DataError, match=r"2 boxes and not one is usable: 2 boxes wholly outside .* shares \(0\.\.1\)"):
+    with pytest.raises(DataError, match=r"None of the 2 boxes .*: 2 boxes completely outside .* fractions \(0\.\.1\)"):
         read_split(str(make(["0 320 240 100 50\n1 200 100 50 50\n"])), "train")
 
 

@@ -2,8 +2,8 @@
 
 import yaml
 
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.deploy.deepstream import label_lines, write_side_files
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 
 
 def test_the_configuration_follows_the_model(tmp_path):

@@ -7,11 +7,11 @@ import torch
 
 from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND, read_interface
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.deploy.wrapper import NEVER, ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_named
-from rtdetr_tool.ops.pixels import denormalised, normalised
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
+from rtdetr_tool.ops.pixels import denormalize, normalize
 from rtdetr_tool.runtimes.graph_tensors import predictions_of, to_graph
 
 SIZE = (64, 96)
@@ -53,7 +53,7 @@ def test_normalised_pixels_by_hand():
     assert to_graph(white, LAYOUTS["rfdetr"])[0, 0].item() == pytest.approx(2.248908)
     assert to_graph(white, LAYOUTS["tao"]) is white
     images = torch.rand(2, 3, 4, 4)
-    torch.testing.assert_close(denormalised(normalised(images)), images)
+    torch.testing.assert_close(denormalize(normalize(images)), images)
 
 
 def classes(*names: str | None) -> ClassMap:
@@ -85,7 +85,7 @@ def test_a_layout_changes_names_order_and_pixels_but_not_what_is_found(detector)
     assert (other.input_name, other.output_names) == ("input", ("dets", "labels"))
     images = torch.rand(2, 3, *SIZE)
     logits, boxes = usual(images)
-    dets, labels = other(normalised(images))
+    dets, labels = other(normalize(images))
     torch.testing.assert_close(dets, boxes, atol=1e-4, rtol=0)
     torch.testing.assert_close(labels[..., :-1], logits, atol=1e-3, rtol=0)
     assert (labels[..., -1] == NEVER).all() and NEVER < -88, "a score of 0"

@@ -11,7 +11,7 @@ from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.functional import varifocal_loss
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, generalized_box_iou
-from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target
+from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 from rtdetr_tool.spec.model import ModelSpec
 
 WEIGHTS = {"loss_vfl": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
@@ -41,8 +41,14 @@ def random_predictions(layers=3, queries=5, classes=3, groups=2, seed=0) -> Pred
     objects = [torch.arange(2).repeat(groups), torch.zeros(0, dtype=torch.long)]
     noisy = DenoisingPredictions(draw(layers, 2, size, classes), boxes(layers, 2, size), positive, objects, groups)
     encoder_logits, encoder_boxes = draw(2, queries, classes), boxes(2, queries)
-    return Predictions(
-        layer_logits[-1], layer_boxes[-1], layer_logits, layer_boxes, encoder_logits, encoder_boxes, noisy
+    return TrainingPredictions(
+        layer_logits[-1],
+        layer_boxes[-1],
+        layer_logits=layer_logits,
+        layer_boxes=layer_boxes,
+        encoder_logits=encoder_logits,
+        encoder_boxes=encoder_boxes,
+        denoising=noisy,
     )
 
 
@@ -87,12 +93,12 @@ def test_denoising_queries_are_compared_with_the_object_they_came_from():
     predictions = random_predictions()
     noisy = predictions.denoising
     losses = criterion()(predictions, TARGETS)
-    normaliser = 2 * noisy.groups  # objects times groups
+    normalizer = 2 * noisy.groups  # objects times groups
     for layer in range(3):
         wanted = TARGETS[0].boxes.repeat(2, 1)
         found = noisy.boxes[layer, 0, noisy.positive_index[0]]
-        distance = (found - wanted).abs().sum() / normaliser
-        giou = (1 - generalized_box_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))).sum() / normaliser
+        distance = (found - wanted).abs().sum() / normalizer
+        giou = (1 - generalized_box_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))).sum() / normalizer
         assert losses[f"loss_bbox_dn_{layer}"].item() == pytest.approx(5 * distance.item(), rel=1e-5)
         assert losses[f"loss_giou_dn_{layer}"].item() == pytest.approx(2 * giou.item(), rel=1e-5)
 

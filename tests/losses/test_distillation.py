@@ -30,7 +30,7 @@ from rtdetr_tool.losses.imitation import (
     target_mask,
 )
 from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
-from rtdetr_tool.ops.structures import Predictions, Target
+from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
 
 KL_OF_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # of (3/4, 1/4) against (1/2, 1/2)
@@ -230,7 +230,9 @@ def test_every_decoder_layer_of_the_student_is_matched():
     teacher = predictions([[[1.0], [-1.0]]], [[LEFT, RIGHT]])
     layers = torch.stack([teacher.logits.flip(1), teacher.logits])
     boxes = torch.stack([teacher.boxes.flip(1), teacher.boxes])
-    student = Predictions(layers[-1], boxes[-1], layers, boxes)
+    student = TrainingPredictions(
+        layers[-1], boxes[-1], layer_logits=layers, layer_boxes=boxes, encoder_logits=layers[0], encoder_boxes=boxes[0]
+    )
     pairs = match_queries(HungarianMatcher(), student, teacher, objects(LEFT, RIGHT))
     assert len(pairs.weight) == 4
     torch.testing.assert_close(pairs.student_boxes, pairs.teacher_boxes)

@@ -76,7 +76,7 @@ def test_three_quarters_of_the_points_lie_where_the_mask_is_undecided():
     logits = torch.full((1, 1, 16, 16), 9.0)
     logits[..., :6] = 0.0  # over a third of the pixels, so that three times as many candidates hold enough of them
     torch.manual_seed(0)
-    points = MaskLoss(pixels_per_point=4).choose_points(logits)
+    points = MaskLoss(pixels_per_point=4).sample_points(logits)
     assert points.shape == (1, 64, 2) and points.min() >= 0 and points.max() <= 1
     undecided = sample(logits, points)[0, 0].abs() < 1
     assert undecided[:48].float().mean() > 0.9 and undecided[48:].float().mean() < 0.7
@@ -102,5 +102,5 @@ def test_half_precision_is_computed_in_float():
 
 def test_targets_without_masks_are_refused():
     plain = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 1, (SIDE, SIDE), (8.0, 8.0))
-    with pytest.raises(UserError, match="has a segmentation head, but targets have no masks"):
+    with pytest.raises(UserError, match="has a segmentation head, but the targets have no masks"):
         TrueMasks.of([plain])

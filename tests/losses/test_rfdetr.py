@@ -10,7 +10,7 @@ from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion, iou_
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.matcher import PaddedTargets
-from rtdetr_tool.ops.structures import Predictions, Target
+from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 from rtdetr_tool.spec import ModelSpec
 
 GROUPS, QUERIES = 3, 4
@@ -37,7 +37,15 @@ def random_predictions(layers=2, encoder_queries=QUERIES, classes=3) -> Predicti
         return logits, torch.rand(*shape, 4, generator=generator).requires_grad_()
 
     logits, boxes = draw(layers, 2, GROUPS * QUERIES)
-    return Predictions(logits[-1], boxes[-1], logits, boxes, *draw(2, GROUPS * encoder_queries))
+    encoder_logits, encoder_boxes = draw(2, GROUPS * encoder_queries)
+    return TrainingPredictions(
+        logits[-1],
+        boxes[-1],
+        layer_logits=logits,
+        layer_boxes=boxes,
+        encoder_logits=encoder_logits,
+        encoder_boxes=encoder_boxes,
+    )
 
 
 def test_one_query_and_one_object_by_hand():

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.metrics.coco import CocoEvaluator, FoundObjects
+from rtdetr_tool.metrics.coco import CocoEvaluator, ImageDetections
 from rtdetr_tool.metrics.operating_point import OperatingPoint
 from rtdetr_tool.metrics.result import score_text, stat_names
 from rtdetr_tool.ops.structures import Detections
@@ -214,7 +214,7 @@ def test_without_detections_the_score_is_zero_and_without_objects_it_is_undefine
 
 
 def test_images_left_without_detections_keep_their_own_results() -> None:
-    # TAO drops such images from the list and so gives the later ones the ids of their neighbours
+    # TAO drops such images from the list and so gives the later ones the ids of their neighbors
     truth = one_object()
     truth["annotations"][0]["image_id"] = 4
     evaluator = CocoEvaluator(truth, Classes([5]))
@@ -227,7 +227,7 @@ def test_an_image_seen_twice_counts_once() -> None:
     evaluator = CocoEvaluator(one_object(), Classes([5]))
     evaluator.update([1, 1], [one_detection(), one_detection()])
     evaluator.update([1], [nothing()])
-    evaluator.merge([{1: FoundObjects(np.ones((3, 6)))}])
+    evaluator.merge([{1: ImageDetections(np.ones((3, 6)))}])
     assert len(evaluator.results_json()) == 1
 
 

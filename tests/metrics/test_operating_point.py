@@ -9,7 +9,7 @@ import hotcoco
 import numpy as np
 import pytest
 
-from rtdetr_tool.metrics.operating_point import NOTHING_TO_FIND, Found, best_operating_point, match
+from rtdetr_tool.metrics.operating_point import UNDEFINED, ClassDetections, best_operating_point, match_detections
 
 
 def drawn(seed: int, count: int = 40):
@@ -26,7 +26,7 @@ def drawn(seed: int, count: int = 40):
 @pytest.mark.parametrize("seed", range(5))
 def test_detections_are_matched_as_coco_matches_them(seed):
     truth, classes, crowd, boxes, scores, labels = drawn(seed)
-    correct, counted = match(boxes, scores, labels, truth, classes, crowd)
+    correct, counted = match_detections(boxes, scores, labels, truth, classes, crowd)
     annotations = [
         {"id": i + 1, "image_id": 1, "category_id": int(c), "bbox": box.tolist(), "area": float(box[2] * box[3]),
          "iscrowd": int(many)}
@@ -49,15 +49,15 @@ def test_detections_are_matched_as_coco_matches_them(seed):
 def test_the_threshold_with_the_greatest_mean_f1_is_taken():
     """Class 1: of two objects one is found at 0.9, a false one is at 0.4. Class 2: its object is found at 0.6."""
     classes = {
-        1: Found(np.array([0.9, 0.4]), np.array([True, False]), 2),
-        2: Found(np.array([0.6]), np.array([True]), 1),
-        3: Found(np.array([0.8]), np.array([False]), 0),  # no objects: does not count
+        1: ClassDetections(np.array([0.9, 0.4]), np.array([True, False]), 2),
+        2: ClassDetections(np.array([0.6]), np.array([True]), 1),
+        3: ClassDetections(np.array([0.8]), np.array([False]), 0),  # no objects: does not count
     }
     best = best_operating_point(classes)
     assert best.threshold == pytest.approx(0.41)
     assert (best.precision, best.recall) == (1.0, 0.75)
     assert best.f1 == pytest.approx((2 / 3 + 1) / 2)
-    assert best_operating_point({3: classes[3]}) == NOTHING_TO_FIND
+    assert best_operating_point({3: classes[3]}) == UNDEFINED
 
 
 def test_the_numbers_are_those_of_rfdetrs_package():
@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_rfdetrs_package():
     judge = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(judge)
     rng = np.random.default_rng(2)
-    found = {k: Found(rng.random(50), rng.random(50) < 0.6, 40) for k in range(3)}
+    found = {k: ClassDetections(rng.random(50), rng.random(50) < 0.6, 40) for k in range(3)}
     rows = [
         {"scores": f.scores, "matches": f.correct.astype(int), "ignore": np.zeros(50, dtype=bool), "total_gt": 40}
         for f in found.values()

@@ -12,6 +12,7 @@ from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.position import sine_of_boxes
+from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import ModelSpec
 from tests.models.rfdetr_parts import CLASSES, GROUPS, QUERIES, tiny_rfdetr
 
@@ -35,7 +36,7 @@ def test_a_variant_has_the_published_number_of_parameters(variant):
 def test_outside_training_there_is_one_group_and_the_last_layer_only():
     found = tiny_rfdetr().eval()(images())
     assert found.logits.shape == (2, QUERIES, CLASSES) and found.boxes.shape == (2, QUERIES, 4)
-    assert found.layer_logits is None and found.encoder_boxes is None
+    assert type(found) is Predictions
 
 
 def test_training_gives_every_group_layer_and_the_proposals():

@@ -36,7 +36,7 @@ def test_every_activation_builds_and_keeps_the_shape(name):
 
 
 def test_an_unknown_activation_is_an_error_that_lists_the_known():
-    with pytest.raises(UserError, match=r"'swish' is not known; choose one of relu, gelu, silu"):
+    with pytest.raises(UserError, match=r"'swish' is invalid; expected one of relu, gelu, silu"):
         build_activation("swish")
 
 

@@ -5,7 +5,7 @@ import pycocotools.mask as judge
 import pytest
 import torch
 
-from rtdetr_tool.ops.masks import UNKNOWN, compact, counts_of, decode, encode, encode_masks, rasterise, to_coco
+from rtdetr_tool.ops.masks import UNKNOWN, compact, counts_of, decode, encode, encode_masks, rasterize, to_coco
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import InstanceMasks, Predictions, Target
 
@@ -25,7 +25,7 @@ def outlines(seed: int) -> list[list[float]]:
 @pytest.mark.parametrize("seed", range(8))
 def test_outlines_and_run_lengths_are_pycocotools(seed):
     expected = judge.merge(judge.frPyObjects(outlines(seed), 40, 50))
-    found = rasterise(outlines(seed), 40, 50)
+    found = rasterize(outlines(seed), 40, 50)
     assert found == expected["counts"]
     pixels = judge.decode(expected)
     assert np.array_equal(decode(found, 40, 50), pixels) and encode(pixels) == expected["counts"]
@@ -58,7 +58,7 @@ def test_every_form_of_a_segmentation_is_the_same_mask(segmentation):
         {"size": [HEIGHT, WIDTH], "counts": [1e300, 2]}, {"size": [10**30, 1], "counts": RUNS},
     ],
 )  # fmt: skip
-def test_what_is_no_mask_is_recognised(segmentation):
+def test_what_is_no_mask_is_recognized(segmentation):
     assert counts_of(segmentation, HEIGHT, WIDTH) is None
     assert counts_of(compact(segmentation), HEIGHT, WIDTH) is None
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from rtdetr_tool.ops.structures import Batch, DenoisingPredictions, Predictions, Target
+from rtdetr_tool.ops.structures import Batch, DenoisingPredictions, Target, TrainingPredictions
 
 
 def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest():
@@ -18,6 +18,15 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest():
 def test_moving_predictions_reaches_the_denoising_part():
     index = [torch.tensor([0])]
     noisy = DenoisingPredictions(torch.rand(1, 1, 2, 3), torch.rand(1, 1, 2, 4), index, index, 1)
-    moved = Predictions(torch.rand(1, 2, 3), torch.rand(1, 2, 4), denoising=noisy).to("meta")
+    logits, boxes = torch.rand(1, 2, 3), torch.rand(1, 2, 4)
+    moved = TrainingPredictions(
+        logits,
+        boxes,
+        layer_logits=logits[None],
+        layer_boxes=boxes[None],
+        encoder_logits=logits,
+        encoder_boxes=boxes,
+        denoising=noisy,
+    ).to("meta")
     assert moved.denoising.positive_index[0].device.type == "meta"
-    assert moved.denoising.groups == 1 and moved.layer_logits is None
+    assert moved.denoising.groups == 1 and moved.layer_masks is None

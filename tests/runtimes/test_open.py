@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, WEIGHT_SUFFIXES, open_model
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec, ExperimentSpec, ModelSpec, read_spec, spec_to_dict

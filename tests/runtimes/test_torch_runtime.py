@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
+from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import ModelSpec
 
@@ -45,7 +46,7 @@ def test_it_predicts_what_the_detector_does():
 def test_predictions_carry_no_gradient_and_only_what_evaluation_needs():
     predictions = TorchRuntime(trained_detector(), CLASSES).predict(torch.rand(1, 3, 64, 64))
     assert not predictions.logits.requires_grad
-    assert predictions.layer_logits is None and predictions.denoising is None
+    assert type(predictions) is Predictions
 
 
 def test_the_given_detector_stays_in_training_mode_and_unfused():

@@ -1,4 +1,4 @@
-"""The drawn data set: exact boxes, same seed same bytes, files that our own readers take."""
+"""The drawn dataset: exact boxes, same seed same bytes, files that our own readers take."""
 
 from __future__ import annotations
 

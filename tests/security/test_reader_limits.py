@@ -210,7 +210,7 @@ def test_a_list_of_names_that_is_a_link_to_a_file_elsewhere_is_refused(tmp_path)
     (tmp_path / "private.yaml").write_text((folder / "data.yaml").read_text().replace("cat", "s3cr3t"))
     (folder / "data.yaml").unlink()
     (folder / "data.yaml").symlink_to(tmp_path / "private.yaml")
-    with pytest.raises(DataError, match="leads out of the data set") as caught:
+    with pytest.raises(DataError, match="points outside the dataset") as caught:
         read_dataset_folder(str(folder), "train")
     assert "s3cr3t" not in str(caught.value)
     (tmp_path / "voc" / "train").mkdir(parents=True)

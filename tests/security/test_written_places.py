@@ -110,7 +110,7 @@ def test_file_names_in_labels_cannot_leave_the_folder_of_images(name, project, c
     project.write()
     untouched()
     assert project.run("train") == 2
-    assert "stay inside it" in " ".join(capsys.readouterr().err.split())
+    assert "relative to the image directory" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a\nb c"])

@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, read_weights
-from rtdetr_tool.data.classes import ClassEntry, ClassMap
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ExperimentSpec
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.distill import DistillModule, weight_factor

@@ -134,7 +134,7 @@ def test_without_network_access_the_error_has_advice(monkeypatch):
 
 
 def test_the_backbone_of_an_rfdetr_is_trained(make_spec, tmp_path, caplog):
-    from rtdetr_tool.data.classes import ClassMap
+    from rtdetr_tool.ops.classes import ClassMap
     from rtdetr_tool.training.module import DetectorModule
 
     caplog.set_level(logging.INFO)

@@ -8,8 +8,8 @@ import logging
 import pytest
 from random_specs import random_spec
 
-from rtdetr_tool.data.classes import ClassMap
 from rtdetr_tool.errors import SpecError, UserError
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.training.batch_norm_check import _norm_without_variance
 from rtdetr_tool.training.fit import fit

@@ -20,7 +20,7 @@ from rtdetr_tool.losses.criterion import SetCriterion, count_objects
 from rtdetr_tool.losses.functional import sum_by_stage
 from rtdetr_tool.losses.masks import MaskLoss, TrueMasks, factors_of
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets, assign
-from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target
+from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target, TrainingPredictions
 
 _LEAST_TARGET = 0.01  # of a matched class, however bad its box
 
@@ -66,9 +66,7 @@ def _pairs(cost: np.ndarray, counts: Sequence[int], groups: int) -> np.ndarray:
         for image, count in enumerate(counts):
             for first in range(0, groups * queries, queries):
                 query, target = assign(cost[stage, image, first : first + queries, :count])
-                rows.append(
-                    np.stack([np.full_like(query, stage), np.full_like(query, image), query + first, target])
-                )
+                rows.append(np.stack([np.full_like(query, stage), np.full_like(query, image), query + first, target]))
     return np.concatenate(rows, axis=1)
 
 
@@ -106,7 +104,7 @@ class RFDETRCriterion(SetCriterion):
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name and their sum `loss`; all are per object and group."""
         padded = PaddedTargets.of(targets)
-        groups = 1 if predictions.layer_logits is None else self.group_detr
+        groups = self.group_detr if isinstance(predictions, TrainingPredictions) else 1
         stacks = self._stacks(predictions)
         counts = [count * groups for count in padded.counts]
         normaliser = count_objects(counts, predictions.logits.device, across_processes=self.training)
@@ -132,7 +130,7 @@ class RFDETRCriterion(SetCriterion):
 
     def _stacks(self, predictions: Predictions) -> list[tuple[Tensor, Tensor, list[str]]]:
         """Logits, boxes and the names' endings: the decoder layers, then the encoder, which may select less queries."""
-        if predictions.layer_logits is None or not self.aux_loss:
+        if not isinstance(predictions, TrainingPredictions) or not self.aux_loss:
             return [(predictions.logits[None], predictions.boxes[None], [""])]
         layers = len(predictions.layer_logits)
         names = [*(f"_{index}" for index in range(layers - 1)), ""]
@@ -143,7 +141,7 @@ class RFDETRCriterion(SetCriterion):
 
     def _mask_stacks(self, predictions: Predictions) -> list[MaskFactors]:
         """Masks of the same stages as `_stacks`."""
-        if predictions.layer_masks is None:
+        if not isinstance(predictions, TrainingPredictions):
             return [factors_of(predictions.masks)]
         if not self.aux_loss:
             layers = predictions.layer_masks

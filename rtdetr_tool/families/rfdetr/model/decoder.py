@@ -22,7 +22,7 @@ from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.position import sine_of_boxes
-from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.ops.structures import Predictions, TrainingPredictions
 
 _PRIOR = 0.01  # class scores start here
 
@@ -166,7 +166,14 @@ class RFDETRDecoder(QuerySelection):
         if not self.training:
             return Predictions(logits[-1], boxes[-1])
         proposed = _joined(self._boxes(selected.references))
-        return Predictions(logits[-1], boxes[-1], logits, boxes, _joined(selected.logits), proposed)
+        return TrainingPredictions(
+            logits[-1],
+            boxes[-1],
+            layer_logits=logits,
+            layer_boxes=boxes,
+            encoder_logits=_joined(selected.logits),
+            encoder_boxes=proposed,
+        )
 
     def _boxes(self, values: Tensor) -> Tensor:
         return values if self.bbox_reparam else values.sigmoid()

@@ -22,7 +22,7 @@ from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
-from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target
+from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 
 
 class RTDETRDecoder(nn.Module):
@@ -211,7 +211,15 @@ def _training_predictions(
             denoising.groups,
         )
         logits, boxes = logits[:, :, count:], boxes[:, :, count:]
-    return Predictions(logits[-1], boxes[-1], logits, boxes, encoder_logits, encoder_boxes, noisy)
+    return TrainingPredictions(
+        logits[-1],
+        boxes[-1],
+        layer_logits=logits,
+        layer_boxes=boxes,
+        encoder_logits=encoder_logits,
+        encoder_boxes=encoder_boxes,
+        denoising=noisy,
+    )
 
 
 class TransformerDecoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Classes: the one place where category ids of annotation files and class indices of the network meet."""
+"""Classes: category ids of annotation files and the class indices of the network."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_tool.catalog import COCO_CATEGORIES
-from rtdetr_tool.data.class_names import unique_names
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.messages import first_of
+from rtdetr_tool.ops.class_names import unique_names
 
 RULES = ("auto", "raw", "contiguous")
 
-MSCOCO_IDS = tuple(COCO_CATEGORIES)  # an id's rank is its class index
+MSCOCO_IDS = tuple(COCO_CATEGORIES)  # the rank of an id is its class index
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class: output index of the network, category id of the annotation files, name."""
+    """One class: output index of the network, category id of the annotation files, and name."""
 
     index: int
     category_id: int
@@ -25,11 +26,11 @@ class ClassEntry:
 
 
 class ClassMap:
-    """Which class index stands for which category.
+    """Maps class indices to categories.
 
-    Not every index needs a category: a data set with ids 1..N used as indices leaves index 0 unused; such an index has
-    no name and no category id (`None`), and what the network says about it is not a detection.
-    Files of other programs may know names only: then `ids_known` is False and `with_ids_of` finds the ids.
+    Not every index needs a category: if the ids 1..N are used as indices, index 0 is unused. An unused index has no
+    name and no category id (None), and predictions for it are dropped. Files of other programs may have only names;
+    then `ids_known` is False, and `with_ids_of` adds the ids.
     """
 
     ids_known = True
@@ -37,17 +38,20 @@ class ClassMap:
     def __init__(self, entries: Iterable[ClassEntry], num_classes: int | None = None, reason: str = "") -> None:
         self.entries = tuple(sorted(entries, key=lambda entry: entry.index))
         if not self.entries:
-            raise DataError("There are no categories: at least one is needed.")
+            raise DataError("The list of classes is empty; expected at least one class.")
         self.num_classes = self.entries[-1].index + 1 if num_classes is None else num_classes
         self.reason = reason
         self._by_index = {entry.index: entry for entry in self.entries}
         self._by_id = {entry.category_id: entry for entry in self.entries}
         if len(self._by_index) != len(self.entries) or len(self._by_id) != len(self.entries):
-            raise DataError("A class index or category id occurs twice in the list of classes.")
+            raise DataError("The list of classes has a class index or category id twice; expected each once.")
         if self.entries[0].index < 0 or self.entries[-1].index >= self.num_classes:
-            raise DataError(f"Class indices must lie in 0..{self.num_classes - 1}.")
+            raise DataError(
+                f"The class indices {self.entries[0].index}..{self.entries[-1].index} are invalid; expected values in "
+                f"0..{self.num_classes - 1}."
+            )
 
-    # Making one
+    # Construction
 
     @classmethod
     def from_categories(
@@ -57,15 +61,15 @@ class ClassMap:
         class_ids: str = "auto",
         remap_mscoco_category: bool = False,
     ) -> ClassMap:
-        """Number the categories (id -> name) as the spec's `class_ids` and `remap_mscoco_category` say.
+        """Assign class indices to categories (id -> name), as in the spec's `class_ids` and `remap_mscoco_category`.
 
-        `auto` is TAO's convention, index = id, when every id allows it, and otherwise `contiguous`: 0..K-1 in the order
-        of the ids. Without `num_classes` there are as many as are needed.
+        `auto` is TAO's convention, index = id, if all ids are valid indices, and otherwise `contiguous`: 0..K-1 in the
+        order of the ids. Without `num_classes`, the smallest possible number is used.
         """
         if class_ids not in RULES:
-            raise DataError(f"dataset.class_ids is {class_ids!r}; it must be one of {', '.join(RULES)}.")
+            raise DataError(f"dataset.class_ids: {class_ids!r} is invalid; expected one of {', '.join(RULES)}")
         if not categories:
-            raise DataError("The annotation file lists no categories: at least one is needed.")
+            raise DataError("The annotation file has no categories; expected at least one.")
         if remap_mscoco_category:
             return cls._remapped(categories, num_classes, class_ids)
         categories, ids = unique_names(categories), sorted(categories)
@@ -75,101 +79,105 @@ class ClassMap:
         if class_ids == "raw" or (class_ids == "auto" and not outside):
             if outside:
                 raise DataError(
-                    f"dataset.class_ids is raw (class index = category id), but {_some(outside)} "
+                    f"dataset.class_ids is raw (class index = category id), but {_ids(outside)} "
                     f"not in 0..{num_classes - 1} (dataset.num_classes is {num_classes}). "
                     f"Set dataset.num_classes to at least {max(ids) + 1}, or dataset.class_ids to contiguous."
                     if min(ids) >= 0
-                    else f"Category id {min(ids)} is negative; with dataset.class_ids raw an id is a class index."
+                    else f"Category id {min(ids)} is negative, but with dataset.class_ids raw the ids are class "
+                    "indices. Set dataset.class_ids to contiguous."
                 )
             reason = f"class index = category id, because every id is in 0..{num_classes - 1}"
             return cls((ClassEntry(i, i, categories[i]) for i in ids), num_classes, reason)
         if len(ids) > num_classes:
             raise DataError(
-                f"There are {len(ids)} categories (ids {_span(ids)}) but dataset.num_classes is {num_classes}. "
-                f"Set dataset.num_classes to {len(ids)} (or more)."
+                f"The dataset has {len(ids)} categories (ids {_span(ids)}), but dataset.num_classes is {num_classes}. "
+                f"Set dataset.num_classes to {len(ids)} or more."
             )
-        why = f"because {_some(outside)} not in 0..{num_classes - 1}"
-        why = "as dataset.class_ids says" if class_ids == "contiguous" else why
+        why = f"because {_ids(outside)} not in 0..{num_classes - 1}"
+        why = "as set by dataset.class_ids" if class_ids == "contiguous" else why
         reason = f"class indices 0..{len(ids) - 1} in the order of the category ids, {why}"
         return cls((ClassEntry(k, i, categories[i]) for k, i in enumerate(ids)), num_classes, reason)
 
     @classmethod
     def _remapped(cls, categories: Mapping[int, str], num_classes: int | None, class_ids: str) -> ClassMap:
         if class_ids != "auto":
-            raise DataError(
-                f"dataset.remap_mscoco_category fixes the numbering; dataset.class_ids {class_ids} contradicts it."
-            )
+            raise DataError(f"dataset.remap_mscoco_category and dataset.class_ids={class_ids} cannot both be set.")
         rank = {category_id: index for index, category_id in enumerate(MSCOCO_IDS)}
         foreign = sorted(set(categories) - set(rank))
         if foreign:
             raise DataError(
-                f"dataset.remap_mscoco_category is for COCO's own 80 ids in 1..90, and {_some(foreign)} not one of "
-                "them. Set it to False for other data."
+                f"dataset.remap_mscoco_category is only for COCO's 80 category ids in 1..90, but {_ids(foreign)} not "
+                "among them. Set it to false for other datasets."
             )
         num_classes = num_classes or len(MSCOCO_IDS)
         if num_classes < len(MSCOCO_IDS):
-            raise DataError(f"dataset.remap_mscoco_category needs dataset.num_classes >= 80, not {num_classes}.")
+            raise DataError(
+                f"dataset.num_classes: {num_classes} is invalid with remap_mscoco_category; expected at least 80"
+            )
         entries = (ClassEntry(rank[i], i, name) for i, name in categories.items())
-        return cls(entries, num_classes, "COCO's ids 1..90 become 0..79 (dataset.remap_mscoco_category)")
+        return cls(entries, num_classes, "COCO's ids 1..90 mapped to 0..79 (dataset.remap_mscoco_category)")
 
-    # Plain data, as a checkpoint keeps it
+    # Plain data, as stored in checkpoints
 
     def to_list(self) -> list[dict[str, Any]]:
-        """`[{index, id, name}]`, one plain dict per class that has a category, by index; id None where not known."""
+        """`[{index, id, name}]`, one plain dict per class with a category, by index; the id is None if unknown."""
         return [
             {"index": e.index, "id": e.category_id if self.ids_known else None, "name": e.name} for e in self.entries
         ]
 
     @classmethod
     def from_list(cls, classes: Sequence[Mapping[str, Any]], num_classes: int | None = None) -> ClassMap:
-        """The reverse of `to_list`; without `num_classes` it is the highest index + 1."""
+        """The inverse of `to_list`; `num_classes` defaults to the highest index + 1."""
         ids_known = not classes or any(c.get("id", 0) is not None for c in classes)
         try:
             ids = {int(c["index"]): int(c["id" if ids_known else "index"]) for c in classes}
             names = unique_names({int(c["index"]): str(c["name"]) for c in classes})
             if len(ids) < len(classes):
-                raise ValueError("a class index occurs twice")
+                raise ValueError("duplicate class index")
             entries = [ClassEntry(index, category_id, names[index]) for index, category_id in ids.items()]
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"A list of classes must hold index, id and name of each: {error!r}") from error
-        made = cls(entries, num_classes, "as stored with the weights")
-        made.ids_known = ids_known
-        return made
+            raise DataError(
+                f"The list of classes is invalid ({error!r}); expected index, id and name per class."
+            ) from error
+        class_map = cls(entries, num_classes, "as stored with the weights")
+        class_map.ids_known = ids_known
+        return class_map
 
     def with_ids_of(self, categories: Mapping[int, str], source: str) -> ClassMap:
-        """The classes with the ids that an annotation file has for their names; classes it does not have are left out.
+        """These classes with the ids of an annotation file, matched by name; classes without a category are omitted.
 
-        Where names differ, but there are as many categories as classes and most names agree, the order of ids counts.
+        If some names differ but the number of categories is the same and most names agree, they are matched in the
+        order of the ids.
         """
         by_name = {entry.name: entry.index for entry in self.entries}
         if set(categories.values()) <= set(by_name):
             entries = [ClassEntry(by_name[name], i, name) for i, name in categories.items()]
-            return ClassMap(entries, self.num_classes, f"names as stored with the weights, ids as in {source}")
+            return ClassMap(entries, self.num_classes, f"names from the weights, ids from {source}")
         ranked = list(zip(self.entries, sorted(categories.items()), strict=False))
-        other = [(entry.name, name) for entry, (_, name) in ranked if entry.name != name]
-        moved = any(name in by_name for _, name in other)
-        if len(categories) != len(self.entries) or moved or 2 * len(other) > len(ranked):
+        different = [(entry.name, name) for entry, (_, name) in ranked if entry.name != name]
+        reordered = any(name in by_name for _, name in different)
+        if len(categories) != len(self.entries) or reordered or 2 * len(different) > len(ranked):
             unknown = sorted(set(categories.values()) - set(by_name))
             raise DataError(
-                f"{source} has categories that the weights do not know: {', '.join(map(repr, unknown[:6]))}"
-                f"{', ...' if len(unknown) > 6 else ''}. The weights know {_listing(self.entries)}."
+                f"{source} has categories that the weights do not have: {first_of(map(repr, unknown), 6)}. The classes "
+                f"of the weights are {_listing(self.entries)}. Rename or remove these categories, or use other weights."
             )
         entries = [ClassEntry(entry.index, i, name) for entry, (i, name) in ranked]
-        spellings = ", ".join(f"{ours!r} is {theirs!r}" for ours, theirs in other[:4]) + ", ..." * (len(other) > 4)
-        reason = f"in the order of the ids in {source}, where {spellings}"
+        renamed = first_of([f"{name!r} is {other!r}" for name, other in different], 4)
+        reason = f"in the order of the ids in {source}, where {renamed}"
         return ClassMap(entries, self.num_classes, reason)
 
-    # Asking it
+    # Lookup
 
     def index_of(self, category_id: int) -> int:
-        """Class index of a category id; DataError when the id is unknown."""
+        """Class index of a category id; DataError if it is unknown."""
         entry = self._by_id.get(category_id)
         if entry is None:
-            raise DataError(f"Category id {category_id} is unknown. Known are {_listing(self.entries)}.")
+            raise DataError(f"Category id {category_id} is unknown; expected one of {_listing(self.entries)}.")
         return entry.index
 
     def category_id_of(self, index: int) -> int | None:
-        """Category id of a class index, None for an index without a category."""
+        """Category id of a class index; None for an index without a category."""
         entry = self._by_index.get(index)
         return entry.category_id if entry else None
 
@@ -180,33 +188,33 @@ class ClassMap:
 
     @property
     def names(self) -> list[str | None]:
-        """Name by class index, `num_classes` long; None where an index has no category."""
+        """Names by class index, `num_classes` long; None for an index without a category."""
         return [self._by_index[i].name if i in self._by_index else None for i in range(self.num_classes)]
 
     @property
     def categories(self) -> dict[int, str]:
-        """Category id -> name, by class index."""
+        """Category id -> name, in the order of class indices."""
         return {entry.category_id: entry.name for entry in self.entries}
 
     def describe(self) -> str:
-        """One line: how many classes, how they are numbered and why."""
+        """One line: the number of classes, how they are numbered and why."""
         unused = self.num_classes - len(self.entries)
         more = f"; {unused} of {self.num_classes} outputs unused" if unused else ""
         return f"{len(self.entries)} classes: {self.reason or 'as given'} ({_listing(self.entries)}){more}"
 
     def check_categories(self, categories: Mapping[int, str], source: str) -> None:
-        """DataError naming both sides when a file's categories are not (a part of) these classes."""
+        """DataError unless the categories of an annotation file are among these classes, with equal ids and names."""
         for category_id, name in sorted(categories.items()):
             entry = self._by_id.get(category_id)
             if entry is None:
                 raise DataError(
-                    f"{source} has category {category_id} ({name!r}), which is not among the classes of the training "
-                    f"data or checkpoint: {_listing(self.entries)}."
+                    f"{source} has category {category_id} ({name!r}), which is not a class of the training data or "
+                    f"checkpoint; expected one of {_listing(self.entries)}."
                 )
             if entry.name != name:
                 raise DataError(
-                    f"{source} calls category {category_id} {name!r}, the training data or checkpoint calls it "
-                    f"{entry.name!r}. The annotation files must agree."
+                    f"Category {category_id} is {name!r} in {source}, but {entry.name!r} in the training data or "
+                    "checkpoint. Use the same name in both."
                 )
 
     def __len__(self) -> int:
@@ -222,16 +230,14 @@ class ClassMap:
         return f"ClassMap({_listing(self.entries)}, num_classes={self.num_classes})"
 
 
-def _some(ids: Sequence[int], limit: int = 5) -> str:
-    shown = ", ".join(str(i) for i in ids[:limit]) + (", ..." if len(ids) > limit else "")
-    return f"category id {shown} is" if len(ids) == 1 else f"category ids {shown} are"
+def _ids(ids: Sequence[int]) -> str:
+    return f"category id {ids[0]} is" if len(ids) == 1 else f"category ids {first_of(ids)} are"
 
 
 def _span(ids: Sequence[int]) -> str:
     return f"{ids[0]}..{ids[-1]}"
 
 
-def _listing(entries: Sequence[ClassEntry], limit: int = 6) -> str:
+def _listing(entries: Sequence[ClassEntry]) -> str:
     ids = [f" = id {entry.category_id}" if entry.category_id != entry.index else "" for entry in entries]
-    shown = [f"{entry.index} {entry.name!r}{text}" for entry, text in zip(entries[:limit], ids, strict=False)]
-    return ", ".join(shown) + (f", ... ({len(entries)} in all)" if len(entries) > limit else "")
+    return first_of([f"{entry.index} {entry.name!r}{text}" for entry, text in zip(entries, ids, strict=True)], 6)

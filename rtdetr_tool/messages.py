@@ -1,0 +1,30 @@
+"""Text helpers for messages: cut long lists and values, take the first line of an error, make text encodable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def first_of(items: Iterable[Any], limit: int = 5) -> str:
+    """The first items separated by commas, and how many there are besides: `a, b, c and 3 more`."""
+    texts = [str(item) for item in items]
+    shown = ", ".join(texts[:limit])
+    return f"{shown} and {len(texts) - limit} more" if len(texts) > limit else shown
+
+
+def first_line(text: object) -> str:
+    """The first non-empty line of a text or error message, without its final period; empty if there is none."""
+    lines = str(text).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else ""
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """The `repr` of a value, cut to at most `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def encodable(value: object) -> str:
+    """A value as stripped text that can be written as UTF-8; empty for None."""
+    return "" if value is None else str(value).strip().encode("utf-8", "replace").decode("utf-8")

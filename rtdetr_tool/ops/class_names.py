@@ -1,0 +1,32 @@
+"""Unique class names: the keys that identify classes across annotation files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+
+def unique_names(
+    categories: Mapping[int, str], on_change: Callable[[str, str], object] = lambda kind, text: None
+) -> dict[int, str]:
+    """The categories of one file (id -> name) with unique names, in the same order.
+
+    Of several categories with the same name, the one with the lowest id keeps it, and the id is appended to the names
+    of the others. A category without a name is named by its id. Each change is passed to `on_change` as a kind
+    (`category_name_repeated` or `category_unnamed`) and a description.
+    """
+    used = set(categories.values()) - {""}
+    kept: set[str] = set()
+    renamed: dict[int, str] = {}
+    for category_id in sorted(categories):
+        name = categories[category_id]
+        if name and name not in kept:
+            kept.add(name)
+            continue
+        new = f"{name} id {category_id}" if name else str(category_id)
+        while new in used:
+            new += f" id {category_id}"
+        renamed[category_id] = new
+        used.add(new)
+        kind = "category_name_repeated" if name else "category_unnamed"
+        on_change(kind, f"id {category_id}: {new!r}")
+    return {category_id: renamed.get(category_id, name) for category_id, name in categories.items()}
