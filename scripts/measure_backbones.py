@@ -111,7 +111,7 @@ def markdown(names: list[str], rows: dict[str, dict]) -> str:
     """The table; what was not measured is the catalog's, or a dash."""
     lines = [
         "| backbone | parameters (M) | channels at stride 8, 16, 32 | step (core s) | ONNX difference | "
-        "public ImageNet weights | licence |",
+        "public ImageNet weights | license |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in names:

@@ -198,7 +198,7 @@ def test_bad_boxes_are_counted_and_dropped_or_clipped(make_source) -> None:
     )
     text = str(source.repairs)
     assert "2 boxes with zero or negative width or height: dropped (annotations[3], annotations[4])" in text
-    assert "2 boxes that reached out of their image: clipped" in text
+    assert "2 boxes that extended beyond their image: clipped" in text
 
 
 def test_the_area_of_a_clipped_box_shrinks_with_it(make_source) -> None:

@@ -177,7 +177,7 @@ def test_data_without_any_mask_is_one_clear_message(tmp_path, segmentations):
     files = write(tmp_path, segmentations)
     with pytest.raises(DataError, match=r"2 objects, but none has a mask, which a segmentation head requires.*seg_"):
         build_train_dataset(spec_of(files), masks=True)
-    with pytest.raises(DataError, match=r"val_data_sources\) has 2 objects and not one with a mask"):
+    with pytest.raises(DataError, match=r"val_data_sources\) has 2 objects, but none has a mask"):
         build_eval_dataset(spec_of(files), masks=True)
 
 

@@ -262,7 +262,7 @@ def test_labels_without_a_category_are_no_detections() -> None:
 def test_foreign_images_and_unknown_class_ids_are_named() -> None:
     with pytest.raises(DataError, match="Image id 99 is not in the ground truth"):
         evaluate(one_object(), {99: nothing()}, [5])
-    with pytest.raises(DataError, match=r"dataset\.eval_class_ids has \[7\].*name5"):
+    with pytest.raises(DataError, match=r"dataset\.eval_class_ids: \[7\] is invalid; .*name5"):
         CocoEvaluator(one_object(), Classes([5]), eval_class_ids=[5, 7])
 
 
