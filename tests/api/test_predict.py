@@ -150,10 +150,10 @@ def test_a_picture_is_not_turned_under_the_hands_of_its_owner(rtdetr):
 def test_a_picture_that_cannot_be_read_any_more_is_said(rtdetr, sample, tmp_path):
     closed = Image.open(sample.image(1))
     closed.close()
-    with pytest.raises(DataError, match=r"Cannot read the picture '.*1.png': .*closed"):
+    with pytest.raises(DataError, match=r"Cannot read the image '.*1.png': .*closed"):
         rtdetr.predict(closed)
     (tmp_path / "cut.png").write_bytes(sample.image(1).read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"Cannot read the picture '.*cut.png'"):
+    with pytest.raises(DataError, match=r"Cannot read the image '.*cut.png'"):
         rtdetr.predict([Image.open(tmp_path / "cut.png")])
 
 

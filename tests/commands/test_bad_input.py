@@ -121,9 +121,9 @@ def test_training_says_what_the_cheap_checks_find(project, capsys):
     project.write()
     assert project.run("train") == 0
     text = capsys.readouterr().err
-    assert "train: 1 classes without an object (dog)" in text
-    assert "val: 6 images that are in the training data too" in text
-    assert "train: 2 images without an object" in text
+    assert "train: 1 classes without objects (dog)" in text
+    assert "val: 6 images that are also in the training data" in text
+    assert "train: 2 images without objects" in text
 
 
 def test_training_data_without_an_object_is_refused(project, capsys):
@@ -141,8 +141,8 @@ def test_duplicate_ids_are_said(project, capsys):
     assert project.run("train") == 0
     text = capsys.readouterr().err
     for split in ("train", "val"):
-        assert f"labels.json ({split}): 1 images listed twice: listed once (id 1)" in text
-        assert f"({split}): 1 annotations with an id that another one has: kept (ids are not used) (id 1)" in text
+        assert f"labels.json ({split}): 1 duplicate images: used once (id 1)" in text
+        assert f"({split}): 1 annotations with duplicate ids: kept (ids are not used) (id 1)" in text
 
 
 def break_image(path: Path, how: str) -> None:

@@ -41,14 +41,14 @@ def test_validation_data_without_an_object_of_the_scored_classes_is_refused(proj
     project.coco["categories"].append({"id": 2, "name": "dog"})
     scored_on(project, project.coco["annotations"], eval_class_ids=[2], num_classes=3)
     assert project.run(command) == 2
-    assert "val: no object of the classes that are scored" in said(capsys)
+    assert "val: no objects of the scored classes" in said(capsys)
 
 
 @pytest.mark.parametrize("command", ["validate_data", "train"])
 def test_an_unknown_class_to_score_is_refused_before_the_first_epoch(project, capsys, command):
     scored_on(project, project.coco["annotations"], eval_class_ids=[7])
     assert project.run(command) == 2
-    assert "dataset.eval_class_ids has ids that are no category of the data ([7]; the data has 1: cat)" in said(capsys)
+    assert "ids that are not category ids of the dataset ([7]; expected 1: cat)" in said(capsys)
 
 
 def test_evaluate_without_objects_warns_writes_predictions_and_leaves_every_score_undefined(project, capsys):
@@ -57,7 +57,7 @@ def test_evaluate_without_objects_warns_writes_predictions_and_leaves_every_scor
     scored_on(project, [])
     assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
     text = said(capsys)
-    assert "test: no object that counts" in text and "mAP -, mAP50 -" in text and "-1" not in text
+    assert "test: no scored objects" in text and "mAP -, mAP50 -" in text and "-1" not in text
     folder = project.folder / "results" / "evaluate"
     scores = json.loads((folder / "results.json").read_text())
     assert scores["mAP"] is None and scores["ARmax100"] is None and scores["best"]["f1"] is None
@@ -91,4 +91,4 @@ def test_max_dets_is_used_and_named_in_the_results(project, capsys):
     assert scores["max_dets"] == 200 and "ARmax200" in scores and "ARmax100" not in scores
     text = said(capsys)
     assert "of one class than evaluate.max_dets" not in text
-    assert "test: evaluate.max_dets is more than the detector returns for an image" in text
+    assert "test: evaluate.max_dets is larger than the number of detections per image" in text

@@ -151,7 +151,7 @@ def test_sizes_that_disagree_with_the_file_are_named(sound):
     sound.write()
     assert sound.run("validate_data", "dataset.on_bad_image=error") == 2
     assert found(sound) == {("image_size_differs", "train"): 1}
-    assert "64x48 pixels, but its annotations are for 640x48" in page(sound)
+    assert "64x48 pixels, but 640x48 in its annotations" in page(sound)
     assert len(pictures(page(sound))) == 1
 
 

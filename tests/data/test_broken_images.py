@@ -73,7 +73,7 @@ def test_the_pictures_that_the_corpus_is_made_from_are_readable(tmp_path) -> Non
 def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png(13_000, 9_300))
-    with pytest.raises(DataError, match=rf"bomb\.png: its size of 13000x9300 pixels; more than {MAX_PIXELS} are not"):
+    with pytest.raises(DataError, match=rf"bomb\.png: its size of 13000x9300 is above the limit of {MAX_PIXELS}"):
         decode_image(path)
     path.write_bytes(png(100_000, 100_000))
     with pytest.raises(DataError, match=rf"above the limit of {MAX_PIXELS}.*bomb"):
