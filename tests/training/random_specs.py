@@ -1,11 +1,14 @@
-"""Random specs from the schema: training fields with valid values, at tiny sizes."""
+"""Random valid specs from the schema: training fields of both families, at tiny sizes."""
 
 from __future__ import annotations
 
+import copy
 import random
 import typing
 from typing import Any
 
+from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.spec.fields import INF, default_of
 from rtdetr_tool.spec.schema import section_type, walk_fields
 
@@ -21,19 +24,57 @@ FIXED = (
     "dataset.augmentation.eval_spatial_size", "dataset.augmentation.multi_scales", "dataset.dataset_format",
     "train.num_gpus", "train.gpu_ids", "train.num_nodes", "train.results_dir", "train.resume_training_checkpoint_path",
     "train.pretrained_model_path", "train.accelerator", "train.is_dry_run", "train.encryption_key",
-)  # fmt: skip
+)
+RFDETR_SHARE = 0.25
+# What a small RF-DETR keeps; the other fields of its section are varied.
+RFDETR = {
+    "resolution": 64, "patch_size": 8, "num_windows": 1, "num_queries": 12, "group_detr": 2, "dec_layers": 2,
+    "dim_feedforward": 32, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "out_feature_indexes": [2, 4],
+}
+RFDETR_FIXED = (*RFDETR, "variant", "encoder", "positional_encoding_size", "segmentation_head")  # fmt: skip
 LARGEST = 12  # upper limit of integers without a maximum, or with a higher one
 
 
 def random_spec(seed: int, changed: int = 12) -> dict[str, Any]:
-    """A spec as a dictionary: a tiny model, and `changed` other fields drawn at random."""
+    """A valid spec as a dictionary: a tiny model, and up to `changed` other fields drawn at random.
+
+    A drawn value that contradicts the fields before it is dropped, so that every spec passes validation.
+    """
     draw = random.Random(seed)
+    rfdetr = draw.random() < RFDETR_SHARE
+    data = _base(draw)
+    if rfdetr:
+        data["model"] = {"arch": "rfdetr", "num_select": 12, "rfdetr": dict(RFDETR)}
+        data["dataset"]["augmentation"] = {"multi_scales": draw.choice([[], [64], [64, 72]])}
+    fields = [(name, entry, hint) for name, entry, hint in walk_fields() if _varied(name, hint, rfdetr)]
+    for name, entry, hint in draw.sample(fields, changed):
+        value = _value(draw, entry, hint)
+        if value is None:
+            continue
+        trial = copy.deepcopy(data)
+        _put(trial, name, value)
+        if _is_valid(trial):
+            data = trial
+    return data
+
+
+def _is_valid(data: dict[str, Any]) -> bool:
+    try:
+        spec_from_dict(data)
+    except SpecError:
+        return False
+    return True
+
+
+def _base(draw: random.Random) -> dict[str, Any]:
+    """A tiny RT-DETR that is valid."""
     levels = draw.choice([1, 2, 3, 3])
     first = draw.randint(0 if levels < 3 else 1, 4 - levels)
     indices = list(range(first, first + levels))
     width = draw.choice([8, 16, 24])
     sizes = [32, 64]
-    data: dict[str, Any] = {
+    epochs = draw.randint(1, 12)
+    return {
         "model": {
             "backbone": "timm/test_resnet", "hidden_dim": width, "nheads": draw.choice([1, 2, 4]),
             "num_feature_levels": levels, "return_interm_indices": indices,
@@ -49,17 +90,13 @@ def random_spec(seed: int, changed: int = 12) -> dict[str, Any]:
                 "multi_scales": draw.choice([[], [32], [32, 64], [[32, 64]], [64]]),
             },
         },
-        "train": {"num_epochs": draw.randint(1, 12), "accelerator": "cpu", "is_dry_run": True},
+        "train": {"num_epochs": epochs, "accelerator": "cpu", "is_dry_run": True},
     }  # fmt: skip
-    fields = [(name, entry, hint) for name, entry, hint in walk_fields() if _varied(name, hint)]
-    for name, entry, hint in draw.sample(fields, changed):
-        value = _value(draw, entry, hint)
-        if value is not None:
-            _put(data, name, value)
-    return data
 
 
-def _varied(name: str, hint: Any) -> bool:
+def _varied(name: str, hint: Any, rfdetr: bool) -> bool:
+    if rfdetr and name.startswith("model.rfdetr."):
+        return name.removeprefix("model.rfdetr.") not in RFDETR_FIXED and not section_type(hint)
     fixed = any(name == other or name.startswith(f"{other}.") for other in FIXED)
     return name.startswith(SECTIONS) and not fixed and "[]" not in name and not section_type(hint)
 

@@ -40,7 +40,7 @@ def quiet():
 
 def test_a_few_random_specs_run_or_are_refused(sources):
     outcomes = [outcome(seed, sources) for seed in range(12)]
-    assert outcomes.count("done") >= 3
+    assert outcomes.count("done") >= 6
 
 
 @pytest.mark.parametrize(("size", "scales"), [([32, 32], []), ([64, 64], [64, 32])])
@@ -78,4 +78,4 @@ def test_five_hundred_random_specs_run_or_are_refused(sources):
         except AssertionError as error:
             failures.append(str(error))
     assert failures == []
-    assert outcomes.count("done") >= 150
+    assert outcomes.count("done") >= 300
