@@ -20,6 +20,8 @@ from typing import cast
 
 from rtdetr_tool.families.base import Family
 
+__all__ = ["DEFAULT_FAMILY", "FAMILIES", "Family", "all_families", "family_named", "family_of"]
+
 # `model.arch` -> package.
 FAMILIES: dict[str, str] = {
     "rtdetr": "rtdetr_tool.families.rtdetr",
