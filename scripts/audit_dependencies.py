@@ -1,7 +1,7 @@
-"""Known weaknesses of the packages in the lock files, as PyPI or OSV know them: `make audit`.
+"""Check the packages in the lock files for known vulnerabilities in PyPI or OSV: `make audit`.
 
-pip-audit asks; where a service does not answer it passes the package over and succeeds. Here that counts: exit 0 says
-that every package was looked up and none has a known weakness, 1 that one has, 2 that not all could be looked up.
+pip-audit skips packages that a service does not answer for, and succeeds. Here that is a failure: exit code 0 means
+that all packages were checked and have no known vulnerability, 1 that one has, 2 that not all could be checked.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def main() -> int:
     weak = [row for row in rows if row.get("vulns")]
     for row in weak:
         for entry in row["vulns"]:
-            mended = ", ".join(entry.get("fix_versions") or []) or "no version yet"
+            fixed = ", ".join(entry.get("fix_versions") or []) or "no version yet"
             names = " ".join([entry["id"], *entry.get("aliases", [])])
-            print(f"{row['name']} {row['version']}: {names}; mended in {mended}")
+            print(f"{row['name']} {row['version']}: {names}; fixed in {fixed}")
     if trouble or unknown or not rows:
         what = f"{len(unknown)} of {len(rows)} packages" if rows else "no package"
         reason = trouble or f"{unknown[0]['skip_reason']}, ..."
-        verb = "could not be looked up" if rows else "could be looked up"
-        print(f"Nothing is certain: {what} {verb} at {' or '.join(SERVICES)} ({reason})", file=sys.stderr)
+        verb = "could not be checked" if rows else "could be checked"
+        print(f"The audit is incomplete: {what} {verb} at {' or '.join(SERVICES)} ({reason})", file=sys.stderr)
         return 1 if weak else 2
-    print(f"{len(rows)} packages looked up ({service}), {len(weak)} with known weaknesses")
+    print(f"{len(rows)} packages checked ({service}), {len(weak)} with known vulnerabilities")
     return 1 if weak else 0
 
 
@@ -57,7 +57,7 @@ def look_up(pip_audit: str, locks: list[str], service: str) -> tuple[list[dict[s
     except OSError as error:
         return [], f"{pip_audit}: {error.strerror}"
     except (ValueError, KeyError, TypeError):
-        return [], (run.stderr.strip().splitlines() or ["pip-audit says nothing"])[-1][:300]
+        return [], (run.stderr.strip().splitlines() or ["no output from pip-audit"])[-1][:300]
 
 
 if __name__ == "__main__":

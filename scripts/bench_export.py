@@ -1,9 +1,9 @@
-"""What a checkpoint's ONNX graph is like, and its latency in onnxruntime against torch in the same run.
+"""Properties of a checkpoint's ONNX graph, and its latency in onnxruntime compared with PyTorch in the same run.
 
     .venv/bin/python scripts/bench_export.py results/train/rtdetr_model_best.pth [--opset 17] [--steps 30] [--threads 2]
 
-Both sides see the same picture in turn, the order changing with every step; medians are shown, and their ratio. torch
-runs the detector as evaluate does: RepVGG fused, norms folded, channels_last.
+Both process the same image alternately, in an order that changes with every step; medians and their ratio are printed.
+PyTorch runs the detector as in evaluate: RepVGG fused, norms folded, channels_last.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def alternate(sides: dict[str, Callable[[], object]], steps: int, warm_up: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("--images", nargs="*", help="folders with pictures; drawn ones without")
+    parser.add_argument("--images", nargs="*", help="image folders (default: drawn images)")
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -91,7 +91,7 @@ def main() -> None:
     medians = alternate(sides, options.steps)
     for name, value in medians.items():
         ratio = "" if name == "torch" else f", {value / medians['torch']:.2f} of torch"
-        console.print(f"{name}: {value:.1f} ms per picture at batch 1{ratio} ({options.threads} threads)")
+        console.print(f"{name}: {value:.1f} ms per image at batch 1{ratio} ({options.threads} threads)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Writes a COCO dataset again as Roboflow, YOLO or Pascal VOC, to see that a spec gives the same with each.
+"""Convert a COCO dataset to Roboflow, YOLO or Pascal VOC, to check that a spec gives the same results with each.
 
     python scripts/convert_dataset.py demo/data demo/yolo --format yolo
 
 reads `annotations/instances_{train,val,test}.json` and the images in the folders of the same names, and copies them.
-Numbers are written with every digit. Crowd regions become difficult objects in VOC; YOLO has none.
+Numbers are written with full precision. Crowd regions become difficult objects in VOC; YOLO does not support them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FORMATS = ("coco", "roboflow", "yolo", "voc")
 
 
 def write_format(name: str, root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> Path:
-    """A dataset of `splits` (split -> COCO dict, `images` -> folder of its images) in a new folder."""
+    """Write a dataset to a new folder; `splits` are COCO dicts and `images` the image folders, both by split."""
     root.mkdir(parents=True)
     {"coco": _coco, "roboflow": _roboflow, "yolo": _yolo, "voc": _voc}[name](root, splits, images)
     return root
 
 
 def as_boxes(content: dict) -> dict:
-    """A COCO dict whose areas are those of the boxes, the only ones that the other formats know."""
+    """A COCO dict with the areas of the boxes, because the other formats store no areas."""
     annotations = [{**a, "area": a["bbox"][2] * a["bbox"][3]} for a in content["annotations"]]
     return {**content, "annotations": annotations}
 
@@ -48,7 +48,7 @@ def _coco(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) ->
 
 
 def _roboflow(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
-    """With the placeholder category 0 that groups the others, and `valid` for `val`."""
+    """Roboflow's layout, with the placeholder category 0 that groups the others, and `valid` for `val`."""
     for split, content in splits.items():
         folder = root / split.replace("val", "valid")
         folder.mkdir()
@@ -60,7 +60,7 @@ def _roboflow(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]
 
 
 def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
-    """As Roboflow and Ultralytics export it: `train: ../train/images`, which is meant from inside the folder."""
+    """YOLO as exported by Roboflow and Ultralytics: `train: ../train/images`, relative to the folder itself."""
     for split, content in splits.items():
         index = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
         (root / split / "labels").mkdir(parents=True)
@@ -72,7 +72,7 @@ def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) ->
                 shares = ((x + width / 2) / image["width"], (y + height / 2) / image["height"])
                 shares += (width / image["width"], height / image["height"])
                 lines.append(" ".join([str(index[a["category_id"]]), *(f"{share:.17g}" for share in shares)]))
-            if lines:  # others have no label file at all
+            if lines:  # images without objects have no label file
                 (root / split / "labels" / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines) + "\n")
     names = [c["name"] for c in sorted(splits["train"]["categories"], key=lambda c: c["id"])]
     description = {split: f"../{split}/images" for split in splits} | {"nc": len(names), "names": names}
@@ -80,7 +80,7 @@ def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) ->
 
 
 def _voc(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
-    """As the challenge has it, with the order of classes in labels.txt."""
+    """The layout of the VOC challenge, with the order of classes in labels.txt."""
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "Annotations").mkdir()
     categories = sorted(splits["train"]["categories"], key=lambda c: c["id"])
@@ -109,7 +109,7 @@ def voc_xml(file_name: str, width: int, height: int, objects: list[str]) -> str:
 
 
 def voc_object(name: str, bbox: list[float], difficult: int = 0) -> str:
-    """An object with a COCO box (x, y, width, height) in VOC's pixels, which count from 1."""
+    """An object with a COCO box (x, y, width, height), converted to VOC's pixels, which are counted from 1."""
     x, y, width, height = bbox
     edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
     box = "".join(f"<{edge}>{value:.17g}</{edge}>" for edge, value in edges.items())
@@ -117,7 +117,7 @@ def voc_object(name: str, bbox: list[float], difficult: int = 0) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write a COCO dataset again in another format.")
+    parser = argparse.ArgumentParser(description="Convert a COCO dataset to another format.")
     parser.add_argument("source", type=Path, help="folder with annotations/instances_<split>.json")
     parser.add_argument("out", type=Path, help="new folder to write to")
     parser.add_argument("--format", choices=FORMATS, required=True)
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "train" not in splits:
         parser.error(f"{files['train']} does not exist")
     if options.out.exists():
-        parser.error(f"{options.out} exists already")
+        parser.error(f"{options.out} already exists")
     write_format(options.format, options.out, splits, {split: options.source / split for split in splits})
     print(f"{options.out}: {', '.join(splits)} as {options.format}")
     return 0

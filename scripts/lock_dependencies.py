@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/lock_dependencies.py
 
-The first file holds what the program needs, the second what its tests need on top: the dependencies of pyproject.toml
-and theirs in turn. Both are complete, so they install with `pip install --no-deps -r`.
+The first file contains the runtime dependencies of pyproject.toml with all transitive ones, the second those of the
+tests. Both are complete, so they install with `pip install --no-deps -r`.
 """
 
 from __future__ import annotations

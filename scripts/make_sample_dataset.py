@@ -52,7 +52,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> Scene:
-    """One picture with 1..MAX_OBJECTS objects; its longer side is `size` pixels."""
+    """An image with 1..MAX_OBJECTS objects; its longer side is `size` pixels."""
     width, height = (round(size * share) for share in ASPECTS[rng.integers(len(ASPECTS))])
     canvas = _background(rng, width, height)
     objects: list[DrawnObject] = []

@@ -33,7 +33,7 @@ def where(pixels: np.ndarray, color) -> np.ndarray:
     return (pixels == np.array(color)).all(-1)
 
 
-def test_nothing_found_leaves_the_picture_as_it_is():
+def test_nothing_found_leaves_the_image_as_it_is():
     assert where(draw(), GREY).all()
 
 
@@ -53,7 +53,7 @@ def test_without_labels_there_is_a_box_and_no_strip(labels):
     assert bool((~where(pixels, GREY))[:60].any()) == labels
 
 
-def test_the_label_stands_above_the_box_and_is_written_in_a_contrasting_color():
+def test_the_label_is_above_the_box_and_is_written_in_a_contrasting_color():
     color = (20, 20, 120)
     pixels = draw((50, 60, 150, 120, 0.876, 0), colors={"cell": color})
     strip = pixels[40:60, 50:100]
@@ -74,13 +74,13 @@ def test_the_label_says_name_and_score_with_two_decimals():
     "box", [(0, 0, 60, 40), (150, 0, 199, 30), (160, 150, 199, 159), (190, 80, 199, 90), (0, 155, 199, 159)]
 )
 def test_the_whole_label_stays_inside_the_frame(box):
-    """At an edge as many bright pixels of letters are seen as in the middle of the picture."""
+    """At an edge as many bright pixels of letters are seen as in the middle of the image."""
     color = {NAMES[1]: (1, 2, 3)}
     letters = [(draw((*place, 0.9, 1), colors=color) > 200).all(-1).sum() for place in ((40, 80, 41, 81), box)]
     assert letters[0] == letters[1] > 50
 
 
-def test_a_label_wider_than_the_picture_starts_at_its_left_edge():
+def test_a_label_wider_than_the_image_starts_at_its_left_edge():
     pixels = draw((30, 10, 39, 30, 0.9, 1), size=(40, 60))
     assert (~where(pixels, GREY))[:, 0].any()
 
@@ -123,17 +123,17 @@ def test_black_is_a_color_like_others():
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_pictures_of_other_modes_are_drawn_in_color(mode):
+def test_images_of_other_modes_are_drawn_in_color(mode):
     drawn = draw_detections(Image.new(mode, (64, 64)), detections((5, 5, 40, 40, 0.9, 0)), NAMES.__getitem__)
     assert drawn.mode == "RGB"
     assert where(np.asarray(drawn), palette_color(0)).any()
 
 
-def test_a_very_small_picture_can_be_drawn_on():
+def test_a_very_small_image_can_be_drawn_on():
     draw((0, 0, 1, 1, 0.9, 1), size=(1, 1))
 
 
-def test_letters_grow_with_the_picture_within_limits():
+def test_letters_grow_with_the_image_within_limits():
     assert [font_size((w, h)) for w, h in ((64, 64), (640, 480), (1920, 1080), (9000, 9000))] == [10, 12, 27, 64]
 
 

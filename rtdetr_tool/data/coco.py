@@ -305,7 +305,8 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
 
     Annotations are renumbered from 1, because pycocotools treats an annotation with id 0 as unmatched.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     id_of = {entry.index: entry.category_id for entry in class_map.entries}
     for record in records:
         images.append({"id": record.image_id, "file_name": record.path, "width": record.width, "height": record.height})

@@ -66,7 +66,7 @@ class SizeMismatch(DataError):
     """The size of an image file differs from that in its annotations."""
 
 
-def decode_image(path: str | os.PathLike, declared_size: tuple[int, int] | None = None) -> Tensor:
+def decode_image(path: str | os.PathLike[str], declared_size: tuple[int, int] | None = None) -> Tensor:
     """The first frame of an image file as uint8 RGB [3, H, W], rotated upright by its EXIF orientation.
 
     Transparency is dropped, and 16-bit gray is scaled to 8 bits. `declared_size` is the (width, height) that
@@ -121,12 +121,12 @@ def decode_pil_image(image: Image.Image) -> Tensor:
     return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the file's header if possible; DataError if it cannot be read."""
     return image_header(path)[0]
 
 
-def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
+def image_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
     """(width, height) after EXIF rotation, and the EXIF orientation 1..8; DataError if they cannot be read."""
 
     def measure(file: Image.Image) -> tuple[tuple[int, int], int]:
@@ -143,7 +143,7 @@ def _upright(file: Image.Image, orientation: int) -> Tensor:
     return _ROTATIONS[orientation](pixels).contiguous().permute(2, 0, 1)
 
 
-def _read(path: str | os.PathLike, use: Callable[[Image.Image], T], content: bytes | None = None) -> T:
+def _read(path: str | os.PathLike[str], use: Callable[[Image.Image], T], content: bytes | None = None) -> T:
     """Call `use` with the opened image; with `content` that is read, and `path` is only used in messages.
 
     Raises:
@@ -254,7 +254,7 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(scaled).astype(np.uint8)
 
 
-def _reason(path: str | os.PathLike, content: bytes | None, error: Exception) -> str:
+def _reason(path: str | os.PathLike[str], content: bytes | None, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         if (os.path.getsize(path) if content is None else len(content)) == 0:
             return "the file is empty."
@@ -292,7 +292,7 @@ def prepare_image(image: Tensor, spatial_size: Sequence[int], preserve_aspect_ra
 
 
 def load_image(
-    path: str | os.PathLike, spatial_size: Sequence[int], preserve_aspect_ratio: bool = False
+    path: str | os.PathLike[str], spatial_size: Sequence[int], preserve_aspect_ratio: bool = False
 ) -> PreparedImage:
     """Decode and prepare one file."""
     return prepare_image(decode_image(path), spatial_size, preserve_aspect_ratio)

@@ -61,11 +61,13 @@ class SetCriterion(nn.Module):
         logits, boxes, names = self._stack(predictions)
         noisy = predictions.denoising if isinstance(predictions, TrainingPredictions) else None
         denoised = 0 if noisy is None else sum(map(len, noisy.object_index)) // noisy.groups
-        count, denoised = average_counts([sum(padded.counts), denoised], logits.device, across_processes=self.training)
+        count, denoised_count = average_counts(
+            [sum(padded.counts), denoised], logits.device, across_processes=self.training
+        )
         matches = self.matcher(logits.detach(), boxes.detach(), padded)
         losses = self._losses(logits, boxes, matches, padded, count, names)
         if noisy is not None:
-            losses |= self._denoising_losses(noisy, padded, denoised)
+            losses |= self._denoising_losses(noisy, padded, denoised_count)
         losses["loss"] = torch.stack(list(losses.values())).sum()
         if torch.is_grad_enabled():
             losses["loss"] = losses["loss"] + self._unsupervised(predictions)

@@ -180,7 +180,7 @@ class CocoEvaluator:
         truth: dict[int, list[Any]] = {}
         for annotation in self.annotations:
             truth.setdefault(annotation["image_id"], []).append(annotation)
-        parts: list[list[NDArray]] = []
+        parts: list[list[NDArray[Any]]] = []
         for image_id, (rows, _) in self._detections.items():
             objects = truth.get(image_id, [])
             boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""No image file, however broken, gives anything but a picture or a `DataError` with its path."""
+"""No image file, however broken, gives anything but a image or a `DataError` with its path."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def outcome(path) -> str:
     return "read"
 
 
-def test_the_corpus_ends_in_pictures_or_in_our_error_within_the_memory_allowed(tmp_path) -> None:
+def test_the_corpus_ends_in_images_or_in_our_error_within_the_memory_allowed(tmp_path) -> None:
     corpus = broken_images()
     assert len(corpus) > 120
     before = peak_megabytes()
@@ -64,13 +64,13 @@ def test_the_corpus_ends_in_pictures_or_in_our_error_within_the_memory_allowed(t
     assert peak_megabytes() - before < 500  # of the 2 GB, of which a quarter is torch
 
 
-def test_the_pictures_that_the_corpus_is_made_from_are_readable(tmp_path) -> None:
+def test_the_images_that_the_corpus_is_made_from_are_readable(tmp_path) -> None:
     for name, content in pictures().items():
         (tmp_path / name).write_bytes(content)
         assert outcome(tmp_path / name) == "read", name
 
 
-def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path) -> None:
+def test_a_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png(13_000, 9_300))
     with pytest.raises(DataError, match=rf"bomb\.png: its size of 13000x9300 is above the limit of {MAX_PIXELS}"):
@@ -81,7 +81,7 @@ def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(t
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
-def test_what_is_no_file_is_refused_without_waiting(tmp_path, monkeypatch) -> None:
+def test_what_is_not_a_file_is_refused_without_waiting(tmp_path, monkeypatch) -> None:
     os.mkfifo(tmp_path / "fifo.png")
     with socket.socket(socket.AF_UNIX) as listener:
         monkeypatch.chdir(tmp_path)
@@ -106,7 +106,7 @@ def test_paths_that_cannot_be_are_errors_of_ours_too(tmp_path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
-def test_a_file_that_may_not_be_read_says_so(tmp_path) -> None:
+def test_a_file_that_may_not_be_read_reports_it(tmp_path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     with pytest.raises(DataError, match=r"a\.png: Permission denied\."):
@@ -131,7 +131,7 @@ def test_images_are_opened_in_one_place_only() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "F"])
-def test_a_picture_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, mode) -> None:
+def test_a_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, mode) -> None:
     rng = np.random.default_rng(1)
     if mode in ("I;16", "F"):
         values = rng.integers(0, 65536, (40, 30)).astype(np.uint16 if mode == "I;16" else np.float32)
@@ -179,14 +179,14 @@ def check_damage(folder: Path, data) -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_random_damage_ends_in_a_picture_or_in_our_error(tmp_path_factory, data) -> None:
+def test_random_damage_ends_in_a_image_or_in_our_error(tmp_path_factory, data) -> None:
     check_damage(tmp_path_factory.getbasetemp(), data)
 
 
 @pytest.mark.slow
 @settings(max_examples=20_000, deadline=None)
 @given(data=st.data())
-def test_random_damage_ends_in_a_picture_or_in_our_error_many_times(tmp_path_factory, data) -> None:
+def test_random_damage_ends_in_a_image_or_in_our_error_many_times(tmp_path_factory, data) -> None:
     check_damage(tmp_path_factory.getbasetemp(), data)
 
 
@@ -201,7 +201,7 @@ print(tuple(image.shape), int(peak) // 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("rgb.jpg", {"progressive": True, "subsampling": 0}), ("p.png", {})])
-def test_the_largest_picture_allowed_is_read_in_two_gigabytes(tmp_path, name, options) -> None:
+def test_the_largest_image_allowed_is_read_in_two_gigabytes(tmp_path, name, options) -> None:
     height = 10_000
     mode = "P" if name == "p.png" else "RGB"
     Image.new(mode, (MAX_PIXELS // height, height)).save(tmp_path / name, **options)

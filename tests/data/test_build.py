@@ -126,7 +126,7 @@ def test_lightning_tells_our_sampler_the_epoch(make_source, make_spec) -> None:
     assert loader.sampler.epoch == 6
 
 
-def test_an_exif_rotated_picture_and_its_boxes_agree(make_spec, make_source, tmp_path) -> None:
+def test_an_exif_rotated_image_and_its_boxes_agree(make_spec, make_source, tmp_path) -> None:
     import numpy as np
     from PIL import Image
 

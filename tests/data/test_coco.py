@@ -135,7 +135,7 @@ def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused_without_waiting(make
             read_source(make_source()["image_dir"], str(path))
 
 
-def test_numbers_beyond_every_range_are_mended_like_others(make_source) -> None:
+def test_numbers_beyond_every_range_are_repaired_like_others(make_source) -> None:
     content = with_boxes([1e308, 1, 1e308, 5], [10**400, 1, 5, 5], [60, 1, 1e-30, 5], "1234", {"0": 1}, [True, 1, 1, 1])
     content["annotations"].append({"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 10**400})
     content["images"][0] |= {"width": 10**400, "height": 48}
@@ -252,7 +252,7 @@ def test_windows_separators_in_file_names_are_understood(make_source, tmp_path) 
     assert os.path.isfile(read(source).images[1].path)
 
 
-def test_missing_images_are_left_out_or_refused(make_source) -> None:
+def test_missing_images_are_skipped_or_refused(make_source) -> None:
     source = make_source()
     os.remove(os.path.join(source["image_dir"], "2.png"))
     content = read(source)

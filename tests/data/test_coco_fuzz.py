@@ -69,7 +69,7 @@ def coco_files(draw) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three pictures that the files speak of."""
+    """Three images that the files speak of."""
     root = tmp_path_factory.mktemp("fuzz")
     for number in range(3):
         draw_image(root / "images" / f"{number}.png", seed=number)

@@ -66,7 +66,7 @@ def test_workers_do_not_change_what_is_loaded(make_source, make_spec, kind) -> N
     assert not all(same(a, b) for a, b in zip(loaded[0][0], loaded[0][1], strict=True))
 
 
-def test_set_epoch_of_the_data_set_reaches_running_workers(make_source, make_spec) -> None:
+def test_set_epoch_of_the_dataset_reaches_running_workers(make_source, make_spec) -> None:
     spec = make_spec(train_data_sources=[make_source()])
     dataset = build_train_dataset(spec, seed=5)
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
@@ -116,7 +116,7 @@ def test_a_bad_training_image_is_named_once_and_replaced(make_source, make_spec,
         assert len(text) == 2 and "Using another image" in text[0]  # once per dataset
 
 
-def test_a_bad_training_image_stops_the_run_if_the_spec_says_so(make_source, make_spec) -> None:
+def test_a_bad_training_image_stops_the_run_if_the_spec_reports_it(make_source, make_spec) -> None:
     source = make_source()
     spoil(source, 2)
     spec = make_spec(train_data_sources=[source], on_bad_image="error")
@@ -142,7 +142,7 @@ def test_a_bad_evaluation_image_is_one_readable_line_also_from_a_worker(make_sou
     assert str(caught.value).count("\n") == 0
 
 
-def test_boxes_for_another_picture_size_are_an_error(make_source, make_spec) -> None:
+def test_boxes_for_another_image_size_are_an_error(make_source, make_spec) -> None:
     spec = make_spec(val_data_sources=make_source(coco(4, width=60)))
     with pytest.raises(DataError, match="64x48 pixels, but 60x48 in its annotations"):
         build_eval_dataset(spec, "val")[0]

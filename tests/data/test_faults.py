@@ -116,7 +116,7 @@ def test_a_decoder_that_hides_why_it_got_no_bytes_is_seen_through(image, monkeyp
         decode_image(image)
 
 
-def test_a_picture_whose_file_cannot_be_opened_any_more_is_no_damaged_picture(image) -> None:
+def test_a_image_whose_file_cannot_be_opened_any_more_is_no_damaged_image(image) -> None:
     picture = Image.open(image)
     picture.fp.close()
     picture.fp = open(FAILING_DISK, "rb")  # noqa: SIM115

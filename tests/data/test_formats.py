@@ -137,14 +137,14 @@ def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given(written) -
         build_train_dataset(replace(spec, num_classes=2))
 
 
-def test_pictures_for_export_are_those_of_the_split(written) -> None:
+def test_images_for_export_are_those_of_the_split(written) -> None:
     for name in FORMATS:
         paths = source_images(dataset_spec(dataset_dir=str(written[name])), "val")
         assert sorted(Path(path).name for path in paths) == [f"val{n}.png" for n in range(5)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_format_is_said_in_the_log(name, written, caplog) -> None:
+def test_the_format_is_logged_in_the_log(name, written, caplog) -> None:
     with caplog.at_level("INFO"):
         build_eval_dataset(dataset_spec(dataset_dir=str(written[name])), "val")
     shown = {"coco": "COCO", "roboflow": "Roboflow COCO", "yolo": "YOLO", "voc": "Pascal VOC"}[name]
@@ -177,7 +177,7 @@ def test_a_folder_of_no_format_is_refused_with_what_was_looked_for(tmp_path) -> 
         build_train_dataset(dataset_spec(dataset_dir=str(tmp_path / "nowhere")))
 
 
-def test_a_folder_of_another_format_than_named_is_refused(written) -> None:
+def test_a_folder_of_another_formatat_than_named_is_refused(written) -> None:
     with pytest.raises(DataError, match=r"dataset.format is voc, but .*It looks like YOLO"):
         build_train_dataset(dataset_spec(dataset_dir=str(written["yolo"]), format="voc"))
 

@@ -71,7 +71,7 @@ def spec_of(files, kind="default", **augmentation):
 
 
 def paint_of(image, paint):
-    """Which pixels of a rendered picture are of this color."""
+    """Which pixels of a rendered image are of this color."""
     return (image.float() - torch.tensor(paint).float()[:, None, None]).abs().amax(0) < 64
 
 
@@ -88,7 +88,7 @@ def test_masks_are_read_only_when_asked_for(files):
 
 @pytest.mark.parametrize("kind", ["default", "serialized"])
 @pytest.mark.parametrize("keep_ratio", [False, True])
-def test_evaluation_targets_show_their_objects_where_the_picture_does(files, kind, keep_ratio):
+def test_evaluation_targets_show_their_objects_where_the_image_does(files, kind, keep_ratio):
     dataset = build_eval_dataset(spec_of(files, kind, preserve_aspect_ratio=keep_ratio), masks=True)
     image, target = dataset[0]
     assert target.masks.shape == (2, *image.shape[-2:]) and target.masks.dtype == torch.bool
@@ -103,7 +103,7 @@ def test_evaluation_targets_show_their_objects_where_the_picture_does(files, kin
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("keep_ratio", [False, True])
-def test_augmented_masks_boxes_and_picture_stay_together(seed, keep_ratio):
+def test_augmented_masks_boxes_and_image_stay_together(seed, keep_ratio):
     """Whatever window, flip and size are drawn: the mask is where the color is, and the box bounds it."""
     corners = np.array([[10, 10, 40, 40], [50, 20, 80, 50]], float)
     image, masks = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), np.zeros((2, HEIGHT, WIDTH), np.uint8)
@@ -125,8 +125,8 @@ def test_augmented_masks_boxes_and_picture_stay_together(seed, keep_ratio):
         assert (bounds - expected).abs().max() <= 1  # pixel of the output
 
 
-def test_a_rendered_mask_is_the_rendered_picture_of_it():
-    """A mask drawn as a picture goes through `render`; where that is clearly black or white, the mask says the same."""
+def test_a_rendered_mask_is_the_rendered_image_of_it():
+    """A mask drawn as a image goes through `render`; where that is clearly black or white, the mask says the same."""
     mask = (np.add.outer(np.arange(40), np.arange(50)) % 23 < 11).astype(np.uint8)
     for window in (Window(0, 0, 50, 40), Window(7, 5, 20, 30), Window(-10, -20, 80, 90), Window(60, 0, 10, 10)):
         for mirrored in (False, True):

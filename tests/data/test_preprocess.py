@@ -27,7 +27,7 @@ UPRIGHT[:10, :15] = (255, 0, 0)
 UPRIGHT[20:, 25:] = (0, 255, 0)
 UPRIGHT[20:, :5] = (0, 0, 255)
 
-# How a camera stores the upright picture under each EXIF orientation (EXIF 2.3, tag 0x0112).
+# How a camera stores the upright image under each EXIF orientation (EXIF 2.3, tag 0x0112).
 STORED = {
     1: UPRIGHT,
     2: UPRIGHT[:, ::-1],
@@ -53,7 +53,7 @@ def save_turned(path, orientation: int) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_same_upright_picture(tmp_path, orientation, suffix) -> None:
+def test_every_exif_orientation_gives_the_same_upright_image(tmp_path, orientation, suffix) -> None:
     path = tmp_path / f"a.{suffix}"
     save_turned(path, orientation)
     difference = np.abs(pixels(path).astype(int) - UPRIGHT)
@@ -70,7 +70,7 @@ def test_every_lossless_format_gives_the_same_pixels_which_may_be_written_to(tmp
     assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), UPRIGHT)
 
 
-def test_annotations_made_without_the_exif_rotation_get_the_stored_picture(tmp_path) -> None:
+def test_annotations_made_without_the_exif_rotation_get_the_stored_image(tmp_path) -> None:
     save_turned(tmp_path / "a.png", 6)  # stored 30 wide, 40 high; upright 40 wide, 30 high
     assert decode_image(tmp_path / "a.png", (40, 30)).shape == (3, 30, 40)
     stored = decode_image(tmp_path / "a.png", (30, 40))
@@ -134,7 +134,7 @@ def test_color_modes_give_the_same_colors(tmp_path, mode, suffix, tolerance) -> 
     assert np.abs(pixels(path).astype(int) - UPRIGHT).max() <= tolerance
 
 
-def test_lab_pictures_are_converted(tmp_path) -> None:
+def test_lab_images_are_converted(tmp_path) -> None:
     lab = Image.frombytes("LAB", (2, 2), bytes([255, 0, 0] * 4))
     lab.save(tmp_path / "a.tif")
     assert (pixels(tmp_path / "a.tif") > 240).all()
@@ -163,7 +163,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix) -> None:
     assert pixels(tmp_path / f"a.{suffix}")[0, 0].tolist() == [255, 0, 0]
 
 
-def test_of_a_cameras_picture_with_a_preview_the_first_is_taken(tmp_path) -> None:
+def test_of_a_cameras_image_with_a_preview_the_first_is_taken(tmp_path) -> None:
     Image.new("RGB", (16, 8), "red").save(
         tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
     )
@@ -237,7 +237,7 @@ def test_a_letterboxed_box_comes_back_exactly(height, width, size) -> None:
     inner = letterbox_size((height, width), side)
     assert max(inner) == side and min(inner) >= 1
     x, y = prepared.box_scale
-    # The padded picture's corner of the image is the image's own corner, and the origin is the origin.
+    # The padded image's corner of the image is the image's own corner, and the origin is the origin.
     assert abs(inner[1] / side * x - width) < 1e-9 * width and abs(inner[0] / side * y - height) < 1e-9 * height
 
 

@@ -62,7 +62,7 @@ def test_pixels_where_shares_are_expected_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("declared", "written"), [(XYWH, XYXY), (XYXY, XYWH), (CXCYWH, XYXY)])
-def test_another_form_is_refused_when_the_whole_file_shows_it_and_in_doubt_a_warning(declared, written) -> None:
+def test_another_format_is_refused_when_the_whole_file_shows_it_and_in_doubt_a_warning(declared, written) -> None:
     shares = declared == CXCYWH
     scale = UNIT if shares else (1, 1)
     with pytest.raises(DataError) as caught:
@@ -74,7 +74,7 @@ def test_another_form_is_refused_when_the_whole_file_shows_it_and_in_doubt_a_war
     judged(declared, mixed, shares)  # not certain: no error
 
 
-def test_untidy_boxes_are_no_other_form() -> None:
+def test_untidy_boxes_are_not_another_format() -> None:
     sloppy = [(x - 15, y - 15, width + 30, height + 30) for x, y, width, height in drawn(200)]
     assert judged(XYWH, sloppy) is None
     whole_image = [(0, 0, *SIDES), (5, 5, 630, 470), (2, 0, 640, 478)] * 20

@@ -117,7 +117,7 @@ def test_sizes_come_from_the_file_where_the_xml_has_none(flat) -> None:
     assert source.repairs.counts == {"image_without_size": 1}
 
 
-def test_boxes_are_mended_as_those_of_coco_files_are(flat) -> None:
+def test_boxes_are_repaired_as_those_of_coco_files_are(flat) -> None:
     boxes = ([-9, 0, 20, 20], [99, 0, 9, 9], [5, 5, 0, 5])
     source = read_split(edit(flat, "</annotation>", "".join(voc_object("cat", b) for b in boxes) + "</annotation>"), "")
     assert [row[:4] for row in rows(source)[0]] == [(8, 6, 28, 22), (0, 0, 11, 20)]

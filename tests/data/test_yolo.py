@@ -112,14 +112,14 @@ def test_outlines_become_the_boxes_around_them_and_are_counted(make) -> None:
     assert source.repairs.counts == {"outline_boxed": 1}
 
 
-def test_keypoints_are_left_out_and_counted(make) -> None:
+def test_keypoints_are_skipped_and_counted(make) -> None:
     description = "train: images/train\nkpt_shape: [2, 3]\nnames: [cat]\n"
     source = read_split(str(make([GOOD.strip() + " 0.1 0.1 2 0.2 0.2 1\n"], description)), "train")
     assert rows(source) == [[(24.0, 12.0, 40.0, 36.0, 0, False, 384.0)]]
     assert source.repairs.counts == {"keypoints_left_out": 1}
 
 
-def test_boxes_beyond_the_image_are_mended_as_those_of_coco_files_are(make) -> None:
+def test_boxes_beyond_the_image_are_repaired_as_those_of_coco_files_are(make) -> None:
     lines = ["0 0.5 0.5 2 0.5", "0 3 3 0.1 0.1", "0 0.5 0.5 0 0.5", "0 nan 0.5 0.1 0.1", "0 0.5 0.5 1.015625 1"]
     source = read_split(str(make(["\n".join(lines)])), "train")
     assert [row[:4] for row in rows(source)[0]] == [(0.0, 12.0, 64.0, 36.0), (-0.5, 0.0, 64.5, 48.0)]
@@ -216,7 +216,7 @@ def test_paths_lead_out_of_the_folder_only_if_the_yaml_itself_is_named(make, tmp
         read_split(str(elsewhere), "train")
 
 
-def test_labels_that_lie_elsewhere_are_missed(make) -> None:
+def test_labels_that_are_elsewhere_are_missed(make) -> None:
     root = make([None, None])
     (root / "annotations").mkdir()
     (root / "annotations" / "0.txt").write_text(GOOD)

@@ -302,7 +302,7 @@ def test_equal_shapes_need_no_projection():
     assert not list(build(MAPS, MAPS, align="error").parameters())
 
 
-def test_projections_and_interpolation_are_said(caplog):
+def test_projections_and_interpolation_are_logged(caplog):
     caplog.set_level(logging.INFO)
     assert len(list(build(MAPS, WIDER).parameters())) == 4
     assert "b of the student follows a of the teacher (L2, weight 1), through learned projections of 16 to 32, " in (
@@ -322,7 +322,7 @@ def test_projections_and_interpolation_are_said(caplog):
         ([(1, 10, 16)], [(1, 20, 16)], {}, "the numbers of tokens differ"),
     ],
 )
-def test_what_cannot_be_brought_together_is_said_with_both_shapes(student, teacher, settings, words):
+def test_what_cannot_be_brought_together_is_logged_with_both_shapes(student, teacher, settings, words):
     with pytest.raises(SpecError, match=r"bindings\[0\]: b \[.* of the student and a \[.* of the teacher") as caught:
         build(student, teacher, **settings)
     assert words in str(caught.value)

@@ -123,7 +123,7 @@ def test_an_object_whose_mask_is_not_known_is_neither_found_nor_missed_as_a_mask
     assert left.masks == pytest.approx(evaluate(only, one).compute().masks)
 
 
-def test_without_masks_there_is_no_mask_ap():
+def test_without_masks_there_is_not_a_mask_ap():
     truth, found = scenes(np.random.default_rng(3), 2)
     found = {i: Detections(d.boxes, d.scores, d.labels) for i, d in found.items()}
     result = evaluate(truth, found).compute()

@@ -58,7 +58,7 @@ def test_every_form_of_a_segmentation_is_the_same_mask(segmentation):
         {"size": [HEIGHT, WIDTH], "counts": [1e300, 2]}, {"size": [10**30, 1], "counts": RUNS},
     ],
 )  # fmt: skip
-def test_what_is_no_mask_is_recognized(segmentation):
+def test_what_is_not_a_mask_is_recognized(segmentation):
     assert counts_of(segmentation, HEIGHT, WIDTH) is None
     assert counts_of(compact(segmentation), HEIGHT, WIDTH) is None
 

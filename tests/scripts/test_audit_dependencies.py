@@ -41,19 +41,19 @@ def answer(*rows: dict) -> str:
 
 def test_all_looked_up_and_none_weak_is_success(audit):
     run = audit(pypi=answer(CLEAN))
-    assert (run.returncode, run.stdout) == (0, "1 packages looked up (pypi), 0 with known weaknesses\n")
+    assert (run.returncode, run.stdout) == (0, "1 packages checked (pypi), 0 with known vulnerabilities\n")
 
 
 def test_a_weak_package_is_named_with_what_mends_it(audit):
     run = audit(pypi=answer(CLEAN, WEAK))
     assert run.returncode == 1
-    assert "pillow 1.0: PYSEC-1 CVE-2; mended in 1.1, 2" in run.stdout
+    assert "pillow 1.0: PYSEC-1 CVE-2; fixed in 1.1, 2" in run.stdout
 
 
 def test_packages_passed_over_are_no_success(audit):
     run = audit(pypi=answer(CLEAN, UNKNOWN), osv=answer(CLEAN, UNKNOWN))
     assert run.returncode == 2
-    assert "1 of 2 packages could not be looked up" in run.stderr
+    assert "1 of 2 packages could not be checked" in run.stderr
 
 
 def test_the_second_service_is_asked_where_the_first_knows_nothing(audit):
@@ -65,10 +65,10 @@ def test_no_service_is_one_clear_line(audit):
     run = audit(pypi="no route to host", osv="name or service not known")
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr == (
-        "Nothing is certain: no package could be looked up at pypi or osv (name or service not known)\n"
+        "The audit is incomplete: no package could be checked at pypi or osv (name or service not known)\n"
     )
 
 
-def test_a_missing_program_is_said(tmp_path):
+def test_a_missing_program_is_logged(tmp_path):
     run = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path / "none")], capture_output=True, text=True)
     assert run.returncode == 2 and "No such file" in run.stderr and "Traceback" not in run.stderr

@@ -26,7 +26,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_it_prints_the_score_each_class_and_where_the_pictures_are(results):
+def test_it_prints_the_score_each_class_and_where_the_images_are(results):
     done = run(results, "--require", "0.70")
     assert done.returncode == 0, done.stderr
     assert "mAP 0.513, mAP50 0.731" in done.stdout
@@ -40,7 +40,7 @@ def test_a_score_below_the_required_one_fails(results):
     assert "mAP 0.513" in done.stdout and "below 0.75" in done.stderr
 
 
-def test_a_demo_without_pictures_fails(results):
+def test_a_demo_without_images_fails(results):
     (results / "inference" / "images_annotated" / "a.jpg").unlink()
     done = run(results)
     assert done.returncode == 1 and "no annotated pictures" in done.stderr

@@ -81,7 +81,7 @@ def test_no_object_is_hidden_more_than_allowed_and_visible_parts_do_not_overlap(
     assert overlapped > 5
 
 
-def test_the_pixels_of_a_mask_are_where_the_picture_shows_the_object(monkeypatch):
+def test_the_pixels_of_a_mask_are_where_the_image_shows_the_object(monkeypatch):
     """Paint every object in pure green on black, without a camera: the green pixels must be the masks."""
     monkeypatch.setattr(sample, "_background", lambda rng, w, h: np.zeros((h, w, 3), np.float32))
     monkeypatch.setattr(sample, "_camera", lambda rng, canvas: Image.fromarray(canvas.round().astype(np.uint8)))
