@@ -301,7 +301,7 @@ def rates(spec):
     from rtdetr_tool.training.module import DetectorModule
 
     module = DetectorModule(spec, classes(spec))
-    module._steps = lambda: 12 * spec.train.num_epochs // 3
+    module._total_steps = lambda: 12 * spec.train.num_epochs // 3
     built = module.configure_optimizers()
     schedule, seen = built["lr_scheduler"]["scheduler"], []
     for epoch in range(3):
