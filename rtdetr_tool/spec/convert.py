@@ -15,7 +15,7 @@ from typing import Any
 
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
-from rtdetr_tool.spec.schema import field_names, hints_of, section_type
+from rtdetr_tool.spec.schema import field_names, hints_of
 from rtdetr_tool.spec.tables import FIELD_ALIASES, VALUE_ALIASES
 
 
@@ -36,7 +36,7 @@ def spec_to_dict(spec: Any) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
-def from_plain(cls: type, data: dict[str, Any], problems: list[str], prefix: str = "") -> Any:
+def from_plain(cls: Any, data: dict[str, Any], problems: list[str], prefix: str = "") -> Any:
     """An instance of the dataclass `cls`; every problem is appended and its field keeps the default."""
     hints, values = hints_of(cls), {}
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
@@ -68,7 +68,7 @@ class _Wrong(Exception):
         self.found, self.expected, self.name = shown(found), expected, name
 
 
-def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problems: list[str]) -> Any:
+def _convert(value: Any, hint: Any, entry: dataclasses.Field[Any], name: str, problems: list[str]) -> Any:
     """`value` as `hint` within the bounds of `entry`, or `_Wrong`."""
     optional = type(None) in typing.get_args(hint)
     if optional:
@@ -96,7 +96,7 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field, name: str, problem
     return _convert_scalar(value, hint, entry, name)
 
 
-def _convert_list(value: Any, item: Any, entry: dataclasses.Field, name: str, problems: list[str]) -> list[Any]:
+def _convert_list(value: Any, item: Any, entry: dataclasses.Field[Any], name: str, problems: list[str]) -> list[Any]:
     if isinstance(value, dict) and typing.get_origin(item) is dict:
         value = [value]  # a single source stands for a list of one
     if not isinstance(value, (list, tuple)):
@@ -115,13 +115,13 @@ def _convert_list(value: Any, item: Any, entry: dataclasses.Field, name: str, pr
     return result
 
 
-def _convert_dict(value: Any, item: Any, entry: dataclasses.Field, name: str) -> dict[str, Any]:
+def _convert_dict(value: Any, item: Any, entry: dataclasses.Field[Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _Wrong(value, "a mapping", name)
     return {str(k): _convert_scalar(v, item, entry, f"{name}.{k}") for k, v in value.items()}
 
 
-def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field, name: str) -> Any:
+def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field[Any], name: str) -> Any:
     if hint is Any:
         return value
     value = VALUE_ALIASES.get(name, {}).get(value, value) if isinstance(value, str) else value
@@ -136,8 +136,8 @@ def _convert_scalar(value: Any, hint: Any, entry: dataclasses.Field, name: str) 
         or (rules["max"] is not None and result > rules["max"])
         or (rules["above"] is not None and result <= rules["above"])
     )
-    free = rules["prefix"] and isinstance(result, str) and len(result) > len(rules["prefix"])
-    free = free and result.startswith(rules["prefix"])
+    prefix = rules["prefix"]
+    free = prefix and isinstance(result, str) and len(result) > len(prefix) and result.startswith(prefix)
     if not wrong and not free and rules["options"] is not None and result not in rules["options"]:
         match = [o for o in rules["options"] if str(o).lower() == str(result).lower()]
         wrong, result = not match, match[0] if match else None
@@ -182,7 +182,7 @@ _CASTS = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"}
 
 
-def expected_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str:
+def expected_text(entry: dataclasses.Field[Any], hint: Any, found: Any = None) -> str:
     """What the field accepts, in words, with the option nearest to `found`."""
     rules = entry.metadata
     if isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint):
@@ -202,14 +202,14 @@ def expected_text(entry: dataclasses.Field, hint: Any, found: Any = None) -> str
     return " or ".join([_WORDS.get(hint, "a value") + bounds_text(entry), *rules["names"]])
 
 
-def options_text(entry: dataclasses.Field) -> str:
+def options_text(entry: dataclasses.Field[Any]) -> str:
     """The options in a row, with the prefix that makes others of them: `a, b, x/NAME`; nothing without options."""
     rules = entry.metadata
     names = [str(option) or '""' for option in rules["options"] or ()]
     return ", ".join([*names, f"{rules['prefix']}NAME"] if rules["prefix"] else names)
 
 
-def bounds_text(entry: dataclasses.Field) -> str:
+def bounds_text(entry: dataclasses.Field[Any]) -> str:
     """` from 1 to 4`, ` of at least 1`, ` above 0`, or nothing."""
     low, high, above = (entry.metadata[key] for key in ("min", "max", "above"))
     high = None if high is not None and math.isinf(high) else high
@@ -222,13 +222,11 @@ def bounds_text(entry: dataclasses.Field) -> str:
 
 def changed_from_default(name: str, spec: ExperimentSpec) -> bool:
     """Whether the field with this dotted name has another value than its default; False inside an absent section."""
-    value: Any = spec
-    cls: type = ExperimentSpec
-    entry = None
-    for part in name.split("."):
-        if value is None:
+    *sections, leaf = name.split(".")
+    section: Any = spec
+    for part in sections:
+        section = getattr(section, part)
+        if section is None:
             return False
-        entry = next(e for e in dataclasses.fields(cls) if e.name == part)
-        value = getattr(value, part)
-        cls = section_type(hints_of(cls)[part]) or cls
-    return value != default_of(entry)
+    entry = next(entry for entry in dataclasses.fields(section) if entry.name == leaf)
+    return bool(getattr(section, leaf) != default_of(entry))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.families import family_of
@@ -141,7 +141,7 @@ def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpe
     section = getattr(spec, command)
     if section is None or section.results_dir:
         return spec
-    return replace(spec, **{command: replace(section, results_dir=str(Path(spec.results_dir) / command))})
+    return replace(spec, **{command: replace(section, results_dir=str(Path(str(spec.results_dir)) / command))})
 
 
 def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
@@ -161,9 +161,8 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]
     if not accepted:
         return data
-    special = {
-        key: data[key] for key in ("defaults", "hydra") if key in data
-    }  # unknown to us, but Hydra would act on them
+    # Unknown to us, but Hydra would act on them.
+    special: dict[str, Any] = {key: data[key] for key in ("defaults", "hydra") if key in data}
     node = _canonical({key: value for key, value in data.items() if key not in special})
     ConfigStore.instance().store(name="experiment", node=OmegaConf.create(node))
     GlobalHydra.instance().clear()
@@ -173,7 +172,7 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     except Exception as error:  # hydra and omegaconf raise many types for a bad override
         problems.append(f"command line: {first_line(error)}")
         return data
-    return {**special, **OmegaConf.to_container(composed, resolve=False)}
+    return {**special, **cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))}
 
 
 def _canonical(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

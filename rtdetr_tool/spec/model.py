@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS, TIMM
-from rtdetr_tool.families import DEFAULT_FAMILY, FAMILIES, Family, family_named
+from rtdetr_tool.families import DEFAULT_FAMILY, FAMILIES, family_named
+from rtdetr_tool.families.base import Family
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.spec.fields import INF, field
 

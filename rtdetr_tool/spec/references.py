@@ -29,15 +29,15 @@ class _Unresolved(Exception):
 
 def resolve(data: dict[str, Any], defaults: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """`data` with every reference replaced by its value; one that has none is a problem, and its key is left out."""
-    return _Resolver(_merged(defaults, data), problems).escape_controls(data, ())
+    return dict(_Resolver(_merged(defaults, data), problems).escape_controls(data, ()))
 
 
 class _Resolver:
     def __init__(self, full: dict[str, Any], problems: list[str]) -> None:
         self.full, self.problems = full, problems
-        self.known: dict[tuple, Any] = {}  # by place: the value, or why there is none
+        self.known: dict[tuple[str | int, ...], Any] = {}  # by place: the value, or why there is none
 
-    def escape_controls(self, value: Any, place: tuple) -> Any:
+    def escape_controls(self, value: Any, place: tuple[str | int, ...]) -> Any:
         """A part of the user's data; what several references name is shared, not copied."""
         if isinstance(value, dict):
             items = ((key, self.escape_controls(inner, (*place, key))) for key, inner in value.items())
@@ -52,7 +52,7 @@ class _Resolver:
             self.problems.append(f"{_name(place)}: '{value[:200]}' cannot be resolved: {why}")
             return _NOTHING if isinstance(place[-1], str) else MISSING
 
-    def value_at(self, place: tuple) -> Any:
+    def value_at(self, place: tuple[str | int, ...]) -> Any:
         """The value at a place of the full spec, with its own references written out."""
         if place not in self.known:
             self.known[place] = _Unresolved("it refers to itself")
@@ -67,7 +67,7 @@ class _Resolver:
             raise _Unresolved(str(found))
         return found
 
-    def _raw(self, place: tuple) -> Any:
+    def _raw(self, place: tuple[str | int, ...]) -> Any:
         value: Any = self.full
         for key in place:
             is_index = isinstance(value, list) and isinstance(key, int) and key < len(value)
@@ -76,14 +76,14 @@ class _Resolver:
             value = value[key]
         return value
 
-    def _value(self, value: Any, place: tuple) -> Any:
+    def _value(self, value: Any, place: tuple[str | int, ...]) -> Any:
         if isinstance(value, dict):
             return {key: self.value_at((*place, key)) for key in value}
         if isinstance(value, list):
             return [self.value_at((*place, index)) for index in range(len(value))]
         return self._text(value, place) if isinstance(value, str) and "${" in value else value
 
-    def _text(self, text: str, place: tuple) -> Any:
+    def _text(self, text: str, place: tuple[str | int, ...]) -> Any:
         """A text with its references replaced; a reference alone keeps its value's type. `\\${` stands for `${`."""
         parts: list[Any] = []
         position = 0
@@ -107,7 +107,7 @@ class _Resolver:
             raise _Unresolved(f"written out it has more than {LONGEST_TEXT} characters")
         return joined
 
-    def _referred(self, reference: str, place: tuple) -> Any:
+    def _referred(self, reference: str, place: tuple[str | int, ...]) -> Any:
         environment = _ENVIRONMENT.fullmatch(reference)
         if environment:
             try:
@@ -126,7 +126,7 @@ class _Resolver:
             raise _Unresolved(f"{_name(target)} has no value")
         return found
 
-    def _place(self, start: tuple, keys: list[str]) -> tuple:
+    def _place(self, start: tuple[str | int, ...], keys: list[str]) -> tuple[str | int, ...]:
         """Keys as the spec has them: numbers where it has a list."""
         value: Any = self.full
         for key in start:
@@ -159,6 +159,6 @@ def _merged(defaults: Any, given: Any) -> Any:
     return {**defaults, **{key: _merged(defaults.get(key), value) for key, value in given.items()}}
 
 
-def _name(place: tuple) -> str:
+def _name(place: tuple[str | int, ...]) -> str:
     """`a.b[0]`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")

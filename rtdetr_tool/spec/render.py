@@ -105,10 +105,10 @@ def _yaml_value(value: Any) -> str:
     if isinstance(value, float) and value == value and "e" in repr(value):
         return f"{value:.10f}".rstrip("0")  # YAML 1.1 reads 1e-05 as a text
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
-    return text.removesuffix("...").strip()
+    return str(text.removesuffix("...").strip())
 
 
-def comment_of(entry: dataclasses.Field) -> str:
+def comment_of(entry: dataclasses.Field[Any]) -> str:
     """Help, unit, options and bounds in one line."""
     rules = entry.metadata
     parts = [rules["help"]]
@@ -141,7 +141,7 @@ def _require(path: list[str]) -> dict[str, Any]:
     return {"required": [path[0]], "properties": {path[0]: inner}}
 
 
-def _schema_of_section(cls: type) -> dict[str, Any]:
+def _schema_of_section(cls: Any) -> dict[str, Any]:
     properties = {
         entry.name: {"description": entry.metadata["help"], **_schema_of_field(hints_of(cls)[entry.name], entry)}
         for entry in dataclasses.fields(cls)
@@ -149,7 +149,7 @@ def _schema_of_section(cls: type) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _schema_of_field(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
+def _schema_of_field(hint: Any, entry: dataclasses.Field[Any]) -> dict[str, Any]:
     arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType) or type(None) in arguments:
         inner = next(a for a in arguments if a is not type(None))
@@ -186,7 +186,7 @@ def _schema_of_source(name: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _schema_of_item(hint: Any, entry: dataclasses.Field) -> dict[str, Any]:
+def _schema_of_item(hint: Any, entry: dataclasses.Field[Any]) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
         return _schema_of_section(hint)
     if typing.get_origin(hint) is dict:
@@ -239,8 +239,8 @@ def reference_page() -> str:
         ]
     lines += ["", "## Other spellings", "", "| written | means |", "|---|---|"]
     lines += [f"| `{name}` | `{meaning}` |" for name, meaning in FIELD_ALIASES.items()]
-    for name, table in VALUE_ALIASES.items():
-        lines += [f"| `{name}: {alias}` | `{value}` |" for alias, value in table.items()]
+    for name, aliases in VALUE_ALIASES.items():
+        lines += [f"| `{name}: {alias}` | `{value}` |" for alias, value in aliases.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -249,7 +249,7 @@ def unused_fields() -> dict[str, str]:
     return {name: reason for name, reason in reasons("unused").items() if not name.startswith("distill.teacher.")}
 
 
-def _reference_section(cls: type, prefix: str, title: str, lines: list[str]) -> None:
+def _reference_section(cls: Any, prefix: str, title: str, lines: list[str]) -> None:
     lines += ["", f"## {title}", "", (cls.__doc__ or "").strip(), ""]
     if prefix == "distill.teacher.":
         lines += ["The fields of `model`, with the same defaults."]
@@ -267,7 +267,7 @@ def _reference_section(cls: type, prefix: str, title: str, lines: list[str]) -> 
         _reference_section(section, name, f"`{name[:-1]}`", lines)
 
 
-def _reference_row(entry: dataclasses.Field, hint: Any) -> str:
+def _reference_row(entry: dataclasses.Field[Any], hint: Any) -> str:
     rules = entry.metadata
     allowed = bounds_text(entry).strip().removeprefix("of ")
     if rules["options"]:

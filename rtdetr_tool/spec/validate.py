@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rtdetr_tool.errors import nearest_multiples
@@ -99,7 +99,7 @@ def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:
             )
 
 
-def _nearest(sides: list[Any], multiple: int) -> str:
+def _nearest(sides: Sequence[Any], multiple: int) -> str:
     """`, nearest: 616 or 672` for sides that are numbers."""
     if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         return ""
