@@ -73,8 +73,9 @@ gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device
 
 check: lint test ## what CI runs
 
-lint: $(INSTALLED_DEV) ## ruff
+lint: $(INSTALLED_DEV) ## ruff: lint, and check the format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 format: $(INSTALLED_DEV) ## ruff: format the code and fix what can be fixed
 	$(BIN)/ruff format .

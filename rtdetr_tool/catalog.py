@@ -54,9 +54,7 @@ def _timm(
     return Backbone(name, family, network, channels, parameters, weights, licence, options, origin=origin)
 
 
-def _fan(
-    size: str, weights: str, parameters: int, width: int, heads: int, depth: int, **options: Any
-) -> Backbone:
+def _fan(size: str, weights: str, parameters: int, width: int, heads: int, depth: int, **options: Any) -> Backbone:
     options = MappingProxyType({"width": width, "heads": heads, "depth": depth, **options})
     weights, channels = f"NVlabs/FAN fan_hybrid_{weights}", (128, 256, width, 768)
     return Backbone(f"fan_{size}", "fan", None, channels, parameters, weights, _NVIDIA_NC, options)
@@ -198,7 +196,12 @@ DINOV2: dict[str, Dinov2] = {
         Dinov2(_DINO_SMALL, 384, 12, 6, 0, "facebook/dinov2-small", "vit_small_patch14_dinov2"),
         Dinov2(_DINO_BASE, 768, 12, 12, 0, "facebook/dinov2-base", "vit_base_patch14_dinov2"),
         Dinov2(
-            "dinov2_registers_windowed_small", 384, 12, 6, 4, "facebook/dinov2-with-registers-small",
+            "dinov2_registers_windowed_small",
+            384,
+            12,
+            6,
+            4,
+            "facebook/dinov2-with-registers-small",
             "vit_small_patch14_reg4_dinov2",
         ),
     )
@@ -239,8 +242,9 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
         _rfdetr("xlarge", 5, 700, 35, 126_357_154, "rf-detr-xlarge.pth", **_WIDE, num_windows=1),
         _rfdetr("2xlarge", 5, 880, 44, 126_903_202, "rf-detr-xxlarge.pth", **_WIDE),
         *(
-            _rfdetr(f"seg_{name}", layers, 12 * grid, grid, parameters, f"rf-detr-seg-{file}.pt", **_SEGMENTATION)
-            ._replace(num_queries=queries, num_windows=windows)
+            _rfdetr(
+                f"seg_{name}", layers, 12 * grid, grid, parameters, f"rf-detr-seg-{file}.pt", **_SEGMENTATION
+            )._replace(num_queries=queries, num_windows=windows)
             for name, layers, queries, grid, windows, parameters, file in (
                 ("preview", 4, 200, 36, 2, 34_153_555, "preview"),
                 ("nano", 4, 100, 26, 1, 33_577_475, "nano"),
@@ -263,9 +267,7 @@ class RestrictedLicence(NamedTuple):
 
 
 RESTRICTED: dict[str, RestrictedLicence] = {
-    _PML: RestrictedLicence(
-        "Roboflow's Platform Model License 1.0", "model.rfdetr.accept_platform_model_license"
-    ),
+    _PML: RestrictedLicence("Roboflow's Platform Model License 1.0", "model.rfdetr.accept_platform_model_license"),
 }
 
 
@@ -307,6 +309,7 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
 }
 
 PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # size of a level relative to the ViT's map
+
 
 class Layout(NamedTuple):
     """What a deployed detector's input and outputs are called, and which pixels it takes."""

@@ -71,9 +71,7 @@ def mask_secrets(text: str) -> str:
 def without_secrets(data: Any) -> Any:
     """Plain data as files may keep it: texts masked, and the value of a key that names a secret as a whole."""
     if isinstance(data, Mapping):
-        return {
-            key: MASK if _is_secret(str(key), value) else without_secrets(value) for key, value in data.items()
-        }
+        return {key: MASK if _is_secret(str(key), value) else without_secrets(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return [without_secrets(value) for value in data]
     return _masked_value(data) if isinstance(data, str) else data

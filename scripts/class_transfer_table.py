@@ -178,9 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     for family in MODELS:
         epochs = max(int(EPOCHS[family] * options.scale), 1)
         out = options.out / f"trained_{family}"
-        spec = spec_from_dict(
-            settings(family, folders["coco", "same"], out, epochs, _LEARNING_RATE[family]), "train"
-        )
+        spec = spec_from_dict(settings(family, folders["coco", "same"], out, epochs, _LEARNING_RATE[family]), "train")
         result = fit(spec)
         before[family], files[family] = aps(result.metrics), result.latest_path.resolve()
         print(family, {name: round(value, 3) for name, value in before[family].items()}, file=sys.stderr, flush=True)

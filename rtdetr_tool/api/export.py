@@ -17,9 +17,7 @@ from rtdetr_tool.spec import spec_from_dict, spec_to_dict
 from rtdetr_tool.workflows.export import export_detector
 
 
-def export(
-    opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], calibration: Any
-) -> Path:
+def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], calibration: Any) -> Path:
     """Write a detector as fields of the spec's `export` section say: those of `base`, and over them the keywords.
 
     Args:

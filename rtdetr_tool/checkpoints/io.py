@@ -113,8 +113,22 @@ def _read_pickle(path: Path) -> Any:
     try:
         with stand_ins(path):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError, OSError, MemoryError, OverflowError, AssertionError, struct.error, zipfile.BadZipFile) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        OSError,
+        MemoryError,
+        OverflowError,
+        AssertionError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise CheckpointError(_explain(path, error)) from error
 
 

@@ -29,9 +29,7 @@ WRITTEN_FILES = ("experiment.yaml", "status.json", "results.json", "predictions.
 WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlflow_artifacts", "dataset_grids")
 
 
-def run_session(
-    loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], last: bool = False
-) -> int:
+def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], last: bool = False) -> int:
     """Run a command and return its exit code. `last`: the process ends afterwards, and no signal changes the code.
 
     0 done, 1 our failure, 2 the user's input is wrong, 75 ended by SIGTERM, SIGUSR1 or SIGHUP (start it again), 130

@@ -90,9 +90,7 @@ def compare_on(
     return replace(merge(found, batch), ambiguous=ambiguous)
 
 
-def is_ambiguous(
-    image: Tensor, run: Callable[[Tensor], Predictions], found: Predictions, tolerance: float
-) -> bool:
+def is_ambiguous(image: Tensor, run: Callable[[Tensor], Predictions], found: Predictions, tolerance: float) -> bool:
     """Whether noise below a grey level on an image [3, H, W] changes what `run` finds by more than `tolerance`."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(ATTEMPTS):

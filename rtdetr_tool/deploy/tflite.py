@@ -35,9 +35,7 @@ def check_installed() -> None:
         raise UserError(f"export.format tflite needs {', '.join(missing)}, not installed here: {PIP_COMMAND}")
 
 
-def convert(
-    model: ExportModel | ExportFeatures, size: tuple[int, int], batch: int, verbose: bool = False
-) -> bytes:
+def convert(model: ExportModel | ExportFeatures, size: tuple[int, int], batch: int, verbose: bool = False) -> bytes:
     """The FP32 file of `model` for inputs [batch, 3, *size]; its signature has the names of the layout."""
     check_installed()
     with _silenced(verbose):

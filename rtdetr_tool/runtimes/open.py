@@ -155,9 +155,7 @@ def open_tflite(path: str, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> O
     return OpenedModel(runtime, spec)
 
 
-def open_engine(
-    path: str, loaded: LoadedSpec, device: torch.device | str, asked: AskedSize = OWN_SIZE
-) -> OpenedModel:
+def open_engine(path: str, loaded: LoadedSpec, device: torch.device | str, asked: AskedSize = OWN_SIZE) -> OpenedModel:
     """A TensorRT engine; what it is stands in the JSON file beside it."""
     from rtdetr_tool.runtimes.engine_runtime import EngineRuntime
 

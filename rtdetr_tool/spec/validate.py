@@ -147,9 +147,7 @@ def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
     for field in ("input_width", "input_height"):
         side = getattr(section, field)
         if side is not None and side % multiple:
-            yield (
-                f"{name}.{field}: {side} is invalid; expected a multiple of {multiple}{_nearest([side], multiple)}"
-            )
+            yield (f"{name}.{field}: {side} is invalid; expected a multiple of {multiple}{_nearest([side], multiple)}")
 
 
 def _engine(spec: ExperimentSpec) -> Iterator[str]:

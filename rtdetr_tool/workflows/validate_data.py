@@ -89,5 +89,3 @@ def report(
         for split, found in counts.items()
     }
     return {"usable": not findings.errors, "splits": splits, "findings": [found.to_dict() for found in findings]}
-
-

@@ -47,8 +47,16 @@ def test_the_names_of_a_family_come_back_whole(name, family):
 
 
 def test_the_class_token_of_fan_is_left_out():
-    names = ["patch_embed.backbone.stem.0.weight", "cls_token", "cls_attn_blocks.0.attn.q.weight", "norm.bias",
-             "cls_attn_blocks.0.mlp.fc1.weight", "cls_attn_blocks.1.gamma1", "cls_attn_blocks.1.gamma2", "head.bias"]
+    names = [
+        "patch_embed.backbone.stem.0.weight",
+        "cls_token",
+        "cls_attn_blocks.0.attn.q.weight",
+        "norm.bias",
+        "cls_attn_blocks.0.mlp.fc1.weight",
+        "cls_attn_blocks.1.gamma1",
+        "cls_attn_blocks.1.gamma2",
+        "head.bias",
+    ]
     kept = own_backbone_names({name: torch.ones(1) for name in names})
     assert set(kept) == {"patch_embed.backbone.stem.0.weight", "cls_attn_blocks.1.gamma1"}
 

@@ -27,9 +27,7 @@ FEW = {"num_queries": 5, "group_detr": 2, "dim_feedforward": 16}
 
 def detector(variant="nano", classes=4, **changes):
     torch.manual_seed(0)
-    return build_detector(
-        ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **{**FEW, **changes})), classes
-    )
+    return build_detector(ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **{**FEW, **changes})), classes)
 
 
 def on_meta(variant, **changes):

@@ -193,9 +193,7 @@ def test_bad_boxes_are_counted_and_dropped_or_clipped(make_source) -> None:
     assert dict(source.repairs.counts) == {
         "box_not_finite": 2, "box_empty": 2, "box_malformed": 3, "box_outside": 2, "box_clipped": 2, "area_computed": 4,
     }  # fmt: skip
-    assert np.allclose(
-        boxes_of(source), [[1, 1, 11, 11], [0, 0, 10, 10], [50, 40, 64, 48], [44, 30, 64.3, 48.2]]
-    )
+    assert np.allclose(boxes_of(source), [[1, 1, 11, 11], [0, 0, 10, 10], [50, 40, 64, 48], [44, 30, 64.3, 48.2]])
     text = str(source.repairs)
     assert "2 boxes with zero or negative width or height: dropped (annotations[3], annotations[4])" in text
     assert "2 boxes that extended beyond their image: clipped" in text

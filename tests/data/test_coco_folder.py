@@ -38,9 +38,7 @@ def test_a_split_of_coco_must_be_one_file_and_one_folder(tmp_path) -> None:
     with pytest.raises(DataError, match=r"instances_train2014\.json has no image folder; expected .*train2014"):
         read_coco_split(str(tmp_path), "train")
     write(tmp_path / "annotations" / "instances_train2017.json", coco(1), tmp_path / "train2017")
-    with pytest.raises(
-        DataError, match=r"several annotation files for the split 'train'.*Set image_dir and json_file"
-    ):
+    with pytest.raises(DataError, match=r"several annotation files for the split 'train'.*Set image_dir and json_file"):
         read_coco_split(str(tmp_path), "train")
     with pytest.raises(DataError, match="no annotation file for the split 'val'"):
         read_coco_split(str(tmp_path), "val")

@@ -48,9 +48,7 @@ def test_an_operation_equals_torchvisions_to_one_gray_level_on_a_lattice_of_all_
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**32), st.floats(0, 1), st.integers(1, 150), st.booleans()
-)
+@given(st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**32), st.floats(0, 1), st.integers(1, 150), st.booleans())
 def test_an_operation_equals_torchvisions_on_random_images(operation, seed, share, height, gray) -> None:
     shape = (1 if gray else 3, height, 17)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

@@ -95,9 +95,7 @@ def test_splits_are_lists_or_folders(tmp_path, layout) -> None:
             (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{name} 1\n")
     for split, name in (("train", "a"), ("val", "b"), ("valid", "b")):
         assert [Path(image.path).name for image in read_split(str(tmp_path), split).images.values()] == [f"{name}.png"]
-    with pytest.raises(
-        DataError, match=r"no split 'test'; expected ImageSets.Main.test\.txt or a folder test"
-    ):
+    with pytest.raises(DataError, match=r"no split 'test'; expected ImageSets.Main.test\.txt or a folder test"):
         read_split(str(tmp_path), "test")
 
 

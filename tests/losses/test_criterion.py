@@ -165,8 +165,16 @@ def test_a_batch_without_objects_has_only_the_background_loss():
 
 def test_a_spec_sets_every_weight_and_cost():
     spec = ModelSpec(
-        vfl_loss_coef=2.0, bbox_loss_coef=3.0, giou_loss_coef=4.0, class_cost=5.0, bbox_cost=6.0, giou_cost=7.0,
-        alpha=0.3, gamma=1.5, aux_loss=False, loss_types=["vfl"],
+        vfl_loss_coef=2.0,
+        bbox_loss_coef=3.0,
+        giou_loss_coef=4.0,
+        class_cost=5.0,
+        bbox_cost=6.0,
+        giou_cost=7.0,
+        alpha=0.3,
+        gamma=1.5,
+        aux_loss=False,
+        loss_types=["vfl"],
     )
     built = build_criterion(spec)
     assert built.weights == {"loss_vfl": 2.0, "loss_bbox": 3.0, "loss_giou": 4.0}

@@ -10,8 +10,14 @@ from rtdetr_tool.models.build import build_backbone, build_detector
 from rtdetr_tool.spec.model import ModelSpec
 
 SMALL = ModelSpec(
-    backbone="resnet_18", hidden_dim=16, nheads=2, feat_channels=[16, 16, 16], dim_feedforward=24, num_queries=8,
-    dec_layers=2, dn_number=4,
+    backbone="resnet_18",
+    hidden_dim=16,
+    nheads=2,
+    feat_channels=[16, 16, 16],
+    dim_feedforward=24,
+    num_queries=8,
+    dec_layers=2,
+    dn_number=4,
 )
 
 
@@ -79,8 +85,12 @@ def test_strides_that_are_not_the_backbones_are_an_error():
 )
 def test_one_to_four_levels_detect(indices, strides):
     spec = dataclasses.replace(
-        SMALL, num_feature_levels=len(indices), return_interm_indices=indices, feat_strides=strides,
-        feat_channels=[16] * len(indices), use_encoder_idx=[len(indices) - 1],
+        SMALL,
+        num_feature_levels=len(indices),
+        return_interm_indices=indices,
+        feat_strides=strides,
+        feat_channels=[16] * len(indices),
+        use_encoder_idx=[len(indices) - 1],
     )
     detector = build_detector(spec, 3).eval()
     with torch.no_grad():
@@ -95,8 +105,21 @@ def test_a_backbone_that_is_not_trained_stays_in_evaluation_mode():
 
 def test_the_spec_reaches_encoder_and_decoder():
     spec = dataclasses.replace(
-        SMALL, nheads=4, dim_feedforward=40, dropout_ratio=0.2, enc_layers=2, dec_layers=3, eval_idx=1, num_queries=5,
-        expansion=0.5, depth_mult=2, enc_act="relu", act="gelu", pe_temperature=50, dn_number=0, use_encoder_idx=[1, 2],
+        SMALL,
+        nheads=4,
+        dim_feedforward=40,
+        dropout_ratio=0.2,
+        enc_layers=2,
+        dec_layers=3,
+        eval_idx=1,
+        num_queries=5,
+        expansion=0.5,
+        depth_mult=2,
+        enc_act="relu",
+        act="gelu",
+        pe_temperature=50,
+        dn_number=0,
+        use_encoder_idx=[1, 2],
     )
     detector = build_detector(spec, 2)
     encoder, decoder = detector.encoder, detector.decoder

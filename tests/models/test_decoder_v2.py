@@ -17,8 +17,14 @@ from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.spec.model import ModelSpec
 
 SMALL = ModelSpec(
-    backbone="resnet_18", hidden_dim=16, nheads=2, feat_channels=[16, 16, 16], dim_feedforward=24, num_queries=8,
-    dec_layers=2, dn_number=4,
+    backbone="resnet_18",
+    hidden_dim=16,
+    nheads=2,
+    feat_channels=[16, 16, 16],
+    dim_feedforward=24,
+    num_queries=8,
+    dec_layers=2,
+    dn_number=4,
 )
 
 
@@ -57,8 +63,13 @@ def test_an_offset_is_a_share_of_the_box_by_level(monkeypatch):
 def test_offsets_of_discrete_sampling_are_not_trained_and_everything_else_is(build, images, targets):
     detector = build(cross_attn_method="discrete", num_points=[1, 2, 1]).train()
     found = detector(images, targets)
-    (found.layer_logits.sum() + found.layer_boxes.sum() + found.encoder_logits.sum() + found.encoder_boxes.sum()
-     + found.denoising.logits.sum()).backward()
+    (
+        found.layer_logits.sum()
+        + found.layer_boxes.sum()
+        + found.encoder_logits.sum()
+        + found.encoder_boxes.sum()
+        + found.denoising.logits.sum()
+    ).backward()
     for name, parameter in detector.named_parameters():
         if "sampling_offsets" in name:
             assert not parameter.requires_grad and parameter.grad is None
@@ -102,7 +113,11 @@ def test_the_graph_finds_what_torch_finds(build, opset, sampling):
 
 def test_the_spec_reaches_the_decoder():
     spec = dataclasses.replace(
-        SMALL, num_points=[1, 2, 3], cross_attn_method="discrete", offset_scale=0.75, dec_hidden_dim=8,
+        SMALL,
+        num_points=[1, 2, 3],
+        cross_attn_method="discrete",
+        offset_scale=0.75,
+        dec_hidden_dim=8,
         dec_dim_feedforward=40,
     )
     detector = build_detector(spec, 2)
@@ -118,7 +133,11 @@ def test_the_spec_reaches_the_decoder():
 def test_the_official_r101_has_its_parameters():
     """RT-DETR-R101: encoder of 384 and 2048, decoder of 256 and 1024. Counted on the official code's modules."""
     spec = ModelSpec(
-        backbone="resnet_101d", hidden_dim=384, feat_channels=[384] * 3, dim_feedforward=2048, dec_hidden_dim=256,
+        backbone="resnet_101d",
+        hidden_dim=384,
+        feat_channels=[384] * 3,
+        dim_feedforward=2048,
+        dec_hidden_dim=256,
         dec_dim_feedforward=1024,
     )
     with torch.device("meta"):

@@ -168,8 +168,14 @@ def test_a_traced_graph_takes_any_batch_size(build, tmp_path):
     axes = {name: {0: "batch"} for name in ("inputs", "pred_logits", "pred_boxes")}
     file = tmp_path / "detector.onnx"
     torch.onnx.export(
-        wrapped, (torch.rand(2, 3, 64, 96),), file, input_names=["inputs"], output_names=["pred_logits", "pred_boxes"],
-        dynamic_axes=axes, opset_version=17, dynamo=False,
+        wrapped,
+        (torch.rand(2, 3, 64, 96),),
+        file,
+        input_names=["inputs"],
+        output_names=["pred_logits", "pred_boxes"],
+        dynamic_axes=axes,
+        opset_version=17,
+        dynamo=False,
     )
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for batch in (1, 3):

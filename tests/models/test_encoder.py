@@ -27,8 +27,17 @@ def test_any_number_of_levels_fuses(levels):
 
 def test_arguments_shape_the_network():
     encoder = HybridEncoder(
-        (8, 16), 16, attention_levels=(0, 1), num_heads=2, dim_feedforward=40, dropout=0.2, num_layers=3,
-        expansion=0.5, depth_mult=2, enc_act="relu", act="gelu",
+        (8, 16),
+        16,
+        attention_levels=(0, 1),
+        num_heads=2,
+        dim_feedforward=40,
+        dropout=0.2,
+        num_layers=3,
+        expansion=0.5,
+        depth_mult=2,
+        enc_act="relu",
+        act="gelu",
     )
     assert len(encoder.encoder) == 2 and len(encoder.encoder[0].layers) == 3
     layer = encoder.encoder[0].layers[0]

@@ -195,8 +195,13 @@ def test_names_are_those_of_tao(detector):
         for part in ("image_query_proj", "image_query_norm"):
             assert {f"decoder.decoder.{part}.{layer}.weight", f"decoder.decoder.{part}.{layer}.bias"} <= names
     assert detector.state_dict()["decoder.decoder.image_query_proj.0.weight"].shape == (16, 3 * RADIO_WIDTH)
-    for name in ("input_proj.3.0", "lateral_convs.2.conv", "fpn_blocks.2.conv1.conv", "downsample_convs.2.conv",
-                 "pan_blocks.2.conv2.conv"):
+    for name in (
+        "input_proj.3.0",
+        "lateral_convs.2.conv",
+        "fpn_blocks.2.conv1.conv",
+        "downsample_convs.2.conv",
+        "pan_blocks.2.conv2.conv",
+    ):
         assert f"encoder.{name}.weight" in names
     assert not any(name.startswith("decoder.input_proj.3") for name in names)
 
@@ -253,9 +258,16 @@ def test_an_image_query_is_seen_by_all_and_sees_what_a_matching_query_sees():
 
 def test_every_trained_parameter_gets_a_gradient(detector, images, targets):
     found = detector.train()(images, targets)
-    total = sum(tensor.sum() for tensor in (
-        found.layer_logits, found.layer_boxes, found.encoder_logits, found.encoder_boxes, found.denoising.logits,
-    ))
+    total = sum(
+        tensor.sum()
+        for tensor in (
+            found.layer_logits,
+            found.layer_boxes,
+            found.encoder_logits,
+            found.encoder_boxes,
+            found.denoising.logits,
+        )
+    )
     total.backward()
     unused = {name for name, parameter in detector.named_parameters() if parameter.grad is None}
     assert unused == {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
@@ -318,10 +330,13 @@ def test_a_checkpoint_of_ours_loads_without_radio(detector, images):
 
 
 def test_taos_checkpoint_brings_radio_along(detector, images):
-    file = {**detector.state_dict(), **{
-        f"frozen_radio.radio.radio.model.{name}": tensor + 0.1
-        for name, tensor in detector.frozen_radio.vit.state_dict().items()
-    }}
+    file = {
+        **detector.state_dict(),
+        **{
+            f"frozen_radio.radio.radio.model.{name}": tensor + 0.1
+            for name, tensor in detector.frozen_radio.vit.state_dict().items()
+        },
+    }
     before = detector.frozen_radio.vit.state_dict()["blocks.0.mlp.fc1.weight"].clone()
     assert load_into(detector, file, source="tao.pth").complete
     after = detector.frozen_radio.vit.state_dict()["blocks.0.mlp.fc1.weight"]

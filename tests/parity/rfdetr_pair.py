@@ -35,18 +35,14 @@ def their_config(variant: str, **changes: Any) -> ModelConfig:
     """A variant by its hyper-parameters; a name of weights keeps it from downloading DINOv2's."""
     row = RFDETR_VARIANTS[variant]._asdict()
     fields = {name: list(row[name]) if isinstance(row[name], tuple) else row[name] for name in FIELDS}
-    return ModelConfig(
-        **{**fields, **changes}, num_classes=CLASSES, pretrain_weights="none.pth", device="cpu"
-    )
+    return ModelConfig(**{**fields, **changes}, num_classes=CLASSES, pretrain_weights="none.pth", device="cpu")
 
 
 def build_theirs(variant: str, **changes: Any) -> nn.Module:
     with pytest.MonkeyPatch.context() as patch:
         # With registers its own table names two contradicting sets of outputs, and transformers 5 refuses to build it.
         table = dinov2.get_config
-        patch.setattr(
-            dinov2, "get_config", lambda *size: {k: v for k, v in table(*size).items() if k != "out_indices"}
-        )
+        patch.setattr(dinov2, "get_config", lambda *size: {k: v for k, v in table(*size).items() if k != "out_indices"})
         return rfdetr_models.build_model_from_config(their_config(variant, **changes))
 
 

@@ -54,9 +54,7 @@ def test_the_sampling_matters(build_pair, images):
 
 
 @pytest.mark.parametrize("case", ["points per level", "discrete"])
-def test_losses_and_gradients_are_equal(
-    build_pair, criterion, images, targets, as_labels, losses_of_theirs, case
-):
+def test_losses_and_gradients_are_equal(build_pair, criterion, images, targets, as_labels, losses_of_theirs, case):
     pair = build_pair("basic", version=2, frozen=False, num_denoising=12, decoder_layers=2, **SAMPLINGS[case]).train()
     torch.manual_seed(3)
     loss_of_theirs, terms_of_theirs = losses_of_theirs(pair.theirs, images, as_labels(targets))
@@ -70,9 +68,7 @@ def test_losses_and_gradients_are_equal(
 
     loss_of_theirs.backward()
     ours["loss"].backward()
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in pair.theirs.named_parameters()
-    }
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in pair.theirs.named_parameters()}
     expected = from_transformers(gradients)
     apart, seen = 0.0, 0
     for name, parameter in pair.ours.named_parameters():

@@ -142,9 +142,7 @@ def test_bare_weights_take_architecture_from_the_spec_and_have_no_classes(detect
     assert opened.runtime.class_map is None
     assert "does not say what it was trained with" in caplog.text
     images = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(
-        opened.runtime.predict(images).boxes, TorchRuntime(detector, None).predict(images).boxes
-    )
+    torch.testing.assert_close(opened.runtime.predict(images).boxes, TorchRuntime(detector, None).predict(images).boxes)
 
 
 def test_bare_weights_that_do_not_fit_the_spec_are_refused(detector, tmp_path):

@@ -145,9 +145,7 @@ def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def to_transformers_file(
-    state_dict: Mapping[str, Tensor], point_shares: Tensor | None = None
-) -> dict[str, Tensor]:
+def to_transformers_file(state_dict: Mapping[str, Tensor], point_shares: Tensor | None = None) -> dict[str, Tensor]:
     """transformers' names in files, which every version reads; version 2 has `point_shares` in each decoder layer."""
     named: dict[str, Tensor] = {}
     for name, tensor in to_transformers(state_dict).items():

@@ -28,6 +28,7 @@ _LAST_WIDTH = 768  # of the map at stride 32, whatever the size of the network
 _POSITION_WIDTH = 32  # sines and cosines for each of y and x
 _CLASS_BLOCKS = 2
 
+
 class FanBackbone(ImageBackbone):
     """Feature maps of FAN-Hybrid at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
 

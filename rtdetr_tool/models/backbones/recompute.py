@@ -13,9 +13,7 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
     """`module(*inputs)`; with `recompute` its activations are not kept but computed again in the backward pass."""
     if not recompute:
         return module(*inputs)
-    return checkpoint(
-        module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(module))
-    )
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(module)))
 
 
 class _StatisticsKept:

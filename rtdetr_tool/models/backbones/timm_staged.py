@@ -39,9 +39,7 @@ class StagedBackbone(ImageBackbone):
 
     channels_are_last = False
 
-    def __init__(
-        self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any) -> None:
         super().__init__()
         network = timm.create_model(name, num_classes=0, **options)
         self.indices = tuple(indices)

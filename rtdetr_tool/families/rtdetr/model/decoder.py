@@ -156,9 +156,7 @@ class RTDETRDecoder(nn.Module):
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
         return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes
 
-    def _prepend(
-        self, denoising: DenoisingQueries | None, content: Tensor, reference: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _prepend(self, denoising: DenoisingQueries | None, content: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         if denoising is None:
             if self.num_denoising > 0:  # a batch without objects: every parameter still takes part in the step (DDP)
                 content = content + 0.0 * self.denoising_class_embed.weight.sum()
@@ -250,9 +248,7 @@ class TransformerDecoder(nn.Module):
         reference = previous = reference.sigmoid()
         all_logits, all_boxes = [], []
         for index in range(len(self.layers) if self.training else self.eval_idx + 1):
-            content = self.attend(
-                index, content, reference, memory, shapes, query_pos_head, attention_mask, summary
-            )
+            content = self.attend(index, content, reference, memory, shapes, query_pos_head, attention_mask, summary)
             delta = box_heads[index](content).float()
             if self.training or index == self.eval_idx:
                 all_logits.append(score_heads[index](content))

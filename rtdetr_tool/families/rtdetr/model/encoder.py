@@ -71,9 +71,7 @@ class HybridEncoder(nn.Module):
         steps, blocks = len(channels) - 1, round(3 * depth_mult)
 
         def fusion_blocks() -> nn.ModuleList:
-            return nn.ModuleList(
-                CSPRepLayer(2 * hidden_dim, hidden_dim, blocks, expansion, act) for _ in range(steps)
-            )
+            return nn.ModuleList(CSPRepLayer(2 * hidden_dim, hidden_dim, blocks, expansion, act) for _ in range(steps))
 
         self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1, act=act) for _ in range(steps))
         self.fpn_blocks = fusion_blocks()

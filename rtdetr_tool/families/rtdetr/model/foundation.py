@@ -49,9 +49,7 @@ class FoundationRTDETR(RTDETR):
     ) -> None:
         super().__init__(backbone, encoder, decoder)
         plain = decoder.decoder
-        decoder.decoder = ImageQueryDecoder(
-            plain.layers, plain.eval_idx, frozen_radio.summary_dim, decoder.hidden_dim
-        )
+        decoder.decoder = ImageQueryDecoder(plain.layers, plain.eval_idx, frozen_radio.summary_dim, decoder.hidden_dim)
         self.frozen_radio = frozen_radio
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
