@@ -71,7 +71,7 @@ gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device
 		|| { echo "gpu-check needs a CUDA device; this machine has none" >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: lint test ## what CI runs
+check: lint types test ## what CI runs
 
 lint: $(INSTALLED_DEV) ## ruff: lint, and check the format
 	$(BIN)/ruff check .
