@@ -146,7 +146,7 @@ class Detector:
             DataError: an image cannot be read or is none.
         """
         if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-            raise UserError(f"predict: threshold {threshold!r} is not allowed; allowed: 0 to 1")
+            raise UserError(f"predict: threshold {threshold!r} is invalid; expected 0 to 1")
         several = isinstance(images, (list, tuple))
         pictures: dict[int, Tensor] = {}
         batches = self._batches(list(images) if several else [images], self._shape(shape), pictures)
@@ -183,7 +183,7 @@ class Detector:
             return height, width
         pair = isinstance(shape, (tuple, list)) and len(shape) == 2
         if not pair or not all(isinstance(side, int) and side > 0 for side in shape):
-            raise UserError(f"shape: {shape!r} is not allowed; allowed: (height, width) in pixels")
+            raise UserError(f"shape: {shape!r} is invalid; expected (height, width) in pixels")
         height, width = shape
         fixed = self.runtime.input_size
         if fixed is not None and (height, width) != fixed:
@@ -192,7 +192,7 @@ class Detector:
         for side in (height, width):
             if side % multiple:
                 near = nearest_multiples(side, multiple)
-                raise UserError(f"shape: {side} is not allowed; allowed: a multiple of {multiple}, nearest: {near}")
+                raise UserError(f"shape: {side} is invalid; expected a multiple of {multiple}, nearest: {near}")
         return height, width
 
     @property
@@ -223,9 +223,9 @@ class Detector:
         """
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
-            raise UserError(f"dtype: {dtype!r} is not allowed; allowed: {', '.join(DTYPES)}")
+            raise UserError(f"dtype: {dtype!r} is invalid; expected one of {', '.join(DTYPES)}")
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size: {batch_size!r} is not allowed; allowed: a number of at least 1")
+            raise UserError(f"batch_size: {batch_size!r} is invalid; expected a number of at least 1")
         network = self._trainable("optimize_for_inference").detector
         before, self._traced = self._traced, {
             "shape": (batch_size, *self.input_size), "dtype": DTYPES[name], "trace": compile
@@ -282,7 +282,7 @@ class Detector:
         from rtdetr_tool.api.training import evaluate, scoring_spec
 
         if split not in ("test", "val"):
-            raise UserError(f"evaluate: split {split!r} is not allowed; allowed: 'test', 'val'")
+            raise UserError(f"evaluate: split {split!r} is invalid; expected 'test' or 'val'")
         spec = scoring_spec(self.spec, data_settings(keywords), self.source, self.class_map, self.runtime.input_size)
         return evaluate(OpenedModel(self.runtime, spec), split, conf_threshold)
 

@@ -28,7 +28,7 @@ def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], 
     if calibration is not None and pictures is None:
         if not isinstance(calibration, (str, os.PathLike)):
             raise UserError(
-                f"export: calibration_data of type {type(calibration).__name__} is not allowed; allowed: a folder of "
+                f"export: calibration_data of type {type(calibration).__name__} is invalid; expected a folder of "
                 "images, an array file (.npy), an array [N, height, width, 3]"
             )
         chosen["export.tflite.calibration"] = os.fspath(calibration)

@@ -28,7 +28,7 @@ def _device(device: Any) -> Settings:
         return {"train.accelerator": "cpu"}
     if kind in ("cuda", "gpu") and (not index or index.isdigit()):
         return {"train.accelerator": "gpu", "train.gpu_ids": [int(index or 0)]}
-    raise UserError(f"device: {device!r} is not allowed; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'")
+    raise UserError(f"device: {device!r} is invalid; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
 
 
 def _lr_drop(epoch: Any) -> Settings:

@@ -56,7 +56,7 @@ def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = (
         UserError: it is not installed, cannot build here, or does not know a compute capability.
     """
     if name not in ("auto", *LIBRARIES):
-        raise UserError(f"gen_trt_engine.backend: {name!r} is not allowed; allowed: auto, {', '.join(LIBRARIES)}")
+        raise UserError(f"gen_trt_engine.backend: {name!r} is invalid; expected one of auto, {', '.join(LIBRARIES)}")
     if name == "auto":
         order = ("tensorrt", "tensorrt_rtx") if gpu and not compute_capabilities else ("tensorrt_rtx",)
         name = next((candidate for candidate in order if LIBRARIES[candidate].installed), "")

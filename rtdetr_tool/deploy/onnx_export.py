@@ -65,7 +65,7 @@ def export_graph(
 
 def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, verbose: bool) -> onnx.ModelProto:
     if not opset >= OLDEST_OPSET:
-        raise UserError(f"export.opset_version: {opset} is not allowed; allowed: {OLDEST_OPSET} or newer")
+        raise UserError(f"export.opset_version: {opset} is invalid; expected {OLDEST_OPSET} or newer")
     names = list(model.output_names)
     axes = {name: {0: "batch"} for name in (model.input_name, *names)} if dynamic else None
     older = elementary_operators() if opset < NATIVE_OPSET else contextlib.nullcontext()

@@ -113,7 +113,7 @@ def check_section(section: ExportSpec) -> None:
     if section.format == "tflite":
         if section.backbone_only and section.tflite.data_type != "FP32":
             raise UserError(
-                f"export.tflite.data_type: {section.tflite.data_type} is not allowed with backbone_only; allowed: FP32 "
+                f"export.tflite.data_type: {section.tflite.data_type} is not supported with backbone_only; use FP32 "
                 "(lower precision is measured on detections)"
             )
         check_installed()
@@ -140,7 +140,7 @@ def check_target(section: ExportSpec) -> Path:
 def check_batch(section: ExportSpec, static_batch: int | None) -> None:
     if static_batch is not None and section.batch_size != static_batch:
         raise UserError(
-            f"export.batch_size: {section.batch_size} is not allowed; allowed: {static_batch}, because this detector "
+            f"export.batch_size: {section.batch_size} is invalid; expected {static_batch}, because this detector "
             "has a frozen foundation model (model.frozen_fm)"
         )
 

@@ -89,17 +89,17 @@ def test_the_threshold_is_the_smallest_score(rtdetr, sample):
     kept = rtdetr.predict(sample.image(1), threshold=middle)
     assert len(kept) == 4 and same(kept, every[:4])
     for wrong in (50, "half", None):
-        with pytest.raises(UserError, match=f"threshold {wrong!r} is not allowed; allowed: 0 to 1"):
+        with pytest.raises(UserError, match=f"threshold {wrong!r} is invalid; expected 0 to 1"):
             rtdetr.predict(sample.image(1), threshold=wrong)
 
 
 def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
     for detector in (rtdetr, rfdetr):
         assert len(detector.predict(sample.image(1), threshold=0.0, shape=(96, 128))) > 0
-    with pytest.raises(UserError, match="shape: 100 is not allowed; allowed: a multiple of 32, nearest: 96 or 128"):
+    with pytest.raises(UserError, match="shape: 100 is invalid; expected a multiple of 32, nearest: 96 or 128"):
         rtdetr.predict(sample.image(1), shape=(96, 100))
     for wrong in ((96,), 96):
-        with pytest.raises(UserError, match=r"shape: .* is not allowed; allowed: \(height, width\)"):
+        with pytest.raises(UserError, match=r"shape: .* is invalid; expected \(height, width\)"):
             rtdetr.predict(sample.image(1), shape=wrong)
 
 
@@ -198,9 +198,9 @@ def test_another_number_format_changes_scores_a_little(rtdetr, sample, dtype):
 
 
 def test_wrong_wishes_for_optimizing_are_said(rtdetr):
-    with pytest.raises(UserError, match="dtype: 'int8' is not allowed; allowed: float32, float16, bfloat16"):
+    with pytest.raises(UserError, match="dtype: 'int8' is invalid; expected one of float32, float16, bfloat16"):
         rtdetr.optimize_for_inference(dtype="int8")
-    with pytest.raises(UserError, match="batch_size: 0 is not allowed"):
+    with pytest.raises(UserError, match="batch_size: 0 is invalid"):
         rtdetr.optimize_for_inference(batch_size=0)
 
 

@@ -86,7 +86,7 @@ def test_keywords_set_fields_by_every_name_they_have():
         ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is given twice, the second time as num_epochs"),
         ({"start_epoch": 3}, "train has no keyword start_epoch: resume=True goes on"),
         ({"group_detr": 3}, "train has no keyword group_detr: it belongs to the model"),
-        ({"device": "tpu"}, "device: 'tpu' is not allowed; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'"),
+        ({"device": "tpu"}, "device: 'tpu' is invalid; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"),
     ],
 )
 def test_wrong_keywords_are_said(keywords, message):
@@ -96,7 +96,7 @@ def test_wrong_keywords_are_said(keywords, message):
 
 @pytest.mark.parametrize("callbacks", [{"on_fit_epoch_end": [print]}, [print], "EarlyStopping"])
 def test_what_is_no_callback_is_said(rtdetr, sample, tmp_path, callbacks):
-    with pytest.raises(UserError, match=r"callbacks: a .* is not allowed; allowed: pytorch_lightning"):
+    with pytest.raises(UserError, match=r"callbacks: a .* is invalid; expected a pytorch_lightning"):
         rtdetr.train(**sample.keywords, output_dir=tmp_path / "run", callbacks=callbacks)
     assert not (tmp_path / "run").exists()
 
@@ -190,7 +190,7 @@ def test_rfdetr_trains_with_one_logit_for_no_class(sample, tmp_path):
 
 
 def test_what_cannot_be_scored_is_said(trained):
-    with pytest.raises(UserError, match="split 'train' is not allowed; allowed: 'test', 'val'"):
+    with pytest.raises(UserError, match="split 'train' is invalid; expected 'test' or 'val'"):
         trained[0].evaluate("train")
     with pytest.raises(DataError, match="test_data_sources"):
         trained[0].evaluate()

@@ -93,7 +93,7 @@ def test_a_file_without_decoder_holds_the_features_and_detects_nothing(shared, c
         (["export.format=tflite", "export.tflite.data_type=INT4"], "export.tflite.data_type"),
         (
             ["export.format=tflite", "export.backbone_only=true", "export.tflite.data_type=INT8"],
-            "export.tflite.data_type: INT8 is not allowed with backbone_only",
+            "export.tflite.data_type: INT8 is not supported with backbone_only",
         ),
         (["export.tflite.data_type=FP16"], "export.tflite.data_type: FP16 goes with export.format tflite"),
     ],

@@ -360,7 +360,7 @@ def test_tensorrt_builds_for_the_gpu_present_only():
 
 
 def test_an_unknown_backend_lists_the_known_ones():
-    with pytest.raises(UserError, match="'trt' is not allowed; allowed: auto, tensorrt, tensorrt_rtx"):
+    with pytest.raises(UserError, match="'trt' is invalid; expected one of auto, tensorrt, tensorrt_rtx"):
         choose_backend("trt", gpu=True)
 
 
