@@ -1,10 +1,11 @@
-"""Measures how well a detector survives a start from its weights when the data numbers the classes differently.
+"""Measures what is left of a detector when a run starts from its weights and the data numbers the classes differently.
 
-    python scripts/class_transfer_table.py OUT
+    python scripts/class_transfer_table.py /tmp/transfer
 
-Draws a few images, overfits an RT-DETR and an RF-DETR on them, and starts runs of one epoch at a learning rate of 1e-9
-from their files: every path that copies weights, every dataset format, every order of classes. Prints a Markdown table
-of the mean AP over the classes that file and data share, before and after.
+draws a few images, trains an RT-DETR and an RF-DETR on them until they know them by heart, and starts runs of one epoch
+at a learning rate of 1e-9 from their files: every path that copies weights, every format, every order of classes. It
+prints a Markdown table of the mean AP over the classes that file and data share, before and after. About five
+minutes on two CPU cores.
 """
 
 from __future__ import annotations

@@ -60,4 +60,4 @@ def test_the_commands_draw_convert_and_read_the_sample_data(tmp_path, monkeypatc
     assert [len(build_eval_dataset(loaded.spec.dataset, split)) for split in ("val", "test")] == [2, 1]
     with pytest.raises(SystemExit):
         script("convert_dataset").main(convert[2:])
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
