@@ -28,6 +28,7 @@ from convert_dataset import write_format
 from make_sample_dataset import CLASSES, write_split
 
 from rtdetr_tool.api import Detector
+from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict
 from rtdetr_tool.training.distill import DistillModule
 from rtdetr_tool.training.fit import fit
@@ -110,7 +111,7 @@ def numbered(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 def without_names(path: Path) -> Path:
     """The same file without its list of classes."""
-    payload = torch.load(path, weights_only=True)
+    payload = load_checkpoint(path)
     payload["rtdetr_tool"]["classes"] = []
     target = path.with_name("without_names.pth")
     torch.save(payload, target)

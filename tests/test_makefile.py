@@ -55,4 +55,6 @@ def test_the_ci_script_can_be_run_and_calls_the_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     text = script.read_text(encoding="utf-8")
-    assert "set -euo pipefail" in text and "make test" in text and "make lint" in text
+    assert "set -euo pipefail" in text and "make check" in text
+    checks = make("-n", "check")
+    assert "ruff check" in checks and "ruff format --check" in checks and "mypy" in checks and "pytest" in checks

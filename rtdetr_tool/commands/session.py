@@ -133,13 +133,13 @@ def _report(
 
 
 def refuse_links_out(folder: Path) -> None:
-    """UserError where a folder or store that libraries write into is a link that leads out of the results folder."""
+    """UserError where a folder or store that libraries write into is a link that points outside the results folder."""
     inside = os.path.realpath(folder)
     for place in (folder / name for name in WRITTEN_BY_LIBRARIES):
         below = list(place.iterdir()) if place.is_dir() and not place.is_symlink() else []
         for path in (place, *below):
             if path.is_symlink() and os.path.commonpath([inside, os.path.realpath(path)]) != inside:
-                raise UserError(f"{path} is a link that leads out of the results folder {folder}; remove it.")
+                raise UserError(f"{path} is a link that points outside the results folder {folder}; remove it.")
 
 
 @contextmanager

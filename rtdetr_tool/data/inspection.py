@@ -80,7 +80,8 @@ def check_contents(
         if split != "train":
             check_scoring(split, dataset, scoring, findings)
         for record in dataset.records if split != "train" and train_paths else ():
-            findings.add("image_in_train", split, record.path, record=record)
+            if record.path in train_paths:
+                findings.add("image_in_train", split, record.path, record=record)
     return counts
 
 

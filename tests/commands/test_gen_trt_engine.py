@@ -287,7 +287,8 @@ def test_an_empty_calibration_folder_is_named(generate, project, capsys):
     empty.mkdir()
     options = ["tensorrt.data_type=INT8", f"tensorrt.calibration.cal_image_dir=[{empty}]", "backend=none"]
     assert generate(*options) == 2
-    assert f"contains no images ['{empty}']" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(empty) in error and "contains no images" in error
 
 
 def test_results_go_where_they_are_asked_for(generate, project):

@@ -105,7 +105,7 @@ def test_a_spec_without_labelled_images_says_what_is_needed(project, capsys):
     nothing = [f"dataset.{split}_data_sources=null" for split in ("train", "val", "test")]
     assert project.run("validate_data", *nothing) == 2
     text = capsys.readouterr().err
-    assert "dataset.train_data_sources or dataset.val_data_sources" in text and "`validate_data` needs it" in text
+    assert "dataset.train_data_sources or dataset.val_data_sources" in text and "required by `validate_data`" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])

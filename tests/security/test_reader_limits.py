@@ -52,7 +52,7 @@ def test_very_many_names_in_a_data_yaml_are_read_or_refused_in_seconds(tmp_path)
     assert len(names) == 300_000
     assert time.monotonic() - start < 5
     folder = yolo_folder(tmp_path, [f"class{n}" for n in range(300_000)])
-    with pytest.raises(DataError, match=r"data\.yaml has more than 2 MB"):
+    with pytest.raises(DataError, match=r"data\.yaml is larger than the limit of 2 MB"):
         read_dataset_folder(str(folder), "train")
 
 
@@ -64,12 +64,12 @@ def sparse_file(path, size):
 
 def test_files_beyond_their_limits_are_refused_without_being_read(tmp_path, monkeypatch):
     monkeypatch.setattr(coco, "LARGEST_FILE", 1 << 20)
-    with pytest.raises(DataError, match="has more than 1048576 bytes"):
+    with pytest.raises(DataError, match="larger than the limit of 1048576 bytes"):
         coco.load_json(str(sparse_file(tmp_path / "a.json", 1 << 21)))
-    with pytest.raises(DataError, match="more than"):
+    with pytest.raises(DataError, match="than"):
         read_classmap(str(sparse_file(tmp_path / "names.txt", 1 << 30)))
     sparse_file(tmp_path / "m.engine.json", 1 << 30)
-    with pytest.raises(CheckpointError, match="more than"):
+    with pytest.raises(CheckpointError, match="than"):
         read_description(tmp_path / "m.engine")
     with pytest.raises(UserError, match="not a calibration cache"):
         read_cache(sparse_file(tmp_path / "cal.json", 1 << 30), "0", [])
@@ -190,7 +190,7 @@ def labelled_by_link(tmp_path, text):
 
 @pytest.mark.parametrize("text", [SECRET, f"0 0.5 0.5 0.5 {SECRET}", f"{SECRET} 1 2 3 4", "0 0.1 0.2 0.3777"])
 def test_no_text_of_a_label_file_is_repeated(text, tmp_path):
-    with pytest.raises(DataError, match=r"1\.txt, line 1 cannot be read") as caught:
+    with pytest.raises(DataError, match=r"1\.txt, line 1: ") as caught:
         read_dataset_folder(str(labelled_by_link(tmp_path, text)), "train")
     assert not any(word in str(caught.value) for word in (SECRET, "s3cr3t", "0.3777"))
 
@@ -217,7 +217,7 @@ def test_a_list_of_names_that_is_a_link_to_a_file_elsewhere_is_refused(tmp_path)
     (tmp_path / "voc/train/1.xml").write_text("<annotation></annotation>")
     (tmp_path / "private").write_text(SECRET)
     (tmp_path / "voc/labels.txt").symlink_to(tmp_path / "private")
-    with pytest.raises(DataError, match=r"labels\.txt is a link that leads out") as caught:
+    with pytest.raises(DataError, match=r"labels\.txt is a link that points outside") as caught:
         read_dataset_folder(str(tmp_path / "voc"), "train")
     assert "s3cr3t" not in str(caught.value)
 

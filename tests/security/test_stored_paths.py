@@ -14,9 +14,9 @@ from rtdetr_tool.checkpoints.metadata import without_paths
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 from rtdetr_tool.runtimes.settle import complete_spec
 from rtdetr_tool.spec import read_spec, spec_from_dict, spec_to_dict
-from tests.security.test_written_places import READ
+from rtdetr_tool.spec.queries import path_fields
 
-OF_MODELS = sorted(name for name in READ if name.startswith("model."))
+OF_MODELS = sorted(path_fields("model", "read"))
 
 
 def at(data: dict, name: str):
