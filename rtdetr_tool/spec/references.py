@@ -29,7 +29,7 @@ class _Unresolved(Exception):
 
 def resolve(data: dict[str, Any], defaults: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """`data` with every reference replaced by its value; one that has none is a problem, and its key is left out."""
-    return dict(_Resolver(_merged(defaults, data), problems).escape_controls(data, ()))
+    return dict(_Resolver(_merged(defaults, data), problems).expand(data, ()))
 
 
 class _Resolver:
@@ -37,13 +37,13 @@ class _Resolver:
         self.full, self.problems = full, problems
         self.known: dict[tuple[str | int, ...], Any] = {}  # by place: the value, or why there is none
 
-    def escape_controls(self, value: Any, place: tuple[str | int, ...]) -> Any:
+    def expand(self, value: Any, place: tuple[str | int, ...]) -> Any:
         """A part of the user's data; what several references name is shared, not copied."""
         if isinstance(value, dict):
-            items = ((key, self.escape_controls(inner, (*place, key))) for key, inner in value.items())
+            items = ((key, self.expand(inner, (*place, key))) for key, inner in value.items())
             return {key: inner for key, inner in items if inner is not _NOTHING}
         if isinstance(value, list):
-            return [self.escape_controls(inner, (*place, index)) for index, inner in enumerate(value)]
+            return [self.expand(inner, (*place, index)) for index, inner in enumerate(value)]
         if not (isinstance(value, str) and "${" in value):
             return value
         try:
