@@ -13,10 +13,10 @@ def first_of(items: Iterable[Any], limit: int = 5) -> str:
     return f"{shown} and {len(texts) - limit} more" if len(texts) > limit else shown
 
 
-def first_line(text: object) -> str:
-    """The first non-empty line of a text or error message, without its final period; empty if there is none."""
-    lines = str(text).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else ""
+def first_line(error: Exception, limit: int = 200) -> str:
+    """The first line of an error's message, cut to `limit` characters; its class where there is no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
 
 
 def shortened(value: object, limit: int = 60) -> str:

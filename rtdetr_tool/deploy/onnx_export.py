@@ -22,6 +22,7 @@ from rtdetr_tool.deploy.elementary import elementary_operators
 from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.messages import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, ver
             )
             return onnx.load(file)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UserError(f"this model cannot be exported with operator set {opset}: {_first_line(error)}") from error
+        raise UserError(f"this model cannot be exported with operator set {opset}: {first_line(error)}") from error
 
 
 def detach_weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
@@ -117,7 +118,7 @@ def convert_opset(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return version_converter.convert_version(graph, opset)
     except Exception as error:
         raise UserError(
-            f"export.opset_version: the graph cannot be brought to {opset} ({_first_line(error)}); allowed: "
+            f"export.opset_version: the graph cannot be brought to {opset} ({first_line(error)}); allowed: "
             f"{OLDEST_OPSET} to {NEWEST_TRACED}"
         ) from error
 
@@ -157,8 +158,3 @@ def quiet(verbose: bool) -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -14,6 +14,7 @@ from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.timm_staged import STRIDES, StagedBackbone
 
@@ -78,7 +79,7 @@ def any_timm_backbone(
         try:
             backbone = _build(name, indices, activation_checkpoint, {**options, **arguments})
         except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError, LookupError) as error:
-            problem = problem or f"timm cannot cut it into feature maps ({_first_line(error)})"
+            problem = problem or f"timm cannot cut it into feature maps ({first_line(error)})"
             continue
         found = _problem_with(backbone)
         if found is None:
@@ -120,7 +121,7 @@ def _problem_with(backbone: nn.Module) -> str | None:
     try:
         maps = backbone.eval()(torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device))
     except (RuntimeError, AssertionError, ValueError) as error:
-        return f"it does not take every input size that is a multiple of 32 ({_first_line(error)})"
+        return f"it does not take every input size that is a multiple of 32 ({first_line(error)})"
     finally:
         backbone.train(training)
     found = [tuple(m.shape[1:]) for m in maps]
@@ -136,8 +137,3 @@ def _recompute(network: nn.Module) -> bool:
     except (AttributeError, AssertionError):  # how timm's networks say that they cannot
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
