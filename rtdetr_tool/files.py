@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _JUST_CREATED, _ONE_DAY = 2.0, 86_400.0  # seconds; a file is locked a moment after it was created
+
+_confirmations: dict[Path, Callable[[], None]] = {}  # by the folder below which files are written
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             yield temporary
         _flush(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        move_into_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -69,8 +71,31 @@ def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[P
             _companion(path, suffix).unlink(missing_ok=True)
             sync_directory(path.parent)
         for file in written:
-            os.replace(file, path.parent / file.name)
+            move_into_place(file, path.parent / file.name)
     sync_directory(path.parent)
+
+
+@contextmanager
+def confirming(folder: str | os.PathLike, confirm: Callable[[], None]) -> Iterator[None]:
+    """Call `confirm` before each file that this process moves into place below `folder`; if it raises, none is moved.
+
+    A run confirms this way that its results folder still belongs to it, at the last moment before a file appears there.
+    """
+    root = Path(os.path.abspath(folder))
+    _confirmations[root] = confirm
+    try:
+        yield
+    finally:
+        _confirmations.pop(root, None)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a complete temporary file to its final name, in a folder that is still ours (`confirming`)."""
+    target = Path(os.path.abspath(path))
+    for root, confirm in list(_confirmations.items()):
+        if root in target.parents:
+            confirm()
+    os.replace(temporary, path)
 
 
 def _companion(path: Path, suffix: str) -> Path:

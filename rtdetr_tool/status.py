@@ -131,6 +131,9 @@ class StatusLogger:
             self._add(data)
         except OSError as error:  # a full disk must not end a run that can continue without status.json
             logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
+        except Exception:  # another run has taken the folder since `write` confirmed it
+            if not self._lost:
+                raise
 
     def _earlier_lines(self) -> bytes:
         if not self.path.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rtdetr_tool.commands.run_lock import RunLock
 from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError, WriteError
-from rtdetr_tool.files import remove_unfinished, write_atomically
+from rtdetr_tool.files import confirming, remove_unfinished, write_atomically
 from rtdetr_tool.log import LogFile, close_log_file, open_log_file, set_up_console
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
@@ -69,7 +69,7 @@ def _run_in(
         if lock is not None and (earlier := lock.stale):
             status.failure(f"Killed: {earlier} ended without a word.")
             logger.warning("%s ended without a word: it was killed, or its machine failed.", earlier)
-        with termination_as_preemption(last) as over:
+        with confirming(folder, status.confirm_folder), termination_as_preemption(last) as over:
             return _report(over, loaded, command, run, folder)
     finally:
         set_current_status(StatusLogger())

@@ -30,7 +30,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError, WriteError
-from rtdetr_tool.files import replacing, sync_directory
+from rtdetr_tool.files import move_into_place, replacing, sync_directory
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.roboflow_resume import is_convertible, training_state_from_file
 
@@ -52,10 +52,8 @@ class SafeCheckpointIO(CheckpointIO):
         try:
             try:
                 save_checkpoint(checkpoint, path)
-            except (OSError, RuntimeError):
-                if Path(path).parent.is_dir():
-                    raise
-                current_status().confirm_folder()  # the folder has been deleted since the run started
+            except FileNotFoundError:  # the folder was deleted, perhaps in the middle of the save
+                current_status().confirm_folder()
                 save_checkpoint(checkpoint, path)
         except (OSError, RuntimeError) as error:
             reason = error if isinstance(error, OSError) else error.__context__  # torch wraps errors of the file
@@ -129,7 +127,7 @@ def _replace(path: Path, source: Path, create_link: Callable[[Path], None]) -> N
             with replacing(path) as copy:
                 shutil.copyfile(source, copy)
         else:
-            os.replace(temporary, path)
+            move_into_place(temporary, path)
             sync_directory(path.parent)
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,11 +21,15 @@ SIDE, TRAIN, VAL = 32, 8, 2
 
 # Starts the program as `rtdetr` does, with faults built in: what is patched is patched in that process only, the
 # program knows nothing of it. FAULT_SLOW: seconds that a file waits for its renaming, so that kills fall into saves.
-# FAULT_DISK: the number of files after which the disk is full. FAULT_LATE: signals that the process gets once its run
-# has ended, right after the last status line and again when the program is done. FAULT_NOHUP: as `nohup`. `--serve`
-# imports everything once and forks a process per run, because importing takes longer than training here.
+# FAULT_HOLD: points at which the process waits for `Trial.release`, such as "saved 1, linking 2" (the first time it
+# has written a file, the second time it makes a link). FAULT_DISK: the number of files after which the disk is full.
+# FAULT_LATE: signals that the process gets once its run has ended, right after the last status line and again when
+# the program is done. FAULT_NOHUP: as `nohup`. `--serve` imports everything once and forks a process per run, because
+# importing takes longer than training here.
 RUNNER = """
-import json, os, resource, signal, sys, time
+import collections, json, os, resource, signal, sys, tempfile, time
+
+passed, holds = collections.Counter(), 0
 
 def build_faults_in():
     import torch
@@ -41,6 +46,8 @@ def build_faults_in():
         time.sleep(slow)
         note("saved")
     torch.save = save
+    note_before(tempfile, "mkstemp", "opening", lambda **names: names["prefix"].startswith(".model_epoch"))
+    note_before(os, "symlink", "linking", lambda *paths: True)
     from rtdetr_tool.status import StatusLogger
     success = StatusLogger.success
     def success_and_signals(*arguments):
@@ -52,9 +59,31 @@ def send_late_signals():
     for name in os.environ.get("FAULT_LATE", "").split():
         os.kill(os.getpid(), getattr(signal, name))
 
+def note_before(module, name, text, concerned):
+    original = getattr(module, name)
+    def noted(*arguments, **named):
+        if concerned(*arguments, **named):
+            note(text)
+        return original(*arguments, **named)
+    setattr(module, name, noted)
+
 def note(text):
-    with open(os.environ["FAULT_LOG"], "a") as log:
-        log.write(text + "\\n")
+    global holds
+    passed[text] += 1
+    held = f"{text} {passed[text]}" in os.environ.get("FAULT_HOLD", "").split(", ")
+    log(text)
+    if held:
+        holds += 1
+        log(f"held_{holds}")
+        deadline = time.monotonic() + 120
+        while not os.path.exists(os.environ["FAULT_LOG"] + f".release_{holds}"):
+            if time.monotonic() > deadline:
+                os._exit(98)
+            time.sleep(0.01)
+
+def log(text):
+    with open(os.environ["FAULT_LOG"], "a") as file:
+        file.write(text + "\\n")
 
 def run(arguments):
     from rtdetr_tool.cli import main
@@ -129,6 +158,7 @@ class Trial:
         self.runner.write_text(RUNNER)
         self.spec_file.write_text(json.dumps(self.spec))
         self._server: subprocess.Popen | None = None
+        self._last: Forked | None = None
 
     def _draw(self, folder: Path, count: int, rng: np.random.Generator) -> dict[str, str]:
         folder.mkdir()
@@ -149,7 +179,9 @@ class Trial:
     def _request(self, name: str, overrides: tuple[str, ...], faults: dict[str, Any]) -> dict[str, Any]:
         arguments = ["train", "-e", str(self.spec_file), "-r", str(self.folder / name), *overrides]
         output = str(faults.pop("output", self.folder / f"{name}.output"))
-        environment = {"FAULT_LOG": str(self.folder / f"{name}.faults")}
+        for earlier in self.folder.glob(f"{name}.faults*"):
+            earlier.unlink()
+        environment = {"FAULT_LOG": str(self._log(name))}
         environment |= {f"FAULT_{fault.upper()}": str(value) for fault, value in faults.items()}
         return {"arguments": arguments, "environment": environment, "output": output}
 
@@ -172,9 +204,36 @@ class Trial:
                 [sys.executable, str(self.runner), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env=_environment(),
             )  # fmt: skip
+        if self._last is not None and self._last.code is None:  # of a test that has failed
+            self._last.kill()
+            self._last.wait()
         self._server.stdin.write(json.dumps(self._request(name, overrides, faults)) + "\n")
         self._server.stdin.flush()
-        return Forked(int(self._server.stdout.readline()), self._server.stdout)
+        self._last = Forked(int(self._server.stdout.readline()), self._server.stdout)
+        return self._last
+
+    def hold(self, name: str, point: str, *overrides: str, **faults: Any) -> Forked:
+        """A forked run that waits at a point (or the first of several, "saved 1, saved 5")."""
+        run = self.fork(name, *overrides, hold=point, **faults)
+        self.wait_until_held(name, run)
+        return run
+
+    def wait_until_held(self, name: str, run: Forked | subprocess.Popen) -> None:
+        held, deadline = f"held_{self._releases(name) + 1}", time.monotonic() + 120
+        while held not in self.faults(name):
+            ended = not run.is_alive() if isinstance(run, Forked) else run.poll() is not None
+            assert not ended and time.monotonic() < deadline, self.output(name)
+            time.sleep(0.01)
+
+    def release(self, name: str) -> None:
+        """Let the run continue, to its next point or to its end."""
+        Path(f"{self._log(name)}.release_{self._releases(name) + 1}").touch()
+
+    def _releases(self, name: str) -> int:
+        return len(list(self.folder.glob(f"{name}.faults.release_*")))
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.faults"
 
     def close(self) -> None:
         if self._server is not None:
@@ -185,8 +244,8 @@ class Trial:
         return (self.folder / f"{name}.output").read_text()
 
     def faults(self, name: str) -> list[str]:
-        """`saving` and `saved`, as far as the run came."""
-        file = self.folder / f"{name}.faults"
+        """The points that the last run of this name has passed: opening, saving, saved, linking, held_1."""
+        file = self._log(name)
         return file.read_text().split() if file.exists() else []
 
     def status(self, name: str) -> list[dict[str, Any]]:
@@ -197,14 +256,22 @@ class Forked:
     """A run that the server has forked: `pid`, and its exit code once it has ended."""
 
     def __init__(self, pid: int, answers: TextIO) -> None:
-        self.pid, self._answers = pid, answers
+        self.pid, self._answers, self.code = pid, answers, None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(self.pid, number)
 
+    def is_alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def wait(self) -> int:
-        return int(self._answers.readline())
+        self.code = int(self._answers.readline())
+        return self.code
 
 
 def _environment() -> dict[str, str]:

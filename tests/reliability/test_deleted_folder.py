@@ -3,50 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 
 import pytest
 
 from rtdetr_tool.commands.run_lock import NAME, RunLock
 from rtdetr_tool.errors import UserError
 
-
-def _saved_once(trial, name: str, **faults):
-    run = trial.fork(name, slow=0.5, **faults)
-    while "saved" not in trial.faults(name):
-        time.sleep(0.01)
-    return run
+# Of the second file of step 2, the first of step 4, and the first link; the folder was confirmed before each.
+POINTS = {"before_a_save": "opening 2", "after_a_save": "saved 3", "before_a_link": "linking 1"}
 
 
-def test_a_folder_that_was_deleted_is_made_again_with_its_lock(trial):
-    run, folder = _saved_once(trial, "deleted"), trial.results("deleted")
+@pytest.mark.parametrize("point", POINTS)
+def test_a_folder_that_was_deleted_is_made_again_with_its_lock(trial, point):
+    name = f"deleted_{point}"
+    run, folder = trial.hold(name, f"{POINTS[point]}, saving 5"), trial.results(name)
     folder.rename(folder.with_name("gone"))
-    while not (folder / NAME).exists():
-        time.sleep(0.01)
+    trial.release(name)
+    trial.wait_until_held(name, run)
     with pytest.raises(UserError, match="is in use by `rtdetr train`"):
         RunLock(folder, "train")
-    assert run.wait() == 0, trial.output("deleted")
-    assert "was deleted during the run and is there again" in trial.output("deleted")
-    assert "Traceback" not in trial.output("deleted")
-    assert trial.status("deleted")[-1]["status"] == "SUCCESS"
+    trial.release(name)
+    assert run.wait() == 0, trial.output(name)
+    assert "was deleted during the run and is there again" in trial.output(name)
+    assert "Traceback" not in trial.output(name)
+    assert trial.status(name)[-1]["status"] == "SUCCESS"
     assert "was deleted during the run" in (folder / "log.txt").read_text()
     assert (folder / "model_epoch_001.pth").is_file() and not (folder / NAME).exists()
+    assert (folder / "rtdetr_model_latest.pth").is_file()
+    assert [file.name for file in folder.glob(".*")] == []
 
 
-def test_a_folder_that_another_run_has_taken_is_left_alone(trial):
-    run, folder = _saved_once(trial, "taken"), trial.results("taken")
-    os.kill(run.pid, signal.SIGSTOP)  # else it may be faster than the other one
+@pytest.mark.parametrize("point", POINTS)
+def test_a_folder_that_another_run_has_taken_is_left_alone(trial, point):
+    name = f"taken_{point}"
+    run, folder = trial.hold(name, POINTS[point]), trial.results(name)
     folder.rename(folder.with_name("gone"))
     folder.mkdir()
     other = RunLock(folder, "train")
     (folder / "status.json").write_text(json.dumps({"status": "STARTED"}) + "\n")
-    os.kill(run.pid, signal.SIGCONT)
+    trial.release(name)
     try:
-        assert run.wait() == 1, trial.output("taken")
-        assert "It is another's now" in trial.output("taken") and "Traceback" not in trial.output("taken")
+        assert run.wait() == 1, trial.output(name)
+        assert "It is another's now" in trial.output(name) and "Traceback" not in trial.output(name)
         assert sorted(file.name for file in folder.iterdir()) == [NAME, "status.json"]
-        assert trial.status("taken") == [{"status": "STARTED"}]
+        assert trial.status(name) == [{"status": "STARTED"}]
     finally:
         other.release()

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import threading
-import time
 
 import pytest
 import torch
@@ -40,13 +39,12 @@ def test_a_full_disk_leaves_the_checkpoints_before_whole_and_the_run_goes_on_whe
 
 
 def test_a_data_worker_that_is_killed_ends_the_run_with_what_to_lower(trial):
-    run = trial.fork("worker", "dataset.workers=1", slow=5)
-    while "saving" not in trial.faults("worker"):
-        time.sleep(0.02)
+    run = trial.hold("worker", "saving 1", "dataset.workers=1")
     children = _children(run.pid)
     assert children
     for child in children:
         os.kill(child, signal.SIGKILL)
+    trial.release("worker")
     assert run.wait() == 1, trial.output("worker")
     message = trial.status("worker")[-1]["message"]
     assert "A data worker process died (DataLoader worker (pid" in message and "dataset.workers (now 1)" in message

@@ -76,20 +76,15 @@ def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> 
 
 
 def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(trial, unbroken):
-    run = trial.fork("in_a_save", slow=5)
-    deadline = time.monotonic() + 120
-    while trial.faults("in_a_save").count("saving") < 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    run = trial.hold("in_a_save", "saving 1")
     run.kill()
     assert run.wait() == -9
     folder = trial.results("in_a_save")
     assert _checkpoints(folder) == []
     assert len([file for file in folder.iterdir() if file.name.startswith(".model_epoch_000_step_00002.")]) == 1
-    run = trial.fork("in_a_save", slow=0.5)
-    while trial.faults("in_a_save").count("saving") < 4:  # one before, two of step 2, the first of step 4
-        time.sleep(0.01)
+    run = trial.hold("in_a_save", "saving 3")  # after the two of step 2, the first of step 4
     run.kill(signal.SIGUSR1)
+    trial.release("in_a_save")
     assert run.wait() == 75
     states = [(line["status"], line["message"].split(":")[0]) for line in trial.status("in_a_save")]
     assert ("FAILURE", "Killed") in states and states[-1] == ("FAILURE", "User/System interruption")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -37,13 +36,12 @@ def test_a_signal_to_one_process_saves_in_all_and_the_run_goes_on_exactly(trial,
     if not trial.results("two_whole").exists():
         assert trial.start("two_whole", *two).wait(timeout=600) == 0, trial.output("two_whole")
     name = f"two_{to_child}"
-    run = trial.start(name, *two, slow=0.5)
-    while trial.faults(name).count("saved") < 1:  # step 2 of 4
-        assert run.poll() is None, trial.output(name)
-        time.sleep(0.01)
+    run = trial.start(name, *two, hold="saved 1")  # step 2 of 4
+    trial.wait_until_held(name, run)
     with open(f"/proc/{run.pid}/task/{run.pid}/children") as file:
         child = int(file.read().split()[0])
     os.kill(child if to_child else run.pid, signal.SIGTERM)
+    trial.release(name)
     assert run.wait(timeout=300) == 75, trial.output(name)
     last = trial.status(name)[-1]
     assert last["status"] == "FAILURE" and "ended by SIGTERM after saving" in last["message"]

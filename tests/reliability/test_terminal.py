@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,9 @@ def test_a_full_disk_behind_the_output_does_not_end_the_run(trial):
 
 
 def test_a_hang_up_saves_and_ends_as_sigterm_does(trial):
-    run = trial.fork("hang_up", slow=0.5)
-    while "saved" not in trial.faults("hang_up"):
-        time.sleep(0.02)
+    run = trial.hold("hang_up", "saved 1")
     run.kill(signal.SIGHUP)
+    trial.release("hang_up")
     assert run.wait() == 75, trial.output("hang_up")
     assert "ended by SIGHUP after saving" in trial.status("hang_up")[-1]["message"]
     assert load_checkpoint(trial.results("hang_up") / "rtdetr_model_latest.pth")["global_step"] > 0
@@ -45,10 +43,9 @@ def test_a_hang_up_saves_and_ends_as_sigterm_does(trial):
 
 
 def test_a_hang_up_that_the_program_was_started_to_ignore_stays_ignored(trial):
-    run = trial.fork("nohup", slow=0.3, nohup=1)
-    while "saved" not in trial.faults("nohup"):
-        time.sleep(0.02)
+    run = trial.hold("nohup", "saved 1", nohup=1)
     run.kill(signal.SIGHUP)
+    trial.release("nohup")
     assert run.wait() == 0, trial.output("nohup")
 
 

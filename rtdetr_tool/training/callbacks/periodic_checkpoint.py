@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rtdetr_tool.status import current_status
 from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.callbacks.lookup import find_callback
 from rtdetr_tool.training.checkpointing import BEST, BEST_BY_KIND, LATEST, point_link, share_file
+
+logger = logging.getLogger(__name__)
 
 
 def checkpoints_of(trainer: Trainer) -> PeriodicCheckpoint | None:
@@ -119,7 +122,7 @@ class PeriodicCheckpoint(Checkpoint):
         latest = self.latest_path = saved.get("ema", saved["raw"])
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            point_link(self.folder / LATEST, latest)
+            _link(point_link, self.folder / LATEST, latest)
         return latest
 
     def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
@@ -128,7 +131,7 @@ class PeriodicCheckpoint(Checkpoint):
         if kind not in saved:
             self._save(trainer, best, averages=kind == "ema")
         elif trainer.is_global_zero:
-            share_file(saved[kind], best)
+            _link(lambda path, target: share_file(target, path), best, saved[kind])
 
     def _save(self, trainer: Trainer, path: Path, averages: bool) -> Path:
         if trainer.is_global_zero:
@@ -153,3 +156,12 @@ class PeriodicCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_of_each = dict(state_dict.get("best_of_each", {}))
+
+
+def _link(create: Callable[[Path, Path], None], path: Path, saved: Path) -> None:
+    """Create a link (or a copy) of a checkpoint. If the folder was deleted since the save, the next save creates it."""
+    try:
+        create(path, saved)
+    except FileNotFoundError:
+        current_status().confirm_folder()
+        logger.warning("%s was deleted before %s could be made from it; the next save writes both", saved, path.name)
