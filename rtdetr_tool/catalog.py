@@ -20,7 +20,7 @@ class Backbone(NamedTuple):
     channels: tuple[int, int, int, int]  # of the stages 0..3
     parameters: int  # as built for the default return_interm_indices, [1, 2, 3]
     weights: str | None  # public ImageNet weights: `timm/<name>.<tag>` is what `pretrained_backbone_path: timm` gives
-    licence: str | None  # of these weights
+    license: str | None  # of these weights
     options: Any = _NONE  # where it differs from the network of timm, or all of it
     strides: tuple[int, int, int, int] = STRIDES
     origin: str = "tao"  # tao: TAO's schema; seed: TAO's documentation only; code: TAO's code only; ours: beyond TAO
@@ -40,7 +40,7 @@ _VIT_L0: Any = MappingProxyType({"depths": (1, 1, 1, 4, 4), "norm_eps": 1e-5})
 def _timm(
     name: str,
     tag: str | None,
-    licence: str,
+    license: str,
     channels: tuple[int, int, int, int],
     parameters: int,
     network: str | None = None,
@@ -50,8 +50,8 @@ def _timm(
     """A row made of the network of timm that has this name, or of `network`; `tag` None = there are no weights."""
     family = name.split("_")[0]
     network = network or (name.replace("_", "") if family == "resnet" else name)
-    weights, licence = (None, None) if tag is None else (f"timm/{network}.{tag}", licence)
-    return Backbone(name, family, network, channels, parameters, weights, licence, options, origin=origin)
+    weights, license = (None, None) if tag is None else (f"timm/{network}.{tag}", license)
+    return Backbone(name, family, network, channels, parameters, weights, license, options, origin=origin)
 
 
 def _fan(size: str, weights: str, parameters: int, width: int, heads: int, depth: int, **options: Any) -> Backbone:
@@ -136,7 +136,7 @@ class FoundationModel(NamedTuple):
     num_heads: int
     parameters: int
     weights: str  # name under which NVIDIA publishes them
-    licence: str  # of the weights
+    license: str  # of the weights
 
 
 _OPEN = "NVIDIA Open Model License"
@@ -170,7 +170,7 @@ class RfdetrVariant(NamedTuple):
     positional_encoding_size: int
     parameters: int  # with 91 class logits and 13 query groups
     weights: str  # file name under which they are published
-    licence: str  # of these weights
+    license: str  # of these weights
     segmentation_head: bool = False
 
 
@@ -222,7 +222,7 @@ def _rfdetr(
 _LEGACY: Any = {"out_feature_indexes": _EVERY_THIRD_LEGACY, "patch_size": 14, "num_windows": 4}
 _WIDE: Any = {
     "encoder": _DINO_BASE, "hidden_dim": 512, "sa_nheads": 16, "ca_nheads": 32, "dec_n_points": 4, "patch_size": 20,
-    "licence": _PML,
+    "license": _PML,
 }  # fmt: skip
 _LARGE_2025: Any = {
     **_LEGACY, "encoder": _DINO_BASE, "projector_scale": ("P3", "P5"), "hidden_dim": 384, "sa_nheads": 12,
@@ -260,7 +260,7 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
 
 
 class RestrictedLicence(NamedTuple):
-    """A licence of weights that must be accepted before they are used."""
+    """A license of weights that must be accepted before they are used."""
 
     title: str
     accepted_by: str  # field of the spec
@@ -275,9 +275,9 @@ class PublishedWeights(NamedTuple):
     """A file of weights that everyone may ask for by its name, with or without its suffix."""
 
     file: str
-    url: str | None  # None: not to be had without accepting a licence elsewhere
+    url: str | None  # None: not to be had without accepting a license elsewhere
     md5: str | None  # of the content, as the publisher states it
-    licence: str
+    license: str
 
 
 _ROBOFLOW = "https://storage.googleapis.com/rfdetr/"
@@ -303,7 +303,7 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
         row.weights,
         _ROBOFLOW + _ROBOFLOW_FILES[row.weights][0] if row.weights in _ROBOFLOW_FILES else None,
         _ROBOFLOW_FILES[row.weights][1] if row.weights in _ROBOFLOW_FILES else None,
-        row.licence,
+        row.license,
     )
     for row in RFDETR_VARIANTS.values()
 }

@@ -81,7 +81,7 @@ class DownloadError(UserError):
 
 
 def nearest_multiples(size: int, multiple: int) -> str:
-    """The multiples next to a size as text, such as `616 or 672`; the size itself if it is a multiple."""
+    """The nearest multiples of a size as text, such as `616 or 672`; the size itself if it is a multiple."""
     if size % multiple == 0 and size:
         return str(size)
     below = size // multiple * multiple

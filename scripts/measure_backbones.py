@@ -125,7 +125,7 @@ def markdown(names: list[str], rows: dict[str, dict]) -> str:
             f"{row['seconds']:.1f}" if "seconds" in row else "-",
             f"{row['onnx']:.0e}" if "onnx" in row else "-",
             (known and known.weights) or "-",
-            (known and known.licence) or "-",
+            (known and known.license) or "-",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

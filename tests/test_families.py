@@ -69,7 +69,7 @@ class TestEachFamily:
         assert family.name == name and family_of(name) is family
         for module, members in {
             "build": ("build_detector", "build_criterion"),
-            "weights": ("FORMATS", "is_complete", "own_names", "describe", "summary", "read_backbone"),
+            "weights": ("FORMATS", "is_complete", "native_names", "describe", "summary", "read_backbone"),
             "api": ("class_of", "__all__"),
         }.items():
             assert [member for member in members if not hasattr(family.module(module), member)] == []

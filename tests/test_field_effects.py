@@ -276,7 +276,7 @@ def trainer(spec):
     )  # fmt: skip
 
 
-def synchronised(spec):
+def synchronized(spec):
     """Whether several processes on a CPU share their batch norms."""
     from types import SimpleNamespace
 
@@ -613,7 +613,7 @@ ROWS: list[tuple] = [
     ("train__drop_path_epochs", 1, callbacks, {"train__drop_path_schedule": "early"}),
     ("train__tensorboard", False, wanted_loggers),
     ("train__save_dataset_grids", True, trainer),
-    ("train__sync_bn", False, lambda spec: synchronised(spec)),
+    ("train__sync_bn", False, lambda spec: synchronized(spec)),
     ("train__precision", "bf16", trainer),
     ("train__distributed_strategy", "fsdp", trainer),
     ("train__activation_checkpoint", True, recomputing),

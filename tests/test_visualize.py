@@ -11,7 +11,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.structures import Detections, InstanceMasks
 from rtdetr_tool.visualize import draw_detections, font_size, palette_color, parse_color_map, text_color
 
-GREY = (90, 90, 90)
+GRAY = (90, 90, 90)
 NAMES = ("cell", "red blood cell")
 
 
@@ -22,10 +22,10 @@ def detections(*rows) -> Detections:
 
 
 def draw(*rows, size=(200, 160), **options) -> np.ndarray:
-    image = Image.new("RGB", size, GREY)
+    image = Image.new("RGB", size, GRAY)
     drawn = draw_detections(image, detections(*rows), NAMES.__getitem__, **options)
     assert drawn.size == size and drawn.mode == "RGB"
-    assert np.array_equal(np.asarray(image), np.asarray(Image.new("RGB", size, GREY))), "the given image was changed"
+    assert np.array_equal(np.asarray(image), np.asarray(Image.new("RGB", size, GRAY))), "the given image was changed"
     return np.asarray(drawn)
 
 
@@ -34,12 +34,12 @@ def where(pixels: np.ndarray, color) -> np.ndarray:
 
 
 def test_nothing_found_leaves_the_image_as_it_is():
-    assert where(draw(), GREY).all()
+    assert where(draw(), GRAY).all()
 
 
 def test_the_outline_lies_on_the_box_with_the_given_width_and_the_inside_stays():
     pixels = draw((50, 60, 150, 120, 0.9, 0), outline_width=4, labels=False)
-    changed = ~where(pixels, GREY)
+    changed = ~where(pixels, GRAY)
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (60, 120, 50, 150)
     assert not changed[64:117, 54:147].any()
@@ -50,7 +50,7 @@ def test_the_outline_lies_on_the_box_with_the_given_width_and_the_inside_stays()
 @pytest.mark.parametrize("labels", [True, False])
 def test_without_labels_there_is_a_box_and_no_strip(labels):
     pixels = draw((50, 60, 150, 120, 0.9, 0), labels=labels)
-    assert bool((~where(pixels, GREY))[:60].any()) == labels
+    assert bool((~where(pixels, GRAY))[:60].any()) == labels
 
 
 def test_the_label_is_above_the_box_and_is_written_in_a_contrasting_color():
@@ -82,19 +82,19 @@ def test_the_whole_label_stays_inside_the_frame(box):
 
 def test_a_label_wider_than_the_image_starts_at_its_left_edge():
     pixels = draw((30, 10, 39, 30, 0.9, 1), size=(40, 60))
-    assert (~where(pixels, GREY))[:, 0].any()
+    assert (~where(pixels, GRAY))[:, 0].any()
 
 
 def test_boxes_beyond_the_frame_are_clipped_to_it():
     pixels = draw((-50, -20, 500, 300, 0.9, 0), labels=False, outline_width=2)
-    changed = ~where(pixels, GREY)
+    changed = ~where(pixels, GRAY)
     assert changed[0].all() and changed[-1].all() and changed[:, 0].all() and changed[:, -1].all()
     assert not changed[2:-2, 2:-2].any()
 
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 10), (10, 10, 11, 10), (300, 300, 400, 400), (20, 20, 10, 10)])
 def test_empty_outside_and_reversed_boxes_do_no_harm(box):
-    assert not where(draw((*box, 0.5, 0), outline_width=9), GREY).all()
+    assert not where(draw((*box, 0.5, 0), outline_width=9), GRAY).all()
 
 
 def test_a_stronger_detection_is_drawn_over_a_weaker_one_whatever_the_order():
@@ -179,10 +179,10 @@ def test_masks_color_their_pixels_under_the_boxes_of_all_detections():
     logits = torch.full((2, 1, 4), -1.0)
     logits[0, :, :2], logits[1, :, 1:] = 1.0, 1.0  # the left half, and all but the left quarter
     found.masks = InstanceMasks(logits, torch.arange(2), (160, 200), (160, 200))
-    image = Image.new("RGB", (200, 160), GREY)
+    image = Image.new("RGB", (200, 160), GRAY)
     pixels = np.asarray(draw_detections(image, found, NAMES.__getitem__, labels=False)).astype(int)
     strong, weak = (np.array(palette_color(index)) for index in range(2))
-    gray = np.array(GREY)
+    gray = np.array(GRAY)
     assert np.abs(pixels[80, 20] - (0.55 * gray + 0.45 * strong)).max() <= 1
     assert np.abs(pixels[80, 180] - (0.55 * gray + 0.45 * weak)).max() <= 1
     both = 0.55 * (0.55 * gray + 0.45 * weak) + 0.45 * strong

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.download import is_url, read_url, shown
+from rtdetr_tool.checkpoints.download import is_url, public_url, read_url
 from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_pil_image
 from rtdetr_tool.errors import DataError
 
@@ -50,7 +50,7 @@ def to_pixels(image: Any) -> Tensor:
 def _read(place: str) -> Tensor:
     if not is_url(place):
         return decode_image(place)
-    return decode_content(read_url(place, max_bytes=MAX_BYTES, seconds=MAX_SECONDS), shown(place))
+    return decode_content(read_url(place, max_bytes=MAX_BYTES, seconds=MAX_SECONDS), public_url(place))
 
 
 def _levels(pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Names of backbones in the files of others and ours, which are timm's (FAN: its own), without the prefix `backbone.`.
+"""Tables that rename backbone tensors of other programs to ours: timm's names (FAN: its own), without `backbone.`.
 
 NVIDIA TAO keeps the names of the networks' original repositories (facebookresearch/ConvNeXt and ConvNeXt-V2,
-mmaaz60/EdgeNeXt, mit-han-lab/efficientvit, NVlabs/FAN), so that one table serves both. A file is recognised by a name.
+mmaaz60/EdgeNeXt, mit-han-lab/efficientvit, NVlabs/FAN), so one table serves both.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import Table, to_ours
+from rtdetr_tool.checkpoints.renames import Table, to_native
 
-# Classifiers of ImageNet models: a detector has no use for them.
+# Classifier heads of ImageNet models, which a detector does not use.
 CLASSIFIER = ("fc.", "head.", "classifier.")
 
 
 class Naming(NamedTuple):
-    """Backbones whose names follow one table; None = their names are ours."""
+    """The tensor names of some backbones and the table that renames them; None if they are ours already."""
 
-    marker: str  # how a name starts that only such files have
+    marker: str  # start of a name that only these files have
     table: Table | None
-    dropped: tuple[str, ...] = ()  # regular expressions of what never reaches a feature map
+    dropped: tuple[str, ...] = ()  # regular expressions of tensors that no feature map depends on
 
 
 NAMINGS = (
@@ -38,11 +38,11 @@ NAMINGS = (
             ("stages.*.*.grn.gamma", "stages.*.blocks.*.mlp.grn.weight"),
             ("stages.*.*.grn.beta", "stages.*.blocks.*.mlp.grn.bias"),
             ("stages.*.*.", "stages.*.blocks.*."),
-            ("conv_", "conv_"),  # TAO's convolutions behind the stages of ConvNeXt
+            ("conv_", "conv_"),  # TAO's convolutions after the stages of ConvNeXt
         ),
         (r"norm\.",),
     ),
-    Naming(  # torchvision's ConvNeXt: stem, then stages and the steps between them in turn
+    Naming(  # torchvision's ConvNeXt: the stem, then stages and downsampling layers alternately
         "features.1.0.layer_scale",
         (
             ("features.0.", "stem."),
@@ -78,7 +78,7 @@ NAMINGS = (
             ("norm", "norm"),
         ),
     ),
-    Naming(  # FAN: the class token never reaches a feature map
+    Naming(  # FAN: no feature map depends on the class token
         "patch_embed.backbone.stem.",
         None,
         (r"cls_token$", r"cls_attn_blocks\.\d+\.(attn|mlp|gamma2)", r"norm\."),
@@ -86,15 +86,15 @@ NAMINGS = (
 )
 
 
-def own_backbone_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for a backbone of any family; names that are ours already stay.
+def native_backbone_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a backbone under our names; names that are ours already are kept.
 
     Raises:
-        CheckpointError: listing tensors without a counterpart.
+        CheckpointError: tensors without a counterpart, which the message lists.
     """
     family = next((row for row in NAMINGS if any(name.startswith(row.marker) for name in weights)), None)
     if family is None:
         return dict(weights)
     dropped = re.compile("|".join((*map(re.escape, CLASSIFIER), *family.dropped)))
     kept = {name: tensor for name, tensor in weights.items() if not dropped.match(name)}
-    return kept if family.table is None else to_ours(kept, family.table)
+    return kept if family.table is None else to_native(kept, family.table)

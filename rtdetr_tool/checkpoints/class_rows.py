@@ -1,14 +1,14 @@
-"""Which row of a file's class tensors each class of a new run starts from: that of the class with the same name.
+"""Match the class rows of a checkpoint to the classes of a model by name.
 
-Class tensors hold one row per class. The same row of two files means the same class only where both number their
-classes alike, so rows are matched by name. A file without names can be taken by position only, and only where it has
-as many rows as the model.
+Class tensors hold one row per class. A row number means the same class in two files only if both number their classes
+in the same way, so rows are matched by class name. Rows of a file without names can only be copied by position, and
+only if the file has as many rows as the model.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +16,17 @@ from torch import Tensor
 
 from rtdetr_tool.catalog import COCO_SPELLINGS
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.messages import first_of
 
-# Parts of the names of class tensors: weights and biases of the class heads of both families.
+# Parts of the names of class tensors: weights and biases of the class heads of all families.
 SCORE_HEADS = ("enc_score_head.", "dec_score_head.", "decoder.class_embed.", "enc_out_class_embed.")
 _DENOISING = "denoising_class_embed."  # one row per class, then one for padding
-Classes = Sequence[Mapping[str, Any]]  # `[{index, id, name}]`, as metadata and `ClassMap.to_list` have them
+Classes = Sequence[Mapping[str, Any]]  # `[{index, id, name}]`, as in metadata and `ClassMap.to_list`
 
 
 @dataclass
 class ClassRows:
-    """For each class row of a model the row of the file that it starts from; None keeps the initial value."""
+    """For each class row of a model, the row of the file to copy; None keeps the initial value."""
 
     rows: list[int | None]
     file_rows: int
@@ -34,67 +35,69 @@ class ClassRows:
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     spelled: list[tuple[str, str]] = field(default_factory=list)  # (the model's, the file's name) of the same class
-    similar: list[tuple[str, str]] = field(default_factory=list)  # the same but for case and spaces: not matched
-    repeated: list[str] = field(default_factory=list)  # names that several classes of the file have
+    similar: list[tuple[str, str]] = field(default_factory=list)  # differ only in case and spaces: not matched
+    repeated: list[str] = field(default_factory=list)  # names that several classes of the file share
 
     @property
     def complete(self) -> bool:
-        """Whether every class of the model has its row, every row of the file its class, all known by name."""
+        """Whether the classes of the model and of the file match one to one, by name."""
         return self.named and not (self.new or self.dropped or self.repeated)
 
     @property
-    def any_taken(self) -> bool:
+    def any_copied(self) -> bool:
         return bool(self.kept) if self.named else any(row is not None for row in self.rows)
 
-    def taken(self, given: Tensor, own: Tensor) -> Tensor | None:
-        """A class tensor of the model with the file's rows in their places; None where nothing can be taken."""
-        beyond = own.shape[0] - len(self.rows)  # rows behind those of the classes
-        if not self.any_taken or given.shape[1:] != own.shape[1:] or given.shape[0] - self.file_rows != beyond:
+    def copy_rows(self, source: Tensor, target: Tensor) -> Tensor | None:
+        """A copy of the model's class tensor `target` with the matching rows of `source`; None if no row fits."""
+        extra = target.shape[0] - len(self.rows)  # rows after those of the classes
+        if not self.any_copied or source.shape[1:] != target.shape[1:] or source.shape[0] - self.file_rows != extra:
             return None
-        made = own.detach().clone()
+        result = target.detach().clone()
         for index, row in enumerate(self.rows):
             if row is not None:
-                made[index] = given[row]
-        if beyond:
-            made[-beyond:] = given[-beyond:]
-        return made
+                result[index] = source[row]
+        if extra:
+            result[-extra:] = source[-extra:]
+        return result
 
     def lines(self, source: str) -> list[str]:
-        """What was done, in words; `source` is the file."""
+        """Messages about what was copied; `source` is the file."""
         if not self.named:
             return [self._without_names(source)]
         lines = []
         if self.kept:
-            lines.append(f"Class rows were copied by name for {len(self.kept)} classes: {some(self.kept)}.")
+            lines.append(f"Copied the class rows of {len(self.kept)} classes by name: {first_of(self.kept, 8)}.")
         else:
-            lines.append(f"No class of {source} has the name of a class in the data; class heads start anew.")
+            lines.append(f"{source} has no class of the dataset; the class heads keep their initial values.")
         if self.new:
-            lines.append(f"New classes, which start from their initial values: {some(self.new)}.")
+            lines.append(f"New classes, which keep their initial values: {first_of(self.new, 8)}.")
         if self.dropped:
-            lines.append(f"Classes of {source} that the data does not have, dropped: {some(self.dropped)}.")
+            lines.append(f"Dropped classes of {source} that the dataset does not have: {first_of(self.dropped, 8)}.")
         if self.spelled:
-            pairs = some([f"{theirs!r} for {ours!r}" for ours, theirs in self.spelled])
+            pairs = first_of([f"{in_file!r} for {in_model!r}" for in_model, in_file in self.spelled], 8)
             lines.append(f"{source} spells some of COCO's names differently: {pairs}.")
         if self.similar:
-            pairs = some([f"{ours!r} in the data, {theirs!r} in {source}" for ours, theirs in self.similar])
+            pairs = first_of(
+                [f"{in_model!r} in the dataset, {in_file!r} in {source}" for in_model, in_file in self.similar], 8
+            )
             lines.append(
-                f"Names that differ only in case or spaces are different classes: {pairs}. Use the same spelling to "
-                "keep the rows."
+                f"Names that differ only in case or spaces are treated as different classes: {pairs}. Use the same "
+                "spelling to copy their rows."
             )
         if self.repeated:
-            lines.append(f"Several classes of {source} have the same name; the first was used: {some(self.repeated)}.")
+            lines.append(f"Several classes of {source} share a name; using the first: {first_of(self.repeated, 8)}.")
         return lines
 
     def _without_names(self, source: str) -> str:
-        advice = "`rtdetr convert IN OUT --classes NAMES` adds names to a file, and rows are then copied by name."
-        if self.any_taken:
+        advice = "To copy rows by name, add names to the file with `rtdetr convert IN OUT --classes NAMES`."
+        if self.any_copied:
             return (
-                f"Class rows were copied by position, because {source} has no class names: that is right only if its "
-                f"{self.file_rows} class rows are in the order of the data's classes. {advice}"
+                f"Copied class rows by position, because {source} has no class names. This is only correct if its "
+                f"{self.file_rows} class rows are in the order of the dataset's classes. {advice}"
             )
         return (
-            f"Class rows start from their initial values, because {source} has no class names and another number of "
-            f"class rows: {self.file_rows}, the model {len(self.rows)}. {advice}"
+            f"The class heads keep their initial values, because {source} has no class names, and its class heads have "
+            f"{self.file_rows} rows, but those of the model {len(self.rows)}. {advice}"
         )
 
 
@@ -107,89 +110,86 @@ def is_class_tensor(name: str) -> bool:
 
 
 def count_rows(weights: Mapping[str, Tensor]) -> int | None:
-    """Class rows of weights by our names; None where there is no class head."""
+    """Class rows of weights with our names; None if there is no class head."""
     return next((tensor.shape[0] for name, tensor in weights.items() if is_score_head(name)), None)
 
 
 def with_class_rows(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: Classes, file_classes: Classes, source: str
+    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], classes: Classes, file_classes: Classes, source: str
 ) -> tuple[dict[str, Tensor], ClassRows | None]:
-    """The tensors of a file (`source`) with class rows in the order of a model's (`own`, `classes`), and the account.
+    """The tensors of a file (`source`) with class rows in the order of the model's classes, and how they were matched.
 
-    Class tensors that start from their initial values are not among them. The account is None where there are no class
-    tensors, or none of the model's width.
+    Class tensors of which no row could be copied are omitted. The match is None if there are no class tensors, or none
+    of the model's width.
     """
-    names = [name for name in own if is_class_tensor(name) and name in weights]
-    rows = count_rows(own), count_rows(weights)
+    names = [name for name in model if is_class_tensor(name) and name in weights]
+    rows = count_rows(model), count_rows(weights)
     if not names or None in rows:
         return dict(weights), None
     match = match_rows(classes, file_classes, *rows, source)
-    taken = {name: match.taken(weights[name], own[name]) for name in names}
-    fitting = {name: tensor for name, tensor in taken.items() if tensor is not None}
-    others = {name: tensor for name, tensor in weights.items() if name not in taken}
-    return {**others, **fitting}, match if fitting or not match.any_taken else None
+    copied = {name: match.copy_rows(weights[name], model[name]) for name in names}
+    fitting = {name: tensor for name, tensor in copied.items() if tensor is not None}
+    others = {name: tensor for name, tensor in weights.items() if name not in copied}
+    return {**others, **fitting}, match if fitting or not match.any_copied else None
 
 
-def match_rows(own: Classes, stored: Classes, own_rows: int, file_rows: int, source: str = "the file") -> ClassRows:
-    """Find for each class of a model (`own`, `own_rows` rows) its row in a file (`stored`, `file_rows` rows).
+def match_rows(model: Classes, stored: Classes, model_rows: int, file_rows: int, source: str = "the file") -> ClassRows:
+    """Find the row of a file (`stored`, `file_rows` rows) for each class of a model (`model`, `model_rows` rows).
 
-    Rows that belong to no class, such as the last of an RF-DETR, take one of the file's that belongs to none.
+    Rows without a class, such as the last row of RF-DETR, are copied from a row of the file without a class.
 
     Raises:
         CheckpointError: the file's classes are not a list of indices and names.
     """
     in_file = _by_index(stored, file_rows, source)
     if not in_file:
-        equal = own_rows == file_rows
-        return ClassRows(list(range(own_rows)) if equal else [None] * own_rows, file_rows, named=False)
-    places: dict[str, list[int]] = defaultdict(list)
+        equal = model_rows == file_rows
+        return ClassRows(list(range(model_rows)) if equal else [None] * model_rows, file_rows, named=False)
+    file_rows_of: dict[str, list[int]] = defaultdict(list)
     for index, name in sorted(in_file.items()):
-        places[name].append(index)
-    names = _by_index(own, own_rows, "the data")
-    match = ClassRows([None] * own_rows, file_rows)
-    spellings = _spellings(places, set(names.values()))
+        file_rows_of[name].append(index)
+    names = _by_index(model, model_rows, "the dataset")
+    match = ClassRows([None] * model_rows, file_rows)
+    spellings = _spellings(file_rows_of, set(names.values()))
     seen: dict[str, int] = defaultdict(int)
     for index, name in sorted(names.items()):
-        theirs = name if name in places else spellings.get(name)
-        if theirs is None:
+        file_name = name if name in file_rows_of else spellings.get(name)
+        if file_name is None:
             match.new.append(name)
             continue
-        row = places[theirs][min(seen[theirs], len(places[theirs]) - 1)]  # the second of a name takes the second row
-        seen[theirs] += 1
+        rows = file_rows_of[file_name]
+        row = rows[min(seen[file_name], len(rows) - 1)]  # the second class of a name gets the second row
+        seen[file_name] += 1
         match.rows[index] = row
         match.kept.append(name)
-        if theirs != name:
-            match.spelled.append((name, theirs))
-    match.dropped = [name for name in places if name not in seen]
-    match.repeated = [name for name, count in seen.items() if len(places[name]) > max(count, 1)]
+        if file_name != name:
+            match.spelled.append((name, file_name))
+    match.dropped = [name for name in file_rows_of if name not in seen]
+    match.repeated = [name for name, count in seen.items() if len(file_rows_of[name]) > max(count, 1)]
     match.similar = _similar(match.new, match.dropped)
     _match_rows_without_class(match, names, in_file)
     return match
 
 
-def some(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
-
-
 def _by_index(classes: Classes, rows: int, source: str) -> dict[int, str]:
     try:
-        found = {int(entry["index"]): str(entry["name"]) for entry in classes}
+        names = {int(entry["index"]): str(entry["name"]) for entry in classes}
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source} has a list of classes without their indices and names: {error!r}") from error
-    outside = [index for index in found if not 0 <= index < rows]
+        raise CheckpointError(
+            f"{source} has an invalid list of classes ({error!r}); expected index and name per class."
+        ) from error
+    outside = [index for index in names if not 0 <= index < rows]
     if outside:
         raise CheckpointError(
-            f"{source} names a class {found[outside[0]]!r} with index {outside[0]}, but has {rows} class rows."
+            f"{source} has a class {names[outside[0]]!r} with index {outside[0]}, but only {rows} class rows."
         )
-    return found
+    return names
 
 
-def _spellings(places: Mapping[str, Any], wanted: set[str]) -> dict[str, str]:
-    """The model's name -> the file's of COCO classes that only the other spelling finds."""
-    pairs = [pair for theirs, ours in COCO_SPELLINGS.items() for pair in ((ours, theirs), (theirs, ours))]
-    return {ours: theirs for ours, theirs in pairs if theirs in places and theirs not in wanted and ours in wanted}
+def _spellings(in_file: Container[str], in_model: set[str]) -> dict[str, str]:
+    """Name in the model -> name in the file, for COCO classes that the file spells differently."""
+    pairs = [pair for name, other in COCO_SPELLINGS.items() for pair in ((name, other), (other, name))]
+    return {name: other for name, other in pairs if name in in_model and other in in_file and other not in in_model}
 
 
 def _similar(new: Sequence[str], dropped: Sequence[str]) -> list[tuple[str, str]]:

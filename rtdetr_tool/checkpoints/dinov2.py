@@ -1,7 +1,7 @@
-"""Weights of DINOv2 (Oquab et al. 2023, arXiv:2304.07193) by the names of our `WindowedDinov2`.
+"""Tables that rename weights of DINOv2 (Oquab et al. 2023, arXiv:2304.07193) to those of our `WindowedDinov2`.
 
-Three programs publish the same weights under names of their own: Hugging Face transformers, timm, and the original
-repository (facebookresearch/dinov2), whose names are nearly timm's.
+Hugging Face transformers, timm and the original repository (facebookresearch/dinov2) publish the same weights under
+different names; those of the last two are nearly the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import Table, to_ours
+from rtdetr_tool.checkpoints.renames import Table, to_native
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.messages import first_of
 
 _BLOCK = ("encoder.layer.*.", "blocks.*.")
 # Hugging Face's names -> ours.
@@ -41,7 +42,7 @@ TRANSFORMERS: Table = (
         )
     ),
 )
-# timm's and the original repository's names -> ours, once the joint projections are taken apart.
+# timm's and the original repository's names -> ours, after the joint projections are split.
 TIMM: Table = (
     ("cls_token", "cls_token"),
     ("mask_token", "mask_token"),
@@ -68,10 +69,10 @@ _CLASSIFIERS = ("classifier.", "head.")
 
 
 def from_dinov2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our backbone's names for DINOv2's weights as transformers, timm or the original repository have them.
+    """Weights of DINOv2 from transformers, timm or the original repository under our names.
 
     Raises:
-        CheckpointError: when the tensors are another network's.
+        CheckpointError: the tensors are those of another network.
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
@@ -80,15 +81,16 @@ def from_dinov2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.startswith(_CLASSIFIERS):
             plain[name] = tensor
     if "embeddings.cls_token" in plain:
-        return to_ours(plain, TRANSFORMERS)
+        return to_native(plain, TRANSFORMERS)
     if "pos_embed" in plain and "patch_embed.proj.weight" in plain:
-        return _with_class_position(to_ours(_apart(plain), TIMM))
-    found = ", ".join(list(state_dict)[:3])
-    raise CheckpointError(f"its tensors are not those of a DINOv2 of transformers, timm or Meta (found: {found})")
+        return _with_class_position(to_native(_split_projections(plain), TIMM))
+    raise CheckpointError(
+        f"found the tensors {first_of(state_dict, 3)}; expected those of DINOv2 from transformers, timm or Meta"
+    )
 
 
-def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One projection each for query, key and value in place of the joint one."""
+def _split_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace each joint projection by one each for query, key and value."""
     result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         start, joint, end = name.partition("attn.qkv.")
@@ -101,7 +103,7 @@ def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_class_position(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's variant with registers has the class token's position inside the class token."""
+    """Add a position embedding of zero for the class token, which timm's variant with registers adds to the token."""
     position = weights["position"]
     if math.isqrt(position.shape[1]) ** 2 == position.shape[1]:
         weights["position"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)

@@ -1,4 +1,4 @@
-"""What a model family knows about files of weights: the contract of `families/<name>/weights.py`."""
+"""What a model family knows about weight files: the contract of `families/<name>/weights.py`."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from rtdetr_tool.families import DEFAULT_FAMILY, Family, all_families, family_na
 
 if TYPE_CHECKING:
     from rtdetr_tool.checkpoints.detector_file import DetectorFile
-    from rtdetr_tool.checkpoints.layout import Layout
+    from rtdetr_tool.checkpoints.identify import Identified
 
 Tensors = Mapping[str, Tensor]
 
 
 class Recognized(NamedTuple):
-    """What another program's file is."""
+    """What a file of another program is."""
 
     what: str  # for people, such as "an official RT-DETRv2 checkpoint"
     version: int = 1
 
 
 class ForeignFormat(NamedTuple):
-    """A format in which another program keeps a family's weights."""
+    """A file format of another program for the weights of a family."""
 
     kind: str
     recognize: Callable[[Tensors], Recognized | None]  # by the names of the tensors
     convert: Callable[[Tensors], dict[str, Tensor]]  # to our names; CheckpointError where a tensor has no counterpart
-    holds_epoch: bool = False  # its checkpoints say which epoch of training has ended, so that a run can resume there
+    holds_epoch: bool = False  # its checkpoints store the last completed epoch, so that training can resume
 
 
 class FileContents(NamedTuple):
-    """A loaded file and what it was loaded from."""
+    """A loaded file and its path."""
 
-    layout: Layout
+    identified: Identified
     payload: Mapping[str, Any]
     path: Path  # of the weights
-    from_directory: bool  # the user named the directory of `path`
+    from_directory: bool  # the user gave the directory of `path`
 
 
 class WeightsModule(Protocol):
-    """Which files hold a family's weights, and what they say."""
+    """How to read the weights of a family from the files of several programs."""
 
     FORMATS: tuple[ForeignFormat, ...]
 
     def is_complete(self, weights: Tensors) -> bool:
-        """Whether these tensors, by our names, are a detector of the family."""
+        """Whether these tensors, with our names, are a detector of the family."""
 
-    def own_names(self, weights: Tensors) -> dict[str, Tensor]:
-        """Our names for those of TAO, which differ for some backbones only."""
+    def native_names(self, weights: Tensors) -> dict[str, Tensor]:
+        """Weights with TAO's names under our names; only some backbones differ."""
 
     def describe(self, file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
         """Fill in `meta` and `notes` of another program's file.
 
         Args:
-            given: fields of `model` that the user gave; they decide where the file leaves a choice.
+            given: fields of `model` that the user set; they decide what the file leaves open.
         """
 
     def summary(self, model: Mapping[str, Any], classes: int) -> str:
-        """The architecture in a line."""
+        """One line about the architecture, for the log."""
 
     def read_backbone(self, source: str, model: Any) -> dict[str, Tensor]:
         """The backbone's tensors for `model.pretrained_backbone_path`, from a file or from timm."""
@@ -72,6 +72,6 @@ def weights_of(family: Family) -> WeightsModule:
 
 
 def family_of_tensors(weights: Tensors) -> Family:
-    """The family of a detector's tensors by our names; the default one where no family knows them."""
+    """The family of a detector's tensors with our names; the default family if none recognizes them."""
     known = (family for family in all_families() if weights_of(family).is_complete(weights))
     return next(known, family_named(DEFAULT_FAMILY))

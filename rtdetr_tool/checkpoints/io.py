@@ -1,7 +1,7 @@
-"""Reading and writing weight files: the only `torch.load` and the only save of the package.
+"""Read and write weight files. This is the only module of the package that calls `torch.load` and `torch.save`.
 
-A file of ours is a Lightning checkpoint plus `tao_model: "rtdetr"` and `rtdetr_tool: {version, spec, classes, weights,
-metrics}` (`metadata.py`). Its `state_dict` carries TAO's prefix `model.model.` before the detector's own names.
+Our checkpoints are Lightning checkpoints with `tao_model: "rtdetr"` and `rtdetr_tool: {version, spec, classes, weights,
+metrics}` (`metadata.py`). In their `state_dict` the detector's names have TAO's prefix `model.model.`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.inert import stand_ins
-from rtdetr_tool.checkpoints.layout import TAO_MODEL, TAO_PREFIX, detector_weights
+from rtdetr_tool.checkpoints.identify import TAO_MODEL, TAO_PREFIX, detector_weights
 from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
+from rtdetr_tool.checkpoints.safe_unpickle import known_settings_allowed
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing
+from rtdetr_tool.messages import first_line, first_of
 
 _REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global|class|instantiate) [`'\"]?([\w.]+\.[\w.]+)")
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path:
-    """Write so that `path` holds either its old content or the whole new one, also after a crash or a power cut.
+    """Write atomically: `path` has either its old or its complete new content, also after a crash or a power failure.
 
-    On failure the old file stays as it was and no temporary file is left behind.
+    On failure the old file is unchanged and no temporary file remains.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path
 
 
 def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike) -> Path:
-    """A checkpoint of ours with weights (by our names) and metadata only; `.safetensors` or, else, PyTorch's format."""
+    """Write weights (with our names) and metadata only, as safetensors or, for other suffixes, in PyTorch's format."""
     path = Path(path)
     remove_unfinished(path)
     if path.suffix != ".safetensors":
@@ -58,9 +59,9 @@ def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: 
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a `.pth`, `.pt`, `.ckpt` or `.safetensors` file to the CPU; nothing in it can run code.
+    """Read a `.pth`, `.pt`, `.ckpt` or `.safetensors` file to the CPU without running code from it.
 
-    A safetensors file gives `{"state_dict": ..., "rtdetr_tool": ...}` like the others (the second from its header).
+    Safetensors files return `{"state_dict": ..., "rtdetr_tool": ...}` like the others; the metadata is in their header.
     """
     path = Path(path)
     _check_readable(path)
@@ -68,16 +69,16 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     check_content(payload, path)
     if not isinstance(payload, Mapping):
         raise CheckpointError(
-            f"{path} holds {_article(type(payload).__name__)} instead of a dictionary of weights; "
-            "save `model.state_dict()`, not the model itself."
+            f"{path} contains {_article(type(payload).__name__)}; expected a dictionary of weights. "
+            "Save `model.state_dict()`, not the model itself."
         )
     return dict(payload)
 
 
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The detector's weights by our own names, and our metadata (None for a file that is not ours).
+    """The detector's weights under our names, and our metadata (None for files of other programs).
 
-    Takes every detector that `layout.identify` knows; `detector_file.read_detector` says more about those of others.
+    Accepts every format that `identify.identify` knows. `detector_file.read_detector` also describes the architecture.
     """
     payload = load_checkpoint(path)
     meta = payload.get(KEY)
@@ -86,32 +87,32 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 
 def _check_readable(path: Path) -> None:
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; a checkpoint file is expected.")
+        raise CheckpointError(f"{path} is a directory; expected a checkpoint file.")
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
     if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}.{_neighbours(path)}")
+        raise CheckpointError(f"{path} does not exist.{_weight_files_nearby(path)}")
     if not path.is_file():
-        raise CheckpointError(f"{path} is a pipe, socket or device; a checkpoint file is expected.")
+        raise CheckpointError(f"{path} is a pipe, socket or device; expected a checkpoint file.")
     if not os.access(path, os.R_OK):
         raise CheckpointError(f"{path} cannot be read (permission denied).")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): an interrupted copy or download?")
+        raise CheckpointError(f"{path} is empty (0 bytes), maybe after an interrupted copy or download.")
 
 
-def _neighbours(path: Path) -> str:
-    """Names what weight files the same folder does hold."""
+def _weight_files_nearby(path: Path) -> str:
+    """The weight files in the folder of a missing file, for its message."""
     folder = path.parent
     if not folder.is_dir():
         return f" The folder {folder} does not exist either."
-    found = sorted(file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
-    return f" {folder} holds: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}." if found else ""
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
+    return f" The weight files in {folder} are {first_of(files)}." if files else ""
 
 
 def _read_pickle(path: Path) -> Any:
     check_archive(path)
     try:
-        with stand_ins(path):
+        with known_settings_allowed(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
@@ -133,22 +134,22 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _explain(path: Path, error: Exception) -> str:
-    """Turn torch's loading errors into what happened to this file."""
+    """Explain a loading error of torch in terms of the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4)
     if head == _ZIP_MAGIC and not zipfile.is_zipfile(path):
-        return f"{path} is cut short or damaged ({size} bytes; its end is missing): an interrupted copy or download?"
+        return f"{path} is truncated or corrupted ({size} bytes), maybe by an interrupted copy or download."
     text = str(error)
     refused = _REFUSED_GLOBAL.search(text)
     if isinstance(error, pickle.UnpicklingError) and refused and "weights" in text.lower():
         return (
-            f"{path} was refused: besides weights it asks Python to use {refused.group(1)!r}, which can run code. "
-            "Nothing of it was executed. Ask for a file with weights only (a state dict, or .safetensors)."
+            f"{path} was refused, because loading it would use {refused.group(1)!r}, which can run code. "
+            "Nothing was executed. Use a file with weights only (a state dict or .safetensors)."
         )
     if head == _ZIP_MAGIC:
-        return f"{path} is damaged or is no PyTorch checkpoint ({size} bytes): {_first_line(text)}"
-    return f"{path} is not a PyTorch checkpoint ({size} bytes, starts with {head!r}), or it is cut short."
+        return f"{path} is corrupted or not a PyTorch checkpoint ({size} bytes): {first_line(error)}"
+    return f"{path} is not a valid PyTorch checkpoint ({size} bytes, starts with {head!r}), or it is truncated."
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -159,18 +160,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
             header = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or it is damaged: {_first_line(str(error))}") from error
+        raise CheckpointError(f"{path} is not a valid safetensors file: {first_line(error)}") from error
     payload: dict[str, Any] = {"state_dict": weights}
     if KEY in header:
         try:
             payload[KEY] = parse_json(header[KEY])
         except ValueError as error:
-            raise CheckpointError(f"The header of {path} is damaged: {error}") from error
+            raise CheckpointError(f"{path} has an invalid header: {error}") from error
     return payload
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:200] if text.strip() else "no reason given"
 
 
 def _article(noun: str) -> str:

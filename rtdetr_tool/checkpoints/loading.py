@@ -1,4 +1,4 @@
-"""Putting weights into a detector, never silently: every tensor is loaded, or named with the reason why not."""
+"""Load weights into a module and report every tensor that was not loaded, with the reason."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rtdetr_tool.checkpoints.class_rows import (
     ClassRows,
     is_class_tensor,
     is_score_head,
-    some,
     with_class_rows,
 )
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.messages import first_of
 
 _SMALLEST_SHARE = 0.5
 
 
 @runtime_checkable
-class TakesFrozen(Protocol):
-    """A module with frozen weights outside of its state dict."""
+class HasFrozenWeights(Protocol):
+    """A module with frozen weights that are not in its state dict."""
 
-    def take_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Load these weights, if the file has them, and return the others."""
+    def load_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Load the frozen weights if the file has them, and return the remaining ones."""
 
 
 @runtime_checkable
-class Fits(Protocol):
-    """A module with tensors of a free size, such as position embeddings."""
+class HasResizableWeights(Protocol):
+    """A module with tensors whose size may differ, such as position embeddings."""
 
-    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights with such tensors resized to the module's."""
+    def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with such tensors resized to the module's size."""
 
 
 @dataclass
@@ -44,15 +44,15 @@ class LoadReport:
 
     source: str
     loaded: list[str] = field(default_factory=list)
-    reinitialised: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)  # (file, module)
+    reinitialized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)  # (file, module)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
-    class_rows: ClassRows | None = None  # where classes have been matched by name
+    class_rows: ClassRows | None = None  # if classes were matched by name
 
     @property
     def total(self) -> int:
-        """Tensors that the module has and that matter (not the counters of batch norms)."""
-        return len(self.loaded) + len(self.reinitialised) + len(self.missing)
+        """The number of tensors of the module, except counters of batch norms."""
+        return len(self.loaded) + len(self.reinitialized) + len(self.missing)
 
     @property
     def share(self) -> float:
@@ -61,37 +61,37 @@ class LoadReport:
     @property
     def complete(self) -> bool:
         matched = self.class_rows is None or self.class_rows.complete
-        return matched and not (self.reinitialised or self.missing or self.unused)
+        return matched and not (self.reinitialized or self.missing or self.unused)
 
     @property
     def class_counts(self) -> tuple[int, int] | None:
-        """Classes of (file, module) where they differ."""
-        for name, (in_file, in_module) in self.reinitialised.items():
+        """Classes of (file, module) if they differ."""
+        for name, (in_file, in_module) in self.reinitialized.items():
             if is_score_head(name) and in_file[0] != in_module[0] and in_file[1:] == in_module[1:]:
                 return in_file[0], in_module[0]
         return None
 
     def summary(self) -> str:
-        """One line, then one per group of tensors that did not fit."""
+        """One line, then one per group of tensors that were not loaded."""
         lines = [f"Loaded {len(self.loaded)} of {self.total} tensors from {self.source}."]
         if self.class_rows is not None:
             lines += self.class_rows.lines(self.source)
         elif classes := self.class_counts:
             lines.append(
-                f"The file has {classes[0]} classes, the model {classes[1]} (dataset.num_classes): its class heads "
-                "start from their initial values."
+                f"The file has {classes[0]} classes, but the model {classes[1]} (dataset.num_classes); the class heads "
+                "keep their initial values."
             )
         shapes = [
             f"{name} (file {list(in_file)}, model {list(in_module)})"
-            for name, (in_file, in_module) in self.reinitialised.items()
-            if self.class_rows is None or self.class_rows.any_taken or not is_class_tensor(name)
+            for name, (in_file, in_module) in self.reinitialized.items()
+            if self.class_rows is None or self.class_rows.any_copied or not is_class_tensor(name)
         ]
         if shapes:
-            lines.append(f"Another shape, left at their initial values: {some(shapes)}.")
+            lines.append(f"Not loaded because of another shape: {first_of(shapes, 8)}.")
         if self.missing:
-            lines.append(f"Not in the file, left at their initial values: {some(self.missing)}.")
+            lines.append(f"Not in the file, keeping initial values: {first_of(self.missing, 8)}.")
         if self.unused:
-            lines.append(f"In the file but not in the model: {some(self.unused)}.")
+            lines.append(f"In the file but not in the model: {first_of(self.unused, 8)}.")
         return "\n".join(lines)
 
 
@@ -105,23 +105,25 @@ def load_into(
     classes: Classes | None = None,
     file_classes: Classes = (),
 ) -> LoadReport:
-    """Copy tensors by name. `strict` (evaluate, inference, resume) takes nothing but a complete fit.
+    """Copy tensors by name. With `strict` (evaluate, inference, resume) all of them must match.
 
-    Otherwise (a pretrained model) tensors of another shape keep their initial values and the report says so;
-    when less than half of the module's tensors fit, it is another model and an error. A module that keeps frozen
-    weights outside of its state dict (`take_frozen`) takes those from the file first.
+    Otherwise (pretrained weights) tensors of another shape keep their initial values, which the report lists. If less
+    than half of the module's tensors match, the weights belong to another model, which is an error. Frozen weights
+    that are not in the state dict (`HasFrozenWeights`) are loaded first, and tensors of variable size
+    (`HasResizableWeights`) are resized.
 
-    A module with `fitted` first brings tensors whose size is free, such as position embeddings, to its own.
+    Shapes that only differ by axes of length 1 (a linear layer and a 1x1 convolution) count as equal.
 
-    Tensors that differ by axes of length 1 only (a linear layer against a 1x1 convolution) have the same shape.
+    With `classes` (those of the module), rows of class tensors are matched to the names in `file_classes` (see
+    `class_rows`). Without, they are copied by position, for weights that define the classes themselves.
 
-    With `classes`, those of the module, rows of class tensors go by the names of `file_classes` (see `class_rows`).
-    Without, they go by position: that is for weights that bring their classes with them.
+    Raises:
+        CheckpointError: not all tensors match with `strict`, or less than half otherwise.
     """
-    if isinstance(module, TakesFrozen):
-        state_dict = module.take_frozen(state_dict, source)
-    if isinstance(module, Fits):
-        state_dict = module.fitted(state_dict)
+    if isinstance(module, HasFrozenWeights):
+        state_dict = module.load_frozen(state_dict, source)
+    if isinstance(module, HasResizableWeights):
+        state_dict = module.resize_weights(state_dict)
     own = module.state_dict()
     report, arranged = LoadReport(source), state_dict
     if classes is not None:
@@ -131,16 +133,16 @@ def load_into(
             if not name.endswith("num_batches_tracked"):  # frozen batch norms have none; it has no effect on results
                 report.missing.append(name)
         elif name not in arranged or _essential(arranged[name]) != _essential(tensor):
-            report.reinitialised[name] = (tuple(state_dict[name].shape), tuple(tensor.shape))
+            report.reinitialized[name] = (tuple(state_dict[name].shape), tuple(tensor.shape))
         else:
             report.loaded.append(name)
     report.unused = [name for name in state_dict if name not in own and not name.endswith("num_batches_tracked")]
     if strict and not report.complete:
-        raise CheckpointError(f"{source} does not fit this {what}{_class_hint(report)}.\n{report.summary()}")
+        raise CheckpointError(f"{source} does not match this {what}{_class_hint(report)}.\n{report.summary()}")
     if report.share < _SMALLEST_SHARE:
         raise CheckpointError(
-            f"{source} is not the weights of this {what}: only {len(report.loaded)} of {report.total} tensors fit "
-            f"(at least half must).\n{report.summary()}"
+            f"{source} does not have the weights of this {what}: only {len(report.loaded)} of {report.total} tensors "
+            f"match; expected at least half.\n{report.summary()}"
         )
     with torch.no_grad():
         for name in report.loaded:
@@ -153,6 +155,6 @@ def _essential(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _class_hint(report: LoadReport) -> str:
-    """Say it in words when only the number of classes differs."""
+    """An explanation if the number of classes differs."""
     counts = report.class_counts
-    return f": the file has {counts[0]} classes, the model {counts[1]} (dataset.num_classes)" if counts else ""
+    return f": the file has {counts[0]} classes, but the model {counts[1]} (dataset.num_classes)" if counts else ""

@@ -1,4 +1,4 @@
-"""Weights by their published name: where they are kept, how they get there, and what their licence asks."""
+"""Published weights by name: the download cache and the check of their licenses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, RESTRICTED, PublishedWeights
-from rtdetr_tool.checkpoints.download import download, md5_of, shown
+from rtdetr_tool.checkpoints.download import download, md5_of, public_url
 from rtdetr_tool.errors import CheckpointError, DownloadError
 
 logger = logging.getLogger(__name__)
@@ -16,23 +16,23 @@ _SUFFIXES = ("", ".pth", ".pt")
 
 
 def published(name: str | os.PathLike) -> PublishedWeights | None:
-    """The row of a published name (`rf-detr-nano` or `rf-detr-nano.pth`, without a folder), else None."""
+    """The entry of a published name (`rf-detr-nano` or `rf-detr-nano.pth`, without a folder), or None."""
     text = os.fspath(name)
     return next((PUBLISHED_WEIGHTS[text + end] for end in _SUFFIXES if text + end in PUBLISHED_WEIGHTS), None)
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights lie: `$RF_HOME`, else `rtdetr` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder of downloaded weights: `$RF_HOME`, or else `rtdetr` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if os.environ.get("RF_HOME"):
         return Path(os.environ["RF_HOME"]).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rtdetr"
 
 
 def weights_path(name: str | os.PathLike) -> Path:
-    """The file that `name` stands for: itself, or that of a published name in the cache, downloaded when missing.
+    """The path `name` itself, or for a published name the path in the cache, after a download if it is missing.
 
     Raises:
-        CheckpointError: a published file cannot be had, or is not the published one. It says what to put where.
+        CheckpointError: the published file cannot be downloaded, or the cached one has another hash.
     """
     row = published(name)
     if row is None or Path(name).exists():
@@ -40,45 +40,45 @@ def weights_path(name: str | os.PathLike) -> Path:
     path = cache_folder() / row.file
     if not path.exists():
         _get(row, path)
-    elif row.md5 is not None and (found := md5_of(path)) != row.md5:
+    elif row.md5 is not None and (actual := md5_of(path)) != row.md5:
         raise CheckpointError(
-            f"{path} is not the published {row.file}: its MD5 is {found}, published is {row.md5}. Delete it to have it "
-            "downloaded again; weights of your own go by their path."
+            f"{path} is not the published {row.file}: its MD5 is {actual}; expected {row.md5}. Delete it to download "
+            "it again. For other weights, give the path of their file."
         )
     return path
 
 
-def check_licence(source: str, licence: str, accepted: bool) -> None:
-    """Say what licence weights are under; CheckpointError when it must be accepted and is not."""
-    if licence not in RESTRICTED:
-        logger.info("%s: weights as published are under %s", source, licence)
+def check_license(source: str, license: str, accepted: bool) -> None:
+    """Log the license of weights; CheckpointError if it must be accepted and is not."""
+    if license not in RESTRICTED:
+        logger.info("%s: published under %s", source, license)
         return
     if not accepted:
         raise CheckpointError(
-            f"{source}: weights of this variant are published under {RESTRICTED[licence].title} ({licence}), which "
-            f"restricts their use. Read it; if you accept it, set {_acceptance(licence)}."
+            f"{source}: published under {RESTRICTED[license].title} ({license}), which restricts its use. To accept "
+            f"this license, set {_acceptance(license)}."
         )
-    title, field = RESTRICTED[licence]
-    logger.warning("%s: under %s (%s), accepted with %s", source, title, licence, field.rpartition(".")[2])
+    title, field = RESTRICTED[license]
+    logger.warning("%s: published under %s (%s), accepted with %s", source, title, license, field.rpartition(".")[2])
 
 
-def _acceptance(licence: str) -> str:
-    field = RESTRICTED[licence].accepted_by
+def _acceptance(license: str) -> str:
+    field = RESTRICTED[license].accepted_by
     return f"{field}=true (in Python: {field.rpartition('.')[2]}=True)"
 
 
 def _get(row: PublishedWeights, path: Path) -> None:
     if row.url is None:
         raise CheckpointError(
-            f"{row.file} is published under {RESTRICTED[row.licence].title} ({row.licence}) and is not downloaded by "
-            f"this tool. Where you have it under that licence, put it at {path}, or give its path, and set "
-            f"{_acceptance(row.licence)}."
+            f"{row.file} cannot be downloaded automatically, because it is published under "
+            f"{RESTRICTED[row.license].title} ({row.license}). If you have obtained it under that license, save it as "
+            f"{path} or give its path, and set {_acceptance(row.license)}."
         )
-    logger.info("Downloading %s (licence %s) from %s to %s", row.file, row.licence, shown(row.url), path.parent)
+    logger.info("Downloading %s (license %s) from %s to %s", row.file, row.license, public_url(row.url), path.parent)
     try:
         download(row.url, path, md5=row.md5)
     except DownloadError as error:
         raise CheckpointError(
-            f"{row.file} is not here and could not be downloaded: {error}. Without a network, get {row.url} elsewhere "
-            f"and put it at {path} (MD5 {row.md5}); or give the path of a weights file."
+            f"{row.file} is missing and could not be downloaded: {error}. Without a network, download {row.url} "
+            f"elsewhere and save it as {path} (MD5 {row.md5}), or give the path of a weights file."
         ) from error

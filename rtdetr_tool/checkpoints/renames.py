@@ -1,7 +1,7 @@
-"""Renaming tensors by a table, in both directions.
+"""Rename tensors by a table, in both directions.
 
-A table is a sequence of (theirs, ours): starts of names, where `*` is a number that is carried over; what follows the
-start is kept. The first row that fits holds.
+A table is a sequence of (foreign, native) prefixes, in which `*` stands for a number. A prefix is replaced, its numbers
+and the rest of the name are kept. The first matching row applies.
 """
 
 from __future__ import annotations
@@ -12,33 +12,28 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.messages import first_of
 
 Table = Sequence[tuple[str, str]]
 
 
-def to_ours(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our names for theirs.
+def to_native(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Replace the names of another program by ours.
 
     Raises:
-        CheckpointError: naming the tensors that have no counterpart, or two with the same one.
+        CheckpointError: some tensors have no counterpart, or two have the same one; the message lists them.
     """
     return _renamed(state_dict, table)
 
 
-def to_theirs(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Their names for ours; errors as in `to_ours`."""
-    return _renamed(state_dict, [(ours, theirs) for theirs, ours in table])
+def to_foreign(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Replace our names by those of another program; errors as for `to_native`."""
+    return _renamed(state_dict, [(native, foreign) for foreign, native in table])
 
 
 def count(names: Sequence[str] | Mapping[str, Tensor], start: str) -> int:
-    """How many different numbers follow `start`, which ends in a dot: the length of a module list."""
+    """The number of different parts that follow `start`, which ends in a dot: the length of a module list."""
     return len({name[len(start) :].split(".", 1)[0] for name in names if name.startswith(start)})
-
-
-def listing(names: Sequence[str], limit: int = 8) -> str:
-    """The first names and how many there are besides."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def _renamed(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
@@ -46,21 +41,21 @@ def _renamed(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state_dict.items():
-        new = _first_fit(name, rules)
+        new = _first_match(name, rules)
         if new is None:
             unknown.append(name)
         elif new in renamed:
-            raise CheckpointError(f"two tensors stand for {new}")
+            raise CheckpointError(f"two tensors map to {new}")
         else:
             renamed[new] = tensor
     if unknown:
-        raise CheckpointError(f"no counterpart is known for {listing(unknown)}")
+        raise CheckpointError(f"unknown tensors {first_of(unknown, 8)}")
     return renamed
 
 
-def _first_fit(name: str, rules: list[tuple[re.Pattern, list[str]]]) -> str | None:
+def _first_match(name: str, rules: list[tuple[re.Pattern, list[str]]]) -> str | None:
     for pattern, pieces in rules:
-        if found := pattern.match(name):
-            numbers = (*found.groups(), "")
-            return "".join(piece + number for piece, number in zip(pieces, numbers, strict=True)) + name[found.end() :]
+        if match := pattern.match(name):
+            numbers = (*match.groups(), "")
+            return "".join(piece + number for piece, number in zip(pieces, numbers, strict=True)) + name[match.end() :]
     return None

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 
-from rtdetr_tool.checkpoints.recorded import value_at
+from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.runtimes.open import OpenedDetector, open_detector

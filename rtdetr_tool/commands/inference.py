@@ -31,7 +31,7 @@ def run(loaded: LoadedSpec) -> None:
     class_map = settle_classes(runtime.class_map, spec.dataset)
     unknown = sorted(set(colors) - set(class_map.categories.values()))
     if unknown:
-        logger.warning("inference.color_map names %s, which is not a class: nothing is drawn in its colour", unknown)
+        logger.warning("inference.color_map names %s, which is not a class: nothing is drawn in its color", unknown)
     dataset = build_inference_dataset(spec.dataset)
     writer = Writer(Path(section.results_dir), section, class_map, colors, dataset)
     loader, times = detecting.loader(dataset), LoopTimes()

@@ -39,7 +39,7 @@ def show_kept(precision: str, graph: PrecisionGraph) -> None:
     for node in graph.kept:
         reasons.setdefault(f"{node.precision}: {kind_of(node.reason)}", []).append(node)
     counts = f"{graph.converted} nodes in FP16, {len(graph.kept)} kept higher"
-    eight = f"{graph.quantised} nodes in INT8, " if precision == "INT8" else ""
+    eight = f"{graph.quantized} nodes in INT8, " if precision == "INT8" else ""
     table = Table("kept in, because of", title=f"{precision}: {eight}{counts}")
     table.add_column("nodes", justify="right")
     table.add_column("largest value", justify="right")

@@ -3,7 +3,7 @@
 Outputs cannot be compared element by element: two tokens whose scores differ by rounding alone change places in the
 query selection, and all that follows is permuted. So detections are compared as sets. Where the tie lies at the end of
 the selection, another token is selected and all queries, which attend to each other, change a little: such a picture
-says nothing about the graph and is left out. It is recognised by torch alone: noise below a grey level changes its
+says nothing about the graph and is left out. It is recognised by torch alone: noise below a gray level changes its
 detections too (noise of the size of rounding would not do: it averages out over the pixels, rounding does not).
 
 Shape legend: B batch, Q queries, C classes, K detections of an image.
@@ -23,7 +23,7 @@ from rtdetr_tool.ops.structures import Predictions
 
 COMPARED = 100  # best detections of an image that must be found again
 CANDIDATES = 3 * COMPARED  # among which they are looked for, so that ties at the cut do not count
-NOISE, ATTEMPTS = 1e-3, 8  # change of pixels (0..1), a quarter of a grey level, and how often it is tried
+NOISE, ATTEMPTS = 1e-3, 8  # change of pixels (0..1), a quarter of a gray level, and how often it is tried
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def compare_on(
 
 
 def is_ambiguous(image: Tensor, run: Callable[[Tensor], Predictions], found: Predictions, tolerance: float) -> bool:
-    """Whether noise below a grey level on an image [3, H, W] changes what `run` finds by more than `tolerance`."""
+    """Whether noise below a gray level on an image [3, H, W] changes what `run` finds by more than `tolerance`."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(ATTEMPTS):
         noise = NOISE * torch.randn(image.shape, generator=generator).to(image)

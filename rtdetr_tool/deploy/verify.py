@@ -94,11 +94,11 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
         if difference.mask:
             logger.info("  largest difference of a pixel's probability in a mask %.1e", difference.mask)
         if difference.ambiguous:
-            logger.info("  %d more are left out: noise below a grey level changes them", difference.ambiguous)
+            logger.info("  %d more are left out: noise below a gray level changes them", difference.ambiguous)
     wrong = [difference for difference in found if not difference.within(tolerance)]
     if any(difference.images == 0 for difference in wrong):
         raise RtdetrError(
-            f"{name} was not written: it differs from torch, and on every picture compared noise below a grey level "
+            f"{name} was not written: it differs from torch, and on every picture compared noise below a gray level "
             f"changes what torch finds by more than export.tolerance ({tolerance:.1e})"
         )
     if wrong:

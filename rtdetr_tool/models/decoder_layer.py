@@ -105,8 +105,8 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
         offsets = self.sampling_offsets(query).float().view(*spread, 2)
         weights = F.softmax(self.attention_weights(query).float().view(spread), dim=-1)
-        centre, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
-        locations = centre + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
+        center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
+        locations = center + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
         return self.output_proj(deformable_sample(value, shapes, locations, weights, self.points, self.discrete))
 
 

@@ -1,7 +1,7 @@
 """Which spec holds for a file: the user's where the user says something, the file's elsewhere.
 
-The user may not contradict what a file records (`checkpoints.recorded`). What a file does not record is assumed, and
-the log says what.
+The user may not contradict what a file records (`checkpoints.recorded_fields`). What a file does not record is assumed,
+and the log says what.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rtdetr_tool.artifacts.description import NORMALISATION
 from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.checkpoints.metadata import ADVICE, KEY, check_against, checked_metadata, without_paths
-from rtdetr_tool.checkpoints.recorded import REFUSED, WARNED, names_in, other_values, value_at
+from rtdetr_tool.checkpoints.recorded_fields import REFUSED, WARNED, names_in, other_values, value_at
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_of

@@ -78,7 +78,7 @@ class ExportSpec:
     layout: str = field(
         "tao",
         "Names of inputs and outputs, and pixels. tao: inputs (RGB 0..1) -> pred_logits, pred_boxes; rfdetr: input "
-        "(normalised by ImageNet's mean and deviation) -> dets, labels, as RF-DETR's own export.",
+        "(normalized by ImageNet's mean and deviation) -> dets, labels, as RF-DETR's own export.",
         options=tuple(LAYOUTS),
         origin="ours",
     )

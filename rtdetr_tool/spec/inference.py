@@ -25,7 +25,7 @@ class InferenceSpec:
     )
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
     color_map: dict[str, str] | None = field(
-        None, "Class name to box colour (name or #rrggbb); classes left out get a colour of their own."
+        None, "Class name to box color (name or #rrggbb); classes left out get a color of their own."
     )
     conf_threshold: float = field(0.5, "Smallest score that is drawn and written.", min=0.0, max=1.0)
     is_internal: bool = field(False, "One output folder per image sequence, boxes drawn without text.")

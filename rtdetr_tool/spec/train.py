@@ -64,7 +64,7 @@ class OptimSpec:
     lr: float = field(1e-4, "Learning rate of everything but the backbone.", above=0.0, automl=True)
     lr_backbone: float = field(1e-5, "Learning rate of the backbone.", above=0.0, automl=True)
     momentum: float = field(0.9, "SGD: momentum. AdamW: beta1.", above=0.0, max=1.0, automl=True)
-    weight_decay: float = field(1e-4, "Weight decay; biases and normalisation weights have none.", min=0.0, automl=True)
+    weight_decay: float = field(1e-4, "Weight decay; biases and normalization weights have none.", min=0.0, automl=True)
     lr_scheduler: str = field(
         "MultiStep",
         "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs. Cosine: fall "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.checkpoints.class_rows import Classes
-from rtdetr_tool.checkpoints.layout import TAO_MODEL
+from rtdetr_tool.checkpoints.identify import TAO_MODEL
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float

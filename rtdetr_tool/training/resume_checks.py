@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.checkpoints.metadata import KEY, check_against, section_of
-from rtdetr_tool.checkpoints.recorded import value_at
+from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict

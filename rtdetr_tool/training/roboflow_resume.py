@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.family_weights import weights_of
+from rtdetr_tool.checkpoints.identify import TAO_MODEL, TAO_PREFIX, state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
-from rtdetr_tool.checkpoints.layout import TAO_MODEL, TAO_PREFIX, state_dict_of
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import all_families

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.checkpoints.class_rows import Classes, some, with_class_rows
+from rtdetr_tool.checkpoints.class_rows import Classes, with_class_rows
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.losses.distillation import Outputs
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import DistillSpec
@@ -132,8 +133,8 @@ def copy_teacher_weights(
             targets[name].copy_(arranged[name])
     lines = [f"Copied {len(copied)} of {len(targets)} tensors of encoder and decoder from the teacher."]
     lines += rows.lines("the teacher") if rows else []
-    lines += [f"Different shape in the teacher: {some(other_shape)}."] if other_shape else []
-    lines += [f"Not in the teacher: {some(missing)}."] if missing else []
+    lines += [f"Different shape in the teacher: {first_of(other_shape, 8)}."] if other_shape else []
+    lines += [f"Not in the teacher: {first_of(missing, 8)}."] if missing else []
     logger.log(logging.INFO if rows is None or rows.complete else logging.WARNING, "%s", " ".join(lines))
 
 

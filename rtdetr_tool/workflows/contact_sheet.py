@@ -16,7 +16,7 @@ from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.visualize import draw_boxes, palette_color
 
 SIDE = 480  # pixels of the longer side of a picture on the page
-MENDED = (255, 0, 0)  # colour of a box that was clipped or dropped, as it was labelled
+MENDED = (255, 0, 0)  # color of a box that was clipped or dropped, as it was labeled
 
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff; }
@@ -77,7 +77,7 @@ def _picture(suspect: Suspect, class_map: ClassMap | None) -> bytes:
     boxes, colors = record.boxes.tolist(), [palette_color(label) for label in labels]
     names = [class_map.name_of(label) if class_map else str(label) for label in labels]
     if suspect.original is not None:
-        boxes, colors, names = [*boxes, suspect.original], [*colors, MENDED], [*names, "as labelled"]
+        boxes, colors, names = [*boxes, suspect.original], [*colors, MENDED], [*names, "as labeled"]
     small = [[value * by for value, by in zip(box, scale, strict=True)] for box in boxes]
     buffer = io.BytesIO()
     draw_boxes(picture, small, colors, names, 2).save(buffer, "JPEG", quality=80)

@@ -2,7 +2,7 @@
 
 Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results,
 with the list of images beside them in `images.json`, which also names files that are not images and images that could
-not be read). A model with masks colours them and writes them as run lengths.
+not be read). A model with masks colors them and writes them as run lengths.
 """
 
 from __future__ import annotations

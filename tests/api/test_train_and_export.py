@@ -149,15 +149,15 @@ def test_training_with_the_classes_in_another_order_keeps_the_rows_of_each(train
                    multi_scale=False)  # fmt: skip
     assert detector.class_names == ["ape", "dog", "cat"]
     assert torch.allclose(detector.network.decoder.enc_score_head.weight[[2, 1]], before, atol=1e-6)
-    assert "Class rows were copied by name for 2 classes: dog, cat." in caplog.text
-    assert "New classes, which start from their initial values: ape." in caplog.text
+    assert "Copied the class rows of 2 classes by name: dog, cat." in caplog.text
+    assert "New classes, which keep their initial values: ape." in caplog.text
 
 
 def test_random_class_heads_are_not_reported_as_copied(sample, tmp_path, caplog):
     detector = RTDETR("resnet_18", num_classes=2, device="cpu", **SMALL_RTDETR)
     detector.train(**sample.keywords, epochs=1, device="cpu", wandb=False, output_dir=tmp_path, multi_scale=False,
                    **{"train.is_dry_run": True})  # fmt: skip
-    assert "Class rows" not in caplog.text
+    assert "class rows" not in caplog.text
 
 
 def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(trained, sample):
@@ -182,7 +182,7 @@ def test_rfdetr_trains_with_one_logit_for_no_class(sample, tmp_path):
     with pytest.raises(UserError, match="is a RFDETRNano, not a RFDETRSmall"):
         RFDETRSmall.from_checkpoint(result.latest_path)
     assert RFDETRNano.from_checkpoint(result.latest_path, num_classes=5).spec.dataset.num_classes == 6
-    with pytest.raises(CheckpointError, match="dec_layers is 3 in the spec, 1 in the checkpoint"):
+    with pytest.raises(CheckpointError, match="dec_layers is 3 in the spec, but 1 in the checkpoint"):
         Detector.from_checkpoint(result.latest_path, dec_layers=3)
 
 
@@ -267,7 +267,7 @@ def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
         (lambda: RFDETRNano(pretrain_weights=None, layers=3), "RFDETRNano has no keyword layers"),
         (lambda: RTDETR("resnet_18", device="cuda:99"), "device: 'cuda:99' cannot be used here"),
         (lambda: RTDETR("resnet_18", device="mps"), r"device: 'mps' cannot be used here \(.{1,200}\); allowed"),
-        (lambda: RFDETRNano("no/such.pth"), "There is no checkpoint at no/such.pth"),
+        (lambda: RFDETRNano("no/such.pth"), "no/such.pth does not exist"),
         (lambda: Detector.from_checkpoint("no/such.onnx"), "There is no ONNX file at no/such.onnx"),
     ],
 )

@@ -99,7 +99,7 @@ def test_scores_and_optimized_predictions_follow_the_weights(rtdetr, sample):
 
 def test_scores_are_of_images_as_the_detector_was_trained(rtdetr, sample):
     data = {"test_data_sources": sample.source, "num_workers": 0}
-    with pytest.raises(CheckpointError, match="preserve_aspect_ratio is True in the spec, False in the checkpoint"):
+    with pytest.raises(CheckpointError, match="preserve_aspect_ratio is True in the spec, but False in the checkpoint"):
         rtdetr.evaluate(**data, preserve_aspect_ratio=True)
     assert rtdetr.evaluate(**data, preserve_aspect_ratio=False).stats == rtdetr.evaluate(**data).stats
 

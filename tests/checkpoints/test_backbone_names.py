@@ -8,9 +8,9 @@ import torch
 import torchvision
 
 from rtdetr_tool.catalog import BACKBONES
-from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER, NAMINGS, own_backbone_names
+from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER, NAMINGS, native_backbone_names
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.checkpoints.renames import to_theirs
+from rtdetr_tool.checkpoints.renames import to_foreign
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr.weights import backbone_weights
 from rtdetr_tool.models.build import build_backbone
@@ -39,11 +39,11 @@ def load(name: str, payload: dict):
 def test_the_names_of_a_family_come_back_whole(name, family):
     with torch.device("meta"):
         own = build_backbone(ModelSpec(backbone=name)).state_dict()
-    theirs = to_theirs(own, family.table)
+    theirs = to_foreign(own, family.table)
     assert not any(key in own for key in theirs if not key.startswith(("norm", "conv_")))
     assert any(key.startswith(family.marker) for key in theirs)
     extra = {"head.weight": torch.ones(1), **({"norm.weight": torch.ones(1)} if family is FACEBOOK else {})}
-    assert set(own_backbone_names({**theirs, **extra})) == set(own)
+    assert set(native_backbone_names({**theirs, **extra})) == set(own)
 
 
 def test_the_class_token_of_fan_is_left_out():
@@ -57,7 +57,7 @@ def test_the_class_token_of_fan_is_left_out():
         "cls_attn_blocks.1.gamma2",
         "head.bias",
     ]
-    kept = own_backbone_names({name: torch.ones(1) for name in names})
+    kept = native_backbone_names({name: torch.ones(1) for name in names})
     assert set(kept) == {"patch_embed.backbone.stem.0.weight", "cls_attn_blocks.1.gamma1"}
 
 
@@ -76,7 +76,7 @@ def test_torchvisions_convnext_gives_torchvisions_maps():
             parameter.uniform_(0.5, 1.0)
     ours, report = load("convnext_tiny", theirs.state_dict())
     assert report.missing == [f"conv_{w}.{part}" for w in (512, 1024, 2048) for part in ("weight", "bias")]
-    assert not report.unused and not report.reinitialised
+    assert not report.unused and not report.reinitialized
     images = torch.rand(1, 3, 64, 64)
     expected, found = theirs.features(images), []
     ours.stages[-1].register_forward_hook(lambda *arguments: found.append(arguments[-1]))
@@ -97,7 +97,7 @@ def test_torchvisions_resnets_load_completely(name):
 def test_timms_files_load_completely_but_for_taos_norms(name):
     theirs = timm.create_model(BACKBONES[name].timm_name)
     _, report = load(name, {"state_dict": theirs.state_dict()})
-    assert not report.reinitialised and not [n for n in report.missing if not n.startswith("norm")]
+    assert not report.reinitialized and not [n for n in report.missing if not n.startswith("norm")]
     assert not report.unused
 
 

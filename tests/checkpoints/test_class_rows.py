@@ -52,18 +52,18 @@ def test_each_class_gets_the_row_of_its_name(own, stored, expected):
 
 def test_the_account_names_what_was_kept_started_and_dropped():
     text = "\n".join(rows(classes("d", "c", "a"), classes("a", "b", "c")).lines("old.pth"))
-    assert "copied by name for 2 classes: c, a." in text
-    assert "start from their initial values: d." in text
-    assert "Classes of old.pth that the data does not have, dropped: b." in text
+    assert "Copied the class rows of 2 classes by name: c, a." in text
+    assert "keep their initial values: d." in text
+    assert "Dropped classes of old.pth that the dataset does not have: b." in text
     unknown = rows(classes("x"), classes("a")).lines("old.pth")
-    assert "No class of old.pth has the name of a class in the data" in unknown[0]
+    assert "old.pth has no class of the dataset" in unknown[0]
 
 
 def test_names_that_differ_in_case_or_spaces_are_different_classes_and_pointed_out():
     match = rows(classes("Red Car", "dog"), classes("redcar", "dog "))
     assert match.rows == [None, None]
     assert match.similar == [("Red Car", "redcar"), ("dog", "dog ")]
-    assert "'Red Car' in the data, 'redcar' in old.pth" in "\n".join(match.lines("old.pth"))
+    assert "'Red Car' in the dataset, 'redcar' in old.pth" in "\n".join(match.lines("old.pth"))
 
 
 def test_rows_without_a_class_take_one_without_a_class():
@@ -78,10 +78,10 @@ def test_rows_without_a_class_take_one_without_a_class():
 def test_without_names_rows_are_copied_by_position_only_where_there_are_as_many():
     equal = rows(classes("a", "b"), [], file_rows=2)
     assert equal.rows == [0, 1] and not equal.complete
-    assert "Class rows were copied by position, because old.pth has no class names" in equal.lines("old.pth")[0]
+    assert "Copied class rows by position, because old.pth has no class names" in equal.lines("old.pth")[0]
     other = rows(classes("a", "b"), [], file_rows=3)
     assert other.rows == [None, None] and not other.complete
-    assert "Class rows start from their initial values, because old.pth has no class names" in other.lines("old.pth")[0]
+    assert "class heads keep their initial values, because old.pth has no class names" in other.lines("old.pth")[0]
 
 
 def test_both_published_spellings_of_coco_are_the_same_class():
@@ -133,7 +133,7 @@ def test_a_detector_takes_every_class_tensor_by_name_and_nothing_else_changes(fa
         assert torch.equal(tensor[0], before[name][0]), name
         if len(tensor) > 4:  # padding of the denoising queries, or the row of no class
             assert torch.equal(tensor[4], given[name][3]), name
-    assert not (report.reinitialised or report.missing) and not report.complete  # "d" is new
+    assert not (report.reinitialized or report.missing) and not report.complete  # "d" is new
     assert report.class_rows.new == ["d"]
 
 
@@ -153,4 +153,4 @@ def test_heads_of_which_no_class_is_known_start_anew():
         file_classes=classes("a", "b"),
     )  # fmt: skip
     assert torch.equal(target.decoder.enc_score_head.weight, before)
-    assert len(report.reinitialised) == 7 and "Another shape" not in report.summary()
+    assert len(report.reinitialized) == 7 and "another shape" not in report.summary()

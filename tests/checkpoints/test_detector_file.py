@@ -202,15 +202,15 @@ def test_a_damaged_or_missing_configuration_is_named(transformers_folder, tmp_pa
 
 def test_a_directory_without_weights_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match=r"without model\.safetensors.*notes\.txt"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt.*expected .* with model\.safetensors"):
         read_detector(tmp_path)
 
 
-def test_normalised_pictures_are_pointed_out(transformers_folder, tmp_path):
+def test_normalized_pictures_are_pointed_out(transformers_folder, tmp_path):
     changed(transformers_folder, tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "size": {"longest_edge": 9}}))
     file = read_detector(tmp_path)
-    assert any("normalised" in note for note in file.notes) and any("longest_edge" in note for note in file.notes)
+    assert any("normalized" in note for note in file.notes) and any("longest_edge" in note for note in file.notes)
 
 
 def test_tensors_without_a_counterpart_are_listed(official, tmp_path):
@@ -260,9 +260,9 @@ def test_a_backbone_that_the_tensors_do_not_tell_must_be_given(tmp_path):
     ("names", "found"),
     [
         (["res_layers.0.blocks.0.branch2a.conv.weight"], "an official RT-DETR backbone.*pretrained_backbone_path"),
-        (["model.backbone.conv_encoder.model.x", "model.encoder.y"], "transformers DETR"),
+        (["model.backbone.conv_encoder.model.x", "model.encoder.y"], "a DETR of Hugging Face transformers"),
         (["conv1.weight", "layer1.0.conv1.weight"], "ResNet"),
-        (["vit.embeddings.cls_token", "classifier.weight"], "another program's.*vit.embeddings"),
+        (["vit.embeddings.cls_token", "classifier.weight"], "not a supported detector.*vit.embeddings"),
     ],
 )
 def test_networks_that_are_no_rtdetr_are_named(tmp_path, names, found):

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rtdetr_tool.checkpoints import download as downloads
-from rtdetr_tool.checkpoints.download import download, is_url, read_url, shown
+from rtdetr_tool.checkpoints.download import download, is_url, public_url, read_url
 from rtdetr_tool.errors import DownloadError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -127,13 +127,15 @@ def test_an_address_is_read_also_after_a_redirection(server):
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1/"])
 def test_a_redirection_leaves_http_for_no_other_scheme(server, location):
     server.location = location
-    with pytest.raises(DownloadError, match=f"/to leads to {location.rstrip('/')}.*: only http and https"):
+    with pytest.raises(
+        DownloadError, match=f"/to redirects to {location.rstrip('/')}.*not supported; use http or https"
+    ):
         read(f"{server.url}/to")
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/x.png", "data://text/plain,x"])
 def test_only_http_is_read(url):
-    with pytest.raises(DownloadError, match="only http and https addresses are read"):
+    with pytest.raises(DownloadError, match="not supported; use http or https"):
         read(url)
 
 
@@ -160,13 +162,13 @@ def test_an_address_that_makes_no_sense_is_said_without_its_secrets(server):
 
 
 def test_a_missing_file_is_said_with_the_servers_answer(server):
-    with pytest.raises(DownloadError, match=r"/missing cannot be read: the server answers 404 Not Found"):
+    with pytest.raises(DownloadError, match=r"/missing cannot be read: the server returned 404 Not Found"):
         read(f"{server.url}/missing")
 
 
 @pytest.mark.parametrize("path", ["good", "endless"])
 def test_more_than_allowed_is_not_read(server, path):
-    with pytest.raises(DownloadError, match=f"/{path} has .*0.5 MB"):
+    with pytest.raises(DownloadError, match=f"/{path} is too large; expected at most 0.5 MB"):
         read(f"{server.url}/{path}", max_bytes=500_000)
 
 
@@ -218,7 +220,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 
 
 def test_a_wrong_hash_leaves_no_file(server, tmp_path):
-    with pytest.raises(DownloadError, match=f"is not the published file: its MD5 is {MD5}, published is 0000"):
+    with pytest.raises(DownloadError, match=f"is not the published file: its MD5 is {MD5}; expected 0000"):
         download(f"{server.url}/good", tmp_path / "file.pth", md5="0000")
     assert not (tmp_path / "file.pth").exists()
     assert (tmp_path / ".file.pth.part").stat().st_size == 0
@@ -255,7 +257,7 @@ def test_a_folder_that_cannot_be_written_is_said(server, tmp_path):
 
 
 def test_an_address_is_shown_without_what_may_be_secret():
-    assert shown("https://me:secret@host/a/b?token=1#x") == "https://host/a/b"
+    assert public_url("https://me:secret@host/a/b?token=1#x") == "https://host/a/b"
     assert [is_url(text) for text in ("http://a/b", "file:///a", "a/b.png", r"C:\a", "/a://b")] == [
         True, True, False, False, False,
     ]  # fmt: skip

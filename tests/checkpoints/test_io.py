@@ -76,7 +76,7 @@ def test_a_saved_file_obeys_the_umask(tmp_path):
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     witness, path = tmp_path / "ran", tmp_path / "bad.pth"
     torch.save({"state_dict": DETECTOR, "extra": _RunsCode(witness)}, path)
-    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*Nothing of it was executed"):
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*Nothing was executed"):
         load_checkpoint(path)
     assert not witness.exists()
     torch.load(path, weights_only=False)  # the file is really dangerous: plain loading runs it
@@ -93,7 +93,7 @@ def test_a_bare_pickle_that_would_run_code_is_refused_too(tmp_path):
 
 def test_a_missing_file_is_named_with_what_the_folder_holds(tmp_path):
     save_checkpoint({"epoch": 1}, tmp_path / "model_epoch_000.pth")
-    with pytest.raises(CheckpointError, match=r"no checkpoint at .*nope\.pth.*model_epoch_000\.pth"):
+    with pytest.raises(CheckpointError, match=r"nope\.pth does not exist.*model_epoch_000\.pth"):
         load_checkpoint(tmp_path / "nope.pth")
 
 
@@ -119,7 +119,7 @@ def test_a_truncated_file_is_called_cut_short(tmp_path, share):
     path = save_checkpoint({"state_dict": {"a": torch.rand(1000)}}, tmp_path / "a.pth")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="truncated"):
         load_checkpoint(path)
 
 
@@ -134,13 +134,13 @@ def test_other_content_is_not_a_checkpoint(tmp_path, content):
 def test_another_zip_file_is_not_a_checkpoint(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(CheckpointError, match="no PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
         load_checkpoint(tmp_path / "a.pth")
 
 
 def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -172,7 +172,7 @@ def test_weights_are_read_by_our_names_whatever_wraps_them(tmp_path, prefix, con
     [
         (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], "ResNet"),
         (["model.backbone.model.x", "model.encoder.y", "model.decoder.z"], "transformers"),
-        (["foo.bar", "foo.baz"], "another program's.*foo.bar"),
+        (["foo.bar", "foo.baz"], "not a supported detector.*foo.bar"),
     ],
 )
 def test_another_programs_checkpoint_is_named(tmp_path, names, found):

@@ -31,7 +31,7 @@ def test_another_class_count_keeps_the_heads_and_names_both_shapes():
     source, target = _model(3), _model(5)
     head = target["enc_score_head"].weight.detach().clone()
     report = load_into(target, source.state_dict(), source="a.pth", strict=False)
-    assert report.reinitialised["enc_score_head.weight"] == ((3, 4), (5, 4))
+    assert report.reinitialized["enc_score_head.weight"] == ((3, 4), (5, 4))
     assert torch.equal(target["enc_score_head"].weight, head)
     assert torch.equal(target["body"][0].weight, source["body"][0].weight)
     assert "enc_score_head.weight (file [3, 4], model [5, 4])" in report.summary()
@@ -40,7 +40,7 @@ def test_another_class_count_keeps_the_heads_and_names_both_shapes():
 def test_another_class_count_is_an_error_when_strict_and_names_both():
     target = _model(5)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    with pytest.raises(CheckpointError, match="the file has 3 classes, the model 5"):
+    with pytest.raises(CheckpointError, match="the file has 3 classes, but the model 5"):
         load_into(target, _model(3).state_dict(), source="a.pth")
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
@@ -56,7 +56,7 @@ def test_missing_and_unused_tensors_are_named_never_silent():
 
 def test_a_file_of_which_too_little_fits_is_an_error_even_when_not_strict():
     weights = {name: tensor for name, tensor in _model().state_dict().items() if name.startswith("enc_score_head")}
-    with pytest.raises(CheckpointError, match="only 2 of 14 tensors fit"):
+    with pytest.raises(CheckpointError, match="only 2 of 14 tensors match"):
         load_into(_model(), weights, source="a.pth", strict=False)
 
 
@@ -95,8 +95,8 @@ def test_a_spec_that_contradicts_the_checkpoint_names_both_values():
     asked = replace(trained, model=replace(trained.model, backbone="resnet_34", hidden_dim=128))
     with pytest.raises(CheckpointError) as caught:
         check_against(asked, _meta(trained), source="a.pth")
-    assert "model.backbone is 'resnet_34' in the spec, 'resnet_18' in the checkpoint" in str(caught.value)
-    assert "model.hidden_dim is 128 in the spec, 256 in the checkpoint" in str(caught.value)
+    assert "model.backbone is 'resnet_34' in the spec, but 'resnet_18' in the checkpoint" in str(caught.value)
+    assert "model.hidden_dim is 128 in the spec, but 256 in the checkpoint" in str(caught.value)
 
 
 def test_a_spec_that_says_nothing_about_the_model_takes_the_checkpoints():
@@ -104,7 +104,7 @@ def test_a_spec_that_says_nothing_about_the_model_takes_the_checkpoints():
     trained = replace(trained, model=replace(trained.model, backbone="resnet_18", dec_layers=3))
     trained = replace(trained, dataset=replace(trained.dataset, num_classes=3))
     check_against(ExperimentSpec(), _meta(trained), source="a.pth")
-    with pytest.raises(CheckpointError, match=r"dataset\.num_classes is 80 in the spec, 3 in the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"dataset\.num_classes is 80 in the spec, but 3 in the checkpoint"):
         check_against(ExperimentSpec(), _meta(trained), source="a.pth", every_field=True)
 
 
@@ -125,7 +125,7 @@ def test_settings_that_do_not_change_what_weights_mean_may_differ():
 def test_the_report_says_in_words_that_the_number_of_classes_differs():
     report = load_into(_model(5), _model(3).state_dict(), source="a.pth", strict=False)
     assert report.class_counts == (3, 5)
-    assert "The file has 3 classes, the model 5 (dataset.num_classes): its class heads start" in report.summary()
+    assert "The file has 3 classes, but the model 5 (dataset.num_classes); the class heads keep" in report.summary()
     assert load_into(_model(3), _model(3).state_dict(), source="a.pth").class_counts is None
 
 
@@ -133,8 +133,8 @@ def test_every_difference_of_the_architecture_is_told_and_no_other():
     trained = ExperimentSpec()
     trained = replace(trained, model=replace(trained.model, nheads=4, num_points=[4, 2, 2], num_queries=100))
     assert differences(ExperimentSpec(), _meta(trained)) == [
-        "model.nheads is 8 in the spec, 4 in the checkpoint",
-        "model.num_points is [4] in the spec, [4, 2, 2] in the checkpoint",
+        "model.nheads is 8 in the spec, but 4 in the checkpoint",
+        "model.num_points is [4] in the spec, but [4, 2, 2] in the checkpoint",
     ]
     assert differences(trained, _meta(trained)) == []
 
@@ -144,10 +144,10 @@ def test_a_frozen_foundation_model_belongs_to_the_architecture():
     frozen = replace(trained.model.frozen_fm, enabled=True, checkpoint="radio.pth")
     trained = replace(trained, model=replace(trained.model, frozen_fm=frozen))
     assert differences(ExperimentSpec(), _meta(trained)) == [
-        "model.frozen_fm.enabled is False in the spec, True in the checkpoint"
+        "model.frozen_fm.enabled is False in the spec, but True in the checkpoint"
     ]
     given = {"model": {"frozen_fm": {"enabled": False}}}
-    with pytest.raises(CheckpointError, match=r"model\.frozen_fm\.enabled is False in the spec, True"):
+    with pytest.raises(CheckpointError, match=r"model\.frozen_fm\.enabled is False in the spec, but True"):
         check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit=given)
     elsewhere = {"model": {"frozen_fm": {"checkpoint": "other.pth"}}}
     check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit=elsewhere)

@@ -1,4 +1,4 @@
-"""Weights by name: the cache, the hash, what is said without a network, and licences."""
+"""Weights by name: the cache, the hash, what is said without a network, and licenses."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def served(nano, monkeypatch):
     server.server_close()
 
 
-def test_every_variant_has_weights_and_those_under_a_free_licence_an_address_and_a_hash():
+def test_every_variant_has_weights_and_those_under_a_free_license_an_address_and_a_hash():
     assert {row.weights for row in RFDETR_VARIANTS.values()} == set(PUBLISHED_WEIGHTS)
     for row in PUBLISHED_WEIGHTS.values():
-        assert (row.url is None) == (row.md5 is None) == (row.licence == "PML-1.0")
+        assert (row.url is None) == (row.md5 is None) == (row.license == "PML-1.0")
         assert row.url is None or row.url.startswith("https://")
 
 
@@ -121,13 +121,13 @@ def test_without_a_network_the_message_says_which_file_goes_where(cache, monkeyp
         read_detector("rf-detr-nano")
     text = str(caught.value)
     assert "Connection refused" in text and row.url in text and str(row.md5) in text
-    assert f"put it at {cache / 'rf-detr-nano.pth'}" in text
+    assert f"save it as {cache / 'rf-detr-nano.pth'}" in text
 
 
 def test_a_file_in_the_cache_must_be_the_published_one(served, cache):
     cache.mkdir()
     (cache / "rf-detr-nano.pth").write_bytes(b"half of it")
-    with pytest.raises(CheckpointError, match=rf"rf-detr-nano.pth is not the published .* published is {served.md5}"):
+    with pytest.raises(CheckpointError, match=rf"rf-detr-nano.pth is not the published .* expected {served.md5}"):
         read_detector("rf-detr-nano")
 
 
@@ -144,7 +144,7 @@ def test_an_unknown_name_is_answered_with_the_names():
 
 
 def test_restricted_weights_are_not_downloaded(cache):
-    with pytest.raises(CheckpointError, match=rf"Platform Model License.*put it at {cache}/rf-detr-xlarge.pth"):
+    with pytest.raises(CheckpointError, match=rf"Platform Model License.*save it as {cache}/rf-detr-xlarge.pth"):
         read_detector("rf-detr-xlarge")
 
 
@@ -157,4 +157,4 @@ def test_restricted_weights_need_consent_and_free_ones_say_their_licence(tmp_pat
         open_detector(str(nano), read_spec(None))
     accepted, free = [record.getMessage() for record in caplog.records if record.name == published_weights.__name__]
     assert "under Roboflow's Platform Model License 1.0 (PML-1.0), accepted" in accepted
-    assert free.endswith("are under Apache-2.0")
+    assert free.endswith("published under Apache-2.0")

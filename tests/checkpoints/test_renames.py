@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetr_tool.checkpoints.renames import count, listing, to_ours, to_theirs
+from rtdetr_tool.checkpoints.renames import count, to_foreign, to_native
 from rtdetr_tool.errors import CheckpointError
 
 TABLE = (("layers.*.fc.*.", "blocks.*.linear.*."), ("layers.*.", "blocks.*."), ("norm", "norm"))
@@ -13,28 +13,27 @@ TABLE = (("layers.*.fc.*.", "blocks.*.linear.*."), ("layers.*.", "blocks.*."), (
 
 def test_numbers_are_carried_over_and_the_first_row_that_fits_holds():
     theirs = {"layers.3.fc.12.weight": torch.ones(1), "layers.3.norm": torch.ones(2), "norm1.bias": torch.ones(3)}
-    ours = to_ours(theirs, TABLE)
+    ours = to_native(theirs, TABLE)
     assert list(ours) == ["blocks.3.linear.12.weight", "blocks.3.norm", "norm1.bias"]
-    back = to_theirs(ours, TABLE)
+    back = to_foreign(ours, TABLE)
     assert list(back) == list(theirs) and all(back[name] is theirs[name] for name in theirs)
 
 
 def test_a_dot_in_a_table_is_a_dot():
     with pytest.raises(CheckpointError, match="layersX3"):
-        to_ours({"layersX3.fc": torch.ones(1)}, TABLE)
+        to_native({"layersX3.fc": torch.ones(1)}, TABLE)
 
 
 def test_names_without_a_counterpart_are_listed_and_counted():
-    with pytest.raises(CheckpointError, match=r"no counterpart is known for x0, .*x7 and 4 more"):
-        to_ours({f"x{number}": torch.ones(1) for number in range(12)}, TABLE)
+    with pytest.raises(CheckpointError, match=r"unknown tensors x0, .*x7 and 4 more"):
+        to_native({f"x{number}": torch.ones(1) for number in range(12)}, TABLE)
 
 
 def test_two_tensors_for_one_name_are_an_error():
     table = (("a.", "c."), ("b.", "c."))
-    with pytest.raises(CheckpointError, match=r"two tensors stand for c\.weight"):
-        to_ours({"a.weight": torch.ones(1), "b.weight": torch.ones(1)}, table)
+    with pytest.raises(CheckpointError, match=r"two tensors map to c\.weight"):
+        to_native({"a.weight": torch.ones(1), "b.weight": torch.ones(1)}, table)
 
 
 def test_a_module_list_is_counted_by_its_numbers():
     assert count(["a.0.x", "a.0.y", "a.11.x", "ab.3.x"], "a.") == 2
-    assert listing(["a", "b"], limit=1) == "a and 1 more"

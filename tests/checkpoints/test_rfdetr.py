@@ -150,7 +150,7 @@ def test_queries_are_left_out_within_each_group():
 
 
 def test_a_file_of_other_classes_is_named_as_such():
-    with pytest.raises(CheckpointError, match="the file has 4 classes, the model 91"):
+    with pytest.raises(CheckpointError, match="the file has 4 classes, but the model 91"):
         load_into(detector(classes=91), detector(classes=4).state_dict(), source="file")
 
 

@@ -178,21 +178,21 @@ def test_inference_names_a_bad_image_does_the_others_and_ends_with_2(how, projec
 
 
 def test_unusual_pictures_load_right(project):
-    """16-bit, CMYK, palette, grey and a picture turned by EXIF: all readable, all the right size."""
+    """16-bit, CMYK, palette, gray and a picture turned by EXIF: all readable, all the right size."""
     from rtdetr_tool.data.preprocess import decode_image
 
     ramp = np.tile(np.linspace(0, 65535, SIDE, dtype=np.uint16), (48, 1))
-    grey = Image.fromarray((ramp // 257).astype(np.uint8))
+    gray = Image.fromarray((ramp // 257).astype(np.uint8))
     turned = Image.Exif()
     turned[0x0112] = 6
     files = {
         "16.png": (Image.fromarray(ramp), {}),
-        "grey.png": (grey, {}),
-        "palette.png": (grey.convert("P"), {}),
-        "cmyk.tif": (grey.convert("RGB").convert("CMYK"), {}),
-        "exif.png": (grey.convert("RGB").transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
+        "gray.png": (gray, {}),
+        "palette.png": (gray.convert("P"), {}),
+        "cmyk.tif": (gray.convert("RGB").convert("CMYK"), {}),
+        "exif.png": (gray.convert("RGB").transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
     }
-    want = np.asarray(grey.convert("RGB")).astype(int)
+    want = np.asarray(gray.convert("RGB")).astype(int)
     for name, (picture, options) in files.items():
         path = project.folder / name
         picture.save(path, **options)

@@ -299,9 +299,9 @@ def bad_file(kind: str, folder):
     ("kind", "words"),
     [
         ("malicious", "posix.mkdir"),
-        ("cut short", "cut short"),
-        ("wrong header", "no safetensors file"),
-        ("unrelated", "another program's checkpoint"),
+        ("cut short", "truncated"),
+        ("wrong header", "not a valid safetensors file"),
+        ("unrelated", "not a supported detector"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_reason_and_nothing_runs(project, tmp_path, capsys, kind, words):
@@ -383,4 +383,4 @@ def test_export_takes_a_directory_of_transformers(saved, project):
 def test_a_contradiction_between_spec_and_file_is_an_error(saved, project, capsys):
     assert project.run("evaluate", f"evaluate.checkpoint={saved[1]}") == 2
     said = capsys.readouterr().err
-    assert "model.hidden_dim is 16 in the spec, 32 in the checkpoint" in said and "model.backbone" in said
+    assert "model.hidden_dim is 16 in the spec, but 32 in the checkpoint" in said and "model.backbone" in said

@@ -125,7 +125,7 @@ def test_the_teacher_is_what_its_file_says(project):
 
 def test_a_teacher_section_that_contradicts_the_file_is_an_error(project, distill):
     assert distill("distill.teacher.backbone=convnext_large") == 2
-    both = "distill.teacher.backbone is 'convnext_large' in the spec, 'timm/test_resnet' in the checkpoint"
+    both = "distill.teacher.backbone is 'convnext_large' in the spec, but 'timm/test_resnet' in the checkpoint"
     assert both in failure(project)
 
 
@@ -189,7 +189,7 @@ def test_a_teacher_of_transformers_can_be_learned_from(project, distill, tmp_pat
     ("overrides", "settings", "words"),
     [
         ([], {"pretrained_teacher_model_path": "/nowhere/teacher.pth"},
-         "distill.pretrained_teacher_model_path: There is no checkpoint at /nowhere/teacher.pth"),
+         "distill.pretrained_teacher_model_path: /nowhere/teacher.pth does not exist"),
         ([bindings("src", criterion="L2")], {},
          "distill.bindings[0].teacher_module_name: the teacher has no module 'src' (did you mean srcs"),
         ([bindings("backbone.layer2", "srcs", "L2")], {}, "they have 3 and 1 levels"),

@@ -124,8 +124,8 @@ def test_the_preserved_aspect_ratio_of_the_checkpoint_cannot_be_changed(project,
     assert project.run("evaluate", weights, "dataset.augmentation.preserve_aspect_ratio=false") == 0
     assert project.run("evaluate", weights, "dataset.augmentation.preserve_aspect_ratio=true") == 2
     said = capsys.readouterr().err
-    assert "dataset.augmentation.preserve_aspect_ratio is True in the spec, False in the checkpoint" in said
-    assert "model_epoch_000.pth" in said and "Leave these fields out" in said
+    assert "dataset.augmentation.preserve_aspect_ratio is True in the spec, but False in the checkpoint" in said
+    assert "model_epoch_000.pth" in said and "Remove these fields" in said
 
 
 def experiment(project, command: str) -> dict:

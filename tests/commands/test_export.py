@@ -193,7 +193,7 @@ def test_without_pictures_drawn_ones_are_taken(exported, project, capsys):
 
 def test_a_tolerance_below_rounding_is_said_to_be_one(export, capsys):
     assert export("export.tolerance=1e-30")[0] == 1
-    assert "on every picture compared noise below a grey level changes what torch finds" in capsys.readouterr().err
+    assert "on every picture compared noise below a gray level changes what torch finds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,15 @@ def test_verbose_shows_what_the_exporter_says(export, capfd):
         (["export.batch_size=0"], "export.batch_size: 0 is invalid; expected -1 (dynamic) or at least 1"),
         (["export.input_width=100", "export.input_height=64"], "a multiple of 32"),
         (["export.format=xdl"], "export.format"),
-        (["export.checkpoint=/no/such.pth"], "There is no checkpoint at /no/such.pth"),
+        (["export.checkpoint=/no/such.pth"], "/no/such.pth does not exist"),
         (["export.onnx_file=model.pt"], "must end in .onnx"),
         (["export.onnx_file=???"], "export.onnx_file"),
         (["export.is_quantized=true"], "quantized"),
         (["export.input_channel=1"], "export.input_channel"),
-        (["dataset.augmentation.preserve_aspect_ratio=true"], "preserve_aspect_ratio is True in the spec, False in"),
+        (
+            ["dataset.augmentation.preserve_aspect_ratio=true"],
+            "preserve_aspect_ratio is True in the spec, but False in",
+        ),
     ],
 )
 def test_wrong_input_is_one_message(overrides, message, export, capsys):
@@ -259,7 +262,7 @@ def test_a_padded_input_is_square(project, capsys):
 def test_a_graph_is_not_run_on_images_prepared_in_another_way(copied, command, capsys):
     given = f"{command}.checkpoint={copied.file}"
     assert copied.run(command, given, "dataset.augmentation.preserve_aspect_ratio=true") == 2
-    assert "preserve_aspect_ratio is True in the spec, False in the checkpoint" in capsys.readouterr().err
+    assert "preserve_aspect_ratio is True in the spec, but False in the checkpoint" in capsys.readouterr().err
     assert copied.run(command, given, f"{command}.input_width=96") == 2
     assert f"{command}.input_width asks for 64 x 96" in capsys.readouterr().err
 
@@ -277,7 +280,7 @@ class TestForeignFiles:
         assert self.evaluate(project, file) == 2
         assert "not an ONNX file" in capsys.readouterr().err
 
-    def test_a_missing_file_names_its_neighbours(self, copied, capsys):
+    def test_a_missing_file_names_its_neighbors(self, copied, capsys):
         assert self.evaluate(copied, copied.file.with_name("modell.onnx")) == 2
         assert "holds: model.onnx" in capsys.readouterr().err
 
@@ -305,7 +308,7 @@ class TestForeignFiles:
 
     def test_another_number_of_classes_than_the_spec_says(self, copied, capsys):
         assert self.evaluate(copied, copied.file, "dataset.num_classes=7") == 2
-        assert "dataset.num_classes is 7 in the spec, 2 in the checkpoint" in capsys.readouterr().err
+        assert "dataset.num_classes is 7 in the spec, but 2 in the checkpoint" in capsys.readouterr().err
 
     def test_more_classes_in_the_data_than_the_graph_has(self, copied, capsys):
         copied.coco["categories"] += [{"id": 9, "name": "bird"}]

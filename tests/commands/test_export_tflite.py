@@ -100,8 +100,8 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
     assert (runtime.interface.layout.input, runtime.interface.classes, runtime.input_size) == ("input", 2, (64, 64))
     images = torch.from_numpy(pictures[:2] / 255).float()
     usual, found = LiteRtRuntime(shared.file).predict(images), runtime.predict(images)
-    centres = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, found.boxes)]  # queries may change places
-    assert 0 < (centres[0] - centres[1]).abs().mean() < 0.05
+    centers = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, found.boxes)]  # queries may change places
+    assert 0 < (centers[0] - centers[1]).abs().mean() < 0.05
 
 
 def test_above_the_cost_no_file_is_left(shared, capsys):

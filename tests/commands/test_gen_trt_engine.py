@@ -279,7 +279,7 @@ def test_wrong_input_is_one_message(overrides, message, generate, project, capsy
 def test_a_graph_of_stretched_images_is_not_calibrated_on_padded_ones(exported, capsys):
     given = [f"gen_trt_engine.onnx_file={exported.file}", "gen_trt_engine.backend=none"]
     assert exported.run("gen_trt_engine", *given, "dataset.augmentation.preserve_aspect_ratio=true") == 2
-    assert "preserve_aspect_ratio is True in the spec, False in the checkpoint" in capsys.readouterr().err
+    assert "preserve_aspect_ratio is True in the spec, but False in the checkpoint" in capsys.readouterr().err
 
 
 def test_an_empty_calibration_folder_is_named(generate, project, capsys):

@@ -113,4 +113,4 @@ def test_a_checkpoint_without_the_head_contradicts_a_spec_with_it(segmenting, ca
     asked = [f"evaluate.checkpoint={checkpoint}", "model.rfdetr.segmentation_head=true"]
     assert segmenting.run("evaluate", *asked) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "model.rfdetr.segmentation_head is True in the spec, False in the checkpoint" in said
+    assert "model.rfdetr.segmentation_head is True in the spec, but False in the checkpoint" in said

@@ -70,7 +70,7 @@ def test_mscoco_remap_is_the_rank_among_the_eighty_ids() -> None:
         ({1: "a"}, 80, "raw", "cannot both be set"),
     ],
 )
-def test_mscoco_remap_refuses_what_it_cannot_honour(categories, num_classes, class_ids, message) -> None:
+def test_mscoco_remap_refuses_what_it_cannot_apply(categories, num_classes, class_ids, message) -> None:
     with pytest.raises(DataError, match=message):
         ClassMap.from_categories(categories, num_classes, class_ids, remap_mscoco_category=True)
 

@@ -85,29 +85,29 @@ def test_a_damaged_exif_block_counts_as_upright(tmp_path) -> None:
     assert decode_image(tmp_path / "a.jpg").shape == (3, 30, 40)
 
 
-GREY = np.linspace(0, 255, 64 * 4).reshape(4, 64).astype(np.uint8)
+GRAY = np.linspace(0, 255, 64 * 4).reshape(4, 64).astype(np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bit_gray_is_scaled_not_cut(tmp_path, suffix) -> None:
-    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / f"a.{suffix}")
-    assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), np.repeat(GREY[..., None], 3, axis=2))
+    Image.fromarray(GRAY.astype(np.uint16) * 257).save(tmp_path / f"a.{suffix}")
+    assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), np.repeat(GRAY[..., None], 3, axis=2))
 
 
 def test_big_endian_sixteen_bit_gray_reads_like_little_endian(tmp_path) -> None:
-    values = (GREY.astype(np.uint16) * 257).astype(">u2")
+    values = (GRAY.astype(np.uint16) * 257).astype(">u2")
     Image.frombytes("I;16B", (64, 4), values.tobytes()).save(tmp_path / "a.tif")
-    assert np.array_equal(pixels(tmp_path / "a.tif")[..., 0], GREY)
+    assert np.array_equal(pixels(tmp_path / "a.tif")[..., 0], GRAY)
 
 
 def test_thirty_two_bit_and_float_gray_are_scaled(tmp_path) -> None:
-    Image.fromarray(GREY.astype(np.int32) * 257).save(tmp_path / "i.tif")
-    Image.fromarray(GREY.astype(np.int32) * 100_000).save(tmp_path / "wide.tif")
-    Image.fromarray((GREY / 255).astype(np.float32)).save(tmp_path / "unit.tif")
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "byte.tif")
-    Image.fromarray(GREY.astype(np.float32) * 10 - 1000).save(tmp_path / "any.tif")
+    Image.fromarray(GRAY.astype(np.int32) * 257).save(tmp_path / "i.tif")
+    Image.fromarray(GRAY.astype(np.int32) * 100_000).save(tmp_path / "wide.tif")
+    Image.fromarray((GRAY / 255).astype(np.float32)).save(tmp_path / "unit.tif")
+    Image.fromarray(GRAY.astype(np.float32)).save(tmp_path / "byte.tif")
+    Image.fromarray(GRAY.astype(np.float32) * 10 - 1000).save(tmp_path / "any.tif")
     for name in ("i", "wide", "unit", "byte", "any"):
-        assert np.abs(pixels(tmp_path / f"{name}.tif")[..., 0].astype(int) - GREY).max() <= 1, name
+        assert np.abs(pixels(tmp_path / f"{name}.tif")[..., 0].astype(int) - GRAY).max() <= 1, name
 
 
 def test_floats_that_are_not_numbers_become_black(tmp_path) -> None:
@@ -141,10 +141,10 @@ def test_lab_images_are_converted(tmp_path) -> None:
 
 
 def test_gray_gray_with_alpha_and_bilevel_become_rgb(tmp_path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "l.png")
-    Image.fromarray(GREY).convert("LA").save(tmp_path / "la.png")
-    Image.fromarray(GREY > 127).save(tmp_path / "one.png")
-    expected = np.repeat(GREY[..., None], 3, axis=2)
+    Image.fromarray(GRAY).save(tmp_path / "l.png")
+    Image.fromarray(GRAY).convert("LA").save(tmp_path / "la.png")
+    Image.fromarray(GRAY > 127).save(tmp_path / "one.png")
+    expected = np.repeat(GRAY[..., None], 3, axis=2)
     assert np.array_equal(pixels(tmp_path / "l.png"), expected)
     assert np.array_equal(pixels(tmp_path / "la.png"), expected)
     assert np.array_equal(pixels(tmp_path / "one.png"), (expected > 127) * np.uint8(255))

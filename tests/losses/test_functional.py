@@ -10,7 +10,7 @@ from rtdetr_tool.losses.functional import sum_by_stage, varifocal_loss
 
 
 def entry(logit: float, quality: float) -> float:
-    """A positive entry by hand: cross-entropy towards its quality, weighted with it."""
+    """A positive entry by hand: cross-entropy toward its quality, weighted with it."""
     p = 1 / (1 + math.exp(-logit))
     return -quality * (quality * math.log(p) + (1 - quality) * math.log(1 - p))
 

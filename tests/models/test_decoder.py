@@ -27,7 +27,7 @@ def test_anchors_are_cell_centres_with_a_size_that_doubles_per_level():
 
 def test_anchors_at_the_very_edge_are_not_used():
     anchors, valid = build_anchors([(100, 100)])
-    assert valid.view(100, 100)[0].any().item() is False  # centre at 0.005
+    assert valid.view(100, 100)[0].any().item() is False  # center at 0.005
     assert valid.view(100, 100)[1:-1, 1:-1].all()
     assert torch.isinf(anchors[0, 0]).all()
 
@@ -75,8 +75,8 @@ def test_scores_start_at_one_percent_and_boxes_at_their_anchor():
     for head in [decoder.enc_score_head, *decoder.dec_score_head]:
         assert head.bias.tolist() == pytest.approx([-math.log(99)] * 3)
     found = decoder([torch.randn(1, 16, 6, 6)])
-    centres = build_anchors([(6, 6)])[0].sigmoid()[0]
-    distance = torch.cdist(found.encoder_boxes[0], centres).amin(1)
+    centers = build_anchors([(6, 6)])[0].sigmoid()[0]
+    distance = torch.cdist(found.encoder_boxes[0], centers).amin(1)
     assert distance.max() < 1e-5
     torch.testing.assert_close(found.boxes, found.encoder_boxes, atol=1e-4, rtol=1e-4)
 

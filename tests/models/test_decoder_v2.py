@@ -48,7 +48,7 @@ def test_each_level_starts_with_its_own_points_at_growing_distance():
 
 
 def test_an_offset_is_a_share_of_the_box_by_level(monkeypatch):
-    """Offsets of 1: a level of P points samples at centre + scale * size / P."""
+    """Offsets of 1: a level of P points samples at center + scale * size / P."""
     from rtdetr_tool.models import decoder_layer as module
 
     attention = DeformableAttention(4, num_heads=1, num_points=[1, 2], offset_scale=0.25)

@@ -52,11 +52,11 @@ def test_the_maps_have_the_size_of_the_patch_grid():
     assert vit.channels == (16, 16, 16) and vit.strides == (8, 8, 8) and vit.size_multiple == 16
 
 
-def test_images_are_normalised_inside():
+def test_images_are_normalized_inside():
     vit = tiny_backbone().eval()
-    grey = torch.tensor(vit.mean.flatten().tolist())[:, None, None].expand(1, 3, 48, 48)
+    gray = torch.tensor(vit.mean.flatten().tolist())[:, None, None].expand(1, 3, 48, 48)
     with torch.no_grad():
-        embedded = vit._embed(grey, 6, 6)
+        embedded = vit._embed(gray, 6, 6)
         black = vit.patch_embed(torch.zeros(1, 3, 48, 48)).flatten(2).transpose(1, 2) + vit.position[:, 1:]
     torch.testing.assert_close(embedded[:, 1:], split_windows(black, 6, 6, 2), atol=1e-6, rtol=0)
 

@@ -76,10 +76,10 @@ def targets() -> list[Target]:
     generator = torch.Generator().manual_seed(4)
     made = []
     for index, count in enumerate((4, 0, 1)):
-        centre = torch.rand(count, 2, generator=generator) * 0.5 + 0.25
+        center = torch.rand(count, 2, generator=generator) * 0.5 + 0.25
         size = torch.rand(count, 2, generator=generator) * 0.3 + 0.1
         labels = torch.randint(CLASSES, (count,), generator=generator)
-        made.append(Target(torch.cat([centre, size], 1), labels, index, (64, 64), (64.0, 64.0)))
+        made.append(Target(torch.cat([center, size], 1), labels, index, (64, 64), (64.0, 64.0)))
     return made
 
 

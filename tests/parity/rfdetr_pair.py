@@ -64,7 +64,7 @@ def their_criterion(variant: str, **changes: Any) -> nn.Module:
     return rfdetr_models.build_criterion_from_config(their_config(variant, **changes), settings)[0]
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 

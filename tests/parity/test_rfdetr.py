@@ -15,7 +15,7 @@ from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import ModelSpec
-from tests.parity.rfdetr_pair import CLASSES, build_ours, build_pair, normalised, show_variant, their_criterion
+from tests.parity.rfdetr_pair import CLASSES, build_ours, build_pair, normalized, show_variant, their_criterion
 
 TOLERANCE = 1e-4
 FEW = {"num_queries": 20, "group_detr": 3}
@@ -29,10 +29,10 @@ def pictures(height: int, width: int, batch: int = 2, seed: int | None = None):
 def make_targets(*counts: int) -> list[Target]:
     generator, made = torch.Generator().manual_seed(4), []
     for index, count in enumerate(counts):
-        centre = torch.rand(count, 2, generator=generator) * 0.5 + 0.25
+        center = torch.rand(count, 2, generator=generator) * 0.5 + 0.25
         size = torch.rand(count, 2, generator=generator) * 0.3 + 0.1
         labels = torch.randint(CLASSES + 1, (count,), generator=generator)
-        made.append(Target(torch.cat([centre, size], 1), labels, index, (64, 64), (64.0, 64.0)))
+        made.append(Target(torch.cat([center, size], 1), labels, index, (64, 64), (64.0, 64.0)))
     return made
 
 
@@ -42,9 +42,9 @@ def worst(pairs) -> float:
 
 def check_outputs(theirs, ours, images) -> float:
     with torch.no_grad():
-        expected, found = theirs.eval()(normalised(images)), ours.eval()(images)
+        expected, found = theirs.eval()(normalized(images)), ours.eval()(images)
         differences = [worst([(found.logits, expected["pred_logits"]), (found.boxes, expected["pred_boxes"])])]
-        expected, found = theirs.train()(normalised(images)), ours.train()(images)
+        expected, found = theirs.train()(normalized(images)), ours.train()(images)
     stages = [*expected["aux_outputs"], expected]
     for number, stage in enumerate(stages):
         pairs = ((found.layer_logits[number], stage["pred_logits"]), (found.layer_boxes[number], stage["pred_boxes"]))
@@ -68,7 +68,7 @@ def check_losses(theirs, ours, variant, images, targets, **changes) -> float:
     differences = []
     for training in (True, False):
         judge, criterion = their_criterion(variant, **changes).train(training), build_criterion(spec).train(training)
-        outputs = theirs.train(training)(normalised(images))
+        outputs = theirs.train(training)(normalized(images))
         expected = judge(converted(outputs, precision), labels)
         expected = {name: weight * expected[name] for name, weight in judge.weight_dict.items() if name in expected}
         wanted = gradients_of(theirs, sum(expected.values())) if training else {}
@@ -127,7 +127,7 @@ def test_a_deployed_copy_is_equal_too():
     theirs, ours = build_pair("nano", **FEW)
     images = pictures(64, 96)
     with torch.no_grad():
-        expected, found = theirs.eval()(normalised(images)), ours.eval().deploy()(images)
+        expected, found = theirs.eval()(normalized(images)), ours.eval().deploy()(images)
     assert worst([(found.logits, expected["pred_logits"]), (found.boxes, expected["pred_boxes"])]) < TOLERANCE
 
 
@@ -175,6 +175,6 @@ def test_a_smaller_image_in_training_keeps_each_group_to_its_own_proposals():
     theirs, ours = build_pair("nano", num_queries=20, group_detr=3)
     images = pictures(32, 32)  # 4 tokens
     with torch.no_grad():
-        evaluated, trained = theirs.eval()(normalised(images)), ours.train()(images)
+        evaluated, trained = theirs.eval()(normalized(images)), ours.train()(images)
     assert worst([(trained.logits[:, :20], evaluated["pred_logits"])]) < TOLERANCE
     assert build_ours("nano").decoder.groups == 13

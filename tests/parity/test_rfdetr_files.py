@@ -11,7 +11,7 @@ from PIL import Image
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
-from tests.parity.rfdetr_pair import CLASSES, build_pair, normalised
+from tests.parity.rfdetr_pair import CLASSES, build_pair, normalized
 
 decode = pytest.importorskip("rfdetr.export._runtime.decode")
 preprocess = pytest.importorskip("rfdetr.export._runtime.preprocess")
@@ -33,7 +33,7 @@ def session_of(model: torch.nn.Module) -> onnxruntime.InferenceSession:
 
 
 def pictures(count: int) -> torch.Tensor:
-    return normalised(torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+    return normalized(torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.fixture(scope="module")

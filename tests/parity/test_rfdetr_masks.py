@@ -14,7 +14,7 @@ from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.masks import TrueMasks, factors_of
 from rtdetr_tool.spec import ModelSpec
-from tests.parity.rfdetr_pair import build_pair, normalised, show_variant
+from tests.parity.rfdetr_pair import build_pair, normalized, show_variant
 from tests.parity.test_rfdetr import FEW, TOLERANCE, check_losses, make_targets, pictures, worst
 
 VARIANTS = [name for name, row in RFDETR_VARIANTS.items() if row.segmentation_head]
@@ -56,11 +56,11 @@ def build_segmenting_pair(variant, **changes):
 
 def check_masks(theirs, ours, images) -> float:
     with torch.no_grad():
-        expected, found = theirs.eval()(normalised(images)), ours.eval()(images)
+        expected, found = theirs.eval()(normalized(images)), ours.eval()(images)
         differences = [worst([(found.masks, expected["pred_masks"])])]
         deployed = ours.deploy()(images)
         differences.append(worst([(deployed.masks, expected["pred_masks"])]))
-        expected, found = theirs.train()(normalised(images)), ours.train()(images)
+        expected, found = theirs.train()(normalized(images)), ours.train()(images)
     stages = [*expected["aux_outputs"], expected]
     for factors, parts in ((found.layer_masks, stages), (found.encoder_masks, [expected["enc_outputs"]])):
         assert len(factors.features) == len(parts)

@@ -10,7 +10,7 @@ from rtdetr_tool.artifacts.description import NORMALISATION, describe
 from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.checkpoints.recorded import RECORDED, value_at
+from rtdetr_tool.checkpoints.recorded_fields import RECORDED_FIELDS, value_at
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.runtimes.asked_size import AskedSize
 from rtdetr_tool.runtimes.settle import settle, settle_file
@@ -58,7 +58,7 @@ def test_a_contradiction_is_one_message_with_field_values_and_what_to_do(kind, o
     text = str(error.value)
     assert error.value.exit_code == 2
     shown = {"true": "rue"}.get(value, value)
-    assert all(part in text for part in (name, shown, stored, "Leave these fields out", "train.pretrained_model_path"))
+    assert all(part in text for part in (name, shown, stored, "Remove these fields", "train.pretrained_model_path"))
     assert ("model.pth" if kind == "weights" else "model.onnx") in text
 
 
@@ -141,7 +141,9 @@ def test_pixels_that_do_not_go_with_the_names_of_the_graph_are_refused():
 
 def test_deployed_files_record_every_field_of_the_table():
     stored = describe(META, (64, 96))["rtdetr_tool"]["spec"]
-    assert [row.field for row in RECORDED if value_at(META["spec"], row.field) != value_at(stored, row.field)] == []
+    assert [
+        row.field for row in RECORDED_FIELDS if value_at(META["spec"], row.field) != value_at(stored, row.field)
+    ] == []
     assert {"preserve_aspect_ratio", "eval_spatial_size"} == set(stored["dataset"]["augmentation"])
 
 

@@ -40,4 +40,4 @@ def test_the_page_has_every_row_of_the_catalog(name):
     page = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8").splitlines()
     (line,) = [cells(line) for line in page if line.startswith(f"| {name} |")]
     assert line[1] == f"{row.parameters / 1e6:.2f}" and line[2] == ", ".join(map(str, row.channels[1:]))
-    assert line[5:] == [row.weights or "-", row.licence or "-"]
+    assert line[5:] == [row.weights or "-", row.license or "-"]

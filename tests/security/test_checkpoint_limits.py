@@ -56,8 +56,8 @@ def nested(levels: int):
     [
         (shared(31), f"more than {MOST_VALUES} values"),
         ({"a": ["x" * 1_000_000] * 100_000}, f"more than {MOST_VALUES} values"),
-        (holding_itself(), "holds itself"),
-        (nested(DEEPEST + 10), f"nested more than {DEEPEST} deep"),
+        (holding_itself(), "contains itself"),
+        (nested(DEEPEST + 10), f"nested more than {DEEPEST} levels deep"),
         ({"w": torch.zeros(1).expand(10**12)}, f"more than {EXPANSION} times"),
         ({"w": torch.zeros(1, 1).expand(10**6, 10**6)}, f"more than {EXPANSION} times"),
         ({f"w{n}": torch.zeros(1).expand(10**7) for n in range(100)}, f"more than {EXPANSION} times"),
@@ -93,7 +93,7 @@ def test_an_archive_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_pa
 def test_an_archive_of_very_many_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("rtdetr_tool.checkpoints.limits.MOST_ENTRIES", 3)
     torch.save({f"w{n}": torch.zeros(1) for n in range(5)}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"an archive of \d+ files"):
+    with pytest.raises(CheckpointError, match=r"archive has \d+ files"):
         load_checkpoint(tmp_path / "evil.pth")
 
 
@@ -156,10 +156,10 @@ def test_numbers_of_metadata_are_bounded(name, project):
     limit = LARGEST_SIDE if field in ("eval_spatial_size", "resolution") else LARGEST_NUMBER
     for number in (limit + 1, 10**18, float("inf"), float("nan"), -(10**9)):
         section[field] = [number, number] if isinstance(section[field], list) else number
-        with pytest.raises(CheckpointError, match="damaged, or made up"):
+        with pytest.raises(CheckpointError, match="corrupted or forged"):
             check_sizes(meta, payload["state_dict"], "m.pth")
     save_checkpoint(payload, file)
-    with pytest.raises(CheckpointError, match="damaged, or made up"):
+    with pytest.raises(CheckpointError, match="corrupted or forged"):
         open_detector(str(file), read_spec(None))
 
 

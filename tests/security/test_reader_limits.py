@@ -180,7 +180,7 @@ def test_no_reader_waits_for_a_pipe(tmp_path):
 # Texts of files
 
 
-def labelled_by_link(tmp_path, text):
+def labeled_by_link(tmp_path, text):
     folder = yolo_folder(tmp_path / "data")
     (tmp_path / "private").write_text(text)
     (folder / "labels/train/1.txt").unlink()
@@ -191,12 +191,12 @@ def labelled_by_link(tmp_path, text):
 @pytest.mark.parametrize("text", [SECRET, f"0 0.5 0.5 0.5 {SECRET}", f"{SECRET} 1 2 3 4", "0 0.1 0.2 0.3777"])
 def test_no_text_of_a_label_file_is_repeated(text, tmp_path):
     with pytest.raises(DataError, match=r"1\.txt, line 1: ") as caught:
-        read_dataset_folder(str(labelled_by_link(tmp_path, text)), "train")
+        read_dataset_folder(str(labeled_by_link(tmp_path, text)), "train")
     assert not any(word in str(caught.value) for word in (SECRET, "s3cr3t", "0.3777"))
 
 
 def test_training_on_a_linked_private_file_writes_nothing_of_it(project, capsys):
-    folder = labelled_by_link(project.folder / "yolo", SECRET)
+    folder = labeled_by_link(project.folder / "yolo", SECRET)
     project.spec["dataset"]["train_data_sources"] = [{"dataset_dir": str(folder), "split": "train"}]
     project.write()
     assert project.run("train") == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtdetr_tool.checkpoints.recorded import names_in
+from rtdetr_tool.checkpoints.recorded_fields import names_in
 from rtdetr_tool.families import FAMILIES
 from rtdetr_tool.spec import queries, read_spec
 from rtdetr_tool.spec.schema import walk_fields

@@ -46,7 +46,7 @@ def nested(assignments: list[str]) -> dict:
         ),
         (
             ["model.return_interm_indices=[0,2,3]", "model.feat_strides=[4,16,32]"],
-            "model.return_interm_indices: [0, 2, 3] is invalid; expected neighbouring stages, ascending",
+            "model.return_interm_indices: [0, 2, 3] is invalid; expected neighboring stages, ascending",
         ),
         (
             ["model.feat_strides=[4,8,16]"],

@@ -77,8 +77,8 @@ def test_a_class_keeps_its_rows_in_every_format(formats, make_spec, tmp_path, ca
             assert torch.equal(tensor[row], given[tensor_name][TRAINED.index(class_name)]), tensor_name
         if len(tensor) > 2:  # padding, or the row of no class
             assert torch.equal(tensor[2], given[tensor_name][3]), tensor_name
-    assert "Class rows were copied by name for 2 classes" in caplog.text
-    assert f"Classes of {path} that the data does not have, dropped: blue." in caplog.text
+    assert "Copied the class rows of 2 classes by name" in caplog.text
+    assert f"Dropped classes of {path} that the dataset does not have: blue." in caplog.text
 
 
 def test_rows_of_a_file_without_names_are_copied_by_position_with_a_warning(make_spec, tmp_path, caplog):
@@ -88,7 +88,7 @@ def test_rows_of_a_file_without_names_are_copied_by_position_with_a_warning(make
     module = module_of(spec)
     module.load_initial_weights()
     assert torch.equal(module.detector.decoder.enc_score_head.weight, given["decoder.enc_score_head.weight"])
-    assert f"Class rows were copied by position, because {path} has no class names" in caplog.text
+    assert f"Copied class rows by position, because {path} has no class names" in caplog.text
 
 
 def test_the_advice_of_a_refused_resume_keeps_the_classes(sources, make_spec, tmp_path):

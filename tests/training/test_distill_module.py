@@ -478,7 +478,7 @@ def test_class_rows_of_the_student_are_copied_from_the_teacher_by_name(make_dist
         name = f"decoder.{name}"
         assert torch.equal(student[name][[1, 2]], teacher[name][[2, 0]])  # red, green
     assert torch.equal(student["decoder.enc_score_head.weight"][0], before[0])  # no class has index 0
-    assert "Classes of the teacher that the data does not have, dropped: blue." in caplog.text
+    assert "Dropped classes of the teacher that the dataset does not have: blue." in caplog.text
 
 
 def test_classes_of_a_teacher_without_names_are_compared_by_position_with_a_warning(make_distill, caplog):
@@ -489,4 +489,4 @@ def test_classes_of_a_teacher_without_names_are_compared_by_position_with_a_warn
     module.load_initial_weights()
     name = "decoder.enc_score_head.weight"
     assert torch.equal(module.detector.state_dict()[name], teacher_of(spec).state_dict()[name])
-    assert "Class rows were copied by position, because the teacher has no class names" in caplog.text
+    assert "Copied class rows by position, because the teacher has no class names" in caplog.text

@@ -134,7 +134,7 @@ def test_a_finished_run_is_not_trained_again(make_spec):
 
 def test_resuming_with_another_model_reports_both_values(make_spec):
     fit(make_spec())
-    with pytest.raises(CheckpointError, match=r"model\.dec_layers is 3 in the spec, 2 in the checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"model\.dec_layers is 3 in the spec, but 2 in the checkpoint") as caught:
         fit(make_spec(model__dec_layers=3))
     assert "model_epoch_000.pth" in str(caught.value) and "another results_dir" in str(caught.value)
 
@@ -189,7 +189,7 @@ def test_pretrained_weights_are_loaded_with_another_number_of_classes(make_spec,
     head = "decoder.enc_score_head.weight"
     assert result[head].shape[0] == 5
     torch.testing.assert_close(result[head][:2], source[head][:2])  # the two classes of the data, copied by name
-    assert "copied by name for 2 classes" in caplog.text
+    assert "Copied the class rows of 2 classes by name" in caplog.text
 
 
 def test_a_pretrained_timm_backbone_is_loaded_and_its_norms_are_frozen(make_spec, tmp_path):
@@ -213,7 +213,7 @@ def test_a_dry_run_builds_everything_and_writes_nothing(make_spec):
 
 
 def test_a_dry_run_reports_problems(make_spec):
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="does not exist"):
         fit(make_spec(train__is_dry_run=True, train__pretrained_model_path="/nowhere/a.pth"))
     with pytest.raises(UserError, match="necoder"):
         fit(make_spec(train__is_dry_run=True, train__freeze=["necoder"]))

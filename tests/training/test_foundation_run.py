@@ -66,7 +66,9 @@ def test_radio_is_not_in_checkpoints_and_is_loaded_again(spec, radio_file, tmp_p
     assert again.detector.frozen_radio.loaded_from == moved
     with torch.no_grad():
         torch.testing.assert_close(again.detector.eval()(images).boxes, expected.eval()(images).boxes)
-    with pytest.raises(CheckpointError, match=r"model\.frozen_fm\.backbone is 'radio_v2-h' in the spec, 'radio_v2-b'"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.frozen_fm\.backbone is 'radio_v2-h' in the spec, but 'radio_v2-b'"
+    ):
         open_detector(str(files[0]), read_spec(None, ["model.frozen_fm.backbone=radio_v2-h"]))
 
     onnx_file = tmp_path / "a.onnx"

@@ -63,7 +63,7 @@ def test_a_file_with_timm_names_is_loaded_into_the_backbone(tmp_path, backbone, 
     spec = ExperimentSpec(model=ModelSpec(backbone=backbone, pretrained_backbone_path=str(path), dec_layers=1))
     detector = build_detector(spec.model, 2)
     report = load_initial_weights(detector, spec, ())
-    assert not report.reinitialised and all(name.startswith(missing or "?") for name in report.missing)
+    assert not report.reinitialized and all(name.startswith(missing or "?") for name in report.missing)
     assert bool(report.missing) == bool(missing)
     state = getattr(detector.backbone, "published", detector.backbone).state_dict()
     assert all(torch.equal(state[name], published[name]) for name in report.loaded) and len(report.loaded) > 20

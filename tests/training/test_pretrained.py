@@ -60,9 +60,9 @@ def test_all_weights_of_any_format_are_loaded_and_the_format_is_logged(weights, 
     detector = build_detector(MODEL, 7)
     with caplog.at_level(logging.INFO, "rtdetr_tool"):
         report = load_initial_weights(detector, spec_for(path), ())
-    assert not (report.reinitialised or report.missing or report.unused)
+    assert not (report.reinitialized or report.missing or report.unused)
     assert f"is {what}" in caplog.text and "This run differs from that of" not in caplog.text
-    assert f"Class rows were copied by position, because {path} has no class names" in caplog.text
+    assert f"Copied class rows by position, because {path} has no class names" in caplog.text
     assert all(
         torch.equal(tensor, weights[name])
         for name, tensor in detector.state_dict().items()
@@ -73,9 +73,9 @@ def test_all_weights_of_any_format_are_loaded_and_the_format_is_logged(weights, 
 def test_only_class_heads_start_from_scratch_with_another_number_of_classes(weights, tmp_path, caplog):
     detector = build_detector(MODEL, 3)
     report = load_initial_weights(detector, spec_for(write_transformers(weights, tmp_path), classes=3), ())
-    assert {name for name in report.reinitialised if name.endswith("weight")} == HEADS
+    assert {name for name in report.reinitialized if name.endswith("weight")} == HEADS
     assert not report.missing and not report.unused
-    assert "has no class names and another number of class rows: 7, the model 3" in caplog.text
+    assert "has no class names, and its class heads have 7 rows, but those of the model 3" in caplog.text
 
 
 def test_a_different_number_of_attention_heads_is_reported(weights, tmp_path, caplog):
@@ -83,7 +83,7 @@ def test_a_different_number_of_attention_heads_is_reported(weights, tmp_path, ca
     model = dataclasses.replace(MODEL, nheads=2, num_points=[8])
     path = write_tao(weights, tmp_path)
     load_initial_weights(build_detector(model, 7), spec_for(path, model=model), ())
-    assert "This run differs from that of" in caplog.text and "model.nheads is 2 in the spec, 4 in" in caplog.text
+    assert "This run differs from that of" in caplog.text and "model.nheads is 2 in the spec, but 4 in" in caplog.text
 
 
 def test_weights_of_the_other_family_are_refused_with_its_name(weights, tmp_path):

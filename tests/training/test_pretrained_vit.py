@@ -60,7 +60,7 @@ def test_a_timm_file_gives_the_feature_maps_of_the_timm_network(tmp_path, name, 
     network = published(name)
     path = save_checkpoint(network.state_dict(), tmp_path / "dinov2.pth")
     backbone, report = loaded(spec_for(path, dataclasses.replace(SMALL, encoder=encoder)))
-    assert set(report.missing) <= {"mask_token"} and not report.reinitialised and not report.unused
+    assert set(report.missing) <= {"mask_token"} and not report.reinitialized and not report.unused
     check_maps(backbone, network)
 
 
@@ -82,7 +82,7 @@ def test_timm_is_asked_for_the_tag(monkeypatch):
     spec = spec_for("timm")
     detector = build_detector(spec.model, 3)
     monkeypatch.setattr(timm, "create_model", create)
-    assert not load_initial_weights(detector, spec, ()).reinitialised
+    assert not load_initial_weights(detector, spec, ()).reinitialized
     assert asked == ["vit_small_patch14_dinov2"]
 
 
@@ -95,7 +95,7 @@ def test_patches_and_positions_of_another_size_are_resampled(tmp_path):
     path = save_checkpoint(network.state_dict(), tmp_path / "dinov2.pth")
     changes = {"patch_size": 28, "resolution": 168, "positional_encoding_size": 6}
     backbone, report = loaded(spec_for(path, dataclasses.replace(SMALL, **changes)))
-    assert not report.reinitialised and backbone.position.shape[1] == 37
+    assert not report.reinitialized and backbone.position.shape[1] == 37
     patch = torch.nn.functional.interpolate(torch.rand(1, 3, 2, 2), 14, mode="bilinear")
     with torch.no_grad():
         small = network.patch_embed.proj(patch)

@@ -29,7 +29,7 @@ class RFDETR(Detector):
             starts the class heads anew.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         keywords: fields of `model.rfdetr` (`resolution=448`) and of `model`; `accept_platform_model_license=True` where
-            the weights' licence must be accepted (XLarge, 2XLarge).
+            the weights' license must be accepted (XLarge, 2XLarge).
     """
 
     variant: ClassVar[str]

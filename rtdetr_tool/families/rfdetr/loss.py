@@ -107,7 +107,7 @@ class RFDETRCriterion(SetCriterion):
         groups = self.group_detr if isinstance(predictions, TrainingPredictions) else 1
         stacks = self._stacks(predictions)
         counts = [count * groups for count in padded.counts]
-        normaliser = count_objects(counts, predictions.logits.device, across_processes=self.training)
+        normalizer = count_objects(counts, predictions.logits.device, across_processes=self.training)
         tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
         masks, truth, further = [], None, []
         if self.mask_loss:
@@ -116,12 +116,12 @@ class RFDETRCriterion(SetCriterion):
         found = self.matcher.match_groups([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
         losses: dict[str, Tensor] = {}
         for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, found, strict=True):
-            losses |= self._losses(logits, boxes, matches, padded, normaliser, names)
+            losses |= self._losses(logits, boxes, matches, padded, normalizer, names)
         for index, stack in enumerate(masks):
             queries, names = stack.queries.shape[2] // groups, stacks[index][2]
             pairs = [groups * min(count, queries) for count in padded.counts]
             for term, sums in self.mask_loss.sums(stack, found[index], pairs, truth).items():
-                each = zip(names, (sums / normaliser).unbind(), strict=True)
+                each = zip(names, (sums / normalizer).unbind(), strict=True)
                 losses |= {f"{term}{end}": value for end, value in each}
         losses["loss"] = torch.stack(list(losses.values())).sum()
         if torch.is_grad_enabled():

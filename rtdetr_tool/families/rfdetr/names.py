@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.dinov2 import TRANSFORMERS as DINOV2_TABLE
-from rtdetr_tool.checkpoints.renames import to_ours, to_theirs
+from rtdetr_tool.checkpoints.renames import to_foreign, to_native
 from rtdetr_tool.errors import CheckpointError
 
 _VIT = "backbone.0.encoder.encoder."
@@ -76,10 +76,10 @@ def from_rfdetr(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise CheckpointError(f"its {name} belongs to {what}, which this tool does not read")
         if not name.startswith(_SHARED_HEAD) and (name != _KEYPOINT_MASK or tensor.numel()):
             plain[name] = tensor
-    return to_ours(plain, TABLE)
+    return to_native(plain, TABLE)
 
 
 def to_rfdetr(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """RF-DETR's names for ours (models with `lite_refpoint_refine`, as all published ones are)."""
-    renamed = to_theirs(weights, _BACK)
+    renamed = to_foreign(weights, _BACK)
     return {**renamed, _KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)}

@@ -11,10 +11,10 @@ from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, read_detector, weights_file
 from rtdetr_tool.checkpoints.dinov2 import from_dinov2
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
+from rtdetr_tool.checkpoints.identify import state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.checkpoints.metadata import build_metadata
-from rtdetr_tool.checkpoints.published import check_licence
+from rtdetr_tool.checkpoints.published import check_license
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
@@ -37,7 +37,7 @@ def is_complete(weights: Mapping[str, Tensor]) -> bool:
     return is_own_rfdetr(weights)
 
 
-def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """TAO has no RF-DETR, so there are no other names."""
     return dict(weights)
 
@@ -54,7 +54,7 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     model, classes = architecture_of_rfdetr(file.weights, known, file.source)
     if file.kind == ROBOFLOW:
         accepted = bool(chosen.get("accept_platform_model_license"))
-        check_licence(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].licence, accepted)
+        check_license(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].license, accepted)
     named = classes_of(contents.payload, classes)
     file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)
     file.meta["origin"] = {"format": file.kind, "version": 1}

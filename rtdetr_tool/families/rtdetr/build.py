@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rtdetr_tool.catalog import FOUNDATION_MODELS
+from rtdetr_tool.checkpoints.identify import state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.layout import state_dict_of
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.families.rtdetr.model.detector import RTDETR
 from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import to_ours
+from rtdetr_tool.checkpoints.renames import to_native
 from rtdetr_tool.errors import CheckpointError
 
 # Stem of the d variant (three convolutions) and of the plain one.
@@ -109,9 +109,9 @@ def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.endswith(_LEFT_OUT):
             neck[name] = tensor
     renamed = {f"backbone.{name}": tensor for name, tensor in from_official_backbone(backbone).items()}
-    return {**renamed, **to_ours(neck, NECK_TABLE)}
+    return {**renamed, **to_native(neck, NECK_TABLE)}
 
 
 def from_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's names for an official ResNet."""
-    return to_ours(state_dict, backbone_table(deep_stem="conv1.conv1_2.conv.weight" in state_dict))
+    return to_native(state_dict, backbone_table(deep_stem="conv1.conv1_2.conv.weight" in state_dict))

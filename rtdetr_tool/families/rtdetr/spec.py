@@ -25,7 +25,7 @@ def rtdetr_problems(model: ModelSpec, name: str) -> Iterator[str]:
             )
     indices = model.return_interm_indices
     if indices != list(range(indices[0], indices[0] + len(indices))) if indices else True:
-        yield f"{name}.return_interm_indices: {indices} is invalid; expected neighbouring stages, ascending"
+        yield f"{name}.return_interm_indices: {indices} is invalid; expected neighboring stages, ascending"
     for index in model.use_encoder_idx:
         if index >= levels:
             yield f"{name}.use_encoder_idx: {index} is invalid; expected 0 to {levels - 1}, one of the levels"

@@ -125,7 +125,7 @@ def input_fields(preprocessor: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     if preprocessor.get("do_pad"):
         notes.append("its images are padded, here they are not: scores may suffer")
     if preprocessor.get("do_normalize"):
-        notes.append("its pictures are normalised by mean and deviation, here they are not: scores will suffer")
+        notes.append("its pictures are normalized by mean and deviation, here they are not: scores will suffer")
     return fields, notes
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import to_ours, to_theirs
+from rtdetr_tool.checkpoints.renames import to_foreign, to_native
 from rtdetr_tool.errors import CheckpointError
 
 # (transformers, ours): the starts of names, where `*` is a number that is carried over. What follows is kept.
@@ -129,14 +129,14 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(projections) != 3:
             raise CheckpointError(f"the query, key or value projection of {name.rsplit('.', 1)[0]} is missing")
         joined[name] = torch.cat([projections[part] for part in "qkv"])
-    return to_ours(joined, (*_RESNET_D, *_TIMM, *_NECK))
+    return to_native(joined, (*_RESNET_D, *_TIMM, *_NECK))
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' names in memory (since version 5); CheckpointError when a tensor has no counterpart."""
     separate: dict[str, Tensor] = {}
     backbone = _RESNET_D if "backbone.conv1.0.weight" in state_dict else _TIMM
-    for name, tensor in to_theirs(state_dict, (*backbone, *_NECK)).items():
+    for name, tensor in to_foreign(state_dict, (*backbone, *_NECK)).items():
         if found := _JOINED.match(name):
             for part, projection in zip("qkv", tensor.chunk(3), strict=True):
                 separate[f"{found[1]}{part}_proj.{found[2]}"] = projection.clone()

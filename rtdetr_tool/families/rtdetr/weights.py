@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.backbone_names import own_backbone_names
+from rtdetr_tool.checkpoints.backbone_names import native_backbone_names
 from rtdetr_tool.checkpoints.detector_file import CONFIG, DIRECTORY_WEIGHTS, PREPROCESSOR, DetectorFile, weights_file
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
+from rtdetr_tool.checkpoints.identify import BARE, TAO, Identified, detector_weights, require_tensors
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.layout import BARE, TAO, Layout, detector_weights, some_tensors
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weights
 from rtdetr_tool.errors import CheckpointError
@@ -22,7 +22,7 @@ from rtdetr_tool.files import parse_json, read_limited
 from rtdetr_tool.spec import ModelSpec
 from rtdetr_tool.spec.queries import architecture_fields
 
-__all__ = ["FORMATS", "describe", "is_complete", "own_names", "read_backbone", "summary"]
+__all__ = ["FORMATS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
 OFFICIAL, TRANSFORMERS = "official", "transformers"
 LARGEST_CONFIG = 16 << 20  # bytes
@@ -54,12 +54,12 @@ def is_complete(weights: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("decoder.decoder.layers.") for name in weights)
 
 
-def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """TAO's names are ours but for those of some backbones."""
     start = "backbone."
     backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
     others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
-    return {**{start + name: tensor for name, tensor in own_backbone_names(backbone).items()}, **others}
+    return {**{start + name: tensor for name, tensor in native_backbone_names(backbone).items()}, **others}
 
 
 def summary(model: Mapping[str, Any], classes: int) -> str:
@@ -70,16 +70,16 @@ def summary(model: Mapping[str, Any], classes: int) -> str:
 
 def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
     """Fill in what the shapes and the files next to the weights say."""
-    layout, config, preprocessor = contents.layout, {}, {}
-    if layout.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
+    identified, config, preprocessor = contents.identified, {}, {}
+    if identified.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
         config = _read_json(contents.path.parent / CONFIG, required=contents.from_directory)
         preprocessor = _read_json(contents.path.parent / PREPROCESSOR)
     known: dict[str, Any] = {}
     if config:
         known = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
-    if layout.kind == TRANSFORMERS:
+    if identified.kind == TRANSFORMERS:
         known["pe_order"] = given.get("pe_order", transformers_config.PE_ORDER)
-    model, classes = architecture_of(file.weights, {**given, **known}, file.source, _points(layout))
+    model, classes = architecture_of(file.weights, {**given, **known}, file.source, _points(identified))
     _check_agreement(known, model, file.source)
     dataset: dict[str, Any] = {"num_classes": classes}
     if preprocessor:
@@ -88,22 +88,22 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     file.meta = build_metadata(
         "", {"model": {**model, **known}, "dataset": dataset},
         [{"index": index, "id": None, "name": name} for index, name in sorted(names.items()) if index < classes],
-        "ema" if layout.averaged else "raw",
+        "ema" if identified.averaged else "raw",
     )  # fmt: skip
-    file.meta["origin"] = {"format": layout.kind, "version": layout.version}
-    if layout.kind == TRANSFORMERS and not config:
+    file.meta["origin"] = {"format": identified.kind, "version": identified.version}
+    if identified.kind == TRANSFORMERS and not config:
         file.notes.append(f"There is no {CONFIG} beside it: heads, activations and class names are not known from it.")
-    if layout.kind not in (TRANSFORMERS, BARE):
+    if identified.kind not in (TRANSFORMERS, BARE):
         file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
 
 
-def _points(layout: Layout) -> list[int] | None:
+def _points(identified: Identified) -> list[int] | None:
     """Sampling points per level where the file tells: RT-DETRv2 keeps a buffer, TAO has always 4."""
     ends = (official.POINT_SHARES, transformers_names.POINT_SHARES)
-    shares = next((tensor for name, tensor in layout.tensors.items() if name.endswith(ends)), None)
+    shares = next((tensor for name, tensor in identified.tensors.items() if name.endswith(ends)), None)
     if shares is not None:
         return points_per_level(shares)
-    return [4] if layout.kind == TAO else None
+    return [4] if identified.kind == TAO else None
 
 
 def _check_agreement(known: Mapping[str, Any], model: Mapping[str, Any], source: str) -> None:
@@ -148,7 +148,7 @@ def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
     From timm's or torchvision's file, a backbone of TAO, of the official RT-DETR or of the network's own repository, or
     from a whole detector.
     """
-    tensors = some_tensors(payload, source)
+    tensors = require_tensors(payload, source)
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if transformers_names.is_transformers_rtdetr(plain) or official.is_official_rtdetr(plain):
         weights = detector_weights(payload, source)
@@ -170,6 +170,6 @@ def _backbone_by_own_names(weights: Mapping[str, Tensor], source: str) -> dict[s
     try:
         if official.is_official_backbone(weights):
             return official.from_official_backbone(weights)
-        return own_backbone_names(weights)
+        return native_backbone_names(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{source} is a backbone that cannot be converted: {error}.") from error

@@ -138,7 +138,7 @@ class WindowedDinov2(ImageBackbone):
             numbers |= {name: index + 1 for name, _ in block.named_parameters(f"blocks.{index}")}
         return {name: numbers.get(name, 0) for name, _ in self.named_parameters()}
 
-    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with position embeddings of this grid and patches of this size.
 
         DINOv2's patches have 14 pixels; others are resampled such that a patch drawn larger or smaller keeps its
@@ -154,7 +154,7 @@ class WindowedDinov2(ImageBackbone):
 
     @torch.no_grad()
     def fold_for_inference(self) -> None:
-        """In place: normalisation and layer scales inside their neighbours, one projection for query, key and value,
+        """In place: normalization and layer scales inside their neighbors, one projection for query, key and value,
         unused blocks gone. Same outputs up to rounding; it cannot be trained afterwards."""
         scaled = self.patch_embed.weight / self.std
         self.patch_embed.bias -= (scaled * self.mean).sum((1, 2, 3))

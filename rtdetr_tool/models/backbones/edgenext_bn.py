@@ -49,7 +49,7 @@ class _ConvBlock(ConvBlock):
 class _SplitTransposeBlock(SplitTransposeBlock):
     """Convolutions of growing reach over groups of channels, attention between channels, MLP; [B, C, h, w].
 
-    Unlike with layer norms, the attention adds to its normalised input, and the position is added behind the norm.
+    Unlike with layer norms, the attention adds to its normalized input, and the position is added behind the norm.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class FanBackbone(ImageBackbone):
             self.learnable_downsample = nn.Conv2d(width, _LAST_WIDTH, 3, stride=2, padding=1)
         for index in self.indices:
             self.add_module(f"out_norm{index}", LayerNorm2d(widths[index], eps=1e-5))
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         recompute = self.activation_checkpoint and self.training
@@ -169,7 +169,7 @@ class FourierPosition(nn.Module):
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """As the original: truncated normal for linear layers and ConvNeXt, by fan-out for depthwise convolutions."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -85,7 +85,7 @@ class ExponentialMovingAverage(Callback):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages one step towards the current weights."""
+        """Move the averages one step toward the current weights."""
         self.updates += 1
         floating = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
         averages = [self.averages[name] for name in floating]

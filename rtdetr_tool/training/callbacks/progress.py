@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pace:
-    """Speed and remaining time of a run. Validation counts towards the remaining time, but not as training speed."""
+    """Speed and remaining time of a run. Validation counts toward the remaining time, but not as training speed."""
 
     def __init__(self, total_steps: int, done_steps: int = 0) -> None:
         self.total_steps, self.first_step = total_steps, done_steps

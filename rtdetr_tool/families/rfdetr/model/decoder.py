@@ -103,7 +103,7 @@ class RFDETRDecoder(QuerySelection):
             rows = getattr(self, name).weight.detach()[: count * self.num_queries].clone()
             setattr(self, name, nn.Embedding.from_pretrained(rows, freeze=False))
 
-    def fitted(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    def resize_weights(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """The tensors without surplus groups, and without surplus queries in each group."""
         found = count_groups(weights, f"{prefix}enc_output.")
         kept = {name: t for name, t in weights.items() if _group_of(name, prefix) < self.groups}

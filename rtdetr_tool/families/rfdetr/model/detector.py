@@ -20,7 +20,7 @@ from rtdetr_tool.ops.structures import Predictions, Target
 
 
 class RFDETR(Detector):
-    """A detector from images to raw predictions. ImageNet's normalisation belongs to the model, not to the data.
+    """A detector from images to raw predictions. ImageNet's normalization belongs to the model, not to the data.
 
     Further heads read the finest level and what the decoder says of its queries; `segmentation_head` is one, a head for
     keypoints would be another.
@@ -63,17 +63,17 @@ class RFDETR(Detector):
     def features(self, images: Tensor) -> list[Tensor]:
         return self.encoder(self.backbone(images))
 
-    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with a ViT's positions and patches of this model's sizes; of groups and queries that the
         file has beyond this model's, the first ones stay."""
         start = "backbone."
         own = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
         others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
-        fitted = {f"{start}{name}": tensor for name, tensor in self.backbone.fitted(own).items()}
-        return self.decoder.fitted({**fitted, **others}, "decoder.")
+        resize_weights = {f"{start}{name}": tensor for name, tensor in self.backbone.resize_weights(own).items()}
+        return self.decoder.resize_weights({**resize_weights, **others}, "decoder.")
 
     def deploy(self) -> RFDETR:
-        """A copy for inference and export: one group of queries, normalisation and layer scales folded, unused blocks
+        """A copy for inference and export: one group of queries, normalization and layer scales folded, unused blocks
         gone. Same outputs up to rounding, less work. The copy cannot be trained.
         """
         lean = copy.deepcopy(self).eval().requires_grad_(False)

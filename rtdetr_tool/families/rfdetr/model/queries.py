@@ -82,13 +82,13 @@ class QuerySelection(nn.Module):
 def refine(reference: Tensor, delta: Tensor, bbox_reparam: bool) -> Tensor:
     """The reference moved by delta [..., 4].
 
-    With `bbox_reparam` cxcywh: the centre moves by shares of the size, the size changes by a factor exp(delta).
+    With `bbox_reparam` cxcywh: the center moves by shares of the size, the size changes by a factor exp(delta).
     Otherwise both are logits and add up.
     """
     if not bbox_reparam:
         return reference + delta
-    centre = delta[..., :2] * reference[..., 2:] + reference[..., :2]
-    return torch.cat([centre, delta[..., 2:].exp() * reference[..., 2:]], dim=-1)
+    center = delta[..., :2] * reference[..., 2:] + reference[..., :2]
+    return torch.cat([center, delta[..., 2:].exp() * reference[..., 2:]], dim=-1)
 
 
 def _tokens(shapes: Shapes) -> int:

@@ -63,7 +63,7 @@ class FoundationRTDETR(RTDETR):
     def _maps(self, images: Tensor, found: RadioOutput) -> list[Tensor]:
         return self.encoder([*self.backbone(images), found.spatial]).maps
 
-    def take_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    def load_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Load RADIO's tensors where a detector's file holds some (TAO's do); the other tensors are given back.
 
         Raises:

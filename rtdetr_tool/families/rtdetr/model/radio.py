@@ -29,7 +29,7 @@ class RadioOutput(NamedTuple):
 
 
 class RadioViT(nn.Module):
-    """Normalised images, whose sides are multiples of the patch size, to tokens.
+    """Normalized images, whose sides are multiples of the patch size, to tokens.
 
     Args:
         grid: side of the position embedding in patches, the size of the largest image trained on.

@@ -12,8 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rtdetr_tool.checkpoints.inert import HARMLESS, Inert
 from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.checkpoints.safe_unpickle import HARMLESS, Placeholder
 from rtdetr_tool.errors import CheckpointError
 
 SETTINGS = {
@@ -39,21 +39,21 @@ def test_weights_beside_settings_are_read_and_the_settings_become_inert(tmp_path
     payload = load_checkpoint(tmp_path / "a.pth")
     assert torch.equal(payload["model"]["a"], torch.arange(3.0)) and payload["epoch"] == 3
     kept = {"lr": 0.1, "output": {}} if name == "args" else {}  # of a namespace the values, of all else nothing
-    assert isinstance(payload[name], Inert) and payload[name] == kept
+    assert isinstance(payload[name], Placeholder) and payload[name] == kept
 
 
 def test_the_code_of_a_harmless_class_does_not_run_either(tmp_path, monkeypatch):
     torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
     monkeypatch.setattr(argparse.Namespace, "__setattr__", lambda *_: pytest.fail("ran"))
     monkeypatch.setattr(argparse.Namespace, "__init__", lambda *_: pytest.fail("ran"))
-    assert isinstance(load_checkpoint(tmp_path / "a.pth")["args"], Inert)
+    assert isinstance(load_checkpoint(tmp_path / "a.pth")["args"], Placeholder)
 
 
 def test_something_dangerous_among_settings_is_refused_by_its_name_and_runs_nothing(tmp_path):
     witness = tmp_path / "ran"
     content = {"model": {"a": torch.ones(1)}, "args": argparse.Namespace(callback=_RunsCode(witness))}
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*Nothing of it was executed"):
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*Nothing was executed"):
         load_checkpoint(tmp_path / "a.pth")
     assert not witness.exists()
 

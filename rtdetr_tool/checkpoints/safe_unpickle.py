@@ -1,9 +1,8 @@
-"""Reading weights out of pickles that also hold settings of the program that wrote them.
+"""Safely unpickle checkpoints that also contain the settings of the program that wrote them.
 
-`torch.load(weights_only=True)` refuses every object that is no tensor or plain data. Official files often keep the
-command line (`argparse.Namespace`), a configuration (omegaconf) or numpy numbers beside the weights. Here each such
-class, and no other, is replaced by an inert stand-in: it takes any argument and does nothing, so not even the code of
-these classes runs.
+`torch.load(weights_only=True)` refuses everything except tensors and plain data. Official files often also contain the
+command line (`argparse.Namespace`), a configuration (omegaconf) or numpy numbers. Each class listed here, and no other,
+is replaced by a placeholder that accepts any arguments and does nothing, so that no code of these classes runs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-# Full names, or all of a package with a trailing dot.
+# Full names, or a package with a trailing dot.
 HARMLESS = (
     "argparse.Namespace",
     "collections.defaultdict",
@@ -47,10 +46,10 @@ HARMLESS = (
 )
 
 
-class Inert(dict):
-    """In place of an object of another program: takes everything, does nothing."""
+class Placeholder(dict):
+    """Takes the place of an object of another program: accepts any arguments and does nothing."""
 
-    def __new__(cls, *_args: Any, **_options: Any) -> Inert:
+    def __new__(cls, *_args: Any, **_options: Any) -> Placeholder:
         return super().__new__(cls)
 
     def __init__(self, *_args: Any, **_options: Any) -> None:
@@ -63,25 +62,25 @@ class Inert(dict):
         return id(self)
 
 
-class Settings(Inert):
-    """In place of a namespace: its values by name, as a dictionary."""
+class NamespacePlaceholder(Placeholder):
+    """Takes the place of a namespace, with its values as a dictionary."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.update(state)
 
 
-def stand_ins(path: Path) -> AbstractContextManager:
-    """A context in which torch reads the settings in the file as `Inert`; it refuses everything else as always."""
+def known_settings_allowed(path: Path) -> AbstractContextManager:
+    """A context in which torch reads known settings in the file as `Placeholder` and refuses all other objects."""
     try:
         names = get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # whatever is wrong with the file: reading it says so
+    except Exception:  # reading the file reports what is wrong with it
         return nullcontext()
-    return safe_globals([(_stand_in(name), name) for name in names if _is_harmless(name)])
+    return safe_globals([(_placeholder_for(name), name) for name in names if _is_harmless(name)])
 
 
-def _stand_in(name: str) -> type[Inert]:
-    return Settings if name in ("argparse.Namespace", "types.SimpleNamespace") else Inert
+def _placeholder_for(name: str) -> type[Placeholder]:
+    return NamespacePlaceholder if name in ("argparse.Namespace", "types.SimpleNamespace") else Placeholder
 
 
 def _is_harmless(name: str) -> bool:
