@@ -25,9 +25,9 @@ from rtdetr_tool.commands.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]), "train")
 worker = os.fork()  # as a data worker: it lives on for a moment when its parent is killed
 if worker == 0:
-    time.sleep(30)
+    time.sleep(300)
 print(worker, flush=True)
-time.sleep(30)
+time.sleep(300)
 """
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -240,7 +239,6 @@ class TestProcesses:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )  # fmt: skip
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1)
         process.send_signal(signum)
         _, shown = process.communicate(timeout=30)
         assert process.returncode == exit_code

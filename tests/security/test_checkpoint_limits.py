@@ -25,9 +25,9 @@ from rtdetr_tool.spec import read_spec
 @pytest.fixture(autouse=True)
 def little_time_and_memory():
     """Seconds, and bytes beyond those in use: what the files of these tests ask for takes hours and terabytes."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 

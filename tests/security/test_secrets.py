@@ -46,10 +46,10 @@ def test_what_is_a_secret_is_masked_and_what_is_none_stays(text, masked):
 
 
 def test_masking_a_long_line_takes_no_long_time():
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("a" * 200_000, "?" * 50_000, "?token" * 20_000, "://" * 50_000, "api_key" * 20_000):
         mask_secrets(text)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_plain_data_keeps_its_form_without_the_secrets(monkeypatch):

@@ -32,10 +32,10 @@ GROWING_TEXT = "model_name: xxxxxxxxxx\n" + "".join(
 def refusal(tmp_path, text: str | bytes, suffix: str = ".yaml", overrides=()) -> str:
     path = tmp_path / f"spec{suffix}"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(SpecError) as caught:
         load_spec(path, overrides)
-    assert time.monotonic() - start < 20  # seconds; without limits: hours, or all memory first
+    assert time.process_time() - start < 20  # seconds; without limits: hours, or all memory first
     return str(caught.value)
 
 
@@ -126,10 +126,10 @@ def test_a_key_given_twice_is_named(text, suffix, words, tmp_path):
     ],
 )
 def test_an_override_beyond_the_limits_is_refused(override, words):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(SpecError) as caught:
         load_spec(None, [override])
-    assert words in str(caught.value) and time.monotonic() - start < 20
+    assert words in str(caught.value) and time.process_time() - start < 20
     assert len(str(caught.value)) < 1_000
 
 
