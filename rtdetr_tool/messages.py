@@ -13,8 +13,10 @@ def first_of(items: Iterable[Any], limit: int = 5) -> str:
     return f"{shown} and {len(texts) - limit} more" if len(texts) > limit else shown
 
 
-def first_line(error: Exception, limit: int = 200) -> str:
+def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an error's message, cut to `limit` characters; its class where there is no message."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
 

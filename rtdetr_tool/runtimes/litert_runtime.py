@@ -13,6 +13,7 @@ from torch import Tensor
 from rtdetr_tool.artifacts.graph_interface import Shape, read_interface
 from rtdetr_tool.artifacts.tflite_file import read_tflite
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
@@ -70,8 +71,7 @@ def open_file(path: Path, threads: int | None = None) -> tuple[Any, str]:
         interpreter.allocate_tensors()
         return interpreter.get_signature_runner(), ai_edge_litert.__version__
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"LiteRT {ai_edge_litert.__version__} cannot run {path}: {reason}") from error
+        raise CheckpointError(f"LiteRT {ai_edge_litert.__version__} cannot run {path}: {first_line(error)}") from error
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:

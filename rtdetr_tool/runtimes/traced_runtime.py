@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
@@ -52,7 +53,7 @@ class TracedRuntime(TorchRuntime):
             self._plain(example)
         except RuntimeError as error:
             raise UserError(
-                f"{self.device} cannot run this detector in {dtype}: {str(error).splitlines()[0]}; take float32"
+                f"{self.device} cannot run this detector in {dtype}: {first_line(error)}; take float32"
             ) from error
         if trace and not self._packs:
             with self._computing():

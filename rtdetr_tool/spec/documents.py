@@ -16,6 +16,7 @@ import yaml
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.files import open_regular, parse_json
+from rtdetr_tool.messages import first_line
 
 LARGEST_FILE = 1 << 20  # bytes; the longest spec of this package's own, with all comments, has 30 thousand
 DEEPEST = 32  # sections and lists in one another
@@ -191,11 +192,3 @@ def _check_references(data: dict[str, Any], text: str, source: str) -> None:
         OmegaConf.create(data)
     except Exception as error:  # OmegaConf's errors have no common public base
         raise SpecError(f"cannot be read: {first_line(error)}", source) from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error of Hydra or OmegaConf says, in one line."""
-    if isinstance(error, RecursionError):
-        return "it is nested too deep"
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.families import family_of
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.redaction import remember_secrets
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
-from rtdetr_tool.spec.documents import first_line, read_file, unusual
+from rtdetr_tool.spec.documents import read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
 from rtdetr_tool.status import current_status, process_rank
@@ -86,7 +87,7 @@ def _arguments_without_secrets() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return mask_secrets(str(error).strip().partition("\n")[0] or type(error).__name__)
+    return mask_secrets(first_line(error, limit=1000))
 
 
 class FailureGuard:

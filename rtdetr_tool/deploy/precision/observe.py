@@ -13,6 +13,7 @@ import torch
 from rtdetr_tool.artifacts.half_emulation import FLOAT
 from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.messages import first_line
 
 MEMORY = 1 << 30  # bytes of tensors of one picture that are looked at in one run
 
@@ -38,7 +39,7 @@ def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.I
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, one per status code
-        raise UserError(f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}") from error
+        raise UserError(f"onnxruntime cannot load the graph: {first_line(error)}") from error
 
 
 class RunFailed(UserError):
@@ -56,14 +57,14 @@ def run_session(
     try:
         return session.run(names, dict(inputs))
     except Exception as error:  # onnxruntime raises its own classes, one per status code
-        raise RunFailed(failed_node(str(error))) from error
+        raise RunFailed(failed_node(error)) from error
 
 
-def failed_node(message: str) -> str:
-    """What failed where, of onnxruntime's message: operator, node and reason without the place in its source."""
-    found = re.search(r"running (\S+) node\. Name:'([^']*)' Status Message: (.*)", message, re.DOTALL)
+def failed_node(error: Exception) -> str:
+    """What failed where, of onnxruntime's error: operator, node and reason without the place in its source."""
+    found = re.search(r"running (\S+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
     if found is None:
-        return message.strip().splitlines()[0][:300]
+        return first_line(error)
     operator, node, reason = found.groups()
     reason = re.sub(r"\S*onnxruntime\S*/\S+:\d+ .*?\) (\[with .*?\] )?(?=\S)", "", reason.strip().splitlines()[0])
     return f"{operator} node {node or '(without a name)'}: {reason[:200]}"
