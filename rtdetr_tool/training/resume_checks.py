@@ -10,6 +10,7 @@ from rtdetr_tool.checkpoints.metadata import KEY, check_against, section_of
 from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.redaction import without_secrets
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.spec.queries import parameter_group_fields
 
@@ -18,6 +19,17 @@ logger = logging.getLogger(__name__)
 _START_A_NEW_RUN = (
     "A run can only be resumed with the same model, classes and optimizer. To start a new run, set another results_dir "
     "(-r); to start it from these weights, set train.pretrained_model_path, which copies class rows by name."
+)
+
+# What the validation scores of a run depend on besides the model and the classes, which must be the same anyway.
+SCORING_FIELDS = (
+    "evaluate.max_dets",
+    "dataset.eval_class_ids",
+    "dataset.augmentation.eval_spatial_size",
+    "model.num_select",
+    "train.enable_ema",
+    "train.ema.validate_original_weights",
+    "dataset.val_data_sources",
 )
 
 
@@ -48,6 +60,8 @@ def check_checkpoint(
         _check_classes(meta["classes"], class_map, source)
         if resuming and group_sizes is not None:
             _check_optimizer(checkpoint, meta, spec, group_sizes, source)
+        if resuming:
+            _compare_scoring(meta, spec, source)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{_START_A_NEW_RUN}" if resuming else str(error)) from None
     return meta
@@ -94,6 +108,24 @@ def _check_optimizer(
             f"{name} is {now!r}, but {then!r} in the checkpoint" for name, (now, then) in changed.items()
         )
         raise CheckpointError(f"{source} has the state of a different optimizer ({differences}).")
+
+
+def _compare_scoring(meta: Mapping[str, Any], spec: ExperimentSpec, source: str) -> None:
+    """Warn if the scores of the run so far were measured in a different way than those to come."""
+    now, then = without_secrets(spec_to_dict(spec)), section_of(meta, "spec")
+    changed = []
+    for name in SCORING_FIELDS:
+        before, after = value_at(then, name), value_at(now, name)
+        known = name.rpartition(".")[2] in section_of(then, name.rpartition(".")[0])
+        if known and before != after:
+            changed.append(name if name.endswith("sources") else f"{name} is {after!r}, but was {before!r}")
+    if changed:
+        logger.warning(
+            "Scores of %s and new ones are not comparable, because these fields have changed: %s. The best checkpoint "
+            "and early stopping still compare them. To start over with these weights, set another results_dir (-r) and "
+            "train.pretrained_model_path.",
+            source, "; ".join(changed),
+        )  # fmt: skip
 
 
 def _format_classes(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:

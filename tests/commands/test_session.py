@@ -231,7 +231,7 @@ class TestProcesses:
             f"loaded = read_spec({str(spec)!r}, command='train')\n"
             "def run(_):\n"
             "    print('ready', flush=True)\n"
-            "    time.sleep(60)\n"
+            "    time.sleep(900)\n"
             "sys.exit(run_session(loaded, 'train', run))\n"
         )
         process = subprocess.Popen(
@@ -240,7 +240,7 @@ class TestProcesses:
         )  # fmt: skip
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signum)
-        _, shown = process.communicate(timeout=30)
+        _, shown = process.communicate(timeout=600)
         assert process.returncode == exit_code
         assert says in shown
         assert "Traceback" not in shown

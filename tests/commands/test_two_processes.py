@@ -16,7 +16,7 @@ def run(project, command: str, results: str, *overrides: str) -> None:
     arguments = [command, "-e", str(project.spec_file), "-r", str(project.folder / results), *overrides]
     done = subprocess.run(
         [sys.executable, "-m", "rtdetr_tool", *arguments],
-        env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

@@ -90,7 +90,7 @@ def test_what_is_not_a_file_is_refused_without_waiting(tmp_path, monkeypatch) ->
             ended: list[str] = []
             thread = threading.Thread(target=lambda name=name, to=ended: to.append(outcome(name)), daemon=True)
             thread.start()
-            thread.join(20)
+            thread.join(120)
             assert ended and f"Cannot read image {name}: " in ended[0], name
     for function in (image_size, image_header):
         with pytest.raises(DataError, match=r"fifo\.png: it is a pipe, socket or device, not a file"):

@@ -42,7 +42,7 @@ def test_a_signal_to_one_process_saves_in_all_and_the_run_goes_on_exactly(trial,
         child = int(file.read().split()[0])
     os.kill(child if to_child else run.pid, signal.SIGTERM)
     trial.release(name)
-    assert run.wait(timeout=300) == 75, trial.output(name)
+    assert run.wait(timeout=600) == 75, trial.output(name)
     last = trial.status(name)[-1]
     assert last["status"] == "FAILURE" and "ended by SIGTERM after saving" in last["message"]
     assert "_step_0000" in os.readlink(trial.results(name) / LATEST)

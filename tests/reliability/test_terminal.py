@@ -60,17 +60,17 @@ def test_a_signal_after_the_end_does_not_change_the_exit_code(trial, names):
 @pytest.mark.parametrize("where", ["1", "2"])
 def test_bad_input_is_exit_code_2_also_where_nobody_can_read_why(trial, where):
     command = f"{sys.executable} -m rtdetr_tool train -e {trial.folder}/none.yaml {where}>/dev/full"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=600)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
 
 
 def test_a_result_that_cannot_be_printed_is_an_error_and_a_reader_that_has_enough_is_none():
     program = f"{sys.executable} -m rtdetr_tool default_specs train"
-    full = subprocess.run(["bash", "-c", f"{program} > /dev/full"], cwd=ROOT, capture_output=True, timeout=60)
+    full = subprocess.run(["bash", "-c", f"{program} > /dev/full"], cwd=ROOT, capture_output=True, timeout=600)
     assert (full.returncode, full.stderr) == (2, b"Error: the output cannot be written: No space left on device\n")
     head = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{program} | head -1"], cwd=ROOT, capture_output=True, timeout=60
+        ["bash", "-o", "pipefail", "-c", f"{program} | head -1"], cwd=ROOT, capture_output=True, timeout=600
     )
     assert (head.returncode, head.stderr) == (0, b"")
 
@@ -82,7 +82,7 @@ def test_a_path_that_is_not_ascii_is_read_in_the_c_locale(tmp_path):
     command = [sys.executable, "-m", "rtdetr_tool", "train", "-e", str(folder / "spec.yaml"), "-r", str(folder / "r"),
                f"dataset.dataset_dir={folder / 'nothing'}", "train.accelerator=cpu"]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    done = subprocess.run(command, cwd=ROOT, env={**environment, "LC_ALL": "C"}, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env={**environment, "LC_ALL": "C"}, capture_output=True, timeout=600)
     assert done.returncode == 2
     assert f"{folder / 'nothing'}" in done.stderr.decode()
     assert "not key=value" not in done.stderr.decode()

@@ -59,7 +59,7 @@ def _train(spec, folder: Path, name: str) -> dict:
     file.write_text(json.dumps(spec_to_dict(spec)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [sys.executable, str(script), str(file), str(out)], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, str(script), str(file), str(out)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
