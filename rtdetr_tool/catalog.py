@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 STRIDES = (4, 8, 16, 32)  # of the stages 0..3, of every backbone
 TIMM = "timm/"  # a backbone called `timm/<name>` is any network of timm with feature maps of these strides
 
-_NONE: Any = MappingProxyType({})
+Options = Mapping[str, Any]
+
+_NONE: Options = MappingProxyType({})
 
 
 class Backbone(NamedTuple):
@@ -21,7 +24,7 @@ class Backbone(NamedTuple):
     parameters: int  # as built for the default return_interm_indices, [1, 2, 3]
     weights: str | None  # public ImageNet weights: `timm/<name>.<tag>` is what `pretrained_backbone_path: timm` gives
     license: str | None  # of these weights
-    options: Any = _NONE  # where it differs from the network of timm, or all of it
+    options: Options = _NONE  # where it differs from the network of timm, or all of it
     strides: tuple[int, int, int, int] = STRIDES
     origin: str = "tao"  # tao: TAO's schema; seed: TAO's documentation only; code: TAO's code only; ours: beyond TAO
 
@@ -33,8 +36,8 @@ _BOTTLENECK = (256, 512, 1024, 2048)
 _FB = "fb_in22k_ft_in1k"
 _FCMAE = "fcmae_ft_in22k_in1k"
 _TAO_CONVNEXT = (256, 512, 1024, 2048)  # TAO's convolution behind each stage gives these, whatever the network's size
-_TAO_EPS: Any = MappingProxyType({"norm_eps": 1e-5})  # of TAO's batch norms; timm's are 1e-7
-_VIT_L0: Any = MappingProxyType({"depths": (1, 1, 1, 4, 4), "norm_eps": 1e-5})
+_TAO_EPS: Options = MappingProxyType({"norm_eps": 1e-5})  # of TAO's batch norms; timm's are 1e-7
+_VIT_L0: Options = MappingProxyType({"depths": (1, 1, 1, 4, 4), "norm_eps": 1e-5})
 
 
 def _timm(
@@ -44,20 +47,22 @@ def _timm(
     channels: tuple[int, int, int, int],
     parameters: int,
     network: str | None = None,
-    options: Any = _NONE,
+    options: Options = _NONE,
     origin: str = "tao",
 ) -> Backbone:
     """A row made of the network of timm that has this name, or of `network`; `tag` None = there are no weights."""
     family = name.split("_")[0]
     network = network or (name.replace("_", "") if family == "resnet" else name)
-    weights, license = (None, None) if tag is None else (f"timm/{network}.{tag}", license)
+    if tag is None:
+        return Backbone(name, family, network, channels, parameters, None, None, options, origin=origin)
+    weights = f"timm/{network}.{tag}"
     return Backbone(name, family, network, channels, parameters, weights, license, options, origin=origin)
 
 
 def _fan(size: str, weights: str, parameters: int, width: int, heads: int, depth: int, **options: Any) -> Backbone:
-    options = MappingProxyType({"width": width, "heads": heads, "depth": depth, **options})
+    arguments = MappingProxyType({"width": width, "heads": heads, "depth": depth, **options})
     weights, channels = f"NVlabs/FAN fan_hybrid_{weights}", (128, 256, width, 768)
-    return Backbone(f"fan_{size}", "fan", None, channels, parameters, weights, _NVIDIA_NC, options)
+    return Backbone(f"fan_{size}", "fan", None, channels, parameters, weights, _NVIDIA_NC, arguments)
 
 
 def _edgenext_bn(size: str, channels: tuple[int, int, int, int], parameters: int) -> Backbone:

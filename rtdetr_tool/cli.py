@@ -13,12 +13,16 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import drop_failing_output, drop_stdout, showable
 from rtdetr_tool.redaction import mask_secrets
 from rtdetr_tool.spec.commands import AVAILABLE, COMMANDS
 from rtdetr_tool.version import package_version
+
+if TYPE_CHECKING:
+    from rtdetr_tool.spec import LoadedSpec
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +68,7 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `rtdetr`; returns the exit code. Without `arguments` it is the program, which ends with it."""
     program = arguments is None
-    arguments = list(sys.argv[1:] if program else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if program:
         drop_failing_output("stderr")
     if not arguments or arguments[0].startswith("-"):
@@ -105,8 +109,9 @@ def run_command(command: str, options: argparse.Namespace, last: bool = False) -
     loaded = read_spec(options.experiment_spec_file, overrides, command)
     from rtdetr_tool.commands.session import run_session
 
-    def run(spec):
-        return importlib.import_module(AVAILABLE[command].module).run(spec)
+    def run(loaded: LoadedSpec) -> int | None:
+        code: int | None = importlib.import_module(AVAILABLE[command].module).run(loaded)
+        return code
 
     return run_session(loaded, command, run, last)
 

@@ -28,7 +28,7 @@ _confirmations: dict[Path, Callable[[], None]] = {}  # by the folder below which
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file next to `path` (same suffix) that replaces `path` when the block succeeds.
 
     Content and rename are flushed to disk. If the block raises, `path` is unchanged and the temporary file is removed.
@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
+def replacing_with_companion(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
     """Like `replacing`, for a file that may come with a companion file `<path><suffix>`.
 
     The temporary file has the same name as `path`, in a temporary folder. Old and new files are never mixed: `path` is
@@ -76,7 +76,7 @@ def replacing_with_companion(path: str | os.PathLike, suffix: str) -> Iterator[P
 
 
 @contextmanager
-def confirming(folder: str | os.PathLike, confirm: Callable[[], None]) -> Iterator[None]:
+def confirming(folder: str | os.PathLike[str], confirm: Callable[[], None]) -> Iterator[None]:
     """Call `confirm` before each file that this process moves into place below `folder`; if it raises, none is moved.
 
     A run confirms this way that its results folder still belongs to it, at the last moment before a file appears there.
@@ -102,7 +102,7 @@ def _companion(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def remove_unfinished(path: str | os.PathLike) -> None:
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
     """Delete temporary files of `path` that killed processes left behind; those of running processes are kept."""
     path = Path(path)
     name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}(?:{re.escape(path.suffix)})?")
@@ -112,7 +112,7 @@ def remove_unfinished(path: str | os.PathLike) -> None:
                 shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
-def make_folder_below(root: str | os.PathLike, folder: str | os.PathLike) -> None:
+def make_folder_below(root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """Create `folder`, which is below `root`; OSError if a symbolic link on the way points outside `root`."""
     root, folder = Path(root), Path(folder)
     inside, path = os.path.realpath(root), root
@@ -139,7 +139,7 @@ def _held(descriptor: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_abandoned(entry: os.DirEntry) -> bool:
+def _is_abandoned(entry: os.DirEntry[str]) -> bool:
     """Whether no process is writing it: by its lock, or by its age (one day) where locks are not supported."""
     age = time.time() - entry.stat(follow_symlinks=False).st_mtime
     if entry.is_symlink() or age < _JUST_CREATED:
@@ -158,13 +158,13 @@ def _is_abandoned(entry: os.DirEntry) -> bool:
     return True
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replace `path` with a file that has this content; text is encoded as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading; OSError for anything else (a FIFO would block, a device never ends)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -179,7 +179,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_limited(path: str | os.PathLike, limit: int) -> bytes:
+def read_limited(path: str | os.PathLike[str], limit: int) -> bytes:
     """Read an untrusted file; OSError if it is not a regular file or has more than `limit` bytes."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
@@ -196,7 +196,7 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def sha256_of(path: str | os.PathLike) -> str:
+def sha256_of(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as hexadecimal digits, read in chunks."""
     digest = hashlib.sha256()
     with open_regular(path) as file:

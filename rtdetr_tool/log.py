@@ -17,7 +17,7 @@ import sys
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rtdetr_tool.redaction import mask_secrets
 
@@ -97,14 +97,24 @@ class _ConsoleHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    def _open(self) -> TextIO:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_open_log)
+    """A run's log file; lines are appended."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.warning_filters = warnings.catch_warnings()  # restores them when the file is closed
+
+    def _open(self) -> io.TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=_open_log)
 
     def reopen(self) -> None:
         """Open the file again after its folder was deleted."""
-        with self.lock:
-            self.stream.close()
+        self.acquire()
+        try:
+            if self.stream is not None:
+                self.stream.close()
             self.stream = self._open()
+        finally:
+            self.release()
 
 
 def _open_log(name: str, flags: int) -> int:
@@ -144,9 +154,9 @@ def open_log_file(path: Path) -> LogFile:
 
     A symbolic link raises OSError: anyone with write access to a shared folder could point it anywhere.
     """
-    handler = LogFile(path, encoding="utf-8")
+    handler = LogFile(path)
     handler.setFormatter(_FileFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    handler.filters_before = warnings.filters[:]  # type: ignore[attr-defined]
+    handler.warning_filters.__enter__()
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     for name in (PACKAGE, None):  # None is the root logger, which receives the messages of libraries
@@ -158,5 +168,5 @@ def close_log_file(handler: LogFile) -> None:
     for name in (PACKAGE, None):
         logging.getLogger(name).removeHandler(handler)
     logging.captureWarnings(False)
-    warnings.filters[:] = handler.filters_before  # type: ignore[attr-defined]
+    handler.warning_filters.__exit__(None, None, None)
     handler.close()

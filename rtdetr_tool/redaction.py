@@ -43,6 +43,7 @@ _MASKS = (  # what is before a secret is kept (group 1), the secret goes
 _NEXT_ADDRESS = re.compile(r"[\s,;][A-Za-z][A-Za-z0-9+.\-]{1,30}://")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{1,30}:/{1,2}(?!/)")
 _PORT_AND_PATH = re.compile(r"(?:localhost|[\w-]+(?:\.[\w-]+)+|\[[0-9a-fA-F:]+\]):\d{1,5}(?:[/?#\s]|$)")
+_UNUSUAL = re.compile(r"[/\s@\"'<>]")  # in credentials
 _WHOLE_PARAMETER = re.compile(
     rf"([?&;](?:[^=&;]{{0,60}}(?:{_PARAMETER})[^=&;]{{0,60}}|{_SHORT_PARAMETERS})=)([^&]+)", re.I
 )
@@ -159,7 +160,7 @@ def _credentials(text: str) -> Iterator[tuple[int, int]]:
         found = text[begin:end]
         user, colon, password = found.partition(":")
         if re.search(r"[/\s\"'<>]", user) or (colon and (password[:1].isspace() or _PORT_AND_PATH.match(text, begin))):
-            end = begin + len(re.match(r"[^/\s@\"'<>]*", found)[0])  # the plain form, nothing unusual in it
+            end = begin + len(_UNUSUAL.split(found, maxsplit=1)[0])  # the plain form, nothing unusual in it
             if text[end : end + 1] != "@":
                 continue
         yield begin, end

@@ -92,7 +92,8 @@ class StatusLogger:
         self.write("FAILURE", message, verbosity="ERROR")
 
     def write(self, status: str, message: str, verbosity: str = "INFO", **details: Any) -> None:
-        if self.path is None:
+        path = self.path
+        if path is None:
             return
         with contextlib.suppress(Exception):
             self.confirm_folder()
@@ -113,7 +114,7 @@ class StatusLogger:
         if self.kpi:
             line["kpi"] = {key: _number(value) for key, value in self.kpi.items()}
         with self._lock:
-            self._append((json.dumps(line) + "\n").encode(), last=status in ("SUCCESS", "FAILURE"))
+            self._append(path, (json.dumps(line) + "\n").encode(), last=status in ("SUCCESS", "FAILURE"))
 
     def close(self) -> None:
         """Finish writing: release the space that was reserved for the last line."""
@@ -121,35 +122,36 @@ class StatusLogger:
             with contextlib.suppress(OSError):
                 self._reserve.unlink(missing_ok=True)
 
-    def _append(self, data: bytes, last: bool) -> None:
+    def _append(self, path: Path, data: bytes, last: bool) -> None:
         try:
             if last:
                 self.close()
-            elif not self._reserve.exists():
+            elif self._reserve is not None and not self._reserve.exists():
                 with contextlib.suppress(OSError), self._reserve.open("xb") as file:  # x does not follow links
                     file.write(b"\0" * _RESERVE)
-            self._add(data)
+            self._add(path, data)
         except OSError as error:  # a full disk must not end a run that can continue without status.json
-            logger.warning("%s cannot be written: %s", self.path, error.strerror or error)
+            logger.warning("%s cannot be written: %s", path, error.strerror or error)
         except Exception:  # another run has taken the folder since `write` confirmed it
             if not self._lost:
                 raise
 
-    def _earlier_lines(self) -> bytes:
-        if not self.path.exists():
-            return b""
-        if not _is_regular(self.path):
-            raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
-        if self.path.stat().st_size > LARGEST_FILE:
-            raise OSError(errno.EFBIG, "too large to rewrite")
-        return self.path.read_bytes()
-
-    def _add(self, data: bytes) -> None:
-        if self._replace is not None and not self.path.is_symlink():
+    def _add(self, path: Path, data: bytes) -> None:
+        if self._replace is not None and not path.is_symlink():
             with contextlib.suppress(OSError):
-                self._replace(self.path, self._earlier_lines() + data)
+                self._replace(path, _earlier_lines(path) + data)
                 return
-        _append_whole(self.path, data)
+        _append_whole(path, data)
+
+
+def _earlier_lines(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    if not _is_regular(path):
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, "too large to rewrite")
+    return path.read_bytes()
 
 
 def _is_regular(path: Path) -> bool:

@@ -123,10 +123,10 @@ def with_class_rows(
     of the model's width.
     """
     names = [name for name in model if is_class_tensor(name) and name in weights]
-    rows = count_rows(model), count_rows(weights)
-    if not names or None in rows:
+    rows, file_rows = count_rows(model), count_rows(weights)
+    if not names or rows is None or file_rows is None:
         return dict(weights), None
-    match = match_rows(classes, file_classes, *rows, source)
+    match = match_rows(classes, file_classes, rows, file_rows, source)
     copied = {name: match.copy_rows(weights[name], model[name]) for name in names}
     fitting = {name: tensor for name, tensor in copied.items() if tensor is not None}
     others = {name: tensor for name, tensor in weights.items() if name not in copied}

@@ -60,7 +60,9 @@ def read_url(url: str, *, max_bytes: int, seconds: float) -> bytes:
     return bytes(content)
 
 
-def download(url: str, path: str | os.PathLike, *, md5: str, seconds: float = 3600.0, stall: float = STALL) -> Path:
+def download(
+    url: str, path: str | os.PathLike[str], *, md5: str, seconds: float = 3600.0, stall: float = STALL
+) -> Path:
     """Download a URL to the file `path`, which appears once it is complete and verified.
 
     After a broken connection the partial content is kept in `.<name>.part`; the next attempt or call continues from it.
@@ -197,7 +199,7 @@ def public_url(url: str) -> str:
     return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])[:200]
 
 
-def md5_of(path: str | os.PathLike) -> str:
+def md5_of(path: str | os.PathLike[str]) -> str:
     """The MD5 of a file in hexadecimal digits, as publishers state it to detect corruption."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:

@@ -31,7 +31,7 @@ _REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global|class|instantiate) [`'\"]?([\w.]
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
-def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path:
+def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write atomically: `path` has either its old or its complete new content, also after a crash or a power failure.
 
     On failure the old file is unchanged and no temporary file remains.
@@ -43,7 +43,7 @@ def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike) -> Path
     return path
 
 
-def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike) -> Path:
+def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write weights (with our names) and metadata only, as safetensors or, for other suffixes, in PyTorch's format."""
     path = Path(path)
     remove_unfinished(path)
@@ -58,7 +58,7 @@ def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: 
     return path
 
 
-def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a `.pth`, `.pt`, `.ckpt` or `.safetensors` file to the CPU without running code from it.
 
     Safetensors files return `{"state_dict": ..., "rtdetr_tool": ...}` like the others; the metadata is in their header.
@@ -75,7 +75,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return dict(payload)
 
 
-def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The detector's weights under our names, and our metadata (None for files of other programs).
 
     Accepts every format that `identify.identify` knows. `detector_file.read_detector` also describes the architecture.

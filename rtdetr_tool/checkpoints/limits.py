@@ -108,7 +108,7 @@ class _Counter:
         elif self.plain and not isinstance(value, (dict, list, tuple)):
             self._refuse(f"{name or 'it'} is a {type(value).__name__}, not plain data")
         self.known[id(value)] = (0, 0)
-        inner = ()
+        inner: list[tuple[Any, str]] = []
         if isinstance(value, Mapping):
             inner = [part for key, entry in value.items() for part in ((key, ""), (entry, str(key)[:60]))]
         elif isinstance(value, (list, tuple, set)):

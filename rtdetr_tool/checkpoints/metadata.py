@@ -62,9 +62,8 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
     for path in _compared_fields():
         if all(isinstance(section, Mapping) for section in sections):
             sections.append(section_of(spec, path))
-    valid = all(isinstance(section, Mapping) for section in sections) and isinstance(classes, (list, tuple))
-    valid = valid and all(isinstance(entry, Mapping) for entry in classes)
-    if not valid:
+    entries = classes if isinstance(classes, (list, tuple)) else [classes]
+    if not all(isinstance(part, Mapping) for part in (*sections, *entries)):
         raise CheckpointError(f"{source} has malformed {KEY!r} metadata; the file may be corrupted.")
     return dict(meta)
 

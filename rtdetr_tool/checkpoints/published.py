@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = ("", ".pth", ".pt")
 
 
-def published(name: str | os.PathLike) -> PublishedWeights | None:
+def published(name: str | os.PathLike[str]) -> PublishedWeights | None:
     """The entry of a published name (`rf-detr-nano` or `rf-detr-nano.pth`, without a folder), or None."""
     text = os.fspath(name)
     return next((PUBLISHED_WEIGHTS[text + end] for end in _SUFFIXES if text + end in PUBLISHED_WEIGHTS), None)
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rtdetr"
 
 
-def weights_path(name: str | os.PathLike) -> Path:
+def weights_path(name: str | os.PathLike[str]) -> Path:
     """The path `name` itself, or for a published name the path in the cache, after a download if it is missing.
 
     Raises:
@@ -68,7 +68,7 @@ def _acceptance(license: str) -> str:
 
 
 def _get(row: PublishedWeights, path: Path) -> None:
-    if row.url is None:
+    if row.url is None or row.md5 is None:
         raise CheckpointError(
             f"{row.file} cannot be downloaded automatically, because it is published under "
             f"{RESTRICTED[row.license].title} ({row.license}). If you have obtained it under that license, save it as "

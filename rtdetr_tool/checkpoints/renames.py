@@ -53,7 +53,7 @@ def _renamed(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor
     return renamed
 
 
-def _first_match(name: str, rules: list[tuple[re.Pattern, list[str]]]) -> str | None:
+def _first_match(name: str, rules: list[tuple[re.Pattern[str], list[str]]]) -> str | None:
     for pattern, pieces in rules:
         if match := pattern.match(name):
             numbers = (*match.groups(), "")

@@ -46,7 +46,7 @@ HARMLESS = (
 )
 
 
-class Placeholder(dict):
+class Placeholder(dict[Any, Any]):
     """Takes the place of an object of another program: accepts any arguments and does nothing."""
 
     def __new__(cls, *_args: Any, **_options: Any) -> Placeholder:
@@ -58,7 +58,7 @@ class Placeholder(dict):
     def __setstate__(self, _state: Any) -> None:
         pass
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]  # unlike a dictionary, it may be a key in a pickle
         return id(self)
 
 
@@ -70,7 +70,7 @@ class NamespacePlaceholder(Placeholder):
             self.update(state)
 
 
-def known_settings_allowed(path: Path) -> AbstractContextManager:
+def known_settings_allowed(path: Path) -> AbstractContextManager[object]:
     """A context in which torch reads known settings in the file as `Placeholder` and refuses all other objects."""
     try:
         names = get_unsafe_globals_in_checkpoint(path)

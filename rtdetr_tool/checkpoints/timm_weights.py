@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def from_timm(name: str) -> dict[str, Tensor]:
     import timm
 
     try:
-        network = timm.create_model(name, pretrained=True, num_classes=0)
+        network: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the network, the hub and timm's registry raise many types
         raise CheckpointError(
             f"model.pretrained_backbone_path: timm could not load the weights of {name!r} "
@@ -32,7 +33,8 @@ def from_timm(name: str) -> dict[str, Tensor]:
         ) from error
     license = network.pretrained_cfg.get("license")
     logger.info("%s: weights from timm, license %s", name, license or "not stated")
-    return network.state_dict()
+    weights: dict[str, Tensor] = network.state_dict()
+    return weights
 
 
 def timm_weights(source: str, backbone: str) -> str:
@@ -52,7 +54,7 @@ def timm_weights(source: str, backbone: str) -> str:
         if row.weights is None or not row.weights.startswith(TIMM):
             advice = f"give the path of a file ({row.weights})" if row.weights else "none are published"
             raise CheckpointError(f"model.pretrained_backbone_path: timm has no weights of {backbone}; {advice}")
-        name = row.timm_name
+        name = row.weights.removeprefix(TIMM).partition(".")[0]
     return tagged(name, tag)
 
 

@@ -42,12 +42,13 @@ def build_distillation(
     Predictions are matched with the costs of the student's `model`; `classes` as in `DistillationLoss`.
     """
     problems: list[str] = []
-    bindings = [
-        PredictionBinding(binding.student_module_name, binding.criterion, binding.weight, spec.temperature)
-        if binding.student_module_name in PREDICTIONS
-        else _feature_binding(spec, index, student, teacher, problems)
-        for index, binding in enumerate(spec.bindings)
-    ]
+    bindings: list[FeatureBinding | PredictionBinding] = []
+    for index, binding in enumerate(spec.bindings):
+        name = binding.student_module_name
+        if name in PREDICTIONS:
+            bindings.append(PredictionBinding(name, binding.criterion, binding.weight, spec.temperature))
+        elif (feature := _feature_binding(spec, index, student, teacher, problems)) is not None:
+            bindings.append(feature)
     if problems:
         raise SpecError(problems)
     return DistillationLoss(bindings, HungarianMatcher(model.class_cost, model.bbox_cost, model.giou_cost), classes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -97,7 +98,7 @@ class HungarianMatcher:
         return present - absent
 
 
-def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def assign(cost: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(rows, columns) of the assignment with the lowest cost; cost is [queries, objects].
 
     Queries with non-finite costs are matched first, so that the loss is not finite either and the training loop reports
@@ -105,6 +106,7 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     finite = np.isfinite(cost).all(axis=1)
     if finite.all():
-        return linear_sum_assignment(cost)
+        rows, columns = linear_sum_assignment(cost)
+        return rows, columns
     pairs = min(cost.shape)
     return np.argsort(finite, kind="stable")[:pairs], np.arange(pairs)

@@ -158,7 +158,9 @@ class CocoEvaluator:
         evaluation.params.max_dets = detection_limits(self.max_dets)
         evaluation.evaluate()
         evaluation.accumulate()
-        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+        curves = evaluation.eval
+        assert curves is not None  # `accumulate` sets it
+        return np.asarray(curves["precision"]), np.asarray(curves["recall"])
 
     def _numbered(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         image, category = self._image_numbers[entry["image_id"]], self._category_numbers[entry["category_id"]]

@@ -89,7 +89,8 @@ def _overlap(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDAr
     shared = (high - low).clip(min=0).prod(-1)
     area, truth_area = boxes[:, 2:].prod(-1)[:, None], truth[:, 2:].prod(-1)[None]
     union = np.where(crowd[None], area, area + truth_area - shared)
-    return shared / np.maximum(union, 1e-12)
+    overlap: NDArray[np.float64] = shared / np.maximum(union, 1e-12)
+    return overlap
 
 
 def _curves(detections: ClassDetections) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ Shape legend: B batch, S tokens of all levels, H heads, D channels of a head, Q 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -53,15 +54,14 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     grids = _split((2 * locations.float() - 1).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P, 2] each
     shares = _split(weights.float().transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
     levels = _split(value.float(), [height * width for height, width in shapes], 1)
-    total = None
+    parts = []
     for (height, width), level, grid, share in zip(shapes, levels, grids, shares, strict=True):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         sampled = F.grid_sample(
             image, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )  # [B*H, D, Q, P]
-        part = (sampled * share[:, None]).sum(-1)  # [B*H, D, Q]
-        total = part if total is None else total + part
-    return total.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
+        parts.append((sampled * share[:, None]).sum(-1))  # [B*H, D, Q]
+    return reduce(torch.add, parts).reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
 
 def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
@@ -112,7 +112,7 @@ def gather_pixels(value: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
 def _split(x: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
     """Split along `axis`; no operator for a single part, which some converters do not support."""
-    return (x,) if len(sizes) == 1 else x.split(list(sizes), dim=axis)
+    return (x,) if len(sizes) == 1 else torch.split(x, list(sizes), dim=axis)
 
 
 def _per_point(shapes: Shapes, points: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +121,8 @@ def _per_point(shapes: Shapes, points: Sequence[int]) -> tuple[Tensor, Tensor, T
     for (height, width), count in zip(shapes, points, strict=True):
         rows += [(width, height, first)] * count
         first += height * width
-    return torch.tensor(rows, dtype=torch.float32).unbind(-1)
+    table = torch.tensor(rows, dtype=torch.float32)
+    return table[:, 0], table[:, 1], table[:, 2]
 
 
 def _sum_of_bags(value: Tensor, index: Tensor, share: Tensor) -> Tensor:

@@ -40,38 +40,42 @@ class ConvNorm(nn.Module):
         self.act = build_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        output: Tensor = self.act(self.norm(self.conv(x)))
+        return output
 
     def fused(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of a convolution equivalent to convolution plus norm in eval mode."""
-        scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
-        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
+        scale, shift = scale_and_shift(self.norm)
+        return self.conv.weight * scale[:, None, None, None], shift
 
 
 class RepVggBlock(nn.Module):
     """Sum of a 3x3 and a 1x1 ConvNorm, then an activation (Ding et al. 2021, arXiv:2101.03697; no identity branch)."""
 
+    conv: nn.Conv2d | None  # both branches, once they are fused
+
     def __init__(self, inputs: int, outputs: int, act: str | None) -> None:
         super().__init__()
+        self.conv = None
         self.conv1 = ConvNorm(inputs, outputs, 3)
         self.conv2 = ConvNorm(inputs, outputs, 1)
         self.act = build_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "conv"):
-            return self.act(self.conv(x))
-        return self.act(self.conv1(x) + self.conv2(x))
+        summed = self.conv1(x) + self.conv2(x) if self.conv is None else self.conv(x)
+        output: Tensor = self.act(summed)
+        return output
 
     @torch.no_grad()
     def fuse(self) -> None:
         """Replace both branches with an equivalent 3x3 convolution; for eval mode only."""
-        if hasattr(self, "conv"):
+        if self.conv is not None:
             return
         kernel3, bias3 = self.conv1.fused()
         kernel1, bias1 = self.conv2.fused()
         conv = nn.Conv2d(kernel3.shape[1], kernel3.shape[0], 3, padding=1).to(kernel3)
         conv.weight.copy_(kernel3 + F.pad(kernel1, [1, 1, 1, 1]))
-        conv.bias.copy_(bias3 + bias1)
+        conv.bias = nn.Parameter(bias3 + bias1)
         self.conv = conv
         del self.conv1, self.conv2
 
@@ -88,7 +92,8 @@ class CSPRepLayer(nn.Module):
         self.conv3 = ConvNorm(hidden, outputs, 1, act=act) if hidden != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
+        output: Tensor = self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
+        return output
 
 
 class MLP(nn.Module):
@@ -103,7 +108,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = self.act(layer(x))
-        return self.layers[-1](x)
+        output: Tensor = self.layers[-1](x)
+        return output
 
 
 class FixedBatchNorm2d(nn.Module):
@@ -111,6 +117,11 @@ class FixedBatchNorm2d(nn.Module):
 
     It computes in the dtype of its input; float32 constants would take everything after it out of mixed precision.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -147,23 +158,26 @@ def fold_batch_norms(module: nn.Module) -> None:
     """
     previous: nn.Module | None = None
     for name, child in module.named_children():
-        if isinstance(child, (nn.BatchNorm2d, FixedBatchNorm2d)) and _feeds(previous, child):
+        if not isinstance(child, (nn.BatchNorm2d, FixedBatchNorm2d)):
+            fold_batch_norms(child)
+        elif isinstance(previous, nn.Conv2d) and previous.out_channels == len(child.weight):
             fold_into(previous, child)
             setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
         previous = child
 
 
-def _feeds(conv: nn.Module | None, norm: nn.Module) -> bool:
-    return isinstance(conv, nn.Conv2d) and conv.out_channels == len(norm.running_mean)
+def scale_and_shift(norm: nn.BatchNorm2d | FixedBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of each channel by a batch norm in eval mode."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("the batch norm has no running statistics, so it is no scale and shift")
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
 
 
 @torch.no_grad()
 def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d | FixedBatchNorm2d) -> None:
     """Fold `norm` (in eval mode) into the weights of `conv`."""
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    bias = norm.bias - norm.running_mean * scale
+    scale, bias = scale_and_shift(norm)
     if conv.bias is not None:
         bias = bias + conv.bias * scale
     conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)

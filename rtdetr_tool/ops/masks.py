@@ -23,9 +23,10 @@ _CHUNK = 2**25  # pixels computed at a time
 _REACH = 2.0  # a polygon may extend beyond its image by at most twice the image's sides
 
 
-def encode(mask: NDArray) -> bytes:
+def encode(mask: NDArray[Any]) -> bytes:
     """Run lengths of a mask [H, W], bool or 0 and 1."""
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return counts
 
 
 def decode(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _SHARPNESS = -0.5  # Keys' parameter a, as in the antialiased resize of PyTorch and Pillow
@@ -21,7 +22,7 @@ def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
     old_height, old_width = int(grid.shape[-3]), int(grid.shape[-2])  # int(): tracing would keep tensors
     rows = resize_matrix(old_height, height).to(grid.device)
     columns = resize_matrix(old_width, width).to(grid.device)
-    tall = (rows @ grid.float().flatten(-2)).unflatten(-1, (old_width, -1))  # [..., height, w, D]
+    tall: Tensor = (rows @ grid.float().flatten(-2)).unflatten(-1, (old_width, -1))  # [..., height, w, D]
     return columns @ tall
 
 
@@ -31,19 +32,20 @@ def resize_matrix(old: int, new: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _weights(old: int, new: int) -> np.ndarray:
+def _weights(old: int, new: int) -> NDArray[np.float32]:
     scale = old / new
     stretch = max(scale, 1.0)  # downsampling widens the kernel to avoid aliasing
     center = (np.arange(new) + 0.5) * scale
     first = np.maximum(np.floor(center - _REACH * stretch + 0.5), 0)
     last = np.minimum(np.floor(center + _REACH * stretch + 0.5), old)
     pixel = np.arange(old)
-    weights = _keys((pixel + 0.5 - center[:, None]) / stretch)
+    weights: NDArray[np.float64] = _keys((pixel + 0.5 - center[:, None]) / stretch)
     weights *= (pixel >= first[:, None]) & (pixel < last[:, None])
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    normalized: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return normalized
 
 
-def _keys(x: np.ndarray) -> np.ndarray:
+def _keys(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cubic convolution kernel (Keys 1981); zero at distances of 2 and above."""
     x, a = np.abs(x), _SHARPNESS
     near = ((a + 2) * x - (a + 3)) * x * x + 1

@@ -75,7 +75,7 @@ def _loader() -> type[yaml.SafeLoader]:
     """OmegaConf's loader (safe; 1e-4 is a number; a key given twice is an error), with limits."""
     from omegaconf._utils import get_yaml_loader
 
-    class Loader(get_yaml_loader()):
+    class Loader(get_yaml_loader()):  # type: ignore[misc]  # OmegaConf makes the class when it is called
         depth = values = 0
 
         def compose_node(self, parent: Any, index: Any) -> yaml.Node:
