@@ -45,7 +45,7 @@ def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> Imag
         row = BACKBONES.get(spec.backbone)
         if row is None:
             raise UserError(f"model.backbone: '{spec.backbone}' is not known; allowed: {', '.join(BACKBONES)}")
-        if row.family == "fan":
+        if row.timm_name is None:
             own = {} if spec.drop_path is None else {"drop_path": spec.drop_path}
             backbone = FanBackbone(indices, activation_checkpoint, **{**row.options, **own})
         elif drop_path and row.family in WITHOUT_DROP_PATH:

@@ -49,7 +49,8 @@ class DecoderLayer(nn.Module):
         sampled = self.cross_attn(content + position, reference, memory, shapes)
         content = self.norm2(content + self.dropout(sampled))
         hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
-        return self.norm3(content + self.dropout(hidden))
+        output: Tensor = self.norm3(content + self.dropout(hidden))
+        return output
 
 
 class DeformableAttention(nn.Module):
@@ -60,6 +61,8 @@ class DeformableAttention(nn.Module):
         method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2); the offsets of the latter are not trained.
         offset_scale: an offset of P units is `offset_scale` times the side of the box.
     """
+
+    unit: Tensor
 
     def __init__(
         self,
@@ -107,7 +110,9 @@ class DeformableAttention(nn.Module):
         weights = F.softmax(self.attention_weights(query).float().view(spread), dim=-1)
         center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
         locations = center + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
-        return self.output_proj(deformable_sample(value, shapes, locations, weights, self.points, self.discrete))
+        sampled = deformable_sample(value, shapes, locations, weights, self.points, self.discrete)
+        output: Tensor = self.output_proj(sampled)
+        return output
 
 
 def points_per_level(num_points: int | Sequence[int], levels: int) -> list[int]:

@@ -30,6 +30,12 @@ def build_activation(name: str | None) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    """Set the bias of a layer to zero, if it has one."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm and activation; padding keeps the size at stride 1."""
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.ops.layers import zero_bias
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.ops.resize import resize_bicubic
 
@@ -41,6 +42,11 @@ class WindowedDinov2(ImageBackbone):
         drop_path: share of windows for which the last block is skipped in training; it rises linearly from 0.
         activation_checkpoint: recompute the blocks in the backward pass to save memory.
     """
+
+    registers: nn.Parameter | None
+    mask_token: nn.Parameter | None  # of DINOv2's pretraining
+    mean: Tensor | None  # of the images' channels; None once normalization is part of the patch embedding
+    std: Tensor | None
 
     def __init__(
         self,
@@ -63,7 +69,7 @@ class WindowedDinov2(ImageBackbone):
         self.channels, self.strides = (width,) * len(self.taps), (patch_size,) * len(self.taps)
         self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)  # of DINOv2's pretraining
+        self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
         self.registers = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self.position = nn.Parameter(torch.empty(1, 1 + grid * grid, width))  # class token, then rows of patches
         rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
@@ -83,7 +89,7 @@ class WindowedDinov2(ImageBackbone):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                zero_bias(module)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
 
@@ -105,7 +111,7 @@ class WindowedDinov2(ImageBackbone):
         return [self._to_map(self.norm(tokens), images.shape[0], height, width) for tokens in maps]
 
     def _embed(self, images: Tensor, height: int, width: int) -> Tensor:
-        if hasattr(self, "mean"):
+        if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
         positions = self._positions(height, width).to(images.dtype)
         patches = self.patch_embed(images).flatten(2).transpose(1, 2) + positions[:, 1:]  # [B, h * w, D]
@@ -156,13 +162,16 @@ class WindowedDinov2(ImageBackbone):
     def fold_for_inference(self) -> None:
         """In place: normalization and layer scales inside their neighbors, one projection for query, key and value,
         unused blocks gone. Same outputs up to rounding; it cannot be trained afterwards."""
-        scaled = self.patch_embed.weight / self.std
-        self.patch_embed.bias -= (scaled * self.mean).sum((1, 2, 3))
-        self.patch_embed.weight.copy_(scaled)
-        del self.mean, self.std, self.blocks[self.taps[-1] :]
+        if self.mean is not None and self.std is not None and self.patch_embed.bias is not None:
+            scaled = self.patch_embed.weight / self.std
+            self.patch_embed.bias.sub_((scaled * self.mean).sum((1, 2, 3)))
+            self.patch_embed.weight.copy_(scaled)
+        self.mean = self.std = None
+        del self.blocks[self.taps[-1] :]
         self.mask_token = None
         for block in self.blocks:
-            block.fold_for_inference()
+            if isinstance(block, Block):
+                block.fold_for_inference()
         self._tables = {}
 
 
@@ -172,6 +181,10 @@ class Block(nn.Module):
     Args:
         merge: windows per side that attend to one another; 1 = each window on its own.
     """
+
+    scale1: nn.Parameter | None  # None once it is part of the layer before it
+    scale2: nn.Parameter | None
+    drop_path: nn.Module
 
     def __init__(self, width: int, num_heads: int, drop_path: float = 0.0, merge: int = 1) -> None:
         super().__init__()
@@ -186,7 +199,8 @@ class Block(nn.Module):
         attended = self._apart(self.attention(self._together(self.norm1(tokens))))
         tokens = tokens + self.drop_path(self._scaled(attended, self.scale1))
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
-        return tokens + self.drop_path(self._scaled(hidden, self.scale2))
+        output: Tensor = tokens + self.drop_path(self._scaled(hidden, self.scale2))
+        return output
 
     def _together(self, tokens: Tensor) -> Tensor:
         """[B * n * n, L, D] -> [B, n * n * L, D] in a global block."""
@@ -206,8 +220,9 @@ class Block(nn.Module):
     def fold_for_inference(self) -> None:
         self.attention.fold_projections()
         for linear, scale in ((self.attention.output, self.scale1), (self.fc2, self.scale2)):
-            linear.weight *= scale[:, None]
-            linear.bias *= scale
+            if scale is not None:
+                linear.weight.mul_(scale[:, None])
+                linear.bias.mul_(scale)
         self.scale1 = self.scale2 = None
         self.drop_path = nn.Identity()
 
@@ -215,14 +230,17 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Softmax attention of every token to every token of the same sequence; tokens [N, L, D]."""
 
+    joint: nn.Linear | None  # query, key and value, once they are one layer
+
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        self.joint = None
         self.num_heads = num_heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if hasattr(self, "joint"):
+        if self.joint is not None:
             parts = self.joint(tokens).chunk(3, dim=-1)
         else:
             parts = (self.query(tokens), self.key(tokens), self.value(tokens))
@@ -230,7 +248,8 @@ class Attention(nn.Module):
         heads = (-1, length, self.num_heads, width // self.num_heads)
         query, key, value = (part.reshape(heads).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.output(attended.transpose(1, 2).reshape(-1, length, width))
+        output: Tensor = self.output(attended.transpose(1, 2).reshape(-1, length, width))
+        return output
 
     def fold_projections(self) -> None:
         """One linear layer in place of three."""
@@ -263,7 +282,7 @@ def join_windows(tokens: Tensor, height: int, width: int, windows: int) -> Tenso
 def resize_positions(position: Tensor, height: int, width: int) -> Tensor:
     """Embeddings [1, 1 + g * g, D] of a square grid for one of height x width; the class token's stays."""
     side = math.isqrt(int(position.shape[1]) - 1)
-    patches = position[:, 1:].unflatten(1, (side, side))
+    patches: Tensor = position[:, 1:].unflatten(1, (side, side))
     resized = resize_bicubic(patches, height, width).flatten(1, 2).to(position.dtype)
     return torch.cat([position[:, :1], resized], dim=1)
 

@@ -16,6 +16,7 @@ from timm.models.edgenext import ConvBlock, SplitTransposeBlock
 from torch import Tensor, nn
 
 from rtdetr_tool.models.backbones.timm_staged import StagedBackbone
+from rtdetr_tool.ops.layers import zero_bias
 
 
 class EdgeNextBnBackbone(StagedBackbone):
@@ -43,7 +44,8 @@ class _ConvBlock(ConvBlock):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.conv_dw(x)).permute(0, 2, 3, 1)
         y = self.gamma * self.mlp(y)
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        output: Tensor = x + self.drop_path(y.permute(0, 3, 1, 2))
+        return output
 
 
 class _SplitTransposeBlock(SplitTransposeBlock):
@@ -60,7 +62,8 @@ class _SplitTransposeBlock(SplitTransposeBlock):
         y = y + self.drop_path(self.gamma_xca * self.xca(y))
         y = self.norm(y.transpose(1, 2).reshape(batch, channels, height, width)).permute(0, 2, 3, 1)
         y = self.gamma * self.mlp(y)
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        output: Tensor = x + self.drop_path(y.permute(0, 3, 1, 2))
+        return output
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Each group of channels but the last is added to the outcome of the one before it and convolved."""
@@ -71,13 +74,15 @@ class _SplitTransposeBlock(SplitTransposeBlock):
         return torch.cat([*outcomes, groups[-1]], dim=1)
 
 
-def _batch_norm_for(norm: nn.LayerNorm) -> nn.BatchNorm2d:
+def _batch_norm_for(norm: nn.Module) -> nn.BatchNorm2d:
+    assert isinstance(norm, nn.LayerNorm)  # as timm builds these blocks
     return nn.BatchNorm2d(norm.normalized_shape[0])
 
 
-def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
+def _with_bias(conv: nn.Module) -> nn.Conv2d:
+    assert isinstance(conv, nn.Conv2d)  # as timm builds these blocks
     width, (kernel, _) = conv.out_channels, conv.kernel_size
     biased = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
     nn.init.trunc_normal_(biased.weight, std=0.02)
-    nn.init.zeros_(biased.bias)
+    zero_bias(biased)
     return biased

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.fan_blocks import ClassBlockOnTokens, DepthwisePair, FanBlock, tokens_to_map
 from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.ops.layers import zero_bias
 
 _STEM_WIDTHS = (128, 256)
 _LAST_WIDTH = 768  # of the map at stride 32, whatever the size of the network
@@ -106,21 +107,9 @@ class HybridEmbed(nn.Module):
 
     def __init__(self, width: int | None, depths: Sequence[int]) -> None:
         super().__init__()
-        self.backbone = nn.Module()
-        self.backbone.stem = nn.Sequential(
-            nn.Conv2d(3, _STEM_WIDTHS[0], 4, stride=4), LayerNorm2d(_STEM_WIDTHS[0], eps=1e-6)
-        )
-        self.backbone.stages = nn.Sequential()
-        previous = _STEM_WIDTHS[0]
-        for index, (stage_width, depth) in enumerate(zip(_STEM_WIDTHS, depths, strict=False)):
-            stage = ConvNeXtStage(
-                previous, stage_width, stride=1 if index == 0 else 2, depth=depth, ls_init_value=1e-6, conv_mlp=True,
-                norm_layer=SampleNorm2d, norm_layer_cl=SampleNorm2d,
-            )  # fmt: skip
-            self.backbone.stages.append(stage)
-            previous = stage_width
+        self.backbone = ConvNextStages(depths)
         if width is not None:
-            self.proj = nn.Conv2d(previous, width, 2, stride=2)
+            self.proj = nn.Conv2d(_STEM_WIDTHS[len(self.backbone.stages) - 1], width, 2, stride=2)
 
     def stages(self, images: Tensor, recompute: bool) -> list[Tensor]:
         """[B, 128, H/4, W/4] and, if built, [B, 256, H/8, W/8]."""
@@ -129,6 +118,23 @@ class HybridEmbed(nn.Module):
             x = run(stage, x, recompute=recompute)
             maps.append(x)
         return maps
+
+
+class ConvNextStages(nn.Module):
+    """Patches of 4 x 4 pixels and up to two ConvNeXt stages, with as many blocks as `depths` says."""
+
+    def __init__(self, depths: Sequence[int]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, _STEM_WIDTHS[0], 4, stride=4), LayerNorm2d(_STEM_WIDTHS[0], eps=1e-6))
+        self.stages = nn.Sequential()
+        previous = _STEM_WIDTHS[0]
+        for index, (width, depth) in enumerate(zip(_STEM_WIDTHS, depths, strict=False)):
+            stage = ConvNeXtStage(
+                previous, width, stride=1 if index == 0 else 2, depth=depth, ls_init_value=1e-6, conv_mlp=True,
+                norm_layer=SampleNorm2d, norm_layer_cl=SampleNorm2d,
+            )  # fmt: skip
+            self.stages.append(stage)
+            previous = width
 
 
 class SampleNorm2d(LayerNorm2d):
@@ -158,7 +164,8 @@ class FourierPosition(nn.Module):
         weight = self.token_projection.weight
         y = self._waves(height, weight)[:, None].expand(-1, width, -1)
         x = self._waves(width, weight)[None].expand(height, -1, -1)
-        return self.token_projection(torch.cat([y, x], dim=-1).permute(2, 0, 1)[None].to(weight.dtype))
+        embedding: Tensor = self.token_projection(torch.cat([y, x], dim=-1).permute(2, 0, 1)[None].to(weight.dtype))
+        return embedding
 
     @staticmethod
     def _waves(count: int, like: Tensor) -> Tensor:
@@ -173,13 +180,13 @@ def _initialize(module: nn.Module) -> None:
     """As the original: truncated normal for linear layers and ConvNeXt, by fan-out for depthwise convolutions."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        zero_bias(module)
     elif isinstance(module, DepthwisePair):
         for conv in (module.conv1, module.conv2):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1])))
-            nn.init.zeros_(conv.bias)
-    elif isinstance(module, HybridEmbed):
-        for conv in module.backbone.modules():
-            if isinstance(conv, nn.Conv2d):
-                nn.init.trunc_normal_(conv.weight, std=0.02)
-                nn.init.zeros_(conv.bias)
+            zero_bias(conv)
+    elif isinstance(module, ConvNextStages):
+        for child in module.modules():
+            if isinstance(child, nn.Conv2d):
+                nn.init.trunc_normal_(child.weight, std=0.02)
+                zero_bias(child)

@@ -28,7 +28,8 @@ class FanBlock(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x), height, width))
+        output: Tensor = x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x), height, width))
+        return output
 
 
 class TokenAttention(nn.Module):
@@ -45,7 +46,9 @@ class TokenAttention(nn.Module):
         batch, count, width = x.shape
         q = self.q(x).reshape(batch, count, self.heads, -1).transpose(1, 2)  # [B, G, N, D]
         k, v = self.kv(x).reshape(batch, count, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width)
+        output: Tensor = self.proj(attended)
+        return output
 
 
 class ChannelAttention(nn.Module):
@@ -68,7 +71,8 @@ class ChannelAttention(nn.Module):
         q = self.q(x).reshape(batch, count, self.heads, -1).softmax(dim=1)  # [B, N, G, D]
         k = x.reshape(batch, count, self.heads, -1).softmax(dim=1).mean(dim=-1, keepdim=True)  # [B, N, G, 1]
         weight = (q * k).sum(dim=1, keepdim=True).sigmoid() * self.temperature[:, 0]  # [B, 1, G, D]
-        return weight.flatten(2) * self.norm_v(self.mlp_v(x, height, width))
+        output: Tensor = weight.flatten(2) * self.norm_v(self.mlp_v(x, height, width))
+        return output
 
 
 class ConvolvedMlp(nn.Module):
@@ -84,7 +88,8 @@ class ConvolvedMlp(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = self.fc1(x)
         near = self.dwconv(tokens_to_map(x, height, width)).flatten(2).transpose(1, 2)
-        return self.fc2(self.gamma * near + x)
+        output: Tensor = self.fc2(self.gamma * near + x)
+        return output
 
 
 class DepthwisePair(nn.Module):
@@ -98,7 +103,8 @@ class DepthwisePair(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.bn(self.act(self.conv1(x))))
+        output: Tensor = self.conv2(self.bn(self.act(self.conv1(x))))
+        return output
 
 
 class ClassBlockOnTokens(nn.Module):
@@ -111,7 +117,8 @@ class ClassBlockOnTokens(nn.Module):
         self.gamma1 = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * self.norm2(x + self.gamma1 * self.norm1(x))  # twice: the block adds what it passes on to itself
+        output: Tensor = self.norm2(x + self.gamma1 * self.norm1(x))
+        return 2 * output  # twice: the block adds what it passes on to itself
 
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:

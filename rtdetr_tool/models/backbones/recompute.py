@@ -11,9 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 def run(module: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
     """`module(*inputs)`; with `recompute` its activations are not kept but computed again in the backward pass."""
-    if not recompute:
-        return module(*inputs)
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(module)))
+    output: Tensor
+    if recompute:
+        contexts = nullcontext(), _StatisticsKept(module)
+        output = checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+    else:
+        output = module(*inputs)
+    return output
 
 
 class _StatisticsKept:
@@ -31,5 +35,5 @@ class _StatisticsKept:
     def __exit__(self, *exception: object) -> None:
         for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
             norm.momentum = momentum
-            if count is not None:
+            if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)

@@ -36,7 +36,8 @@ class WholeBackbone(ImageBackbone):
     def __init__(self, extractor: nn.Module, indices: Sequence[int], activation_checkpoint: bool) -> None:
         super().__init__()
         self.extractor = extractor
-        self.channels = tuple(extractor.feature_info.channels())
+        feature_info: Any = extractor.feature_info  # timm's attributes are not declared
+        self.channels = tuple(feature_info.channels())
         self.strides = tuple(STRIDES[index] for index in indices)
         if activation_checkpoint and not _recompute(self.published):
             logger.info("train.activation_checkpoint has no effect on %s.", type(self.published).__name__)
@@ -45,8 +46,9 @@ class WholeBackbone(ImageBackbone):
     def published(self) -> nn.Module:
         """The module whose parameters have the names of timm's files."""
         for name in ("model", "body"):
-            if isinstance(getattr(self.extractor, name, None), nn.Module):
-                return getattr(self.extractor, name)
+            inner = getattr(self.extractor, name, None)
+            if isinstance(inner, nn.Module):
+                return inner
         return self.extractor
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -91,7 +93,8 @@ def any_timm_backbone(
 def _build(
     name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]
 ) -> StagedBackbone | WholeBackbone:
-    entries = list(timm.create_model(name, num_classes=0, **options).feature_info)
+    network: Any = timm.create_model(name, num_classes=0, **options)
+    entries = list(network.feature_info)
     positions = []
     for index in indices:
         fitting = [place for place, entry in enumerate(entries) if entry["reduction"] == STRIDES[index]]
@@ -113,7 +116,7 @@ def _build(
 
 
 @torch.no_grad()
-def _problem_with(backbone: nn.Module) -> str | None:
+def _problem_with(backbone: ImageBackbone) -> str | None:
     """What goes wrong with an image that is neither square nor of the size the network was published for."""
     height, width = _PROBE
     expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
@@ -128,7 +131,7 @@ def _problem_with(backbone: nn.Module) -> str | None:
     return None if found == expected else f"its maps have shapes {found} where {expected} are expected"
 
 
-def _recompute(network: nn.Module) -> bool:
+def _recompute(network: Any) -> bool:
     """Switch timm's activation checkpointing on, if the network has it and no batch norms; whether it is on."""
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in network.modules()):
         return False

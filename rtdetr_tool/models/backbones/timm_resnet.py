@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
-from rtdetr_tool.ops.layers import fold_batch_norms, fold_into
+from rtdetr_tool.ops.layers import FixedBatchNorm2d, fold_batch_norms, fold_into
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -29,6 +29,9 @@ class ResNetBackbone(ImageBackbone):
         options: more arguments of timm's ResNet, for example `channels` and `layers` of its stages.
     """
 
+    conv1: nn.Conv2d | nn.Sequential  # a sequence in a ResNet-d
+    bn1: nn.Module
+
     def __init__(
         self,
         name: str,
@@ -37,7 +40,7 @@ class ResNetBackbone(ImageBackbone):
         **options: Any,
     ) -> None:
         super().__init__()
-        network = timm.create_model(name, num_classes=0, **options)
+        network: Any = timm.create_model(name, num_classes=0, **options)  # timm's attributes are not declared
         if isinstance(network.conv1, nn.Sequential):
             _project_first_shortcut(network.layer1[0])
         self.conv1, self.bn1, self.act1, self.maxpool = network.conv1, network.bn1, network.act1, network.maxpool
@@ -67,8 +70,10 @@ class ResNetBackbone(ImageBackbone):
     def fold_batch_norms(self) -> None:
         """Fold every norm into its convolution, in place; for eval mode only."""
         if isinstance(self.conv1, nn.Sequential):  # the deep stem's last norm stands outside
-            fold_into(self.conv1[-1], self.bn1)
-            self.bn1 = nn.Identity()
+            last = self.conv1[-1]
+            if isinstance(last, nn.Conv2d) and isinstance(self.bn1, (nn.BatchNorm2d, FixedBatchNorm2d)):
+                fold_into(last, self.bn1)
+                self.bn1 = nn.Identity()
         fold_batch_norms(self)
 
 
@@ -80,7 +85,8 @@ def _project_first_shortcut(block: nn.Module) -> None:
     """
     if not isinstance(block, BasicBlock) or block.downsample is not None:
         return
-    width = block.bn2.num_features
+    assert isinstance(block.conv2, nn.Conv2d)  # as timm builds these blocks
+    width = block.conv2.out_channels
     projection = nn.Conv2d(width, width, 1, bias=False)
     nn.init.dirac_(projection.weight)
     block.downsample = nn.Sequential(nn.Identity(), projection, nn.BatchNorm2d(width))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
-from rtdetr_tool.ops.layers import fold_batch_norms
+from rtdetr_tool.ops.layers import fold_batch_norms, zero_bias
 
 STRIDES = (4, 8, 16, 32)  # of the stages 0..3
 
@@ -41,7 +41,7 @@ class StagedBackbone(ImageBackbone):
 
     def __init__(self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any) -> None:
         super().__init__()
-        network = timm.create_model(name, num_classes=0, **options)
+        network: Any = timm.create_model(name, num_classes=0, **options)  # timm's attributes are not declared
         self.indices = tuple(indices)
         self.activation_checkpoint = activation_checkpoint
         self.strides = tuple(STRIDES[index] for index in self.indices)
@@ -93,7 +93,7 @@ class ConvNextBackbone(StagedBackbone):
         for width, channels in zip(inputs, self.channels, strict=True):
             conv = nn.Conv2d(width, channels, 3, padding=1)
             nn.init.trunc_normal_(conv.weight, std=0.02)
-            nn.init.zeros_(conv.bias)
+            zero_bias(conv)
             self.add_module(f"conv_{channels}", conv)
 
     def finish(self, maps: list[Tensor]) -> list[Tensor]:
