@@ -116,5 +116,5 @@ def scoring_spec(
 
 def evaluate(model: OpenedModel, split: str, conf_threshold: float) -> CocoResult:
     """Score a model on the `test` or `val` source of its spec, in this process."""
-    evaluator, _ = score_split(model, split, conf_threshold)
+    evaluator = score_split(model, split, conf_threshold).evaluator
     return evaluator.compute()

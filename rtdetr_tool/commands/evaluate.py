@@ -23,7 +23,7 @@ def run(loaded: LoadedSpec) -> None:
     current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     model = open_for(loaded, section).model
     record_spec(as_run(model.spec, "evaluate"), "evaluate")
-    evaluator, times = score_split(model, "test", section.conf_threshold, rank(), world_size())
+    evaluator, times, dataset = score_split(model, "test", section.conf_threshold, rank(), world_size())
 
     states = gather_objects([evaluator.state()])
     if rank() != 0:
@@ -43,3 +43,13 @@ def run(loaded: LoadedSpec) -> None:
         logger.info("Masks: mAP %s, mAP50 %s", score_text(result.masks["AP"]), score_text(result.masks["AP50"]))
     scores = score_text(result.map), score_text(result.map50)
     logger.info("mAP %s, mAP50 %s; numbers and predictions are in %s", *scores, folder)
+    if section.report:
+        facts = {"runtime": f"{model.runtime.name} on {model.runtime.device}", "speed": times.summary()}
+        try:
+            from rtdetr_tool.reports.run import write_evaluation_report  # imports matplotlib
+
+            name = section.trt_engine or section.checkpoint
+            logger.info("Wrote %s", write_evaluation_report(folder, name, evaluator, result, dataset, facts))
+        except Exception as error:  # the results are complete without it
+            logger.warning("Skipping the report: %s", str(error) or type(error).__name__)
+            logger.debug("traceback", exc_info=error)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, Preempted.exit_code
 
-WRITTEN_FILES = ("experiment.yaml", "status.json", "results.json", "predictions.json", "images.json")
+WRITTEN_FILES = ("experiment.yaml", "status.json", "results.json", "predictions.json", "images.json", "report.html")
 WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlflow_artifacts", "dataset_grids")
 
 

@@ -16,8 +16,9 @@ from rtdetr_tool.data.inspection import SplitCounts, check_contents
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.log import console
+from rtdetr_tool.reports.files import write_page
+from rtdetr_tool.reports.findings import validation_page
 from rtdetr_tool.spec import LoadedSpec
-from rtdetr_tool.workflows.contact_sheet import contact_sheet
 from rtdetr_tool.workflows.validate_data import check_images, load_splits, report
 
 logger = logging.getLogger(__name__)
@@ -34,20 +35,19 @@ def run(loaded: LoadedSpec) -> None:
 
     folder = Path(section.results_dir)
     write_atomically(folder / "report.json", json.dumps(report(datasets, counts, findings), indent=2) + "\n")
-    classes = next(iter(datasets.values())).class_map if datasets else None
-    write_atomically(folder / "report.html", contact_sheet(findings, classes, section.num_pictures))
+    page = write_page(validation_page(datasets, counts, findings, section.num_pictures, section.num_samples), folder)
     print_report(datasets, counts, findings)
-    logger.info("The report is in %s; what to look at is drawn in report.html.", folder)
+    logger.info("Wrote %s: findings, statistics and sample images", page)
     if findings.errors:
         lines = "\n".join(f"  - {found.line()}" for found in findings.errors)
-        raise DataError(f"The data sets cannot be used as they are:\n{lines}")
+        raise DataError(f"The datasets cannot be used as they are:\n{lines}")
 
 
 def print_report(
     datasets: Mapping[str, DetectionDataset], counts: Mapping[str, SplitCounts], findings: Findings
 ) -> None:
     """Sizes, classes and findings as tables on the console; the findings in the log as well."""
-    sizes = Table("split", title="Data sets")
+    sizes = Table("split", title="Datasets")
     for name in ("images", "without objects", "objects", "crowd regions"):
         sizes.add_column(name, justify="right")
     for split, found in counts.items():
@@ -61,7 +61,10 @@ def print_report(
         for entry in class_map.entries:
             classes.add_row(entry.name, *(str(found.by_class.get(entry.index, 0)) for found in counts.values()))
         console().print(classes)
-    table = Table("", "split", title="Findings" if any(findings) else "Nothing was found that is wrong")
+    if not any(findings):
+        logger.info("No problems found")
+        return
+    table = Table("", "split", title="Findings")
     table.add_column("count", justify="right")
     table.add_column("what")
     for found in findings:

@@ -7,6 +7,7 @@ Shape legend of the accumulated arrays: T IoU thresholds .50:.05:.95, R recall p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import hotcoco
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
-from rtdetr_tool.metrics.operating_point import ClassDetections, OperatingPoint, best_operating_point, match_detections
+from rtdetr_tool.metrics.operating_point import ClassDetections, best_operating_point, match_detections
 from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, Stats, detection_limits, stat_names
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import encode, encode_masks, rasterize, to_coco
@@ -31,6 +32,18 @@ class ImageDetections(NamedTuple):
 
     rows: NDArray[np.float64]  # [K, 6] x, y, width, height, score, category id
     masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` per detection, if the model has masks
+
+
+@dataclass(frozen=True)
+class ImageMatches:
+    """The detections of one image, matched with its objects at IoU 0.5."""
+
+    image_id: int
+    scores: NDArray[np.float64]  # [K]
+    categories: NDArray[np.float64]  # [K] category ids
+    correct: NDArray[np.bool_]  # [K]
+    counted: NDArray[np.bool_]  # [K], false on crowd regions
+    objects: int  # of the scored categories, without crowd regions
 
 
 class CocoEvaluator:
@@ -110,6 +123,11 @@ class CocoEvaluator:
 
     # Results
 
+    def rows_of(self, image_id: int, threshold: float = 0.0) -> NDArray[np.float64]:
+        """An image's detections from `threshold` on: [K, 6] x, y, width, height (pixels), score, category id."""
+        rows = self._detections[image_id].rows
+        return rows[rows[:, 4] >= threshold]
+
     @property
     def missing_images(self) -> list[int]:
         """Ids of the images without an `update`; `compute` counts their objects as missed."""
@@ -127,19 +145,35 @@ class CocoEvaluator:
 
     def compute(self) -> CocoResult:
         """Compute the metrics of all detections so far, over all images of the ground truth."""
-        precision, recall = self._curves(self.annotations, self._table(), "bbox")
+        precision, recall = _curves(self.evaluation())
         count = sum(len(detections.rows) for detections in self._detections.values())
         masks = None
         if any(detections.masks is not None for detections in self._detections.values()):
             results = [self._numbered(result) for result in self.results_json()]
-            masks = _stats(*self._curves(self._true_masks(), results, "segm"), self.max_dets)
+            masks = _stats(*_curves(self._evaluated(self._true_masks(), results, "segm")), self.max_dets)
         return CocoResult(
             _stats(precision, recall, self.max_dets), self._per_class(precision, recall), len(self.images), count,
-            self._best_point(), masks, self.max_dets,
+            best_operating_point(self.class_detections()), masks, self.max_dets,
         )  # fmt: skip
 
-    def _curves(self, annotations: Any, results: Any, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 without ground truth.
+    def evaluation(self) -> Any:
+        """The boxes so far as hotcoco's evaluation, accumulated; its categories are numbered from 1 in id order."""
+        return self._evaluated(self.annotations, self._table(), "bbox")
+
+    def number_of(self, category_id: int) -> int:
+        """The number of a category in hotcoco's evaluations."""
+        return self._category_numbers[category_id]
+
+    def confusion_at(self, threshold: float) -> Any:
+        """hotcoco's evaluation of the detections from `threshold` on, without crowd regions and what lies on them."""
+        kept = {
+            image_id: rows[(rows[:, 4] >= threshold) & match.counted]
+            for (image_id, (rows, _)), match in zip(self._detections.items(), self.matches(), strict=True)
+        }
+        return self._evaluated([a for a in self.annotations if not a.get("iscrowd")], self._table(kept), "bbox")
+
+    def _evaluated(self, annotations: Any, results: Any, kind: str) -> Any:
+        """hotcoco's evaluation, accumulated.
 
         `results` have consecutive numbers from 1 instead of image and category ids, in the order of the ids: hotcoco
         does not support negative ids, and large ids would lose digits in a table of floats.
@@ -158,9 +192,7 @@ class CocoEvaluator:
         evaluation.params.max_dets = detection_limits(self.max_dets)
         evaluation.evaluate()
         evaluation.accumulate()
-        curves = evaluation.eval
-        assert curves is not None  # `accumulate` sets it
-        return np.asarray(curves["precision"]), np.asarray(curves["recall"])
+        return evaluation
 
     def _numbered(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         image, category = self._image_numbers[entry["image_id"]], self._category_numbers[entry["category_id"]]
@@ -177,28 +209,32 @@ class CocoEvaluator:
         counts = rasterize([corners], *size) or encode(np.zeros(size))
         return {**annotation, "iscrowd": 1, "segmentation": to_coco(counts, size)}
 
-    def _best_point(self) -> OperatingPoint:
-        """The best threshold, by a separate matching: reading hotcoco's matches would take too long."""
+    def matches(self) -> list[ImageMatches]:
+        """Each image's detections matched at IoU 0.5, by a separate matching: reading hotcoco's takes too long."""
         truth: dict[int, list[Any]] = {}
         for annotation in self.annotations:
             truth.setdefault(annotation["image_id"], []).append(annotation)
-        parts: list[list[NDArray[Any]]] = []
+        matches = []
         for image_id, (rows, _) in self._detections.items():
             objects = truth.get(image_id, [])
             boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
             categories = np.array([a["category_id"] for a in objects])
             crowd = np.array([bool(a.get("iscrowd")) for a in objects], dtype=bool)
             correct, counted = match_detections(rows[:, :4], rows[:, 4], rows[:, 5], boxes, categories, crowd)
-            parts.append([rows[counted, 4], rows[counted, 5], correct[counted]])
+            scored = sum(a["category_id"] in self.category_ids and not a.get("iscrowd") for a in objects)
+            matches.append(ImageMatches(image_id, rows[:, 4], rows[:, 5], correct, counted, scored))
+        return matches
+
+    def class_detections(self) -> dict[int, ClassDetections]:
+        """The matched detections by category id."""
+        parts = [(m.scores[m.counted], m.categories[m.counted], m.correct[m.counted]) for m in self.matches()]
         columns = zip(*parts, strict=True)
         scores, categories, correct = (np.concatenate(column) for column in columns) if parts else _NONE
-        counts = self._objects()
+        counts = self.objects()
         in_class = {i: categories == i for i in self.category_ids}
-        return best_operating_point(
-            {i: ClassDetections(scores[mask], correct[mask], counts[i]) for i, mask in in_class.items()}
-        )
+        return {i: ClassDetections(scores[mask], correct[mask], counts[i]) for i, mask in in_class.items()}
 
-    def _objects(self) -> dict[int, int]:
+    def objects(self) -> dict[int, int]:
         """Number of objects by category id, without crowd regions."""
         objects = dict.fromkeys(self.category_ids, 0)
         for annotation in self.annotations:
@@ -206,10 +242,12 @@ class CocoEvaluator:
                 objects[annotation["category_id"]] += 1
         return objects
 
-    def _table(self) -> NDArray[np.float64]:
-        """Rows [N, 7] of image number, x, y, width, height, score, category number."""
-        detections = sorted(self._detections.items())
-        tables = [np.column_stack([np.full(len(rows), self._image_numbers[i]), rows]) for i, (rows, _) in detections]
+    def _table(self, rows_of: Mapping[int, NDArray[np.float64]] | None = None) -> NDArray[np.float64]:
+        """Rows [N, 7] of image number, x, y, width, height, score, category number; by default all detections."""
+        if rows_of is None:
+            rows_of = {image_id: rows for image_id, (rows, _) in self._detections.items()}
+        detections = sorted(rows_of.items())
+        tables = [np.column_stack([np.full(len(rows), self._image_numbers[i]), rows]) for i, rows in detections]
         table = np.concatenate([np.zeros((0, 7)), *tables])
         table[:, 6] = np.searchsorted(np.array(list(self._category_numbers), dtype=np.float64), table[:, 6]) + 1
         return table
@@ -217,7 +255,7 @@ class CocoEvaluator:
     def _per_class(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[ClassResult]:
         names = {category["id"]: category["name"] for category in self.categories}
         index_of = {int(i): index for index, i in enumerate(self._category_of_index.tolist()) if i == i}
-        objects = self._objects()
+        objects = self.objects()
         return [
             ClassResult(
                 index=index_of.get(category_id),
@@ -235,6 +273,11 @@ class CocoEvaluator:
 def _numbers(ids: Iterable[int]) -> dict[int, int]:
     """Consecutive numbers from 1 for the ids, in their order."""
     return {id_: number for number, id_ in enumerate(sorted(set(ids)), start=1)}
+
+
+def _curves(evaluation: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision [T, R, K, A, M] and recall [T, K, A, M] of hotcoco's evaluation; -1 without ground truth."""
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
 def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64], max_dets: int) -> Stats:

@@ -40,7 +40,7 @@ UNDEFINED = OperatingPoint(None, None, None, None)
 
 def best_operating_point(classes: Mapping[int, ClassDetections]) -> OperatingPoint:
     """The lowest of the thresholds 0, 0.01, ..., 1 with the highest mean F1; `UNDEFINED` without objects."""
-    rows = [_curves(detections) for detections in classes.values() if detections.objects]
+    rows = [threshold_curves(detections) for detections in classes.values() if detections.objects]
     if not rows:
         return UNDEFINED
     f1, precision, recall = np.mean(rows, axis=0)
@@ -93,8 +93,8 @@ def _overlap(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDAr
     return overlap
 
 
-def _curves(detections: ClassDetections) -> NDArray[np.float64]:
-    """F1, precision and recall of one class, [3, thresholds]; 0 without detections."""
+def threshold_curves(detections: ClassDetections) -> NDArray[np.float64]:
+    """F1, precision and recall of one class at each of `THRESHOLDS`, [3, T]; 0 without detections."""
     order = np.argsort(detections.scores, kind="stable")
     below = np.searchsorted(detections.scores[order], THRESHOLDS, side="left")  # detections below each threshold
     correct_below = np.concatenate([[0], np.cumsum(detections.correct[order])])[below]

@@ -134,6 +134,11 @@ _COMMANDS = (
         "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
     ),
     Command(
+        "report",
+        "compare runs in one HTML page: scores, curves and differences of their specs",
+        "rtdetr report results/baseline results/larger -o comparison",
+    ),
+    Command(
         "default_specs",
         "print or write the commented default spec of a command, or its JSON Schema",
         "rtdetr default_specs train -o train.yaml",

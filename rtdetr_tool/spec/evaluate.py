@@ -36,6 +36,11 @@ class EvaluateSpec:
         max=100_000,
         origin="ours",
     )
+    report: bool = field(
+        True,
+        "Write report.html: scores, curves, confusion matrix, calibration, error types, best and worst images.",
+        origin="ours",
+    )
     is_quantized: bool = field(
         False,
         "The checkpoint is the output of quantize.",

@@ -178,6 +178,12 @@ class TrainSpec:
     log_per_class_metrics: bool = field(False, "Log the AP of each class as val_AP/<class>.", origin="ours")
     sync_bn: bool = field(True, "Several devices: batch norms see the images of all of them.", origin="ours")
     tensorboard: bool = field(True, "Log to TensorBoard beside the CSV file.", origin="ours")
+    report: bool = field(
+        True,
+        "Write report.html, and refresh it after each validation: curves of losses, scores and learning rate, and the "
+        "evaluation in detail with its best and worst images.",
+        origin="ours",
+    )
     save_dataset_grids: bool = field(
         False,
         "Write pictures of the first augmented training batches and validation batches, with their boxes, into "

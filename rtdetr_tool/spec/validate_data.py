@@ -18,5 +18,8 @@ class ValidateDataSpec:
         path="results",
     )
     num_pictures: int = field(
-        60, "The most pictures that are drawn on the page of what to look at.", min=0, max=10_000, origin="ours"
+        60, "Maximum number of images with findings that report.html shows.", min=0, max=10_000, origin="ours"
+    )
+    num_samples: int = field(
+        24, "Number of sample images with their labels that report.html shows.", min=0, max=10_000, origin="ours"
     )

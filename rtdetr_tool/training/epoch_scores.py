@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Predictions
 from rtdetr_tool.spec import ExperimentSpec
@@ -21,6 +22,13 @@ from rtdetr_tool.training.distributed import gather_objects, rank
 logger = logging.getLogger(__name__)
 
 PREFIX = "model.model."  # of the names of the detector's tensors in a checkpoint
+
+
+class Evaluation(NamedTuple):
+    """The detections of an epoch and their metrics."""
+
+    evaluator: CocoEvaluator
+    result: CocoResult
 
 
 class EpochScores:
@@ -36,6 +44,8 @@ class EpochScores:
         self._raw_weights = dict(raw_weights or {})
         self._evaluator = build_evaluator(dataset, spec)
         self._raw_evaluator = build_evaluator(dataset, spec) if self._raw_weights else None
+        self._latest: Evaluation | None = None
+        self.evaluation: Evaluation | None = None  # after `compute`, in the first process
 
     def add(self, batch: Batch, predictions: Predictions) -> None:
         self._add(self._evaluator, batch, predictions)
@@ -52,6 +62,7 @@ class EpochScores:
     def compute(self, trainer: Trainer, phase: str) -> dict[str, float | None]:
         """The metrics over all processes, the same on each. A score without ground truth is None (undefined)."""
         scores = self._compute(self._evaluator, phase)
+        self.evaluation = self._latest
         if self._raw_evaluator is not None:
             scores |= self._compute(self._raw_evaluator, f"{phase}_raw")
         return trainer.strategy.broadcast(scores, 0)
@@ -63,6 +74,7 @@ class EpochScores:
             return {}
         evaluator.merge(states[1:])
         result = evaluator.compute()
+        self._latest = Evaluation(evaluator, result)
         best = result.best
         scores = {"mAP": result.map, "mAP50": result.map50}
         scores |= {"F1": best.f1, "precision": best.precision, "recall": best.recall, "threshold": best.threshold}
@@ -81,6 +93,7 @@ class ScoredModule(LightningModule):
         self.spec = spec
         self.validated_epoch = -1
         self.metrics: dict[str, float | None] = {}  # of the latest validation or test; None: undefined, not logged
+        self.evaluation: Evaluation | None = None  # the latest one, in the first process; None if nobody needs it
         self._scores: EpochScores | None = None
         self._reported: set[str] = set()  # undefined scores that have been reported
 
@@ -111,6 +124,7 @@ class ScoredModule(LightningModule):
     def _finish_scoring(self, phase: str) -> None:
         """Log the scores of all processes, except undefined ones, so that no placeholder counts as a score."""
         self.metrics = self.scores.compute(self.trainer, phase)
+        self.evaluation = self.scores.evaluation
         self.validated_epoch = self.current_epoch
         self._report_undefined(phase)
         defined = {name: value for name, value in self.metrics.items() if value is not None}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
+import numpy as np
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -25,7 +28,8 @@ from rtdetr_tool.status import current_status, process_rank
 logger = logging.getLogger(__name__)
 
 # The methods of a logger that Lightning calls during a run.
-_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "log_encoded_images", "save", "finalize",
+            "after_save_checkpoint")  # fmt: skip
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31 at the latest
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 # By default, MLflow logs to the console, sends usage statistics, and waits for a server for minutes.
@@ -48,7 +52,7 @@ def build_loggers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
     loggers: list[Logger] = [CsvTable(folder, name="csv_logs", version=version)]
     if spec.train.tensorboard:
         tensorboard = _create_logger(
-            "TensorBoard", "tensorboard", TensorBoardLogger, save_dir=folder, name="lightning_logs", version=version
+            TensorBoard.title, "tensorboard", TensorBoard, save_dir=folder, name="lightning_logs", version=version
         )
         loggers = [*tensorboard, *loggers]
     if process_rank() > 0:
@@ -97,7 +101,8 @@ class FailureGuard:
         self.title = getattr(target, "title", type(target).__name__)
         self.failed = False
         for name in _METHODS:
-            setattr(target, name, self._guarded(getattr(target, name)))
+            if hasattr(target, name):
+                setattr(target, name, self._guarded(getattr(target, name)))
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -160,8 +165,46 @@ class CsvTable(CSVLogger):
         super().save()
 
 
+@runtime_checkable
+class ImageLogger(Protocol):
+    """A logger that shows images."""
+
+    def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
+        """Log PNG and JPEG images by name."""
+
+
+def log_images(loggers: Sequence[Logger], images: Mapping[str, bytes], step: int) -> None:
+    """Log images (PNG, JPEG) by name with each logger that can show them."""
+    for target in loggers:
+        if isinstance(target, ImageLogger):
+            target.log_encoded_images(images, step)
+
+
+def save_table(loggers: Sequence[Logger]) -> None:
+    """Write the metrics logged so far to the CSV file; by itself it does so every 100 steps."""
+    for target in loggers:
+        if isinstance(target, CsvTable):
+            target.save()
+
+
+def _decoded(images: Mapping[str, bytes]) -> dict[str, Image.Image]:
+    return {name: Image.open(io.BytesIO(content)).convert("RGB") for name, content in images.items()}
+
+
+class TensorBoard(TensorBoardLogger):
+    title = "TensorBoard"
+
+    def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
+        for name, image in _decoded(images).items():
+            self.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+
 class WeightsAndBiases(WandbLogger):
     title = "Weights & Biases"
+
+    def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
+        for name, image in _decoded(images).items():
+            self.log_image(name, [image])
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -170,6 +213,10 @@ class WeightsAndBiases(WandbLogger):
 
 class MLflow(MLFlowLogger):
     title = "MLflow"
+
+    def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
+        for name, image in _decoded(images).items():
+            self.experiment.log_image(self.run_id, image, key=name.replace("/", "-"), step=step)
 
     def __init__(self, tracking_uri: str, **arguments: Any) -> None:
         for name, value in _MLFLOW_ENVIRONMENT.items():

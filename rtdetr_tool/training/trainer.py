@@ -21,6 +21,7 @@ from rtdetr_tool.training.callbacks.epoch_resume import EpochResume
 from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.callbacks.preemption import PreemptionSave
 from rtdetr_tool.training.callbacks.progress import ProgressReport
+from rtdetr_tool.training.callbacks.run_report import RunReport
 from rtdetr_tool.training.callbacks.status_report import StatusReport
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices
@@ -120,7 +121,9 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
                 validate_both=train.ema.validate_both,
             )
         )
-    callbacks += [ProgressReport(), StatusReport()]
+    if train.report:
+        callbacks.append(RunReport(folder, "Distillation" if spec.distill is not None else "Training"))
+    callbacks += [ProgressReport(), StatusReport()]  # after reports, which take time that is not training
     if train.early_stopping.enabled:
         callbacks.append(EarlyStopping(train.early_stopping.patience, train.early_stopping.min_delta, monitor))
     if train.drop_path_schedule != "constant":

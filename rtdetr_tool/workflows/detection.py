@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
@@ -35,6 +36,14 @@ class Detecting:
     def loader(self, dataset: Dataset) -> DataLoader:
         """This process's share of `dataset`, in order, nothing repeated."""
         return build_loader(dataset, self.spec.dataset, training=False, rank=rank(), world_size=world_size())
+
+
+class ScoredSplit(NamedTuple):
+    """The detections of a split, before metrics are computed."""
+
+    evaluator: CocoEvaluator
+    times: LoopTimes
+    dataset: EvalDataset
 
 
 def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detecting:
@@ -88,7 +97,7 @@ def score(
 
 def score_split(
     model: OpenedModel, split: str, conf_threshold: float, rank: int = 0, world_size: int = 1
-) -> tuple[CocoEvaluator, LoopTimes]:
+) -> ScoredSplit:
     """Run a model on its share of the `test` or `val` source of its spec, and collect its detections.
 
     Args:
@@ -98,4 +107,5 @@ def score_split(
     dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=spec.model.predicts_masks)
     evaluator = evaluator_for(split, dataset, spec)
     loader = build_loader(dataset, spec.dataset, training=False, rank=rank, world_size=world_size)
-    return evaluator, score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)
+    times = score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)
+    return ScoredSplit(evaluator, times, dataset)

@@ -46,6 +46,8 @@ def page(project) -> str:
 
 
 def pictures(text: str) -> list[Image.Image]:
+    """The images with findings."""
+    text = text.partition("<h2>Sample images</h2>")[0]
     return [
         Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'"data:image/jpeg;base64,([^"]+)"', text)
     ]
@@ -66,11 +68,11 @@ def test_sound_data_ends_with_zero_and_leaves_what_every_command_leaves(sound, c
     }  # fmt: skip
     folder = sound.folder / "results" / "validate_data"
     assert {path.name for path in folder.iterdir()} == {
-        "experiment.yaml", "log.txt", "report.html", "report.json", "status.json",
+        "experiment.yaml", "log.txt", "plots", "report.html", "report.json", "status.json",
     }  # fmt: skip
     assert sound.status("validate_data")[-1]["status"] == "SUCCESS"
     text = capsys.readouterr().err
-    assert "Nothing was found that is wrong" in text and "The test data is the validation data" in text
+    assert "No problems found" in text and "The test data is the validation data" in text
 
 
 def test_the_spec_of_any_command_will_do_and_one_split_is_enough(sound):
@@ -184,7 +186,7 @@ def test_suspicious_boxes_are_counted_and_drawn(sound):
         ("too_many_objects", "train"): 1, ("empty_images", "train"): 1,
     }  # fmt: skip
     drawn = pictures(page(sound))
-    assert len(drawn) == 5 and all(picture.size == (64, 48) for picture in drawn)
+    assert len(drawn) == 5 and all(picture.size == (420, 315) for picture in drawn)
     assert re.findall(r"[0-9]\.png, annotations\[[0-9]\]", page(sound)) == [
         "2.png, annotations[1]",
         "1.png, annotations[0]",
@@ -197,7 +199,11 @@ def test_a_clipped_box_is_drawn_in_red_as_it_was_labelled(sound):
     sound.write()
     assert sound.run("validate_data") == 0
     (drawn,) = pictures(page(sound))
-    red, green, blue = np.asarray(drawn).astype(int)[40, 25:36].max(axis=0)  # across the box's left edge
+    scale = 420 / 64
+    edge = np.asarray(drawn).astype(int)[
+        round(40 * scale), round(29 * scale) : round(31 * scale)
+    ]  # left side of the box
+    red, green, blue = edge[edge[:, 0].argmax()]
     assert red > 150 and green < 90 and blue < 90
 
 
@@ -265,7 +271,7 @@ def test_the_page_needs_nothing_but_itself_and_runs_nothing(sound):
     assert sound.run("validate_data") == 0
     links = _Links()
     links.feed(page(sound))
-    assert links.targets and all(target.startswith("data:image/jpeg;base64,") for target in links.targets)
+    assert links.targets and all(target.startswith(("data:image/", "#")) for target in links.targets)
     assert "script" not in links.tags
 
 
@@ -275,6 +281,14 @@ def test_no_more_pictures_are_drawn_than_asked_for(sound):
     for number in (0, 2, 60):
         assert sound.run("validate_data", f"validate_data.num_pictures={number}") == 0
         assert len(pictures(page(sound))) == min(number, 6)
+
+
+def test_sample_images_show_the_labels_of_each_split(sound):
+    for number in (0, 2, 6):
+        assert sound.run("validate_data", f"validate_data.num_samples={number}") == 0
+        shown = page(sound).partition("<h2>Sample images</h2>")[2]
+        captions = re.findall(r"<b>(train|val): 1 objects</b>", shown)
+        assert captions == ["train"] * (number // 2) + ["val"] * min(number // 2, 2)
 
 
 def test_results_go_where_the_section_says(sound):
