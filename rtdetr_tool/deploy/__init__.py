@@ -1,1 +1,0 @@
-"""From a detector to files that run elsewhere: ONNX graphs, TensorRT engines, DeepStream side files."""
