@@ -20,15 +20,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rtdetr_tool.artifacts.onnx_file import interface_of
 from rtdetr_tool.data.preprocess import input_size
-from rtdetr_tool.deploy.compare import compare_on
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.pictures import drawn_pictures, pictures_of
-from rtdetr_tool.deploy.wrapper import ExportModel
-from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
-from rtdetr_tool.runtimes.open import open_detector
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
+from rtdetr_tool.formats.comparison import compare_on
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.images import drawn_pictures, pictures_of
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.onnx.file import interface_of
+from rtdetr_tool.formats.onnx.runtime import OnnxRuntime
+from rtdetr_tool.formats.opening import open_detector
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.spec import read_spec
 
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.structures import Target
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec.model import ModelSpec
 
 CLASSES = 80

@@ -28,14 +28,14 @@ from rfdetr.models import build_criterion_from_config
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.families.rfdetr.names import from_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec.model import ModelSpec
 
 CLASSES = 90

@@ -142,7 +142,7 @@ def from_detector(spec: ExperimentSpec, start: Path) -> dict[str, float]:
 
 def from_teacher(spec: ExperimentSpec, start: Path) -> dict[str, float]:
     """`model.load_teacher_enc_dec`; the backbone, which it leaves alone, comes from the same file."""
-    from rtdetr_tool.runtimes.open import open_detector
+    from rtdetr_tool.formats.opening import open_detector
 
     teacher = open_detector(str(start), LoadedSpec(ExperimentSpec(), {}))
     binding = {"teacher_module_name": "srcs", "student_module_name": "srcs", "criterion": "L2", "weight": 1.0}

@@ -125,7 +125,7 @@ def test_deepstreams_files_are_where_its_configuration_says(exported):
 
 
 def test_the_example_of_single_layers_is_a_valid_spec():
-    from rtdetr_tool.deploy.precision import parse_layers_precision
+    from rtdetr_tool.formats.precision import parse_layers_precision
 
     spec = spec_from_dict(yaml.safe_load(blocks("yaml")[-1]))
     rules = parse_layers_precision(spec.gen_trt_engine.tensorrt.layers_precision)

@@ -20,11 +20,11 @@ LAYERS = (
     ("errors", "files", "log", "messages", "status", "version", "catalog"),
     ("spec",),
     ("ops", "checkpoints"),
-    ("data", "models", "losses", "metrics", "artifacts"),
+    ("data", "models", "losses", "metrics"),
     ("families",),
     ("visualize",),
     ("reports",),
-    ("training", "runtimes", "deploy"),
+    ("training", "formats"),
     ("workflows",),
     ("commands",),
     ("cli", "api", "__init__", "__main__"),
@@ -115,7 +115,7 @@ def violations(path: Path, source: str | None = None) -> list[str]:
 def test_every_room_of_the_package_stands_in_the_table():
     rooms = {room_of(path) for path in FILES}
     assert rooms - set(LEVEL) == set()
-    assert {"spec", "ops", "data", "models", "training", "runtimes", "commands", "cli"} <= rooms
+    assert {"spec", "ops", "data", "models", "training", "formats", "commands", "cli"} <= rooms
 
 
 def test_the_table_is_the_one_in_the_architecture_page():

@@ -22,13 +22,13 @@ from rtdetr_tool.api.results import result_of
 from rtdetr_tool.api.runtime_cache import RuntimeCache
 from rtdetr_tool.data.preprocess import input_size, prepare_image
 from rtdetr_tool.errors import DataError, UserError, nearest_multiples
+from rtdetr_tool.formats.base import Runtime
+from rtdetr_tool.formats.detection_loop import detect
+from rtdetr_tool.formats.opening import ENGINE_SUFFIXES, OpenedDetector, OpenedModel, open_model
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
+from rtdetr_tool.formats.torch.traced_runtime import DTYPES, TracedRuntime
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Batch, Target
-from rtdetr_tool.runtimes.base import Runtime
-from rtdetr_tool.runtimes.loop import detect
-from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, OpenedDetector, OpenedModel, open_model
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
-from rtdetr_tool.runtimes.traced_runtime import DTYPES, TracedRuntime
 from rtdetr_tool.spec import ExperimentSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.api.keywords import Settings, applied, export_settings
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.runtimes.open import OpenedDetector
+from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.spec import spec_from_dict, spec_to_dict
 from rtdetr_tool.workflows.export import export_detector
 

@@ -16,9 +16,9 @@ from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import DEFAULT_FAMILY, all_families, family_named, family_of
+from rtdetr_tool.formats.opening import OpenedDetector, detector_of
+from rtdetr_tool.formats.resolve import settle
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.runtimes.open import OpenedDetector, detector_of
-from rtdetr_tool.runtimes.settle import settle
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
 from rtdetr_tool.spec.validate import inert_notes
 

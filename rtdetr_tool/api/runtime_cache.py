@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.runtimes.base import Runtime
+from rtdetr_tool.formats.base import Runtime
 
 Tensors = tuple[tuple[str, int, int], ...]
 

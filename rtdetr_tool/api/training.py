@@ -13,10 +13,10 @@ from rtdetr_tool.data.build import train_categories
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.formats.opening import OpenedDetector, OpenedModel, open_detector
+from rtdetr_tool.formats.resolve import settle
 from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.runtimes.open import OpenedDetector, OpenedModel, open_detector
-from rtdetr_tool.runtimes.settle import settle
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import fit

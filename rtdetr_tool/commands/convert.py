@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
 
     from rtdetr_tool.checkpoints.io import save_detector
     from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
-    from rtdetr_tool.runtimes.open import open_detector
+    from rtdetr_tool.formats.opening import open_detector
 
     opened = open_detector(options.source, loaded)
     meta = metadata_of(opened, options.classes)

@@ -9,8 +9,8 @@ from functools import partial
 from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.runtimes.open import OpenedDetector, open_detector
-from rtdetr_tool.runtimes.settle import RATIO, SIZE
+from rtdetr_tool.formats.opening import OpenedDetector, open_detector
+from rtdetr_tool.formats.resolve import RATIO, SIZE
 from rtdetr_tool.spec import AugmentationSpec, LoadedSpec
 
 logger = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rtdetr_tool.runtimes.asked_size import AskedSize
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.opening import open_detector
+from rtdetr_tool.formats.requested_size import AskedSize
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.export import check_section, check_target, choose_device, export_detector

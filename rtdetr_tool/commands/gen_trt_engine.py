@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from rtdetr_tool.commands.tables import show_kept, show_scores
-from rtdetr_tool.deploy.engine import choose_backend, write_engine
-from rtdetr_tool.deploy.engine_report import summary
-from rtdetr_tool.deploy.precision import parse_layers_precision
 from rtdetr_tool.files import sha256_of, write_atomically
+from rtdetr_tool.formats.precision import parse_layers_precision
+from rtdetr_tool.formats.tensorrt.export import choose_backend, write_engine
+from rtdetr_tool.formats.tensorrt.report import summary
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import build_settings, open_source

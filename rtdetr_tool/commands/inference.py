@@ -9,8 +9,8 @@ from rich.progress import track
 
 from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.data.build import build_inference_dataset
+from rtdetr_tool.formats.detection_loop import LoopTimes, detect
 from rtdetr_tool.log import console
-from rtdetr_tool.runtimes.loop import LoopTimes, detect
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from rtdetr_tool.deploy.precision import KeptNode, PrecisionGraph
+from rtdetr_tool.formats.precision import KeptNode, PrecisionGraph
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.result import CocoResult, score_text
 from rtdetr_tool.workflows.engine_precision import Variant

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.data.faults import retried
-from rtdetr_tool.deploy.pictures import UNSCORED_FIRST, PictureSource, pictures_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import open_regular
+from rtdetr_tool.formats.images import UNSCORED_FIRST, PictureSource, pictures_of
 from rtdetr_tool.spec import DatasetSpec
 
 NAME = "export.tflite.calibration"

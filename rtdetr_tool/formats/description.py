@@ -12,10 +12,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import KEY, without_paths
 from rtdetr_tool.checkpoints.recorded_fields import names_in
+from rtdetr_tool.formats.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.redaction import mask_secrets
 
 NORMALISATION = {

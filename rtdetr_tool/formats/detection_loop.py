@@ -11,9 +11,9 @@ import torch
 from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.data.preprocess import to_float
 from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
-from rtdetr_tool.runtimes.base import Runtime
 
 
 @dataclass

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.artifacts.graph_interface import FEATURES
 from rtdetr_tool.catalog import LAYOUTS, Layout
 from rtdetr_tool.families import Family
+from rtdetr_tool.formats.graph_interface import FEATURES
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.classes import ClassMap

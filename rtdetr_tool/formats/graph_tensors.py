@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.catalog import Layout
+from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.ops.structures import Predictions
 

@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_onnx
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, is_transformers_directory, read_detector
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.formats.base import Runtime
+from rtdetr_tool.formats.onnx.file import description_of, interface_of, read_onnx
+from rtdetr_tool.formats.requested_size import OWN_SIZE, AskedSize
+from rtdetr_tool.formats.resolve import settle, settle_file
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.runtimes.asked_size import OWN_SIZE, AskedSize
-from rtdetr_tool.runtimes.base import Runtime
-from rtdetr_tool.runtimes.settle import settle, settle_file
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def open_onnx(
     path: str, loaded: LoadedSpec, device: torch.device | str, provider: str, asked: AskedSize = OWN_SIZE
 ) -> OpenedModel:
     """A graph in onnxruntime."""
-    from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
+    from rtdetr_tool.formats.onnx.runtime import OnnxRuntime
 
     model = read_onnx(path, weights=False)
     interface = interface_of(model, path)
@@ -148,7 +148,7 @@ def open_onnx(
 
 def open_tflite(path: str, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> OpenedModel:
     """A TFLite file in the LiteRT interpreter, which runs on the CPU."""
-    from rtdetr_tool.runtimes.litert_runtime import LiteRtRuntime
+    from rtdetr_tool.formats.tflite.runtime import LiteRtRuntime
 
     runtime = LiteRtRuntime(path)
     spec, runtime.class_map = settle_file(path, loaded, runtime.description, runtime.interface, asked)
@@ -157,7 +157,7 @@ def open_tflite(path: str, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> O
 
 def open_engine(path: str, loaded: LoadedSpec, device: torch.device | str, asked: AskedSize = OWN_SIZE) -> OpenedModel:
     """A TensorRT engine; what it is stands in the JSON file beside it."""
-    from rtdetr_tool.runtimes.engine_runtime import EngineRuntime
+    from rtdetr_tool.formats.tensorrt.runtime import EngineRuntime
 
     runtime = EngineRuntime(path, device=device)
     spec, runtime.class_map = settle_file(path, loaded, runtime.description, runtime.interface, asked)

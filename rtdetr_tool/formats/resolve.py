@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rtdetr_tool.artifacts.description import NORMALISATION
-from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.checkpoints.metadata import ADVICE, KEY, check_against, checked_metadata, without_paths
 from rtdetr_tool.checkpoints.recorded_fields import REFUSED, WARNED, names_in, other_values, value_at
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.formats.description import NORMALISATION
+from rtdetr_tool.formats.graph_interface import GraphInterface
+from rtdetr_tool.formats.requested_size import OWN_SIZE, AskedSize
 from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
-from rtdetr_tool.runtimes.asked_size import OWN_SIZE, AskedSize
 from rtdetr_tool.spec import AugmentationSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
 
 logger = logging.getLogger(__name__)

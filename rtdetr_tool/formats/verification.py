@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.deploy.compare import Difference, compare_on
-from rtdetr_tool.deploy.pictures import drawn_pictures, pictures_of
-from rtdetr_tool.deploy.precision.cost import detection_difference, detections
 from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.formats.comparison import Difference, compare_on
+from rtdetr_tool.formats.images import drawn_pictures, pictures_of
+from rtdetr_tool.formats.precision.cost import detection_difference, detections
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import DatasetSpec
 

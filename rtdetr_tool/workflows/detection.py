@@ -14,14 +14,14 @@ from rtdetr_tool.data.dataset import EvalDataset
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.base import Runtime
+from rtdetr_tool.formats.detection_loop import LoopTimes, detect
+from rtdetr_tool.formats.opening import OpenedModel, open_engine, open_model
+from rtdetr_tool.formats.requested_size import AskedSize
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.structures import Batch
-from rtdetr_tool.runtimes.asked_size import AskedSize
-from rtdetr_tool.runtimes.base import Runtime
-from rtdetr_tool.runtimes.loop import LoopTimes, detect
-from rtdetr_tool.runtimes.open import OpenedModel, open_engine, open_model
 from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, InferenceSpec, LoadedSpec
 from rtdetr_tool.training.distributed import rank, start_processes, world_size
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx
 
-from rtdetr_tool.artifacts.graph_interface import GraphInterface
-from rtdetr_tool.artifacts.onnx_file import description_of, interface_of, read_onnx
-from rtdetr_tool.deploy.engine import BuildSettings
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.graph_interface import GraphInterface
+from rtdetr_tool.formats.onnx.file import description_of, interface_of, read_onnx
+from rtdetr_tool.formats.resolve import settle_file
+from rtdetr_tool.formats.tensorrt.export import BuildSettings
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.runtimes.settle import settle_file
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from rtdetr_tool.catalog import Layout
-from rtdetr_tool.deploy.pictures import UNSCORED_FIRST, PictureSource, pictures_of
-from rtdetr_tool.deploy.precision import (
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import write_atomically
+from rtdetr_tool.formats.graph_tensors import to_graph
+from rtdetr_tool.formats.images import UNSCORED_FIRST, PictureSource, pictures_of
+from rtdetr_tool.formats.precision import (
     LayerRules,
     PrecisionGraph,
     audit_precision,
     to_int8,
     to_mixed_fp16,
 )
-from rtdetr_tool.errors import UserError
-from rtdetr_tool.files import write_atomically
-from rtdetr_tool.runtimes.graph_tensors import to_graph
 from rtdetr_tool.spec import MISSING, LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import Source

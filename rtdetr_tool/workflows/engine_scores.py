@@ -6,13 +6,13 @@ import logging
 
 import torch
 
-from rtdetr_tool.artifacts.onnx_file import bytes_of
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
 from rtdetr_tool.data.scoring import log_scoring
-from rtdetr_tool.deploy.precision import scoring_options
 from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.formats.onnx.file import bytes_of
+from rtdetr_tool.formats.onnx.runtime import OnnxRuntime
+from rtdetr_tool.formats.precision import scoring_options
 from rtdetr_tool.metrics.build import build_evaluator
-from rtdetr_tool.runtimes.onnx_runtime import OnnxRuntime
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.detection import score
 from rtdetr_tool.workflows.engine import Source

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rtdetr_tool.artifacts.description import describe
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.data.preprocess import input_size
-from rtdetr_tool.deploy.deepstream import write_side_files
-from rtdetr_tool.deploy.tflite import check_installed
-from rtdetr_tool.deploy.verify import reference_on_pictures
-from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
-from rtdetr_tool.runtimes.open import OpenedDetector
+from rtdetr_tool.formats.description import describe
+from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel, lacks_background
+from rtdetr_tool.formats.onnx.deepstream import write_side_files
+from rtdetr_tool.formats.opening import OpenedDetector
+from rtdetr_tool.formats.tflite.export import check_installed
+from rtdetr_tool.formats.verification import reference_on_pictures
 from rtdetr_tool.spec import ExportSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.version import package_version

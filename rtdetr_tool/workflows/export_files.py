@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from rtdetr_tool.artifacts.onnx_file import attach, bytes_of, interface_of, replacing_onnx, weights_beside
-from rtdetr_tool.artifacts.tflite_file import append_description
-from rtdetr_tool.deploy import tflite
-from rtdetr_tool.deploy.calibration import calibration_pictures
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.verify import Reference, change_of_detections, verify_detections, verify_features
-from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.files import remove_unfinished, replacing, sha256_of
-from rtdetr_tool.runtimes import litert_runtime, onnx_runtime
-from rtdetr_tool.runtimes.graph_tensors import to_graph
+from rtdetr_tool.formats.calibration import calibration_pictures
+from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
+from rtdetr_tool.formats.graph_tensors import to_graph
+from rtdetr_tool.formats.onnx import runtime as onnx_runtime
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.onnx.file import attach, bytes_of, interface_of, replacing_onnx, weights_beside
+from rtdetr_tool.formats.tflite import export as tflite
+from rtdetr_tool.formats.tflite import runtime as litert_runtime
+from rtdetr_tool.formats.tflite.file import append_description
+from rtdetr_tool.formats.verification import Reference, change_of_detections, verify_detections, verify_features
 from rtdetr_tool.spec import DatasetSpec, ExportSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.version import package_version

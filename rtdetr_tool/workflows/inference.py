@@ -18,14 +18,14 @@ from rtdetr_tool.data.folder import ImageFolder, read_classmap
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import make_folder_below, replacing, write_atomically
+from rtdetr_tool.formats.detection_loop import LoopTimes
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections, Target
-from rtdetr_tool.runtimes.loop import LoopTimes
-from rtdetr_tool.runtimes.writers import kitti_lines, output_stems
 from rtdetr_tool.spec import DatasetSpec, InferenceSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.visualize import draw_detections
+from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from rtdetr_tool.checkpoints.published import cache_folder, published, weights_p
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
+from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import ModelSpec, read_spec
 
 FEW = {"num_queries": 5, "group_detr": 2, "dim_feedforward": 16}

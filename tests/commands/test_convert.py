@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 
-from rtdetr_tool.artifacts.onnx_file import description_of, read_onnx
 from rtdetr_tool.cli import main
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rtdetr.transformers_config import freezes_norms
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.onnx.file import description_of, read_onnx
+from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.spec import read_spec
 from rtdetr_tool.workflows.convert import named_classes
 

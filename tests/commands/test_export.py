@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from rtdetr_tool.artifacts.onnx_file import description_of
 from rtdetr_tool.cli import main
-from rtdetr_tool.deploy.onnx_export import export_graph
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.onnx.file import description_of
 from rtdetr_tool.spec import ExportSpec
 from rtdetr_tool.workflows.export import choose_device
 
@@ -117,7 +117,7 @@ def test_a_graph_with_all_options(exported, project, capsys):
 
 def test_weights_above_the_limit_of_protobuf_lie_beside_the_graph(export, project, monkeypatch):
     with monkeypatch.context() as small:
-        small.setattr("rtdetr_tool.artifacts.onnx_file.LARGEST_FILE", 100_000)
+        small.setattr("rtdetr_tool.formats.onnx.file.LARGEST_FILE", 100_000)
         code, file = export()
     assert code == 0
     weights = file.with_name("model.onnx.data")

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import torch
 
-from rtdetr_tool.artifacts.onnx_file import description_of
+from rtdetr_tool.formats.onnx.file import description_of
+from rtdetr_tool.formats.opening import open_detector
+from rtdetr_tool.formats.tflite.runtime import PIP_COMMAND as INTERPRETER
 from rtdetr_tool.ops.pixels import normalize
-from rtdetr_tool.runtimes.litert_runtime import PIP_COMMAND as INTERPRETER
-from rtdetr_tool.runtimes.open import open_detector
 from rtdetr_tool.spec import read_spec
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rtdetr_tool.artifacts.tflite_file import read_tflite
-from rtdetr_tool.deploy.tflite import to_fp16
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.runtimes.litert_runtime import LiteRtRuntime, run_once
+from rtdetr_tool.formats.tflite.export import to_fp16
+from rtdetr_tool.formats.tflite.file import read_tflite
+from rtdetr_tool.formats.tflite.runtime import LiteRtRuntime, run_once
 
 pytest.importorskip("litert_torch", reason="the converter is an extra: tflite")
 pytestmark = pytest.mark.slow

@@ -8,11 +8,11 @@ import onnx
 import pytest
 import torch
 
-from rtdetr_tool.artifacts.onnx_file import interface_of
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.onnx.file import interface_of
+from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.spec import read_spec
 from rtdetr_tool.workflows.engine import build_settings, open_source
 from rtdetr_tool.workflows.engine_precision import calibration_images

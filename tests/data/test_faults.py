@@ -22,9 +22,9 @@ from rtdetr_tool.data.folder import ImageFolder, find_images, read_classmap
 from rtdetr_tool.data.inspection import read_files
 from rtdetr_tool.data.preprocess import decode_image, decode_pil_image, image_size
 from rtdetr_tool.data.source import read_bytes
-from rtdetr_tool.deploy.calibration import read_array
-from rtdetr_tool.deploy.pictures import PictureSource
 from rtdetr_tool.errors import DataError, MachineError
+from rtdetr_tool.formats.calibration import read_array
+from rtdetr_tool.formats.images import PictureSource
 
 from .conftest import coco, draw_image
 

@@ -8,8 +8,8 @@ import dataclasses
 import pytest
 import torch
 
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import ModelSpec
 

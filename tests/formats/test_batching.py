@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
+from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 
 
 class Engine:

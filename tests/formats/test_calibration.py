@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetr_tool.deploy.calibration import calibration_pictures
 from rtdetr_tool.errors import DataError, UserError
+from rtdetr_tool.formats.calibration import calibration_pictures
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
 
 SIZE = (8, 12)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from rtdetr_tool.deploy.compare import compare_on, compare_predictions
+from rtdetr_tool.formats.comparison import compare_on, compare_predictions
 from rtdetr_tool.ops.structures import Predictions
 
 

@@ -2,7 +2,7 @@
 
 import yaml
 
-from rtdetr_tool.deploy.deepstream import label_lines, write_side_files
+from rtdetr_tool.formats.onnx.deepstream import label_lines, write_side_files
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 
 

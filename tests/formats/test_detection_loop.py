@@ -13,8 +13,8 @@ from PIL import Image
 
 from rtdetr_tool.data.build import build_inference_dataset, build_loader
 from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.formats.detection_loop import LoopTimes, detect
 from rtdetr_tool.ops.structures import Batch, Predictions, Target
-from rtdetr_tool.runtimes.loop import LoopTimes, detect
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetr_tool.artifacts.graph_interface import ADDED_BACKGROUND, read_interface
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.deploy.wrapper import NEVER, ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_named
+from rtdetr_tool.formats.export_model import NEVER, ExportFeatures, ExportModel, lacks_background
+from rtdetr_tool.formats.graph_interface import ADDED_BACKGROUND, read_interface
+from rtdetr_tool.formats.graph_tensors import predictions_of, to_graph
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.pixels import denormalize, normalize
-from rtdetr_tool.runtimes.graph_tensors import predictions_of, to_graph
 
 SIZE = (64, 96)
 THEIRS = {"input": (None, 3, 384, 384)}, {"dets": (None, 300, 4), "labels": (None, 300, 91)}

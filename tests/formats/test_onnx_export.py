@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetr_tool.deploy.compare import compare_predictions
-from rtdetr_tool.deploy.onnx_export import export_graph, opset_of
-from rtdetr_tool.deploy.wrapper import ExportModel, pixel_detections
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.comparison import compare_predictions
+from rtdetr_tool.formats.export_model import ExportModel, pixel_detections
+from rtdetr_tool.formats.onnx.export import export_graph, opset_of
 from rtdetr_tool.ops.structures import Predictions
 
 SIZE = (64, 96)
@@ -116,8 +116,8 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
 @pytest.mark.parametrize("opset", [17, 22])
 def test_a_model_with_more_weights_than_protobuf_takes_is_simplified_without_them(export_model, monkeypatch, opset):
     usual = export_graph(export_model, SIZE, batch=None, opset=opset)
-    monkeypatch.setattr("rtdetr_tool.artifacts.onnx_file.LARGEST_FILE", 100_000)
-    monkeypatch.setattr("rtdetr_tool.deploy.onnx_export.LARGE_TENSOR", 5_000)
+    monkeypatch.setattr("rtdetr_tool.formats.onnx.file.LARGEST_FILE", 100_000)
+    monkeypatch.setattr("rtdetr_tool.formats.onnx.export.LARGE_TENSOR", 5_000)
     graph = export_graph(export_model, SIZE, batch=None, opset=opset)
     assert opset_of(graph) == opset
     assert [value.name for value in graph.graph.input] == ["inputs"]

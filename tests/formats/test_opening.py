@@ -13,10 +13,10 @@ from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
+from rtdetr_tool.formats.opening import ENGINE_SUFFIXES, WEIGHT_SUFFIXES, open_model
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
-from rtdetr_tool.runtimes.open import ENGINE_SUFFIXES, WEIGHT_SUFFIXES, open_model
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec, ExperimentSpec, ModelSpec, read_spec, spec_to_dict
 
 CLASSES = ClassMap([ClassEntry(0, 3, "cat"), ClassEntry(1, 7, "big dog")], 2)
@@ -122,7 +122,7 @@ def test_the_log_says_which_weights_of_which_model_are_used(detector, tmp_path, 
         spec, kind = dataclasses.replace(SPEC, model=ModelSpec(arch="rfdetr", rfdetr=own)), "rfdetr-small"
         detector = build_detector(spec.model, 2)
     path = write(detector, tmp_path / "m.pth", spec, weights)
-    with caplog.at_level(logging.INFO, "rtdetr_tool.runtimes.open"):
+    with caplog.at_level(logging.INFO, "rtdetr_tool.formats.opening"):
         open_model(path, read_spec(None))
     assert any(f"{said} weights of {kind}, 2 class outputs" in record.getMessage() for record in caplog.records)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rtdetr_tool.deploy import elementary
-from rtdetr_tool.deploy.elementary import elementary_operators
+from rtdetr_tool.formats.onnx import opset_fallbacks
+from rtdetr_tool.formats.onnx.opset_fallbacks import elementary_operators
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (8, 3)])
@@ -13,7 +13,7 @@ def test_grid_sample_equals_torchs_inside_and_outside_the_map(size):
     torch.manual_seed(0)
     image, grid = torch.randn(3, 4, *size), torch.rand(3, 6, 5, 2) * 3 - 1.5
     expected = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    torch.testing.assert_close(elementary.grid_sample(image, grid), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(opset_fallbacks.grid_sample(image, grid), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_attention_equals_torchs_with_and_without_masks():
@@ -22,25 +22,25 @@ def test_attention_equals_torchs_with_and_without_masks():
     allowed = torch.rand(5, 7) > 0.3
     for mask in (None, allowed, torch.randn(2, 4, 5, 7)):
         expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        torch.testing.assert_close(elementary.attention(query, key, value, attn_mask=mask), expected)
+        torch.testing.assert_close(opset_fallbacks.attention(query, key, value, attn_mask=mask), expected)
     scaled = F.scaled_dot_product_attention(query, key, value, scale=0.1)
-    torch.testing.assert_close(elementary.attention(query, key, value, scale=0.1), scaled)
+    torch.testing.assert_close(opset_fallbacks.attention(query, key, value, scale=0.1), scaled)
 
 
 def test_what_is_not_written_is_refused():
     image, grid = torch.rand(1, 1, 2, 2), torch.rand(1, 1, 1, 2)
     with pytest.raises(NotImplementedError, match="border"):
-        elementary.grid_sample(image, grid, padding_mode="border")
+        opset_fallbacks.grid_sample(image, grid, padding_mode="border")
     with pytest.raises(NotImplementedError, match="align_corners=True"):
-        elementary.grid_sample(image, grid, align_corners=True)
+        opset_fallbacks.grid_sample(image, grid, align_corners=True)
     with pytest.raises(NotImplementedError, match="causal"):
-        elementary.attention(image, image, image, is_causal=True)
+        opset_fallbacks.attention(image, image, image, is_causal=True)
 
 
 def test_torchs_own_functions_come_back_also_after_an_error():
     before = F.grid_sample, F.scaled_dot_product_attention, torch.Tensor.unflatten
     with pytest.raises(RuntimeError), elementary_operators():
-        assert F.grid_sample is elementary.grid_sample
+        assert F.grid_sample is opset_fallbacks.grid_sample
         assert torch.arange(6).unflatten(-1, (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
         raise RuntimeError
     assert (F.grid_sample, F.scaled_dot_product_attention, torch.Tensor.unflatten) == before

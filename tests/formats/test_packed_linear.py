@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetr_tool.runtimes.packed_linear import PackedLinear, pack_linears
+from rtdetr_tool.formats.torch.packed_linear import PackedLinear, pack_linears
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rtdetr_tool.deploy.pictures import drawn_pictures
-from rtdetr_tool.deploy.precision import audit_precision
-from rtdetr_tool.deploy.precision.casting import write_half
-from rtdetr_tool.deploy.precision.cost import CostMeter, detection_difference, detections, output_difference
-from rtdetr_tool.deploy.precision.gates import GatedGraph
-from rtdetr_tool.deploy.precision.graph import Graph
-from rtdetr_tool.deploy.precision.magnitudes import TensorRange
-from rtdetr_tool.deploy.precision.observe import Observer, open_session
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.precision import audit_precision
+from rtdetr_tool.formats.precision.casting import write_half
+from rtdetr_tool.formats.precision.cost import CostMeter, detection_difference, detections, output_difference
+from rtdetr_tool.formats.precision.gates import GatedGraph
+from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.magnitudes import TensorRange
+from rtdetr_tool.formats.precision.observe import Observer, open_session
 
 PICTURES = drawn_pictures(4, (64, 96)).numpy()
 

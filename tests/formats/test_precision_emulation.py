@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rtdetr_tool.deploy.precision import emulate_half, scoring_options
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.precision import emulate_half, scoring_options
 
 LEVELS = onnxruntime.GraphOptimizationLevel
 VALUES = np.array([1.0, 30.0, 1.0003, 0.3333333, -7.77], np.float32)

@@ -11,14 +11,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from rtdetr_tool.deploy.onnx_export import export_graph, simplify, trace
-from rtdetr_tool.deploy.pictures import drawn_pictures
-from rtdetr_tool.deploy.precision import audit_precision, emulate_half, parse_layers_precision, to_int8, to_mixed_fp16
-from rtdetr_tool.deploy.precision.cost import CostMeter
-from rtdetr_tool.deploy.precision.graph import Graph
-from rtdetr_tool.deploy.precision.observe import RunFailed, open_session, run_session
-from rtdetr_tool.deploy.precision.roles import find_roles
-from rtdetr_tool.deploy.wrapper import ExportModel
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.onnx.export import export_graph, simplify, trace
+from rtdetr_tool.formats.precision import audit_precision, emulate_half, parse_layers_precision, to_int8, to_mixed_fp16
+from rtdetr_tool.formats.precision.cost import CostMeter
+from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.observe import RunFailed, open_session, run_session
+from rtdetr_tool.formats.precision.roles import find_roles
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.deformable import deformable_sample
 from rtdetr_tool.spec import spec_from_dict

@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.pictures import drawn_pictures
-from rtdetr_tool.deploy.precision import calibration, emulate_half, parse_layers_precision, scoring_options, to_int8
-from rtdetr_tool.deploy.precision.cost import CostMeter
-from rtdetr_tool.deploy.precision.ranges import METHODS, Histogram, by_entropy, by_percentile, by_squared_error
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.precision import calibration, emulate_half, parse_layers_precision, scoring_options, to_int8
+from rtdetr_tool.formats.precision.cost import CostMeter
+from rtdetr_tool.formats.precision.ranges import METHODS, Histogram, by_entropy, by_percentile, by_squared_error
 
 PICTURES = drawn_pictures(4, (64, 96)).numpy()
 
@@ -312,7 +312,7 @@ def test_no_pictures_and_no_cache_is_refused(steady_graph, tmp_path):
 @pytest.mark.slow
 def test_tensorrt_rtx_builds_the_graph(quantised, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    from rtdetr_tool.deploy.engine import BuildSettings, choose_backend
+    from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend
 
     onnx.save(quantised.model, tmp_path / "int8.onnx")
     settings = BuildSettings(1, 1, 4, compute_capabilities=("SM89",))

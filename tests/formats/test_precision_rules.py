@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rtdetr_tool.deploy.precision import parse_layers_precision
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.precision import parse_layers_precision
 
 NODES = [("/decoder/layers.0/Softmax", "Softmax"), ("/decoder/head/MatMul", "MatMul"), ("/backbone/conv1", "Conv")]
 

@@ -6,14 +6,14 @@ import logging
 
 import pytest
 
-from rtdetr_tool.artifacts.description import NORMALISATION, describe
-from rtdetr_tool.artifacts.graph_interface import GraphInterface
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.recorded_fields import RECORDED_FIELDS, value_at
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.runtimes.asked_size import AskedSize
-from rtdetr_tool.runtimes.settle import settle, settle_file
+from rtdetr_tool.formats.description import NORMALISATION, describe
+from rtdetr_tool.formats.graph_interface import GraphInterface
+from rtdetr_tool.formats.requested_size import AskedSize
+from rtdetr_tool.formats.resolve import settle, settle_file
 from rtdetr_tool.spec import read_spec, spec_from_dict, spec_to_dict
 
 TRAINED = {

@@ -16,13 +16,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from rtdetr_tool.artifacts.engine_file import read_engine_file
-from rtdetr_tool.artifacts.tensorrt_library import load_library
-from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
-from rtdetr_tool.deploy.engine_report import summary
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.timing_cache import TimingCache
 from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend, write_engine
+from rtdetr_tool.formats.tensorrt.file import read_engine_file
+from rtdetr_tool.formats.tensorrt.library import load_library
+from rtdetr_tool.formats.tensorrt.report import summary
+from rtdetr_tool.formats.tensorrt.timing_cache import TimingCache
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx, toy_onnx):
 
 
 def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog, toy_onnx):
-    ours, theirs = "rtdetr_tool.artifacts.tensorrt_library", "tensorrt_rtx"
+    ours, theirs = "rtdetr_tool.formats.tensorrt.library", "tensorrt_rtx"
     for verbose, expected, other in ((False, theirs, ours), (True, ours, theirs)):
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
@@ -303,7 +303,7 @@ def with_cache(path: Path) -> TimingCache:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_timing_cache_is_made_whole_with_its_folder(rtx, tmp_path):
-    """That the next build extends it needs a GPU: `runtimes/test_engine_runtime_gpu.py`."""
+    """That the next build extends it needs a GPU: `test_tensorrt_runtime_gpu.py`."""
     path = tmp_path / "folder" / "timing.cache"
     assert with_cache(path).state == "new"
     assert path.read_bytes() and [file.name for file in path.parent.iterdir()] == [path.name]

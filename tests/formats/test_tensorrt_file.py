@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from rtdetr_tool.artifacts.engine_file import (
+from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.formats.tensorrt.file import (
     description_path,
     looks_like_plan,
     plan_version,
     read_engine_file,
     write_engine_file,
 )
-from rtdetr_tool.errors import CheckpointError, UserError
 
 # The header of a TensorRT-RTX 1.7.1.116 engine: kind, sizes, version.
 PLAN = b"vtrt" + bytes(12) + (1000).to_bytes(8, "little") + bytes([1, 7, 1, 116]) + bytes(972)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from rtdetr_tool.artifacts.engine_file import description_path, read_engine_file
-from rtdetr_tool.artifacts.tensorrt_library import load_library
-from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
 from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.runtimes.engine_runtime import EngineRuntime, library_for, origin, refusal
+from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend, write_engine
+from rtdetr_tool.formats.tensorrt.file import description_path, read_engine_file
+from rtdetr_tool.formats.tensorrt.library import load_library
+from rtdetr_tool.formats.tensorrt.runtime import EngineRuntime, library_for, origin, refusal
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 

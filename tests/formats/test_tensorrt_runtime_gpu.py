@@ -6,16 +6,16 @@ import onnx
 import pytest
 import torch
 
-from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES
-from rtdetr_tool.deploy.engine import BuildSettings, choose_backend, write_engine
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend, write_engine
+from rtdetr_tool.formats.tensorrt.library import LIBRARIES
+from rtdetr_tool.formats.tensorrt.runtime import EngineRuntime
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.engine_runtime import EngineRuntime
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import ModelSpec
 
 pytestmark = pytest.mark.gpu

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 from rtdetr_tool.spec import ModelSpec
 
 TINY = ModelSpec(

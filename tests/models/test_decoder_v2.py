@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.decoder_layer import DeformableAttention, points_per_level
 from rtdetr_tool.spec import spec_from_dict

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 
 from rtdetr_tool.catalog import FOUNDATION_MODELS
 from rtdetr_tool.checkpoints.loading import load_into
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportModel
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.families.rtdetr.model.denoising import denoising_attention_mask
@@ -25,6 +23,8 @@ from rtdetr_tool.families.rtdetr.model.foundation import (
     with_image_query,
 )
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT, radio_weights
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 
 CHANNELS = (8, 16, 24, 32)

@@ -163,8 +163,8 @@ def test_a_batch_that_is_a_list_of_one_gives_the_same_as_in_a_larger_batch():
 @pytest.mark.parametrize("levels", [("P4",), pytest.param(("P3", "P5"), marks=pytest.mark.slow)])
 def test_onnxruntime_gives_the_same_at_every_batch_size(levels):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from rtdetr_tool.deploy.onnx_export import export_graph
-    from rtdetr_tool.deploy.wrapper import ExportModel
+    from rtdetr_tool.formats.export_model import ExportModel
+    from rtdetr_tool.formats.onnx.export import export_graph
 
     detector = tiny_rfdetr(levels).eval()
     graph = export_graph(ExportModel(detector), (48, 64), batch=None, opset=17)

@@ -12,7 +12,7 @@ from checkpoints.layouts import official_shapes, random_weights
 
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.cli import main
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.spec import read_spec
 
 transformers = pytest.importorskip("transformers")

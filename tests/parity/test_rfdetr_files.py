@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.deploy.onnx_export import export_graph
-from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
+from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
 from tests.parity.rfdetr_pair import CLASSES, build_pair, normalized
 
 decode = pytest.importorskip("rfdetr.export._runtime.decode")

@@ -18,7 +18,7 @@ from rtdetr_tool.checkpoints.limits import DEEPEST, EXPANSION, MOST_METADATA, MO
 from rtdetr_tool.checkpoints.metadata import LARGEST_NUMBER, LARGEST_SIDE, check_sizes
 from rtdetr_tool.cli import main
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.spec import read_spec
 
 

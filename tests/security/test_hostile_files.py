@@ -14,14 +14,14 @@ import torch
 from onnx import TensorProto, helper
 
 from rtdetr_tool.api import Detector
-from rtdetr_tool.artifacts.engine_file import read_description
-from rtdetr_tool.artifacts.onnx_file import read_onnx
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.checkpoints.metadata import check_sizes, checked_metadata
 from rtdetr_tool.cli import main
-from rtdetr_tool.deploy.precision.cache import read_cache
 from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.onnx.file import read_onnx
+from rtdetr_tool.formats.opening import open_detector
+from rtdetr_tool.formats.precision.cache import read_cache
+from rtdetr_tool.formats.tensorrt.file import read_description
 from rtdetr_tool.spec import read_spec
 
 BINDING = "{teacher_module_name: srcs, student_module_name: srcs, criterion: L2}"

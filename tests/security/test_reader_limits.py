@@ -12,15 +12,15 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from rtdetr_tool.artifacts.engine_file import read_description, read_engine_file
-from rtdetr_tool.artifacts.onnx_file import read_onnx
-from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES, Messages
 from rtdetr_tool.data import coco, yolo_yaml
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import read_classmap
-from rtdetr_tool.deploy.precision.cache import read_cache
 from rtdetr_tool.errors import CheckpointError, DataError, UserError
-from rtdetr_tool.runtimes.engine_runtime import library_for, origin, refusal
+from rtdetr_tool.formats.onnx.file import read_onnx
+from rtdetr_tool.formats.precision.cache import read_cache
+from rtdetr_tool.formats.tensorrt.file import read_description, read_engine_file
+from rtdetr_tool.formats.tensorrt.library import LIBRARIES, Messages
+from rtdetr_tool.formats.tensorrt.runtime import library_for, origin, refusal
 from tests.security.test_hostile_files import graph_with_weights_in
 
 SECRET = "root:x:0:0:s3cr3t"

@@ -7,12 +7,12 @@ from functools import reduce
 import pytest
 import torch
 
-from rtdetr_tool.artifacts.description import describe
 from rtdetr_tool.catalog import FOUNDATION_MODELS, FoundationModel
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.metadata import without_paths
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
-from rtdetr_tool.runtimes.settle import complete_spec
+from rtdetr_tool.formats.description import describe
+from rtdetr_tool.formats.resolve import complete_spec
 from rtdetr_tool.spec import read_spec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.queries import path_fields
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.runtimes.writers import output_stems
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.spec.schema import walk_fields
+from rtdetr_tool.workflows.kitti import output_stems
 
 
 def tree(folder: Path, but: Path) -> dict[str, tuple]:

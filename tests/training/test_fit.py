@@ -13,7 +13,7 @@ import torch
 from rtdetr_tool.checkpoints.io import load_checkpoint, read_weights, save_checkpoint
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
-from rtdetr_tool.runtimes.open import open_detector
+from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.spec import read_spec
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit import fit

@@ -314,7 +314,7 @@ def test_auto_is_only_for_training():
 
 
 def test_notes_are_in_checkpoint_and_graph(make_spec):
-    from rtdetr_tool.runtimes.open import OpenedDetector
+    from rtdetr_tool.formats.opening import OpenedDetector
     from rtdetr_tool.workflows.export import notes_of
 
     path = fit(make_spec(train__notes="night shift, lens 3")).latest_path

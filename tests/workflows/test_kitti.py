@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtdetr_tool.ops.structures import Detections
-from rtdetr_tool.runtimes.writers import kitti_lines, output_stems
+from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
 
 
 def detections(boxes, scores, labels) -> Detections:

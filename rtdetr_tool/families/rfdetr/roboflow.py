@@ -12,7 +12,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.files import write_atomically
-from rtdetr_tool.runtimes.open import OpenedDetector
+from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.spec import spec_to_dict
 
 WEIGHTS, CLASS_NAMES = "weights.pt", "class_names.txt"

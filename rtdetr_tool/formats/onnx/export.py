@@ -17,11 +17,11 @@ import torch
 from onnx import version_converter
 from torch import nn
 
-from rtdetr_tool.artifacts.onnx_file import fits_one_file
-from rtdetr_tool.deploy.elementary import elementary_operators
-from rtdetr_tool.deploy.precision.graph import opset_of
-from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
+from rtdetr_tool.formats.onnx.file import fits_one_file
+from rtdetr_tool.formats.onnx.opset_fallbacks import elementary_operators
+from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.messages import first_line
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from typing import Any
 
 import onnx
 
-from rtdetr_tool.artifacts.graph_interface import GraphInterface, read_interface
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing_with_companion
+from rtdetr_tool.formats.graph_interface import GraphInterface, read_interface
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf has this limit

@@ -11,14 +11,14 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from rtdetr_tool.artifacts.graph_interface import GraphInterface
-from rtdetr_tool.artifacts.half_emulation import HALF, emulate_half
-from rtdetr_tool.artifacts.onnx_file import read_onnx
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
+from rtdetr_tool.formats.graph_interface import GraphInterface
+from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
+from rtdetr_tool.formats.onnx.file import read_onnx
+from rtdetr_tool.formats.onnx.half_emulation import HALF, emulate_half
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
-from rtdetr_tool.runtimes.graph_tensors import names_to_run, predictions_of, to_graph
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16` and `to
 graph whose score on a CPU is that of FP16, under `scoring_options`.
 """
 
-from rtdetr_tool.artifacts.half_emulation import emulate_half
-from rtdetr_tool.deploy.precision.audit import audit_precision
-from rtdetr_tool.deploy.precision.audit_report import Audit, GroupCost, NodeAudit
-from rtdetr_tool.deploy.precision.int8 import to_int8
-from rtdetr_tool.deploy.precision.mixed import to_mixed_fp16
-from rtdetr_tool.deploy.precision.observe import scoring_options
-from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph
-from rtdetr_tool.deploy.precision.rules import LayerRules, parse_layers_precision
+from rtdetr_tool.formats.onnx.half_emulation import emulate_half
+from rtdetr_tool.formats.precision.audit import audit_precision
+from rtdetr_tool.formats.precision.audit_report import Audit, GroupCost, NodeAudit
+from rtdetr_tool.formats.precision.int8 import to_int8
+from rtdetr_tool.formats.precision.mixed import to_mixed_fp16
+from rtdetr_tool.formats.precision.observe import scoring_options
+from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph
+from rtdetr_tool.formats.precision.rules import LayerRules, parse_layers_precision
 
 __all__ = [
     "Audit",

@@ -12,15 +12,15 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 
-from rtdetr_tool.artifacts.half_emulation import MOVING
-from rtdetr_tool.deploy.precision.audit_report import Audit, GroupCost, NodeAudit
-from rtdetr_tool.deploy.precision.cost import CostMeter
-from rtdetr_tool.deploy.precision.gates import GatedGraph
-from rtdetr_tool.deploy.precision.graph import HEAVY, Graph
-from rtdetr_tool.deploy.precision.magnitudes import LARGEST, SMALLEST_NORMAL, TensorRange
-from rtdetr_tool.deploy.precision.observe import Observer, open_session, rebatched
-from rtdetr_tool.deploy.precision.roles import find_roles
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.onnx.half_emulation import MOVING
+from rtdetr_tool.formats.precision.audit_report import Audit, GroupCost, NodeAudit
+from rtdetr_tool.formats.precision.cost import CostMeter
+from rtdetr_tool.formats.precision.gates import GatedGraph
+from rtdetr_tool.formats.precision.graph import HEAVY, Graph
+from rtdetr_tool.formats.precision.magnitudes import LARGEST, SMALLEST_NORMAL, TensorRange
+from rtdetr_tool.formats.precision.observe import Observer, open_session, rebatched
+from rtdetr_tool.formats.precision.roles import find_roles
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from rtdetr_tool.artifacts.half_emulation import FLOAT, emulate_half
-from rtdetr_tool.deploy.precision.audit import regions
-from rtdetr_tool.deploy.precision.cache import Calibration, graph_hash, read_cache, write_cache
-from rtdetr_tool.deploy.precision.cost import CostMeter
-from rtdetr_tool.deploy.precision.graph import Graph
-from rtdetr_tool.deploy.precision.observe import open_session
-from rtdetr_tool.deploy.precision.quantize_nodes import place, quantisable, residual_inputs, scale_name, scale_of
-from rtdetr_tool.deploy.precision.ranges import METHODS, collect
-from rtdetr_tool.deploy.precision.rules import LayerRules
 from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.formats.onnx.half_emulation import FLOAT, emulate_half
+from rtdetr_tool.formats.precision.audit import regions
+from rtdetr_tool.formats.precision.cache import Calibration, graph_hash, read_cache, write_cache
+from rtdetr_tool.formats.precision.cost import CostMeter
+from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.observe import open_session
+from rtdetr_tool.formats.precision.quantize_nodes import place, quantisable, residual_inputs, scale_name, scale_of
+from rtdetr_tool.formats.precision.ranges import METHODS, collect
+from rtdetr_tool.formats.precision.rules import LayerRules
 
 logger = logging.getLogger(__name__)
 

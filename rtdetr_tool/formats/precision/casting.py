@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from rtdetr_tool.artifacts.half_emulation import FLOAT, HALF, MOVING, holds_graph
-from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, captured
+from rtdetr_tool.formats.onnx.half_emulation import FLOAT, HALF, MOVING, holds_graph
+from rtdetr_tool.formats.precision.graph import HEAVY, Graph, captured
 
 CAST_PREFIX = "precision/"
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 
-from rtdetr_tool.artifacts.half_emulation import emulate_half
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.deploy.precision.observe import RunFailed, open_session, picture_input, rebatched, run_session
+from rtdetr_tool.formats.onnx.half_emulation import emulate_half
+from rtdetr_tool.formats.precision.observe import RunFailed, open_session, picture_input, rebatched, run_session
 
 DETECTIONS = 100  # best (query, class) pairs of an image that are compared
 SMALLEST_SCORE = 0.05

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from rtdetr_tool.artifacts.half_emulation import FLOAT, HALF, MOVING
-from rtdetr_tool.deploy.precision.graph import Graph
+from rtdetr_tool.formats.onnx.half_emulation import FLOAT, HALF, MOVING
+from rtdetr_tool.formats.precision.graph import Graph
 
 
 class GatedGraph:

@@ -10,9 +10,9 @@ import onnx
 import onnx.inliner
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from rtdetr_tool.artifacts.half_emulation import FLOAT, element_types, holds_graph
-from rtdetr_tool.artifacts.onnx_file import fits_one_file
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.onnx.file import fits_one_file
+from rtdetr_tool.formats.onnx.half_emulation import FLOAT, element_types, holds_graph
 
 # Nodes with most of the work; TensorRT fuses their neighbours into them.
 HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})

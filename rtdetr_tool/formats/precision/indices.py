@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection
 
 from onnx import NodeProto, TensorProto
 
-from rtdetr_tool.artifacts.half_emulation import MOVING
-from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, backwards
+from rtdetr_tool.formats.onnx.half_emulation import MOVING
+from rtdetr_tool.formats.precision.graph import HEAVY, Graph, backwards
 
 Stop = Callable[[NodeProto], bool]
 

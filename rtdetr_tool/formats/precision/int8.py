@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 import onnx.version_converter
 
-from rtdetr_tool.deploy.precision.audit import judge
-from rtdetr_tool.deploy.precision.audit_report import Audit
-from rtdetr_tool.deploy.precision.calibration import calibrated
-from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
-from rtdetr_tool.deploy.precision.graph import Graph, opset_of
-from rtdetr_tool.deploy.precision.quantize_nodes import place, quantisable
-from rtdetr_tool.deploy.precision.result import KeptNode, PrecisionGraph, apply_rules, kept_nodes
-from rtdetr_tool.deploy.precision.rules import LayerRules
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.precision.audit import judge
+from rtdetr_tool.formats.precision.audit_report import Audit
+from rtdetr_tool.formats.precision.calibration import calibrated
+from rtdetr_tool.formats.precision.casting import half_nodes, write_half
+from rtdetr_tool.formats.precision.graph import Graph, opset_of
+from rtdetr_tool.formats.precision.quantize_nodes import place, quantisable
+from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph, apply_rules, kept_nodes
+from rtdetr_tool.formats.precision.rules import LayerRules
 
 OPSET_OF_CHANNEL_SCALES, OPSET_OF_HALF_SCALES = 13, 19  # per-channel Q/DQ; Q/DQ from and to FP16
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx
 
-from rtdetr_tool.deploy.precision.audit import TOLERATED_COST, judge
-from rtdetr_tool.deploy.precision.audit_report import Audit
-from rtdetr_tool.deploy.precision.casting import half_nodes, write_half
-from rtdetr_tool.deploy.precision.graph import Graph
-from rtdetr_tool.deploy.precision.result import PrecisionGraph, apply_rules, kept_nodes
-from rtdetr_tool.deploy.precision.rules import LayerRules
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.precision.audit import TOLERATED_COST, judge
+from rtdetr_tool.formats.precision.audit_report import Audit
+from rtdetr_tool.formats.precision.casting import half_nodes, write_half
+from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.result import PrecisionGraph, apply_rules, kept_nodes
+from rtdetr_tool.formats.precision.rules import LayerRules
 
 
 def to_mixed_fp16(

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 import torch
 
-from rtdetr_tool.artifacts.half_emulation import FLOAT
-from rtdetr_tool.deploy.precision.graph import opset_of
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.onnx.half_emulation import FLOAT
+from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.messages import first_line
 
 MEMORY = 1 << 30  # bytes of tensors of one picture that are looked at in one run

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from rtdetr_tool.deploy.precision.graph import Graph
+from rtdetr_tool.formats.precision.graph import Graph
 
 LEVELS = 127
 SMALLEST_SCALE = 2.0**-20  # exact to 3 digits in FP16

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import torch
 
-from rtdetr_tool.deploy.precision.observe import Observer, rebatched
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.precision.observe import Observer, rebatched
 
 BINS = 2048
 LEVELS = 127  # positive values of symmetric INT8

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 
-from rtdetr_tool.deploy.precision.audit_report import NodeAudit
-from rtdetr_tool.deploy.precision.graph import Graph
-from rtdetr_tool.deploy.precision.rules import LayerRules
+from rtdetr_tool.formats.precision.audit_report import NodeAudit
+from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.rules import LayerRules
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from rtdetr_tool.catalog import LAYOUTS
-from rtdetr_tool.deploy.precision.graph import HEAVY, Graph, backwards, is_bias_add
-from rtdetr_tool.deploy.precision.indices import gathers_by_position, index_nodes
+from rtdetr_tool.formats.precision.graph import HEAVY, Graph, backwards, is_bias_add
+from rtdetr_tool.formats.precision.indices import gathers_by_position, index_nodes
 
 # fmt: off
 NORMS = frozenset({

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from rtdetr_tool.artifacts.tensorrt_library import LoadedLibrary, Messages, made
-from rtdetr_tool.deploy.engine_report import layers_of_engine, layers_of_network, precisions, tensors
-from rtdetr_tool.deploy.timing_cache import TimingCache
 from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.formats.tensorrt.library import LoadedLibrary, Messages, made
+from rtdetr_tool.formats.tensorrt.report import layers_of_engine, layers_of_network, precisions, tensors
+from rtdetr_tool.formats.tensorrt.timing_cache import TimingCache
 
 AMPERE_PLUS = "AMPERE_PLUS"  # 8.0, 8.6, 8.9, 12.0 and later: what TensorRT-RTX builds for where nothing is named
 

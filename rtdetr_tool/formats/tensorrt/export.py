@@ -13,9 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from rtdetr_tool.artifacts.engine_file import write_engine_file
-from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES, LoadedLibrary, load_library
-from rtdetr_tool.deploy.engine_build import (
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.tensorrt.build import (
     AMPERE_PLUS,
     BuildSettings,
     BuiltEngine,
@@ -24,7 +23,8 @@ from rtdetr_tool.deploy.engine_build import (
     parse,
     start,
 )
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.tensorrt.file import write_engine_file
+from rtdetr_tool.formats.tensorrt.library import LIBRARIES, LoadedLibrary, load_library
 
 __all__ = ["AMPERE_PLUS", "BuildSettings", "BuiltEngine", "EngineBackend", "choose_backend", "write_engine"]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rtdetr_tool.artifacts.tensorrt_library import LoadedLibrary, Messages, made
+from rtdetr_tool.formats.tensorrt.library import LoadedLibrary, Messages, made
 
 # The library's names of number formats in the words of ONNX and torch; integers that carry shapes are no precision.
 PRECISIONS = {

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetr_tool.artifacts.engine_file import looks_like_plan, plan_version, read_engine_file
-from rtdetr_tool.artifacts.graph_interface import GraphInterface, Shape, read_interface
-from rtdetr_tool.artifacts.tensorrt_library import LIBRARIES, LoadedLibrary, Messages, load_library, made
 from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
+from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
+from rtdetr_tool.formats.graph_interface import GraphInterface, Shape, read_interface
+from rtdetr_tool.formats.graph_tensors import predictions_of, to_graph
+from rtdetr_tool.formats.tensorrt.file import looks_like_plan, plan_version, read_engine_file
+from rtdetr_tool.formats.tensorrt.library import LIBRARIES, LoadedLibrary, Messages, load_library, made
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
-from rtdetr_tool.runtimes.graph_tensors import predictions_of, to_graph
 
 logger = logging.getLogger(__name__)
 

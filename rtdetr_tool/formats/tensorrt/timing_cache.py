@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rtdetr_tool.artifacts.tensorrt_library import LoadedLibrary, Messages
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import open_regular, write_atomically
+from rtdetr_tool.formats.tensorrt.library import LoadedLibrary, Messages
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.deploy.onnx_export import quiet
-from rtdetr_tool.deploy.wrapper import ExportFeatures, ExportModel
 from rtdetr_tool.errors import RtdetrError, UserError
+from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
+from rtdetr_tool.formats.onnx.export import quiet
 
 PIP_COMMAND = 'pip install "rtdetr-tool[tflite]"'
 SIGNATURE = "serving_default"

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdetr_tool.artifacts.graph_interface import Shape, read_interface
-from rtdetr_tool.artifacts.tflite_file import read_tflite
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
+from rtdetr_tool.formats.graph_interface import Shape, read_interface
+from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
+from rtdetr_tool.formats.tflite.file import read_tflite
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.batching import BatchLimits, run_in_batches
-from rtdetr_tool.runtimes.graph_tensors import names_to_run, predictions_of, to_graph
 
 PIP_COMMAND = "pip install ai-edge-litert"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rtdetr_tool.formats.torch.packed_linear import pack_linears
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.packed_linear import pack_linears
 
 
 class TorchRuntime:

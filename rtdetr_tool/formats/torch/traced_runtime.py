@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
-from rtdetr_tool.runtimes.torch_runtime import TorchRuntime
 
 logger = logging.getLogger(__name__)
 
