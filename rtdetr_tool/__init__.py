@@ -20,4 +20,11 @@ def __getattr__(name: str) -> Any:
         from rtdetr_tool.version import package_version
 
         return package_version()
-    return _lazy_getattr(name)
+    try:
+        return _lazy_getattr(name)
+    except AttributeError:
+        if not name[:1].isupper():
+            raise
+    from rtdetr_tool import api  # classes of families that the stub does not list
+
+    return getattr(api, name)

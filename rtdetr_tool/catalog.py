@@ -13,6 +13,16 @@ Options = Mapping[str, Any]
 
 _NONE: Options = MappingProxyType({})
 
+# Name in specs -> class in torch.nn and its arguments.
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("ReLU", {"inplace": True}),
+    "gelu": ("GELU", {}),
+    "silu": ("SiLU", {"inplace": True}),
+    "prelu": ("PReLU", {}),
+    "selu": ("SELU", {}),
+    "leaky_relu": ("LeakyReLU", {"negative_slope": 0.01, "inplace": True}),
+}
+
 
 class Backbone(NamedTuple):
     """A backbone and the weights that are published for it."""

@@ -453,9 +453,9 @@ def mask_losses(spec):
 
 
 def consent(spec):
-    from rtdetr_tool.checkpoints.published import check_licence
+    from rtdetr_tool.checkpoints.published import check_license
 
-    check_licence("rf-detr-xlarge.pth", "PML-1.0", spec.model.rfdetr.accept_platform_model_license)
+    check_license("rf-detr-xlarge.pth", "PML-1.0", spec.model.rfdetr.accept_platform_model_license)
 
 
 RFDETR = {"model__arch": "rfdetr", "model__rfdetr__num_queries": 12, "model__rfdetr__group_detr": 2}

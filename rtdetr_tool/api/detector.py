@@ -325,10 +325,10 @@ class Detector:
     def export_for_roboflow(self, output_dir: str | os.PathLike) -> None:
         """Write what Roboflow accepts for an upload, `weights.pt` and `class_names.txt`; nothing is sent.
 
-        Only RF-DETR is accepted there.
+        Families that Roboflow accepts implement it.
         """
         title = self.spec.model.family.title
-        raise UserError(f"export_for_roboflow: Roboflow takes RF-DETR only; export this {title} with export()")
+        raise UserError(f"export_for_roboflow: Roboflow does not accept {title}; export it with export() instead")
 
     @property
     def name(self) -> str:

@@ -58,8 +58,9 @@ def train(
 
     result = fit(spec, callbacks, build_module)
     path = result.best_path or result.latest_path
-    frozen = {"model": {"frozen_fm": {"checkpoint": spec.model.frozen_fm.checkpoint}}}  # in no checkpoint of ours
-    return result, open_detector(str(path), LoadedSpec(ExperimentSpec(), frozen)) if path else None
+    outside = spec.model.family.outside_weights(spec.model)
+    explicit = {} if outside is None else applied({}, {f"model.{outside.field}": outside.path})
+    return result, open_detector(str(path), LoadedSpec(ExperimentSpec(), explicit)) if path else None
 
 
 def known_classes(opened: OpenedDetector) -> Classes | None:

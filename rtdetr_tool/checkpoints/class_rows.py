@@ -16,11 +16,12 @@ from torch import Tensor
 
 from rtdetr_tool.catalog import COCO_SPELLINGS
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import all_families
 from rtdetr_tool.messages import first_of
 
-# Parts of the names of class tensors: weights and biases of the class heads of all families.
-SCORE_HEADS = ("enc_score_head.", "dec_score_head.", "decoder.class_embed.", "enc_out_class_embed.")
-_DENOISING = "denoising_class_embed."  # one row per class, then one for padding
+# Parts of the names of class tensors of all families: class heads, and embeddings with a row more than classes.
+SCORE_HEADS = tuple(part for family in all_families() for part in family.class_heads)
+EMBEDDINGS = tuple(part for family in all_families() for part in family.class_embeddings)
 Classes = Sequence[Mapping[str, Any]]  # `[{index, id, name}]`, as in metadata and `ClassMap.to_list`
 
 
@@ -106,7 +107,7 @@ def is_score_head(name: str) -> bool:
 
 
 def is_class_tensor(name: str) -> bool:
-    return is_score_head(name) or _DENOISING in name
+    return is_score_head(name) or any(part in name for part in EMBEDDINGS)
 
 
 def count_rows(weights: Mapping[str, Tensor]) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import DEFAULT_FAMILY, Family, all_families, family_named
 
 if TYPE_CHECKING:
@@ -42,10 +43,22 @@ class FileContents(NamedTuple):
     from_directory: bool  # the user gave the directory of `path`
 
 
+class Writer(Protocol):
+    """Writes a detector as another program keeps it."""
+
+    def __call__(self, target: Path, weights: Tensors, meta: Mapping[str, Any]) -> list[str]:
+        """Write weights by our names with complete metadata; returns what could not be carried over.
+
+        Raises:
+            CheckpointError: the detector has parts that the other program does not have.
+        """
+
+
 class WeightsModule(Protocol):
     """How to read the weights of a family from the files of several programs."""
 
     FORMATS: tuple[ForeignFormat, ...]
+    WRITERS: Mapping[str, Writer]  # another program's layout that `convert --to` writes
 
     def is_complete(self, weights: Tensors) -> bool:
         """Whether these tensors, with our names, are a detector of the family."""
@@ -69,6 +82,17 @@ class WeightsModule(Protocol):
 
 def weights_of(family: Family) -> WeightsModule:
     return cast(WeightsModule, family.module("weights"))
+
+
+def writer_of(family: Family, layout: str) -> Writer:
+    """What writes the family's detectors in another program's layout; CheckpointError if nothing does."""
+    writer = weights_of(family).WRITERS.get(layout)
+    if writer is None:
+        raise CheckpointError(
+            f"model.arch {family.name} cannot be written for {layout}, which has no {family.title}; write it as a file "
+            "of this tool (--to rtdetr)"
+        )
+    return writer
 
 
 def family_of_tensors(weights: Tensors) -> Family:

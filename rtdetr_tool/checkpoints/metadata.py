@@ -18,7 +18,7 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import all_families, family_of
 from rtdetr_tool.redaction import without_secrets
 from rtdetr_tool.spec.fields import SizeKind
-from rtdetr_tool.spec.queries import architecture_sections, path_fields, size_fields
+from rtdetr_tool.spec.queries import architecture_sections, path_fields, size_fields, unlimited_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,6 @@ FORMAT = 1
 
 LARGEST_NUMBER = 65_536  # in the model section: widths, layers, queries, points; not coefficients and temperatures
 LARGEST_SIDE = 4_096  # pixels of eval_spatial_size in a file; a spec may have more
-_UNBOUNDED = ("pe_temperature", "offset_scale")  # numbers that no size depends on
 # What to do about a contradiction when a file is used, not trained further.
 ADVICE = (
     "Remove these fields from the spec to use the file's values, or train or export it again with other values "
@@ -71,14 +70,13 @@ def checked_metadata(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
 def check_sizes(meta: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> None:
     """CheckpointError if the metadata describes a network far larger than the tensors, too large to be built."""
     family = family_of(section_of(meta, "spec.model").get("arch"))
-    sizes = [size_fields(family.name, kind) for kind in get_args(SizeKind)]
-    layers, width, other_width = (max(_numbers(meta, names), default=1) for names in sizes)
-    other_width = max(other_width, *_numbers(meta, ["dataset.num_classes"]), 1)
-    inner = width * max(1, *_numbers(meta, ["model.expansion"]), 1)
+    numbers = {kind: list(_numbers(meta, size_fields(family.name, kind))) for kind in get_args(SizeKind)}
+    layers, width = (max(numbers[kind], default=1) for kind in ("depth", "width"))
+    other_width = max([1, *numbers["breadth"], *_numbers(meta, ["dataset.num_classes"])])
+    inner = width * max([1, *numbers["factor"]])
     elements = stored_numbers(weights)
     _check_numbers(meta, source)
-    points = sum(_numbers(meta, ["model.num_points"]))
-    needed = max(layers * width * width, other_width * width, inner * inner, points * width)
+    needed = max(layers * width * width, other_width * width, inner * inner, sum(numbers["total"]) * width)
     if layers > len(weights) or needed > elements:
         raise CheckpointError(
             f"The metadata of {source} describes a network with {layers} layers of width {width}, which does not match "
@@ -89,14 +87,15 @@ def check_sizes(meta: Mapping[str, Any], weights: Mapping[str, Tensor], source: 
 def _check_numbers(meta: Mapping[str, Any], source: str) -> None:
     """CheckpointError for numbers that no model has, also where no tensor depends on them (queries, image sizes)."""
     model = section_of(meta, "spec.model")
-    names = [f"model.{name}" for name in model if name not in _UNBOUNDED and not name.endswith(("_coef", "_cost"))]
+    names = [f"model.{name}" for name in model]
     sides = ["dataset.augmentation.eval_spatial_size"]
     for family in all_families():
         if family.section is not None:
             inner = section_of(model, family.section)
-            names += [f"model.{family.section}.{name}" for name in inner if not name.endswith("_coef")]
+            names += [f"model.{family.section}.{name}" for name in inner]
         sides += [f"model.{name}" for name in family.image_sides]
-    limits = {**dict.fromkeys(names, LARGEST_NUMBER), **dict.fromkeys(sides, LARGEST_SIDE)}
+    limited = [name for name in names if name not in unlimited_fields()]
+    limits = {**dict.fromkeys(limited, LARGEST_NUMBER), **dict.fromkeys(sides, LARGEST_SIDE)}
     for name, limit in limits.items():
         for number in _numbers(meta, [name]):
             if not abs(number) <= limit:

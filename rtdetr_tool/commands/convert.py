@@ -40,8 +40,8 @@ def main(options: argparse.Namespace) -> int:
     loaded = read_spec(options.experiment_spec_file, options.overrides, None)
     set_up_console()
 
+    from rtdetr_tool.checkpoints.family_weights import writer_of
     from rtdetr_tool.checkpoints.io import save_detector
-    from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
     from rtdetr_tool.formats.opening import open_detector
 
     opened = open_detector(options.source, loaded)
@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     notes: list[str] = []
     try:
         if layout == TRANSFORMERS:
-            notes = write_transformers(target, opened.detector.state_dict(), meta)
+            notes = writer_of(opened.spec.model.family, layout)(target, opened.detector.state_dict(), meta)
         else:
             save_detector(opened.detector.state_dict(), meta, target)
     except Exception as error:  # torch and safetensors have errors of their own for a disk without room
@@ -57,10 +57,11 @@ def main(options: argparse.Namespace) -> int:
         if isinstance(error, OSError):
             raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
         raise
-    if opened.spec.model.frozen_fm.enabled:
+    outside = opened.spec.model.family.outside_weights(opened.spec.model)
+    if outside is not None:
         notes.append(
-            f"{target} is without the frozen foundation model: model.frozen_fm.checkpoint must name its file (a TAO "
-            "checkpoint that holds it will do)"
+            f"{target} does not contain {outside.what}: model.{outside.field} must name its file (a TAO checkpoint "
+            "that contains it works too)"
         )
     for note in notes:
         logger.warning(note)

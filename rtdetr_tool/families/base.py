@@ -6,12 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from rtdetr_tool.spec.fields import Recorded
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec
 
+# Declared with the field that is a model's number of queries.
+QUERY_COUNT = Recorded("how many objects can be detected per image", weights="warned")
 SIZE_FIELDS = ("train_spatial_size", "eval_spatial_size", "multi_scales")  # of `dataset.augmentation`
+
+
+class OutsideWeights(NamedTuple):
+    """Weights that a model needs and no checkpoint of ours holds."""
+
+    field: str  # of `model`; names their file
+    path: str | None
+    what: str  # for messages, such as "the frozen foundation model"
+    name: str  # under which they are published
 
 
 class Family(ABC):
@@ -26,7 +39,11 @@ class Family(ABC):
     title: ClassVar[str]  # in messages
     section: ClassVar[str | None] = None  # the section of `model` with the family's own fields
     section_type: ClassVar[type | None] = None
-    query_field: ClassVar[str]  # how many objects a model can find in an image
+    fields_type: ClassVar[type | None] = None  # a dataclass whose fields are directly in `model`, instead of a section
+    class_heads: ClassVar[tuple[str, ...]] = ()  # parts of names of tensors with one row per class, by our names
+    class_embeddings: ClassVar[tuple[str, ...]] = ()  # the same with one row more, which belongs to no class
+    # Fields that follow from the format of a file and make a difference only for images that are not square.
+    orientation_fields: ClassVar[tuple[str, ...]] = ()
     image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
 
     def module(self, name: str) -> ModuleType:
@@ -56,6 +73,10 @@ class Family(ABC):
     @abstractmethod
     def query_count(self, model: ModelSpec) -> int:
         """How many objects a model can find in an image."""
+
+    def outside_weights(self, model: ModelSpec) -> OutsideWeights | None:
+        """Weights of the model that are in no checkpoint, None if it has none."""
+        return None
 
     def class_rows(self, classes: int) -> int:
         """Class logits of a model for so many classes, where `dataset.num_classes` does not say it."""

@@ -125,12 +125,14 @@ def check_complete(file: DetectorFile, spec: ExperimentSpec) -> None:
     """CheckpointError where neither the file nor the user says what building the detector needs."""
     if spec.dataset.num_classes is None:
         raise CheckpointError(f"{file.source} does not say how many classes it has: give dataset.num_classes.")
-    frozen = spec.model.frozen_fm
-    if file.ours and frozen.enabled and not frozen.checkpoint:
-        trained_with = section_of(file.meta, "spec.model.frozen_fm").get("checkpoint")
+    outside = spec.model.family.outside_weights(spec.model)
+    if file.ours and outside is not None and not outside.path:
+        section, _, name = f"spec.model.{outside.field}".rpartition(".")
+        trained_with = section_of(file.meta, section).get(name)
         raise CheckpointError(
-            f"{file.source} needs the weights of {frozen.backbone}, which are in a file of their own. It was trained "
-            f"with {trained_with}, but files that a checkpoint names are never opened: give model.frozen_fm.checkpoint."
+            f"{file.source} needs the weights of {outside.name}, which are in a file of their own. It was trained "
+            f"with {trained_with}, but files that a checkpoint names are never opened: give "
+            f"model.{outside.field}."
         )
 
 

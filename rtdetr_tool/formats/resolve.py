@@ -49,9 +49,9 @@ def settle(
     check_against(loaded.spec, meta, source=source, explicit=given)
     _refuse(
         (
-            f"{row.field} is {value!r} in the spec, {stored!r} in the file, which has it built in"
-            for row, value, stored in other_values(given, meta, graph, REFUSED)
-            if row.field.startswith("model.")  # the others are compared above
+            f"{name} is {value!r} in the spec, {stored!r} in the file, which has it built in"
+            for name, _, value, stored in other_values(given, meta, graph, REFUSED)
+            if name.startswith("model.")  # the others are compared above
         ),
         source,
     )
@@ -59,10 +59,10 @@ def settle(
     classes = meta.get("classes")
     class_map = ClassMap.from_list(classes, spec.dataset.num_classes) if classes else None
     _refuse(_other_numbering(given, meta, class_map), source)
-    for row, value, stored in other_values(given, meta, graph, WARNED):
+    for name, rule, value, stored in other_values(given, meta, graph, WARNED):
         logger.warning(
-            "%s is %s in the spec, %s in %s: it decides %s, so scores may differ", row.field, value, stored, source,
-            row.decides,
+            "%s is %s in the spec, %s in %s: it decides %s, so scores may differ", name, value, stored, source,
+            rule.decides,
         )  # fmt: skip
     augmentation = asked.applied(spec.dataset.augmentation)
     spec = replace(spec, dataset=replace(spec.dataset, augmentation=augmentation))

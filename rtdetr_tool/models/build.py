@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from rtdetr_tool.catalog import BACKBONES, TIMM
@@ -35,7 +36,23 @@ class BuildModule(Protocol):
         """A detector with random weights, in training mode."""
 
 
-def build_backbone(spec: ModelSpec, activation_checkpoint: bool = False) -> ImageBackbone:
+class BackboneFields(Protocol):
+    """What a family's fields say about its backbone."""
+
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def return_interm_indices(self) -> Sequence[int]: ...
+
+    @property
+    def feat_strides(self) -> Sequence[int]: ...
+
+    @property
+    def drop_path(self) -> float | None: ...
+
+
+def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) -> ImageBackbone:
     """The backbone of `spec` with random weights."""
     indices = spec.return_interm_indices
     drop_path = {} if spec.drop_path is None else {"drop_path_rate": spec.drop_path}

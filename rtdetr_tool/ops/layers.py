@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetr_tool.catalog import ACTIVATIONS
 from rtdetr_tool.errors import UserError
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "gelu": nn.GELU,
-    "silu": lambda: nn.SiLU(inplace=True),
-    "prelu": nn.PReLU,
-    "selu": nn.SELU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
-}
 
 
 def build_activation(name: str | None) -> nn.Module:
@@ -27,7 +19,8 @@ def build_activation(name: str | None) -> nn.Module:
         return nn.Identity()
     if name not in ACTIVATIONS:
         raise UserError(f"activation '{name}' is invalid; expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    kind, arguments = ACTIVATIONS[name]
+    return cast(nn.Module, getattr(nn, kind)(**arguments))
 
 
 def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:

@@ -17,7 +17,6 @@ from .load import LoadedSpec as LoadedSpec
 from .load import load_spec as load_spec
 from .load import read_spec as read_spec
 from .load import spec_from_dict as spec_from_dict
-from .model import FrozenFmSpec as FrozenFmSpec
 from .model import ModelSpec as ModelSpec
 from .quantize import LayerQuantizationSpec as LayerQuantizationSpec
 from .quantize import QuantizeSpec as QuantizeSpec

@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rtdetr_tool.spec.fields import INF, field
+from rtdetr_tool.families import all_families
+from rtdetr_tool.spec.fields import INF, Recorded, field
 
 TRAINING = ("train", "distill")  # the commands that train
+
+
+def _from_the_model(text: str = "") -> str:
+    """Which families set a size of images by a field of theirs, for the help."""
+    sides = [(family.name, side) for family in all_families() for side in family.image_sides]
+    return " ".join(f"With model.arch {name}: {text}model.{side}." for name, side in sides)
+
+
+def _one_more() -> str:
+    names = [family.name for family in all_families() if family.class_rows(1) > 1]
+    return f", with model.arch {' or '.join(names)} one more (its last belongs to no class)" if names else ""
 
 
 @dataclass(frozen=True)
@@ -17,22 +29,22 @@ class AugmentationSpec:
     multi_scales: list[Any] = field(
         [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
         "Sizes of which one is drawn for each training step: a side, or [height, width]; multiples of 32. "
-        "[] keeps train_spatial_size. With model.arch rfdetr: around model.rfdetr.resolution.",
+        "[] keeps train_spatial_size. "
+        f"{_from_the_model('around ')}",
         unit="pixels",
     )
     train_spatial_size: list[int] = field(
         [640, 640],
-        "Input size in training, [height, width]; multiples of 32. With model.arch rfdetr: model.rfdetr.resolution.",
+        f"Input size in training, [height, width]; multiples of 32. {_from_the_model()}",
         min=32,
         unit="pixels",
     )
     eval_spatial_size: list[int] = field(
         [640, 640],
-        "Input size outside training, [height, width]; multiples of 32. With model.arch rfdetr: "
-        "model.rfdetr.resolution.",
+        f"Input size outside training, [height, width]; multiples of 32. {_from_the_model()}",
         min=32,
         unit="pixels",
-        deployed=True,
+        recorded=Recorded("the input size", "elsewhere", "elsewhere"),
     )
     distortion_prob: float = field(
         0.8,
@@ -47,7 +59,7 @@ class AugmentationSpec:
     preserve_aspect_ratio: bool = field(
         False,
         "Keep the aspect ratio and pad on the right and at the bottom, in training and outside.",
-        deployed=True,
+        recorded=Recorded("whether images are padded (true) or stretched (false)"),
     )
 
 
@@ -119,7 +131,7 @@ class DatasetSpec:
     remap_mscoco_category: bool = field(
         False,
         "Map the 80 category ids of COCO (1..90) to 0..79. Only for the original COCO files.",
-        deployed=True,
+        recorded=Recorded("which category each class index means"),
         commands=(*TRAINING, "validate_data"),
     )
     pin_memory: bool = field(
@@ -135,12 +147,12 @@ class DatasetSpec:
     )
     num_classes: int | None = field(
         80,
-        "Number of class logits. null = as many as the training data has classes, with model.arch rfdetr one more "
-        "(its last belongs to no class); that is also the default with dataset_dir.",
+        f"Number of class logits. null = as many as the training data has classes{_one_more()}; that is also the "
+        "default with dataset_dir.",
         min=1,
         max=INF,
         architecture=True,
-        deployed=True,
+        recorded=Recorded("the number of class scores"),
         commands=(*TRAINING, "validate_data"),
     )
     eval_class_ids: list[int] | None = field(
@@ -155,7 +167,7 @@ class DatasetSpec:
         "...; auto: raw if every id is below num_classes, else contiguous.",
         options=("auto", "raw", "contiguous"),
         origin="ours",
-        deployed=True,
+        recorded=Recorded("which category each class index means", "elsewhere", "elsewhere"),
         commands=(*TRAINING, "validate_data"),
     )
     on_bad_image: str = field(

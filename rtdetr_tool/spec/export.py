@@ -38,6 +38,16 @@ class TfliteSpec:
     )
 
 
+def _layouts() -> str:
+    """`tao: inputs (RGB 0..1) -> pred_logits, pred_boxes`, for every layout."""
+    parts = []
+    for name, layout in LAYOUTS.items():
+        pixels = "normalized by ImageNet's mean and deviation" if layout.normalised else "RGB 0..1"
+        outputs = ", ".join(output for field, output in layout.outputs.items() if field != "masks")
+        parts.append(f"{name}: {layout.input} ({pixels}) -> {outputs}")
+    return "; ".join(parts)
+
+
 @dataclass(frozen=True)
 class ExportSpec:
     """Write a checkpoint as ONNX or TFLite."""
@@ -77,8 +87,7 @@ class ExportSpec:
     notes: str | None = field(None, "Text kept in the file's metadata.", origin="ours")
     layout: str = field(
         "tao",
-        "Names of inputs and outputs, and pixels. tao: inputs (RGB 0..1) -> pred_logits, pred_boxes; rfdetr: input "
-        "(normalized by ImageNet's mean and deviation) -> dets, labels, as RF-DETR's own export.",
+        f"Names of inputs and outputs, and pixels: {_layouts()}. Masks are an output of detectors that predict them.",
         options=tuple(LAYOUTS),
         origin="ours",
     )

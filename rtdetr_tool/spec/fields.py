@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 MISSING = "???"  # a value the user must give before the command that needs it runs
 
 INF = float("inf")
 
 PathUse = Literal["read", "written", "results"]
-SizeKind = Literal["depth", "width", "breadth"]
+SizeKind = Literal["depth", "width", "breadth", "factor", "total"]
+Reaction = Literal["refused", "warned", "elsewhere"]
+
+
+class Recorded(NamedTuple):
+    """What happens when a user gives another value than the file of a model records.
+
+    `elsewhere`: another comparison handles it (sizes of commands, numbering of classes).
+    """
+
+    decides: str  # what the value decides, for the message
+    weights: Reaction = "refused"  # for a weights file
+    graph: Reaction = "refused"  # for an ONNX file, a TFLite file or an engine, which has most settings built in
+    only_fewer: bool = False  # a larger number changes nothing
 
 
 def field(
@@ -34,9 +47,10 @@ def field(
     architecture: bool = False,
     in_weights: bool = True,
     size: SizeKind | None = None,
+    unlimited: bool = False,
     parameter_groups: bool = False,
     path: PathUse | None = None,
-    deployed: bool = False,
+    recorded: Recorded | None = None,
     commands: Sequence[str] = (),
     unused: str | None = None,
     unsupported: str | None = None,
@@ -55,10 +69,12 @@ def field(
         architecture: the field decides what the weights mean, so a spec and its checkpoint must agree on it.
         in_weights: False where no tensor's name or shape shows the value, so a foreign checkpoint cannot supply it.
         size: how the field makes a network larger: a number of layers (depth), a width of which layers hold squares
-            (width), or a number that goes with one width (breadth).
+            (width), a number that goes with one width (breadth), a factor on the width (factor), or numbers that go
+            with one width together (total).
+        unlimited: the number makes nothing larger, so a file may record any.
         parameter_groups: the field decides which groups of parameters the optimizer keeps a state for.
         path: the field names a file or folder that is read or written, or a folder of results.
-        deployed: recorded in deployed files (ONNX, TFLite, engines); holds for them unless the user says otherwise.
+        recorded: the file of a model records the value, which applies unless the user gives another one.
         commands: the commands that take the field from their spec; empty = all commands that have the section.
         unused: why the field is accepted and has no effect.
         unsupported: why any value but the default is refused.
@@ -78,9 +94,10 @@ def field(
         "architecture": architecture,
         "in_weights": in_weights,
         "size": size,
+        "unlimited": unlimited,
         "parameter_groups": parameter_groups,
         "path": path,
-        "deployed": deployed,
+        "recorded": recorded,
         "commands": tuple(commands),
         "unused": unused,
         "unsupported": unsupported,

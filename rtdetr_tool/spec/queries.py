@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
-from rtdetr_tool.spec.fields import PathUse, SizeKind
+from rtdetr_tool.spec.fields import PathUse, Recorded, SizeKind
 from rtdetr_tool.spec.schema import section_type, walk_fields
 
 
@@ -80,9 +80,16 @@ def parameter_group_fields() -> tuple[str, ...]:
 
 
 @cache
-def deployed_fields(section: str) -> tuple[str, ...]:
-    """Fields of one section that deployed files record, by their own names."""
-    return _in(section, names_with("deployed", True))
+def recorded_fields() -> Mapping[str, Recorded]:
+    """Dotted name -> what happens when the user gives another value than a file records."""
+    rules = {name: entry.metadata["recorded"] for name, entry, _ in walk_fields() if entry.metadata["recorded"]}
+    return MappingProxyType({name: rule for name, rule in rules.items() if not name.startswith("distill.")})
+
+
+@cache
+def unlimited_fields() -> tuple[str, ...]:
+    """Dotted names of the numbers that make nothing larger."""
+    return names_with("unlimited", True)
 
 
 @cache

@@ -167,7 +167,7 @@ class TrainSpec:
     )
     drop_path_schedule: str = field(
         "constant",
-        "When model.drop_path (or model.rfdetr.drop_path) holds. early: in the first drop_path_epochs epochs; "
+        "When the model's drop_path applies. early: in the first drop_path_epochs epochs; "
         "early_linear: falling to 0 over them; late: after them.",
         options=("constant", "early", "early_linear", "late"),
         origin="ours",

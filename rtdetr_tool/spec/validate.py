@@ -177,11 +177,9 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         if command == "distill" and spec.distill is not None:
             models["distill.teacher"] = spec.distill.teacher
         for name, model in models.items():
-            if model.frozen_fm.enabled and is_blank(model.frozen_fm.checkpoint):
-                yield (
-                    f"{name}.frozen_fm.checkpoint: required, but not set; {model.frozen_fm.backbone} needs a file with "
-                    "its weights"
-                )
+            outside = model.family.outside_weights(model)
+            if outside is not None and is_blank(outside.path):
+                yield (f"{name}.{outside.field}: required, but not set; {outside.name} needs a file with its weights")
     if command == "distill" and spec.distill is not None:
         yield from missing_bindings(spec.distill)
     section = getattr(spec, command, None)

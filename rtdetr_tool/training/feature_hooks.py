@@ -108,9 +108,10 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def check_query_selection(detector: Detector) -> None:
-    """Raise UserError unless the detector ranks the encoder's tokens as RT-DETR does, which criterion IOU needs."""
+    """Raise UserError unless the decoder starts from ranked encoder tokens, which criterion IOU needs."""
     if not detector.selects_queries:
         raise UserError(
-            f"criterion IOU with srcs or dsrcs requires an RT-DETR teacher, but this is a {type(detector).__name__}. "
-            "Bind pred_logits and pred_boxes instead, or features with L1, L2 or KL."
+            "criterion IOU with srcs or dsrcs requires a teacher that selects its queries from encoder tokens, but "
+            f"{type(detector).__name__} does not. Bind pred_logits and pred_boxes instead, or features with L1, L2 or "
+            "KL."
         )

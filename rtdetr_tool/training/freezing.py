@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from rtdetr_tool.catalog import FREEZING, FROM_BACKBONE, FROM_DETECTOR
 from rtdetr_tool.models.detector import Detector
@@ -25,7 +26,8 @@ def resolve_freezing(spec: ExperimentSpec, pretrained: bool = False) -> Experime
     frozen = reads(model.arch, "model.freeze_norm") and model.backbone in FREEZING.get(start or "", ())
     norm = frozen if model.freeze_norm is None else model.freeze_norm
     at = (0 if frozen else -1) if model.freeze_at is None else model.freeze_at
-    return replace(spec, model=replace(model, freeze_norm=norm, freeze_at=at))
+    resolved: dict[str, Any] = {"freeze_norm": norm, "freeze_at": at}
+    return replace(spec, model=replace(model, **resolved))
 
 
 def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec) -> str:

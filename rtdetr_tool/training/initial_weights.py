@@ -11,7 +11,7 @@ from rtdetr_tool.checkpoints.family_weights import weights_of
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
 from rtdetr_tool.checkpoints.metadata import differences, section_of
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.families import DEFAULT_FAMILY
+from rtdetr_tool.families import DEFAULT_FAMILY, all_families
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 
@@ -26,8 +26,8 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
     """
     if spec.train.pretrained_model_path:
         path = spec.train.pretrained_model_path
-        settings = spec_to_dict(spec)["model"]
-        del settings["pe_order"]  # not a choice: it follows from the format of the file
+        orientation = [name for family in all_families() for name in family.orientation_fields]
+        settings = {name: value for name, value in spec_to_dict(spec)["model"].items() if name not in orientation}
         file = read_detector(path, settings)
         logger.info("%s is %s", path, file.what)
         family = section_of(file.meta, "spec.model").get("arch", DEFAULT_FAMILY)
@@ -36,7 +36,7 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
                 f"train.pretrained_model_path: {path} has model.arch {family}, but the spec has {spec.model.arch}, and "
                 f"weights of one family do not fit the other. Set model.arch={family}, or use other weights."
             )
-        for difference in differences(spec, file.meta, ignored=("pe_order",) if _square_inputs(spec) else ()):
+        for difference in differences(spec, file.meta, ignored=orientation if _square_inputs(spec) else ()):
             logger.warning("This run differs from that of %s: %s", path, difference)
         trained_with = section_of(file.meta, "spec.model").get("freeze_norm")
         if trained_with not in (None, spec.model.freeze_norm):
@@ -61,7 +61,7 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
 
 
 def _square_inputs(spec: ExperimentSpec) -> bool:
-    """Whether the network only sees square images, for which `model.pe_order` makes no difference."""
+    """Whether the network only sees square images, for which the orientation fields make no difference."""
     augmentation = spec.dataset.augmentation
     sizes = [augmentation.train_spatial_size, augmentation.eval_spatial_size]
     if augmentation.preserve_aspect_ratio:

@@ -252,7 +252,7 @@ def test_names_in_roboflows_bundle_stand_at_their_class_index(tmp_path, rfdetr, 
 
 
 def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
-    with pytest.raises(UserError, match="Roboflow takes RF-DETR only"):
+    with pytest.raises(UserError, match="Roboflow does not accept RT-DETR"):
         trained[0].export_for_roboflow(tmp_path)
 
 

@@ -7,8 +7,9 @@ import torch
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
 from rtdetr_tool.families.rtdetr.architecture import architecture_of, backbone_of, points_per_level
+from rtdetr_tool.families.rtdetr.spec import FrozenFmSpec
 from rtdetr_tool.models.build import build_backbone, build_detector
-from rtdetr_tool.spec import FrozenFmSpec, ModelSpec
+from rtdetr_tool.spec import ModelSpec
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -192,7 +192,7 @@ def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(p
     ("fields", "words"),
     [
         ({"backbone": "efficientvit_b0"}, "model.backbone: efficientvit_b0; it has resnet_18,"),
-        ({"arch": "rfdetr", "rfdetr": SMALL_RFDETR}, "model.arch: rfdetr; write it as a file of this tool"),
+        ({"arch": "rfdetr", "rfdetr": SMALL_RFDETR}, "model.arch rfdetr cannot be written for transformers"),
         ({"backbone": "resnet_18d", "depth_mult": 2}, "model.depth_mult: 2"),
         ({"backbone": "resnet_18d", "act": "selu"}, "model.act: selu"),
         ({"backbone": "resnet_18d", "num_points": [4, 2, 2]}, "model.num_points"),

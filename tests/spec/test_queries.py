@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from rtdetr_tool.checkpoints.recorded_fields import names_in
 from rtdetr_tool.families import FAMILIES
 from rtdetr_tool.spec import queries, read_spec
 from rtdetr_tool.spec.schema import walk_fields
@@ -26,11 +25,6 @@ def test_a_field_of_another_family_is_noted_for_model_and_teacher(section):
     overrides = [f"{section}.arch=rfdetr", f"{section}.dec_layers=2", f"{section}.rfdetr.dec_layers=2"]
     notes = read_spec(None, [*overrides, "distill.pretrained_teacher_model_path=x.pth"]).notes
     assert notes == [f"{section}.dec_layers has no effect: {section}.arch rfdetr does not read it"]
-
-
-@pytest.mark.parametrize("section", ["dataset", "dataset.augmentation"])
-def test_deployed_files_record_what_is_compared_with_the_spec(section):
-    assert sorted(queries.deployed_fields(section)) == sorted(names_in(section))
 
 
 def test_what_no_tensor_shows_belongs_to_the_family():

@@ -12,10 +12,10 @@ from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.commands import export
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
+from rtdetr_tool.families.rtdetr.spec import FrozenFmSpec
 from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import read_spec
-from rtdetr_tool.spec.model import FrozenFmSpec
 from rtdetr_tool.training import fit
 
 WIDTH = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rtdetr_tool.families.base import Family
 from rtdetr_tool.families.rfdetr.spec import (
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec
 
 
+def section_of(model: ModelSpec) -> RfdetrSpec:
+    return cast(RfdetrSpec, model.rfdetr)
+
+
 class RfdetrFamily(Family):
     """Robinson et al. 2025, arXiv:2511.09554."""
 
@@ -25,30 +29,30 @@ class RfdetrFamily(Family):
     title = "RF-DETR"
     section = "rfdetr"
     section_type = RfdetrSpec
-    query_field = "rfdetr.num_queries"
+    class_heads = ("decoder.class_embed.", "enc_out_class_embed.")
     image_sides = ("rfdetr.resolution",)
 
     def variant(self, model: ModelSpec) -> str:
-        return model.rfdetr.variant
+        return section_of(model).variant
 
     def problems(self, model: ModelSpec, name: str) -> Iterator[str]:
-        yield from rfdetr_problems(model.rfdetr, f"{name}.rfdetr")
+        yield from rfdetr_problems(section_of(model), f"{name}.rfdetr")
 
     def problems_unused(self, model: ModelSpec, name: str) -> Iterator[str]:
-        if model.rfdetr.segmentation_head:
+        if section_of(model).segmentation_head:
             yield (
                 f"{name}.rfdetr.segmentation_head: true is invalid with {name}.arch {model.arch}, which predicts "
                 f"boxes only; expected {name}.arch rfdetr"
             )
 
     def size_multiple(self, model: ModelSpec) -> int:
-        return size_multiple(model.rfdetr)
+        return size_multiple(section_of(model))
 
     def default_sizes(self, section: Any) -> dict[str, list[Any]]:
         return default_sizes(section)
 
     def query_count(self, model: ModelSpec) -> int:
-        count = resolve_rfdetr(model.rfdetr).num_queries
+        count = resolve_rfdetr(section_of(model)).num_queries
         assert count is not None  # every variant has a number
         return count
 
@@ -61,7 +65,7 @@ class RfdetrFamily(Family):
         return names is None or None in names
 
     def predicts_masks(self, model: ModelSpec) -> bool:
-        return bool(resolve_rfdetr(model.rfdetr).segmentation_head)
+        return bool(resolve_rfdetr(section_of(model)).segmentation_head)
 
     def without_masks(self) -> str:
         return "a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false"

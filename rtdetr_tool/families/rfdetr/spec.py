@@ -9,7 +9,7 @@ from typing import Any
 
 from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
 from rtdetr_tool.errors import nearest_multiples
-from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.families.base import QUERY_COUNT, SIZE_FIELDS
 from rtdetr_tool.spec.fields import INF, field
 
 
@@ -73,7 +73,9 @@ class RfdetrSpec:
         size="breadth",
     )
     dropout: float = field(0.0, "Dropout in decoder layers.", min=0.0, max=1.0, origin="ours")
-    num_queries: int | None = field(None, "Object queries (of one group).", min=1, origin="ours", size="breadth")
+    num_queries: int | None = field(
+        None, "Object queries (of one group).", min=1, origin="ours", size="breadth", recorded=QUERY_COUNT
+    )
     group_detr: int = field(
         13,
         "Groups of queries in training: each matches every object once. Outside training only the first is used.",
@@ -146,12 +148,29 @@ class RfdetrSpec:
         "and 2xlarge.",
         origin="ours",
     )
-    cls_loss_coef: float = field(1.0, "Weight of the IoU-aware class loss.", min=0.0, max=INF, origin="ours")
+    cls_loss_coef: float = field(
+        1.0,
+        "Weight of the IoU-aware class loss.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
+    )
     mask_ce_loss_coef: float = field(
-        5.0, "Weight of the masks' cross-entropy, in the loss and in the matching.", min=0.0, max=INF, origin="ours"
+        5.0,
+        "Weight of the masks' cross-entropy, in the loss and in the matching.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
     )
     mask_dice_loss_coef: float = field(
-        5.0, "Weight of the masks' Dice loss, in the loss and in the matching.", min=0.0, max=INF, origin="ours"
+        5.0,
+        "Weight of the masks' Dice loss, in the loss and in the matching.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
     )
     mask_point_sample_ratio: int = field(
         16, "Pixels of a predicted mask for each point at which it is compared with its object's.", min=1, origin="ours"

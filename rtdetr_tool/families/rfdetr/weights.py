@@ -10,7 +10,7 @@ from torch import Tensor
 from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, read_detector, weights_file
 from rtdetr_tool.checkpoints.dinov2 import from_dinov2
-from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
+from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized, Writer
 from rtdetr_tool.checkpoints.identify import state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
@@ -30,6 +30,7 @@ def _roboflow(tensors: Mapping[str, Tensor]) -> Recognized | None:
 
 
 FORMATS = (ForeignFormat(ROBOFLOW, _roboflow, from_rfdetr, holds_epoch=True),)
+WRITERS: Mapping[str, Writer] = {}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:

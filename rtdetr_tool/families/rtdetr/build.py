@@ -12,48 +12,50 @@ from rtdetr_tool.families.rtdetr.model.detector import RTDETR
 from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
 from rtdetr_tool.families.rtdetr.model.foundation import FoundationRTDETR, FrozenRadio
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
+from rtdetr_tool.families.rtdetr.spec import FrozenFmSpec, rtdetr_fields
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.models.build import build_backbone
-from rtdetr_tool.spec import FrozenFmSpec, ModelSpec
+from rtdetr_tool.spec import ModelSpec
 
 
 def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RTDETR:
     """An RT-DETR with random weights, in training mode."""
-    backbone = build_backbone(spec, activation_checkpoint)
-    frozen_radio = build_frozen_radio(spec.frozen_fm) if spec.frozen_fm.enabled else None
+    own = rtdetr_fields(spec)
+    backbone = build_backbone(own, activation_checkpoint)
+    frozen_radio = build_frozen_radio(own.frozen_fm) if own.frozen_fm.enabled else None
     encoder = HybridEncoder(
         backbone.channels if frozen_radio is None else (*backbone.channels, frozen_radio.width),
-        hidden_dim=spec.hidden_dim,
-        attention_levels=spec.use_encoder_idx,
-        num_heads=spec.nheads,
-        dim_feedforward=spec.dim_feedforward,
-        dropout=spec.dropout_ratio,
-        num_layers=spec.enc_layers,
-        pe_temperature=spec.pe_temperature,
-        pe_order=spec.pe_order,
-        expansion=spec.expansion,
-        depth_mult=spec.depth_mult,
-        enc_act=spec.enc_act,
-        act=spec.act,
+        hidden_dim=own.hidden_dim,
+        attention_levels=own.use_encoder_idx,
+        num_heads=own.nheads,
+        dim_feedforward=own.dim_feedforward,
+        dropout=own.dropout_ratio,
+        num_layers=own.enc_layers,
+        pe_temperature=own.pe_temperature,
+        pe_order=own.pe_order,
+        expansion=own.expansion,
+        depth_mult=own.depth_mult,
+        enc_act=own.enc_act,
+        act=own.act,
         num_outputs=len(backbone.channels),
     )
     decoder = RTDETRDecoder(
-        spec.feat_channels,
+        own.feat_channels,
         num_classes,
-        hidden_dim=spec.dec_hidden_dim or spec.hidden_dim,
-        num_queries=spec.num_queries,
-        num_layers=spec.dec_layers,
-        num_heads=spec.nheads,
-        num_points=spec.num_points,
-        cross_attn_method=spec.cross_attn_method,
-        offset_scale=spec.offset_scale,
-        dim_feedforward=spec.dec_dim_feedforward or spec.dim_feedforward,
-        dropout=spec.dropout_ratio,
-        eval_idx=spec.eval_idx,
-        num_denoising=spec.dn_number,
-        label_noise=spec.label_noise_ratio,
-        box_noise=spec.box_noise_scale,
+        hidden_dim=own.dec_hidden_dim or own.hidden_dim,
+        num_queries=own.num_queries,
+        num_layers=own.dec_layers,
+        num_heads=own.nheads,
+        num_points=own.num_points,
+        cross_attn_method=own.cross_attn_method,
+        offset_scale=own.offset_scale,
+        dim_feedforward=own.dec_dim_feedforward or own.dim_feedforward,
+        dropout=own.dropout_ratio,
+        eval_idx=own.eval_idx,
+        num_denoising=own.dn_number,
+        label_noise=own.label_noise_ratio,
+        box_noise=own.box_noise_scale,
     )
     if frozen_radio is None:
         return RTDETR(backbone, encoder, decoder)
@@ -72,10 +74,11 @@ def build_frozen_radio(spec: FrozenFmSpec) -> FrozenRadio:
 
 
 def build_criterion(spec: ModelSpec) -> SetCriterion:
+    own = rtdetr_fields(spec)
     matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
     weights = {
-        "loss_vfl": spec.vfl_loss_coef,
+        "loss_vfl": own.vfl_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
     }
-    return SetCriterion(matcher, weights, spec.loss_types, spec.alpha, spec.gamma, spec.aux_loss)
+    return SetCriterion(matcher, weights, own.loss_types, own.alpha, own.gamma, spec.aux_loss)

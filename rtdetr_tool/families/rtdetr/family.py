@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rtdetr_tool.families.base import Family
-from rtdetr_tool.families.rtdetr.spec import SIZE_MULTIPLE, rtdetr_problems
+from rtdetr_tool.families.base import Family, OutsideWeights
+from rtdetr_tool.families.rtdetr.spec import SIZE_MULTIPLE, RtdetrFields, rtdetr_fields, rtdetr_problems
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec
@@ -17,19 +17,28 @@ class RtdetrFamily(Family):
 
     name = "rtdetr"
     title = "RT-DETR"
-    query_field = "num_queries"
+    fields_type = RtdetrFields
+    class_heads = ("enc_score_head.", "dec_score_head.")
+    class_embeddings = ("denoising_class_embed.",)
+    orientation_fields = ("pe_order",)
 
     def variant(self, model: ModelSpec) -> str:
-        return model.backbone
+        return rtdetr_fields(model).backbone
 
     def problems(self, model: ModelSpec, name: str) -> Iterator[str]:
-        yield from rtdetr_problems(model, name)
+        yield from rtdetr_problems(rtdetr_fields(model), name)
 
     def size_multiple(self, model: ModelSpec) -> int:
         return SIZE_MULTIPLE
 
     def query_count(self, model: ModelSpec) -> int:
-        return model.num_queries
+        return rtdetr_fields(model).num_queries
+
+    def outside_weights(self, model: ModelSpec) -> OutsideWeights | None:
+        frozen = rtdetr_fields(model).frozen_fm
+        if not frozen.enabled:
+            return None
+        return OutsideWeights("frozen_fm.checkpoint", frozen.checkpoint, "the frozen foundation model", frozen.backbone)
 
     def has_background(self, names: Sequence[str | None] | None) -> bool:
         """Only where the data leave the last class row without a class."""

@@ -1,11 +1,14 @@
-"""What the fields of `model` require of each other in an RT-DETR."""
+"""The fields of `model` that RT-DETR reads, and what they require of each other. They have no section: TAO has none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
-from rtdetr_tool.catalog import STRIDES
+from rtdetr_tool.catalog import ACTIVATIONS, BACKBONES, FOUNDATION_MODELS, STRIDES, TIMM
+from rtdetr_tool.families.base import QUERY_COUNT
+from rtdetr_tool.spec.fields import INF, Recorded, field
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec
@@ -13,14 +16,268 @@ if TYPE_CHECKING:
 SIZE_MULTIPLE = 32  # stride of the coarsest level
 
 
-def rtdetr_problems(model: ModelSpec, name: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class FrozenFmSpec:
+    """A frozen foundation model beside the backbone."""
+
+    enabled: bool = field(
+        False,
+        "Add the features of a frozen foundation model to encoder and decoder. Export is then for a batch of 1 only.",
+        architecture=True,
+    )
+    backbone: str = field("radio_v2-l", "Which foundation model.", options=tuple(FOUNDATION_MODELS), architecture=True)
+    checkpoint: str | None = field(
+        None,
+        "Weights file of the foundation model: C-RADIOv2 as published, or as TAO keeps it. Our checkpoints do not hold "
+        "these weights: the file is read again whenever the detector is opened.",
+        path="read",
+    )
+
+
+@dataclass(frozen=True)
+class RtdetrFields:
+    """Architecture and loss of RT-DETR."""
+
+    backbone: str = field(
+        "resnet_50",
+        "Name of the backbone; `timm/<name>` is any network of timm with feature maps of strides 4 to 32.",
+        options=tuple(BACKBONES),
+        prefix=TIMM,
+        architecture=True,
+    )
+    freeze_norm: bool | None = field(
+        None,
+        "Do not train the batch norms of a ResNet: statistics and weights stay as loaded. null = the reference recipe "
+        "of the backbone and its initial weights (docs/training.md); the log says what is frozen.",
+        origin="ours",
+        parameter_groups=True,
+    )
+    freeze_at: int | None = field(
+        None,
+        "Do not train the first part of a ResNet: 0 = the stem, n = the stem and the first n stages, -1 = train all of "
+        "it. null = the reference recipe, as for freeze_norm.",
+        min=-1,
+        max=4,
+        origin="ours",
+        parameter_groups=True,
+    )
+    num_queries: int = field(
+        300,
+        "Object queries: the best encoder tokens that go on to the decoder.",
+        min=1,
+        max=INF,
+        automl=True,
+        in_weights=False,
+        recorded=QUERY_COUNT,
+    )
+    num_feature_levels: int = field(
+        3,
+        "Number of feature levels; as many as return_interm_indices has.",
+        min=1,
+        max=4,
+        architecture=True,
+    )
+    return_interm_indices: list[int] = field(
+        [1, 2, 3],
+        "Backbone stages to use, fine to coarse: 0, 1, 2, 3 have strides 4, 8, 16, 32.",
+        min=0,
+        max=3,
+        architecture=True,
+    )
+    feat_strides: list[int] = field(
+        [8, 16, 32],
+        "Stride of each level; must be those of the chosen stages.",
+        min=1,
+        unit="pixels",
+        architecture=True,
+    )
+    feat_channels: list[int] = field(
+        [256, 256, 256],
+        "Channels of each level at the decoder; equal to hidden_dim.",
+        min=1,
+        architecture=True,
+        size="breadth",
+    )
+    use_encoder_idx: list[int] = field(
+        [2],
+        "Levels (position in return_interm_indices) that get the transformer encoder.",
+        min=0,
+        max=3,
+        architecture=True,
+        in_weights=False,
+    )
+    hidden_dim: int = field(
+        256,
+        "Width of tokens and fused levels; a multiple of 4 and of nheads.",
+        min=4,
+        architecture=True,
+        size="width",
+    )
+    nheads: int = field(8, "Attention heads of encoder and decoder.", min=1, architecture=True, in_weights=False)
+    dropout_ratio: float = field(0.0, "Dropout in encoder and decoder layers.", min=0.0, max=1.0)
+    enc_layers: int = field(
+        1,
+        "Transformer layers on each level of use_encoder_idx.",
+        min=1,
+        automl=True,
+        architecture=True,
+        size="depth",
+    )
+    dim_feedforward: int = field(
+        1024,
+        "Width of the feed-forward network in encoder and decoder layers.",
+        min=1,
+        architecture=True,
+        size="breadth",
+    )
+    pe_temperature: int = field(
+        10000,
+        "Temperature of the encoder's sine-cosine position embedding.",
+        min=1,
+        max=INF,
+        architecture=True,
+        in_weights=False,
+        unlimited=True,
+    )
+    pe_order: str = field(
+        "columns",
+        "Order of the encoder's position embedding: columns = official RT-DETR and TAO, rows = Hugging Face "
+        "transformers. It makes a difference on non-square inputs only.",
+        options=("columns", "rows"),
+        origin="ours",
+        architecture=True,
+    )
+    expansion: float = field(
+        1.0,
+        "Width of a fusion block inside, relative to hidden_dim.",
+        min=0.0,
+        max=INF,
+        architecture=True,
+        size="factor",
+    )
+    depth_mult: int = field(
+        1,
+        "Depth of the fusion blocks: 3 * depth_mult RepVGG blocks each.",
+        min=1,
+        max=INF,
+        architecture=True,
+        size="depth",
+    )
+    enc_act: str = field(
+        "gelu",
+        "Activation of the encoder's feed-forward network.",
+        options=tuple(ACTIVATIONS),
+        architecture=True,
+        in_weights=False,
+    )
+    act: str = field(
+        "silu",
+        "Activation of the fusion convolutions.",
+        options=tuple(ACTIVATIONS),
+        architecture=True,
+        in_weights=False,
+    )
+    dec_layers: int = field(6, "Decoder layers.", min=1, automl=True, architecture=True, size="depth")
+    dec_hidden_dim: int | None = field(
+        None,
+        "Width of the decoder, a multiple of nheads; null = hidden_dim. The official R101 has 256 behind an encoder of "
+        "384.",
+        min=1,
+        origin="ours",
+        architecture=True,
+        size="width",
+    )
+    dec_dim_feedforward: int | None = field(
+        None,
+        "Width of the feed-forward network in decoder layers; null = dim_feedforward. The official R101 has 1024, and "
+        "2048 in the encoder.",
+        min=1,
+        origin="ours",
+        architecture=True,
+        size="breadth",
+    )
+    num_points: list[int] = field(
+        [4],
+        "Points that a query samples on each level: one number for all levels, or one per level (RT-DETRv2).",
+        min=1,
+        origin="ours",
+        architecture=True,
+        size="total",
+    )
+    cross_attn_method: str = field(
+        "default",
+        "How levels are sampled: default = bilinear; discrete = whole pixels, which every runtime can do, with offsets "
+        "that are not trained (RT-DETRv2: start it from a model trained with default).",
+        options=("default", "discrete"),
+        origin="ours",
+        architecture=True,
+    )
+    offset_scale: float = field(
+        0.5,
+        "Reach of the sampling: an offset of as many units as a level has points is this share of the box's side.",
+        above=0.0,
+        origin="ours",
+        architecture=True,
+        unlimited=True,
+    )
+    drop_path: float | None = field(
+        None,
+        "Share of images for which the backbone's last block is skipped in training; it rises linearly from the first "
+        "block on (FAN: the same in all). null = the network's own: 0.3 for FAN, 0 for others.",
+        min=0.0,
+        max=0.99,
+        origin="ours",
+    )
+    dn_number: int = field(
+        100,
+        "Denoising: most positive queries of an image, all groups together; as many negative ones are added. 0 = no "
+        "denoising. Of an image with more objects, each step denoises a random selection of dn_number.",
+        min=0,
+        max=INF,
+    )
+    label_noise_ratio: float = field(
+        0.5,
+        "Denoising: twice the probability that a query's class is replaced by a random one.",
+        min=0.0,
+        max=2.0,
+        origin="ours",
+    )
+    box_noise_scale: float = field(
+        1.0,
+        "Denoising: how far the corners of a query's box move, relative to half its side; negatives move by 1 to 2 "
+        "times as much.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+    )
+    eval_idx: int = field(
+        -1,
+        "Decoder layer whose prediction is used outside training; later ones are skipped. -1 = the last.",
+        min=-1,
+        max=INF,
+        in_weights=False,
+        recorded=Recorded("which decoder layer predicts", weights="warned"),
+    )
+    vfl_loss_coef: float = field(1.0, "Weight of the varifocal (class) loss.", min=0.0, max=INF, unlimited=True)
+    alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0)
+    gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0)
+    loss_types: list[str] = field(["vfl", "boxes"], "Losses to use.", options=("vfl", "boxes"))
+    frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model beside the backbone.")
+
+
+def rtdetr_fields(model: ModelSpec) -> RtdetrFields:
+    """`model` as a type checker knows it: all fields of `RtdetrFields` are fields of it."""
+    return cast(RtdetrFields, model)
+
+
+def rtdetr_problems(model: RtdetrFields, name: str) -> Iterator[str]:
     """One line for each disagreement; `name` is the section's."""
     levels = model.num_feature_levels
-    for field in ("return_interm_indices", "feat_strides", "feat_channels"):
-        values = getattr(model, field)
+    for name_of_list in ("return_interm_indices", "feat_strides", "feat_channels"):
+        values = getattr(model, name_of_list)
         if len(values) != levels:
             yield (
-                f"{name}.{field}: {values} has {len(values)} items; expected as many as "
+                f"{name}.{name_of_list}: {values} has {len(values)} items; expected as many as "
                 f"{name}.num_feature_levels, which is {levels}"
             )
     indices = model.return_interm_indices

@@ -192,8 +192,6 @@ def version_for(model: Mapping[str, Any]) -> str:
 
 
 def _without_counterpart(model: Mapping[str, Any], version: str) -> list[str]:
-    if model.get("arch", "rtdetr") != "rtdetr":
-        return [f"model.arch: {model['arch']}; write it as a file of this tool (--to rtdetr)"]
     problems = []
     if (model.get("frozen_fm") or {}).get("enabled"):
         problems.append("model.frozen_fm: a frozen foundation model")

@@ -30,7 +30,7 @@ FILES = (CONFIG, PREPROCESSOR, WEIGHTS)
 _LAYER = re.compile(r"^decoder\.(?:decoder\.layers|dec_score_head|dec_bbox_head)\.(\d+)\.")
 
 
-def write_transformers(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str]:
+def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str]:
     """Write the three files; what could not be carried over, in words, comes back.
 
     Args:
@@ -52,7 +52,7 @@ def write_transformers(folder: Path, weights: Mapping[str, Tensor], meta: Mappin
         {name: tensor for name, tensor in kept.items() if not (frozen and _counter_of_backbone(name))},
         _point_shares(model) if version == V2 else None,
     )
-    _write(folder, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
+    _write(target, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
     return [*notes, *more]
 
 

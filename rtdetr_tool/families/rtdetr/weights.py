@@ -18,11 +18,12 @@ from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weight
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr import official, transformers_config, transformers_names
 from rtdetr_tool.families.rtdetr.architecture import architecture_of, describe_model, points_per_level
+from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
 from rtdetr_tool.files import parse_json, read_limited
 from rtdetr_tool.spec import ModelSpec
 from rtdetr_tool.spec.queries import architecture_fields
 
-__all__ = ["FORMATS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
+__all__ = ["FORMATS", "WRITERS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
 OFFICIAL, TRANSFORMERS = "official", "transformers"
 LARGEST_CONFIG = 16 << 20  # bytes
@@ -47,6 +48,9 @@ FORMATS = (
     ForeignFormat(TRANSFORMERS, _transformers, transformers_names.from_transformers),
     ForeignFormat(OFFICIAL, _official, official.from_official),
 )
+
+
+WRITERS = {TRANSFORMERS: write_transformers}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,120 @@
+"""A third model family is one package and one row: `toy_family`, unknown to the program, in all commands.
+
+The row is added at run time before the spec is imported, so everything runs in one process of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+
+from rtdetr_tool.families import FAMILIES
+
+FAMILIES["toy"] = "toy_family"
+
+import torch
+from commands.conftest import Project
+from rtdetr_tool.cli import main
+
+folder = Path(sys.argv[1])
+project = Project(folder)
+project.spec["model"] = {"arch": "toy", "num_select": 6, "toy": {"num_queries": 6}}
+project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "enable_ema": False}
+project.spec["dataset"]["batch_size"] = 6  # one step
+project.write()
+weights, graph = folder / "results/train/rtdetr_model_latest.pth", folder / "toy.onnx"
+results = {}
+
+
+def scores(name, *overrides):
+    code = project.run("evaluate", f"evaluate.results_dir={folder / name}", *overrides)
+    lines = [json.loads(line) for line in (folder / name / "status.json").read_text().splitlines()]
+    return code, [line["kpi"] for line in lines if line.get("kpi")][-1]["test_mAP50"]
+
+
+results["train"] = project.run("train")
+results["torch"] = scores("in_torch", f"evaluate.checkpoint={weights}")
+results["export"] = project.run("export", f"export.checkpoint={weights}", f"export.onnx_file={graph}")
+results["onnx"] = scores("in_onnx", f"evaluate.checkpoint={graph}")
+results["inference"] = project.run("inference", f"inference.checkpoint={weights}")
+results["pretrained"] = project.run("train", f"train.pretrained_model_path={weights}", "train.is_dry_run=true")
+
+from rtdetr_tool.checkpoints.io import load_checkpoint
+
+tensors = {n.removeprefix("model.model."): t for n, t in load_checkpoint(weights)["state_dict"].items()}
+parts = {"backbone": "body", "encoder": "neck", "decoder": "head"}
+foreign = {f"{parts[n.partition('.')[0]]}.{n.partition('.')[2]}": t for n, t in tensors.items()}
+torch.save(foreign, folder / "foreign.pth")
+results["convert"] = main(["convert", str(folder / "foreign.pth"), str(folder / "ours.pth")])
+results["transformers"] = main(["convert", str(weights), str(folder / "directory"), "--to", "transformers"])
+
+from rtdetr_tool import ToyDetr
+
+results["api"] = repr(ToyDetr(num_classes=3, num_queries=5))
+results["page"] = main(["default_specs", "train"])
+(folder / "results.json").write_text(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    import json
+    import os
+
+    folder = tmp_path_factory.mktemp("toy")
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, cwd=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text()), done
+
+
+def test_it_trains_and_starts_from_its_own_weights(run):
+    assert run[0]["train"] == run[0]["pretrained"] == 0
+
+
+def test_it_is_evaluated_in_torch_and_from_its_exported_graph_with_the_same_result(run):
+    results, _ = run
+    assert results["export"] == 0
+    assert results["torch"][0] == results["onnx"][0] == 0
+    assert results["onnx"][1] == pytest.approx(results["torch"][1], abs=1e-6)
+
+
+def test_it_detects_objects_in_a_folder(run):
+    assert run[0]["inference"] == 0
+
+
+def test_the_file_of_another_program_is_recognized_and_converted(run):
+    results, done = run
+    assert results["convert"] == 0
+    assert "a checkpoint of the toy's authors: variant small, 2 classes" in done.stderr
+
+
+def test_what_the_family_cannot_write_is_an_error_that_names_it(run):
+    results, done = run
+    assert results["transformers"] == 2
+    assert "model.arch toy cannot be written for transformers" in done.stderr
+
+
+def test_its_class_is_public_and_takes_its_fields(run):
+    assert run[0]["api"].startswith("ToyDetr(toy-small, 3 class logits")
+
+
+def test_its_section_is_in_the_default_spec(run):
+    results, done = run
+    assert results["page"] == 0
+    assert "# Toy-DETR; only read with arch toy.\n  toy:\n    # Which toy. One of: small, large." in done.stdout
+
+
+def test_the_toy_is_known_nowhere_in_the_package():
+    package = TESTS.parent / "rtdetr_tool"
+    assert [path for path in package.rglob("*.py") if "toy" in path.read_text(encoding="utf-8").lower().split()] == []
