@@ -11,10 +11,10 @@ from .api import RFDETRSmall as RFDETRSmall
 from .api import RFDETRXLarge as RFDETRXLarge
 from .errors import RtdetrError as RtdetrError
 from .errors import UserError as UserError
+from .formats.opening import open_model as open_model
 from .losses.build import build_criterion as build_criterion
 from .metrics.coco import CocoEvaluator as CocoEvaluator
 from .models.build import build_detector as build_detector
-from .runtimes.open import open_model as open_model
 from .spec import ExperimentSpec as ExperimentSpec
 from .spec import load_spec as load_spec
 from .spec import read_spec as read_spec
