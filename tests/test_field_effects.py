@@ -196,6 +196,10 @@ def class_list(spec):
     return classes(spec).to_list()
 
 
+def default_scales(spec):
+    return spec.model.family.default_sizes(spec.model.rfdetr)["multi_scales"]
+
+
 def train_sample(spec):
     from rtdetr_tool.data.build import build_train_dataset
 
@@ -538,6 +542,7 @@ ROWS: list[tuple] = [
         ("mask_ce_loss_coef", 1.0), ("mask_dice_loss_coef", 1.0), ("mask_point_sample_ratio", 2))),
     ("model__rfdetr__dropout", 0.5, training_output, RFDETR),
     ("model__rfdetr__drop_path", 0.5, training_output, RFDETR),
+    ("model__rfdetr__expanded_scales", False, default_scales, RFDETR),
     ("model__rfdetr__accept_platform_model_license", True, consent, RFDETR),
     ("model__rfdetr__cls_loss_coef", 3.0, losses, RFDETR),
     ("model__rfdetr__focal_alpha", 0.9, losses, RFDETR),
@@ -560,6 +565,9 @@ ROWS: list[tuple] = [
     ("dataset__augmentation__eval_spatial_size", [32, 96], eval_sample),
     ("dataset__augmentation__distortion_prob", 1.0, train_sample),
     ("dataset__augmentation__iou_crop_prob", 1.0, train_sample),
+    ("dataset__augmentation__zoom_out_prob", 0.0, train_sample),
+    ("dataset__augmentation__flip_prob", 0.0, train_sample),
+    ("dataset__augmentation__scale_jitter_prob", 1.0, train_sample),
     ("dataset__augmentation__preserve_aspect_ratio", True, train_sample),
     ("dataset__augmentation__preserve_aspect_ratio", True, eval_sample),
     ("dataset__class_ids", "contiguous", class_list),
@@ -603,6 +611,7 @@ ROWS: list[tuple] = [
     ("train__optim__lr_min_factor", 0.5, rates, {"train__optim__lr_scheduler": "Cosine"}),
     ("train__optim__lr_layer_decay", 0.5, optimizer),
     ("train__optim__lr_component_decay", 0.5, optimizer),
+    ("train__optim__decay_vectors", True, optimizer),
     ("train__ema__tau", 50.0, callbacks, {"train__enable_ema": True}),
     ("train__ema__validate_both", True, callbacks, {"train__enable_ema": True}),
     ("train__early_stopping__enabled", True, trainer),

@@ -45,3 +45,11 @@ def test_commands_parse_and_named_fields_exist(monkeypatch):
         read_spec(options.experiment_spec_file, options.overrides, words[1])
     named = set(re.findall(r"`((?:model|train|dataset|export)\.[a-z_.]+)[`=]", PAGE))
     assert named and named - set(field_names()) - {"model.rfdetr", "model.arch"} == set()
+
+
+def test_the_table_of_the_recipe_names_every_field():
+    from rtdetr_tool.families.rfdetr.recipe import RECIPE
+
+    table = PAGE.partition("## Training recipe")[2].partition("\n## ")[0]
+    for field in RECIPE:
+        assert f"{field.rpartition('.')[2]}`" in table, field

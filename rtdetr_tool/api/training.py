@@ -73,9 +73,13 @@ def known_classes(opened: OpenedDetector) -> Classes | None:
 def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:
     """The detector's spec with the changes, for as many classes as the training data have."""
     data = spec_to_dict(opened.spec)
-    if {f"model.{name}" for name in opened.spec.model.family.image_sides} & set(changes):
-        for name in SIZE_FIELDS:  # they follow from it
-            data["dataset"]["augmentation"].pop(name)
+    family, model = opened.spec.model.family, opened.spec.model
+    side_changes = {f"model.{name}" for name in family.image_sides} & set(changes)
+    sizes = family.default_sizes(getattr(model, family.section)) if family.section else {}
+    augmentation = data["dataset"]["augmentation"]
+    for name in SIZE_FIELDS:  # default sizes follow from the changes
+        if side_changes or (name in sizes and augmentation[name] == sizes[name]):
+            del augmentation[name]
     if not {"train.results_dir", "results_dir"} & set(changes):
         data["train"]["results_dir"] = OUTPUT
     data = applied(data, changes)

@@ -57,6 +57,9 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         distortion_prob=augmentation.distortion_prob,
         iou_crop_prob=augmentation.iou_crop_prob,
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
+        zoom_out_prob=augmentation.zoom_out_prob,
+        flip_prob=augmentation.flip_prob,
+        scale_jitter_prob=augmentation.scale_jitter_prob,
     )
     dataset = TrainDataset(records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing)
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())

@@ -1,6 +1,6 @@
 """Training augmentation, in the order of TAO and of the official RT-DETR code:
 
-photometric distortion, zoom-out, IoU crop, sanitize, horizontal flip, resize, sanitize.
+photometric distortion, zoom-out, IoU crop, scale jitter (of RF-DETR), sanitize, horizontal flip, resize, sanitize.
 
 Random parameters follow torchvision v2 (`RandomPhotometricDistort`, `RandomZoomOut`, `RandomIoUCrop`) but come from the
 caller's `numpy.random.Generator`, so that a sample is a function of its seed. Boxes are xyxy pixels until the last
@@ -20,15 +20,16 @@ from rtdetr_tool.data.photometric import draw_distortion
 from rtdetr_tool.data.preprocess import input_size, letterbox_size
 from rtdetr_tool.data.window import Window, render, render_masks
 
-ZOOM_PROBABILITY = 0.5
 ZOOM_RANGE = (1.0, 4.0)
-FLIP_PROBABILITY = 0.5
 MIN_SIZE = 1.0  # pixels; boxes with a smaller width or height are removed
 
 CROP_SCALE = (0.3, 1.0)
 CROP_ASPECT = (0.5, 2.0)
 CROP_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # minimum IoU with some object; 1 means no crop
 CROP_TRIALS = 40
+
+JITTER_SIDES = (400, 500, 600)  # pixels of the shorter side
+JITTER_CROP = (384, 600)  # pixels of the square's side
 
 
 @dataclass
@@ -43,6 +44,9 @@ class TrainTransform:
     distortion_prob: float = 0.8
     iou_crop_prob: float = 0.8
     preserve_aspect_ratio: bool = False
+    zoom_out_prob: float = 0.5
+    flip_prob: float = 0.5
+    scale_jitter_prob: float = 0.0
 
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
@@ -57,14 +61,16 @@ class TrainTransform:
         height, width = image.shape[-2:]
         window = Window(0, 0, width, height)
         corners, kept = boxes.numpy().astype(np.float64), np.arange(len(boxes))
-        if rng.random() < ZOOM_PROBABILITY:
+        if rng.random() < self.zoom_out_prob:
             window = draw_zoom_out(rng, window)
         if rng.random() < self.iou_crop_prob:
             window, keep = draw_iou_crop(rng, window, corners)
             corners, kept = corners[keep], kept[keep]
+        if self.scale_jitter_prob and rng.random() < self.scale_jitter_prob:
+            window = draw_scale_jitter(rng, window)
         corners, keep = window.clip(corners)
         kept = kept[keep]
-        mirrored = bool(rng.random() < FLIP_PROBABILITY)
+        mirrored = bool(rng.random() < self.flip_prob)
         if mirrored:
             corners[:, [0, 2]] = window.width - corners[:, [2, 0]]
         inner, outer = self._sizes(window)
@@ -93,6 +99,20 @@ def draw_zoom_out(rng: np.random.Generator, window: Window) -> Window:
     across, down = rng.random(2)
     left, top = int((width - window.width) * across), int((height - window.height) * down)
     return Window(window.left - left, window.top - top, width, height)
+
+
+def draw_scale_jitter(rng: np.random.Generator, window: Window) -> Window:
+    """A square of the window, as DETR draws it (Carion et al. 2020, arXiv:2005.12872) in RF-DETR's variant.
+
+    The window is scaled such that its shorter side has one of `JITTER_SIDES` pixels, and the square's side is drawn
+    from `JITTER_CROP`, at most the shorter side. The image is not resized here: the square is returned in its pixels.
+    """
+    shorter = min(window.width, window.height)
+    scaled = int(rng.choice(JITTER_SIDES))
+    low, high = min(JITTER_CROP[0], scaled), min(JITTER_CROP[1], scaled)
+    side = min(max(round(int(rng.integers(low, high + 1)) * shorter / scaled), 1), shorter)
+    left, top = int(rng.integers(0, window.width - side + 1)), int(rng.integers(0, window.height - side + 1))
+    return Window(window.left + left, window.top + top, side, side)
 
 
 def draw_iou_crop(rng: np.random.Generator, window: Window, boxes: np.ndarray) -> tuple[Window, np.ndarray]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rtdetr_tool.spec.fields import Recorded
@@ -45,6 +45,9 @@ class Family(ABC):
     # Fields that follow from the format of a file and make a difference only for images that are not square.
     orientation_fields: ClassVar[tuple[str, ...]] = ()
     image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
+    # The training recipe: dotted field of the spec -> default for this family, where the schema's is another one's.
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    recipe_source: ClassVar[str]  # where the recipe comes from, in messages
 
     def module(self, name: str) -> ModuleType:
         """A module of the family's package: `build`, `weights`, `api`. It is imported now, with torch."""
@@ -66,8 +69,12 @@ class Family(ABC):
     def size_multiple(self, model: ModelSpec) -> int:
         """Height and width of every image must be multiples of this."""
 
-    def default_sizes(self, section: Any) -> dict[str, list[Any]]:
-        """`SIZE_FIELDS` where the user gives none, from the family's section; {} keeps the schema's defaults."""
+    def default_sizes(self, section: Any, multi_scales: Sequence[Any] | None = None) -> dict[str, list[Any]]:
+        """`SIZE_FIELDS` where the user gives none, from the family's section; {} keeps the schema's defaults.
+
+        Args:
+            multi_scales: the user's; None where they are not given.
+        """
         return {}
 
     @abstractmethod

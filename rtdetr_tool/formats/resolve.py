@@ -22,6 +22,7 @@ from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.formats.requested_size import OWN_SIZE, AskedSize
 from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
 from rtdetr_tool.spec import AugmentationSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec.recipe import with_recipe, without_values
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
     for name in names_in("dataset.augmentation"):
         if name in stored_sizes and name not in given_sizes:
             sizes[name] = stored_sizes[name]
-    return spec_from_dict(data)
+    family = family_of(data["model"]["arch"])
+    return spec_from_dict(with_recipe(without_values(data, family.recipe, given), family))
 
 
 def _refuse(problems: Any, source: str) -> None:

@@ -56,6 +56,22 @@ class AugmentationSpec:
     iou_crop_prob: float = field(
         0.8, "Probability of a crop that keeps a minimum IoU with an object.", min=0.0, max=1.0, automl=True
     )
+    zoom_out_prob: float = field(
+        0.5,
+        "Probability of placing the image on a black canvas of 1 to 4 times its sides.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
+    flip_prob: float = field(0.5, "Probability of a horizontal flip.", min=0.0, max=1.0, origin="ours")
+    scale_jitter_prob: float = field(
+        0.0,
+        "Probability of training on a random square of the image: the shorter side is scaled to 400, 500 or 600 "
+        "pixels, of which the square has 384 to 600. RF-DETR: 0.5.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
     preserve_aspect_ratio: bool = field(
         False,
         "Keep the aspect ratio and pad on the right and at the bottom, in training and outside.",

@@ -17,6 +17,7 @@ from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.recipe import with_recipe
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields
 from rtdetr_tool.spec.sources import with_sources
@@ -61,7 +62,7 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec of `data`; `SpecError` with `problems` and all that are found here."""
-    spec = from_plain(ExperimentSpec, _with_sizes(_with_devices(with_sources(data))), problems)
+    spec = from_plain(ExperimentSpec, with_recipe(_with_sizes(_with_devices(with_sources(data)))), problems)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:
         raise SpecError(list(dict.fromkeys(problems)), source)
@@ -106,7 +107,9 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(section, dict) and isinstance(augmentation, dict)):
         return data
     wrong: list[str] = []  # named when the whole spec is converted
-    sizes = family.default_sizes(from_plain(family.section_type, section, wrong))
+    scales = augmentation.get("multi_scales")
+    given_scales = scales if isinstance(scales, list) else None
+    sizes = family.default_sizes(from_plain(family.section_type, section, wrong), given_scales)
     return data if wrong else {**data, "dataset": {**dataset, "augmentation": {**sizes, **augmentation}}}
 
 

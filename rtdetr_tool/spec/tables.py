@@ -28,6 +28,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "train.gpu_ids": ("min", "a GPU index cannot be negative"),
     "train.num_epochs": ("automl", "the documentation lets AutoML choose it"),
     "train.clip_grad_norm": ("min", "0 (not clipped) is documented; the package's text says > 0"),
+    "train.precision": ("options", "auto is added"),
     "train.ema.decay": ("max", "a decay lies in (0, 1]"),
     "train.optim.lr_scheduler": ("options", "Cosine is added"),
     "train.optim.momentum": ("max", "a momentum lies in (0, 1]"),
@@ -65,6 +66,7 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "inference.input_height": ("default", "null = the trained height; 544 would stretch every model's input"),
     "export.input_width": ("default", "null = the trained width; the documentation's example has 640, its table 960"),
     "export.input_height": ("default", "null = the trained height; the documentation's example has 640, its table 544"),
+    "train.precision": ("options", "auto is added"),
 }
 
 # Other spellings of fields (TAO's documentation has them) -> the field.

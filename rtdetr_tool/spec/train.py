@@ -65,6 +65,13 @@ class OptimSpec:
     lr_backbone: float = field(1e-5, "Learning rate of the backbone.", above=0.0, automl=True)
     momentum: float = field(0.9, "SGD: momentum. AdamW: beta1.", above=0.0, max=1.0, automl=True)
     weight_decay: float = field(1e-4, "Weight decay; biases and normalization weights have none.", min=0.0, automl=True)
+    decay_vectors: bool = field(
+        False,
+        "Decay the biases, normalization weights and layer scales as well, except biases, normalization weights and "
+        "embeddings of the backbone. RF-DETR: true.",
+        origin="ours",
+        parameter_groups=True,
+    )
     lr_scheduler: str = field(
         "MultiStep",
         "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs. Cosine: fall "
@@ -144,7 +151,10 @@ class TrainSpec:
     ema: EmaSpec = field(EmaSpec, "Exponential moving average.")
     optim: OptimSpec = field(OptimSpec, "Optimizer and learning-rate schedule.")
     precision: str = field(
-        "fp32", "fp32, or mixed precision with bf16 or fp16 (fp16 needs a GPU).", options=("bf16", "fp32", "fp16")
+        "fp32",
+        "fp32, or mixed precision with bf16 or fp16 (fp16 needs a GPU). auto: fp32 on a CPU; on a GPU bf16 if it "
+        "computes bf16 natively, else fp16.",
+        options=("bf16", "fp32", "fp16", "auto"),
     )
     distributed_strategy: str = field(
         "ddp", "Several devices: ddp copies the model to each, fsdp shards it.", options=("ddp", "fsdp")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec.train import TrainSpec
 
 logger = logging.getLogger(__name__)
 
@@ -30,3 +31,12 @@ def choose_devices(
     processes = f" with {num_gpus} processes" if num_gpus > 1 else ""
     logger.info("%s on the CPU%s", "Running" if accelerator == "cpu" else "No GPU available; running", processes)
     return "cpu", num_gpus
+
+
+def resolve_precision(train: TrainSpec) -> str:
+    """`train.precision`, with `auto` replaced by what suits this machine's device."""
+    if train.precision != "auto":
+        return train.precision
+    if train.accelerator == "cpu" or not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(train.gpu_ids[0] if train.gpu_ids else 0)[0] >= 8 else "fp16"

@@ -23,6 +23,7 @@ from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DistillSpec, ExperimentSpec
 from rtdetr_tool.spec.tables import PREDICTIONS
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
+from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.feature_hooks import capture_outputs, missing_outputs, name_problem
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.teacher import Teacher, copy_teacher_weights, encoder_decoder_weights, match_classes
@@ -55,7 +56,7 @@ class DistillModule(DetectorModule):
             teacher,
             [binding.teacher_module_name for binding in features],
             any(binding.criterion == "IOU" for binding in features),
-            spec.train.precision,
+            resolve_precision(spec.train),
         )
         outputs, teacher_outputs = self._probe_student(), self._probe_teacher()
         classes = match_classes(

@@ -16,6 +16,7 @@ from pytorch_lightning import Callback, Trainer
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.recipe import recipe_line
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.auto_batch_size import AUTO, resolve_batch_size
 from rtdetr_tool.training.batch_norm_check import check_batch_norms
@@ -55,6 +56,7 @@ def _fit(
     build_module: Callable[[ExperimentSpec, ClassMap], DetectorModule],
     **trainer_kwargs: Any,
 ) -> FitResult:
+    logger.info("%s", recipe_line(spec))
     seed_run(spec.train.seed)
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")

@@ -25,6 +25,7 @@ from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
+from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.distributed import broadcast_object
 from rtdetr_tool.training.epoch_scores import ScoredModule
 from rtdetr_tool.training.freezing import freeze, resolve_freezing
@@ -192,13 +193,14 @@ class DetectorModule(ScoredModule):
             lr_linear_proj_mult=optim.lr_linear_proj_mult,
             lr_layer_decay=optim.lr_layer_decay,
             lr_component_decay=optim.lr_component_decay,
+            decay_vectors=optim.decay_vectors,
             vectors=self._vectors,
         )
 
     def configure_optimizers(self) -> Any:
         train, optim = self.spec.train, self.spec.train.optim
         groups = self.parameter_groups()
-        fused = train.precision != "fp16" and self.device.type in ("cpu", "cuda")
+        fused = resolve_precision(train) != "fp16" and self.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(optim.optimizer, groups, momentum=optim.momentum, fused=fused)
         schedule = build_schedule(train, optimizer, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -30,6 +30,7 @@ def parameter_groups(
     lr_linear_proj_mult: float = 1.0,
     lr_layer_decay: float = 1.0,
     lr_component_decay: float = 1.0,
+    decay_vectors: bool = False,
     vectors: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Assign every trainable parameter to exactly one named group.
@@ -42,6 +43,7 @@ def parameter_groups(
         lr_layer_decay: gives each layer of the backbone a group of its own. The last one has `lr_backbone`, and each
             earlier one is slower by this factor (ELECTRA, Clark et al. 2020, arXiv:2003.10555).
         lr_component_decay: factor for the layers of the decoder and, squared, for the backbone, as in RF-DETR.
+        decay_vectors: give the vectors weight decay as well, except for the backbone's biases, norms and embeddings.
         vectors: names of one-dimensional parameters, needed if the detector is sharded and all of them are flat.
     """
     if vectors is None:
@@ -70,7 +72,13 @@ def parameter_groups(
             kind = "decoder"
         else:
             kind = "main"
-        decays = name not in vectors and not name.endswith(".bias") and id(parameter) not in undecayed
+        is_bias_or_norm = name.endswith(".bias") or id(parameter) in undecayed
+        if not decay_vectors:
+            decays = name not in vectors and not is_bias_or_norm
+        elif kind == "backbone":
+            decays = not is_bias_or_norm and inner not in detector.backbone.embedding_names()
+        else:
+            decays = True
         key = kind if kind != "backbone" or not layers else f"{kind}_{depth:03d}"
         key = key if decays else f"{key}_no_decay"
         if key not in groups:

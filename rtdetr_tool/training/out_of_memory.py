@@ -10,6 +10,7 @@ import torch
 from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.training.devices import resolve_precision
 
 _GPU_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
@@ -50,7 +51,7 @@ def memory_advice(spec: ExperimentSpec) -> str:
     advice = []
     if not train.activation_checkpoint:
         advice.append("set train.activation_checkpoint to true (now false)")
-    if train.precision == "fp32":
+    if resolve_precision(train) == "fp32":
         advice.append("set train.precision to bf16 (now fp32)")
     if train.enable_ema and not train.ema.cpu_offload:
         advice.append("set train.ema.cpu_offload to true (now false)")

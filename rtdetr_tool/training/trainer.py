@@ -24,7 +24,7 @@ from rtdetr_tool.training.callbacks.progress import ProgressReport
 from rtdetr_tool.training.callbacks.run_report import RunReport
 from rtdetr_tool.training.callbacks.status_report import StatusReport
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
-from rtdetr_tool.training.devices import choose_devices
+from rtdetr_tool.training.devices import choose_devices, resolve_precision
 from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.loggers import build_loggers, guard_loggers
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
@@ -43,9 +43,10 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     """
     train = spec.train
     accelerator, devices = choose_devices(train.num_gpus, train.gpu_ids, train.accelerator)
-    check_precision(train.precision, accelerator)
+    precision = resolve_precision(train)
+    check_precision(precision, accelerator)
     several = (devices if isinstance(devices, int) else len(devices)) * train.num_nodes > 1
-    torch.set_float32_matmul_precision("highest" if train.precision == "fp32" else "high")
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.deterministic = train.cudnn.deterministic
     folder = Path(train.results_dir or ".")
     requested = trainer_kwargs.pop("strategy", None)
@@ -59,7 +60,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         "devices": devices,
         "num_nodes": train.num_nodes,
         "strategy": strategy,
-        "precision": _PRECISIONS[train.precision],
+        "precision": _PRECISIONS[precision],
         "sync_batchnorm": several and train.sync_bn and accelerator == "gpu",  # DetectorModule does it on the CPU
         "benchmark": train.cudnn.benchmark,
         "max_epochs": train.num_epochs,

@@ -274,3 +274,20 @@ def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
 def test_a_detector_that_cannot_be_is_said(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_rfdetr_trains_with_its_recipe_unless_told_otherwise(rfdetr, sample, tmp_path):
+    from rtdetr_tool.api.keywords import train_settings
+    from rtdetr_tool.api.training import training_spec
+
+    def spec_of(**keywords):
+        given = {**sample.keywords, "output_dir": str(tmp_path), **keywords}
+        return training_spec(rfdetr._trainable("train"), train_settings(given))
+
+    spec = spec_of()
+    assert (spec.train.num_epochs, spec.train.enable_ema, spec.train.optim.lr_backbone) == (100, True, 1.5e-4)
+    augmentation = spec.dataset.augmentation
+    assert (augmentation.distortion_prob, augmentation.scale_jitter_prob) == (0.0, 0.5)
+    assert augmentation.train_spatial_size == [max(augmentation.multi_scales)] * 2 and max(augmentation.multi_scales) > 64
+    assert spec_of(multi_scale=False).dataset.augmentation.train_spatial_size == [64, 64]
+    assert spec_of(lr_encoder=1e-5, use_ema=False).train.enable_ema is False

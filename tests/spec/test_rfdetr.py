@@ -58,7 +58,8 @@ def test_sizes_must_fit_the_windows_of_the_variant():
 def test_sizes_that_are_not_given_are_the_variants(variant):
     row = RFDETR_VARIANTS[variant]
     given = read_spec(None, [ARCH, f"model.rfdetr.variant={variant}"]).spec.dataset.augmentation
-    assert given.train_spatial_size == given.eval_spatial_size == [row.resolution, row.resolution]
+    assert given.eval_spatial_size == [row.resolution, row.resolution]
+    assert given.train_spatial_size == [given.multi_scales[-1]] * 2  # batches are resized from there
     assert len(given.multi_scales) == 11 and given.multi_scales[5] == row.resolution
     own = [f"model.rfdetr.resolution={2 * row.resolution}", "dataset.augmentation.multi_scales=[]"]
     sizes = read_spec(None, [ARCH, f"model.rfdetr.variant={variant}", *own]).spec.dataset.augmentation

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -111,3 +113,11 @@ def make_spec(sources, tmp_path):
 def _replaced(node, names, value):
     inner = value if len(names) == 1 else _replaced(getattr(node, names[0]), names[1:], value)
     return dataclasses.replace(node, **{names[0]: inner})
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """Imports a module of RF-DETR's package, without its COCO evaluation."""
+    for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
+        monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
+    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="needs the package rfdetr")

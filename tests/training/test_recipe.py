@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -53,14 +51,6 @@ both_families = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture
 def tiny_vit(monkeypatch):
     monkeypatch.setitem(DINOV2, TINY_VIT.name, TINY_VIT)
-
-
-@pytest.fixture
-def reference(monkeypatch):
-    """Imports a module of RF-DETR's package, without its COCO evaluation."""
-    for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
-        monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
-    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="needs the package rfdetr")
 
 
 class Steps(pl.Callback):

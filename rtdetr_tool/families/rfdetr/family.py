@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from rtdetr_tool.families.base import Family
+from rtdetr_tool.families.rfdetr.recipe import RECIPE
 from rtdetr_tool.families.rfdetr.spec import (
     RfdetrSpec,
     default_sizes,
@@ -27,6 +28,8 @@ class RfdetrFamily(Family):
 
     name = "rfdetr"
     title = "RF-DETR"
+    recipe = RECIPE
+    recipe_source = "the defaults of Roboflow's package"
     section = "rfdetr"
     section_type = RfdetrSpec
     class_heads = ("decoder.class_embed.", "enc_out_class_embed.")
@@ -48,8 +51,8 @@ class RfdetrFamily(Family):
     def size_multiple(self, model: ModelSpec) -> int:
         return size_multiple(section_of(model))
 
-    def default_sizes(self, section: Any) -> dict[str, list[Any]]:
-        return default_sizes(section)
+    def default_sizes(self, section: Any, multi_scales: Sequence[Any] | None = None) -> dict[str, list[Any]]:
+        return default_sizes(section, multi_scales)
 
     def query_count(self, model: ModelSpec) -> int:
         count = resolve_rfdetr(section_of(model)).num_queries

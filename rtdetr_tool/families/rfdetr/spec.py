@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,12 @@ class RfdetrSpec:
         min=1,
         origin="ours",
     )
+    expanded_scales: bool = field(
+        True,
+        "Multi-scale training with 5 sizes below and above the resolution; false = 3 below and 4 above. Only where "
+        "dataset.augmentation.multi_scales is not given.",
+        origin="ours",
+    )
     drop_path: float = field(
         0.0,
         "Share of windows for which the last ViT block is skipped in training; from 0 in the first it rises linearly.",
@@ -196,20 +202,28 @@ def resolve_rfdetr(own: RfdetrSpec) -> RfdetrSpec:
     return dataclasses.replace(own, **filled)
 
 
-_SCALE_STEPS = 5  # multi-scale training goes so many windows' patches below and above the resolution
+# Multi-scale training uses so many sizes below and above the resolution, in steps of a patch times the windows.
+_SCALE_STEPS = (5, 5)
+_FEWER_SCALE_STEPS = (3, 4)
 
 
-def default_sizes(own: RfdetrSpec) -> dict[str, list[Any]]:
-    """What `dataset.augmentation` says of sizes where the user does not: the resolution, and the sizes around it.
+def default_sizes(own: RfdetrSpec, multi_scales: Sequence[Any] | None = None) -> dict[str, list[Any]]:
+    """Default sizes of `dataset.augmentation`: the resolution, and the sizes around it for multi-scale training.
 
-    A resolution that is no multiple (which is an error of its own) counts as the next smaller one.
+    Training images are loaded at the largest of the sizes, because each batch is resized to one of them. A resolution
+    that is not a multiple (an error of its own) counts as the next smaller one.
+
+    Args:
+        multi_scales: the user's; None where they are not given.
     """
     multiple = size_multiple(own)
     base = max(resolve_rfdetr(own).resolution // multiple, 1)
-    factors = [base + step for step in range(-_SCALE_STEPS, _SCALE_STEPS + 1)]
+    below, above = _SCALE_STEPS if own.expanded_scales else _FEWER_SCALE_STEPS
+    scales = [factor * multiple for factor in range(base - below, base + above + 1) if factor >= 2]
     square = [base * multiple] * 2
-    scales = [factor * multiple for factor in factors if factor >= 2]
-    return dict(zip(SIZE_FIELDS, (square, list(square), scales), strict=True))
+    sides = [size for size in (scales if multi_scales is None else multi_scales) if type(size) is int]
+    largest = [max([*sides, base * multiple])] * 2 if sides else square
+    return dict(zip(SIZE_FIELDS, (largest, list(square), scales), strict=True))
 
 
 def size_multiple(own: RfdetrSpec) -> int:

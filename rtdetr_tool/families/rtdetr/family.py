@@ -21,6 +21,7 @@ class RtdetrFamily(Family):
     class_heads = ("enc_score_head.", "dec_score_head.")
     class_embeddings = ("denoising_class_embed.",)
     orientation_fields = ("pe_order",)
+    recipe_source = "NVIDIA TAO's defaults"
 
     def variant(self, model: ModelSpec) -> str:
         return rtdetr_fields(model).backbone

@@ -45,5 +45,9 @@ class ImageBackbone(nn.Module):
             numbers[name] = blocks.index(block.group()) + 1
         return numbers
 
+    def embedding_names(self) -> frozenset[str]:
+        """The names of parameters that embed positions and patches, which some recipes do not decay."""
+        return frozenset()
+
     def fold_batch_norms(self) -> None:
         """Fold norms into convolutions, in place and for eval mode only, where the maps stay the same."""

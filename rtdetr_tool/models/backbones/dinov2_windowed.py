@@ -144,6 +144,9 @@ class WindowedDinov2(ImageBackbone):
             numbers |= {name: index + 1 for name, _ in block.named_parameters(f"blocks.{index}")}
         return {name: numbers.get(name, 0) for name, _ in self.named_parameters()}
 
+    def embedding_names(self) -> frozenset[str]:
+        return frozenset(name for name, number in self.layer_numbers().items() if number == 0)
+
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with position embeddings of this grid and patches of this size.
 

@@ -1,0 +1,84 @@
+"""The training recipe of a model family: its default values of fields, and what a spec changes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rtdetr_tool.families import Family, all_families, family_of
+from rtdetr_tool.spec.convert import spec_to_dict
+from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import default_of
+from rtdetr_tool.spec.schema import walk_fields
+from rtdetr_tool.spec.tables import FIELD_ALIASES
+
+
+def with_recipe(data: Mapping[str, Any], family: Family | None = None) -> dict[str, Any]:
+    """Spec data with the family's defaults for the fields that are not given.
+
+    Args:
+        family: of the model; None = the family that `model.arch` names.
+    """
+    if family is None:
+        model = data.get("model")
+        family = family_of(model.get("arch") if isinstance(model, Mapping) else None)
+    aliases = {field: name for name, field in FIELD_ALIASES.items()}
+    result = dict(data)
+    for field, value in family.recipe.items():
+        if not _is_given(data, field) and not _is_given(data, aliases.get(field, field)):
+            _set(result, field, value)
+    return result
+
+
+def without_values(data: Mapping[str, Any], fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Spec data without these fields, except those that are in `given`."""
+    result = dict(data)
+    for field in fields:
+        if _is_given(result, field) and not _is_given(given, field):
+            *sections, leaf = field.split(".")
+            inner = result
+            for section in sections:
+                inner[section] = inner = dict(inner[section])
+            del inner[leaf]
+    return result
+
+
+def recipe_line(spec: ExperimentSpec) -> str:
+    """Which recipe a run follows, and what its spec changes in it."""
+    family, values = spec.model.family, spec_to_dict(spec)
+    schema = {name: default_of(entry) for name, entry, _ in walk_fields()}
+    changes = []
+    for field in dict.fromkeys(name for each in all_families() for name in each.recipe):
+        default, value = family.recipe.get(field, schema[field]), _value(values, field)
+        if value != default:
+            changes.append(f"{field} {_shown(value)} instead of {_shown(default)}")
+    text = f"Training recipe: {family.title}, {family.recipe_source}"
+    return f"{text}, with {', '.join(changes)}" if changes else text
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _value(data: Any, field: str) -> Any:
+    for part in field.split("."):
+        data = data[part]
+    return data
+
+
+def _is_given(data: Any, field: str) -> bool:
+    """Whether the field has a value, or one of its sections is something else than a section (an error of its own)."""
+    for part in field.split("."):
+        if not isinstance(data, Mapping):
+            return True
+        if part not in data:
+            return False
+        data = data[part]
+    return True
+
+
+def _set(data: dict[str, Any], field: str, value: Any) -> None:
+    *sections, leaf = field.split(".")
+    for section in sections:
+        data[section] = data = dict(data.get(section, {}))
+    data[leaf] = value
