@@ -288,6 +288,6 @@ def test_rfdetr_trains_with_its_recipe_unless_told_otherwise(rfdetr, sample, tmp
     assert (spec.train.num_epochs, spec.train.enable_ema, spec.train.optim.lr_backbone) == (100, True, 1.5e-4)
     augmentation = spec.dataset.augmentation
     assert (augmentation.distortion_prob, augmentation.scale_jitter_prob) == (0.0, 0.5)
-    assert augmentation.train_spatial_size == [max(augmentation.multi_scales)] * 2 and max(augmentation.multi_scales) > 64
+    assert augmentation.train_spatial_size == [augmentation.multi_scales[-1]] * 2 > [64, 64]
     assert spec_of(multi_scale=False).dataset.augmentation.train_spatial_size == [64, 64]
     assert spec_of(lr_encoder=1e-5, use_ema=False).train.enable_ema is False

@@ -12,7 +12,7 @@ import torch
 from rtdetr_tool.data.transforms import JITTER_CROP, JITTER_SIDES, TrainTransform, draw_scale_jitter
 from rtdetr_tool.data.window import Window
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
-from rtdetr_tool.runtimes.settle import complete_spec
+from rtdetr_tool.formats.resolve import complete_spec
 from rtdetr_tool.spec import LoadedSpec, read_spec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.recipe import recipe_line
 from rtdetr_tool.training.devices import resolve_precision
