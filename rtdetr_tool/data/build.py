@@ -52,8 +52,9 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
     class_map = _class_map(spec, categories)
     records = _records(spec, sources, class_map)
     augmentation = spec.augmentation
+    height, width = augmentation.train_spatial_size
     transform = TrainTransform(
-        size=tuple(augmentation.train_spatial_size),
+        size=(height, width),
         distortion_prob=augmentation.distortion_prob,
         iou_crop_prob=augmentation.iou_crop_prob,
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,

@@ -107,7 +107,9 @@ def _check_classes(
 
 
 def _check_queries(split: str, dataset: DetectionDataset, num_queries: int | None, findings: Findings) -> None:
-    for record in dataset.records if num_queries is not None else ():
+    if num_queries is None:
+        return
+    for record in dataset.records:
         objects = int((~record.iscrowd).sum())
         if objects > num_queries:
             findings.add("too_many_objects", split, f"{record.path}: {objects} of {num_queries}", record=record)
@@ -163,7 +165,8 @@ def _pairwise_iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArr
     low, high = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
     common = (high - low).clip(min=0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
-    return common / (areas[0][:, None] + areas[1] - common)
+    iou: NDArray[np.float64] = common / (areas[0][:, None] + areas[1] - common)
+    return iou
 
 
 # Checks that read every file

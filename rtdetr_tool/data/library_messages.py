@@ -24,7 +24,7 @@ def keep_off_the_terminal() -> None:
     precedence.
     """
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
-    handler = _log if sys.platform == "linux" else None  # elsewhere a va_list may not be a pointer
+    handler = _LOG_HANDLER if sys.platform == "linux" else None  # elsewhere a va_list may not be a pointer
     for setter in _libtiff_setters():
         setter(handler)
 
@@ -43,7 +43,6 @@ def _libtiff_setters() -> list[Any]:
     return setters
 
 
-@_HANDLER
 def _log(module: bytes | None, form: bytes | None, values: int | None) -> None:
     try:
         text = ctypes.create_string_buffer(_LONGEST)
@@ -51,6 +50,9 @@ def _log(module: bytes | None, form: bytes | None, values: int | None) -> None:
         logger.debug("libtiff: %s", text.value.decode("utf-8", "replace"))
     except Exception:  # the caller is C code, so no exception may escape
         pass
+
+
+_LOG_HANDLER = _HANDLER(_log)
 
 
 @cache

@@ -64,7 +64,7 @@ def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def _by_table(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Look up each value in a table of 256 entries; bytes.translate is faster than numpy indexing."""
-    replaced = bytearray(memoryview(pixels).cast("B")).translate(table.clip(0, 255).astype(np.uint8).tobytes())
+    replaced = bytearray(pixels.data.cast("B")).translate(table.clip(0, 255).astype(np.uint8).tobytes())
     return np.frombuffer(replaced, dtype=np.uint8).reshape(pixels.shape)
 
 
@@ -129,5 +129,6 @@ def draw_distortion(rng: np.random.Generator, probability: float) -> Distortion:
     brightness, contrast, saturation, hue = maybe(*BRIGHTNESS), maybe(*CONTRAST), maybe(*SATURATION), maybe(*HUE)
     contrast_first = bool(rng.random() < 0.5)
     shuffled, order = rng.random() < probability, rng.permutation(3)
-    channels = tuple(int(c) for c in order) if shuffled else None
+    first, second, third = (int(c) for c in order)
+    channels = (first, second, third) if shuffled else None
     return Distortion(brightness, contrast, saturation, hue, contrast_first, channels)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -229,7 +229,13 @@ def _to_rgb(file: Image.Image) -> Callable[[Image.Image], Image.Image]:
         return lambda part: part.convert("RGBA" if mode == "RGBa" else "LA").convert("RGB")
     if mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return lambda part: ImageCms.profileToProfile(part, lab, srgb, outputMode="RGB")
+
+        def from_lab(part: Image.Image) -> Image.Image:
+            converted = ImageCms.profileToProfile(part, lab, srgb, outputMode="RGB")
+            assert converted is not None  # None only if it works in place
+            return converted
+
+        return from_lab
     return lambda part: part.convert("RGB")
 
 
@@ -255,7 +261,7 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _reason(path: str | os.PathLike[str], content: bytes | None, error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         if (os.path.getsize(path) if content is None else len(content)) == 0:
             return "the file is empty."
         return f"it is not an image, its header is corrupted, or its format is not one of {', '.join(FORMATS)}."
@@ -311,7 +317,8 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
         return image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+        resized: Tensor = F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized
 
 
 # On the device

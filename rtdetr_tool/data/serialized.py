@@ -83,7 +83,8 @@ class SerializedRecords(Sequence[ImageRecord]):
 
 
 def _shared(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
+    shared: Tensor = torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
+    return shared
 
 
 def _bytes(texts: Sequence[bytes]) -> Tensor:

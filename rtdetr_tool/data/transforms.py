@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdetr_tool.data.photometric import draw_distortion
@@ -160,12 +161,13 @@ def _best_iou(boxes: np.ndarray, crop: Window) -> float:
     return float((shared / union).max())
 
 
-def large_enough(boxes: np.ndarray) -> np.ndarray:
+def large_enough(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Mask of xyxy boxes that are at least `MIN_SIZE` wide and high."""
-    return ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIZE).all(axis=1)
+    large: NDArray[np.bool_] = np.logical_and.reduce(boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE, axis=1)
+    return large
 
 
-def to_relative(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def to_relative(boxes: Tensor, size: tuple[float, float]) -> Tensor:
     """xyxy pixels to float32 cxcywh 0..1 relative to (height, width), clipped to 0..1."""
     scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float64)
     low, high = (boxes.to(torch.float64) / scale).clamp(0, 1).chunk(2, dim=-1)

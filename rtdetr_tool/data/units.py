@@ -94,7 +94,7 @@ class BoxUnits:
     def _check_normalized(self, boxes: _Boxes, name: str) -> str | None:
         large = np.minimum(boxes.width, boxes.height) >= SMALLEST_SIDE
         values = boxes.values[large]
-        unit = (values >= -TOLERANCE).all(axis=1) & (values <= 1 + TOLERANCE).all(axis=1)
+        unit: NDArray[np.bool_] = np.logical_and.reduce((values >= -TOLERANCE) & (values <= 1 + TOLERANCE), axis=1)
         if not unit.any():
             return None
         whole = (values[unit] == np.rint(values[unit])).all()
@@ -111,7 +111,7 @@ class BoxUnits:
         )
 
     def _check_pixels(self, boxes: _Boxes, name: str) -> str | None:
-        beyond = (boxes.values > 1 + TOLERANCE).any(axis=1)
+        beyond: NDArray[np.bool_] = np.logical_or.reduce(boxes.values > 1 + TOLERANCE, axis=1)
         if beyond.mean() >= NEARLY_ALL and len(beyond) >= CERTAIN_BOXES:
             raise DataError(
                 f"The boxes of {name} are not normalized: {_count(beyond)} boxes have a value above 1, for example "

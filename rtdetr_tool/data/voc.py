@@ -97,7 +97,7 @@ class _Reader:
         self.order = self._read_names() if os.path.isfile(self.names_file) else None
         self.label_files = 0
         self.units = BoxUnits(XYXY)
-        self.names: set[str] = set()  # of objects
+        self.numbers: dict[str, int] = {}  # of the objects' names, in the order in which they appear
 
     def read(self) -> Source:
         images = self._images()
@@ -117,13 +117,13 @@ class _Reader:
                 f"None of the {len(self.source.images)} images of {self.source.name} has an XML file; expected them in "
                 f"{self.files.annotations}."
             )
-        names = self.order or sorted(self.names)
+        names = self.order or sorted(self.numbers)
         if not names:
             raise DataError(
                 f"{self.source.name} has no objects, so its classes are unknown. List them in {self.names_file}, one "
                 "per line."
             )
-        index_of = {name: index for index, name in enumerate(names)}
+        index_of = {self.numbers[name]: index for index, name in enumerate(names) if name in self.numbers}
         for image in self.source.images.values():
             image.rows = [(*row[:4], index_of[row[4]], *row[5:]) for row in image.rows]
         self.source.categories = dict(enumerate(names))
@@ -206,21 +206,20 @@ class _Reader:
             raise DataError(
                 f"{where} has the class {name!r}, which is not in {self.names_file}. Fix the name, or add the class."
             )
-        self.names.add(name)
-        edges = [_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
-        if None in edges:
+        number = self.numbers.setdefault(name, len(self.numbers))
+        xmin, ymin, xmax, ymax = [_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        if xmin is None or ymin is None or xmax is None or ymax is None:
             repairs.add("box_malformed", where)
             return
-        self.units.add(edges, image.width, image.height)
+        self.units.add((xmin, ymin, xmax, ymax), image.width, image.height)
         # Pixel 1 spans 0 to 1, and the last pixel is inside the box.
-        corners = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
-        box = fitted_box(corners, image, repairs, where)
+        box = fitted_box((xmin - 1, ymin - 1, xmax, ymax), image, repairs, where)
         if box is None:
             return
         difficult = _text(entry, "difficult") not in ("", "0")
         if difficult:
             repairs.add("object_difficult", where)
-        image.rows.append((*box, name, difficult, area_of(box)))
+        image.rows.append((*box, number, difficult, area_of(box)))
 
 
 def _files_of(folder: str) -> list[str]:

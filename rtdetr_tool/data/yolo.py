@@ -174,7 +174,7 @@ class _Reader:
 
     def _mask(self, outline: list[float], image: AnnotatedImage, where: str) -> bytes:
         pixels = np.array(outline).reshape(-1, 2) * (image.width, image.height)
-        counts = rasterize([pixels.ravel()], image.height, image.width)
+        counts = rasterize([pixels.ravel().tolist()], image.height, image.width)
         if not counts:
             self.source.repairs.add("mask_malformed" if outline else "mask_missing", where)
         return counts or UNKNOWN

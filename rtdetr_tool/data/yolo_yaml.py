@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -142,6 +142,6 @@ def _names(content: Mapping[str, Any], path: str) -> list[str]:
     return names
 
 
-def _is_path_or_paths(value: Any) -> bool:
+def _is_path_or_paths(value: Any) -> TypeGuard[str | list[str]]:
     entries = [value] if isinstance(value, str) else value
     return isinstance(entries, list) and bool(entries) and all(isinstance(e, str) and e.strip() for e in entries)

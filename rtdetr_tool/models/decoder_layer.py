@@ -17,8 +17,8 @@ from rtdetr_tool.ops.deformable import Shapes, deformable_sample
 from rtdetr_tool.ops.layers import build_activation
 
 
-class DecoderLayer(nn.Module):
-    """Attention among the queries, deformable attention to the levels, feed-forward network; each is post-norm."""
+class DecoderLayerBase(nn.Module):
+    """A decoder layer without the attention among the queries, which subclasses do in `forward`."""
 
     def __init__(
         self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str, cross_attn: nn.Module
@@ -34,6 +34,21 @@ class DecoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
+    def update(
+        self, content: Tensor, attended: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor
+    ) -> Tensor:
+        """The content of the queries after the layer; `attended` is the output of the attention among them."""
+        content = self.norm1(content + self.dropout(attended))
+        sampled = self.cross_attn(content + position, reference, memory, shapes)
+        content = self.norm2(content + self.dropout(sampled))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
+        output: Tensor = self.norm3(content + self.dropout(hidden))
+        return output
+
+
+class DecoderLayer(DecoderLayerBase):
+    """Attention among the queries, deformable attention to the levels, feed-forward network; each is post-norm."""
+
     def forward(
         self,
         content: Tensor,
@@ -45,12 +60,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         query = content + position
         attended = self.self_attn(query, query, content, attn_mask=attention_mask, need_weights=False)[0]
-        content = self.norm1(content + self.dropout(attended))
-        sampled = self.cross_attn(content + position, reference, memory, shapes)
-        content = self.norm2(content + self.dropout(sampled))
-        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
-        output: Tensor = self.norm3(content + self.dropout(hidden))
-        return output
+        return self.update(content, attended, reference, memory, shapes, position)
 
 
 class DeformableAttention(nn.Module):

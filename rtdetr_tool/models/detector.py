@@ -20,10 +20,8 @@ class Detector(nn.Module):
 
     backbone: ImageBackbone
     decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
-    size_multiple: int = 32  # height and width of an image must be multiples of this: the stride of the coarsest level
     fuses_levels: bool = False  # the encoder mixes its levels, and its output has them before that as `projected`
     selects_queries: bool = False  # `decoder.decoder` starts from tokens that `decoder.enc_score_head` ranks, and boxes
-    has_masks: bool = False  # predicts a mask for each object
     static_batch: int | None = None  # the one batch size that can be exported; None = any
 
     def __init__(self, backbone: ImageBackbone, encoder: nn.Module, decoder: nn.Module) -> None:
@@ -32,6 +30,16 @@ class Detector(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self._frozen: list[str] = []
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an image must be multiples of this: by default the stride of the coarsest level."""
+        return 32
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it predicts a mask for each object."""
+        return False
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:

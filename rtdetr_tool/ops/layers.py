@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import cast
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import ACTIVATIONS
 from rtdetr_tool.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_activation(name: str | None) -> nn.Module:
@@ -20,7 +23,15 @@ def build_activation(name: str | None) -> nn.Module:
     if name not in ACTIVATIONS:
         raise UserError(f"activation '{name}' is invalid; expected one of {', '.join(ACTIVATIONS)}")
     kind, arguments = ACTIVATIONS[name]
-    return cast(nn.Module, getattr(nn, kind)(**arguments))
+    activation: nn.Module = getattr(nn, kind)(**arguments)
+    return activation
+
+
+def modules_of_type(modules: Iterable[nn.Module], kind: type[M]) -> list[M]:
+    """The modules of a list as the type that all of them have; `nn.ModuleList` does not know it."""
+    typed = [module for module in modules if isinstance(module, kind)]
+    assert len(typed) == len(list(modules)), f"a module is not a {kind.__name__}"
+    return typed
 
 
 def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:

@@ -122,7 +122,7 @@ def test_files_that_do_not_fit_are_named_with_what_is_needed(weights):
         radio_weights({"conv1.weight": torch.zeros(1)}, "resnet.pth")
     with pytest.raises(CheckpointError, match=r"v3.pth is a RADIO of version 3"):
         radio_weights({**weights, "blocks.0.ls1.grandma": torch.zeros(1)}, "v3.pth")
-    with pytest.raises(CheckpointError, match=r"big.pth does not fit this foundation model"):
+    with pytest.raises(CheckpointError, match=r"big.pth does not match this foundation model"):
         FrozenRadio(RadioViT(RADIO_WIDTH, depth=3, num_heads=4, grid=10)).load(weights, "big.pth")
 
 

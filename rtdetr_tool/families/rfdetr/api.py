@@ -36,7 +36,7 @@ class RFDETR(Detector):
 
     def __init__(
         self,
-        pretrain_weights: str | os.PathLike | None = "published",
+        pretrain_weights: str | os.PathLike[str] | None = "published",
         num_classes: int | None = None,
         device: torch.device | str = "auto",
         **keywords: Any,
@@ -50,7 +50,7 @@ class RFDETR(Detector):
         name = Path(row.weights).stem if pretrain_weights == "published" else os.fspath(pretrain_weights)
         super().__init__(open_weights(name, base, keywords, num_classes, where), name, device)
 
-    def export_for_roboflow(self, output_dir: str | os.PathLike) -> None:
+    def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         from rtdetr_tool.families.rfdetr.roboflow import write_bundle
 
         write_bundle(self._trainable("export_for_roboflow"), Path(output_dir))

@@ -10,7 +10,7 @@ from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
 from rtdetr_tool.families.rfdetr.model.detector import RFDETR
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
-from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
+from rtdetr_tool.families.rfdetr.spec import ResolvedRfdetrSpec, resolve_rfdetr
 from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.spec import ModelSpec
@@ -42,7 +42,7 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
     return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(own)), head)
 
 
-def _decoder_arguments(own: Any) -> dict[str, Any]:
+def _decoder_arguments(own: ResolvedRfdetrSpec) -> dict[str, Any]:
     return {
         "levels": len(own.projector_scale),
         "hidden_dim": own.hidden_dim,

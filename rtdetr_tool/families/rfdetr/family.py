@@ -55,9 +55,7 @@ class RfdetrFamily(Family):
         return default_sizes(section, multi_scales)
 
     def query_count(self, model: ModelSpec) -> int:
-        count = resolve_rfdetr(section_of(model)).num_queries
-        assert count is not None  # every variant has a number
-        return count
+        return resolve_rfdetr(section_of(model)).num_queries
 
     def class_rows(self, classes: int) -> int:
         """One more, the last, which belongs to no class: so are Roboflow's, and so its package reads a file."""
@@ -68,7 +66,7 @@ class RfdetrFamily(Family):
         return names is None or None in names
 
     def predicts_masks(self, model: ModelSpec) -> bool:
-        return bool(resolve_rfdetr(section_of(model)).segmentation_head)
+        return resolve_rfdetr(section_of(model)).segmentation_head
 
     def without_masks(self) -> str:
         return "a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false"

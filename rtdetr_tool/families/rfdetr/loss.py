@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdetr_tool.losses.criterion import SetCriterion, count_objects
@@ -55,10 +56,10 @@ class GroupMatcher(HungarianMatcher):
             found.append(_pairs(flat[first : first + cost.numel()].reshape(cost.shape), targets.counts, groups))
             first += cost.numel()
         together = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
-        return [Matches(*part) for part in together.split([pairs.shape[1] for pairs in found], dim=1)]
+        return [Matches(*part) for part in torch.split(together, [pairs.shape[1] for pairs in found], dim=1)]
 
 
-def _pairs(cost: np.ndarray, counts: Sequence[int], groups: int) -> np.ndarray:
+def _pairs(cost: NDArray[np.floating], counts: Sequence[int], groups: int) -> NDArray[np.int64]:
     """(stage, image, query, object) of every match [4, P]; cost [S, B, G * Q, M]."""
     queries = cost.shape[2] // groups
     rows = []
@@ -82,6 +83,7 @@ class RFDETRCriterion(SetCriterion):
     """
 
     class_term = "loss_ce"
+    matcher: GroupMatcher
 
     def __init__(
         self,
@@ -109,8 +111,9 @@ class RFDETRCriterion(SetCriterion):
         counts = [count * groups for count in padded.counts]
         normalizer = count_objects(counts, predictions.logits.device, across_processes=self.training)
         tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
-        masks, truth, further = [], None, []
-        if self.mask_loss:
+        masks: list[MaskFactors] = []
+        further: list[Tensor] = []
+        if self.mask_loss is not None:
             masks, truth = self._mask_stacks(predictions), TrueMasks.of(targets)
             further = self.mask_loss.costs(masks, truth)
         found = self.matcher.match_groups([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
@@ -120,6 +123,7 @@ class RFDETRCriterion(SetCriterion):
         for index, stack in enumerate(masks):
             queries, names = stack.queries.shape[2] // groups, stacks[index][2]
             pairs = [groups * min(count, queries) for count in padded.counts]
+            assert self.mask_loss is not None  # otherwise there are no masks
             for term, sums in self.mask_loss.sums(stack, found[index], pairs, truth).items():
                 each = zip(names, (sums / normalizer).unbind(), strict=True)
                 losses |= {f"{term}{end}": value for end, value in each}
@@ -142,11 +146,13 @@ class RFDETRCriterion(SetCriterion):
     def _mask_stacks(self, predictions: Predictions) -> list[MaskFactors]:
         """Masks of the same stages as `_stacks`."""
         if not isinstance(predictions, TrainingPredictions):
+            assert predictions.masks is not None  # a detector trained with a mask loss predicts masks
             return [factors_of(predictions.masks)]
+        layers, encoder = predictions.layer_masks, predictions.encoder_masks
+        assert layers is not None and encoder is not None
         if not self.aux_loss:
-            layers = predictions.layer_masks
             return [MaskFactors(layers.features[-1:], layers.queries[-1:], layers.bias)]
-        return [predictions.layer_masks, predictions.encoder_masks]
+        return [layers, encoder]
 
     def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
         return iou_aware_bce(logits, positive, quality, self.alpha)

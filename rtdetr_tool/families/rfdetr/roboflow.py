@@ -46,8 +46,10 @@ def class_names(opened: OpenedDetector) -> list[str]:
 
 def _by_their_names(opened: OpenedDetector, names: list[str]) -> dict[str, Any]:
     """Settings that have another name or meaning with Roboflow."""
+    classes = opened.spec.dataset.num_classes
+    assert classes is not None  # what is opened has a number of classes
     return {
-        "num_classes": opened.spec.dataset.num_classes - 1,
+        "num_classes": classes - 1,
         "class_names": names,
         "num_select": opened.spec.model.num_select,
         "resolution": opened.spec.dataset.augmentation.eval_spatial_size[0],

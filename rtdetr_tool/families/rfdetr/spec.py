@@ -191,7 +191,27 @@ class RfdetrSpec:
     )
 
 
-def resolve_rfdetr(own: RfdetrSpec) -> RfdetrSpec:
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRfdetrSpec(RfdetrSpec):
+    """An `RfdetrSpec` in which no field is null."""
+
+    encoder: str
+    out_feature_indexes: list[int]
+    projector_scale: list[str]
+    hidden_dim: int
+    dec_layers: int
+    sa_nheads: int
+    ca_nheads: int
+    dec_n_points: int
+    num_queries: int
+    resolution: int
+    patch_size: int
+    num_windows: int
+    positional_encoding_size: int
+    segmentation_head: bool
+
+
+def resolve_rfdetr(own: RfdetrSpec) -> ResolvedRfdetrSpec:
     """The same with every null filled in from the variant."""
     row = RFDETR_VARIANTS[own.variant]
     given = {entry.name: getattr(own, entry.name) for entry in dataclasses.fields(own)}
@@ -199,7 +219,7 @@ def resolve_rfdetr(own: RfdetrSpec) -> RfdetrSpec:
     from_resolution = row.positional_encoding_size * row.patch_size == row.resolution
     if own.positional_encoding_size is None and own.resolution is not None and from_resolution:
         filled["positional_encoding_size"] = own.resolution // filled["patch_size"]
-    return dataclasses.replace(own, **filled)
+    return ResolvedRfdetrSpec(**filled)
 
 
 # Multi-scale training uses so many sizes below and above the resolution, in steps of a patch times the windows.

@@ -27,7 +27,7 @@ class RTDETR(Detector):
     def __init__(
         self,
         backbone: str = "resnet_50",
-        pretrain_weights: str | os.PathLike | None = None,
+        pretrain_weights: str | os.PathLike[str] | None = None,
         num_classes: int | None = None,
         device: torch.device | str = "auto",
         **keywords: Any,

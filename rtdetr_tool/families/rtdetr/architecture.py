@@ -17,14 +17,14 @@ from rtdetr_tool.checkpoints.renames import count
 from rtdetr_tool.errors import CheckpointError
 
 # (bottleneck blocks, blocks per stage) -> depth of a ResNet.
-RESNETS = {
+RESNETS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
 }
 # (global response norm, width of the stem, blocks per stage) -> backbones with stages; FAN has one row of blocks.
-STAGED = {
+STAGED: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (False, 96, (3, 3, 9, 3)): "convnext_tiny",
     (False, 96, (3, 3, 27, 3)): "convnext_small",
     (False, 128, (3, 3, 27, 3)): "convnext_base",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.families.rfdetr.model.queries import QuerySelection, Selected, refine
-from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention
+from rtdetr_tool.models.decoder_layer import DecoderLayerBase, DeformableAttention
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.position import sine_of_boxes
@@ -88,8 +88,8 @@ class RFDETRDecoder(QuerySelection):
                 if weight.ndim > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
                     nn.init.xavier_uniform_(weight)
         nn.init.constant_(self.class_embed.bias, -math.log((1 - _PRIOR) / _PRIOR))
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        for weight in self.bbox_embed.layers[-1].parameters():
+            nn.init.zeros_(weight)
         nn.init.zeros_(self.refpoint_embed.weight)
         for head in self.enc_out_class_embed:
             head.load_state_dict(self.class_embed.state_dict())
@@ -117,7 +117,7 @@ class RFDETRDecoder(QuerySelection):
         """maps [B, D, h, w], one per level."""
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
-        selected = super().forward(memory, shapes, self.num_queries)
+        selected = self.select(memory, shapes, self.num_queries)
         content, reference = self._queries(selected)
         hidden, references = self._decode(content, reference, memory, shapes)
         return Decoded(self._predict(hidden, references, selected), hidden, _joined(selected.tokens))
@@ -157,7 +157,8 @@ class RFDETRDecoder(QuerySelection):
         return hidden, references
 
     def _delta(self, content: Tensor) -> Tensor:
-        return self.bbox_embed(content).float()
+        delta: Tensor = self.bbox_embed(content).float()
+        return delta
 
     def _predict(self, hidden: list[Tensor], references: list[Tensor], selected: Selected) -> Predictions:
         logits = self.class_embed(torch.stack(hidden) if self.training else hidden[-1][None])
@@ -179,7 +180,7 @@ class RFDETRDecoder(QuerySelection):
         return values if self.bbox_reparam else values.sigmoid()
 
 
-class GroupDecoderLayer(DecoderLayer):
+class GroupDecoderLayer(DecoderLayerBase):
     """RT-DETR's decoder layer, but queries attend only to those of their own group; content [B, G * Q, D]."""
 
     def forward(
@@ -187,11 +188,7 @@ class GroupDecoderLayer(DecoderLayer):
     ) -> Tensor:
         query = _split(content + position, groups)
         attended = self.self_attn(query, query, _split(content, groups), need_weights=False)[0]
-        content = self.norm1(content + self.dropout(attended.reshape(content.shape)))
-        sampled = self.cross_attn(content + position, reference, memory, shapes)
-        content = self.norm2(content + self.dropout(sampled))
-        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
-        return self.norm3(content + self.dropout(hidden))
+        return self.update(content, attended.reshape(content.shape), reference, memory, shapes, position)
 
 
 def _group_of(name: str, prefix: str) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
+from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
@@ -54,14 +54,15 @@ class RFDETR(Detector):
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1; `targets` are not read: RF-DETR has no denoising queries."""
         levels = self.features(images)
-        decoded = self.decoder(levels)
+        decoded: Decoded = self.decoder(levels)
         if self.segmentation_head is None:
             return decoded.predictions
         size = (int(images.shape[-2]), int(images.shape[-1]))
         return replace(decoded.predictions, **self.segmentation_head(levels[0], decoded, size))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        return self.encoder(self.backbone(images))
+        levels: list[Tensor] = self.encoder(self.backbone(images))
+        return levels
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by our names with a ViT's positions and patches of this model's sizes; of groups and queries that the

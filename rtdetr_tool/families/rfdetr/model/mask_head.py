@@ -59,7 +59,8 @@ class MaskHead(nn.Module):
         return MaskFactors(features, self._read(torch.stack(list(contents))), self.bias)
 
     def _read(self, content: Tensor) -> Tensor:
-        return self.query_features_proj(self.query_features_block(content))
+        vectors: Tensor = self.query_features_proj(self.query_features_block(content))
+        return vectors
 
 
 class MapBlock(nn.Module):
@@ -85,4 +86,5 @@ class QueryBlock(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(self.norm_in(x))
+        output: Tensor = x + self.layers(self.norm_in(x))
+        return output

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import PROJECTOR_SCALES
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.layers import modules_of_type
 
 _EPS = 1e-6  # of the norms
 _BLOCKS = 3  # bottlenecks of a fusion block
@@ -38,9 +39,10 @@ class MultiScaleProjector(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        samplings = modules_of_type(self.stages_sampling, nn.ModuleList)
         return [
             fuse(torch.cat([sample(tap) for sample, tap in zip(sampling, maps, strict=True)], dim=1))
-            for sampling, fuse in zip(self.stages_sampling, self.stages, strict=True)
+            for sampling, fuse in zip(samplings, self.stages, strict=True)
         ]
 
 
@@ -77,7 +79,8 @@ class ConvNorm(nn.Module):
         self.act = nn.SiLU(inplace=True) if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
+        output: Tensor = self.act(self.bn(self.conv(x)))
+        return output
 
 
 class Bottleneck(nn.Module):
@@ -88,7 +91,8 @@ class Bottleneck(nn.Module):
         self.cv1, self.cv2 = ConvNorm(width, width, 3), ConvNorm(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cv2(self.cv1(x))
+        output: Tensor = self.cv2(self.cv1(x))
+        return output
 
 
 class FusionBlock(nn.Module):
@@ -105,4 +109,5 @@ class FusionBlock(nn.Module):
         parts = list(self.cv1(x).split(self.width, dim=1))
         for bottleneck in self.m:
             parts.append(bottleneck(parts[-1]))
-        return self.cv2(torch.cat(parts, dim=1))
+        output: Tensor = self.cv2(torch.cat(parts, dim=1))
+        return output

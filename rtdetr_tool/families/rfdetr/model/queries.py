@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
-from rtdetr_tool.ops.layers import MLP
+from rtdetr_tool.ops.layers import MLP, modules_of_type
 
 
 class Selected(NamedTuple):
@@ -39,7 +39,7 @@ class QuerySelection(nn.Module):
         self.enc_output_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(groups))
         self.enc_out_class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(groups))
         self.enc_out_bbox_embed = nn.ModuleList(MLP(dim, dim, 4, 3) for _ in range(groups))
-        self._proposals: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._proposals: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def groups(self) -> int:
@@ -50,20 +50,23 @@ class QuerySelection(nn.Module):
         for heads in (self.enc_output, self.enc_output_norm, self.enc_out_class_embed, self.enc_out_bbox_embed):
             del heads[count:]
 
-    def forward(self, memory: Tensor, shapes: Shapes, count: int) -> Selected:
+    def select(self, memory: Tensor, shapes: Shapes, count: int) -> Selected:
         """The `count` best tokens (or all there are) of memory [B, S, D]; outside training for the first group only."""
         proposals, valid = self.proposals(shapes, memory.device)
         memory = memory * valid.to(memory.dtype)
         groups = self.groups if self.training else 1
-        tokens = _per_group(memory, self.enc_output[:groups])  # [G, B, S, D]
-        tokens = _norm_per_group(tokens, self.enc_output_norm[:groups])
-        scores = _per_group(tokens, self.enc_out_class_embed[:groups])  # [G, B, S, C]
+        tokens = _per_group(memory, modules_of_type(self.enc_output[:groups], nn.Linear))  # [G, B, S, D]
+        tokens = _norm_per_group(tokens, modules_of_type(self.enc_output_norm[:groups], nn.LayerNorm))
+        scores = _per_group(tokens, modules_of_type(self.enc_out_class_embed[:groups], nn.Linear))  # [G, B, S, C]
         best = scores.amax(-1).topk(min(count, _tokens(shapes)), dim=-1).indices[..., None]  # [G, B, k, 1]
         tokens = tokens.gather(2, best.expand(-1, -1, -1, tokens.shape[-1]))
         logits = scores.gather(2, best.expand(-1, -1, -1, scores.shape[-1]))
         proposals = proposals.expand(groups, memory.shape[0], -1, -1).gather(2, best.expand(-1, -1, -1, 4))
         deltas = tokens
-        for number, layers in enumerate(zip(*(mlp.layers for mlp in self.enc_out_bbox_embed[:groups]), strict=True)):
+        mlps = [
+            modules_of_type(mlp.layers, nn.Linear) for mlp in modules_of_type(self.enc_out_bbox_embed[:groups], MLP)
+        ]
+        for number, layers in enumerate(zip(*mlps, strict=True)):
             deltas = _per_group(deltas if number == 0 else F.relu(deltas), layers)
         return Selected(tokens, logits, refine(proposals, deltas.float(), self.bbox_reparam))
 
@@ -97,22 +100,27 @@ def _tokens(shapes: Shapes) -> int:
 
 def _per_group(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
     """One linear layer per group: x [B, N, i] for all, or [G, B, N, i] -> [G, B, N, o]."""
+    output: Tensor
     if len(layers) == 1:
-        return layers[0](x if x.ndim == 4 else x[None])
+        output = layers[0](x if x.ndim == 4 else x[None])
+        return output
     weight = torch.stack([layer.weight for layer in layers])  # [G, o, i]
     bias = torch.stack([layer.bias for layer in layers])
     if x.ndim == 3:
         flat = x.flatten(0, 1)  # [B * N, i]
         together = F.linear(flat, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
-        return together.transpose(0, 1).unflatten(1, x.shape[:2])
-    together = torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.transpose(1, 2))
-    return together.unflatten(1, x.shape[1:3])
+        output = together.transpose(0, 1).unflatten(1, x.shape[:2])
+    else:
+        together = torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.transpose(1, 2))
+        output = together.unflatten(1, x.shape[1:3])
+    return output
 
 
 def _norm_per_group(x: Tensor, norms: Sequence[nn.LayerNorm]) -> Tensor:
     """One layer norm per group, x [G, B, N, D]: mean and variance do not depend on the group's weights."""
     if len(norms) == 1:
-        return norms[0](x)
+        output: Tensor = norms[0](x)
+        return output
     weight = torch.stack([norm.weight for norm in norms])[:, None, None]
     bias = torch.stack([norm.bias for norm in norms])[:, None, None]
     return F.layer_norm(x, x.shape[-1:], eps=norms[0].eps) * weight + bias

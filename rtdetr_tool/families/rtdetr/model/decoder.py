@@ -21,7 +21,7 @@ from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention, 
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
-from rtdetr_tool.ops.layers import MLP
+from rtdetr_tool.ops.layers import MLP, modules_of_type
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 
 
@@ -101,19 +101,18 @@ class RTDETRDecoder(nn.Module):
         self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
         self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(num_layers))
         self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(num_layers))
-        self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._anchors: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Class scores start at 0.01 (focal loss prior), boxes at their reference."""
         prior = -math.log((1 - 0.01) / 0.01)
-        for head in [self.enc_score_head, *self.dec_score_head]:
-            nn.init.constant_(head.bias, prior)
-        for head in [self.enc_bbox_head, *self.dec_bbox_head]:
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
-        nn.init.xavier_uniform_(self.enc_output[0].weight)
-        for layer in self.query_pos_head.layers:
+        for score_head in modules_of_type([self.enc_score_head, *self.dec_score_head], nn.Linear):
+            nn.init.constant_(score_head.bias, prior)
+        for box_head in modules_of_type([self.enc_bbox_head, *self.dec_bbox_head], MLP):
+            for weight in box_head.layers[-1].parameters():
+                nn.init.zeros_(weight)
+        for layer in modules_of_type([self.enc_output[0], *self.query_pos_head.layers], nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
         if self.num_denoising > 0:
             nn.init.normal_(self.denoising_class_embed.weight[:-1])
@@ -269,4 +268,6 @@ class TransformerDecoder(nn.Module):
         summary: Tensor | None,
     ) -> Tensor:
         """One layer; a subclass may let it see more, such as the summary of the image."""
-        return self.layers[index](content, reference, memory, shapes, query_pos_head(reference), attention_mask)
+        layer, position = self.layers[index], query_pos_head(reference)
+        output: Tensor = layer(content, reference, memory, shapes, position, attention_mask)
+        return output

@@ -16,6 +16,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from rtdetr_tool.ops.structures import Target
@@ -58,10 +59,9 @@ def build_denoising(
     groups = num_denoising // most
     device = targets[0].boxes.device
 
-    labels = [_take(target.labels, index) for target, index in zip(targets, chosen, strict=True)]
-    boxes = [_take(target.boxes, index) for target, index in zip(targets, chosen, strict=True)]
-    labels = torch.nn.utils.rnn.pad_sequence(labels, True, num_classes)  # [B, M]
-    boxes = torch.nn.utils.rnn.pad_sequence(boxes, True, 0.0)  # [B, M, 4]
+    pairs = list(zip(targets, chosen, strict=True))
+    labels = pad_sequence([_take(target.labels, index) for target, index in pairs], True, num_classes)  # [B, M]
+    boxes = pad_sequence([_take(target.boxes, index) for target, index in pairs], True, 0.0)  # [B, M, 4]
     real = torch.arange(most)[None] < torch.tensor(counts)[:, None]
     real = real.to(device, non_blocking=True).repeat(1, 2 * groups)  # [B, D]
     labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)

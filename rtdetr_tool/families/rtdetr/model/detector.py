@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from rtdetr_tool.families.rtdetr.model.encoder import EncoderOutput
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.layers import fold_batch_norms, fuse_reparameterized
 from rtdetr_tool.ops.structures import Predictions, Target
@@ -28,10 +29,12 @@ class RTDETR(Detector):
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1. In training mode `targets` feed the denoising queries (none without them)."""
-        return self.decoder(self.features(images), targets)
+        predictions: Predictions = self.decoder(self.features(images), targets)
+        return predictions
 
     def features(self, images: Tensor) -> list[Tensor]:
-        return self.encoder(self.backbone(images)).maps
+        fused: EncoderOutput = self.encoder(self.backbone(images))
+        return fused.maps
 
     def deploy(self) -> RTDETR:
         """A copy for inference and export: RepVGG blocks are single convolutions, batch norms are folded into theirs.

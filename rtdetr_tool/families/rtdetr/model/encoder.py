@@ -79,7 +79,7 @@ class HybridEncoder(nn.Module):
         self.pan_blocks = fusion_blocks()
         for unused in (*self.downsample_convs[self.num_outputs - 1 :], *self.pan_blocks[self.num_outputs - 1 :]):
             unused.requires_grad_(False)
-        self._positions: dict[tuple, Tensor] = {}
+        self._positions: dict[tuple[object, ...], Tensor] = {}
 
     def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
         levels = [project(feature) for project, feature in zip(self.input_proj, features, strict=True)]
@@ -87,9 +87,9 @@ class HybridEncoder(nn.Module):
             levels[index] = self._attend(layers, levels[index])
         return EncoderOutput(self._fuse(levels), levels)
 
-    def _attend(self, layers: TransformerEncoder, level: Tensor) -> Tensor:
+    def _attend(self, layers: nn.Module, level: Tensor) -> Tensor:
         height, width = int(level.shape[-2]), int(level.shape[-1])
-        tokens = layers(level.flatten(2).transpose(1, 2), self._position(height, width, level))
+        tokens: Tensor = layers(level.flatten(2).transpose(1, 2), self._position(height, width, level))
         return tokens.transpose(1, 2).reshape(level.shape[0], self.hidden_dim, height, width)
 
     def _position(self, height: int, width: int, like: Tensor) -> Tensor:
@@ -151,4 +151,5 @@ class EncoderLayer(nn.Module):
         attended = self.self_attn(query, query, tokens, need_weights=False)[0]
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
-        return self.norm2(tokens + self.dropout(hidden))
+        output: Tensor = self.norm2(tokens + self.dropout(hidden))
+        return output

@@ -23,10 +23,12 @@ from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder, TransformerDecoder
 from rtdetr_tool.families.rtdetr.model.detector import RTDETR
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
+from rtdetr_tool.families.rtdetr.model.encoder import EncoderOutput, HybridEncoder
 from rtdetr_tool.families.rtdetr.model.radio import RadioOutput, RadioViT, radio_weights
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.decoder_layer import DecoderLayer
 from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.layers import modules_of_type
 from rtdetr_tool.ops.structures import Predictions, Target
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -45,23 +47,26 @@ class FoundationRTDETR(RTDETR):
     static_batch = 1  # what TAO exports; its engines and parsers expect no other
 
     def __init__(
-        self, backbone: nn.Module, encoder: HybridEncoder, decoder: RTDETRDecoder, frozen_radio: FrozenRadio
+        self, backbone: ImageBackbone, encoder: HybridEncoder, decoder: RTDETRDecoder, frozen_radio: FrozenRadio
     ) -> None:
         super().__init__(backbone, encoder, decoder)
         plain = decoder.decoder
-        decoder.decoder = ImageQueryDecoder(plain.layers, plain.eval_idx, frozen_radio.summary_dim, decoder.hidden_dim)
+        layers = modules_of_type(plain.layers, DecoderLayer)
+        decoder.decoder = ImageQueryDecoder(layers, plain.eval_idx, frozen_radio.summary_dim, decoder.hidden_dim)
         self.frozen_radio = frozen_radio
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """As `RTDETR.forward`."""
-        found = self.frozen_radio(images)
-        return self.decoder(self._maps(images, found), targets, found.summary)
+        found: RadioOutput = self.frozen_radio(images)
+        predictions: Predictions = self.decoder(self._maps(images, found), targets, found.summary)
+        return predictions
 
     def features(self, images: Tensor) -> list[Tensor]:
         return self._maps(images, self.frozen_radio(images))
 
     def _maps(self, images: Tensor, found: RadioOutput) -> list[Tensor]:
-        return self.encoder([*self.backbone(images), found.spatial]).maps
+        fused: EncoderOutput = self.encoder([*self.backbone(images), found.spatial])
+        return fused.maps
 
     def load_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Load RADIO's tensors where a detector's file holds some (TAO's do); the other tensors are given back.
@@ -82,6 +87,9 @@ class FrozenRadio(nn.Module):
     The transformer is kept out of the module tree: it follows its owner to a device and into copies, and whatever walks
     over modules, parameters or the state dict (train, freeze, optimizers, EMA, DDP, checkpoints) does not see it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, vit: RadioViT) -> None:
         super().__init__()
@@ -130,12 +138,14 @@ class FrozenRadio(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What `to`, `cuda`, `float` and the like call; without weights there is nothing to move."""
         if self.loaded_from is not None:
-            self.vit._apply(fn)
-        return super()._apply(fn, recurse)
+            self.vit._apply(fn)  # type: ignore[no-untyped-call]  # not annotated in torch
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class ImageQueryDecoder(TransformerDecoder):
     """In each layer one more query, made from RADIO's summary, with the whole image as its box."""
+
+    whole_image: Tensor
 
     def __init__(self, layers: Iterable[DecoderLayer], eval_idx: int, summary_dim: int, hidden_dim: int) -> None:
         super().__init__(layers, eval_idx)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class RadioViT(nn.Module):
         super().__init__()
         self.width, self.patch_size, self.summary_tokens = width, patch_size, summary_tokens
         self.patch_generator = PatchGenerator(width, patch_size, grid, num_tokens)
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm asks for a class, but any function serves
         self.blocks = nn.Sequential(*(Block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
 
     @property
