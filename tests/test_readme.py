@@ -43,8 +43,7 @@ def test_a_command_parses_and_its_spec_is_valid(words, monkeypatch):
     if words[1] == "default_specs":
         assert options.spec_command in cli.AVAILABLE
         return
-    if words[1] == "report":
-        assert options.folders
+    if words[1] in ("init", "report"):
         return
     loaded = read_spec(options.experiment_spec_file, options.overrides, words[1])
     assert all(_lookup(loaded.explicit, text.split("=")[0]) is not None for text in options.overrides)
@@ -92,7 +91,7 @@ def small_demo(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_readme_runs_as_written_from_spec_to_annotated_pictures(small_demo, capsys):
     small = ["train.num_epochs=1", "train.checkpoint_interval=1", "train.validation_interval=1", "dataset.workers=0"]
-    for words in commands("rtdetr")[:4]:
+    for words in [words for words in commands("rtdetr") if words[1] != "init"][:4]:
         extra = [] if words[1] == "default_specs" else small
         assert cli.main([*words[1:], *extra]) == 0, words
     assert (small_demo / "train.yaml").stat().st_size > 1000

@@ -134,6 +134,11 @@ _COMMANDS = (
         "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
     ),
     Command(
+        "init",
+        "write a training spec for a dataset, with the reason for each value",
+        "rtdetr init path/to/dataset -o spec.yaml",
+    ),
+    Command(
         "report",
         "compare runs in one HTML page: scores, curves and differences of their specs",
         "rtdetr report results/baseline results/larger -o comparison",
