@@ -202,7 +202,8 @@ class DistillationLoss(nn.Module):
     def _pairs(self, student: Predictions, teacher: Predictions, objects: PaddedTargets) -> Matched:
         if self.classes is None:
             return match_queries(self.matcher, student, teacher, objects)
-        student_index, teacher_index = (list(indices) for indices in zip(*self.classes, strict=True))
+        index = torch.tensor(list(self.classes)).to(teacher.logits.device, non_blocking=True)
+        student_index, teacher_index = index.unbind(1)
         logits = teacher.logits.new_full((*teacher.logits.shape[:2], student.logits.shape[-1]), _ABSENT)
         logits[..., student_index] = teacher.logits[..., teacher_index]
         pairs = match_queries(self.matcher, student, Predictions(logits, teacher.boxes), objects)
@@ -226,17 +227,16 @@ def match_queries(
         student_logits, student_boxes = student.layer_logits, student.layer_boxes
     else:
         student_logits, student_boxes = student.logits[None], student.boxes[None]
-    student_matches = matcher(student_logits.detach(), student_boxes.detach(), objects)
-    teacher_matches = matcher(logits[None], boxes[None], objects)
+    student_matches, teacher_matches = matcher.match(
+        [(student_logits.detach(), student_boxes.detach()), (logits[None], boxes[None])], objects
+    )
     query_of = torch.full_like(objects.labels, -1)  # teacher query per object; it may have fewer queries than objects
     query_of[teacher_matches.image, teacher_matches.target] = teacher_matches.query
-    query = query_of[student_matches.image, student_matches.target]
-    pair = query >= 0
-    stage, image, target = (
-        index[pair] for index in (student_matches.stage, student_matches.image, student_matches.target)
-    )
-    query, rows = query[pair], (stage, image, student_matches.query[pair])
-    scores = logits[image, query, objects.labels[image, target]].float().sigmoid()
+    stage, image, target = student_matches.stage, student_matches.image, student_matches.target
+    query, rows = query_of[image, target], (stage, image, student_matches.query)
+    has_teacher = query >= 0  # selecting by it would make the host wait for the device; the others weigh nothing
+    query = query.clamp(min=0)
+    scores = logits[image, query, objects.labels[image, target]].float().sigmoid() * has_teacher
     overlap = box_iou(cxcywh_to_xyxy(boxes[image, query]), cxcywh_to_xyxy(objects.boxes[image, target]))
     return Matched(
         student_logits[rows], student_boxes[rows], logits[image, query], boxes[image, query], scores * overlap

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from rtdetr_tool.losses.assignment import assign_batch
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_box_iou
 from rtdetr_tool.ops.structures import Target
+
+Stack = tuple[Tensor, Tensor]  # logits [S, B, Q, C], boxes [S, B, Q, 4] cxcywh 0..1
 
 
 @dataclass
@@ -66,20 +66,27 @@ class HungarianMatcher:
         self.class_cost, self.bbox_cost, self.giou_cost = class_cost, bbox_cost, giou_cost
         self.alpha, self.gamma = alpha, gamma
 
-    @torch.no_grad()
     def __call__(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Matches:
         """Match logits [S, B, Q, C] and boxes [S, B, Q, 4] cxcywh 0..1, with one copy to the host and one back."""
-        stages = logits.shape[0]
+        return self.match([(logits, boxes)], targets)[0]
+
+    @torch.no_grad()
+    def match(
+        self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int = 1, extra: Sequence[Tensor] = ()
+    ) -> list[Matches]:
+        """One `Matches` per stack, with one copy to the host and one back for all of them.
+
+        Args:
+            stacks: logits [S, B, G * Q, C] and boxes [S, B, G * Q, 4] cxcywh 0..1; sizes may differ between stacks.
+            groups: groups of queries. Within each, every object has one match.
+            extra: one more cost [S, B, G * Q, M] per stack, or nothing.
+        """
+        device = stacks[0][0].device
         if not any(targets.counts):
-            return Matches(*torch.zeros(4, 0, dtype=torch.long, device=logits.device))
-        cost = self.cost(logits, boxes, targets).cpu().numpy()
-        rows = []
-        for stage in range(stages):
-            for image, count in enumerate(targets.counts):
-                query, target = assign(cost[stage, image, :, :count])
-                rows.append(np.stack([np.full_like(query, stage), np.full_like(query, image), query, target]))
-        index = torch.from_numpy(np.concatenate(rows, axis=1))
-        return Matches(*index.to(logits.device, non_blocking=True))
+            return [Matches(*torch.zeros(4, 0, dtype=torch.long, device=device)) for _ in stacks]
+        costs = [self.cost(logits, boxes, targets) for logits, boxes in stacks]  # [S, B, G * Q, M] each
+        costs = [cost + more for cost, more in zip(costs, extra, strict=True)] if extra else costs
+        return [Matches(*pairs) for pairs in assign_batch(costs, targets.counts, groups)]
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
         """Matching cost [S, B, Q, M]; columns of padding are meaningless."""
@@ -96,17 +103,3 @@ class HungarianMatcher:
         present = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         absent = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
         return present - absent
-
-
-def assign(cost: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(rows, columns) of the assignment with the lowest cost; cost is [queries, objects].
-
-    Queries with non-finite costs are matched first, so that the loss is not finite either and the training loop reports
-    it (`training.step_guard`).
-    """
-    finite = np.isfinite(cost).all(axis=1)
-    if finite.all():
-        rows, columns = linear_sum_assignment(cost)
-        return rows, columns
-    pairs = min(cost.shape)
-    return np.argsort(finite, kind="stable")[:pairs], np.arange(pairs)

@@ -39,15 +39,33 @@ def postprocess(predictions: Predictions, targets: Sequence[Target], num_select:
 
     Only `box_scale` and `original_size` of the targets are used. The result stays on the device of `predictions`.
     """
+    rows, query = detection_rows(predictions, targets, num_select)
+    return split_rows(rows, query, predictions.masks, targets)
+
+
+def detection_rows(predictions: Predictions, targets: Sequence[Target], num_select: int) -> tuple[Tensor, Tensor]:
+    """The detections of a batch as one tensor, which a single copy takes to the host: xyxy, score, label [B, K, 6].
+
+    Also returns the query of each, [B, K]. Labels are exact in float32 up to 2^24.
+    """
     scores, labels, query = top_pairs(predictions.logits, num_select)
     boxes = _boxes_of(predictions, query)
-    scale = boxes.new_tensor([target.box_scale * 2 for target in targets])  # [B, 4] x, y, x, y
-    limit = boxes.new_tensor([(target.original_size[1], target.original_size[0]) * 2 for target in targets])
+    heights_widths = [target.original_size for target in targets]
+    frame = torch.tensor(
+        [[target.box_scale * 2 for target in targets], [(width, height) * 2 for height, width in heights_widths]],
+        dtype=boxes.dtype,
+    )
+    scale, limit = frame.to(boxes.device, non_blocking=True).unbind()  # [B, 4] x, y, x, y each
     boxes = (cxcywh_to_xyxy(boxes) * scale[:, None]).clamp(min=0)
     boxes = torch.minimum(boxes, limit[:, None])
-    results = [Detections(b, s, c) for b, s, c in zip(boxes, scores, labels, strict=True)]
-    if predictions.masks is not None:
-        for detections, masks, index, target in zip(results, predictions.masks, query, targets, strict=True):
+    return torch.cat([boxes, scores[..., None], labels[..., None].to(boxes.dtype)], dim=-1), query
+
+
+def split_rows(rows: Tensor, query: Tensor, masks: Tensor | None, targets: Sequence[Target]) -> list[Detections]:
+    """`detection_rows` of a batch as detections of each image, on the device of `rows`; masks stay where they are."""
+    results = [Detections(row[:, :4], row[:, 4], row[:, 5].long()) for row in rows]
+    if masks is not None:
+        for detections, logits, index, target in zip(results, masks, query, targets, strict=True):
             canvas = (round(target.box_scale[1]), round(target.box_scale[0]))
-            detections.masks = InstanceMasks(masks, index, canvas, target.original_size)
+            detections.masks = InstanceMasks(logits, index, canvas, target.original_size)
     return results

@@ -20,10 +20,11 @@ _REACH = 2.0  # radius of the kernel, in pixels of the smaller grid
 def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
     """[..., h, w, D] -> [..., height, width, D] in float32; pixel centers at half integers."""
     old_height, old_width = int(grid.shape[-3]), int(grid.shape[-2])  # int(): tracing would keep tensors
-    rows = resize_matrix(old_height, height).to(grid.device)
-    columns = resize_matrix(old_width, width).to(grid.device)
-    tall: Tensor = (rows @ grid.float().flatten(-2)).unflatten(-1, (old_width, -1))  # [..., height, w, D]
-    return columns @ tall
+    rows = resize_matrix(old_height, height).to(grid.device, non_blocking=True)
+    columns = resize_matrix(old_width, width).to(grid.device, non_blocking=True)
+    with torch.autocast(grid.device.type, enabled=False):
+        tall: Tensor = (rows @ grid.float().flatten(-2)).unflatten(-1, (old_width, -1))  # [..., height, w, D]
+        return columns @ tall
 
 
 def resize_matrix(old: int, new: int) -> Tensor:

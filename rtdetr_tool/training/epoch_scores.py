@@ -13,7 +13,7 @@ from torch.func import functional_call
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.metrics.result import CocoResult
-from rtdetr_tool.ops.postprocess import postprocess
+from rtdetr_tool.ops.postprocess import detection_rows, split_rows
 from rtdetr_tool.ops.structures import Batch, Predictions
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.callbacks.ema import average_of
@@ -56,7 +56,8 @@ class EpochScores:
             self._add(self._raw_evaluator, batch, functional_call(detector, self._raw_weights, (images,)))
 
     def _add(self, evaluator: CocoEvaluator, batch: Batch, predictions: Predictions) -> None:
-        detections = postprocess(predictions, batch.targets, self.spec.model.num_select)
+        rows, query = detection_rows(predictions, batch.targets, self.spec.model.num_select)
+        detections = split_rows(rows.cpu(), query, predictions.masks, batch.targets)
         evaluator.update([target.image_id for target in batch.targets], detections)
 
     def compute(self, trainer: Trainer, phase: str) -> dict[str, float | None]:

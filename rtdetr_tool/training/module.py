@@ -20,6 +20,7 @@ from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.layers import count_batch, count_together
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
@@ -61,6 +62,7 @@ class DetectorModule(ScoredModule):
         num_classes = cast(int, spec.dataset.num_classes)
         detector = build_detector(spec.model, num_classes, activation_checkpoint=spec.train.activation_checkpoint)
         logger.info("%s", freeze(detector, resolved, spec))
+        count_together(detector)
         self.class_map = class_map
         self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
@@ -137,6 +139,7 @@ class DetectorModule(ScoredModule):
         guard = guard_of(self)
         guard.begin()
         losses = self.compute_losses(batch)
+        count_batch(self.detector)
         loss = losses["loss"]
         finite = guard.check_loss(loss)  # epoch means ignore losses that are not finite
         self.last_loss = torch.where(finite, loss.detach(), 0.0 if self.last_loss is None else self.last_loss)
@@ -145,7 +148,8 @@ class DetectorModule(ScoredModule):
         terms = {name: losses[name].detach() for name in self.logged_terms if name in losses}
         terms = {f"train_{name}": torch.where(finite, term, 0.0) for name, term in terms.items()}
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        self.log("lr", self._main_rate(), on_step=True, on_epoch=False, batch_size=len(batch))
+        rate = torch.full((), self._main_rate(), device=self.device)  # Lightning would copy a number, and wait for it
+        self.log("lr", rate, on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

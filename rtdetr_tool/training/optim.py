@@ -99,15 +99,16 @@ def build_optimizer(
     """AdamW (`momentum` is its first beta) or SGD with momentum.
 
     The fused kernels do the same arithmetic in one pass (three times faster on a CPU). They unscale gradients
-    themselves, so they do not work with fp16 loss scaling combined with gradient clipping.
+    themselves, so they do not work with fp16 loss scaling combined with gradient clipping. Without them torch chooses:
+    on a GPU a few kernels for all weights (with `fused=False` it would loop over them).
     """
     groups = list(groups)
     if not groups:
         raise SpecError("Nothing to train: train.freeze and model.train_backbone freeze all weights")
     if name == "AdamW":
-        return torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)
+        return torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused or None)
     if name == "SGD":
-        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, fused=fused)
+        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, fused=fused or None)
     raise SpecError(f"train.optim.optimizer: {name!r} is invalid; expected AdamW or SGD")
 
 

@@ -8,6 +8,7 @@ import torch
 
 from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion, iou_aware_bce
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
+from rtdetr_tool.losses import assignment
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.matcher import PaddedTargets
 from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
@@ -83,13 +84,13 @@ def test_the_weight_of_an_unmatched_entry_passes_a_gradient_and_the_target_of_a_
 def test_every_group_matches_each_object_once_with_one_copy_to_the_host(monkeypatch):
     predictions = random_predictions()
     copies = []
-    original = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.shape) or original(tensor))
+    to_host = assignment._to_host
+    monkeypatch.setattr(assignment, "_to_host", lambda parts: copies.append(len(parts)) or to_host(parts))
     stacks = [
         (predictions.layer_logits, predictions.layer_boxes),
         (predictions.encoder_logits[None], predictions.encoder_boxes[None]),
     ]
-    layers, encoder = GroupMatcher().match_groups(stacks, PaddedTargets.of(TARGETS), GROUPS)
+    layers, encoder = GroupMatcher().match(stacks, PaddedTargets.of(TARGETS), GROUPS)
     assert len(copies) == 1
     for matches, stages in ((layers, 2), (encoder, 1)):
         rows = torch.stack([matches.stage, matches.image, matches.query // QUERIES, matches.target], 1).tolist()
@@ -100,7 +101,7 @@ def test_every_group_matches_each_object_once_with_one_copy_to_the_host(monkeypa
 def test_a_group_is_matched_as_if_it_were_alone():
     predictions, padded = random_predictions(), PaddedTargets.of(TARGETS)
     logits, boxes = predictions.layer_logits, predictions.layer_boxes
-    together = GroupMatcher().match_groups([(logits, boxes)], padded, GROUPS)[0]
+    together = GroupMatcher().match([(logits, boxes)], padded, GROUPS)[0]
     for group in range(GROUPS):
         part = slice(group * QUERIES, (group + 1) * QUERIES)
         alone = GroupMatcher()(logits[:, :, part], boxes[:, :, part], padded)

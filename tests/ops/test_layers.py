@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,9 @@ from rtdetr_tool.ops.layers import (
     FixedBatchNorm2d,
     RepVggBlock,
     build_activation,
+    count_batch,
+    count_together,
+    fix_batch_norms,
     fold_batch_norms,
     fuse_reparameterized,
 )
@@ -115,3 +120,56 @@ def test_an_mlp_has_an_activation_between_its_layers_only():
     with torch.no_grad():
         mlp.layers[-1].bias.fill_(-100)
         assert (mlp(torch.rand(4, 2)) < 0).all()
+
+
+def random_norm(channels: int = 8) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            tensor.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    return norm.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fixed_norm_stays_in_the_dtype_of_its_input_and_keeps_nothing_of_it(dtype):
+    norm = random_norm()
+    fixed, x = FixedBatchNorm2d(norm), torch.randn(2, 8, 4, 4).to(dtype).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        found = fixed(x)
+    assert found.dtype == dtype and max(kept, default=0) <= 8
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    torch.testing.assert_close(found.float(), norm(x.float()), **tolerance)
+
+
+def test_a_fixed_norm_follows_its_buffers():
+    first, second = random_norm(), random_norm()
+    fixed, x = FixedBatchNorm2d(first), torch.randn(2, 8, 4, 4)
+    with torch.inference_mode():
+        fixed(x)
+    fixed.load_state_dict(second.state_dict(), strict=False)
+    torch.testing.assert_close(fixed(x), second(x))
+    with torch.no_grad():
+        fixed.bias.add_(1.0)
+    torch.testing.assert_close(fixed(x), second(x) + 1.0)
+    copied = copy.deepcopy(fixed).double()
+    torch.testing.assert_close(copied(x.double()).float(), second(x) + 1.0)
+    replaced = torch.func.functional_call(fixed, {"bias": first.bias.detach()}, (x,))
+    torch.testing.assert_close(replaced, second(x) + (first.bias - second.bias)[:, None, None])
+
+
+def test_norms_counted_together_compute_and_count_as_before():
+    torch.manual_seed(0)
+    alone = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8))
+    together = copy.deepcopy(alone)
+    count_together(together)
+    together[2].eval(), alone[2].eval()
+    for _ in range(3):
+        x = torch.randn(2, 3, 4, 4)
+        torch.testing.assert_close(together(x), alone(x))
+        count_batch(together)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, together.state_dict()[name]), name
+    assert together[1].num_batches_tracked == 3 and together[2].num_batches_tracked == 0
+    assert fix_batch_norms(together) == 2

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdetr_tool.losses.criterion import SetCriterion, count_objects
 from rtdetr_tool.losses.functional import sum_by_stage
 from rtdetr_tool.losses.masks import MaskLoss, TrueMasks, factors_of
-from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets, assign
+from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
 from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target, TrainingPredictions
 
 _LEAST_TARGET = 0.01  # of a matched class, however bad its box
-
-Stack = tuple[Tensor, Tensor]  # logits [S, B, G * Q, C], boxes [S, B, G * Q, 4] cxcywh 0..1
-
 
 class GroupMatcher(HungarianMatcher):
     """The Hungarian matching within each group of queries; its class cost has no floor under small probabilities."""
@@ -36,39 +31,6 @@ class GroupMatcher(HungarianMatcher):
         present = self.alpha * (1 - probability) ** self.gamma * F.softplus(-logits)
         absent = (1 - self.alpha) * probability**self.gamma * F.softplus(logits)
         return present - absent
-
-    @torch.no_grad()
-    def match_groups(
-        self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int, further: Sequence[Tensor] = ()
-    ) -> list[Matches]:
-        """One `Matches` per stack; the stacks may differ in queries. One copy to the host, one back.
-
-        `further`, if any, are costs of other things than boxes and classes, one for each stack.
-        """
-        device = stacks[0][0].device
-        if not any(targets.counts):
-            return [Matches(*torch.zeros(4, 0, dtype=torch.long, device=device)) for _ in stacks]
-        costs = [self.cost(logits, boxes, targets) for logits, boxes in stacks]  # [S, B, G * Q, M] each
-        costs = [cost + more for cost, more in zip(costs, further, strict=True)] if further else costs
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        found, first = [], 0
-        for cost in costs:
-            found.append(_pairs(flat[first : first + cost.numel()].reshape(cost.shape), targets.counts, groups))
-            first += cost.numel()
-        together = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
-        return [Matches(*part) for part in torch.split(together, [pairs.shape[1] for pairs in found], dim=1)]
-
-
-def _pairs(cost: NDArray[np.floating], counts: Sequence[int], groups: int) -> NDArray[np.int64]:
-    """(stage, image, query, object) of every match [4, P]; cost [S, B, G * Q, M]."""
-    queries = cost.shape[2] // groups
-    rows = []
-    for stage in range(cost.shape[0]):
-        for image, count in enumerate(counts):
-            for first in range(0, groups * queries, queries):
-                query, target = assign(cost[stage, image, first : first + queries, :count])
-                rows.append(np.stack([np.full_like(query, stage), np.full_like(query, image), query + first, target]))
-    return np.concatenate(rows, axis=1)
 
 
 class RFDETRCriterion(SetCriterion):
@@ -116,7 +78,7 @@ class RFDETRCriterion(SetCriterion):
         if self.mask_loss is not None:
             masks, truth = self._mask_stacks(predictions), TrueMasks.of(targets)
             further = self.mask_loss.costs(masks, truth)
-        found = self.matcher.match_groups([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
+        found = self.matcher.match([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
         losses: dict[str, Tensor] = {}
         for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, found, strict=True):
             losses |= self._losses(logits, boxes, matches, padded, normalizer, names)

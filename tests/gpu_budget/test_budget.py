@@ -1,0 +1,97 @@
+"""Every kind of detector stays within its budget of kernels and waits on a GPU, which the pretended device counts.
+
+A change that slows the step down on GPUs fails here, on machines without one. Lower a budget when a change saves
+kernels; raise one only for a reason that the commit gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from rtdetr_tool.training.optim import build_optimizer
+from tests.gpu_budget.pretended_cuda import (
+    BLOCKING_COPY,
+    EVENT_WAIT,
+    HOST_INDEX,
+    MASK,
+    SYNC,
+    WAIT,
+    CudaTensor,
+    PretendedCuda,
+)
+from tests.gpu_budget.scenarios import MODELS, STEPS, Cost, OnDevice, build_module
+
+# Kernels of a step by model: train (without the optimizer), validate, predict.
+KERNELS = {
+    "R18": (1740, 650, 400),
+    "R50 with frozen norms": (2580, 945, 650),
+    "R18 discrete": (1745, 710, 460),
+    "R18 with RADIO": (1945, 735, 460),
+    "RF-DETR Nano": (1800, 545, 325),
+    "RF-DETR Seg Nano": (2575, 755, 425),
+    "R18 distilled": (2445, 650, 400),
+}
+OPTIMIZER_KERNELS = 30
+# Waits of the host per step: the matching (and the teacher's), and the flags of the step before, which have arrived.
+# In validation: the matching of the validation loss, and the detections.
+WAITS = {"train": 2, "validate": 2, "predict": 13}
+EXTRA_WAITS = {("R18 distilled", "train"): 1, ("RF-DETR Seg Nano", "predict"): 4}
+QUICK = ("R18", "RF-DETR Nano")
+
+
+@pytest.fixture(scope="module", params=[p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in MODELS])
+def costs(request) -> Iterator[tuple[str, dict[str, Cost]]]:
+    torch.set_num_threads(1)
+    name, module = request.param, build_module(request.param)
+    with PretendedCuda(strict=True) as device:  # strict: tensors on different devices raise
+        on_device = OnDevice(device, module)
+        yield name, {step: run(on_device) for step, run in STEPS.items()}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_launches_no_more_kernels_than_its_budget(costs, step):
+    name, by_step = costs
+    budget = KERNELS[name][list(STEPS).index(step)]
+    assert 0.97 * budget < by_step[step].kernels <= budget, "lower the budget if a change saved kernels"
+    assert by_step[step].optimizer <= OPTIMIZER_KERNELS
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_waits_for_the_device_no_more_than_it_must(costs, step):
+    name, by_step = costs
+    waits = (WAIT, EVENT_WAIT, SYNC)
+    assert by_step[step].number_of(*waits) <= WAITS[step] + EXTRA_WAITS.get((name, step), 0), by_step[step].places(
+        *waits
+    )
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_makes_no_blocking_copy_and_selects_by_no_mask(costs, step):
+    kinds = (BLOCKING_COPY, HOST_INDEX, MASK)
+    assert costs[1][step].places(*kinds) == []
+
+
+def test_the_loss_on_the_pretended_device_is_computed(costs):
+    """The counts mean something only if the step computes the real thing."""
+    loss = costs[1]["train"].result
+    assert isinstance(loss, CudaTensor) and loss.elem.isfinite() and loss.elem > 0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fused", "budget"), [("SGD", True, 30), ("SGD", False, 30), ("AdamW", False, 50)]
+)
+def test_optimizers_without_fused_kernels_do_not_loop_over_the_weights(optimizer, fused, budget):
+    """fp16 cannot use the fused ones. `fused=False` made torch launch 2399 kernels for R18's AdamW."""
+    module = build_module("R18")
+    with PretendedCuda() as device:
+        OnDevice(device, module)
+        step = build_optimizer(optimizer, module.parameter_groups(), momentum=0.9, fused=fused)
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        step.step()
+        with device.count() as count:
+            step.step()
+    assert 0 < count.kernels <= budget
