@@ -221,7 +221,7 @@ def fix_batch_norms(module: nn.Module) -> int:
     """Replace every BatchNorm2d in `module` with a FixedBatchNorm2d, in place; returns the number of norms."""
     count = 0
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm2d, UncountedBatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d) and type(child) in (nn.BatchNorm2d, UncountedBatchNorm2d):
             setattr(module, name, FixedBatchNorm2d(child))
             count += 1
         else:

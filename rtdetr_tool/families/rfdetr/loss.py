@@ -23,6 +23,7 @@ from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target, Trainin
 
 _LEAST_TARGET = 0.01  # of a matched class, however bad its box
 
+
 class GroupMatcher(HungarianMatcher):
     """The Hungarian matching within each group of queries; its class cost has no floor under small probabilities."""
 
