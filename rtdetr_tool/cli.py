@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import re
 import sys
 import tempfile
@@ -67,6 +68,10 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `rtdetr`; returns the exit code. Without `arguments` it is the program, which ends with it."""
+    if "_ARGCOMPLETE" in os.environ:
+        from rtdetr_tool.completion import complete
+
+        complete(build_command_parser)
     program = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if program:

@@ -19,7 +19,7 @@ LAYERS = (
     ("redaction",),
     ("errors", "files", "log", "messages", "status", "version", "catalog"),
     ("spec",),
-    ("ops", "checkpoints"),
+    ("ops", "checkpoints", "completion"),
     ("data", "models", "losses", "metrics"),
     ("families",),
     ("visualize",),
@@ -34,7 +34,7 @@ SHARED = LAYERS[LEVEL["models"]]
 ENTRANCES = LAYERS[-1]  # the package's doors: they lead to one another
 
 # Rooms that answer without torch: help, a wrong spec and default_specs come from these.
-WITHOUT_TORCH = (*LAYERS[0], *LAYERS[1], "spec", "cli", "__init__", "__main__")
+WITHOUT_TORCH = (*LAYERS[0], *LAYERS[1], "spec", "completion", "cli", "__init__", "__main__")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "transformers", "onnx", "onnxruntime")
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -144,6 +144,11 @@ _COMMANDS = (
         "rtdetr report results/baseline results/larger -o comparison",
     ),
     Command(
+        "completion",
+        "print the code that makes a shell complete commands, spec fields and their values",
+        'eval "$(rtdetr completion bash)"',
+    ),
+    Command(
         "default_specs",
         "print or write the commented default spec of a command, or its JSON Schema",
         "rtdetr default_specs train -o train.yaml",

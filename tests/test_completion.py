@@ -1,0 +1,88 @@
+"""Completion of commands, options, spec fields and values, asked for as argcomplete's shell code does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rtdetr_tool import cli
+from rtdetr_tool.completion import override_completions
+from rtdetr_tool.spec.commands import AVAILABLE
+
+
+def completions(line: str, folder=None) -> list[str]:
+    """What the program answers for a command line with the cursor at its end."""
+    separator = "\x0b"
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": separator,
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "0",
+        "_ARGCOMPLETE_SHELL": "zsh",
+        "_ARGCOMPLETE_STDOUT_FILENAME": os.devnull,
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    read, write = os.pipe()
+    code = f"import os; os.dup2({write}, 8); from rtdetr_tool.cli import main; main()"
+    environment.pop("_ARGCOMPLETE_STDOUT_FILENAME")
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, pass_fds=(write,), check=False)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        answers = [text for text in stream.read().split(separator) if text]
+    return [re.split(r"(?<!\\):", text)[0].strip() for text in answers]  # zsh: `completion:description`
+
+
+def test_commands_complete():
+    found = {text.strip() for text in completions("rtdetr ")}
+    assert set(AVAILABLE) <= found
+    assert {text.strip() for text in completions("rtdetr exp")} == {"export"}
+
+
+def test_fields_of_the_sections_of_a_command_complete():
+    assert "train.num_epochs=" in completions("rtdetr train -e spec.yaml train.num")
+    assert completions("rtdetr evaluate -e spec.yaml train.num") == []
+    assert set(completions("rtdetr train -e spec.yaml dataset.augmentation.train_sp")) == {
+        "dataset.augmentation.train_spatial_size="
+    }
+
+
+def test_values_complete(tmp_path):
+    (tmp_path / "model.pth").write_text("")
+    assert [text.strip() for text in completions("rtdetr train -e s.yaml train.precision=b")] == [
+        "train.precision=bf16"
+    ]
+    found = completions("rtdetr evaluate -e s.yaml evaluate.checkpoint=mod", tmp_path)
+    assert [text.strip() for text in found] == ["evaluate.checkpoint=model.pth"]
+
+
+def test_specs_complete_as_files(tmp_path):
+    for name in ("spec.yaml", "spec.png", "spec.json"):
+        (tmp_path / name).write_text("")
+    found = {text.strip() for text in completions("rtdetr train -e sp", tmp_path)}
+    assert found == {"spec.yaml", "spec.json"}
+
+
+def test_every_option_of_a_field_completes_and_nothing_else():
+    train = AVAILABLE["train"]
+    assert override_completions(train, "train.enable_ema=") == ["train.enable_ema=true", "train.enable_ema=false"]
+    assert override_completions(train, "train.enable_ema=t") == ["train.enable_ema=true"]
+    assert override_completions(train, "train.num_epochs=") == []
+    assert override_completions(train, "nothing=") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_code_for_a_shell_is_printed_and_valid(shell, capsys, tmp_path):
+    assert cli.main(["completion", shell]) == 0
+    code = capsys.readouterr().out
+    assert "rtdetr" in code
+    if (program := shutil.which(shell)) is not None:
+        (tmp_path / "code").write_text(code)
+        run = subprocess.run([program, "-n", str(tmp_path / "code")], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
