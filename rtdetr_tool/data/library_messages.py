@@ -23,7 +23,7 @@ def keep_off_the_terminal() -> None:
     Unreadable images still raise an exception. Existing warning filters, of the user or for a log file, take
     precedence.
     """
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
+    warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
     handler = _LOG_HANDLER if sys.platform == "linux" else None  # elsewhere a va_list may not be a pointer
     for setter in _libtiff_setters():
         setter(handler)

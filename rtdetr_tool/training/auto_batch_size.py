@@ -103,7 +103,7 @@ def _fits_cpu(module: DetectorModule, count: int, device: torch.device) -> bool:
         module.compute_losses(trial_batch(module, min(count, 2), device))
     activations = 2 * sum(saved.values()) * count / min(count, 2)  # and their gradients
     needed = activations + 4 * sum(weights.values())  # gradients and the optimizer's state
-    return needed <= _MEMORY_SHARE * free_memory()
+    return bool(needed <= _MEMORY_SHARE * free_memory())
 
 
 def _step(module: DetectorModule, count: int, device: torch.device) -> None:

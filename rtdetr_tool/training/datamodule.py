@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+import torch
 
 from rtdetr_tool.data.build import (
     build_eval_dataset,
@@ -15,7 +15,9 @@ from rtdetr_tool.data.build import (
     scoring_of,
 )
 from rtdetr_tool.data.inspection import check_before_training
+from rtdetr_tool.data.loader import DetectionLoader
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.distributed import broadcast_object, rank, world_size
 
@@ -67,15 +69,20 @@ class DetectionDataModule(pl.LightningDataModule):
         """The classes of the training data, or of another split if only that is built."""
         for split in ("train", "val", "test"):
             if split in self._datasets:
-                return self._datasets[split].class_map
-        return self.dataset("train").class_map
+                return self._class_map_of(split)
+        return self._class_map_of("train")
+
+    def _class_map_of(self, split: str) -> ClassMap:
+        class_map: ClassMap = self.dataset(split).class_map
+        return class_map
 
     @property
     def class_names(self) -> list[str]:
         """The names of `class_map`, by class index."""
         return [entry.name for entry in self.class_map.entries]
 
-    def _loader(self, split: str) -> DataLoader:
+    def loader(self, split: str) -> DetectionLoader:
+        """A new loader of this process's share of a split."""
         dataset, training = self.dataset(split), split == "train"
         if training:  # with a negative seed, each process has drawn its own
             dataset.seed = broadcast_object(dataset.seed)
@@ -84,17 +91,24 @@ class DetectionDataModule(pl.LightningDataModule):
             _pad_indices(loader.sampler, len(dataset))
         return loader
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
+    def train_dataloader(self) -> DetectionLoader:
+        loader = self.loader("train")
+        trainer: Any = self.trainer  # which does not declare the attribute
+        if trainer is not None:  # short epochs are logged too
+            trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, len(loader)))
+        return loader
 
-    def val_dataloader(self) -> DataLoader | list:
-        return self._loader("val") if self.spec.dataset.val_data_sources else []
+    def val_dataloader(self) -> DetectionLoader | list[DetectionLoader]:
+        return self.loader("val") if self.spec.dataset.val_data_sources else []
 
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
+    def test_dataloader(self) -> DetectionLoader:
+        return self.loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
-        return self._loader("predict")
+    def predict_dataloader(self) -> DetectionLoader:
+        return self.loader("predict")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device, non_blocking=True) if isinstance(batch, Batch) else batch
 
 
 def _pad_indices(sampler: Any, count: int) -> None:

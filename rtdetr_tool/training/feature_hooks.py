@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,15 +21,31 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
 
 
-def _levels_before_fusion(output: Any) -> Sequence[Tensor]:
+class FusedLevels(Protocol):
+    """What an encoder that mixes its levels (`Detector.fuses_levels`) returns."""
+
+    @property
+    def maps(self) -> Sequence[Tensor]:
+        """The levels that the decoder reads."""
+
+    @property
+    def projected(self) -> Sequence[Tensor]:
+        """The levels before they are mixed."""
+
+
+def _levels_before_fusion(output: FusedLevels) -> Sequence[Tensor]:
     return output.projected[: len(output.maps)]  # a frozen foundation model adds a level that the decoder never sees
+
+
+def _levels_of_decoder(output: FusedLevels | list[Tensor]) -> Sequence[Tensor]:
+    return output if isinstance(output, list) else output.maps
 
 
 # Name -> (module, function from the module's output to its levels).
 _NAMED: dict[str, tuple[str, Callable[[Any], Sequence[Tensor]]]] = {
     "bb_feats": ("backbone", list),
     "srcs": ("encoder", _levels_before_fusion),
-    "dsrcs": ("encoder", lambda output: getattr(output, "maps", output)),
+    "dsrcs": ("encoder", _levels_of_decoder),
 }
 
 

@@ -102,7 +102,7 @@ def dry_run(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionD
     module.load_initial_weights()
     module.to(device).train()
     module.configure_optimizers()
-    batch = next(iter(datamodule.train_dataloader())).to(device)
+    batch = next(iter(datamodule.loader("train"))).to(device)
     with trainer.precision_plugin.forward_context():
         loss = module.compute_losses(batch)["loss"]
     loss.backward()
@@ -110,7 +110,7 @@ def dry_run(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionD
     metrics: dict[str, float | None] = {"train_loss": loss.item()}
     if spec.dataset.val_data_sources:
         module.eval()
-        batch = next(iter(datamodule.val_dataloader())).to(device)
+        batch = next(iter(datamodule.loader("val"))).to(device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             predictions = module.detector(module.prepare_images(batch, multi_scale=False))
             metrics["val_loss"] = module.criterion(predictions, batch.targets)["loss"].item()

@@ -79,7 +79,8 @@ class DetectorModule(ScoredModule):
 
     def forward(self, images: Tensor) -> Predictions:
         """Raw predictions for float images 0..1, [B, 3, H, W]."""
-        return self.detector(images)
+        predictions: Predictions = self.detector(images)
+        return predictions
 
     def setup(self, stage: str) -> None:
         sharding = sharding_of(self.trainer.strategy)
@@ -118,9 +119,6 @@ class DetectorModule(ScoredModule):
 
     # Steps
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device, non_blocking=True) if isinstance(batch, Batch) else batch
-
     def prepare_images(self, batch: Batch, multi_scale: bool) -> Tensor:
         """uint8 images as floats 0..1. With `multi_scale`, resized to the size drawn for this optimizer step."""
         images = to_float(batch.images)
@@ -132,7 +130,8 @@ class DetectorModule(ScoredModule):
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a training batch; `loss` is their sum. Distillation overrides this."""
         predictions = self.detector(self.prepare_images(batch, multi_scale=True), batch.targets)
-        return self.criterion(predictions, batch.targets)
+        losses: dict[str, Tensor] = self.criterion(predictions, batch.targets)
+        return losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
@@ -181,7 +180,7 @@ class DetectorModule(ScoredModule):
     def _main_rate(self) -> float:
         """The learning rate of the network without its backbone (or of the backbone if nothing else is trained)."""
         groups = cast(torch.optim.Optimizer, self.optimizers()).param_groups
-        return next((group["lr"] for group in groups if group["name"].startswith("main")), groups[0]["lr"])
+        return float(next((group["lr"] for group in groups if group["name"].startswith("main")), groups[0]["lr"]))
 
     # Optimizer
 

@@ -36,7 +36,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centered * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+        output: Tensor = centered * scale.view(shape) + self.bias.view(shape)
+        return output.to(x.dtype)
 
 
 def sync_batch_norms(module: nn.Module) -> int:

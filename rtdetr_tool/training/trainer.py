@@ -138,14 +138,14 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
 
 def checked_callbacks(callbacks: Any) -> list[Callback]:
     """One callback, several or None as a list. Raises UserError for anything else, such as RF-DETR's dictionary."""
-    callbacks = _as_list(callbacks)
-    for callback in callbacks:
+    given: list[Callback] = _as_list(callbacks)
+    for callback in given:
         if not isinstance(callback, Callback):
             raise UserError(
                 f"callbacks: a {type(callback).__name__} is invalid; expected a pytorch_lightning.Callback, or a list "
                 "of them"
             )
-    return callbacks
+    return given
 
 
 def _one_progress_bar(callbacks: list[Callback]) -> list[Callback]:

@@ -176,7 +176,7 @@ def _epochs_reason(images: int, epochs: int) -> str:
 
 def spec_yaml(proposals: Sequence[Proposal], title: str) -> str:
     """A commented spec; values are JSON, which is YAML."""
-    lines, opened = [f"# {title}"], []
+    lines, opened = [f"# {title}"], list[str]()
     for proposal in proposals:
         *path, leaf = proposal.name.split(".")
         shared = sum(path[: i + 1] == opened[: i + 1] for i in range(len(path)))

@@ -153,8 +153,8 @@ def test_a_picture_that_cannot_be_read_any_more_is_said(rtdetr, sample, tmp_path
     with pytest.raises(DataError, match=r"Cannot read the image '.*1.png': .*closed"):
         rtdetr.predict(closed)
     (tmp_path / "cut.png").write_bytes(sample.image(1).read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"Cannot read the image '.*cut.png'"):
-        rtdetr.predict([Image.open(tmp_path / "cut.png")])
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(DataError, match=r"Cannot read the image '.*cut.png'"):
+        rtdetr.predict([cut])
 
 
 def test_prediction_loads_no_lightning():

@@ -139,7 +139,8 @@ def test_a_picture_turned_by_exif_is_drawn_upright_with_boxes_in_it(project, wei
     Image.open(project.image(1)).resize((200, 100)).save(folder / "t.jpg", exif=turned, quality=95)
     source = f"dataset.infer_data_sources={{image_dir: '{folder}'}}"
     assert project.run("inference", weights, source, "inference.conf_threshold=0") == 0
-    assert Image.open(outputs(project, "images_annotated")["t.jpg"]).size == (100, 200)
+    with Image.open(outputs(project, "images_annotated")["t.jpg"]) as drawn:
+        assert drawn.size == (100, 200)
     corners = np.array([fields[4:8] for fields in labels(outputs(project, "labels")["t.txt"])], dtype=float)
     assert corners[:, 2].max() <= 100 and corners[:, 3].max() <= 200 and corners[:, 3].max() > 100
 

@@ -38,7 +38,7 @@ def other_run(tmp_path):
     worker = int(process.stdout.readline())
     yield process
     process.kill()
-    process.wait()
+    process.communicate()
     os.kill(worker, signal.SIGKILL)
 
 
@@ -53,7 +53,7 @@ def test_a_second_run_is_refused_with_one_message_and_leaves_no_trace(project, c
     finally:
         process.kill()
         os.kill(worker, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     shown = capsys.readouterr().err
     assert f"Error: the results folder {folder} is in use by `rtdetr train` (process {process.pid} on " in shown
     assert "-r or results_dir=" in shown and "Traceback" not in shown

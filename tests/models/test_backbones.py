@@ -15,6 +15,7 @@ from torch import nn
 
 from rtdetr_tool.catalog import BACKBONES, STRIDES
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.onnx.export import quiet
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_backbone, build_detector
 from rtdetr_tool.models.detector import Detector
@@ -199,10 +200,11 @@ def onnx_difference(name: str) -> float:
         file = os.path.join(folder, "backbone.onnx")  # with files of its own for more than 2 GiB of weights
         expected = [found.numpy() for found in model(images)]
         model.backbone.fold_batch_norms()
-        torch.onnx.export(
-            model, (images[:2],), file, input_names=["inputs"], output_names=names, opset_version=17,
-            dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,
-        )  # fmt: skip
+        with quiet(verbose=False):  # as the product does
+            torch.onnx.export(
+                model, (images[:2],), file, input_names=["inputs"], output_names=names, opset_version=17,
+                dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,
+            )  # fmt: skip
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         found = session.run(names, {"inputs": images[:batch].numpy()})

@@ -29,7 +29,7 @@ def test_without_tensorboard_only_csv_is_written(make_spec):
     spec = make_spec(train__tensorboard=False)
     fit(spec, log_every_n_steps=1)
     folder = Path(spec.train.results_dir)
-    rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").read_text().splitlines()))
     assert any(row["val_mAP"] for row in rows)
     assert not list(folder.rglob("events.*"))
 
@@ -146,7 +146,7 @@ def test_a_new_csv_file_is_started_when_its_folder_is_deleted(make_spec, caplog)
     folder = Path(spec.train.results_dir)
     result = fit(spec, log_every_n_steps=1, callbacks=[Deleting(folder / "csv_logs")])
     assert result.epochs == 3
-    rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows if row["val_mAP"]] == ["1", "2"]
     assert "failed" not in caplog.text
 

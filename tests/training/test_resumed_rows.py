@@ -20,7 +20,7 @@ def rows_of(folder: Path) -> dict[tuple[int, str], str]:
     """Value by step and column from all CSV files of a run. A value that is logged twice must be the same."""
     rows: dict[tuple[int, str], str] = {}
     for file in sorted(folder.glob("csv_logs/version_*/metrics.csv")):
-        for row in csv.DictReader(file.open()):
+        for row in csv.DictReader(file.read_text().splitlines()):
             for name, value in row.items():
                 if value and name != "step":
                     key = (int(row["step"]), name)

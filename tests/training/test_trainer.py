@@ -221,7 +221,7 @@ def test_metrics_are_logged_with_tao_names(make_spec):
     spec = make_spec(train__num_epochs=2)
     run(spec, log_every_n_steps=1)
     file = Path(spec.train.results_dir, "csv_logs", "version_0", "metrics.csv")
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     expected = {"train_loss_step", "train_loss_epoch", "train_loss_vfl", "train_loss_bbox", "train_loss_giou", "lr"}
     assert expected | {"val_loss", "val_loss_vfl", "val_mAP", "val_mAP50", "epoch", "step"} <= set(rows[0])
     assert list(Path(spec.train.results_dir, "lightning_logs", "version_0").glob("events.*"))

@@ -41,7 +41,7 @@ def test_an_undefined_score_is_ignored_by_best_checkpoint_and_early_stopping(und
     assert not (folder / "rtdetr_model_best.pth").exists() and (folder / "model_epoch_002.pth").exists()
     assert run.module.metrics["val_mAP"] is None and run.module.metrics["val_threshold"] is None
     assert "val_mAP" not in run.trainer.callback_metrics and "val_loss" in run.trainer.callback_metrics
-    rows = list(csv.DictReader(next(folder.rglob("metrics.csv")).open()))
+    rows = list(csv.DictReader(next(folder.rglob("metrics.csv")).read_text().splitlines()))
     assert "val_mAP" not in rows[0] and any(row["val_loss"] for row in rows)
     stored = torch.load(folder / "model_epoch_002.pth", weights_only=True)["rtdetr_tool"]["metrics"]
     assert "val_mAP" not in stored

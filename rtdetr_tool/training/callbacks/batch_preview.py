@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.io import encode_jpeg  # type: ignore[import-untyped]
-from torchvision.utils import draw_bounding_boxes, make_grid  # type: ignore[import-untyped]
+from torchvision.utils import draw_bounding_boxes, make_grid
 
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
@@ -38,7 +39,9 @@ class BatchPreview(Callback):
         if batch_idx >= self.count or not trainer.is_global_zero or (phase == "val" and file.exists()):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, bytes(encode_jpeg(draw_batch(batch), quality=90).numpy()))
+        content = io.BytesIO()
+        Image.fromarray(draw_batch(batch).permute(1, 2, 0).numpy()).save(content, "JPEG", quality=90)
+        write_atomically(file, content.getvalue())
 
 
 def draw_batch(batch: Batch) -> Tensor:
@@ -52,4 +55,5 @@ def draw_batch(batch: Batch) -> Tensor:
         if labels:
             image = draw_bounding_boxes(image, boxes, [str(label) for label in labels], colors=colors, width=2)
         images.append(image)
-    return make_grid(torch.stack(images), nrow=_IMAGES_PER_ROW, padding=4)
+    grid: Tensor = make_grid(torch.stack(images), nrow=_IMAGES_PER_ROW, padding=4)
+    return grid

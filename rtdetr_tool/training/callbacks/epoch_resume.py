@@ -143,7 +143,7 @@ def _log_means(pl_module: LightningModule, means: list[_Means]) -> None:
         mean = shared[name] if mean["shared"] else mean
         value = torch.tensor(mean["sum"], device=pl_module.device) / mean["weight"]
         name = name.partition(".")[2]
-        pl_module.log(name, value, on_epoch=True, logger=not mean["forked"])
+        pl_module.log(name, value, on_epoch=True, logger=False if mean["forked"] else None)  # None: if there is one
         if mean["forked"]:
             pl_module.log(f"{name}_epoch", value, on_epoch=True)
 
