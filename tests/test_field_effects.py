@@ -726,6 +726,7 @@ COMMAND_ROWS = [
     ("evaluate", "conf_threshold", 0.99),
     ("evaluate", "input_width", 96),
     ("evaluate", "input_height", 96),
+    ("evaluate", "precision", "bf16"),
     ("evaluate", "is_quantized", True),
     ("evaluate", "num_gpus", 2),
     ("evaluate", "gpu_ids", [0, 1]),
@@ -738,6 +739,7 @@ COMMAND_ROWS = [
     ("inference", "outline_width", 1),
     ("inference", "input_width", 96),
     ("inference", "input_height", 96),
+    ("inference", "precision", "bf16"),
     ("inference", "is_quantized", True),
     ("inference", "num_gpus", 2),
     ("inference", "gpu_ids", [0, 1]),
@@ -746,7 +748,7 @@ COMMAND_ROWS = [
 COMMAND_ROWS_ELSEWHERE = {
     f"{command}.{field}"
     for command in ("evaluate", "inference")
-    for field in ("batch_size", "num_nodes", "onnx_provider")
+    for field in ("batch_size", "num_nodes", "onnx_provider", "compile")  # compile: formats/test_torch_runtime.py
 } | {"train.report", "evaluate.report"}  # commands/test_reports.py
 # Commands whose tests show the effect of every field: the file sets each as `field=value`.
 COMMANDS_WITH_OWN_TESTS = ("export", "gen_trt_engine", "distill", "validate_data")

@@ -42,6 +42,7 @@ def run(loaded: LoadedSpec) -> None:
             writer.fail(failure.path, failure.message)
         for target, found in zip(batch.targets, detections, strict=True):
             writer.write(target, found.above(section.conf_threshold))
+    writer.wait()
 
     results = gather_objects([(writer.results, writer.failures)])
     if rank() == 0:

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.data.preprocess import to_float
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.base import Runtime
-from rtdetr_tool.ops.postprocess import postprocess
+from rtdetr_tool.ops.postprocess import detection_rows, split_rows
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 
 
 @dataclass
 class LoopTimes:
-    """Seconds spent on each part; `load` is the wait for decoded and resized images."""
+    """Seconds spent on each part; `load` is the wait for decoded and resized images.
+
+    On a GPU the parts overlap: preprocess, model and postprocess are its time, `load` and `elapsed` the host's.
+    """
 
     images: int = 0
     load: float = 0.0
     preprocess: float = 0.0
     model: float = 0.0
     postprocess: float = 0.0
+    elapsed: float = 0.0  # of the whole loop, without what the caller does with its results
 
     @property
     def images_per_second(self) -> float:
-        total = self.load + self.preprocess + self.model + self.postprocess
-        return self.images / total if total else 0.0
+        return self.images / self.elapsed if self.elapsed else 0.0
 
     def summary(self) -> str:
         parts = ("load", "preprocess", "model", "postprocess")
@@ -48,46 +53,113 @@ def detect(
 def _detect(
     runtime: Runtime, loader: Iterable[Batch], num_select: int, times: LoopTimes
 ) -> Iterator[tuple[Batch, list[Detections]]]:
-    clock = _Clock(runtime.device)
+    """On a GPU, a batch is read back after the next one has been launched, so that the host never idles with it."""
+    ahead = 1 if runtime.device.type == "cuda" else 0
+    running: deque[_Launched] = deque()
+    clock = _Clock()
     for batch in loader:
-        times.load += clock.lap()
-        if len(batch) == 0:
-            yield batch, []
+        times.load += clock.lap(times)
+        running.append(_Launched(runtime, batch, num_select))
+        while len(running) > ahead:
+            result = running.popleft().read(times)
+            clock.lap(times)
+            yield result
             clock.lap()
-            continue
+    while running:
+        result = running.popleft().read(times)
+        clock.lap(times)
+        yield result
+        clock.lap()
+
+
+class _Launched:
+    """A batch on its way: its detections are being computed and copied to the host in one piece."""
+
+    def __init__(self, runtime: Runtime, batch: Batch, num_select: int) -> None:
+        self.batch, self.name = batch, runtime.name
+        if len(batch) == 0:
+            return
+        marks = [_mark(runtime.device)]
         images = to_float(batch.images.to(runtime.device, non_blocking=True))
-        times.preprocess += clock.lap()
+        marks.append(_mark(runtime.device))
         predictions = runtime.predict(images)
-        times.model += clock.lap()
-        check_finite(predictions, batch, runtime.name)
-        detections = [found.to("cpu") for found in postprocess(predictions, batch.targets, num_select)]
-        times.postprocess += clock.lap()
-        times.images += len(batch)
-        yield batch, detections
-        clock.lap()  # what the caller does with the batch is not ours
+        marks.append(_mark(runtime.device))
+        rows, query = detection_rows(predictions, batch.targets, num_select)
+        finite = all_finite(predictions)
+        packed = torch.cat(
+            [rows, query[..., None].to(rows.dtype), finite[:, None, None].expand_as(query[..., None])], 2
+        )
+        self.packed = _to_pinned(packed)
+        self.masks = predictions.masks  # stay on the device: only those of the detections that are kept are enlarged
+        self.marks = [*marks, _mark(runtime.device)]
+
+    def read(self, times: LoopTimes) -> tuple[Batch, list[Detections]]:
+        """Wait for the batch, the only time that the host waits for the device."""
+        if len(self.batch) == 0:
+            return self.batch, []
+        if isinstance(self.marks[-1], torch.cuda.Event):
+            self.marks[-1].synchronize()
+        rows = self.packed
+        check_finite(rows[..., 7], self.batch, self.name)
+        detections = split_rows(rows[..., :6], rows[..., 6].long(), self.masks, self.batch.targets)
+        times.preprocess, times.model, times.postprocess = (
+            total + _seconds(start, end)
+            for total, start, end in zip(
+                (times.preprocess, times.model, times.postprocess), self.marks, self.marks[1:], strict=False
+            )
+        )
+        times.images += len(self.batch)
+        return self.batch, detections
 
 
-def check_finite(predictions: Predictions, batch: Batch, name: str) -> None:
-    """RtdetrError for NaN and infinity, which have no score; half precision gives them where values overflow."""
-    finite = predictions.logits.isfinite().flatten(1).all(1) & predictions.boxes.isfinite().flatten(1).all(1)
-    if not bool(finite.all()):
-        target = batch.targets[int((~finite).nonzero()[0])]
+def all_finite(predictions: Predictions) -> Tensor:
+    """Whether all logits and boxes of each image are finite, [B] on their device."""
+    return predictions.logits.isfinite().flatten(1).all(1) & predictions.boxes.isfinite().flatten(1).all(1)
+
+
+def check_finite(finite: Tensor, batch: Batch, name: str) -> None:
+    """Raise RtdetrError for NaN and infinity, which have no score; `finite` [B, K] is 0 for such images."""
+    broken = (finite == 0).any(1).nonzero().flatten().tolist()
+    if broken:
+        target = batch.targets[broken[0]]
         raise RtdetrError(
             f"The model in {name} gives NaN or infinite values, for example on {target.path or target.image_id}: "
             "values overflow (FP16 ends at 65504), or the weights are damaged."
         )
 
 
-class _Clock:
-    """Seconds between laps, after the device has finished its work."""
+def _to_pinned(values: Tensor) -> Tensor:
+    """The values on the host; from a GPU they arrive later, without anybody waiting."""
+    if not values.is_cuda:
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+
+def _mark(device: torch.device) -> torch.cuda.Event | float:
+    """This moment: of the device on a GPU, of the host elsewhere."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return float(end) - float(start)  # type: ignore[arg-type]  # both are times of the host
+    return start.elapsed_time(end) / 1000
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
         self.start = time.perf_counter()
 
-    def lap(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def lap(self, times: LoopTimes | None = None) -> float:
+        """Seconds since the last lap, added to what `times` has elapsed."""
         now = time.perf_counter()
         elapsed, self.start = now - self.start, now
+        if times is not None:
+            times.elapsed += elapsed
         return elapsed

@@ -26,7 +26,7 @@ from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.onnx.file import description_of, interface_of, read_onnx
 from rtdetr_tool.formats.requested_size import OWN_SIZE, AskedSize
 from rtdetr_tool.formats.resolve import settle, settle_file
-from rtdetr_tool.formats.torch.runtime import TorchRuntime
+from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
@@ -70,16 +70,21 @@ def open_model(
     device: torch.device | str = "cpu",
     onnx_provider: str = "auto",
     asked: AskedSize = OWN_SIZE,
+    precision: str = "fp32",
+    compiled: bool = False,
 ) -> OpenedModel:
     """Open a weights file, an ONNX file, a TFLite file or a TensorRT engine, by its suffix.
 
-    `asked` is the input size that a command's section asks for.
+    `asked` is the input size that a command's section asks for. `precision` and `compiled` are of weights files, which
+    run in torch (see `TorchRuntime`).
 
     Raises:
-        UserError: for a file no runtime can run.
+        UserError: for a file no runtime can run, or one with a precision of its own for which another is given.
         CheckpointError: for a damaged or foreign file, or one the spec contradicts.
     """
     suffix = Path(path).suffix.lower()
+    if suffix in (".onnx", ".tflite", *ENGINE_SUFFIXES):
+        check_file_precision(path, precision, compiled)
     if suffix == ".onnx":
         opened = open_onnx(path, loaded, device, onnx_provider, asked)
     elif suffix == ".tflite":
@@ -88,9 +93,20 @@ def open_model(
         opened = open_engine(path, loaded, device, asked)
     else:
         weights = open_detector(path, loaded, asked)
-        opened = OpenedModel(TorchRuntime(weights.detector, weights.class_map, device), weights.spec)
+        runtime = TorchRuntime(weights.detector, weights.class_map, device, DTYPES[precision], compiled)
+        opened = OpenedModel(runtime, weights.spec)
     place = os.path.abspath(path) if os.path.exists(path) else path  # else a published name
-    return replace(opened, again=partial(open_model, place, loaded, device, onnx_provider, asked))
+    return replace(opened, again=partial(open_model, place, loaded, device, onnx_provider, asked, precision, compiled))
+
+
+def check_file_precision(path: str, precision: str, compiled: bool) -> None:
+    """UserError if a precision or compilation is given for a graph or engine, which has been compiled in its own."""
+    if precision != "fp32" or compiled:
+        given = f"precision={precision}" if precision != "fp32" else "compile=true"
+        raise UserError(
+            f"{given} is not supported with {path}, which has a precision of its own; use a checkpoint, or export or "
+            "build the file in another precision"
+        )
 
 
 def open_detector(path: str, loaded: LoadedSpec, asked: AskedSize = OWN_SIZE) -> OpenedDetector:

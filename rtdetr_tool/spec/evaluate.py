@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rtdetr_tool.spec.fields import MISSING, field
 
 ONNX_PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,18 @@ class EvaluateSpec:
     trt_engine: str | None = field(None, "TensorRT engine to evaluate instead of a checkpoint.", path="read")
     onnx_provider: str = field(
         "auto", "What runs an ONNX file; auto = CUDA where it can, else the CPU.", options=ONNX_PROVIDERS, origin="ours"
+    )
+    precision: str = field(
+        "fp32",
+        "Precision of a checkpoint's convolutions and matrix products; fp16 needs a GPU. Graphs and engines have their "
+        "own.",
+        options=PRECISIONS,
+        origin="ours",
+    )
+    compile: bool = field(
+        False,
+        "Compile a checkpoint's network with torch.compile (on a GPU as a CUDA graph): slow to start, then faster.",
+        origin="ours",
     )
     results_dir: str | None = field(
         None, "Folder of this command's results; null = <results_dir>/evaluate.", path="results"

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from rtdetr_tool.ops.layers import UncountedBatchNorm2d
+
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """In training mode, mean and variance are those of the whole batch over all processes.
@@ -42,7 +44,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 def sync_batch_norms(module: nn.Module) -> int:
     """Replace every BatchNorm2d of `module` in place, keeping parameter names. Returns their number."""
-    norms = [child for child in module.modules() if type(child) is nn.BatchNorm2d]
+    norms = [child for child in module.modules() if type(child) in (nn.BatchNorm2d, UncountedBatchNorm2d)]
     for norm in norms:
         norm.__class__ = SyncBatchNorm2d
     return len(norms)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -29,6 +32,7 @@ from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
 
 logger = logging.getLogger(__name__)
 
+_THREADS = min(4, os.cpu_count() or 1)  # that write files
 NAMED = 20  # unreadable images that the message at the end names
 
 
@@ -74,6 +78,8 @@ class Writer:
         self.results: list[dict] = []
         self.made: set[Path] = set()  # folders
         self.failures: list[tuple[str, str]] = []
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")  # decoding and encoding free the GIL
+        self._running: deque[Future[None]] = deque()
 
     def _stems(self, paths: Sequence[str]) -> dict[str, str]:
         """An output name per image, unlike all others (with `is_internal`: unlike all others of its sequence)."""
@@ -102,22 +108,14 @@ class Writer:
                 self.made.add(folder)
 
     def write(self, target: Target, found: Detections) -> None:
+        """Keep the results of an image; its files are written by another thread (see `wait`)."""
         keep = [self.class_map.category_id_of(label) is not None for label in found.labels.tolist()]
         found = found.select(keep)
         label_file, image_file = self.places(target.path)
-        lines = kitti_lines(found, self.class_map.name_of)
         self._make_folders(label_file.parent, image_file.parent)
-        write_atomically(label_file, "".join(f"{line}\n" for line in lines))
-        image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
-        drawn = draw_detections(
-            image,
-            found,
-            self.class_map.name_of,
-            self.colors,
-            self.section.outline_width,
-            labels=not self.section.is_internal,
-        )
-        save_image(drawn, image_file)
+        while len(self._running) >= 4 * _THREADS:
+            self._running.popleft().result()
+        self._running.append(self._threads.submit(self._write_files, target, found, label_file, image_file))
         masks = [{}] * len(found)
         if found.masks is not None:
             masks = [{"segmentation": to_coco(counts, found.masks.size)} for counts in encode_masks(found.masks)]
@@ -132,6 +130,26 @@ class Writer:
                     **mask,
                 }
             )
+
+    def _write_files(self, target: Target, found: Detections, label_file: Path, image_file: Path) -> None:
+        lines = kitti_lines(found, self.class_map.name_of)
+        write_atomically(label_file, "".join(f"{line}\n" for line in lines))
+        image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
+        drawn = draw_detections(
+            image,
+            found,
+            self.class_map.name_of,
+            self.colors,
+            self.section.outline_width,
+            labels=not self.section.is_internal,
+        )
+        save_image(drawn, image_file)
+
+    def wait(self) -> None:
+        """Wait until all files are written. Raises the first error."""
+        while self._running:
+            self._running.popleft().result()
+        self._threads.shutdown()
 
     def fail(self, path: str, message: str) -> None:
         logger.error("%s", message)

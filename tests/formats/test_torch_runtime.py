@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
@@ -69,3 +71,35 @@ def test_it_says_what_it_is_and_takes_any_input_size():
     assert runtime.device == torch.device("cpu")
     for size in ((64, 64), (96, 160)):
         assert runtime.predict(torch.rand(1, 3, *size)).boxes.shape == (1, 12, 4)
+
+
+def test_bf16_computes_products_in_bf16_and_gives_float32_predictions_close_to_fp32():
+    detector, images = trained_detector(), torch.rand(2, 3, 64, 64)
+    seen = []
+    runtime = TorchRuntime(detector, CLASSES, dtype=torch.bfloat16)
+    runtime.detector.backbone.layer2.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    predictions, exact = runtime.predict(images), TorchRuntime(detector, CLASSES).predict(images)
+    assert seen == [torch.bfloat16] and runtime.name == "torch, bf16"
+    assert predictions.logits.dtype == predictions.boxes.dtype == torch.float32
+    scores, expected = (p.logits.sigmoid().flatten(1).sort(descending=True).values for p in (predictions, exact))
+    assert not torch.equal(scores, expected)
+    torch.testing.assert_close(scores, expected, atol=0.03, rtol=0)
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(UserError, match=r"fp16 is not supported on a CPU; use bf16 or fp32"):
+        TorchRuntime(trained_detector(), CLASSES, dtype=torch.float16)
+
+
+def test_a_compiled_network_fills_up_smaller_batches_and_predicts_the_same(monkeypatch):
+    """With dynamo alone: code generation takes minutes and changes only how the graph runs."""
+    monkeypatch.setattr(TorchRuntime, "compile_backend", "eager")
+    torch._dynamo.reset()
+    detector, images = trained_detector(), torch.rand(2, 3, 64, 64)
+    runtime, plain = TorchRuntime(detector, CLASSES, compiled=True), TorchRuntime(detector, CLASSES)
+    batches = []
+    runtime.detector.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    assert runtime.name == "torch, compiled"
+    for part in (images, images[:1]):
+        torch.testing.assert_close(runtime.predict(part).logits, plain.predict(part).logits, atol=1e-4, rtol=1e-4)
+    assert set(batches) == {2}

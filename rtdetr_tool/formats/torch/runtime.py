@@ -2,33 +2,99 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import logging
+from typing import ClassVar, cast
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.torch.packed_linear import pack_linears
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the spec's names
+
 
 class TorchRuntime:
-    """Wraps a detector (a copy; the given one stays as it is)."""
+    """Wraps a detector (a copy; the given one stays as it is).
 
-    name = "torch"
+    Args:
+        dtype: of convolutions and matrix products. Coordinates, sums and norms stay float32 (autocast), so that boxes
+            keep their precision.
+        compiled: compile the network with torch.compile for the size of the first batch (on a GPU as a CUDA graph). A
+            smaller batch is filled up; a larger one, and another image size, is compiled again.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
+
     input_size = None
+    compile_backend: ClassVar[str] = "inductor"
 
-    def __init__(self, detector: Detector, class_map: ClassMap | None, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        detector: Detector,
+        class_map: ClassMap | None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+    ) -> None:
+        self.device, self.dtype = torch.device(device), dtype
         self.class_map = class_map
-        self.detector = detector.deploy().to(self.device, memory_format=torch.channels_last)
-        if self._packs:
+        if dtype == torch.float16 and self.device.type == "cpu" and type(self) is TorchRuntime:
+            raise UserError("precision: fp16 is not supported on a CPU; use bf16 or fp32")
+        precision = next(name for name, value in DTYPES.items() if value == dtype)
+        parts = ["torch", *([precision] if precision != "fp32" else []), *(["compiled"] if compiled else [])]
+        self.name = ", ".join(parts)
+        self.detector = cast(Detector, detector.deploy().to(self.device, memory_format=torch.channels_last))
+        self.compiled, self._batch = compiled, 0
+        self._network: nn.Module = self.detector
+        if compiled:
+            self._network = cast(nn.Module, self._compile())
+        elif self._packs:
             pack_linears(self.detector)
+
+    def _compile(self) -> object:
+        cuda = self.device.type == "cuda" and self.compile_backend == "inductor"
+        mode = {"mode": "reduce-overhead"} if cuda else {}
+        return torch.compile(self.detector, backend=self.compile_backend, dynamic=False, **mode)
 
     @property
     def _packs(self) -> bool:
         """Whether linear layers are packed for the CPU."""
-        return self.device.type == "cpu"
+        return self.device.type == "cpu" and self.dtype == torch.float32
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Predictions:
-        return self.detector(images.contiguous(memory_format=torch.channels_last))
+        count = len(images)
+        if self.compiled:
+            self._batch = max(self._batch, count)
+            images = F.pad(images, [0] * 7 + [self._batch - count]) if count < self._batch else images
+        with self._computing():
+            predictions = self._run(images.contiguous(memory_format=torch.channels_last))
+        masks = None if predictions.masks is None else predictions.masks[:count]
+        return Predictions(predictions.logits[:count].float(), predictions.boxes[:count].float(), masks)
+
+    def _run(self, images: Tensor) -> Predictions:
+        if not self.compiled:
+            return cast(Predictions, self._network(images))
+        try:
+            predictions = cast(Predictions, self._network(images))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise UserError(
+                f"torch.compile failed on this machine: {first_line(error)}. Set the command's `compile` to false."
+            ) from error
+        copy = (
+            Tensor.clone if self.device.type == "cuda" else lambda tensor: tensor
+        )  # the next run overwrites a graph's
+        masks = None if predictions.masks is None else copy(predictions.masks)
+        return Predictions(copy(predictions.logits), copy(predictions.boxes), masks)

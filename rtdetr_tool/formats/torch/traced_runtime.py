@@ -34,8 +34,6 @@ class TracedRuntime(TorchRuntime):
         UserError: this device cannot run the network in `dtype`.
     """
 
-    name = "torch, optimized"
-
     def __init__(
         self,
         detector: Detector,
@@ -45,8 +43,9 @@ class TracedRuntime(TorchRuntime):
         dtype: torch.dtype = torch.float32,
         trace: bool = True,
     ) -> None:
-        self.dtype, self.batch, self.size = dtype, shape[0], shape[1:]
-        super().__init__(detector, class_map, device)
+        self.batch, self.size = shape[0], shape[1:]
+        super().__init__(detector, class_map, device, dtype)
+        self.name = "torch, optimized"
         example = torch.rand(shape[0], 3, *shape[1:], device=self.device).contiguous(memory_format=torch.channels_last)
         self.graph: torch.jit.ScriptModule | None = None
         try:
@@ -58,11 +57,6 @@ class TracedRuntime(TorchRuntime):
         if trace and not self._packs:
             with self._computing():
                 self.graph = _traced(self.detector, example)
-
-    @property
-    def _packs(self) -> bool:
-        """In float32 on a CPU packed weights are faster than a traced graph; they can neither be traced nor cast."""
-        return super()._packs and self.dtype == torch.float32
 
     def _computing(self) -> torch.autocast:
         """The number format; without a cache of casts, which a graph being traced would hold on to."""
