@@ -749,7 +749,10 @@ COMMAND_ROWS_ELSEWHERE = {
     f"{command}.{field}"
     for command in ("evaluate", "inference")
     for field in ("batch_size", "num_nodes", "onnx_provider", "compile")  # compile: formats/test_torch_runtime.py
-} | {"train.report", "evaluate.report"}  # commands/test_reports.py
+} | {
+    "train.report", "evaluate.report",  # commands/test_reports.py
+    "inference.class_thresholds", "inference.thresholds_from",  # commands/test_thresholds.py
+}  # fmt: skip
 # Commands whose tests show the effect of every field: the file sets each as `field=value`.
 COMMANDS_WITH_OWN_TESTS = ("export", "gen_trt_engine", "distill", "validate_data")
 # Fields of `model` that only distill reads; its tests show their effect.

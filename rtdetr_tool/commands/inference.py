@@ -17,6 +17,7 @@ from rtdetr_tool.training.distributed import gather_objects, rank
 from rtdetr_tool.visualize import parse_color_map
 from rtdetr_tool.workflows.detection import as_run, open_for
 from rtdetr_tool.workflows.inference import Writer, finish, settle_classes
+from rtdetr_tool.workflows.thresholds import score_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def run(loaded: LoadedSpec) -> None:
     unknown = sorted(set(colors) - set(class_map.categories.values()))
     if unknown:
         logger.warning("inference.color_map names %s, which is not a class: nothing is drawn in its color", unknown)
+    thresholds = score_thresholds(section, class_map)
     dataset = build_inference_dataset(spec.dataset)
     writer = Writer(Path(section.results_dir), section, class_map, colors, dataset)
     loader, times = detecting.loader(dataset), LoopTimes()
@@ -41,7 +43,7 @@ def run(loaded: LoadedSpec) -> None:
         for failure in batch.failures:
             writer.fail(failure.path, failure.message)
         for target, found in zip(batch.targets, detections, strict=True):
-            writer.write(target, found.above(section.conf_threshold))
+            writer.write(target, found.above(thresholds))
     writer.wait()
 
     results = gather_objects([(writer.results, writer.failures)])

@@ -151,9 +151,10 @@ class CocoEvaluator:
         if any(detections.masks is not None for detections in self._detections.values()):
             results = [self._numbered(result) for result in self.results_json()]
             masks = _stats(*_curves(self._evaluated(self._true_masks(), results, "segm")), self.max_dets)
+        detections = self.class_detections()
         return CocoResult(
-            _stats(precision, recall, self.max_dets), self._per_class(precision, recall), len(self.images), count,
-            best_operating_point(self.class_detections()), masks, self.max_dets,
+            _stats(precision, recall, self.max_dets), self._per_class(precision, recall, detections), len(self.images),
+            count, best_operating_point(detections), masks, self.max_dets,
         )  # fmt: skip
 
     def evaluation(self) -> Any:
@@ -252,7 +253,9 @@ class CocoEvaluator:
         table[:, 6] = np.searchsorted(np.array(list(self._category_numbers), dtype=np.float64), table[:, 6]) + 1
         return table
 
-    def _per_class(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[ClassResult]:
+    def _per_class(
+        self, precision: NDArray[np.float64], recall: NDArray[np.float64], detections: Mapping[int, ClassDetections]
+    ) -> list[ClassResult]:
         names = {category["id"]: category["name"] for category in self.categories}
         index_of = {int(i): index for index, i in enumerate(self._category_of_index.tolist()) if i == i}
         objects = self.objects()
@@ -265,6 +268,7 @@ class CocoEvaluator:
                 ap50=_mean(precision[_IOU_50, :, k, 0, -1]),
                 ar=_mean(recall[:, k, 0, -1]),
                 objects=objects[category_id],
+                best=best_operating_point({category_id: detections[category_id]}),
             )
             for k, category_id in enumerate(self.category_ids)
         ]

@@ -36,6 +36,7 @@ class ClassResult:
     ap50: float | None
     ar: float | None
     objects: int  # ground truth without crowd regions
+    best: OperatingPoint = UNDEFINED  # of this class alone, at IoU 0.5
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,10 @@ class Detections(_Movable):
     def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, threshold: float) -> Detections:
-        """Detections with `score >= threshold`."""
+    def above(self, threshold: float | Tensor) -> Detections:
+        """Detections with `score >= threshold`; a tensor [C] has one threshold per class index."""
+        if isinstance(threshold, Tensor):
+            threshold = threshold.to(self.scores.device)[self.labels]
         return self.select(self.scores >= threshold)
 
     def select(self, keep: Tensor | list[bool]) -> Detections:

@@ -40,6 +40,17 @@ class InferenceSpec:
         None, "Class name to box color (name or #rrggbb); classes left out get a color of their own."
     )
     conf_threshold: float = field(0.5, "Smallest score that is drawn and written.", min=0.0, max=1.0)
+    class_thresholds: dict[str, float] | None = field(
+        None,
+        "Smallest score of single classes, by class name; other classes use thresholds_from or conf_threshold.",
+        origin="ours",
+    )
+    thresholds_from: str | None = field(
+        None,
+        "The results.json of an evaluation: each class uses the threshold at which its F1 was highest.",
+        path="read",
+        origin="ours",
+    )
     is_internal: bool = field(False, "One output folder per image sequence, boxes drawn without text.")
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")

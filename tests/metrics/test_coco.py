@@ -284,6 +284,7 @@ def test_the_result_as_plain_data_is_strict_json() -> None:
     assert text["mAP"] == text["AP"] == pytest.approx(1) and text["mAP50"] == pytest.approx(1) and text["APl"] is None
     assert text["per_class"][0] == {
         "index": 0, "id": 5, "name": "name5", "AP": pytest.approx(1), "AP50": pytest.approx(1), "AR": 1.0, "objects": 1,
+        "best": {"threshold": 0.0, "f1": 1.0, "precision": 1.0, "recall": 1.0},
     }  # fmt: skip
     assert text["per_class"][1]["AP"] is None and text["per_class"][1]["index"] == 1
     assert text["images"] == 2 and text["detections"] == 1
