@@ -13,6 +13,13 @@ Options = Mapping[str, Any]
 
 _NONE: Options = MappingProxyType({})
 
+# Name in specs -> execution provider of onnxruntime.
+ONNX_PROVIDERS: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
 # Name in specs -> class in torch.nn and its arguments.
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("ReLU", {"inplace": True}),

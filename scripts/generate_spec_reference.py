@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rtdetr_tool.spec.render import reference_page
+from rtdetr_tool.spec.reference_page import reference_page
 
 if __name__ == "__main__":
     path = Path(__file__).parent.parent / "docs" / "spec.md"

@@ -9,7 +9,8 @@ from pathlib import Path
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import drop_stdout
 from rtdetr_tool.spec.commands import WITH_SPEC
-from rtdetr_tool.spec.render import default_data, default_yaml, json_schema
+from rtdetr_tool.spec.default_spec import default_data, default_yaml
+from rtdetr_tool.spec.json_schema import json_schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

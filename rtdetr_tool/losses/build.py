@@ -11,7 +11,7 @@ from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.distillation import Alignment, DistillationLoss, FeatureBinding, PredictionBinding
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
-from rtdetr_tool.spec.tables import PREDICTIONS
+from rtdetr_tool.spec.distill import PREDICTIONS
 
 logger = logging.getLogger(__name__)
 

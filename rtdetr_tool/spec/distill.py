@@ -1,24 +1,41 @@
-"""The `distill` section: train a student with a teacher."""
+"""The `distill` section: train a student with a teacher. Its fields, what bindings can name, and checks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rtdetr_tool.spec.fields import MISSING, field
 from rtdetr_tool.spec.model import ModelSpec
+
+# Outputs of a detector that a binding of `distill` can name, besides the modules of the network. A prediction goes with
+# the same prediction; IOU has a meaning for some of them only.
+FEATURES = ("srcs", "dsrcs", "bb_feats")
+PREDICTIONS = ("pred_logits", "pred_boxes")
+BINDING_CRITERIA: dict[str, tuple[str, ...]] = {
+    "srcs": ("L1", "L2", "KL", "IOU"),
+    "dsrcs": ("L1", "L2", "KL", "IOU"),
+    "pred_logits": ("L1", "L2", "KL"),
+    "pred_boxes": ("L1", "L2", "IOU"),
+}
+OTHER_CRITERIA = ("L1", "L2", "KL")  # of bb_feats and every other module
+
+CRITERIA = (*OTHER_CRITERIA, "IOU")
+_OUTPUTS = ", ".join((*FEATURES, *PREDICTIONS))
+
+# The binding that TAO's documentation recommends.
+RECOMMENDED_BINDING = {
+    "teacher_module_name": "srcs", "student_module_name": "srcs", "criterion": "IOU", "weight": 20.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class BindingSpec:
     """One pair of teacher and student outputs to bring together."""
 
-    teacher_module_name: str = field(
-        MISSING, "Module of the teacher, or srcs, dsrcs, bb_feats, pred_logits, pred_boxes."
-    )
-    student_module_name: str = field(
-        MISSING, "Module of the student, or srcs, dsrcs, bb_feats, pred_logits, pred_boxes."
-    )
-    criterion: str = field(MISSING, "How they are compared.", options=("L1", "L2", "KL", "IOU"))
+    teacher_module_name: str = field(MISSING, f"Module of the teacher, or {_OUTPUTS}.")
+    student_module_name: str = field(MISSING, f"Module of the student, or {_OUTPUTS}.")
+    criterion: str = field(MISSING, "How they are compared.", options=CRITERIA)
     weight: float = field(1.0, "Weight of this binding.")
 
 
@@ -55,3 +72,42 @@ class DistillSpec:
         max=1.0,
         origin="ours",
     )
+
+
+ENDS = ("teacher_module_name", "student_module_name")
+_WITH_IOU = [name for name, criteria in BINDING_CRITERIA.items() if "IOU" in criteria]
+
+
+def distill_problems(distill: DistillSpec, num_epochs: int) -> Iterator[str]:
+    """Bindings that have no meaning, and a decay that would never begin."""
+    for index, binding in enumerate(distill.bindings):
+        name = f"distill.bindings[{index}]"
+        teacher, student = (getattr(binding, end) for end in ENDS)
+        if {teacher, student} & set(PREDICTIONS) and teacher != student:
+            yield f"{name}: {teacher} of the teacher and {student} of the student; expected the same prediction of both"
+        for end in dict.fromkeys((teacher, student)):
+            allowed = BINDING_CRITERIA.get(end, OTHER_CRITERIA)
+            if end not in (MISSING, "") and binding.criterion not in (*allowed, MISSING, ""):
+                more = f" (IOU goes with {', '.join(_WITH_IOU)})" if binding.criterion == "IOU" else ""
+                text = f"{binding.criterion} is invalid; expected, with {end}, one of {', '.join(allowed)}{more}"
+                yield f"{name}.criterion: {text}"
+        if binding.weight < 0:
+            yield f"{name}.weight: {binding.weight} is invalid; expected at least 0"
+    if distill.decay_from_epoch is not None and distill.decay_from_epoch >= num_epochs:
+        yield (
+            f"distill.decay_from_epoch: {distill.decay_from_epoch} is invalid; expected below train.num_epochs "
+            f"({num_epochs})"
+        )
+
+
+def missing_bindings(distill: DistillSpec) -> Iterator[str]:
+    """What `rtdetr distill` cannot do without."""
+    if not distill.bindings:
+        yield (
+            "distill.bindings: [] is invalid; expected at least one pair of outputs, such as "
+            "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"
+        )
+    for index, binding in enumerate(distill.bindings):
+        for key in (*ENDS, "criterion"):
+            if getattr(binding, key) in (None, MISSING, ""):
+                yield f"distill.bindings[{index}].{key}: required, but not set"

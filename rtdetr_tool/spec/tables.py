@@ -81,23 +81,6 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "quantize.backend": {"modelopt": "modelopt.pytorch"},
 }
 
-# Outputs of a detector that a binding of `distill` can name, besides the modules of the network. A prediction goes with
-# the same prediction; IOU has a meaning for some of them only.
-FEATURES = ("srcs", "dsrcs", "bb_feats")
-PREDICTIONS = ("pred_logits", "pred_boxes")
-BINDING_CRITERIA: dict[str, tuple[str, ...]] = {
-    "srcs": ("L1", "L2", "KL", "IOU"),
-    "dsrcs": ("L1", "L2", "KL", "IOU"),
-    "pred_logits": ("L1", "L2", "KL"),
-    "pred_boxes": ("L1", "L2", "IOU"),
-}
-OTHER_CRITERIA = ("L1", "L2", "KL")  # of bb_feats and every other module
-
-# The binding that TAO's documentation recommends.
-RECOMMENDED_BINDING = {
-    "teacher_module_name": "srcs", "student_module_name": "srcs", "criterion": "IOU", "weight": 20.0,
-}  # fmt: skip
-
 # Data source of the `dataset` section -> its forms: (keys it needs, keys it may have). The first key tells which.
 _LABELLED = ((("image_dir", "json_file"), ()), (("dataset_dir",), ("split",)))
 SOURCE_KEYS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from rtdetr_tool.spec.fields import INF, field
 
+SCHEDULERS = ("MultiStep", "StepLR", "Cosine")
+PRECISIONS = ("bf16", "fp32", "fp16")
+
 
 @dataclass(frozen=True)
 class CudnnSpec:
@@ -76,7 +79,7 @@ class OptimSpec:
         "MultiStep",
         "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs. Cosine: fall "
         "along half a cosine to lr_min_factor at the last step.",
-        options=("MultiStep", "StepLR", "Cosine"),
+        options=SCHEDULERS,
     )
     lr_steps: list[int] = field([1000], "MultiStep: epochs at which the rate drops.", min=0, unit="epochs")
     lr_step_size: int = field(1000, "StepLR: epochs between drops.", above=0, unit="epochs", automl=True)
@@ -154,7 +157,7 @@ class TrainSpec:
         "fp32",
         "fp32, or mixed precision with bf16 or fp16 (fp16 needs a GPU). auto: fp32 on a CPU; on a GPU bf16 if it "
         "computes bf16 natively, else fp16.",
-        options=("bf16", "fp32", "fp16", "auto"),
+        options=(*PRECISIONS, "auto"),
     )
     distributed_strategy: str = field(
         "ddp", "Several devices: ddp copies the model to each, fsdp shards it.", options=("ddp", "fsdp")

@@ -10,7 +10,7 @@ from rtdetr_tool.families import all_families
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
-from rtdetr_tool.spec.distillation import distill_problems, missing_bindings
+from rtdetr_tool.spec.distill import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec

@@ -15,6 +15,7 @@ from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.status import process_rank
 from rtdetr_tool.training.devices import choose_devices, resolve_precision
+from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
 from rtdetr_tool.training.module import DetectorModule
 
 logger = logging.getLogger(__name__)
@@ -108,8 +109,7 @@ def _fits_cpu(module: DetectorModule, count: int, device: torch.device) -> bool:
 
 def _step(module: DetectorModule, count: int, device: torch.device) -> None:
     optimizer = module.configure_optimizers()["optimizer"]
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    precision = dtypes.get(resolve_precision(module.spec.train))
+    precision = MIXED_PRECISION[resolve_precision(module.spec.train)].autocast
     with torch.autocast(device.type, precision, enabled=precision is not None):
         loss = module.compute_losses(trial_batch(module, count, device))["loss"]
     loss.backward()

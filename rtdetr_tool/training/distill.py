@@ -21,7 +21,7 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DistillSpec, ExperimentSpec
-from rtdetr_tool.spec.tables import PREDICTIONS
+from rtdetr_tool.spec.distill import PREDICTIONS
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.feature_hooks import capture_outputs, missing_outputs, name_problem

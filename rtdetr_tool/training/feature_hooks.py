@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.losses.distillation import Queries
 from rtdetr_tool.models.detector import Detector
-from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
+from rtdetr_tool.spec.distill import FEATURES, PREDICTIONS
 
 
 class FusedLevels(Protocol):

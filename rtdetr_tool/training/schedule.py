@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.spec.train import TrainSpec
+from rtdetr_tool.spec.train import SCHEDULERS, TrainSpec
 
 
 def build_schedule(train: TrainSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> StagedSchedule:
@@ -51,8 +51,9 @@ class StagedSchedule(LRScheduler):
         total_steps: int = 0,
         min_factor: float = 0.0,
     ) -> None:
-        if kind not in ("MultiStep", "StepLR", "Cosine"):
-            raise SpecError(f"train.optim.lr_scheduler: {kind!r} is invalid; expected MultiStep, StepLR or Cosine")
+        if kind not in SCHEDULERS:
+            expected = ", ".join(SCHEDULERS)
+            raise SpecError(f"train.optim.lr_scheduler: {kind!r} is invalid; expected one of {expected}")
         self.kind, self.decay = kind, decay
         self.milestones, self.step_size = sorted(milestones), step_size
         self.warmup_steps, self.total_steps, self.min_factor = warmup_steps, total_steps, min_factor

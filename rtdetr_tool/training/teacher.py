@@ -17,12 +17,11 @@ from rtdetr_tool.messages import first_of
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import DistillSpec
-from rtdetr_tool.spec.tables import FEATURES, PREDICTIONS
+from rtdetr_tool.spec.distill import FEATURES, PREDICTIONS
 from rtdetr_tool.training.feature_hooks import capture_outputs, capture_queries, check_query_selection
+from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
 
 logger = logging.getLogger(__name__)
-
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
@@ -40,7 +39,7 @@ class Teacher:
         self.detector = (cast(Any, detector).deploy() if foldable else detector).eval().requires_grad_(False)
         self.detector.to(memory_format=torch.channels_last)
         self.names, self.with_queries = tuple(names), with_queries
-        self.dtype = _PRECISIONS.get(precision)
+        self.dtype = MIXED_PRECISION[precision].autocast
         self._device: torch.device | None = None
 
     def __call__(self, images: Tensor) -> Outputs:

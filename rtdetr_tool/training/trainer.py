@@ -27,9 +27,8 @@ from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices, resolve_precision
 from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.loggers import build_loggers, guard_loggers
+from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
-
-_PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
@@ -60,7 +59,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         "devices": devices,
         "num_nodes": train.num_nodes,
         "strategy": strategy,
-        "precision": _PRECISIONS[precision],
+        "precision": MIXED_PRECISION[precision].lightning,
         "sync_batchnorm": several and train.sync_bn and accelerator == "gpu",  # DetectorModule does it on the CPU
         "benchmark": train.cudnn.benchmark,
         "max_epochs": train.num_epochs,
@@ -86,8 +85,8 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
 
 def check_precision(precision: str, accelerator: str) -> None:
     """Raise SpecError for an unknown precision, or fp16 on a CPU (not faster, and not supported by every kernel)."""
-    if precision not in _PRECISIONS:
-        raise SpecError(f"train.precision: {precision!r} is invalid; expected one of {', '.join(_PRECISIONS)}")
+    if precision not in MIXED_PRECISION:
+        raise SpecError(f"train.precision: {precision!r} is invalid; expected one of {', '.join(MIXED_PRECISION)}")
     if precision == "fp16" and accelerator == "cpu":
         raise SpecError("train.precision: fp16 is not supported on a CPU; use bf16 or fp32")
 

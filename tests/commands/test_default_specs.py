@@ -10,7 +10,8 @@ import yaml
 
 from rtdetr_tool import cli
 from rtdetr_tool.spec.commands import WITH_SPEC
-from rtdetr_tool.spec.render import default_data, default_yaml, json_schema
+from rtdetr_tool.spec.default_spec import default_data, default_yaml
+from rtdetr_tool.spec.json_schema import json_schema
 
 
 @pytest.mark.parametrize("command", WITH_SPEC)

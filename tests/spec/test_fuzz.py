@@ -19,7 +19,7 @@ from rtdetr_tool.spec import ExperimentSpec, load_spec, spec_from_dict, spec_to_
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain
 from rtdetr_tool.spec.fields import default_of
-from rtdetr_tool.spec.render import json_schema
+from rtdetr_tool.spec.json_schema import json_schema
 from rtdetr_tool.spec.schema import item_type, section_type, walk_fields
 
 NAMES = [name for name, _, _ in walk_fields() if "[]" not in name]

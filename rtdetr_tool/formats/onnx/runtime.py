@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from rtdetr_tool.catalog import ONNX_PROVIDERS
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 from rtdetr_tool.formats.graph_interface import GraphInterface
@@ -22,7 +23,6 @@ from rtdetr_tool.ops.structures import Predictions
 
 logger = logging.getLogger(__name__)
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 FALLBACKS = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}
 
 
@@ -57,17 +57,17 @@ class OnnxRuntime:
             options.intra_op_num_threads = threads
         index = torch.device(device).index or 0
         order = FALLBACKS[chosen]
-        providers = [(PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
+        providers = [(ONNX_PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
         try:
             self.session = onnxruntime.InferenceSession(half or str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             with_what = f"onnxruntime {onnxruntime.__version__} cannot run {path} (operator set {interface.opset})"
             raise CheckpointError(f"{with_what}: {_reason(error)}") from error
         used = self.session.get_providers()[0]
-        if used != PROVIDERS[chosen]:
+        if used != ONNX_PROVIDERS[chosen]:
             raise UserError(
-                f"onnxruntime could not start {PROVIDERS[chosen]} and would run on {used}; see its messages above, or "
-                "choose another onnx_provider"
+                f"onnxruntime could not start {ONNX_PROVIDERS[chosen]} and would run on {used}; see the messages above "
+                "or choose another onnx_provider"
             )
         self.name = f"onnxruntime {onnxruntime.__version__} ({chosen}{', FP16 emulated' if half else ''})"
         self.class_map = class_map
@@ -91,7 +91,7 @@ class OnnxRuntime:
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     """Every output of a graph with one input, which takes `images` as they are."""
-    session = onnxruntime.InferenceSession(str(path), providers=[PROVIDERS["cpu"]])
+    session = onnxruntime.InferenceSession(str(path), providers=[ONNX_PROVIDERS["cpu"]])
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
     return dict(zip(names, map(torch.from_numpy, found), strict=True))
@@ -115,10 +115,10 @@ def choose_provider(wanted: str, device: torch.device) -> str:
     """
     available = onnxruntime.get_available_providers()
     if wanted == "auto":
-        return "cuda" if device.type == "cuda" and PROVIDERS["cuda"] in available else "cpu"
-    if PROVIDERS[wanted] not in available:
+        return "cuda" if device.type == "cuda" and ONNX_PROVIDERS["cuda"] in available else "cpu"
+    if ONNX_PROVIDERS[wanted] not in available:
         raise UserError(
-            f"onnx_provider: this onnxruntime has no {PROVIDERS[wanted]} (it has {', '.join(available)}); "
+            f"onnx_provider: this onnxruntime has no {ONNX_PROVIDERS[wanted]} (it has {', '.join(available)}); "
             "for a GPU: pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
     return wanted

@@ -13,10 +13,11 @@ from timm.layers import Format
 from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
+from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.models.backbones.base import ImageBackbone
-from rtdetr_tool.models.backbones.timm_staged import STRIDES, StagedBackbone
+from rtdetr_tool.models.backbones.timm_staged import StagedBackbone
 
 logger = logging.getLogger(__name__)
 

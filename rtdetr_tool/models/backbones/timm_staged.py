@@ -15,11 +15,10 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run
 from rtdetr_tool.ops.layers import fold_batch_norms, zero_bias
-
-STRIDES = (4, 8, 16, 32)  # of the stages 0..3
 
 
 class StagedBackbone(ImageBackbone):

@@ -15,8 +15,10 @@ import yaml
 
 from rtdetr_tool.spec import MISSING, ExperimentSpec, load_spec, read_spec, spec_to_dict
 from rtdetr_tool.spec.commands import WITH_SPEC
+from rtdetr_tool.spec.default_spec import comment_of, default_data, default_yaml
 from rtdetr_tool.spec.documents import read_file
-from rtdetr_tool.spec.render import comment_of, default_data, default_yaml, json_schema, reference_page, unused_fields
+from rtdetr_tool.spec.json_schema import json_schema
+from rtdetr_tool.spec.reference_page import reference_page, unused_fields
 from rtdetr_tool.spec.schema import walk_fields
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +135,7 @@ def test_the_schema_of_a_command_asks_for_what_the_command_needs():
 
 def test_a_comment_says_options_bounds_and_unit():
     comments = {name: comment_of(entry) for name, entry, _ in walk_fields()}
-    assert comments["train.precision"].endswith("One of: bf16, fp32, fp16.")
+    assert comments["train.precision"].endswith("One of: bf16, fp32, fp16, auto.")
     assert comments["model.num_feature_levels"].endswith("Allowed: from 1 to 4.")
     assert comments["train.optim.lr"].endswith("Allowed: above 0.")
     assert comments["gen_trt_engine.tensorrt.workspace_size"].endswith("Unit: MB.")

@@ -1,0 +1,112 @@
+"""The default spec of a command: as plain data and as commented YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rtdetr_tool.spec.commands import WITH_SPEC
+from rtdetr_tool.spec.convert import bounds_text, options_text
+from rtdetr_tool.spec.dataset import DatasetSpec
+from rtdetr_tool.spec.distill import RECOMMENDED_BINDING
+from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.queries import reasons
+from rtdetr_tool.spec.schema import hints_of, section_type
+
+
+def default_data(command: str) -> dict[str, Any]:
+    """The default spec of a command as plain data, `???` where the user must give a value."""
+    data: dict[str, Any] = {}
+    for entry in dataclasses.fields(ExperimentSpec):
+        if entry.name in WITH_SPEC[command].sections:
+            section = section_type(hints_of(ExperimentSpec)[entry.name])
+            data[entry.name] = _section_data(section) if section else default_of(entry)
+    if "dataset" in data:
+        data["dataset"] = {name: value for name, value in data["dataset"].items() if name in _dataset_fields(command)}
+    for needed in WITH_SPEC[command].requires:
+        *path, leaf = needed.fields[0].split(".")
+        target = data
+        for part in path:
+            target = target[part]
+        target[leaf] = _placeholder(leaf)
+    if command == "distill":
+        data["distill"]["bindings"] = [dict(RECOMMENDED_BINDING)]
+    _drop_inert(data, "")
+    return data
+
+
+def _dataset_fields(command: str) -> list[str]:
+    entries = dataclasses.fields(DatasetSpec)
+    return [entry.name for entry in entries if command in (entry.metadata["commands"] or (command,))]
+
+
+def _placeholder(leaf: str) -> Any:
+    if leaf == "train_data_sources":
+        return [{"image_dir": MISSING, "json_file": MISSING}]
+    if leaf == "infer_data_sources":
+        return {"image_dir": MISSING, "classmap": MISSING}
+    return {"image_dir": MISSING, "json_file": MISSING} if leaf.endswith("_data_sources") else MISSING
+
+
+def _section_data(section: type) -> dict[str, Any]:
+    data = {}
+    for entry in dataclasses.fields(section):
+        inner = section_type(hints_of(section)[entry.name])
+        data[entry.name] = _section_data(inner) if inner else default_of(entry)
+    return data
+
+
+def _drop_inert(data: dict[str, Any], prefix: str) -> None:
+    for key in list(data):
+        if f"{prefix}{key}" in reasons("unused"):
+            del data[key]
+        elif isinstance(data[key], dict):
+            _drop_inert(data[key], f"{prefix}{key}.")
+
+
+def default_yaml(command: str) -> str:
+    """The commented default spec of a command."""
+    lines = [f"# Default spec of `rtdetr {command}`. ??? marks what must be given."]
+    if "model" not in WITH_SPEC[command].sections and command not in ("gen_trt_engine", "validate_data"):
+        lines.append("# Architecture, classes and sizes come from the checkpoint.")
+    _yaml_section(default_data(command), ExperimentSpec, 0, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_section(data: dict[str, Any], cls: type, depth: int, lines: list[str]) -> None:
+    pad = "  " * depth
+    entries = {entry.name: entry for entry in dataclasses.fields(cls)}
+    for key, value in data.items():
+        section = section_type(hints_of(cls)[key])
+        comment = comment_of(entries[key])
+        if section and isinstance(value, dict):
+            if depth == 0:
+                lines.append("")
+            lines += [f"{pad}# {comment}", f"{pad}{key}:"]
+            _yaml_section(value, section, depth + 1, lines)
+        else:
+            lines += [f"{pad}# {comment}", f"{pad}{key}: {_yaml_value(value)}"]
+
+
+def _yaml_value(value: Any) -> str:
+    import yaml
+
+    if isinstance(value, float) and value == value and "e" in repr(value):
+        return f"{value:.10f}".rstrip("0")  # YAML 1.1 reads 1e-05 as a text
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    return str(text.removesuffix("...").strip())
+
+
+def comment_of(entry: dataclasses.Field[Any]) -> str:
+    """Help, unit, options and bounds in one line."""
+    rules = entry.metadata
+    parts = [rules["help"]]
+    if rules["options"]:
+        parts.append(f"One of: {options_text(entry)}.")
+    bounds = bounds_text(entry).strip().removeprefix("of ")
+    if bounds and not rules["options"]:
+        parts.append(f"Allowed: {bounds}.")
+    if rules["unit"]:
+        parts.append(f"Unit: {rules['unit']}.")
+    return " ".join(parts)
