@@ -47,7 +47,7 @@ class Family(ABC):
     image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
     # The training recipe: dotted field of the spec -> default for this family, where the schema's is another one's.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    recipe_source: ClassVar[str]  # where the recipe comes from, in messages
+    recipe_source: ClassVar[str] = "the schema's defaults"  # where the recipe comes from, in messages
 
     def module(self, name: str) -> ModuleType:
         """A module of the family's package: `build`, `weights`, `api`. It is imported now, with torch."""
