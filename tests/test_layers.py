@@ -1,8 +1,9 @@
-"""The layer table of docs/architecture.md, held by reading every import of the package."""
+"""Every import of the package follows the layer table of docs/architecture.md, which is read from the page."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,26 +15,23 @@ from rtdetr_tool.families import FAMILIES
 
 PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 
-# A room may import rooms of lower lines; rooms of one line are strangers.
-LAYERS = (
-    ("redaction",),
-    ("errors", "files", "log", "messages", "status", "version", "catalog"),
-    ("spec",),
-    ("ops", "checkpoints", "completion"),
-    ("data", "models", "losses", "metrics"),
-    ("families",),
-    ("visualize",),
-    ("reports",),
-    ("training", "formats"),
-    ("workflows",),
-    ("commands",),
-    ("cli", "api", "__init__", "__main__"),
-)
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SHARED = LAYERS[LEVEL["models"]]
-ENTRANCES = LAYERS[-1]  # the package's doors: they lead to one another
+# A component (a package or module at the top) may import those of rows above; those of one row are independent.
 
-# Rooms that answer without torch: help, a wrong spec and default_specs come from these.
+
+def layers_of_the_page() -> tuple[tuple[str, ...], ...]:
+    """The rows of the layer table, top down."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(len(rows)))
+    return tuple(tuple(re.findall(r"`(\w+)`", packages)) for _, packages in rows)
+
+
+LAYERS = layers_of_the_page()
+LEVEL = {component: level for level, components in enumerate(LAYERS) for component in components}
+SHARED = LAYERS[LEVEL["models"]]
+ENTRANCES = LAYERS[-1]  # entry points, which may import one another
+
+# Components that work without torch: help, spec errors and default_specs come from these.
 WITHOUT_TORCH = (*LAYERS[0], *LAYERS[1], "spec", "completion", "cli", "__init__", "__main__")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "transformers", "onnx", "onnxruntime")
 
@@ -48,13 +46,13 @@ DECLARATIONS = ("__init__", "family", "spec", "recipe", "keywords")
 IN_THE_API = ("api", "roboflow")  # modules of a family that belong to `api`
 
 
-def room_of(path: Path) -> str:
+def component_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return room_in_families(parts) or parts[0]
+    return component_in_families(parts) or parts[0]
 
 
-def room_in_families(parts: Sequence[str]) -> str | None:
-    """The room that a module of `families` belongs to (or a name in one), by the parts of its path; else None."""
+def component_in_families(parts: Sequence[str]) -> str | None:
+    """The component that a module of `families` belongs to (or a name in one), by the parts of its path; else None."""
     if declares_a_family(parts):
         return "spec"
     return "api" if parts[0] == "families" and len(parts) > 2 and parts[2] in IN_THE_API else None
@@ -89,45 +87,42 @@ def imports(path: Path, source: str | None = None) -> Iterator[tuple[str, int, b
     yield from visit(tree, True)
 
 
-def imported_room(name: str) -> str | None:
-    """The room of this package that an imported name lies in; None for other packages."""
+def imported_component(name: str) -> str | None:
+    """The component of this package that an imported name is in; None for other packages."""
     first, *rest = name.split(".")
     if first != "rtdetr_tool":
         return None
-    if rest and (room := room_in_families(rest)):
-        return room
+    if rest and (component := component_in_families(rest)):
+        return component
     return rest[0] if rest and rest[0] in LEVEL else "__init__"
 
 
 def violations(path: Path, source: str | None = None) -> list[str]:
     """Each import of a file that goes up or sideways."""
-    room = room_of(path)
+    component = component_of(path)
     found = []
     for name, line, _ in imports(path, source):
-        other = imported_room(name)
-        if other is None or other == room or (room in ENTRANCES and other in ENTRANCES):
+        other = imported_component(name)
+        if other is None or other == component or (component in ENTRANCES and other in ENTRANCES):
             continue
-        if LEVEL[other] >= LEVEL[room]:
-            found.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {room} may not import {other} ({name})")
+        if LEVEL[other] >= LEVEL[component]:
+            found.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {component} may not import {other} ({name})")
     return found
 
 
-def test_every_room_of_the_package_stands_in_the_table():
-    rooms = {room_of(path) for path in FILES}
-    assert rooms - set(LEVEL) == set()
-    assert {"spec", "ops", "data", "models", "training", "formats", "commands", "cli"} <= rooms
+def test_every_component_is_in_the_table():
+    components = {component_of(path) for path in FILES}
+    assert components - set(LEVEL) == set()
+    assert {"spec", "ops", "data", "models", "training", "formats", "commands", "cli"} <= components
 
 
-def test_the_table_is_the_one_in_the_architecture_page():
-    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for level, rooms in enumerate(LAYERS):
-        line = next(line for line in page.splitlines() if line.startswith(f"{level}  "))
-        expected = [room for room in rooms if room != "__main__"]
-        assert line.split()[1 : 1 + len(expected)] == expected
+def test_every_package_says_what_it_is():
+    silent = [path for path in PACKAGE.rglob("__init__.py") if not ast.get_docstring(ast.parse(path.read_bytes()))]
+    assert silent == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_rooms_above_its_own(path):
+def test_a_file_imports_only_from_rows_above_its_own(path):
     assert violations(path) == []
 
 
@@ -151,9 +146,9 @@ def test_the_python_api_does_not_import_the_command_line():
     found = [
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in FILES
-        if room_of(path) == "api"
+        if component_of(path) == "api"
         for name, line, _ in imports(path)
-        if imported_room(name) in ("commands", "cli")
+        if imported_component(name) in ("commands", "cli")
     ]
     assert found == []
 
@@ -172,9 +167,9 @@ def test_only_build_files_of_the_shared_parts_and_the_families_see_a_spec():
     found = [
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in FILES
-        if room_of(path) in (*SHARED, "families") and path.name not in SEES_A_SPEC
+        if component_of(path) in (*SHARED, "families") and path.name not in SEES_A_SPEC
         for name, line, _ in imports(path)
-        if imported_room(name) == "spec"
+        if imported_component(name) == "spec"
     ]
     assert found == []
 
@@ -183,15 +178,15 @@ def test_help_and_the_spec_load_no_torch_when_imported():
     found = [
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in FILES
-        if room_of(path) in WITHOUT_TORCH
+        if component_of(path) in WITHOUT_TORCH
         for name, line, on_load in imports(path)
         if on_load and name.split(".")[0] in HEAVY
     ]
     assert found == []
 
 
-def test_importing_the_light_rooms_leaves_torch_out_of_the_process():
-    names = [f"rtdetr_tool.{room}" for room in WITHOUT_TORCH if not room.startswith("__")]
+def test_importing_components_without_torch_does_not_import_it():
+    names = [f"rtdetr_tool.{component}" for component in WITHOUT_TORCH if not component.startswith("__")]
     names += ["rtdetr_tool", "rtdetr_tool.commands.session", "rtdetr_tool.commands.default_specs"]
     code = f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\n"
     code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
@@ -201,7 +196,7 @@ def test_importing_the_light_rooms_leaves_torch_out_of_the_process():
 
 def test_only_training_imports_lightning():
     found = {
-        room_of(path)
+        component_of(path)
         for path in FILES
         for name, _, _ in imports(path)
         if name.split(".")[0] in ("pytorch_lightning", "lightning", "lightning_fabric")

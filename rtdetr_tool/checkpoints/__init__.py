@@ -1,0 +1,16 @@
+"""Weights files: reading those of every supported program, writing ours.
+
+In: a path or a published name. Out: a `DetectorFile`, weights by our names with metadata in our form.
+
+    detector_file, identify          which program wrote a file, and everything known about it
+    family_weights                   the contract of `families/<name>/weights.py`
+    io, safe_unpickle, limits        the only `torch.load` and save; what a file may make us do
+    metadata, recorded_fields        what our files record, and whether a spec agrees with it
+    loading, class_rows              copying weights into a module, class rows by name, with a report
+    published, download              weights by their public name
+    backbone_names, timm_weights, dinov2, renames   tensor names of backbones
+
+Our file is a Lightning checkpoint plus `tao_model: "rtdetr"` and `rtdetr_tool: {version, spec, classes, weights,
+metrics}`; its `state_dict` has TAO's prefix `model.model.`. Nothing that a file claims is used before it is checked:
+its paths are removed and its sizes compared with its tensors. May import `spec` and the layers below.
+"""

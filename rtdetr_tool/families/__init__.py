@@ -9,7 +9,9 @@ A package `families/<name>` has the same modules for every family:
     weights.py   files of other programs that hold the family (`base.WeightsModule`)
     api.py       the classes of the Python API (`base.ApiModule`)
 
-Everything outside of these packages goes through this table. `spec.model.family` is the family of a spec.
+`family`, `spec` and `__init__` belong to the layer of `spec`, `api` to that of `api`. Everything outside of these
+packages goes through this table, and lower layers reach `build`, `weights` and `api` by `Family.module`.
+`spec.model.family` is the family of a spec.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""ONNX: the file, tracing and simplifying a graph, and running it in onnxruntime."""

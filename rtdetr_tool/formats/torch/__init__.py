@@ -1,0 +1,1 @@
+"""PyTorch: running a detector, with linear layers packed for CPUs or as a trace."""

@@ -1,0 +1,1 @@
+"""Backbones: images -> feature maps (`base.ImageBackbone`); those of timm, and our own."""

@@ -1,0 +1,1 @@
+"""RF-DETR's network: projector, decoder with groups of queries, mask head."""

@@ -1,0 +1,1 @@
+"""RT-DETR's network: hybrid encoder, decoder with denoising queries, frozen RADIO."""
