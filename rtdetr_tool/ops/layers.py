@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,10 +27,10 @@ def build_activation(name: str | None) -> nn.Module:
     return activation
 
 
-def modules_of_type(modules: Iterable[nn.Module], kind: type[M]) -> list[M]:
+def modules_of_type(modules: Sequence[nn.Module] | nn.ModuleList, kind: type[M]) -> list[M]:
     """The modules of a list as the type that all of them have; `nn.ModuleList` does not know it."""
     typed = [module for module in modules if isinstance(module, kind)]
-    assert len(typed) == len(list(modules)), f"a module is not a {kind.__name__}"
+    assert len(typed) == len(modules), f"a module is not a {kind.__name__}"
     return typed
 
 

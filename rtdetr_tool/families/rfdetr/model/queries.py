@@ -55,18 +55,16 @@ class QuerySelection(nn.Module):
         proposals, valid = self.proposals(shapes, memory.device)
         memory = memory * valid.to(memory.dtype)
         groups = self.groups if self.training else 1
-        tokens = _per_group(memory, modules_of_type(self.enc_output[:groups], nn.Linear))  # [G, B, S, D]
+        tokens = _per_group(memory, list(self.enc_output[:groups]))  # [G, B, S, D]
         tokens = _norm_per_group(tokens, modules_of_type(self.enc_output_norm[:groups], nn.LayerNorm))
-        scores = _per_group(tokens, modules_of_type(self.enc_out_class_embed[:groups], nn.Linear))  # [G, B, S, C]
+        scores = _per_group(tokens, list(self.enc_out_class_embed[:groups]))  # [G, B, S, C]
         best = scores.amax(-1).topk(min(count, _tokens(shapes)), dim=-1).indices[..., None]  # [G, B, k, 1]
         tokens = tokens.gather(2, best.expand(-1, -1, -1, tokens.shape[-1]))
         logits = scores.gather(2, best.expand(-1, -1, -1, scores.shape[-1]))
         proposals = proposals.expand(groups, memory.shape[0], -1, -1).gather(2, best.expand(-1, -1, -1, 4))
         deltas = tokens
-        mlps = [
-            modules_of_type(mlp.layers, nn.Linear) for mlp in modules_of_type(self.enc_out_bbox_embed[:groups], MLP)
-        ]
-        for number, layers in enumerate(zip(*mlps, strict=True)):
+        mlps = modules_of_type(list(self.enc_out_bbox_embed[:groups]), MLP)
+        for number, layers in enumerate(zip(*(mlp.layers for mlp in mlps), strict=True)):
             deltas = _per_group(deltas if number == 0 else F.relu(deltas), layers)
         return Selected(tokens, logits, refine(proposals, deltas.float(), self.bbox_reparam))
 
@@ -98,14 +96,18 @@ def _tokens(shapes: Shapes) -> int:
     return sum(height * width for height, width in shapes)
 
 
-def _per_group(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
-    """One linear layer per group: x [B, N, i] for all, or [G, B, N, i] -> [G, B, N, o]."""
+def _per_group(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """One linear layer per group: x [B, N, i] for all, or [G, B, N, i] -> [G, B, N, o].
+
+    A single layer may have been replaced for deployment (`formats/torch/packed_linear`).
+    """
     output: Tensor
     if len(layers) == 1:
         output = layers[0](x if x.ndim == 4 else x[None])
         return output
-    weight = torch.stack([layer.weight for layer in layers])  # [G, o, i]
-    bias = torch.stack([layer.bias for layer in layers])
+    linears = modules_of_type(layers, nn.Linear)
+    weight = torch.stack([layer.weight for layer in linears])  # [G, o, i]
+    bias = torch.stack([layer.bias for layer in linears])
     if x.ndim == 3:
         flat = x.flatten(0, 1)  # [B * N, i]
         together = F.linear(flat, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
