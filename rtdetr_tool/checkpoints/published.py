@@ -35,8 +35,15 @@ def weights_path(name: str | os.PathLike[str]) -> Path:
         CheckpointError: the published file cannot be downloaded, or the cached one has another hash.
     """
     row = published(name)
-    if row is None or Path(name).exists():
-        return Path(name)
+    return Path(name) if row is None or Path(name).exists() else download_published(row)
+
+
+def download_published(row: PublishedWeights) -> Path:
+    """The path of published weights in the cache, after a download if it is missing.
+
+    Raises:
+        CheckpointError: the file cannot be downloaded, or the cached one has another hash.
+    """
     path = cache_folder() / row.file
     if not path.exists():
         _get(row, path)

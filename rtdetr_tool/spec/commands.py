@@ -144,6 +144,16 @@ _COMMANDS = (
         "rtdetr report results/baseline results/larger -o comparison",
     ),
     Command(
+        "models",
+        "list the published weights that can be used by name",
+        "rtdetr models",
+    ),
+    Command(
+        "download",
+        "download published weights by name and verify them",
+        "rtdetr download rf-detr-nano",
+    ),
+    Command(
         "completion",
         "print the code that makes a shell complete commands, spec fields and their values",
         'eval "$(rtdetr completion bash)"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -16,6 +17,7 @@ from rtdetr_tool.checkpoints import published as published_weights
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.download import md5_of
 from rtdetr_tool.checkpoints.published import cache_folder, published, weights_path
+from rtdetr_tool.cli import main
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
@@ -158,3 +160,29 @@ def test_restricted_weights_need_consent_and_free_ones_say_their_licence(tmp_pat
     accepted, free = [record.getMessage() for record in caplog.records if record.name == published_weights.__name__]
     assert "under Roboflow's Platform Model License 1.0 (PML-1.0), accepted" in accepted
     assert free.endswith("published under Apache-2.0")
+
+
+def test_the_download_command_fetches_and_verifies_and_models_lists_it(served, cache, capsys):
+    assert main(["download", "rf-detr-nano"]) == 0
+    path = capsys.readouterr().out.strip()
+    assert path == str(cache / "rf-detr-nano.pth") and md5_of(path) == PUBLISHED_WEIGHTS["rf-detr-nano.pth"].md5
+    assert main(["models", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == len(PUBLISHED_WEIGHTS)
+    assert rows["rf-detr-nano"]["path"] == path and rows["rf-detr-small"]["path"] is None
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    assert "rf-detr-seg-nano" in table and "must be accepted" in table and "by hand only" in table
+
+
+def test_the_download_command_names_what_it_does_not_know(capsys):
+    assert main(["download", "rf-detr-nano", "rf-detr-nanoo"]) == 2
+    text = capsys.readouterr().err
+    assert "rf-detr-nanoo: not a published name; expected rf-detr-nano" in text
+
+
+def test_the_download_command_refuses_a_cached_file_with_another_hash(served, cache, capsys):
+    cache.mkdir()
+    (cache / "rf-detr-nano.pth").write_bytes(b"something else")
+    assert main(["download", "rf-detr-nano"]) == 2
+    assert "its MD5 is" in capsys.readouterr().err
