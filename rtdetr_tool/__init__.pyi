@@ -1,3 +1,4 @@
+from .api import RFDETR as RFDETR
 from .api import RTDETR as RTDETR
 from .api import Detector as Detector
 from .api import PlainDetections as PlainDetections
@@ -7,6 +8,13 @@ from .api import RFDETRLarge as RFDETRLarge
 from .api import RFDETRLarge2025 as RFDETRLarge2025
 from .api import RFDETRMedium as RFDETRMedium
 from .api import RFDETRNano as RFDETRNano
+from .api import RFDETRSeg2XLarge as RFDETRSeg2XLarge
+from .api import RFDETRSegLarge as RFDETRSegLarge
+from .api import RFDETRSegMedium as RFDETRSegMedium
+from .api import RFDETRSegNano as RFDETRSegNano
+from .api import RFDETRSegPreview as RFDETRSegPreview
+from .api import RFDETRSegSmall as RFDETRSegSmall
+from .api import RFDETRSegXLarge as RFDETRSegXLarge
 from .api import RFDETRSmall as RFDETRSmall
 from .api import RFDETRXLarge as RFDETRXLarge
 from .errors import RtdetrError as RtdetrError

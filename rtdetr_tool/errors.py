@@ -5,11 +5,14 @@
     RtdetrError                 our failure; exit code 1
     ├── MachineError            the machine cannot read a file right now: open files, memory, disk, network
     ├── WriteError              a file cannot be written
-    └── UserError               invalid input; exit code 2, shown as one message without a traceback
+    └── UserError               invalid input; exit code 2, shown as one message without a traceback; a ValueError
         ├── SpecError           the spec file or a command-line override; collects every problem
         ├── DataError           annotation files, images, class ids
-        │   └── MissingSplit    the dataset does not have the requested split
+        │   ├── MissingSplit    the dataset does not have the requested split
+        │   ├── MissingData     a file or folder does not exist; a FileNotFoundError
+        │   └── NotAnImage      an object of a type that is not an image; a TypeError
         ├── CheckpointError     a weights file that cannot be loaded, or is unsafe to load
+        │   └── MissingCheckpoint   it does not exist; a FileNotFoundError
         └── DownloadError       a URL that cannot be read, or must not be
 
 The command line turns `KeyboardInterrupt` into exit code 130 and `Preempted` into 75. A message states where the
@@ -36,7 +39,7 @@ class WriteError(RtdetrError):
     """A file cannot be written, for example because the disk is full or the results folder is gone."""
 
 
-class UserError(RtdetrError):
+class UserError(RtdetrError, ValueError):
     """Something the user can fix: a file, a value, an option."""
 
     exit_code = 2
@@ -72,8 +75,20 @@ class MissingSplit(DataError):
     """A dataset folder does not have the requested split."""
 
 
+class MissingData(DataError, FileNotFoundError):
+    """An image, an annotation file or a dataset folder does not exist."""
+
+
+class NotAnImage(DataError, TypeError):
+    """An object of a type that is not an image."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, corrupted, of an unknown format or unsafe."""
+
+
+class MissingCheckpoint(CheckpointError, FileNotFoundError):
+    """A checkpoint does not exist."""
 
 
 class DownloadError(UserError):

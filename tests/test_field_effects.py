@@ -207,6 +207,12 @@ def train_sample(spec):
     return [(tuple(image.shape), image.float().mean().item(), target.boxes.tolist()) for image, target in samples]
 
 
+def eval_batches(spec):
+    from rtdetr_tool.data.build import build_eval_dataset, build_loader
+
+    return [len(batch) for batch in build_loader(build_eval_dataset(spec.dataset), spec.dataset, training=False)]
+
+
 def eval_sample(spec):
     from rtdetr_tool.data.build import build_eval_dataset
 
@@ -564,6 +570,7 @@ ROWS: list[tuple] = [
     ("dataset__augmentation__train_spatial_size", [32, 96], train_sample),
     ("dataset__augmentation__eval_spatial_size", [32, 96], eval_sample),
     ("dataset__augmentation__distortion_prob", 1.0, train_sample),
+    ("dataset__eval_batch_size", 1, eval_batches),
     ("dataset__augmentation__iou_crop_prob", 1.0, train_sample),
     ("dataset__augmentation__zoom_out_prob", 0.0, train_sample),
     ("dataset__augmentation__flip_prob", 0.0, train_sample),

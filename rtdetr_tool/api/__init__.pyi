@@ -1,9 +1,17 @@
+from ..families.rfdetr.api import RFDETR as RFDETR
 from ..families.rfdetr.api import RFDETR2XLarge as RFDETR2XLarge
 from ..families.rfdetr.api import RFDETRBase as RFDETRBase
 from ..families.rfdetr.api import RFDETRLarge as RFDETRLarge
 from ..families.rfdetr.api import RFDETRLarge2025 as RFDETRLarge2025
 from ..families.rfdetr.api import RFDETRMedium as RFDETRMedium
 from ..families.rfdetr.api import RFDETRNano as RFDETRNano
+from ..families.rfdetr.api import RFDETRSeg2XLarge as RFDETRSeg2XLarge
+from ..families.rfdetr.api import RFDETRSegLarge as RFDETRSegLarge
+from ..families.rfdetr.api import RFDETRSegMedium as RFDETRSegMedium
+from ..families.rfdetr.api import RFDETRSegNano as RFDETRSegNano
+from ..families.rfdetr.api import RFDETRSegPreview as RFDETRSegPreview
+from ..families.rfdetr.api import RFDETRSegSmall as RFDETRSegSmall
+from ..families.rfdetr.api import RFDETRSegXLarge as RFDETRSegXLarge
 from ..families.rfdetr.api import RFDETRSmall as RFDETRSmall
 from ..families.rfdetr.api import RFDETRXLarge as RFDETRXLarge
 from ..families.rtdetr.api import RTDETR as RTDETR

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from rtdetr_tool.api.keywords import data_settings, train_settings
 from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_weights, with_size
 from rtdetr_tool.api.results import result_of
 from rtdetr_tool.api.runtime_cache import RuntimeCache
+from rtdetr_tool.api.train_arguments import read_train_arguments
 from rtdetr_tool.data.preprocess import input_size, prepare_image
 from rtdetr_tool.errors import DataError, UserError, nearest_multiples
 from rtdetr_tool.formats.base import Runtime
@@ -169,7 +170,8 @@ class Detector:
                     pixels = pictures[index] = to_pixels(image)
                 except UserError as error:
                     place = f"Image {index} of {len(images)}: " if len(images) > 1 else ""
-                    raise DataError(f"{place}{error}") from error
+                    kind = type(error) if isinstance(error, DataError) else DataError
+                    raise kind(f"{place}{error}") from error
                 one = prepare_image(pixels, shape, self.spec.dataset.augmentation.preserve_aspect_ratio)
                 prepared.append(one.image)
                 path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
@@ -246,7 +248,10 @@ class Detector:
     # Training and scores
 
     def train(
-        self, callbacks: Sequence[Any] = (), resume: str | os.PathLike | bool | None = None, **keywords: Any
+        self,
+        callbacks: Sequence[Any] | Mapping[str, Any] = (),
+        resume: str | os.PathLike | bool | None = None,
+        **keywords: Any,
     ) -> FitResult:
         """Train on a data set, starting from the weights that this detector has; it has the best ones afterwards.
 
@@ -263,9 +268,16 @@ class Detector:
         from rtdetr_tool.api.training import train
 
         opened = self._trainable("train")
-        result, trained = train(opened, train_settings(keywords), resume, callbacks)
+        family = opened.spec.model.family
+        arguments = read_train_arguments(callbacks, keywords, family.deprecated_keywords)
+        settings = train_settings(arguments.keywords, family)
+        result, trained = train(opened, settings, resume, arguments)
         if trained is not None:
             self._opened, self.source = trained, str(result.best_path or result.latest_path)
+        if arguments.run_test and trained is not None:
+            data = {name: value for name, value in settings.items() if name.startswith("dataset.")}
+            scores = self.evaluate("test", **data)
+            result.metrics.update({"test_mAP": scores.map, "test_mAP50": scores.map50})
         return result
 
     def evaluate(self, split: str = "test", conf_threshold: float = 0.0, **keywords: Any) -> CocoResult:

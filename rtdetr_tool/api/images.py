@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rtdetr_tool.checkpoints.download import is_url, public_url, read_url
 from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_pil_image
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, NotAnImage
 
 MAX_BYTES = 64_000_000  # of an image at an address
 MAX_SECONDS = 30.0
@@ -37,14 +37,14 @@ def to_pixels(image: Any) -> Tensor:
         return decode_pil_image(image)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"An array of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")
+            raise DataError(f"An array of shape {list(image.shape)} is not an image; expected {_FORMS}.")
         writable = np.require(image, requirements=("C", "W"))  # torch takes no others, such as np.asarray(picture)
         return _levels(torch.from_numpy(writable)).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"A tensor of shape {list(image.shape)} is no image here; allowed: {_FORMS}.")
+            raise DataError(f"A tensor of shape {list(image.shape)} is not an image; expected {_FORMS}.")
         return _levels(image.detach().cpu())
-    raise DataError(f"{type(image).__name__} is no image here; allowed: {_FORMS}.")
+    raise NotAnImage(f"{type(image).__name__} is not an image; expected {_FORMS}.")
 
 
 def _read(place: str) -> Tensor:
@@ -59,8 +59,8 @@ def _levels(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.uint8:
         return pixels
     if not pixels.is_floating_point():
-        raise DataError(f"Pixels of type {pixels.dtype} are not known; allowed: {_FORMS}.")
+        raise NotAnImage(f"Pixels of type {pixels.dtype} are not supported; expected {_FORMS}.")
     low, high = pixels.min().item(), pixels.max().item()
     if not (low >= 0 and high <= 1):  # not a number counts as outside, too
-        raise DataError(f"Pixels from {low:g} to {high:g}: floats must lie in 0..1 (0..255 are given as uint8).")
+        raise DataError(f"Pixels from {low:g} to {high:g} are invalid; expected floats 0..1 (pass 0..255 as uint8).")
     return pixels.mul(255).round().to(torch.uint8)

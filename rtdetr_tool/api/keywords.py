@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import Family, all_families
+from rtdetr_tool.families.keywords import Keyword, Rule, Settings
 from rtdetr_tool.spec.schema import section_type, walk_fields
 
-Settings = dict[str, Any]  # dotted name of a field -> value
-Rule = str | Callable[[Any], Settings]
-
-
-def _multi_scale(on: Any) -> Settings:
-    return {} if on else {"dataset.augmentation.multi_scales": []}
+logger = logging.getLogger(__name__)
 
 
 def _device(device: Any) -> Settings:
@@ -32,55 +29,19 @@ def _device(device: Any) -> Settings:
 
 
 def _lr_drop(epoch: Any) -> Settings:
-    return {"train.optim.lr_scheduler": "MultiStep", "train.optim.lr_steps": [epoch]}
+    return {"train.optim.lr_steps": [epoch]}
 
 
-def _lr_scheduler(name: Any) -> Settings:
-    return {"train.optim.lr_scheduler": {"cosine": "Cosine", "step": "MultiStep"}.get(name, name)}
-
-
-# Names that users of RF-DETR know -> field, or what gives fields.
+# Keywords of `train` for every family, next to those of the families and the fields of the spec.
 TRAIN: dict[str, Rule] = {
-    "epochs": "train.num_epochs",
-    "batch_size": "dataset.batch_size",
-    "lr": "train.optim.lr",
-    "lr_encoder": "train.optim.lr_backbone",
-    "weight_decay": "train.optim.weight_decay",
     "lr_drop": _lr_drop,
-    "lr_scheduler": _lr_scheduler,
-    "lr_vit_layer_decay": "train.optim.lr_layer_decay",
-    "clip_max_norm": "train.clip_grad_norm",
-    "output_dir": "train.results_dir",
-    "num_workers": "dataset.workers",
-    "use_ema": "train.enable_ema",
-    "ema_decay": "train.ema.decay",
-    "ema_tau": "train.ema.tau",
-    "early_stopping": "train.early_stopping.enabled",
-    "early_stopping_patience": "train.early_stopping.patience",
-    "early_stopping_min_delta": "train.early_stopping.min_delta",
-    "eval_interval": "train.validation_interval",
-    "eval_max_dets": "evaluate.max_dets",
-    "multi_scale": _multi_scale,
     "gradient_checkpointing": "train.activation_checkpoint",
     "device": _device,
-    "devices": "train.num_gpus",
-    "strategy": "train.distributed_strategy",
-    "wandb": "wandb.enable",
-    "mlflow": "mlflow.enable",
-    "project": lambda name: {"wandb.project": name, "mlflow.experiment": name},
-    "run": lambda name: {"wandb.name": name, "mlflow.run_name": name},
-}
-# Keywords that users of RF-DETR know and that have no field -> what there is instead.
-TRAIN_ELSEWHERE = {
-    "start_epoch": "resume=True goes on in the epoch in which a run ended",
-    "do_benchmark": "it is not measured while training; `rtdetr evaluate` says images per second",
-    "class_names": "they are those of the data",
-    "run_test": "evaluate('test') scores the test split afterwards",
 }
 EXPORT_ELSEWHERE = {
     "simplify": "graphs are always simplified",
     "force": "overwrite=True replaces a file",
-    "infer_dir": "pictures of dataset.infer_data_sources are compared where there are some",
+    "infer_dir": "images of dataset.infer_data_sources are compared if there are some",
     "patch_size": "it is the model's",
 }
 # Of `export`.
@@ -91,14 +52,30 @@ EXPORT: dict[str, Rule] = {
 _TRAIN_SECTIONS = ("train", "dataset")
 
 
-def train_settings(keywords: Mapping[str, Any]) -> Settings:
-    """What keywords of `train` say: names of `TRAIN`, of fields of `train` and `dataset`, or dotted names."""
-    return settings(keywords, {**leaves(*_TRAIN_SECTIONS), **TRAIN}, "train", {**_of_the_model(), **TRAIN_ELSEWHERE})
+def train_settings(keywords: Mapping[str, Any], family: Family | None = None) -> Settings:
+    """What keywords of `train` say: names of `train_keywords`, of fields of `train` and `dataset`, or dotted names."""
+    known = {**leaves(*_TRAIN_SECTIONS), **train_keywords(family)}
+    return settings(keywords, known, "train", _of_the_model())
+
+
+def train_keywords(family: Family | None = None) -> dict[str, Rule | Keyword]:
+    """Keywords of `train` for detectors of a family: its own, and those of other families that any model has."""
+    known: dict[str, Rule | Keyword] = {}
+    for other in all_families():
+        own = other is family
+        known |= {name: row for name, row in other.train_keywords.items() if own or not _names_a_model_field(row)}
+    sides = () if family is None else family.image_sides
+    return {**known, **TRAIN, **{side.rpartition(".")[2]: f"model.{side}" for side in sides}}
+
+
+def _names_a_model_field(row: Keyword) -> bool:
+    return isinstance(row.rule, str) and row.rule.startswith("model.")
 
 
 def data_settings(keywords: Mapping[str, Any]) -> Settings:
-    """What keywords of `evaluate` say: `max_dets`, fields of `dataset`, and names in `TRAIN` that stand for these."""
-    known = {name: rule for name, rule in TRAIN.items() if str(rule).startswith(("dataset.", "evaluate."))}
+    """What keywords of `evaluate` say: `max_dets`, fields of `dataset`, and keywords of `train` that name these."""
+    rules = {name: row.rule if isinstance(row, Keyword) else row for name, row in train_keywords().items()}
+    known = {name: rule for name, rule in rules.items() if str(rule).startswith(("dataset.", "evaluate."))}
     return settings(keywords, {**leaves("dataset"), **known, "max_dets": "evaluate.max_dets"}, "evaluate")
 
 
@@ -109,11 +86,14 @@ def export_settings(keywords: Mapping[str, Any]) -> Settings:
 
 def model_settings(keywords: Mapping[str, Any], family: Family, where: str) -> Settings:
     """What keywords of a constructor say: names of the family's fields of `model`, or dotted names."""
-    return settings(keywords, leaves(*_sections(family)), where)
+    return settings(keywords, {**leaves(*_sections(family)), **family.model_keywords}, where)
 
 
 def settings(
-    keywords: Mapping[str, Any], known: Mapping[str, Rule], where: str, elsewhere: Mapping[str, str] | None = None
+    keywords: Mapping[str, Any],
+    known: Mapping[str, Rule | Keyword],
+    where: str,
+    elsewhere: Mapping[str, str] | None = None,
 ) -> Settings:
     """The fields that keywords set; `elsewhere` says of names that are not known what there is instead.
 
@@ -127,7 +107,12 @@ def settings(
         if rule is None:
             problems.append(f"{where} has no keyword {name}{_hint(name, known, elsewhere or {})}")
             continue
-        for field, content in ({rule: value} if isinstance(rule, str) else rule(value)).items():
+        try:
+            fields = _fields_of(name, rule, value, where)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        for field, content in fields.items():
             if field in found:
                 problems.append(f"{where}: {field} is given twice, the second time as {name}")
             found[field] = plain(content)
@@ -136,7 +121,21 @@ def settings(
     return found
 
 
-def _hint(name: str, known: Mapping[str, Rule], elsewhere: Mapping[str, str]) -> str:
+def _fields_of(name: str, rule: Rule | Keyword, value: Any, where: str) -> Settings:
+    """The fields that a keyword sets; UserError if its value is not supported."""
+    if isinstance(rule, Keyword):
+        row = rule
+        if row.rule is None:
+            if value != row.default and row.status == "refused":
+                raise UserError(f"{where}: {name}={value!r} is not supported: {row.note}")
+            if value != row.default:
+                logger.warning("%s: %s=%r has no effect: %s", where, name, value, row.note)
+            return {}
+        rule = row.rule
+    return {rule: value} if isinstance(rule, str) else rule(value)
+
+
+def _hint(name: str, known: Mapping[str, Rule | Keyword], elsewhere: Mapping[str, str]) -> str:
     if name in elsewhere:
         return f": {elsewhere[name]}"
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from rtdetr_tool.api.keywords import Settings, applied
+from rtdetr_tool.api.train_arguments import TrainArguments, check_class_names
 from rtdetr_tool.checkpoints.class_rows import Classes
-from rtdetr_tool.data.build import train_categories
+from rtdetr_tool.data.build import read_sources, train_categories
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.base import SIZE_FIELDS
@@ -30,7 +30,10 @@ OUTPUT = "output"  # folder of the results where none is given
 
 
 def train(
-    opened: OpenedDetector, changes: Settings, resume: str | os.PathLike | bool | None, callbacks: Sequence[Any]
+    opened: OpenedDetector,
+    changes: Settings,
+    resume: str | os.PathLike | bool | None,
+    arguments: TrainArguments,
 ) -> tuple[FitResult, OpenedDetector | None]:
     """Fit from the detector's weights, or go on with a run; what was trained is opened from its best checkpoint.
 
@@ -39,6 +42,8 @@ def train(
     if resume and resume is not True:
         changes = {**changes, "train.resume_training_checkpoint_path": os.fspath(resume)}
     spec = training_spec(opened, changes)
+    if arguments.run_test:
+        read_sources(spec.dataset, "test")  # a missing test split is an error before training, not after it
     ratio = spec.dataset.augmentation.preserve_aspect_ratio
     if ratio != opened.spec.dataset.augmentation.preserve_aspect_ratio:
         logger.warning("The weights were trained with preserve_aspect_ratio %s; this run has %s", not ratio, ratio)
@@ -51,12 +56,14 @@ def train(
     weights, names = opened.detector.state_dict(), known_classes(opened)
 
     def build_module(spec: ExperimentSpec, class_map: ClassMap) -> DetectorModule:
+        if arguments.class_names is not None:
+            check_class_names(arguments.class_names, [entry.name for entry in class_map.entries])
         module = DetectorModule(spec, class_map, pretrained=bool(opened.meta))
         report = module.start_from(weights, "the detector", names)
         logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report.summary())
         return module
 
-    result = fit(spec, callbacks, build_module)
+    result = fit(spec, arguments.callbacks, build_module)
     path = result.best_path or result.latest_path
     outside = spec.model.family.outside_weights(spec.model)
     explicit = {} if outside is None else applied({}, {f"model.{outside.field}": outside.path})

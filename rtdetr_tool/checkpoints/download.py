@@ -142,6 +142,8 @@ def _open(url: str, end: float, stall: float, have: int = 0) -> Iterator[request
         raise _Interrupted(f"no response within {min(seconds, stall):.3g} s") from None
     except requests.ConnectionError as error:
         raise _Interrupted(_reason(error)) from None
+    except DownloadError:
+        raise
     except (requests.RequestException, ValueError) as error:
         raise DownloadError(f"{public_url(url)} cannot be read: {_reason(error)}") from None
     with response:

@@ -23,7 +23,7 @@ from rtdetr_tool.checkpoints.identify import TAO_MODEL, TAO_PREFIX, detector_wei
 from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.checkpoints.safe_unpickle import known_settings_allowed
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.errors import CheckpointError, MissingCheckpoint
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing
 from rtdetr_tool.messages import first_line, first_of
 
@@ -89,9 +89,9 @@ def _check_readable(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; expected a checkpoint file.")
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
+        raise MissingCheckpoint(f"{path} is a link to {os.readlink(path)}, which does not exist.")
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist.{_weight_files_nearby(path)}")
+        raise MissingCheckpoint(f"{path} does not exist.{_weight_files_nearby(path)}")
     if not path.is_file():
         raise CheckpointError(f"{path} is a pipe, socket or device; expected a checkpoint file.")
     if not os.access(path, os.R_OK):

@@ -175,7 +175,9 @@ def build_loader(
 
     All ranks of a training run must use the same dataset seed, so that they see disjoint images.
     """
-    if not spec.batch_size:
+    batch_size = spec.batch_size if training or isinstance(dataset, ImageFolder) else spec.eval_batch_size
+    batch_size = batch_size or spec.batch_size
+    if not batch_size:
         raise DataError("dataset.batch_size: auto is supported only by `rtdetr train`; expected a number")
     sampler: TrainSampler | EvalSampler
     if training:
@@ -189,7 +191,7 @@ def build_loader(
     merge = partial(collate_inference, size=size) if isinstance(dataset, ImageFolder) else collate
     return DetectionLoader(
         dataset,
-        batch_size=spec.batch_size,
+        batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,
         num_workers=spec.workers,

@@ -23,7 +23,7 @@ from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
 from rtdetr_tool.data.units import XYWH, BoxUnits
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingData
 from rtdetr_tool.files import read_limited
 from rtdetr_tool.messages import encodable, first_of, shortened
 from rtdetr_tool.ops.class_names import unique_names
@@ -40,7 +40,7 @@ def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
     Masks are read only on request, because they are most of a file.
     """
     if not os.path.isdir(image_dir):
-        raise DataError(f"The image directory {image_dir!r} does not exist (image_dir of json_file {json_file!r}).")
+        raise MissingData(f"The image directory {image_dir!r} does not exist (image_dir of json_file {json_file!r}).")
     paths = sorted(glob.glob(json_file)) if glob.has_magic(json_file) and not os.path.exists(json_file) else [json_file]
     if not paths:
         raise DataError(f"No annotation file matches {json_file!r}.")
@@ -60,6 +60,8 @@ def load_json(path: str, masks: bool = False) -> dict[str, Any]:
             content = json.loads(_read_text(path), object_hook=_with_compact_masks if masks else _without_masks)
     except RecursionError as error:
         raise DataError(f"Annotation file {path} is nested too deeply for a COCO file.") from error
+    except DataError:
+        raise
     except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
         raise DataError(f"Annotation file {path} is not valid JSON or is truncated: {error}.") from error
     if not isinstance(content, dict):
@@ -75,7 +77,7 @@ def _read_text(path: str) -> str:
         data = retried(lambda: read_limited(path, LARGEST_FILE), path)
         text = data.decode(json.detect_encoding(data))
     except FileNotFoundError as error:
-        raise DataError(f"Annotation file not found: {path}") from error
+        raise MissingData(f"Annotation file not found: {path}") from error
     except OSError as error:
         raise DataError(f"Cannot read annotation file {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

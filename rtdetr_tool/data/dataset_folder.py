@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rtdetr_tool.data import coco_folder, voc, yolo
 from rtdetr_tool.data.source import Source
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingData
 from rtdetr_tool.messages import first_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def read_dataset_folder(place: str, split: str = "", name: str = "auto", masks: 
     Without `split`, the folder itself is the split. `place` may also be the YAML file of a YOLO dataset.
     """
     if not os.path.exists(place):
-        raise DataError(f"dataset_dir: {place!r} does not exist")
+        raise MissingData(f"dataset_dir: {place!r} does not exist")
     matches = {key: text for key, entry in FORMATS.items() if (text := entry.evidence(place))}
     if name == "auto":
         name = _only_match(place, matches)

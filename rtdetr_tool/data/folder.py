@@ -17,7 +17,7 @@ from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.faults import check_folder, retried, walked
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
 from rtdetr_tool.data.preprocess import load_image
-from rtdetr_tool.errors import DataError, MachineError
+from rtdetr_tool.errors import DataError, MachineError, MissingData
 from rtdetr_tool.files import read_limited
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.structures import Target
@@ -53,7 +53,7 @@ def search(folders: str | Iterable[str]) -> FolderContents:
             for path in _walk(os.fspath(folder)):
                 (contents.images if is_image(path) else contents.skipped).append(path)
         else:
-            raise DataError(f"The image directory {os.fspath(folder)!r} does not exist.")
+            raise MissingData(f"The image directory {os.fspath(folder)!r} does not exist.")
     if not contents.images:
         others = f". {skipped_line(contents.skipped)}" if contents.skipped else ""
         raise DataError(
@@ -96,7 +96,7 @@ def read_classmap(path: str) -> list[str]:
         text = retried(lambda: read_limited(path, LARGEST_CLASSMAP), path).decode("utf-8-sig")
         lines = text.splitlines()
     except FileNotFoundError as error:
-        raise DataError(f"Classmap not found: {path}") from error
+        raise MissingData(f"Classmap not found: {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read classmap {path}: {error}") from error
     names = [line.strip() for line in lines]

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from rtdetr_tool.data.faults import check_readable, kind_of, machine_error, retried
 from rtdetr_tool.data.image_formats import FORMATS
 from rtdetr_tool.data.library_messages import keep_off_the_terminal
-from rtdetr_tool.errors import DataError, MachineError
+from rtdetr_tool.errors import DataError, MachineError, MissingData
 from rtdetr_tool.files import open_regular
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def _read(path: str | os.PathLike[str], use: Callable[[Image.Image], T], content
     except (DataError, MachineError):
         raise
     except FileNotFoundError as error:
-        raise DataError(f"Image file not found: {os.fspath(path)}") from error
+        raise MissingData(f"Image file not found: {os.fspath(path)}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         if content is None:
             check_readable(path)

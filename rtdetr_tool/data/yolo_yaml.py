@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from rtdetr_tool.data.source import read_bytes, refuse_link_out, spellings
-from rtdetr_tool.errors import DataError, MissingSplit
+from rtdetr_tool.errors import DataError, MissingData, MissingSplit
 from rtdetr_tool.messages import first_of
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Description:
                 f"{self.path} has the path {text!r}, which is outside the dataset; expected a path in "
                 f"{os.path.dirname(self.path) or '.'}. If you trust the file, set dataset_dir to the file itself."
             )
-        raise DataError(f"{self.path} has the path {text!r}, which does not exist (tried {', '.join(allowed)}).")
+        raise MissingData(f"{self.path} has the path {text!r}, which does not exist (tried {', '.join(allowed)}).")
 
 
 def describe(place: str) -> Description:

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from rtdetr_tool.families.keywords import Keyword
 from rtdetr_tool.spec.fields import Recorded
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class Family(ABC):
     # The training recipe: dotted field of the spec -> default for this family, where the schema's is another one's.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     recipe_source: ClassVar[str] = "the schema's defaults"  # where the recipe comes from, in messages
+    # Keywords of the Python API that another package has for models of this family.
+    train_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})
+    deprecated_keywords: ClassVar[Mapping[str, str]] = MappingProxyType({})  # of `train`, ignored -> the reason
+    model_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})  # of constructors
 
     def module(self, name: str) -> ModuleType:
         """A module of the family's package: `build`, `weights`, `api`. It is imported now, with torch."""

@@ -136,6 +136,14 @@ class DatasetSpec:
         automl=True,
         commands=(*TRAINING, "evaluate", "inference", "quantize"),
     )
+    eval_batch_size: int | None = field(
+        None,
+        "Images per step and device in validation and in evaluate; null = batch_size.",
+        min=1,
+        max=INF,
+        origin="ours",
+        commands=(*TRAINING, "evaluate"),
+    )
     workers: int = field(
         8,
         "Loader processes per device; 0 loads in the main process.",

@@ -36,6 +36,8 @@ def read_file(path: Path) -> dict[str, Any]:
             data = yaml.load(text, Loader=_loader())
     except json.JSONDecodeError as error:
         raise SpecError(f"not valid JSON, line {error.lineno}: {error.msg}", str(path)) from None
+    except SpecError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -107,16 +107,16 @@ def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
     ("image", "message"),
     [
         ("no/such/picture.jpg", "Image file not found: no/such/picture.jpg"),
-        (np.zeros((4, 4), np.uint8), r"array of shape \[4, 4\] is no image here; allowed: a path"),
+        (np.zeros((4, 4), np.uint8), r"array of shape \[4, 4\] is not an image; expected a path"),
         (np.zeros((4, 4, 4), np.uint8), r"array of shape \[4, 4, 4\]"),
         (np.zeros((4, 4, 3), np.int32), "Pixels of type torch.int32"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
         (torch.zeros(1, 3, 4, 4), r"tensor of shape \[1, 3, 4, 4\]"),
-        (torch.full((3, 4, 4), 255.0), r"Pixels from 255 to 255: floats must lie in 0..1 \(0..255 are given as uint8"),
+        (torch.full((3, 4, 4), 255.0), r"Pixels from 255 to 255 are invalid; expected floats 0..1"),
         (torch.full((3, 4, 4), -0.1), "Pixels from -0.1"),
         (torch.full((3, 4, 4), float("nan")), "Pixels from nan"),
-        (7, "int is no image here"),
-        (None, "NoneType is no image here"),
+        (7, "int is not an image"),
+        (None, "NoneType is not an image"),
     ],
 )
 def test_what_is_no_image_is_said(rtdetr, image, message):
@@ -133,7 +133,7 @@ def test_an_address_that_is_no_image_is_one_message(rtdetr, sample, serve):
         rtdetr.predict(f"{address}/page.html?token=1")
     with pytest.raises(DataError, match="404"):
         rtdetr.predict(f"{address}/missing.png")
-    with pytest.raises(DataError, match="only http and https"):
+    with pytest.raises(DataError, match="use http or https"):
         rtdetr.predict("file:///etc/passwd")
     try:
         rtdetr.predict(f"{address}/missing.png")

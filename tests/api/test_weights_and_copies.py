@@ -7,11 +7,17 @@ import logging
 import pickle
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from rtdetr_tool.api import Detector
+import rtdetr_tool
+from rtdetr_tool.api import RFDETR, Detector
+from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
+from rtdetr_tool.checkpoints.io import save_checkpoint
+from rtdetr_tool.checkpoints.metadata import KEY, build_metadata
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.spec import spec_to_dict
 
 
 def by_pickle(detector):
@@ -150,3 +156,49 @@ def test_a_detector_of_a_gpu_that_is_not_here_predicts_on_the_cpu(rtdetr, sample
         made = pickle.loads(pickle.dumps(original))
     assert made.device == torch.device("cpu") and "cuda:63, which is not here" in caplog.text
     np.testing.assert_array_equal(scores(made, sample), scores(rtdetr, sample))
+
+
+@pytest.mark.parametrize("variant", RFDETR_VARIANTS)
+def test_a_checkpoint_of_every_variant_opens_as_its_class(variant, monkeypatch, tmp_path):
+    tiny = {name: Dinov2(name, 32, 2, 2, row.num_registers, "", "") for name, row in DINOV2.items()}
+    for name, row in tiny.items():
+        monkeypatch.setitem(DINOV2, name, row)
+    small = {"out_feature_indexes": [1], "resolution": 3 * RFDETR_VARIANTS[variant].patch_size
+             * RFDETR_VARIANTS[variant].num_windows, "hidden_dim": 32, "sa_nheads": 2, "ca_nheads": 4,
+             "num_queries": 4, "group_detr": 2, "dec_layers": 1, "dim_feedforward": 16}  # fmt: skip
+    kind = next(kind for kind in RFDETR.__subclasses__() if kind.variant == variant)
+    assert getattr(rtdetr_tool, kind.__name__) is kind
+    original = kind(pretrain_weights=None, num_classes=2, device="cpu", **small)
+    meta = build_metadata("test", spec_to_dict(original.spec), [])
+    save_checkpoint({"state_dict": original.network.state_dict(), KEY: meta}, tmp_path / "a.pth")
+    opened = Detector.from_checkpoint(tmp_path / "a.pth", device="cpu")
+    assert type(opened) is kind is type(RFDETR.from_checkpoint(tmp_path / "a.pth", device="cpu"))
+    assert opened.size == original.size and (opened.spec.model.predicts_masks) == ("Seg" in kind.__name__)
+    found = opened.predict(np.zeros((40, 40, 3), np.uint8), threshold=0.0)
+    assert (found.mask is not None) == opened.spec.model.predicts_masks
+
+
+def test_exceptions_are_also_the_standard_ones(rfdetr, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Detector.from_checkpoint(tmp_path / "no.pth")
+    with pytest.raises(FileNotFoundError, match="not found"):
+        rfdetr.predict(tmp_path / "no.jpg")
+    with pytest.raises(TypeError, match="not an image"):
+        rfdetr.predict(7)
+    with pytest.raises(ValueError, match="threshold"):
+        rfdetr.predict(np.zeros((4, 4, 3), np.uint8), threshold=3)
+    with pytest.raises(ValueError, match="patch_size"):
+        rfdetr.predict(np.zeros((4, 4, 3), np.uint8), patch_size=3)
+
+
+def test_rfdetr_exports_the_names_of_its_package_and_one_image_is_not_a_list(rfdetr, tmp_path, caplog):
+    path = rfdetr.export(tmp_path, notes={"lens": 3}, patch_size=16, infer_dir=None)
+    graph = onnx.load(path)
+    assert [entry.name for entry in graph.graph.input] == ["input"]
+    assert [entry.name for entry in graph.graph.output] == ["dets", "labels"]
+    assert {row.key: row.value for row in graph.metadata_props}["notes"] == '{"lens": 3}'
+    assert path.name == "rfdetr-nano.onnx"
+    image = np.zeros((40, 40, 3), np.uint8)
+    assert not isinstance(rfdetr.predict([image]), list) and len(rfdetr.predict([image, image])) == 2
+    rfdetr.predict(image, strange=1)
+    assert "strange has no effect" in caplog.text

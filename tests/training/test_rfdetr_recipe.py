@@ -45,6 +45,7 @@ OF_TRAIN_CONFIG = {
     "train.sync_bn": "sync_bn",
     "dataset.workers": "num_workers",
     "evaluate.max_dets": "eval_max_dets",
+    "wandb.enable": "wandb",
 }
 
 

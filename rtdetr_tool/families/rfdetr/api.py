@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,26 +13,33 @@ import torch
 
 from rtdetr_tool.api.detector import Detector
 from rtdetr_tool.api.opening import RANDOM, open_random, open_weights
-from rtdetr_tool.catalog import RFDETR_VARIANTS
+from rtdetr_tool.catalog import COCO_CATEGORIES, RFDETR_VARIANTS
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.spec import ModelSpec
 
 __all__ = [
-    "RFDETR2XLarge", "RFDETRBase", "RFDETRLarge", "RFDETRLarge2025", "RFDETRMedium", "RFDETRNano", "RFDETRSmall",
-    "RFDETRXLarge",
+    "RFDETR", "RFDETR2XLarge", "RFDETRBase", "RFDETRLarge", "RFDETRLarge2025", "RFDETRMedium", "RFDETRNano",
+    "RFDETRSeg2XLarge", "RFDETRSegLarge", "RFDETRSegMedium", "RFDETRSegNano", "RFDETRSegPreview", "RFDETRSegSmall",
+    "RFDETRSegXLarge", "RFDETRSmall", "RFDETRXLarge",
 ]  # fmt: skip
+
+
+logger = logging.getLogger(__name__)
 
 
 class RFDETR(Detector):
     """An RF-DETR; its subclasses are the published variants.
 
     Args:
-        pretrain_weights: a file or published name; left out, the published weights of the variant, which are downloaded
-            where they are not in the cache; None for random ones.
-        num_classes: of yours, without background; left out, those of the weights. Another number than the weights have
-            starts the class heads anew.
+        pretrain_weights: a file or published name; by default the published weights of the variant, which are
+            downloaded if they are not in the cache; None for random weights.
+        num_classes: the number of your classes, without background; by default those of the weights. The class heads
+            are initialized from scratch if the weights have another number.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        keywords: fields of `model.rfdetr` (`resolution=448`) and of `model`; `accept_platform_model_license=True` where
-            the weights' license must be accepted (XLarge, 2XLarge).
+        keywords: fields of Roboflow's `ModelConfig` (docs/rfdetr.md), of `model.rfdetr` (`resolution=448`) and of
+            `model`; `accept_platform_model_license=True` where the license of the weights must be accepted (XLarge,
+            2XLarge).
     """
 
     variant: ClassVar[str]
@@ -41,14 +51,105 @@ class RFDETR(Detector):
         device: torch.device | str = "auto",
         **keywords: Any,
     ) -> None:
-        base = {"model.arch": "rfdetr", "model.rfdetr.variant": self.variant}
         where = type(self).__name__
+        if not hasattr(self, "variant"):
+            raise UserError(
+                "RFDETR is the base class of RFDETRNano, RFDETRSmall, ...; create one of these, or open a file with "
+                "RFDETR.from_checkpoint"
+            )
+        base = {"model.arch": "rfdetr", "model.rfdetr.variant": self.variant}
         if pretrain_weights is None:
             super().__init__(open_random(base, keywords, num_classes, where), RANDOM, device)
             return
         row = RFDETR_VARIANTS[self.variant]
         name = Path(row.weights).stem if pretrain_weights == "published" else os.fspath(pretrain_weights)
         super().__init__(open_weights(name, base, keywords, num_classes, where), name, device)
+
+    @property
+    def size(self) -> str:
+        """The name of the model as in Roboflow's package, such as `rfdetr-seg-nano`."""
+        return f"rfdetr-{self.spec.model.rfdetr.variant.replace('_', '-')}"
+
+    @property
+    def name(self) -> str:
+        return self.size
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes by index; those of COCO for a model of that many classes without names."""
+        names = list(COCO_CATEGORIES.values())
+        return super().class_names or (names if (self.spec.dataset.num_classes or 0) > len(names) else [])
+
+    def predict(
+        self,
+        images: Any,
+        threshold: float = 0.5,
+        shape: Sequence[int] | None = None,
+        patch_size: int | None = None,
+        include_source_image: bool = True,
+        **keywords: Any,
+    ) -> Any:
+        """`Detector.predict`, but a list of one image gives its detections without a list, as in Roboflow's package.
+
+        Args:
+            patch_size: must be that of the model.
+            keywords: accepted and ignored, with a warning.
+        """
+        self._check_patch_size("predict", patch_size)
+        if keywords:
+            logger.warning("predict: %s has no effect", ", ".join(sorted(keywords)))
+        results = super().predict(images, threshold, shape, include_source_image)
+        return results[0] if isinstance(results, list) and len(results) == 1 else results
+
+    def export(
+        self,
+        output_dir: str | os.PathLike[str] = "output",
+        infer_dir: str | os.PathLike[str] | None = None,
+        backbone_only: bool = False,
+        opset_version: int = 17,
+        verbose: bool = True,
+        shape: Sequence[int] | None = None,
+        batch_size: int = 1,
+        dynamic_batch: bool = False,
+        patch_size: int | None = None,
+        format: str = "onnx",
+        quantization: str | None = None,
+        calibration_data: Any = None,
+        max_images: int = 100,
+        *,
+        notes: Any = None,
+        output_name: str | None = None,
+        **keywords: Any,
+    ) -> Path:
+        """`Detector.export` with the names of Roboflow's package: `input` (normalized), `dets` and `labels`.
+
+        Args:
+            infer_dir: images on which the file is compared with PyTorch.
+            verbose: no effect; the log shows the progress.
+            patch_size: must be that of the model.
+            notes: text or any JSON value, stored in the ONNX file.
+            keywords: as of `Detector.export`; `layout="tao"` for TAO's names and images 0..1.
+        """
+        self._check_patch_size("export", patch_size)
+        fields: dict[str, Any] = {"opset_version": opset_version, "format": format}
+        if format.lower() == "tflite":
+            fields |= {"quantization": quantization, "max_images": max_images}
+        else:
+            fields["layout"] = "rfdetr"
+        if backbone_only:
+            fields["backbone_only"] = True
+        if notes is not None:
+            fields["notes"] = notes if isinstance(notes, str) else json.dumps(notes)
+        if infer_dir is not None:
+            fields["dataset.infer_data_sources"] = {"image_dir": os.fspath(infer_dir)}
+        return super().export(
+            output_dir, shape, batch_size, dynamic_batch, output_name, calibration_data, **{**fields, **keywords}
+        )
+
+    def _check_patch_size(self, where: str, patch_size: int | None) -> None:
+        own = resolve_rfdetr(self.spec.model.rfdetr).patch_size
+        if patch_size not in (None, own):
+            raise UserError(f"{where}: patch_size {patch_size!r} is invalid; the model's is {own}, or leave it out")
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         from rtdetr_tool.families.rfdetr.roboflow import write_bundle
@@ -90,12 +191,35 @@ class RFDETR2XLarge(RFDETR):
     variant = "2xlarge"
 
 
-VARIANTS: dict[str, type[RFDETR]] = {
-    kind.variant: kind
-    for kind in (
-        RFDETRNano, RFDETRSmall, RFDETRMedium, RFDETRBase, RFDETRLarge, RFDETRLarge2025, RFDETRXLarge, RFDETR2XLarge,
-    )
-}  # fmt: skip
+class RFDETRSegPreview(RFDETR):
+    variant = "seg_preview"
+
+
+class RFDETRSegNano(RFDETR):
+    variant = "seg_nano"
+
+
+class RFDETRSegSmall(RFDETR):
+    variant = "seg_small"
+
+
+class RFDETRSegMedium(RFDETR):
+    variant = "seg_medium"
+
+
+class RFDETRSegLarge(RFDETR):
+    variant = "seg_large"
+
+
+class RFDETRSegXLarge(RFDETR):
+    variant = "seg_xlarge"
+
+
+class RFDETRSeg2XLarge(RFDETR):
+    variant = "seg_2xlarge"
+
+
+VARIANTS: dict[str, type[RFDETR]] = {kind.variant: kind for kind in RFDETR.__subclasses__()}
 
 
 def class_of(model: ModelSpec) -> type[RFDETR]:

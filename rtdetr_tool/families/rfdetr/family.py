@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from rtdetr_tool.families.base import Family
+from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
 from rtdetr_tool.families.rfdetr.spec import (
     RfdetrSpec,
@@ -29,6 +30,9 @@ class RfdetrFamily(Family):
     name = "rfdetr"
     title = "RF-DETR"
     recipe = RECIPE
+    train_keywords = TRAIN_TABLE
+    deprecated_keywords = TRAIN_DEPRECATED
+    model_keywords = MODEL_TABLE
     recipe_source = "the defaults of Roboflow's package"
     section = "rfdetr"
     section_type = RfdetrSpec

@@ -15,6 +15,7 @@ RECIPE: Mapping[str, Any] = MappingProxyType(
         "train.optim.lr_component_decay": 0.7,
         "train.optim.weight_decay": 1e-4,
         "train.optim.decay_vectors": True,
+        "train.optim.lr_steps": [100],
         "train.clip_grad_norm": 0.1,
         "train.enable_ema": True,
         "train.ema.decay": 0.993,
@@ -29,5 +30,6 @@ RECIPE: Mapping[str, Any] = MappingProxyType(
         "dataset.augmentation.scale_jitter_prob": 0.5,
         "dataset.augmentation.flip_prob": 0.5,
         "evaluate.max_dets": 500,
+        "wandb.enable": False,
     }
 )
