@@ -29,3 +29,15 @@ def test_layers_that_others_read_or_that_have_another_format_stay():
     assert isinstance(network["plain"], PackedLinear)
     assert isinstance(network["attention"].out_proj, nn.Linear)  # its weight goes into a fused function
     assert isinstance(network["narrow"], nn.Linear)
+
+
+@torch.inference_mode()
+def test_a_packed_rfdetr_gives_the_same_boxes(monkeypatch):
+    from rtdetr_tool.api import RFDETRNano
+    from tests.api.small import SIDE, SMALL_RFDETR
+
+    network = RFDETRNano(None, 2, "cpu", **SMALL_RFDETR).network.eval()
+    images = torch.rand(2, 3, SIDE, SIDE)
+    expected = network(images).boxes
+    pack_linears(network)
+    torch.testing.assert_close(network(images).boxes, expected, atol=1e-4, rtol=1e-4)
