@@ -23,9 +23,9 @@ from rich.table import Table
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.formats.comparison import compare_on
 from rtdetr_tool.formats.export_model import ExportModel
-from rtdetr_tool.formats.images import drawn_pictures, pictures_of
+from rtdetr_tool.formats.images import image_source_of, synthetic_images
 from rtdetr_tool.formats.onnx.export import export_graph
-from rtdetr_tool.formats.onnx.file import interface_of
+from rtdetr_tool.formats.onnx.file import parsed
 from rtdetr_tool.formats.onnx.runtime import OnnxRuntime
 from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
@@ -57,10 +57,10 @@ def main() -> None:
     opened = open_detector(options.checkpoint, read_spec(None))
     augmentation = opened.spec.dataset.augmentation
     size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
-    source = pictures_of(
+    source = image_source_of(
         opened.spec.dataset, options.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
     )
-    pictures = drawn_pictures(6, size) if source is None else source.load(6)
+    pictures = synthetic_images(6, size) if source is None else source.load(6)
 
     model, eager = ExportModel(opened.detector).eval(), TorchRuntime(opened.detector, opened.class_map)
     columns = ("batch", "opset", "nodes", "MB", "seconds", "score difference", "box difference", "at batch")
@@ -75,7 +75,7 @@ def main() -> None:
             file = Path(folder) / f"{name}.onnx"
             onnx.save(graph, file)
             size_mb = file.stat().st_size / 1e6
-            sessions[name] = OnnxRuntime(file, interface_of(graph, name), threads=options.threads)
+            sessions[name] = OnnxRuntime(parsed(file, graph), threads=options.threads)
         for compared in (1, 3) if batch is None else (1,):
             found = compare_on(pictures, compared, eager.predict, sessions[name].predict, 1e-3)
             table.add_row(

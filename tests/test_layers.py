@@ -53,7 +53,7 @@ def component_of(path: Path) -> str:
 
 def component_in_families(parts: Sequence[str]) -> str | None:
     """The component that a module of `families` belongs to (or a name in one), by the parts of its path; else None."""
-    if declares_a_family(parts):
+    if declares_a_family(parts) or lists_formats(parts):
         return "spec"
     return "api" if parts[0] == "families" and len(parts) > 2 and parts[2] in IN_THE_API else None
 
@@ -63,6 +63,11 @@ def declares_a_family(parts: Sequence[str]) -> bool:
     if parts[0] != "families":
         return False
     return len(parts) == 1 or parts[1] not in FAMILIES or (len(parts) > 2 and parts[2] in DECLARATIONS)
+
+
+def lists_formats(parts: Sequence[str]) -> bool:
+    """Whether a module (or a name in it), by the parts of its path, is the table of deployment formats."""
+    return parts[0] == "formats" and (len(parts) == 1 or parts[1] in ("__init__", "table"))
 
 
 def imports(path: Path, source: str | None = None) -> Iterator[tuple[str, int, bool]]:

@@ -25,7 +25,7 @@ from rtdetr_tool.data.preprocess import input_size, prepare_image
 from rtdetr_tool.errors import DataError, UserError, nearest_multiples
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.detection_loop import detect
-from rtdetr_tool.formats.opening import ENGINE_SUFFIXES, OpenedDetector, OpenedModel, open_model
+from rtdetr_tool.formats.opening import OpenedDetector, OpenedModel, format_of, open_model
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.formats.torch.traced_runtime import DTYPES, TracedRuntime
 from rtdetr_tool.ops.classes import ClassMap
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from rtdetr_tool.training.fit_result import FitResult
 
 logger = logging.getLogger(__name__)
-
-DEPLOYED_SUFFIXES = (".onnx", ".tflite", *ENGINE_SUFFIXES)
 
 
 class Detector:
@@ -82,11 +80,11 @@ class Detector:
             UserError: an unknown keyword, or a file of another kind than the class that this is called on.
         """
         path, where = os.fspath(path), f"{cls.__name__}.from_checkpoint"
-        if Path(path).suffix.lower() in DEPLOYED_SUFFIXES:
-            chosen = choose_device(device)
-            opened: OpenedDetector | OpenedModel = open_model(path, loaded_for_deployed(keywords, where), chosen)
-        else:
+        opened: OpenedDetector | OpenedModel
+        if format_of(path).trainable:
             opened = open_weights(path, {}, keywords, num_classes, where)
+        else:
+            opened = open_model(path, loaded_for_deployed(keywords, where), choose_device(device))
         from rtdetr_tool.api.variants import class_of
 
         kind = class_of(opened.spec.model)

@@ -12,12 +12,11 @@ import torch
 
 from rtdetr_tool.api.keywords import Settings, applied, model_settings
 from rtdetr_tool.checkpoints.detector_file import read_detector
-from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import DEFAULT_FAMILY, all_families, family_named, family_of
-from rtdetr_tool.formats.opening import OpenedDetector, detector_of
-from rtdetr_tool.formats.resolve import settle
+from rtdetr_tool.formats.opening import OpenedDetector, build_opened
+from rtdetr_tool.formats.torch.file import WeightsFile
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
 from rtdetr_tool.spec.validate import inert_notes
@@ -63,7 +62,8 @@ def open_weights(
     """The detector of a weights file or a published name.
 
     Raises:
-        CheckpointError: `base` or `keywords` contradict it. Another number of classes does not: class heads start anew.
+        CheckpointError: `base` or `keywords` contradict it. With another number of classes
+            the class heads start from scratch.
     """
     given = {**keywords, **{family.section: keywords for family in all_families() if family.section}}
     file = read_detector(os.fspath(weights), given)  # where it leaves a choice
@@ -71,25 +71,12 @@ def open_weights(
     known = section_of(file.meta, "spec.dataset").get("num_classes")
     chosen = {**base, **model_settings(keywords, family, where)}
     rows = known if num_classes is None else family.class_rows(num_classes)
-    if rows == known:
-        return detector_of(file, _loaded(chosen, None))
-    loaded = _loaded(chosen, rows)
-    spec, _ = settle(file.source, loaded, without_classes(file.meta))
-    detector = build_detector(spec.model, spec.dataset.num_classes)
-    report = load_into(detector, file.weights, source=file.source, strict=False)
-    logger.warning("%s", report.summary())
-    return OpenedDetector(detector, {**file.meta, "classes": []}, None, spec, untrained_heads=True)
-
-
-def without_classes(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file records apart from its classes, for a detector of others."""
-    spec = dict(meta.get("spec") or {})
-    spec["dataset"] = {name: value for name, value in section_of(spec, "dataset").items() if name == "augmentation"}
-    return {**meta, "spec": spec, "classes": []}
+    new_classes = rows != known
+    return build_opened(WeightsFile(file, new_classes), _loaded(chosen, rows if new_classes else None))
 
 
 def loaded_for_deployed(keywords: Mapping[str, Any], where: str) -> LoadedSpec:
-    """For a graph or engine, which settles everything itself: only dotted names can be given."""
+    """For a deployed file, in which everything is fixed: only dotted names are accepted."""
     return _loaded(model_settings(keywords, family_named(DEFAULT_FAMILY), where), None)
 
 

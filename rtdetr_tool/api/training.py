@@ -13,8 +13,9 @@ from rtdetr_tool.data.build import read_sources, train_categories
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.formats.base import Recorded
 from rtdetr_tool.formats.opening import OpenedDetector, OpenedModel, open_detector
-from rtdetr_tool.formats.resolve import settle
+from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
@@ -115,7 +116,7 @@ def scoring_spec(
     known = spec_to_dict(own)
     loaded = LoadedSpec(spec_from_dict(applied(known, changes)), applied({}, changes))
     meta = {"spec": known, "classes": class_map.to_list() if class_map else []}
-    settle(source, loaded, meta)
+    resolve(Recorded(source, meta), loaded)
     sizes = loaded.spec.dataset.augmentation
     wanted = input_size(sizes.eval_spatial_size, sizes.preserve_aspect_ratio)
     if size is not None and wanted != size:

@@ -36,7 +36,7 @@ def open_teacher(loaded: LoadedSpec) -> OpenedDetector:
         teacher = open_detector(section.pretrained_teacher_model_path, as_model)
     except CheckpointError as error:
         text = str(error)
-        for before in ("  - ", "give "):
+        for before in ("  - ", "set "):
             text = text.replace(f"{before}model.", f"{before}distill.teacher.")
         raise CheckpointError(f"distill.pretrained_teacher_model_path: {text}") from error
     check_images(teacher, loaded.spec.dataset.augmentation, section.pretrained_teacher_model_path)

@@ -1,9 +1,9 @@
-"""`rtdetr export`: write a checkpoint as ONNX or TFLite."""
+"""`rtdetr export`: write a checkpoint in another format, verified against PyTorch."""
 
 from __future__ import annotations
 
 from rtdetr_tool.formats.opening import open_detector
-from rtdetr_tool.formats.requested_size import AskedSize
+from rtdetr_tool.formats.requested_size import RequestedSize
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.export import check_section, check_target, choose_device, export_detector
@@ -15,6 +15,6 @@ def run(loaded: LoadedSpec) -> None:
     check_target(section)
     choose_device(section)
     current_status().running(f"Loading checkpoint: {section.checkpoint}")
-    asked = AskedSize(section.input_height, section.input_width, "export")
-    opened = open_detector(section.checkpoint, loaded, asked)
+    size = RequestedSize(section.input_height, section.input_width, "export")
+    opened = open_detector(section.checkpoint, loaded, size)
     export_detector(opened, section, loaded.spec.inference.conf_threshold)

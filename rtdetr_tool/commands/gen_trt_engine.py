@@ -26,11 +26,11 @@ def run(loaded: LoadedSpec) -> None:
     section = loaded.spec.gen_trt_engine
     rules = parse_layers_precision(section.tensorrt.layers_precision)
     source = open_source(loaded)
-    settings = build_settings(loaded, source.interface)
+    settings = build_settings(loaded, source.file.interface)
     backend = None
     if section.backend != "none":
         backend = choose_backend(section.backend, torch.cuda.is_available(), section.compute_capability)
-        backend.check(source.path, settings)
+        backend.check(source.file.path, settings)
     folder = Path(section.results_dir)
 
     variants, report = make_variants(source, rules, loaded, folder)
@@ -50,7 +50,7 @@ def run(loaded: LoadedSpec) -> None:
     current_status().running(f"Building the engine with {backend.name} {backend.version}.")
     built = backend.build(chosen.file, settings)
     description = {
-        **source.description,
+        **source.file.description,
         "precision": chosen.precision,
         "onnx": {"file": chosen.file.name, "sha256": sha256_of(chosen.file)},
         "scores": report["scores"],

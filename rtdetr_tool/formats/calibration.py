@@ -13,14 +13,14 @@ from torch import Tensor
 from rtdetr_tool.data.faults import retried
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import open_regular
-from rtdetr_tool.formats.images import UNSCORED_FIRST, PictureSource, pictures_of
+from rtdetr_tool.formats.images import UNSCORED_FIRST, ImageSource, image_source_of
 from rtdetr_tool.spec import DatasetSpec
 
 NAME = "export.tflite.calibration"
 
 
 @dataclass(frozen=True)
-class ArrayPictures:
+class ArrayImages:
     """Pictures [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have the network's size already."""
 
     pictures: np.ndarray
@@ -33,9 +33,9 @@ class ArrayPictures:
             yield part.float() / 255 if part.dtype == torch.uint8 else part.float()
 
 
-def calibration_pictures(
+def calibration_images_from(
     given: str | Path | np.ndarray | None, dataset: DatasetSpec, size: tuple[int, int]
-) -> ArrayPictures | PictureSource:
+) -> ArrayImages | ImageSource:
     """The pictures that INT8 takes its ranges from; `size` is (height, width) of the network's input.
 
     Raises:
@@ -48,7 +48,7 @@ def calibration_pictures(
     if given is not None and not Path(given).is_dir():
         raise UserError(f"{NAME}: {given} is neither a folder of images nor an array file (.npy)")
     augmentation = dataset.augmentation
-    found = pictures_of(
+    found = image_source_of(
         dataset,
         [str(given)] if given else None,
         augmentation.eval_spatial_size,
@@ -68,7 +68,8 @@ def read_array(path: Path) -> np.ndarray:
 
     def read() -> np.ndarray:
         with open_regular(path):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array
 
     try:
         return retried(read, path)
@@ -78,7 +79,7 @@ def read_array(path: Path) -> np.ndarray:
         raise UserError(f"{NAME}: {path} is not an array file of numbers (.npy): {error}") from None
 
 
-def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayPictures:
+def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayImages:
     """UserError where an array does not hold prepared pictures of `size` (height, width)."""
     wanted = f"[N, 3, {size[0]}, {size[1]}] or [N, {size[0]}, {size[1]}, 3], RGB, uint8 0..255 or float 0..1"
     if pictures.ndim == 4 and pictures.shape[1:] == (*size, 3):
@@ -86,7 +87,7 @@ def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayPict
     if pictures.ndim != 4 or pictures.shape[1:] != (3, *size) or len(pictures) == 0:
         raise UserError(f"{what} has the shape {list(pictures.shape)}; allowed: pictures {wanted}")
     if pictures.dtype == np.uint8:
-        return ArrayPictures(pictures, what)
+        return ArrayImages(pictures, what)
     if pictures.dtype.kind != "f":
         raise UserError(f"{what} has the type {pictures.dtype}; allowed: pictures {wanted}")
     low, high = float(pictures.min()), float(pictures.max())
@@ -95,4 +96,4 @@ def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayPict
             f"{what} has values from {low:.3g} to {high:.3g}; allowed: pictures {wanted} (they are normalised "
             "where the layout wants it)"
         )
-    return ArrayPictures(pictures, what)
+    return ArrayImages(pictures, what)

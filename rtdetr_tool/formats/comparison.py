@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Difference:
         worst = (self.score, self.box, self.mask)
         return self.images > 0 and self.unmatched == 0 and all(each <= tolerance for each in worst)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -161,7 +161,7 @@ def _farthest(found: _Best, candidates: _Best) -> tuple[tuple[float, float, floa
     if found.masks.numel():
         pixels = found.masks[found.query[rows]] - candidates.masks[candidates.query[columns]]
         worst[2] = float(pixels.abs().max())
-    return tuple(worst), int((~matched).sum())
+    return (worst[0], worst[1], worst[2]), int((~matched).sum())
 
 
 def _largest(a: float, b: float) -> float:

@@ -76,7 +76,7 @@ class ExportFeatures(nn.Module):
     def __init__(self, detector: Detector, layout: Layout, size: tuple[int, int]) -> None:
         super().__init__()
         self.detector, self.layout = detector.deploy().eval(), layout
-        self.detector.decoder = None
+        self.detector.decoder = nn.Identity()  # not run; its weights are not exported
         with torch.no_grad():
             images = torch.zeros(1, 3, *size, device=next(detector.parameters()).device)
             levels = len(self.detector.features(images))

@@ -49,7 +49,8 @@ def read_interface(
     if layout is None:
         raise CheckpointError(_no_detector(inputs, outputs, source))
     shape = inputs[layout.input]
-    if len(shape) != 4 or shape[1] != 3 or None in shape[2:]:
+    batch, channels, height, width = shape if len(shape) == 4 else (None, None, None, None)
+    if channels != 3 or height is None or width is None:
         raise CheckpointError(
             f"{source}: input {layout.input} is {_text(shape)}; [batch, 3, height, width] with a fixed height and "
             "width is expected. Export it with a fixed input size."
@@ -58,7 +59,7 @@ def read_interface(
     queries, classes = logits[1:] if len(logits) == 3 else (None, None)
     if classes is not None and description.get(ADDED_BACKGROUND) is True:
         classes -= 1
-    return GraphInterface(layout, shape[0], (shape[2], shape[3]), queries, classes, tuple(outputs))
+    return GraphInterface(layout, batch, (height, width), queries, classes, tuple(outputs))
 
 
 def _no_detector(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], source: Any) -> str:

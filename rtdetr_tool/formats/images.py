@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,7 @@ UNSCORED_FIRST = ("train", "infer", "test", "val")  # what is scored should not 
 
 
 @dataclass(frozen=True)
-class PictureSource:
+class ImageSource:
     """Image files and the size that the network takes them at; `load` gives some, `batches` many in parts."""
 
     paths: tuple[str, ...]
@@ -63,18 +63,20 @@ class PictureSource:
             raise DataError(f"None of the {len(self.paths)} pictures in {self.origin} can be read: {failures[0]}")
 
 
-def pictures_of(
+def image_source_of(
     dataset: DatasetSpec,
     folders: Sequence[str] | None,
     spatial_size: Sequence[int],
     preserve_aspect_ratio: bool,
     order: Sequence[str] = ("val", "test", "train", "infer"),
-) -> PictureSource | None:
+) -> ImageSource | None:
     """Pictures in `folders`, or else in the first data source of the spec, in this order, whose images exist.
 
     None where there are none. The files are drawn from their list with a fixed seed, so that a few stand for all.
     """
-    named = [("the given folders", partial(find_images, folders))] if folders else []
+    named: list[tuple[str, Callable[[], Sequence[str]]]] = []
+    if folders:
+        named.append(("the given folders", partial(find_images, folders)))
     named += [(f"dataset.{name}_data_sources", partial(source_images, dataset, name)) for name in order]
     for origin, find in named:
         try:
@@ -83,13 +85,13 @@ def pictures_of(
             if folders:
                 raise
             continue
-        order = np.random.default_rng(0).permutation(len(paths))
+        shuffled = np.random.default_rng(0).permutation(len(paths))
         size = (int(spatial_size[0]), int(spatial_size[1]))
-        return PictureSource(tuple(paths[index] for index in order), origin, size, preserve_aspect_ratio)
+        return ImageSource(tuple(paths[index] for index in shuffled), origin, size, preserve_aspect_ratio)
     return None
 
 
-def drawn_pictures(count: int, size: tuple[int, int]) -> Tensor:
+def synthetic_images(count: int, size: tuple[int, int]) -> Tensor:
     """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, for when there are no real pictures."""
     generator = torch.Generator().manual_seed(0)
     height, width = size

@@ -1,4 +1,4 @@
-"""The input size that a command's own section asks for, as `evaluate.input_height` and `evaluate.input_width`."""
+"""The input size that a command's own section requests, such as `evaluate.input_height` and `evaluate.input_width`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rtdetr_tool.spec import AugmentationSpec
 
 
 @dataclass(frozen=True)
-class AskedSize:
-    """The input size in the section of a command; a side that is None is the file's."""
+class RequestedSize:
+    """The input size in a command's section; a side that is None is the file's."""
 
     height: int | None = None
     width: int | None = None
@@ -19,18 +19,19 @@ class AskedSize:
         return bool(self.height or self.width)
 
     def applied(self, augmentation: AugmentationSpec) -> AugmentationSpec:
-        """The sizes with this one for evaluation. One side alone is that of a square where images are padded to one."""
+        """The sizes with this one for evaluation. One side alone is that of a square if images are padded to one."""
         if not self:
             return augmentation
         height, width = augmentation.eval_spatial_size
         if augmentation.preserve_aspect_ratio:
-            height = width = self.height or self.width
+            height = width = self.height or self.width or height
         return replace(augmentation, eval_spatial_size=[self.height or height, self.width or width])
 
     @property
     def name(self) -> str:
+        """The fields that request it, for messages."""
         sides = {"input_height": self.height, "input_width": self.width}
         return ", ".join(f"{self.section}.{name}" for name, side in sides.items() if side)
 
 
-OWN_SIZE = AskedSize()  # nothing is asked for
+FILE_SIZE = RequestedSize()  # nothing is requested

@@ -1,7 +1,7 @@
-"""Which spec holds for a file: the user's where the user says something, the file's elsewhere.
+"""Resolve the spec and the classes that apply to a file: the user's values where given, the file's elsewhere.
 
-The user may not contradict what a file records (`checkpoints.recorded_fields`). What a file does not record is assumed,
-and the log says what.
+`checkpoints.spec_merge` merges what weights and graphs have in common. Here follow the input size and what a graph has
+fixed. The log says what is assumed where a file records nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rtdetr_tool.checkpoints.metadata import ADVICE, KEY, check_against, checked_metadata, without_paths
-from rtdetr_tool.checkpoints.recorded_fields import REFUSED, WARNED, names_in, other_values, value_at
+from rtdetr_tool.checkpoints.recorded_fields import value_at
+from rtdetr_tool.checkpoints.spec_merge import merge_spec, refuse
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.families import family_of
-from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.formats.base import Recorded
 from rtdetr_tool.formats.description import NORMALISATION
 from rtdetr_tool.formats.graph_interface import GraphInterface
-from rtdetr_tool.formats.requested_size import OWN_SIZE, AskedSize
+from rtdetr_tool.formats.requested_size import FILE_SIZE, RequestedSize
 from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
-from rtdetr_tool.spec import AugmentationSpec, ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
-from rtdetr_tool.spec.recipe import with_recipe, without_values
+from rtdetr_tool.spec import AugmentationSpec, DatasetSpec, ExperimentSpec, LoadedSpec, spec_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -30,167 +28,49 @@ RATIO, SIZE = "dataset.augmentation.preserve_aspect_ratio", "dataset.augmentatio
 CLASS_IDS, REMAP = "dataset.class_ids", "dataset.remap_mscoco_category"
 
 
-def settle(
-    source: str,
-    loaded: LoadedSpec,
-    meta: Mapping[str, Any],
-    asked: AskedSize = OWN_SIZE,
-    interface: GraphInterface | None = None,
+def resolve(
+    file: Recorded, loaded: LoadedSpec, size: RequestedSize = FILE_SIZE
 ) -> tuple[ExperimentSpec, ClassMap | None]:
-    """The spec completed by what the file records, and its classes.
+    """The spec that applies to a file, and its classes.
 
     Args:
-        meta: what the file records (`checkpoints.metadata`); of a foreign file only what its shapes settle.
-        interface: of a graph or engine, whose input has one size.
+        size: the input size that a command's section requests.
 
     Raises:
-        CheckpointError: the user contradicts the file.
+        CheckpointError: the spec or the requested size contradicts the file.
     """
-    given, graph = loaded.explicit, interface is not None
-    check_against(loaded.spec, meta, source=source, explicit=given)
-    _refuse(
-        (
-            f"{name} is {value!r} in the spec, {stored!r} in the file, which has it built in"
-            for name, _, value, stored in other_values(given, meta, graph, REFUSED)
-            if name.startswith("model.")  # the others are compared above
-        ),
-        source,
-    )
-    spec = complete_spec(loaded, meta)
-    classes = meta.get("classes")
-    class_map = ClassMap.from_list(classes, spec.dataset.num_classes) if classes else None
-    _refuse(_other_numbering(given, meta, class_map), source)
-    for name, rule, value, stored in other_values(given, meta, graph, WARNED):
-        logger.warning(
-            "%s is %s in the spec, %s in %s: it decides %s, so scores may differ", name, value, stored, source,
-            rule.decides,
-        )  # fmt: skip
-    augmentation = asked.applied(spec.dataset.augmentation)
-    spec = replace(spec, dataset=replace(spec.dataset, augmentation=augmentation))
-    recorded, used = value_at(meta, f"spec.{SIZE}"), _size_of(augmentation)
-    if recorded and not graph and used != (trained := input_size(recorded, augmentation.preserve_aspect_ratio)):
-        logger.warning(
-            "Images are brought to %d x %d (height x width), but %s was trained for %d x %d: scores may differ",
-            *used, source, *trained,
-        )  # fmt: skip
-    _say_assumed(source, spec, given, meta, class_map, asked, interface)
-    return spec, class_map
+    given, interface = loaded.explicit, file.interface
+    spec = merge_spec(file.source, loaded, file.meta, graph=interface is not None)
+    class_map = _class_map(file, given, spec.dataset.num_classes)
+    augmentation = size.applied(spec.dataset.augmentation)
+    if interface is None:
+        _warn_of_another_size(file, augmentation)
+    _log_assumed(file, replace(spec, dataset=replace(spec.dataset, augmentation=augmentation)), given, class_map, size)
+    if interface is None:
+        return _with_dataset(spec, augmentation=augmentation), class_map
+    num_classes = _fixed_classes(file, spec.dataset, given, class_map, interface)
+    _check_queries(file, given, interface)
+    augmentation = _fixed_size(augmentation, file.source, given, size, interface.size)
+    return _with_dataset(spec, augmentation=augmentation, num_classes=num_classes), class_map
 
 
-def settle_file(
-    path: str,
-    loaded: LoadedSpec,
-    description: Mapping[str, Any],
-    interface: GraphInterface,
-    asked: AskedSize = OWN_SIZE,
-) -> tuple[ExperimentSpec, ClassMap | None]:
-    """Spec and classes for a graph or engine, with the one input size and number of classes that it has.
-
-    Raises:
-        CheckpointError: where the spec says otherwise.
-    """
-    meta = description.get(KEY)
-    meta = checked_metadata(meta, path) if isinstance(meta, Mapping) and "spec" in meta else {}
-    _check_pixels(path, description, interface)
-    spec, class_map = settle(path, loaded, meta, asked, interface)
-    if not meta:
-        logger.warning("%s does not say what its classes are: the spec and the data give them", path)
-    classes = interface.classes
-    if classes is not None and classes != spec.dataset.num_classes:
-        if value_at(loaded.explicit, "dataset.num_classes") is not None or class_map is not None:
-            raise CheckpointError(
-                f"{path} predicts {classes} classes, but dataset.num_classes is {spec.dataset.num_classes}; leave "
-                "dataset.num_classes out, or choose the file that belongs to this data"
-            )
-        spec = replace(spec, dataset=replace(spec.dataset, num_classes=classes))
-    queries = value_at(loaded.explicit, "model.num_queries")
-    if not meta and None not in (queries, interface.queries) and queries != interface.queries:
-        raise CheckpointError(
-            f"{path} has {interface.queries} queries built in, but model.num_queries is {queries}; leave it out"
-        )
-    augmentation = _fixed_size(spec.dataset.augmentation, path, loaded.explicit, asked, interface.size)
-    return replace(spec, dataset=replace(spec.dataset, augmentation=augmentation)), class_map
+def _with_dataset(spec: ExperimentSpec, **values: Any) -> ExperimentSpec:
+    return replace(spec, dataset=replace(spec.dataset, **values))
 
 
-def _fixed_size(
-    augmentation: AugmentationSpec,
-    path: str,
-    given: Mapping[str, Any],
-    asked: AskedSize,
-    size: tuple[int, int],
-) -> AugmentationSpec:
-    """The sizes with the one that the file takes."""
-    takes = f"{path} takes inputs of {size[0]} x {size[1]} (height x width) only"
-    if augmentation.preserve_aspect_ratio and size[0] != size[1]:
-        raise CheckpointError(
-            f"{takes}, but with {RATIO} images are padded to a square. Leave it out, or export a square input."
-        )
-    wanted = _size_of(augmentation)
-    if wanted == size:
-        return augmentation
-    name = asked.name or (SIZE if value_at(given, SIZE) is not None else "")
-    if name:
-        raise CheckpointError(
-            f"{takes}; {name} asks for {wanted[0]} x {wanted[1]}. Leave it out, or export the checkpoint at that size."
-        )
-    return replace(augmentation, eval_spatial_size=list(size))
+def _class_map(file: Recorded, given: Mapping[str, Any], num_classes: int | None) -> ClassMap | None:
+    """The classes that a file names; CheckpointError if the user's spec numbers them differently."""
+    if not (classes := file.meta.get("classes")):
+        return None
+    class_map = ClassMap.from_list(classes, num_classes)
+    if class_map.ids_known:
+        refuse(_numbering_conflicts(given, file.meta, class_map), file.source)
+    return class_map
 
 
-def _check_pixels(path: str, description: Mapping[str, Any], interface: GraphInterface) -> None:
-    """The names of a graph's input and outputs tell which pixels it takes; what it says of them must be the same."""
-    said, taken = description.get("normalisation"), NORMALISATION[interface.layout.normalised]
-    if said in NORMALISATION.values() and said != taken:
-        raise CheckpointError(
-            f"{path} says that it takes {said}, but an input called {interface.layout.input} takes {taken}. Its input "
-            "was renamed, or its description changed: export it again."
-        )
-
-
-def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:
-    """The user's spec where it says something; elsewhere the checkpoint's architecture, classes and sizes.
-
-    Paths are the user's alone: whoever made the checkpoint has no say in what is read here.
-    """
-    stored = meta.get("spec") or {}
-    data = spec_to_dict(loaded.spec)
-    given = loaded.explicit
-    given_model = given.get("model") or {}
-    for name, value in without_paths(stored.get("model") or {}).items():
-        if name not in given_model:
-            data["model"][name] = value
-        elif isinstance(value, Mapping):  # a section: what the user said of it, and the rest as it was
-            data["model"][name] = {**value, **given_model[name]}
-    stored_dataset, given_dataset = stored.get("dataset") or {}, given.get("dataset") or {}
-    for name in names_in("dataset"):
-        if name in stored_dataset and given_dataset.get(name) is None:
-            data["dataset"][name] = stored_dataset[name]
-    stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
-    sizes = data["dataset"]["augmentation"]
-    sides = family_of(data["model"]["arch"]).image_sides
-    if sides:  # sizes that nobody gave follow from the checkpoint's
-        sizes = {name: value for name, value in sizes.items() if name in given_sizes or name not in SIZE_FIELDS}
-        data["dataset"]["augmentation"] = sizes
-        if any(value_at(given, f"model.{side}") is not None for side in sides):  # or from the user's
-            stored_sizes = {name: value for name, value in stored_sizes.items() if name not in SIZE_FIELDS}
-    for name in names_in("dataset.augmentation"):
-        if name in stored_sizes and name not in given_sizes:
-            sizes[name] = stored_sizes[name]
-    family = family_of(data["model"]["arch"])
-    return spec_from_dict(with_recipe(without_values(data, family.recipe, given), family))
-
-
-def _refuse(problems: Any, source: str) -> None:
-    """CheckpointError with all of the problems, if there are any."""
-    lines = "\n".join(f"  - {problem}" for problem in problems)
-    if lines:
-        raise CheckpointError(f"The spec and {source} contradict each other:\n{lines}\n{ADVICE}")
-
-
-def _other_numbering(given: Mapping[str, Any], meta: Mapping[str, Any], class_map: ClassMap | None) -> list[str]:
-    """What the user says about the numbering of classes that is not so in the file's list of classes."""
+def _numbering_conflicts(given: Mapping[str, Any], meta: Mapping[str, Any], class_map: ClassMap) -> list[str]:
+    """What the user's spec says about the numbering of classes and the file's list of classes contradicts."""
     rule, remap = value_at(given, CLASS_IDS), value_at(given, REMAP)
-    if class_map is None or not class_map.ids_known:
-        return []
     numbering = [(entry.index, entry.category_id) for entry in class_map.entries]
     ranks = {category_id: rank for rank, category_id in enumerate(MSCOCO_IDS)}
     by_id = [index for index, _ in sorted(numbering, key=lambda pair: pair[1])]
@@ -205,27 +85,85 @@ def _other_numbering(given: Mapping[str, Any], meta: Mapping[str, Any], class_ma
     return problems
 
 
-def _say_assumed(
-    source: str,
-    spec: ExperimentSpec,
+def _warn_of_another_size(file: Recorded, augmentation: AugmentationSpec) -> None:
+    """Weights take other sizes than they were trained for."""
+    recorded, used = value_at(file.meta, f"spec.{SIZE}"), _size_of(augmentation)
+    if recorded and used != (trained := input_size(recorded, augmentation.preserve_aspect_ratio)):
+        logger.warning(
+            "Images are brought to %d x %d (height x width), but %s was trained for %d x %d: scores may differ",
+            *used, file.source, *trained,
+        )  # fmt: skip
+
+
+def _fixed_classes(
+    file: Recorded,
+    dataset: DatasetSpec,
     given: Mapping[str, Any],
-    meta: Mapping[str, Any],
     class_map: ClassMap | None,
-    asked: AskedSize,
-    interface: GraphInterface | None,
+    interface: GraphInterface,
+) -> int | None:
+    """The number of classes that a graph predicts."""
+    if not file.meta:
+        logger.warning("%s does not name its classes: using those of the spec and the data", file.source)
+    classes = interface.classes
+    if classes is None or classes == dataset.num_classes:
+        return dataset.num_classes
+    if value_at(given, "dataset.num_classes") is not None or class_map is not None:
+        raise CheckpointError(
+            f"{file.source} predicts {classes} classes, but dataset.num_classes is {dataset.num_classes}. Remove "
+            "dataset.num_classes, or use the file that belongs to this dataset."
+        )
+    return classes
+
+
+def _check_queries(file: Recorded, given: Mapping[str, Any], interface: GraphInterface) -> None:
+    queries = value_at(given, "model.num_queries")
+    if not file.meta and None not in (queries, interface.queries) and queries != interface.queries:
+        raise CheckpointError(
+            f"{file.source} has {interface.queries} queries built in, but model.num_queries is {queries}. Remove it."
+        )
+
+
+def _fixed_size(
+    augmentation: AugmentationSpec,
+    path: str,
+    given: Mapping[str, Any],
+    requested: RequestedSize,
+    size: tuple[int, int],
+) -> AugmentationSpec:
+    """The sizes with the one (height, width) that a graph takes."""
+    takes = f"{path} takes inputs of {size[0]} x {size[1]} (height x width) only"
+    if augmentation.preserve_aspect_ratio and size[0] != size[1]:
+        raise CheckpointError(
+            f"{takes}, but with {RATIO} images are padded to a square. Remove it, or export a square input."
+        )
+    expected = _size_of(augmentation)
+    if expected == size:
+        return augmentation
+    name = requested.name or (SIZE if value_at(given, SIZE) is not None else "")
+    if name:
+        raise CheckpointError(
+            f"{takes}, but {name} requests {expected[0]} x {expected[1]}. Remove it, or export the checkpoint at that "
+            "size."
+        )
+    return replace(augmentation, eval_spatial_size=list(size))
+
+
+def _log_assumed(
+    file: Recorded, spec: ExperimentSpec, given: Mapping[str, Any], class_map: ClassMap | None, size: RequestedSize
 ) -> None:
-    """Say what holds for a file in place of what it does not record."""
-    names = [RATIO, *([] if interface else [SIZE]), *([] if class_map else [CLASS_IDS, REMAP])]
-    told = {SIZE} if asked else set()
+    """Log the values that are used where the file records nothing."""
+    names = [RATIO, *([] if file.interface else [SIZE]), *([] if class_map else [CLASS_IDS, REMAP])]
+    requested = {SIZE} if size else set()
     lines = []
     for name in names:
-        if value_at(meta, f"spec.{name}") is None:
-            origin = "given" if name in told or value_at(given, name) is not None else "default"
+        if value_at(file.meta, f"spec.{name}") is None:
+            origin = "given" if name in requested or value_at(given, name) is not None else "default"
             lines.append(f"{name} = {_shown(value_at(spec_to_dict(spec), name))} ({origin})")
-    if interface and not meta:
-        lines.append(f"pixels: {NORMALISATION[interface.layout.normalised]}")
+    if file.interface and not file.meta:
+        lines.append(f"pixels: {NORMALISATION[file.interface.layout.normalised]}")
     if lines:
-        logger.warning("%s does not record how its images were prepared; assumed: %s", source, "; ".join(lines))
+        logger.warning("%s does not record how its images were prepared; assuming %s", file.source, "; ".join(lines))
 
 
 def _shown(value: Any) -> str:

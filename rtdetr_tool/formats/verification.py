@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.comparison import Difference, compare_on
-from rtdetr_tool.formats.images import drawn_pictures, pictures_of
+from rtdetr_tool.formats.images import image_source_of, synthetic_images
 from rtdetr_tool.formats.precision.cost import detection_difference, detections
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import DatasetSpec
 
@@ -34,7 +37,7 @@ class FeatureDifference:
     images: int
     relative: float
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -42,7 +45,7 @@ class FeatureDifference:
 class Reference:
     """A deployed detector in torch, and pictures [N, 3, H, W] RGB 0..1, whole batches of every size compared."""
 
-    detector: nn.Module
+    detector: Detector
     images: Tensor
     origin: str  # of the pictures
     batches: tuple[int, ...]
@@ -62,23 +65,21 @@ class Reference:
         return next(self.detector.parameters()).device
 
 
-def reference_on_pictures(
-    detector: nn.Module, dataset: DatasetSpec, size: tuple[int, int], batch: int | None
-) -> Reference:
+def build_reference(detector: Detector, dataset: DatasetSpec, size: tuple[int, int], batch: int | None) -> Reference:
     """Pictures of the spec's data, or drawn ones; `batch` None stands for a dynamic one."""
     batches = (batch,) if batch else DYNAMIC_BATCHES
     count = max(batches) * -(-PICTURES // max(batches))  # whole batches
     augmentation = dataset.augmentation
-    source = pictures_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    source = image_source_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     if source is None:
         logger.warning("The spec names no folder with pictures: the graph is compared on drawn ones")
-        return Reference(detector, drawn_pictures(count, size), "drawn", batches)
+        return Reference(detector, synthetic_images(count, size), "drawn", batches)
     images = source.load(count)
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
     return Reference(detector, images, source.origin, batches)
 
 
-def verify_detections(reference: Reference, predict: Predict, tolerance: float, name: str) -> list[Difference]:
+def verify_detections(reference: Reference, predict: Predict, tolerance: float, name: Path) -> list[Difference]:
     """The same objects as in torch at every batch size.
 
     Raises:
@@ -111,7 +112,7 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
     return found
 
 
-def verify_features(reference: Reference, features: Features, tolerance: float, name: str) -> list[FeatureDifference]:
+def verify_features(reference: Reference, features: Features, tolerance: float, name: Path) -> list[FeatureDifference]:
     """The same maps as in torch at every batch size; RtdetrError where they differ by more than `tolerance`."""
     differences = []
     for batch in reference.batches:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rtdetr_tool.formats.table import exported_formats, titles
+
 
 @dataclass(frozen=True)
 class Requirement:
@@ -80,7 +82,7 @@ _COMMANDS = (
     ),
     Command(
         "export",
-        "write a checkpoint as ONNX or TFLite, verified against PyTorch",
+        f"write a checkpoint as {titles(exported_formats())}, verified against PyTorch",
         "rtdetr export -e specs/demo.yaml -r results export.checkpoint=results/train/rtdetr_model_best.pth "
         "export.onnx_file=results/model.onnx",
         ("results_dir", "export"),

@@ -1,10 +1,11 @@
-"""The `export` section: write a checkpoint as ONNX or TFLite."""
+"""The `export` section: write a checkpoint in a format of `formats.table`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from rtdetr_tool.catalog import LAYOUTS
+from rtdetr_tool.formats.table import FORMATS, exported_formats, titles
 from rtdetr_tool.spec.fields import MISSING, field
 
 MIN_OPSET, MAX_OPSET = 12, 26  # of the exporter and the converter behind it
@@ -18,7 +19,7 @@ class TfliteSpec:
         "FP32",
         "FP16: weights in half the space, computed in FP32. INT8: convolutions and linear layers before the decoder "
         "compute with 8 bits, those of the decoder keep 8-bit weights.",
-        options=("FP32", "FP16", "INT8"),
+        options=FORMATS["tflite"].precisions,
         origin="ours",
     )
     calibration: str | None = field(
@@ -36,6 +37,17 @@ class TfliteSpec:
         max=1.0,
         origin="ours",
     )
+
+
+def _static_batch() -> str:
+    """`1 in TFLite, which has no dynamic one`"""
+    rows = [row for row in exported_formats() if not row.dynamic_batch]
+    return f"1 in {titles(rows)}, which {'has' if len(rows) == 1 else 'have'} no dynamic one"
+
+
+def _extras() -> str:
+    """`tflite needs the extra `tflite``, for every format that needs one."""
+    return ", ".join(f"{row.name} needs the extra `{row.extra}`" for row in exported_formats() if row.extra)
 
 
 def _layouts() -> str:
@@ -63,9 +75,9 @@ class ExportSpec:
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
     opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)
-    batch_size: int = field(-1, "Batch size of the graph; -1 = dynamic; 1 in TFLite, which has no dynamic one.", min=-1)
+    batch_size: int = field(-1, f"Batch size of the graph; -1 = dynamic; {_static_batch()}.", min=-1)
     verbose: bool = field(False, "Log what the exporter does.")
-    format: str = field("onnx", "File format; tflite needs the extra `tflite`.", options=("onnx", "tflite"))
+    format: str = field("onnx", f"File format; {_extras()}.", options=tuple(row.name for row in exported_formats()))
     serialize_nvdsinfer: bool = field(False, "Also write labels.txt and nvdsinfer_config.yaml for DeepStream.")
     is_quantized: bool = field(
         False,

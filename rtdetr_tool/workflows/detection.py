@@ -16,8 +16,8 @@ from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect
-from rtdetr_tool.formats.opening import OpenedModel, check_file_precision, open_engine, open_model
-from rtdetr_tool.formats.requested_size import AskedSize
+from rtdetr_tool.formats.opening import OpenedModel, open_model
+from rtdetr_tool.formats.requested_size import RequestedSize
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
@@ -54,14 +54,11 @@ def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detec
     if section.batch_size > 0:
         loaded = loaded.with_value("dataset.batch_size", section.batch_size)
     command = "evaluate" if isinstance(section, EvaluateSpec) else "inference"
-    asked = AskedSize(section.input_height, section.input_width, command)
-    if section.trt_engine:
-        check_file_precision(section.trt_engine, section.precision, section.compile)
-        model = open_engine(section.trt_engine, loaded, device, asked)
-    else:
-        model = open_model(
-            section.checkpoint, loaded, device, section.onnx_provider, asked, section.precision, section.compile
-        )
+    size = RequestedSize(section.input_height, section.input_width, command)
+    path, name = (section.trt_engine, "tensorrt") if section.trt_engine else (section.checkpoint, "")
+    model = open_model(
+        path, loaded, device, section.onnx_provider, size, section.precision, section.compile, name
+    )
     return Detecting(model, model.spec)
 
 

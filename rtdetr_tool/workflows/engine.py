@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import onnx
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.graph_interface import GraphInterface
-from rtdetr_tool.formats.onnx.file import description_of, interface_of, read_onnx
-from rtdetr_tool.formats.resolve import settle_file
+from rtdetr_tool.formats.onnx.file import OnnxFile, parsed, read_onnx
+from rtdetr_tool.formats.resolve import resolve
+from rtdetr_tool.formats.table import FORMATS, FULL
 from rtdetr_tool.formats.tensorrt.export import BuildSettings
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
@@ -19,26 +17,22 @@ from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 
 @dataclass
 class Source:
-    """The ONNX file to build from, and what holds for it."""
+    """The ONNX file to build from, with the spec and the classes that apply to it."""
 
-    path: Path
-    model: onnx.ModelProto
-    interface: GraphInterface
+    file: OnnxFile
     spec: ExperimentSpec
     class_map: ClassMap | None
-    description: dict[str, Any]
 
 
 def open_source(loaded: LoadedSpec) -> Source:
-    """Read the ONNX file and settle classes and input size, as evaluate would."""
+    """Read the ONNX file and resolve classes and input size, as evaluate does."""
     path = Path(loaded.spec.gen_trt_engine.onnx_file)
-    if path.suffix.lower() != ".onnx":
+    if path.suffix.lower() not in FORMATS["onnx"].suffixes:
         raise UserError(f"gen_trt_engine.onnx_file: {path} must be an ONNX file (.onnx); `rtdetr export` writes one")
-    model = read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != "FP32")
-    interface, description = interface_of(model, path), description_of(model)
-    check_input(loaded, interface, path)
-    spec, class_map = settle_file(str(path), loaded, description, interface)
-    return Source(path, model, interface, spec, class_map, description)
+    file = parsed(path, read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != FULL))
+    check_input(loaded, file.interface, path)
+    spec, class_map = resolve(file.recorded, loaded)
+    return Source(file, spec, class_map)
 
 
 def check_input(loaded: LoadedSpec, interface: GraphInterface, path: Path) -> None:

@@ -17,7 +17,7 @@ from rtdetr_tool.catalog import Layout
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.graph_tensors import to_graph
-from rtdetr_tool.formats.images import UNSCORED_FIRST, PictureSource, pictures_of
+from rtdetr_tool.formats.images import UNSCORED_FIRST, ImageSource, image_source_of
 from rtdetr_tool.formats.precision import (
     LayerRules,
     PrecisionGraph,
@@ -49,7 +49,7 @@ class Variant:
 class CalibrationImages:
     """A fixed choice of pictures that can be gone through several times."""
 
-    source: PictureSource
+    source: ImageSource
     count: int
     batch: int
     layout: Layout
@@ -71,7 +71,7 @@ def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages 
     given = ((loaded.explicit.get("gen_trt_engine") or {}).get("tensorrt") or {}).get("calibration") or {}
     folders = None if calibration.cal_image_dir in (MISSING, [], None) else list(calibration.cal_image_dir)
     augmentation = source.spec.dataset.augmentation
-    found = pictures_of(
+    found = image_source_of(
         source.spec.dataset, folders, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, UNSCORED_FIRST
     )
     name = "gen_trt_engine.tensorrt.calibration.cal_image_dir"
@@ -91,7 +91,7 @@ def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages 
     if needed and count < FEW_IMAGES:
         logger.warning("INT8 is calibrated on %d pictures; some hundred give steadier ranges (cal_batches)", count)
     logger.info("Calibration: %d pictures of %s", count, folders or found.origin)
-    return CalibrationImages(found, count, calibration.cal_batch_size, source.interface.layout)
+    return CalibrationImages(found, count, calibration.cal_batch_size, source.file.interface.layout)
 
 
 def make_variants(
@@ -99,8 +99,8 @@ def make_variants(
 ) -> tuple[list[Variant], dict[str, Any]]:
     """FP32, then FP16, then INT8, as far as asked for, each written below `folder`; and the report about them."""
     section = loaded.spec.gen_trt_engine.tensorrt
-    variants = [Variant("FP32", source.path)]
-    report: dict[str, Any] = {"onnx_file": str(source.path), "data_type": section.data_type}
+    variants = [Variant("FP32", source.file.path)]
+    report: dict[str, Any] = {"onnx_file": str(source.file.path), "data_type": section.data_type}
     if section.data_type == "FP32":
         if rules.rules:
             logger.warning("layers_precision has no effect: data_type is FP32")
@@ -109,17 +109,17 @@ def make_variants(
     audit = None
     if pictures is not None:
         current_status().running("Measuring the precision that each node needs.")
-        audit = audit_precision(source.model, pictures.feeds())
+        audit = audit_precision(source.file.model, pictures.feeds())
         report["audit"] = audit.to_dict()
     without_int8 = LayerRules(tuple(rule for rule in rules.rules if rule.precision != "int8"))
-    mixed = to_mixed_fp16(source.model, audit, without_int8 if section.data_type == "INT8" else rules)
+    mixed = to_mixed_fp16(source.file.model, audit, without_int8 if section.data_type == "INT8" else rules)
     variants.append(written("FP16", mixed, source, folder))
     report["fp16"] = mixed.to_dict()
     if section.data_type == "INT8" and pictures is not None:
         current_status().running("Calibrating INT8.")
         cache = section.calibration.cal_cache_file
         quantized = to_int8(
-            source.model, pictures.feeds(), rules, None if cache in (MISSING, None, "") else Path(cache), audit
+            source.file.model, pictures.feeds(), rules, None if cache in (MISSING, None, "") else Path(cache), audit
         )
         variants.append(written("INT8", quantized, source, folder))
         report["int8"] = quantized.to_dict()
@@ -127,7 +127,7 @@ def make_variants(
 
 
 def written(precision: str, graph: PrecisionGraph, source: Source, folder: Path) -> Variant:
-    file = folder / f"{source.path.stem}_{precision.lower()}.onnx"
+    file = folder / f"{source.file.path.stem}_{precision.lower()}.onnx"
     content = graph.model.SerializeToString()
     write_atomically(file, content)
     logger.info("%s: %s, %.1f MB, %d casts", precision, file, len(content) / 1e6, graph.casts)

@@ -9,7 +9,7 @@ import torch
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
 from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import CheckpointError, RtdetrError
-from rtdetr_tool.formats.onnx.file import bytes_of
+from rtdetr_tool.formats.onnx.file import bytes_of, read
 from rtdetr_tool.formats.onnx.runtime import OnnxRuntime
 from rtdetr_tool.formats.precision import scoring_options
 from rtdetr_tool.metrics.build import build_evaluator
@@ -35,7 +35,7 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
     for variant in variants:
         evaluator = build_evaluator(dataset, spec)
         options = scoring_options() if device == "cpu" else None
-        runtime = OnnxRuntime(variant.file, source.interface, dataset.class_map, device, options=options)
+        runtime = OnnxRuntime(read(variant.file), dataset.class_map, device, options=options)
         loader = build_loader(dataset, spec.dataset, training=False)
         try:
             times = score(runtime, loader, evaluator, spec.model.num_select, title=f"Scoring {variant.precision}")

@@ -1,4 +1,4 @@
-"""Export a detector to ONNX or TFLite; the file is written only if it agrees with PyTorch on real images."""
+"""Export a detector to a format of `formats.table`; the file is written only if it agrees with PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
@@ -18,70 +19,70 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.description import describe
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel, lacks_background
+from rtdetr_tool.formats.export_request import ExportRequest, export_module
 from rtdetr_tool.formats.onnx.deepstream import write_side_files
 from rtdetr_tool.formats.opening import OpenedDetector
-from rtdetr_tool.formats.tflite.export import check_installed
-from rtdetr_tool.formats.verification import reference_on_pictures
-from rtdetr_tool.spec import ExportSpec
+from rtdetr_tool.formats.table import FORMATS, FULL, exported_formats
+from rtdetr_tool.formats.verification import build_reference
+from rtdetr_tool.spec import ExportSpec, spec_to_dict
 from rtdetr_tool.status import current_status
 from rtdetr_tool.version import package_version
-from rtdetr_tool.workflows.export_files import Order, write_onnx, write_tflite
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {"onnx": ".onnx", "tflite": ".tflite"}
-
 
 def export_detector(
-    opened: OpenedDetector, section: ExportSpec, conf_threshold: float, calibration: np.ndarray | None = None
+    opened: OpenedDetector, section: ExportSpec, conf_threshold: float, calibration: NDArray[np.generic] | None = None
 ) -> Path:
-    """Write a detector as `section` says; the detector stays as it is. The file is returned.
+    """Write a detector to a file as `section` says, and return its path; the detector does not change.
 
     Args:
         conf_threshold: smallest score that DeepStream shows.
-        calibration: pictures [N, 3, H, W] in place of `export.tflite.calibration`.
+        calibration: images [N, 3, H, W] to use instead of `export.tflite.calibration`.
     """
     check_section(section)
     target, device = check_target(section), choose_device(section)
-    order = order_of(opened, section, target, device)
+    request = build_request(opened, section, target, device, calibration)
     start = time.perf_counter()
-    if section.format == "tflite":
-        given = section.tflite.calibration if calibration is None else calibration
-        content = write_tflite(order, opened.spec.dataset, given)
-    else:
-        content = write_onnx(order)
+    content = export_module(request.format).export(request)
     content["seconds"] = round(time.perf_counter() - start, 2)
     write_atomically(Path(section.results_dir) / "export.json", json.dumps(content, indent=2) + "\n")
     if section.serialize_nvdsinfer:
         if opened.class_map is None:
-            raise UserError("export.serialize_nvdsinfer: the checkpoint does not know its classes")
+            raise UserError("export.serialize_nvdsinfer: the checkpoint does not name its classes")
         letterbox, num_select = opened.spec.dataset.augmentation.preserve_aspect_ratio, opened.spec.model.num_select
-        write_side_files(target, opened.class_map, order.size, letterbox, num_select, conf_threshold)
+        write_side_files(target, opened.class_map, request.size, letterbox, num_select, conf_threshold)
     current_status().running("Export finished.", kpi=kpi_of(content))
     logger.info(
         "%s: %.1f MB, %.1f s, batch %s, input %d x %d",
-        target, content["bytes"] / 1e6, content["seconds"], content["batch"], *order.size,
+        target, content["bytes"] / 1e6, content["seconds"], content["batch"], *request.size,
     )  # fmt: skip
     return target
 
 
-def order_of(opened: OpenedDetector, section: ExportSpec, target: Path, device: torch.device) -> Order:
-    """The detector wrapped as the section wants it, and pictures to compare on."""
+def build_request(
+    opened: OpenedDetector,
+    section: ExportSpec,
+    target: Path,
+    device: torch.device,
+    calibration: NDArray[np.generic] | None = None,
+) -> ExportRequest:
+    """The detector wrapped as the section says, with the reference that its file is verified against."""
     augmentation = opened.spec.dataset.augmentation
     sides = {section.input_height, section.input_width} - {None}
     if augmentation.preserve_aspect_ratio and len(sides) > 1:
         raise UserError(
-            f"export.input_height is {section.input_height}, input_width {section.input_width}; with "
-            "dataset.augmentation.preserve_aspect_ratio they must be equal"
+            f"export.input_height is {section.input_height}, input_width {section.input_width}; they must be equal "
+            "with dataset.augmentation.preserve_aspect_ratio"
         )
     size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     static = opened.detector.static_batch
     check_batch(section, static)
-    batch = None if section.batch_size == -1 else section.batch_size
-    if section.format == "tflite":
-        batch = batch or 1
+    row = FORMATS[section.format]
+    batch = section.batch_size if section.batch_size != -1 else None if row.dynamic_batch else 1
     layout, detector = LAYOUTS[section.layout], opened.detector
     added = lacks_background(layout, opened.spec.model.family, opened.class_map) and not section.backbone_only
+    model: ExportModel | ExportFeatures
     if section.backbone_only:
         model = ExportFeatures(detector, layout, size)
     else:
@@ -89,51 +90,56 @@ def order_of(opened: OpenedDetector, section: ExportSpec, target: Path, device: 
         model = ExportModel(detector, num_select, layout, added)
     notes = section.notes or notes_of(opened)
     description = describe(metadata_of(opened), size, notes, section.layout, added)
-    reference = reference_on_pictures(model.to(device).eval().detector, opened.spec.dataset, size, batch)
-    return Order(section, target, model, size, batch, description, reference)
+    reference = build_reference(model.to(device).eval().detector, opened.spec.dataset, size, batch)
+    dataset = opened.spec.dataset
+    return ExportRequest(row, section, target, model, size, batch, description, reference, dataset, calibration)
 
 
 # Input
 
 
 def check_section(section: ExportSpec) -> None:
-    """UserError for settings that contradict each other, and for an extra that is missing."""
-    raw = section.layout != "tao" or section.backbone_only or section.format != "onnx"
-    for name in ("include_postprocess", "serialize_nvdsinfer"):
-        if getattr(section, name) and raw:
+    """UserError for settings that contradict each other, and for missing packages."""
+    row = FORMATS[section.format]
+    whole = section.layout == "tao" and not section.backbone_only
+    for name, supported in (("include_postprocess", row.detection_outputs), ("serialize_nvdsinfer", row.deepstream)):
+        if getattr(section, name) and not (whole and supported):
             raise UserError(
-                f"export.{name}: goes with format onnx, layout tao and the whole detector only (export.format is "
-                f"{section.format}, layout {section.layout}, backbone_only {section.backbone_only})"
+                f"export.{name}: requires format onnx, layout tao and the whole detector, but export.format is "
+                f"{section.format}, layout {section.layout}, backbone_only {section.backbone_only}"
             )
-    if section.format == "onnx" and section.tflite.data_type != "FP32":
-        raise UserError(
-            f"export.tflite.data_type: {section.tflite.data_type} goes with export.format tflite; the precision of "
-            "engines and their ONNX graphs is gen_trt_engine.tensorrt.data_type"
-        )
-    if section.format == "tflite":
-        if section.backbone_only and section.tflite.data_type != "FP32":
+    for other in exported_formats():
+        precision = getattr(section, other.name).data_type if len(other.precisions) > 1 else FULL
+        if precision == FULL:
+            continue
+        if other is not row:
             raise UserError(
-                f"export.tflite.data_type: {section.tflite.data_type} is not supported with backbone_only; use FP32 "
+                f"export.{other.name}.data_type: {precision} requires export.format={other.name}; the precision of "
+                "engines and their ONNX graphs is gen_trt_engine.tensorrt.data_type"
+            )
+        if section.backbone_only:
+            raise UserError(
+                f"export.{other.name}.data_type: {precision} is not supported with backbone_only; use {FULL} "
                 "(lower precision is measured on detections)"
             )
-        check_installed()
+    row.to_export.require(f"export.format={row.name}")
 
 
 def check_target(section: ExportSpec) -> Path:
-    """The file to write, in a folder that exists."""
-    target, suffix = Path(section.onnx_file), SUFFIXES[section.format]
-    if target.suffix.lower() not in (".onnx", suffix):
+    """The file to write, in a folder that exists; a path that ends in .onnx gets the suffix of the format."""
+    target, suffix = Path(section.onnx_file), FORMATS[section.format].suffix
+    if target.suffix.lower() not in (FORMATS["onnx"].suffix, suffix):
         raise UserError(f"export.onnx_file: {target} must end in {suffix}")
     if target.suffix.lower() != suffix:
         target = target.with_suffix(suffix)
     if target.is_dir():
         raise UserError(f"export.onnx_file: {target} is a directory")
     if target.exists() and not section.overwrite:
-        raise UserError(f"export.onnx_file: {target} exists already; set export.overwrite=true, or choose another name")
+        raise UserError(f"export.onnx_file: {target} already exists; set export.overwrite=true, or choose another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"export.onnx_file: {target.parent} cannot be made: {error.strerror}") from None
+        raise UserError(f"export.onnx_file: {target.parent} cannot be created: {error.strerror}") from None
     return target
 
 
@@ -146,7 +152,7 @@ def check_batch(section: ExportSpec, static_batch: int | None) -> None:
 
 
 def choose_device(section: ExportSpec) -> torch.device:
-    """The GPU that is asked for where there is one; the graph is the same."""
+    """The requested GPU if there is one; the graph is the same."""
     if section.on_cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     if section.gpu_id >= torch.cuda.device_count():
@@ -155,18 +161,15 @@ def choose_device(section: ExportSpec) -> torch.device:
     return torch.device("cuda", section.gpu_id)
 
 
-def metadata_of(opened: OpenedDetector) -> dict:
-    """What the file will say: the checkpoint's own words with the spec as it holds now."""
-    from rtdetr_tool.spec import spec_to_dict
-
-    stored = dict(opened.meta) if opened.meta is not None else {}
+def metadata_of(opened: OpenedDetector) -> dict[str, Any]:
+    """Metadata as in a checkpoint, with the spec that applies to the export."""
     classes = opened.class_map.to_list() if opened.class_map is not None else []
-    return build_metadata(package_version(), spec_to_dict(opened.spec), classes, stored.get("weights", "raw"))
+    return build_metadata(package_version(), spec_to_dict(opened.spec), classes, opened.meta.get("weights", "raw"))
 
 
 def notes_of(opened: OpenedDetector) -> str | None:
     """`train.notes` of the run that the checkpoint comes from."""
-    stored = (opened.meta or {}).get("spec") or {}
+    stored = opened.meta.get("spec") or {}
     return (stored.get("train") or {}).get("notes")
 
 

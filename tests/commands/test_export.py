@@ -264,7 +264,7 @@ def test_a_graph_is_not_run_on_images_prepared_in_another_way(copied, command, c
     assert copied.run(command, given, "dataset.augmentation.preserve_aspect_ratio=true") == 2
     assert "preserve_aspect_ratio is True in the spec, but False in the checkpoint" in capsys.readouterr().err
     assert copied.run(command, given, f"{command}.input_width=96") == 2
-    assert f"{command}.input_width asks for 64 x 96" in capsys.readouterr().err
+    assert f"{command}.input_width requests 64 x 96" in capsys.readouterr().err
 
 
 class TestForeignFiles:

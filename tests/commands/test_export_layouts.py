@@ -12,7 +12,7 @@ import torch
 
 from rtdetr_tool.formats.onnx.file import description_of
 from rtdetr_tool.formats.opening import open_detector
-from rtdetr_tool.formats.tflite.runtime import PIP_COMMAND as INTERPRETER
+from rtdetr_tool.formats.table import FORMATS
 from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.spec import read_spec
 
@@ -138,4 +138,4 @@ def test_a_missing_interpreter_is_named_with_the_pip_command(shared, capsys, mon
     file = shared.folder / "some.tflite"
     file.write_bytes(b"\x1c\0\0\0TFL3" + b"\0" * 40)
     assert shared.run("evaluate", f"evaluate.checkpoint={file}") == 2
-    assert INTERPRETER in capsys.readouterr().err
+    assert FORMATS["tflite"].to_run.pip_command in capsys.readouterr().err

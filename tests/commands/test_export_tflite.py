@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.formats.tflite.export import to_fp16
-from rtdetr_tool.formats.tflite.file import read_tflite
+from rtdetr_tool.formats.tflite.convert import to_fp16
+from rtdetr_tool.formats.tflite.file import read, read_description
 from rtdetr_tool.formats.tflite.runtime import LiteRtRuntime, run_once
 
 pytest.importorskip("litert_torch", reason="the converter is an extra: tflite")
@@ -47,7 +47,7 @@ def test_the_file_is_verified_and_says_what_it_is(shared):
     (difference,) = shared.report["differences"]
     assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
     assert (shared.report["batch"], shared.report["data_type"]) == (1, "FP32")
-    description = read_tflite(shared.file)
+    description = read_description(shared.file)
     assert description["names"] == {"1": "cat"} and description["notes"] == "for line 3"
     shown = subprocess.run(["unzip", "-p", str(shared.file), "metadata.json"], capture_output=True, text=True)
     assert json.loads(shown.stdout) == description
@@ -80,7 +80,7 @@ def test_fp16_weights_take_half_the_space(shared):
     file.write_bytes(to_fp16(shared.file.read_bytes()))
     assert file.stat().st_size < 0.6 * shared.file.stat().st_size
     images = torch.rand(3, 3, 64, 64)
-    usual, half = LiteRtRuntime(shared.file).predict(images), LiteRtRuntime(file).predict(images)
+    usual, half = LiteRtRuntime(read(shared.file)).predict(images), LiteRtRuntime(read(file)).predict(images)
     assert 0 < (usual.logits - half.logits).abs().max() < 0.05
 
 
@@ -96,10 +96,10 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
     assert file.stat().st_size < 0.35 * shared.file.stat().st_size
     report = json.loads((shared.folder / "results/export/export.json").read_text())
     assert report["calibration_images"] == 6 and 0 < report["cost"] <= 1
-    runtime = LiteRtRuntime(file)
+    runtime = LiteRtRuntime(read(file))
     assert (runtime.interface.layout.input, runtime.interface.classes, runtime.input_size) == ("input", 2, (64, 64))
     images = torch.from_numpy(pictures[:2] / 255).float()
-    usual, found = LiteRtRuntime(shared.file).predict(images), runtime.predict(images)
+    usual, found = LiteRtRuntime(read(shared.file)).predict(images), runtime.predict(images)
     centers = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, found.boxes)]  # queries may change places
     assert 0 < (centers[0] - centers[1]).abs().mean() < 0.05
 
@@ -122,4 +122,4 @@ def test_a_file_that_is_cut_short_is_refused(shared):
     cut = shared.folder / "cut.tflite"
     cut.write_bytes(shared.file.read_bytes()[:20_000])
     with pytest.raises(CheckpointError, match=r"cannot run .*cut.tflite"):
-        LiteRtRuntime(cut)
+        read(cut)

@@ -228,7 +228,7 @@ class TestEngines:
         if not torch.cuda.is_available():
             assert project.run("evaluate", f"evaluate.trt_engine={project.engine}") == 2
             shown = capsys.readouterr().err
-            assert "needs an NVIDIA GPU with its driver" in shown and "SM89, SM120" in shown
+            assert "requires an NVIDIA GPU with its driver" in shown and "SM89, SM120" in shown
 
     @pytest.mark.slow
     def test_a_graph_of_someone_else_builds_too(self, exported, generate, project):

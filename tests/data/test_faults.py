@@ -24,7 +24,7 @@ from rtdetr_tool.data.preprocess import decode_image, decode_pil_image, image_si
 from rtdetr_tool.data.source import read_bytes
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.formats.calibration import read_array
-from rtdetr_tool.formats.images import PictureSource
+from rtdetr_tool.formats.images import ImageSource
 
 from .conftest import coco, draw_image
 
@@ -85,7 +85,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "search": lambda path: find_images(str(path.parent)),
     "classmap": lambda path: read_classmap(str(path)),
     "calibration array": read_array,
-    "pictures": lambda path: PictureSource((str(path),), "here", (32, 32)).load(1),
+    "pictures": lambda path: ImageSource((str(path),), "here", (32, 32)).load(1),
     "inference": lambda path: ImageFolder([str(path)], (32, 32))[0],
 }
 

@@ -13,7 +13,8 @@ from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
-from rtdetr_tool.formats.opening import ENGINE_SUFFIXES, WEIGHT_SUFFIXES, open_model
+from rtdetr_tool.formats.opening import open_model
+from rtdetr_tool.formats.table import FORMATS
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
@@ -122,7 +123,7 @@ def test_the_log_says_which_weights_of_which_model_are_used(detector, tmp_path, 
         spec, kind = dataclasses.replace(SPEC, model=ModelSpec(arch="rfdetr", rfdetr=own)), "rfdetr-small"
         detector = build_detector(spec.model, 2)
     path = write(detector, tmp_path / "m.pth", spec, weights)
-    with caplog.at_level(logging.INFO, "rtdetr_tool.formats.opening"):
+    with caplog.at_level(logging.INFO, "rtdetr_tool.formats.torch.file"):
         open_model(path, read_spec(None))
     assert any(f"{said} weights of {kind}, 2 class outputs" in record.getMessage() for record in caplog.records)
 
@@ -134,7 +135,7 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", WEIGHT_SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS["torch"].suffixes)
 def test_bare_weights_take_architecture_from_the_spec_and_have_no_classes(detector, tmp_path, caplog, suffix):
     path, state = tmp_path / f"weights{suffix}", detector.state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
@@ -156,7 +157,7 @@ def test_a_file_of_another_kind_is_refused_with_the_list_of_what_is_allowed(tmp_
     with pytest.raises(UserError) as error:
         open_model(str(tmp_path / name), read_spec(None))
     assert error.value.exit_code == 2
-    assert all(suffix in str(error.value) for suffix in (*WEIGHT_SUFFIXES, ".onnx", *ENGINE_SUFFIXES))
+    assert all(suffix in str(error.value) for row in FORMATS.values() for suffix in row.suffixes)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.engine", "model.trt", "model.ENGINE"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from rtdetr_tool.formats.onnx import opset_fallbacks
-from rtdetr_tool.formats.onnx.opset_fallbacks import elementary_operators
+from rtdetr_tool.formats.onnx.opset_fallbacks import fallback_operators
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (8, 3)])
@@ -39,7 +39,7 @@ def test_what_is_not_written_is_refused():
 
 def test_torchs_own_functions_come_back_also_after_an_error():
     before = F.grid_sample, F.scaled_dot_product_attention, torch.Tensor.unflatten
-    with pytest.raises(RuntimeError), elementary_operators():
+    with pytest.raises(RuntimeError), fallback_operators():
         assert F.grid_sample is opset_fallbacks.grid_sample
         assert torch.arange(6).unflatten(-1, (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
         raise RuntimeError
@@ -50,6 +50,6 @@ def test_multi_head_attention_is_traced_without_the_fused_operator():
     attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
     x = torch.rand(2, 3, 8)
     expected = attention(x, x, x, need_weights=False)[0]
-    with elementary_operators():
+    with fallback_operators():
         found = attention(x, x, x, need_weights=False)[0]
     torch.testing.assert_close(found, expected)

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.images import synthetic_images
 from rtdetr_tool.formats.precision import audit_precision
 from rtdetr_tool.formats.precision.casting import write_half
 from rtdetr_tool.formats.precision.cost import CostMeter, detection_difference, detections, output_difference
@@ -16,7 +16,7 @@ from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.precision.magnitudes import TensorRange
 from rtdetr_tool.formats.precision.observe import Observer, open_session
 
-PICTURES = drawn_pictures(4, (64, 96)).numpy()
+PICTURES = synthetic_images(4, (64, 96)).numpy()
 
 
 def small_graph(nodes, weights, size=(8, 8)):

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from rtdetr_tool.formats.export_model import ExportModel
-from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.images import synthetic_images
 from rtdetr_tool.formats.onnx.export import export_graph, simplify, trace
 from rtdetr_tool.formats.precision import audit_precision, emulate_half, parse_layers_precision, to_int8, to_mixed_fp16
 from rtdetr_tool.formats.precision.cost import CostMeter
@@ -250,7 +250,7 @@ def detector_of(kind: str):
 
 
 def assert_every_precision_runs(kind: str, side: int, opset: int, calibrate: bool = True) -> None:
-    pictures = drawn_pictures(2, (side, side)).numpy()
+    pictures = synthetic_images(2, (side, side)).numpy()
     graph = export_graph(ExportModel(detector_of(kind)).eval(), (side, side), None, opset)
     audit = audit_precision(graph, [pictures], pictures_for_cost=2)
     meter = CostMeter(graph, list(pictures[:, None]))

@@ -13,13 +13,13 @@ from onnx import TensorProto, numpy_helper
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.export_model import ExportModel
-from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.images import synthetic_images
 from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.formats.precision import calibration, emulate_half, parse_layers_precision, scoring_options, to_int8
 from rtdetr_tool.formats.precision.cost import CostMeter
 from rtdetr_tool.formats.precision.ranges import METHODS, Histogram, by_entropy, by_percentile, by_squared_error
 
-PICTURES = drawn_pictures(4, (64, 96)).numpy()
+PICTURES = synthetic_images(4, (64, 96)).numpy()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,13 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.formats.images import drawn_pictures
+from rtdetr_tool.formats.images import synthetic_images
 from rtdetr_tool.formats.precision import audit_precision, emulate_half, parse_layers_precision, to_mixed_fp16
 from rtdetr_tool.formats.precision.casting import half_nodes, write_half
 from rtdetr_tool.formats.precision.cost import CostMeter
 from rtdetr_tool.formats.precision.graph import Graph
 
-PICTURES = drawn_pictures(4, (64, 96)).numpy()
+PICTURES = synthetic_images(4, (64, 96)).numpy()
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 

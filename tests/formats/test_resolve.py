@@ -10,10 +10,12 @@ from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.formats.base import Recorded
 from rtdetr_tool.formats.description import NORMALISATION, describe
+from rtdetr_tool.formats.graph_file import recorded_in
 from rtdetr_tool.formats.graph_interface import GraphInterface
-from rtdetr_tool.formats.requested_size import AskedSize
-from rtdetr_tool.formats.resolve import settle, settle_file
+from rtdetr_tool.formats.requested_size import RequestedSize
+from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.spec import read_spec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.queries import recorded_fields
 
@@ -32,10 +34,10 @@ RATIO = "dataset.augmentation.preserve_aspect_ratio"
 
 def opened(kind, *overrides, meta=META, asked=None):
     """The spec that holds for a weights file or a graph with this metadata, and its classes."""
-    loaded, asked = read_spec(None, overrides), asked or AskedSize()
+    loaded, asked = read_spec(None, overrides), asked or RequestedSize()
     if kind == "weights":
-        return settle("model.pth", loaded, meta, asked)
-    return settle_file("model.onnx", loaded, describe(meta, (64, 96)), GRAPH, asked)
+        return resolve(Recorded("model.pth", meta), loaded, asked)
+    return resolve(recorded_in("model.onnx", describe(meta, (64, 96)), GRAPH), loaded, asked)
 
 
 KINDS = pytest.mark.parametrize("kind", ["weights", "graph"])
@@ -91,25 +93,25 @@ def test_what_a_graph_has_built_in_can_be_changed_in_weights_only(override, capl
 
 
 def test_another_input_size_is_warned_about_for_weights_and_refused_for_a_graph(caplog):
-    asked = AskedSize(128, 128, "evaluate")
+    asked = RequestedSize(128, 128, "evaluate")
     assert opened("weights", asked=asked)[0].dataset.augmentation.eval_spatial_size == [128, 128]
     assert "Images are brought to 128 x 128 (height x width), but model.pth was trained for 64 x 96" in caplog.text
-    with pytest.raises(CheckpointError, match=r"64 x 96 .*; evaluate.input_height, evaluate.input_width asks for 128"):
+    with pytest.raises(CheckpointError, match=r"64 x 96 .*, but evaluate.input_height, evaluate.input_width requests"):
         opened("graph", asked=asked)
-    with pytest.raises(CheckpointError, match=r"dataset.augmentation.eval_spatial_size asks for 128 x 64"):
+    with pytest.raises(CheckpointError, match=r"dataset.augmentation.eval_spatial_size requests 128 x 64"):
         opened("graph", "dataset.augmentation.eval_spatial_size=[128,64]")
 
 
 @KINDS
 def test_one_side_alone_leaves_the_other_to_the_file(kind, caplog):
-    spec, _ = opened(kind, asked=AskedSize(width=96, section="evaluate"))
+    spec, _ = opened(kind, asked=RequestedSize(width=96, section="evaluate"))
     assert spec.dataset.augmentation.eval_spatial_size == [64, 96] and caplog.text == ""
 
 
 def test_one_side_alone_is_the_side_of_a_square_where_images_are_padded():
     sizes = {"eval_spatial_size": [64, 96], "preserve_aspect_ratio": True}
     padded = build_metadata("1", {**META["spec"], "dataset": {"num_classes": 3, "augmentation": sizes}}, CLASSES)
-    spec, _ = opened("weights", meta=padded, asked=AskedSize(width=64, section="evaluate"))
+    spec, _ = opened("weights", meta=padded, asked=RequestedSize(width=64, section="evaluate"))
     assert spec.dataset.augmentation.eval_spatial_size == [64, 64]
 
 
@@ -125,19 +127,19 @@ def test_what_a_foreign_file_does_not_record_is_said_with_where_it_comes_from(ca
 
 
 def test_a_graph_without_description_says_what_is_assumed(caplog):
-    spec, class_map = settle_file("a.onnx", read_spec(None), {}, GRAPH)
+    spec, class_map = resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None))
     assert spec.dataset.num_classes == 3 and spec.dataset.augmentation.eval_spatial_size == [64, 96]
     assert class_map is None and f"{RATIO} = false (default)" in caplog.text and NORMALISATION[False] in caplog.text
     with pytest.raises(CheckpointError, match="padded to a square"):
-        settle_file("a.onnx", read_spec(None, [f"{RATIO}=true"]), {}, GRAPH)
+        resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None, [f"{RATIO}=true"]))
     with pytest.raises(CheckpointError, match=r"50 queries built in, but model.num_queries is 300"):
-        settle_file("a.onnx", read_spec(None, ["model.num_queries=300"]), {}, GRAPH)
+        resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None, ["model.num_queries=300"]))
 
 
 def test_pixels_that_do_not_go_with_the_names_of_the_graph_are_refused():
     other = {**describe(META, (64, 96)), "normalisation": NORMALISATION[True]}
-    with pytest.raises(CheckpointError, match=r"says that it takes RGB.*deviation 0.229"):
-        settle_file("a.onnx", read_spec(None), other, GRAPH)
+    with pytest.raises(CheckpointError, match=r"is described as taking RGB.*deviation 0.229"):
+        resolve(recorded_in("a.onnx", other, GRAPH), read_spec(None))
 
 
 def test_deployed_files_record_every_field_declared_so():

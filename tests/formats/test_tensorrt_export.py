@@ -19,8 +19,8 @@ from onnx import TensorProto, helper
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend, write_engine
-from rtdetr_tool.formats.tensorrt.file import read_engine_file
 from rtdetr_tool.formats.tensorrt.library import load_library
+from rtdetr_tool.formats.tensorrt.plan import read_engine_file
 from rtdetr_tool.formats.tensorrt.report import summary
 from rtdetr_tool.formats.tensorrt.timing_cache import TimingCache
 

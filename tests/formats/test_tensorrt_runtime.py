@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend, write_engine
-from rtdetr_tool.formats.tensorrt.file import description_path, read_engine_file
+from rtdetr_tool.formats.tensorrt.file import library_for, origin, read_engine, refusal
 from rtdetr_tool.formats.tensorrt.library import load_library
-from rtdetr_tool.formats.tensorrt.runtime import EngineRuntime, library_for, origin, refusal
+from rtdetr_tool.formats.tensorrt.plan import description_path, read_engine_file
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 
@@ -57,9 +57,9 @@ def refused(plan, description):
 @without_gpu
 def test_without_a_driver_the_message_says_what_the_engine_needs(engine, built):
     version = built.report["version"]
-    expected = rf"model\.engine needs an NVIDIA GPU .* \(built by TensorRT-RTX {version} for SM89\)"
+    expected = rf"model\.engine requires an NVIDIA GPU .* \(built by TensorRT-RTX {version} for SM89\)"
     with pytest.raises(UserError, match=expected):
-        EngineRuntime(engine)
+        read_engine(engine)
     plan, description = read_engine_file(engine)
     assert f"built by TensorRT-RTX {version} for SM89" in refused(plan, description)
 
@@ -67,8 +67,8 @@ def test_without_a_driver_the_message_says_what_the_engine_needs(engine, built):
 @without_gpu
 def test_without_a_description_the_header_tells_the_version(engine, built):
     description_path(engine).unlink()
-    with pytest.raises(UserError, match=rf"needs an NVIDIA GPU .*its header says version {built.report['version']}"):
-        EngineRuntime(engine)
+    with pytest.raises(UserError, match=rf"requires an NVIDIA GPU .*its header says version {built.report['version']}"):
+        read_engine(engine)
 
 
 def test_an_engine_of_another_version_names_both(engine, built):
@@ -82,14 +82,14 @@ def test_a_file_that_is_no_engine_is_told(engine, tmp_path):
     other = tmp_path / "photo.engine"
     other.write_bytes(b"\xff\xd8\xff\xe0 a photograph")
     with pytest.raises(CheckpointError, match=r"photo\.engine is not a TensorRT engine \(17 bytes"):
-        EngineRuntime(other)
+        read_engine(other)
     assert refused(b"not an engine" * 100, {}).startswith("model.engine is not a TensorRT engine (1300 bytes")
 
 
 def test_an_engine_cut_short_is_told_with_its_description(engine):
     engine.write_bytes(engine.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cut short"):
-        EngineRuntime(engine)
+        read_engine(engine)
 
 
 def test_an_unknown_library_in_the_description_is_told(engine):

@@ -10,6 +10,7 @@ from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.formats.export_model import ExportModel
 from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.formats.tensorrt.export import BuildSettings, choose_backend, write_engine
+from rtdetr_tool.formats.tensorrt.file import read_engine
 from rtdetr_tool.formats.tensorrt.library import LIBRARIES
 from rtdetr_tool.formats.tensorrt.runtime import EngineRuntime
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
@@ -73,21 +74,21 @@ def assert_same(found, expected):
 def test_any_number_of_images_gives_what_torch_gives(engine, detector, count):
     """2 and 4 are the profile's bounds, 1 is filled up, 9 is cut into 4, 4 and 1."""
     images = torch.rand(count, 3, *SIZE)
-    runtime = EngineRuntime(engine, class_map=CLASSES)
+    runtime = EngineRuntime(read_engine(engine), CLASSES)
     found = runtime.predict(images.to(runtime.device))
     assert found.logits.shape == (count, 12, 3) and found.logits.device.type == "cuda"
     assert_same(found, TorchRuntime(detector, CLASSES).predict(images))
 
 
 def test_an_engine_of_fixed_batch_takes_any_number_of_images(backend, detector, tmp_path):
-    runtime = EngineRuntime(build(backend, detector, tmp_path, batch=3))
+    runtime = EngineRuntime(read_engine(build(backend, detector, tmp_path, batch=3)))
     assert (runtime.limits.smallest, runtime.limits.largest) == (3, 3)
     images = torch.rand(4, 3, *SIZE)
     assert_same(runtime.predict(images.to(runtime.device)), TorchRuntime(detector, None).predict(images))
 
 
 def test_results_of_earlier_batches_stay_when_others_follow(engine):
-    runtime = EngineRuntime(engine)
+    runtime = EngineRuntime(read_engine(engine))
     batches = [torch.rand(2, 3, *SIZE, device=runtime.device) for _ in range(5)]
     together = [runtime.predict(images) for images in batches]
     for images, first in zip(batches, together, strict=True):
@@ -95,7 +96,7 @@ def test_results_of_earlier_batches_stay_when_others_follow(engine):
 
 
 def test_it_follows_the_stream_of_the_caller(engine):
-    runtime = EngineRuntime(engine)
+    runtime = EngineRuntime(read_engine(engine))
     images = torch.rand(2, 3, *SIZE, device=runtime.device)
     expected = runtime.predict(images).logits.clone()
     stream = torch.cuda.Stream()
@@ -110,7 +111,7 @@ def test_it_follows_the_stream_of_the_caller(engine):
 
 
 def test_it_says_what_it_is(engine, backend):
-    runtime = EngineRuntime(engine, class_map=CLASSES)
+    runtime = EngineRuntime(read_engine(engine), CLASSES)
     title = LIBRARIES[backend.name].title.lower()
     assert runtime.name == f"{title} {backend.version}"
     assert (runtime.input_size, runtime.num_classes, runtime.class_map) == (SIZE, 3, CLASSES)
@@ -139,9 +140,9 @@ def test_a_damaged_engine_is_refused_with_the_reasons_of_the_library(engine, tmp
     damaged = tmp_path / "model.engine"
     damaged.write_bytes(plan[: len(plan) // 2])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        EngineRuntime(damaged)
+        read_engine(damaged)
 
 
 def test_the_cpu_is_refused(engine):
     with pytest.raises(UserError, match="runs on a GPU; device cpu was asked for"):
-        EngineRuntime(engine, "cpu")
+        read_engine(engine, "cpu")

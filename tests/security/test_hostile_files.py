@@ -21,7 +21,7 @@ from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.formats.onnx.file import read_onnx
 from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.formats.precision.cache import read_cache
-from rtdetr_tool.formats.tensorrt.file import read_description
+from rtdetr_tool.formats.tensorrt.plan import read_description
 from rtdetr_tool.spec import read_spec
 
 BINDING = "{teacher_module_name: srcs, student_module_name: srcs, criterion: L2}"

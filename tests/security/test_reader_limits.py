@@ -18,9 +18,9 @@ from rtdetr_tool.data.folder import read_classmap
 from rtdetr_tool.errors import CheckpointError, DataError, UserError
 from rtdetr_tool.formats.onnx.file import read_onnx
 from rtdetr_tool.formats.precision.cache import read_cache
-from rtdetr_tool.formats.tensorrt.file import read_description, read_engine_file
+from rtdetr_tool.formats.tensorrt.file import library_for, origin, refusal
 from rtdetr_tool.formats.tensorrt.library import LIBRARIES, Messages
-from rtdetr_tool.formats.tensorrt.runtime import library_for, origin, refusal
+from rtdetr_tool.formats.tensorrt.plan import read_description, read_engine_file
 from tests.security.test_hostile_files import graph_with_weights_in
 
 SECRET = "root:x:0:0:s3cr3t"

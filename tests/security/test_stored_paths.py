@@ -10,9 +10,9 @@ import torch
 from rtdetr_tool.catalog import FOUNDATION_MODELS, FoundationModel
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.metadata import without_paths
+from rtdetr_tool.checkpoints.spec_merge import complete_spec
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 from rtdetr_tool.formats.description import describe
-from rtdetr_tool.formats.resolve import complete_spec
 from rtdetr_tool.spec import read_spec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.queries import path_fields
 
@@ -78,7 +78,7 @@ def test_a_foundation_model_is_read_only_from_where_the_user_says(command, proje
     assert project.run(command, *given) == 2
     field = "distill.teacher.frozen_fm.checkpoint" if command == "distill" else "model.frozen_fm.checkpoint"
     text = " ".join(capsys.readouterr().err.split())
-    assert f"secret.pth, but files that a checkpoint names are never opened: give {field}." in text
+    assert f"secret.pth, but paths in a checkpoint are never opened; set {field}." in text
 
 
 def test_a_run_trained_with_a_foundation_model_is_scored_when_the_user_names_it(project, with_radio):
@@ -94,7 +94,7 @@ def test_convert_reads_it_only_from_where_the_user_says_and_passes_no_other_path
     save_checkpoint(payload, with_radio)
     target = project.folder / "copy.pth"
     assert main(["convert", str(with_radio), str(target)]) == 2
-    assert "are never opened: give model.frozen_fm.checkpoint" in " ".join(capsys.readouterr().err.split())
+    assert "are never opened; set model.frozen_fm.checkpoint" in " ".join(capsys.readouterr().err.split())
     own = str(project.folder / "secret.pth")
     assert main(["convert", str(with_radio), str(target), f"model.frozen_fm.checkpoint={own}"]) == 0
     model = torch.load(target, weights_only=True)["rtdetr_tool"]["spec"]["model"]

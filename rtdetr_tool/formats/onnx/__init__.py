@@ -1,1 +1,1 @@
-"""ONNX: the file, tracing and simplifying a graph, and running it in onnxruntime."""
+"""ONNX files, run with ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""From a detector to an ONNX graph: traced, brought to the wanted operator set, simplified, checked."""
+"""Export to ONNX: the detector is traced, converted to the operator set, simplified, checked and verified."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxslim
 import torch
 from onnx import version_converter
-from torch import nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.files import sha256_of
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
-from rtdetr_tool.formats.onnx.file import fits_one_file
-from rtdetr_tool.formats.onnx.opset_fallbacks import elementary_operators
+from rtdetr_tool.formats.export_request import Differences, ExportRequest
+from rtdetr_tool.formats.onnx.file import attach, bytes_of, fits_one_file, parsed, replacing_onnx, weights_file_of
+from rtdetr_tool.formats.onnx.opset_fallbacks import fallback_operators
+from rtdetr_tool.formats.onnx.runtime import OnnxRuntime, run_once
 from rtdetr_tool.formats.precision.graph import opset_of
+from rtdetr_tool.formats.verification import verify_detections, verify_features
 from rtdetr_tool.messages import first_line
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,31 @@ OLDEST_OPSET = 12
 NATIVE_OPSET = 16  # from here on ONNX has GridSample
 NEWEST_TRACED = 20  # the exporter's own limit; newer sets are reached by ONNX's version converter
 LARGE_TENSOR = 2**20  # bytes
+
+
+def export(request: ExportRequest) -> dict[str, Any]:
+    """Write the ONNX file once it is verified; returns the content of `export.json`."""
+    section, target = request.section, request.target
+    graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
+    attach(graph, request.description)
+    nodes = len(graph.graph.node)
+    file = None if section.backbone_only else parsed(target, graph)
+    with replacing_onnx(target, graph) as temporary:
+        differences: Differences
+        if file is None:
+            features = request.features_of(temporary, run_once)
+            differences = verify_features(request.reference, features, section.tolerance, target)
+        else:
+            runtime = OnnxRuntime(replace(file, path=temporary), provider="cpu")
+            differences = verify_detections(request.reference, runtime.predict, section.tolerance, target)
+        weights = weights_file_of(temporary)
+        return {
+            **request.report(temporary, differences),
+            "weights_sha256": sha256_of(weights) if weights else None,
+            "bytes": bytes_of(temporary),
+            "nodes": nodes,
+            "opset": section.opset_version,
+        }
 
 
 def export_graph(
@@ -41,12 +71,12 @@ def export_graph(
 ) -> onnx.ModelProto:
     """The graph of `model` for inputs of `size` (height, width); `batch` None makes axis 0 dynamic.
 
-    A dynamic graph is traced with a batch of 2, so that no size-1 axis is taken for a constant. What works on graphs
-    (converter, simplifier, checker) sends them through protobuf, which ends at 2 GiB: it sees a model with more weights
-    than that without its large tensors.
+    A dynamic graph is traced with a batch of 2, so that no size-1 axis is taken for a constant. Converter, simplifier
+    and checker send graphs through protobuf, which is limited to 2 GiB: they get a larger model without its large
+    tensors.
 
     Raises:
-        UserError: when this operator set cannot be had.
+        UserError: the exporter or the converter does not support this operator set.
     """
     device = next(model.parameters()).device
     images = torch.rand(batch or 2, 3, *size, device=device)
@@ -58,18 +88,22 @@ def export_graph(
     onnx.checker.check_model(graph, full_check=True)
     attach_weights(graph, weights)
     name_axes(graph, batch)
-    found = opset_of(graph)
-    if found != opset:
-        raise UserError(f"export.opset_version: asked for {opset}, the exporter gave {found}; choose that or less")
+    opset_found = opset_of(graph)
+    if opset_found != opset:
+        raise UserError(
+            f"export.opset_version: {opset} is not supported, the exporter returned {opset_found}; use that or less"
+        )
     return graph
 
 
-def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, verbose: bool) -> onnx.ModelProto:
+def trace(
+    model: ExportModel | ExportFeatures, images: torch.Tensor, opset: int, dynamic: bool, verbose: bool
+) -> onnx.ModelProto:
     if not opset >= OLDEST_OPSET:
         raise UserError(f"export.opset_version: {opset} is invalid; expected {OLDEST_OPSET} or newer")
     names = list(model.output_names)
     axes = {name: {0: "batch"} for name in (model.input_name, *names)} if dynamic else None
-    older = elementary_operators() if opset < NATIVE_OPSET else contextlib.nullcontext()
+    older = fallback_operators() if opset < NATIVE_OPSET else contextlib.nullcontext()
     try:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad(), quiet(verbose), older:
             file = Path(folder) / "model.onnx"
@@ -90,7 +124,7 @@ def trace(model: nn.Module, images: torch.Tensor, opset: int, dynamic: bool, ver
 
 
 def detach_weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Make inputs of the large constants; what they were comes back."""
+    """Turn the large constants into inputs, in place; returns the constants."""
     tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.graph.initializer]
     large = [tensor for tensor in tensors if len(tensor.raw_data) > LARGE_TENSOR]
     del graph.graph.initializer[:]
@@ -102,7 +136,7 @@ def detach_weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def attach_weights(graph: onnx.ModelProto, weights: list[onnx.TensorProto]) -> None:
-    """The reverse of `detach_weights`; what the graph does not use any more stays away."""
+    """The reverse of `detach_weights`, for the constants that the graph still uses."""
     names = {tensor.name for tensor in weights}
     graph.graph.initializer.extend(
         tensor for tensor in weights if tensor.name in {value.name for value in graph.graph.input}
@@ -118,7 +152,7 @@ def convert_opset(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return version_converter.convert_version(graph, opset)
     except Exception as error:
         raise UserError(
-            f"export.opset_version: the graph cannot be brought to {opset} ({first_line(error)}); allowed: "
+            f"export.opset_version: the graph cannot be converted to {opset} ({first_line(error)}); expected "
             f"{OLDEST_OPSET} to {NEWEST_TRACED}"
         ) from error
 
@@ -126,7 +160,8 @@ def convert_opset(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def simplify(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Constants folded, shape computations and no-ops removed."""
     with quiet(False):
-        return onnxslim.slim(graph)
+        slim: onnx.ModelProto = onnxslim.slim(graph)
+        return slim
 
 
 def name_axes(graph: onnx.ModelProto, batch: int | None) -> None:
@@ -142,16 +177,16 @@ def name_axes(graph: onnx.ModelProto, batch: int | None) -> None:
 
 @contextlib.contextmanager
 def quiet(verbose: bool) -> Iterator[None]:
-    """Nothing on the console unless verbose: warnings about shapes that are meant to be constants, and the whole graph,
-    which the exporter's C++ part prints to standard error when it meets an operator it does not know."""
+    """Keep the console quiet unless verbose: no warnings about shapes that become constants, and not the whole graph,
+    which the exporter's C++ part prints to standard error if it does not know an operator."""
     if verbose:
         yield
         return
     sys.stderr.flush()
-    with warnings.catch_warnings(), tempfile.TemporaryFile() as said:
+    with warnings.catch_warnings(), tempfile.TemporaryFile() as output:
         warnings.simplefilter("ignore")
         kept = os.dup(2)
-        os.dup2(said.fileno(), 2)
+        os.dup2(output.fileno(), 2)
         try:
             yield
         finally:

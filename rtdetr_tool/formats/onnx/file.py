@@ -1,35 +1,56 @@
-"""ONNX files of detectors: reading them, what they say of themselves (`description`), what goes in and comes out.
+"""ONNX files of detectors: reading and writing them, their description and their interface.
 
-Protobuf ends at 2 GiB: the weights of larger models lie beside the graph, in `<name>.onnx.data`.
+Protobuf is limited to 2 GiB: the weights of larger models are stored next to the graph, in `<name>.onnx.data`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx
 
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing_with_companion
-from rtdetr_tool.formats.graph_interface import GraphInterface, read_interface
+from rtdetr_tool.formats.base import OpenRequest
+from rtdetr_tool.formats.graph_file import GraphFile
+from rtdetr_tool.formats.graph_interface import GraphInterface, Shape, read_interface
+from rtdetr_tool.formats.onnx.limits import check_cost, check_external_data
+from rtdetr_tool.messages import first_line
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf has this limit
-LARGEST_METADATA = 16 << 20  # characters
-MOST_NUMBERS = 2**33  # of one tensor
-LOOPS = ("Loop", "Scan", "SequenceMap")
 WEIGHTS_SUFFIX = ".data"
-SMALLEST_APART = 1024  # bytes of a tensor that is worth a place in the other file
+SMALLEST_EXTERNAL = 1024  # bytes of a tensor that goes into the weights file
+
+
+@dataclass(frozen=True)
+class OnnxFile(GraphFile):
+    """A detector's ONNX file, parsed."""
+
+    model: onnx.ModelProto
+
+
+def read(path: str | Path, request: OpenRequest | None = None) -> OnnxFile:
+    """Read and check a detector's file, without weights in a second file.
+
+    Raises:
+        CheckpointError: it is missing, damaged or no detector.
+    """
+    return parsed(path, read_onnx(path, weights=False))
+
+
+def parsed(path: str | Path, model: onnx.ModelProto) -> OnnxFile:
+    """A detector's graph as a file that has been read."""
+    return OnnxFile(Path(path), description_of(model), interface_of(model, path), model)
 
 
 def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
-    """Read and check a file; `weights` False leaves those that lie beside it where they are.
+    """Read and check a file; with `weights` False those in a second file are not loaded.
 
     Raises:
         CheckpointError: it is missing, unreadable, no ONNX file, or damaged.
@@ -37,105 +58,38 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
     path = Path(path)
     if not path.is_file():
         found = sorted(p.name for p in path.parent.glob("*.onnx"))[:5] if path.parent.is_dir() else []
-        near = f" {path.parent} holds: {', '.join(found)}." if found else ""
+        near = f" {path.parent} contains {', '.join(found)}." if found else ""
         raise CheckpointError(f"There is no ONNX file at {path}.{near}")
     try:
         if path.stat().st_size > LARGEST_MODEL:
-            raise CheckpointError(f"{path} has more than 2 GiB, which no ONNX file can have.")
+            raise CheckpointError(f"{path} is larger than 2 GiB, which no ONNX file can be.")
         model = onnx.load(path, load_external_data=False)
-        _check_places(model, path)
-        _check_cost(model, path)
+        check_external_data(model, path)
+        check_cost(model, path)
         if weights:
             onnx.load_external_data_for_model(model, str(path.parent))
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} keeps its weights in another file, which is not there: {error}") from error
+        raise CheckpointError(f"{path} stores its weights in another file, which does not exist: {error}") from error
     except Exception as error:  # protobuf raises its own DecodeError, others come from external data
         size = path.stat().st_size
-        raise CheckpointError(f"{path} ({size} bytes) is not an ONNX file, or it is damaged or cut short.") from error
+        raise CheckpointError(f"{path} ({size} bytes) is not an ONNX file, or it is damaged or truncated.") from error
     if not model.graph.node or not model.opset_import:
-        raise CheckpointError(f"{path} is not an ONNX file with a graph: it holds no nodes or no operator set.")
+        raise CheckpointError(f"{path} is not an ONNX file with a graph: it has no nodes or no operator set.")
     return model
 
 
-def _check_cost(model: onnx.ModelProto, path: Path) -> None:
-    """CheckpointError for what may never end or takes far more memory than the file: loops, and huge constants."""
-    for node in _nodes(model):
-        if node.op_type in LOOPS:
-            raise CheckpointError(
-                f"{path} was refused: node {node.name!r} is a {node.op_type}, which may run for any time. Detectors "
-                "need no loops; export the model without them."
-            )
-    for tensor in _tensors(model):
-        numbers = math.prod(tensor.dims)
-        if numbers > MOST_NUMBERS:
-            raise CheckpointError(f"{path} was refused: tensor {tensor.name!r} claims {numbers} numbers.")
-    for graph in _graphs(model):
-        for sparse in graph.sparse_initializer:
-            if math.prod(sparse.dims) > MOST_NUMBERS // 16:
-                raise CheckpointError(f"{path} was refused: a sparse tensor claims {math.prod(sparse.dims)} numbers.")
-    metadata = sum(len(entry.value) for entry in model.metadata_props)
-    if metadata > LARGEST_METADATA:
-        raise CheckpointError(f"{path} was refused: its metadata have {metadata} characters.")
-
-
-def _check_places(model: onnx.ModelProto, path: Path) -> None:
-    """Weights apart must lie in the folder of the graph or below: a graph could name any file of this machine."""
-    for tensor in _tensors(model):
-        for entry in tensor.external_data:
-            place = PurePosixPath(entry.value.replace("\\", "/"))
-            outside = place.is_absolute() or ".." in place.parts or PureWindowsPath(entry.value).drive
-            if entry.key == "location" and outside:
-                raise CheckpointError(
-                    f"{path} was refused: it says that the weights {tensor.name!r} lie in {entry.value!r}. The weights "
-                    "of a graph must be in its folder or below."
-                )
-
-
-def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
-    return (attribute for node in nodes for attribute in node.attribute)
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph of a model, and all in attributes of nodes and of the model's own functions."""
-    functions = [entry for function in model.functions for entry in (*_attributes(function.node), *_defaults(function))]
-    waiting = [model.graph, *(graph for entry in functions for graph in _graphs_of(entry))]
-    for training in model.training_info:
-        waiting += [training.initialization, training.algorithm]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        waiting += [inner for attribute in _attributes(graph.node) for inner in _graphs_of(attribute)]
-
-
-def _graphs_of(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    return [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-
-
-def _defaults(function: onnx.FunctionProto) -> Iterable[onnx.AttributeProto]:
-    return getattr(function, "attribute_proto", ())
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for function in model.functions:
-        yield from function.node
-    for graph in _graphs(model):
-        yield from graph.node
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, those in attributes, in graphs within graphs and in functions included."""
-    for graph in _graphs(model):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    defaults = (entry for function in model.functions for entry in _defaults(function))
-    for attribute in (*_attributes(_nodes(model)), *defaults):
-        yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
-        single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        for entry in (*attribute.sparse_tensors, *single):
-            yield from (entry.values, entry.indices)
+def load_weights(file: OnnxFile) -> onnx.ModelProto:
+    """The graph with the weights of its second file, if it has one; CheckpointError if that cannot be read."""
+    try:
+        onnx.load_external_data_for_model(file.model, str(file.path.parent))
+    except Exception as error:  # of protobuf, onnx and the operating system
+        reason = first_line(error)
+        raise CheckpointError(
+            f"{file.path} stores its weights in another file, which cannot be read: {reason}"
+        ) from error
+    return file.model
 
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
@@ -144,32 +98,34 @@ def fits_one_file(model: onnx.ModelProto) -> bool:
 
 @contextmanager
 def replacing_onnx(path: str | Path, model: onnx.ModelProto) -> Iterator[Path]:
-    """Write a model to a temporary file, to be looked at; it (and its weights, if apart) replaces `path` when that ends
-    well.
+    """Write a model to a temporary file to be checked; it (and its weights file, if any) replaces `path` afterwards.
 
-    A model with weights apart has lost them afterwards.
+    If the weights go to a file of their own, `model` loses them.
     """
     remove_unfinished(path)
     with replacing_with_companion(path, WEIGHTS_SUFFIX) as temporary:
-        apart = {"location": temporary.name + WEIGHTS_SUFFIX, "size_threshold": SMALLEST_APART}
-        onnx.save(model, temporary, **({} if fits_one_file(model) else {"save_as_external_data": True, **apart}))
+        if fits_one_file(model):
+            onnx.save(model, temporary)
+        else:
+            name = temporary.name + WEIGHTS_SUFFIX
+            onnx.save(model, temporary, save_as_external_data=True, location=name, size_threshold=SMALLEST_EXTERNAL)
         yield temporary
 
 
-def weights_beside(path: Path) -> Path | None:
-    """The file with the weights of an ONNX file, where it has one."""
+def weights_file_of(path: Path) -> Path | None:
+    """The file with the weights of an ONNX file, if it has one."""
     file = path.with_name(path.name + WEIGHTS_SUFFIX)
     return file if file.exists() else None
 
 
 def bytes_of(path: Path) -> int:
-    """What an ONNX file takes on the disk, weights beside it included."""
-    beside = weights_beside(path)
-    return path.stat().st_size + (beside.stat().st_size if beside else 0)
+    """Size of an ONNX file on disk, with its weights file."""
+    weights = weights_file_of(path)
+    return path.stat().st_size + (weights.stat().st_size if weights else 0)
 
 
 def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
-    """What a detector's graph takes and gives.
+    """Inputs and outputs of a detector's graph.
 
     Raises:
         CheckpointError: it is no detector's, or its input is not float32.
@@ -186,19 +142,19 @@ def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
     kind = inputs[0].type.tensor_type.elem_type
     if kind != onnx.TensorProto.FLOAT:
         name = onnx.TensorProto.DataType.Name(kind)
-        raise CheckpointError(f"{source}: input {inputs[0].name} is of type {name}; FLOAT is expected")
+        raise CheckpointError(f"{source}: input {inputs[0].name} is of type {name}; expected FLOAT")
     return replace(found, opset=opset)
 
 
 def attach(model: onnx.ModelProto, description: Mapping[str, Any]) -> None:
-    """Write a description into the metadata of a model, in place; texts as they are, all else as JSON."""
+    """Write a description into the metadata of a model, in place; strings as they are, everything else as JSON."""
     known = {entry.key: entry.value for entry in model.metadata_props}
     known |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     onnx.helper.set_model_props(model, known)
 
 
 def description_of(model: onnx.ModelProto) -> dict[str, Any]:
-    """The reverse of `attach`; what others wrote stays text."""
+    """The reverse of `attach`; metadata of other programs stay strings."""
     description: dict[str, Any] = {}
     for entry in model.metadata_props:
         try:
@@ -209,7 +165,7 @@ def description_of(model: onnx.ModelProto) -> dict[str, Any]:
     return description
 
 
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+def _shape(value: onnx.ValueInfoProto) -> Shape:
     return tuple(
         axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else None
         for axis in value.type.tensor_type.shape.dim

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @contextmanager
-def elementary_operators() -> Iterator[None]:
+def fallback_operators() -> Iterator[None]:
     """While active, `grid_sample` and attention run (and are traced) as elementary operators, with equal results.
 
     The functions of `torch.nn.functional` are replaced for that time, in this process: a `TorchFunctionMode` would not
@@ -46,7 +46,7 @@ def grid_sample(
     x = (grid[..., 0] + 1) * (width / 2) - 0.5  # pixels, [N, Q, P]
     y = (grid[..., 1] + 1) * (height / 2) - 0.5
     left, top = x.floor(), y.floor()
-    total = None
+    parts: list[Tensor] = []
     for column in (left, left + 1):
         for row in (top, top + 1):
             inside_column, inside_row = column.clamp(0, width - 1), row.clamp(0, height - 1)
@@ -54,8 +54,8 @@ def grid_sample(
             share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside.to(x.dtype)
             index = (inside_row * width + inside_column).long().flatten(1)[:, None].expand(-1, rows.shape[1], -1)
             part = rows.gather(2, index).unflatten(2, grid.shape[1:3]) * share[:, None]
-            total = part if total is None else total + part
-    return total
+            parts.append(part)
+    return parts[0] + parts[1] + parts[2] + parts[3]
 
 
 def attention(
@@ -84,7 +84,7 @@ def unflatten(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return tensor.reshape(*tensor.shape[:dim], *sizes, *tensor.shape[dim + 1 :])
 
 
-REPLACEMENTS: tuple[tuple[Any, str, Callable], ...] = (
+REPLACEMENTS: tuple[tuple[Any, str, Callable[..., Tensor]], ...] = (
     (F, "grid_sample", grid_sample),
     (F, "scaled_dot_product_attention", attention),
     (Tensor, "unflatten", unflatten),

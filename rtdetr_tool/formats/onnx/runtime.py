@@ -13,36 +13,40 @@ from torch import Tensor
 
 from rtdetr_tool.catalog import ONNX_PROVIDERS
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
-from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
-from rtdetr_tool.formats.onnx.file import read_onnx
+from rtdetr_tool.formats.onnx.file import OnnxFile, load_weights
 from rtdetr_tool.formats.onnx.half_emulation import HALF, emulate_half
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.spec import ExperimentSpec
 
 logger = logging.getLogger(__name__)
 
 FALLBACKS = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}
 
 
-class OnnxRuntime:
-    """A detector's graph; a static batch is filled up and cut to size.
+def build_runtime(
+    file: OnnxFile, spec: ExperimentSpec, class_map: ClassMap | None, request: OpenRequest
+) -> OnnxRuntime:
+    return OnnxRuntime(file, class_map, request.device, request.onnx_provider)
 
-    On the CPU, graphs with FP16 parts run as `emulate_half` spells them out: onnxruntime itself would compute them in
-    FP32 there, and their score would say nothing about a GPU.
+
+class OnnxRuntime:
+    """A detector's graph; batches of a static batch size are padded and cut.
+
+    On the CPU, graphs with FP16 parts run as `emulate_half` writes them out: onnxruntime itself would compute them in
+    FP32 there, and their score would not be the one on a GPU.
 
     Args:
-        path: of the file.
-        interface: what `interface_of` says of it.
         provider: cpu, cuda, tensorrt, or auto: CUDA where `device` is a GPU and onnxruntime can use it, else the CPU.
         threads: threads of one operator; None = onnxruntime's choice.
     """
 
     def __init__(
         self,
-        path: str | Path,
-        interface: GraphInterface,
+        file: OnnxFile,
         class_map: ClassMap | None = None,
         device: torch.device | str = "cpu",
         provider: str = "auto",
@@ -50,7 +54,7 @@ class OnnxRuntime:
         options: onnxruntime.SessionOptions | None = None,
     ) -> None:
         chosen = choose_provider(provider, torch.device(device))
-        half = emulated_half(path) if chosen == "cpu" else None
+        half = emulated_half(file) if chosen == "cpu" else None
         options = options or onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions
         if threads:
@@ -59,9 +63,11 @@ class OnnxRuntime:
         order = FALLBACKS[chosen]
         providers = [(ONNX_PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
         try:
-            self.session = onnxruntime.InferenceSession(half or str(path), options, providers=providers)
+            self.session = onnxruntime.InferenceSession(half or str(file.path), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
-            with_what = f"onnxruntime {onnxruntime.__version__} cannot run {path} (operator set {interface.opset})"
+            with_what = (
+                f"onnxruntime {onnxruntime.__version__} cannot run {file.path} (operator set {file.interface.opset})"
+            )
             raise CheckpointError(f"{with_what}: {_reason(error)}") from error
         used = self.session.get_providers()[0]
         if used != ONNX_PROVIDERS[chosen]:
@@ -71,9 +77,9 @@ class OnnxRuntime:
             )
         self.name = f"onnxruntime {onnxruntime.__version__} ({chosen}{', FP16 emulated' if half else ''})"
         self.class_map = class_map
-        self.interface, self.outputs = interface, names_to_run(interface)
-        self.input_size = interface.size
-        self.limits = BatchLimits(interface.batch or 1, interface.batch)
+        self.interface, self.outputs = file.interface, names_to_run(file.interface)
+        self.input_size = file.interface.size
+        self.limits = BatchLimits(file.interface.batch or 1, file.interface.batch)
         self.device = torch.device("cpu")  # where images are handed over; the provider moves them itself
 
     def predict(self, images: Tensor) -> Predictions:
@@ -97,14 +103,15 @@ def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, map(torch.from_numpy, found), strict=True))
 
 
-def emulated_half(path: str | Path) -> bytes | None:
-    """The graph with its FP16 parts spelled out; None where it has none."""
-    graph = read_onnx(path, weights=False)
-    constants = any(tensor.data_type == HALF for tensor in graph.graph.initializer)
-    casts = any(a.name == "to" and a.i == HALF for node in graph.graph.node for a in node.attribute)
+def emulated_half(file: OnnxFile) -> bytes | None:
+    """The graph with its FP16 parts written out; None if it has none."""
+    graph = file.model.graph
+    constants = any(tensor.data_type == HALF for tensor in graph.initializer)
+    casts = any(a.name == "to" and a.i == HALF for node in graph.node for a in node.attribute)
     if not constants and not casts:
         return None
-    return emulate_half(read_onnx(path)).SerializeToString()
+    content: bytes = emulate_half(load_weights(file)).SerializeToString()
+    return content
 
 
 def choose_provider(wanted: str, device: torch.device) -> str:
@@ -125,7 +132,7 @@ def choose_provider(wanted: str, device: torch.device) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, without its error code and the place in its source."""
+    """The message of onnxruntime, without its error code and its source location."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
     text = re.sub(r"\S*onnxruntime_src\S+:\d+ .*?\) (?=[A-Z])", "", text)
     lines = [line for line in text.splitlines() if line.strip()]

@@ -80,8 +80,10 @@ def judge(graph: Graph, ranges: dict[str, TensorRange] | None = None) -> dict[st
     roles = find_roles(graph)
     for tensor in graph.initializers.values():
         if graph.is_float(tensor.name):
+            values = graph.constant(tensor.name)
+            assert values is not None  # an initializer is a constant
             ranges[tensor.name] = TensorRange()
-            ranges[tensor.name].add(graph.constant(tensor.name))
+            ranges[tensor.name].add(values)
     rows = {}
     for node in graph.nodes:
         inputs, outputs = graph.half_slots(node)

@@ -40,7 +40,7 @@ def graph_hash(model: onnx.ModelProto) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def read_cache(path: str | os.PathLike, graph_sha256: str, tensors: Iterable[str]) -> Calibration | None:
+def read_cache(path: str | os.PathLike[str], graph_sha256: str, tensors: Iterable[str]) -> Calibration | None:
     """The calibration kept in `path`; None where there is no such file.
 
     Raises:
@@ -69,7 +69,7 @@ def read_cache(path: str | os.PathLike, graph_sha256: str, tensors: Iterable[str
     return found
 
 
-def write_cache(path: str | os.PathLike, calibration: Calibration) -> None:
+def write_cache(path: str | os.PathLike[str], calibration: Calibration) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(calibration), indent=1) + "\n")

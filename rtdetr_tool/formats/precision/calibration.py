@@ -33,7 +33,7 @@ def calibrated(
     feeds: Iterable[np.ndarray],
     chosen: set[str],
     rules: LayerRules,
-    cache_file: str | os.PathLike | None,
+    cache_file: str | os.PathLike[str] | None,
     half: bool,
 ) -> tuple[Calibration, bool]:
     """Ranges from the cache where there is one, else measured (and kept there); whether the cache was used."""

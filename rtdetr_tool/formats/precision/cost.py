@@ -73,7 +73,10 @@ def output_difference(before: dict[str, np.ndarray], after: dict[str, np.ndarray
     return float(np.mean(differences))
 
 
-def detections(logits: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+DetectionArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores [K], labels [K], boxes [K, 4] xyxy 0..1
+
+
+def detections(logits: np.ndarray, boxes: np.ndarray) -> DetectionArrays:
     """Scores [K], labels [K], boxes [K, 4] xyxy 0..1 from logits [Q, C] and boxes [Q, 4] cxcywh 0..1, without NaN."""
     with np.errstate(over="ignore"):
         scores = 1.0 / (1.0 + np.exp(-logits.astype(np.float64).ravel()))
@@ -84,7 +87,7 @@ def detections(logits: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.nd
     return scores[best][good], (best % logits.shape[1])[good], corners[good]
 
 
-def detection_difference(one: tuple, other: tuple) -> float:
+def detection_difference(one: DetectionArrays, other: DetectionArrays) -> float:
     """Each detection against its best counterpart of the same class in the other set, in both directions."""
     if not len(one[0]) and not len(other[0]):
         return 0.0
@@ -103,4 +106,5 @@ def box_overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(-1)
     areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(1) for b in (one, other)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+    overlaps: np.ndarray = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+    return overlaps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -84,7 +84,7 @@ class Graph:
             return [], []
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
 
-        def takes_half(formal: list, slot: int) -> bool:
+        def takes_half(formal: Sequence[onnx.defs.OpSchema.FormalParameter], slot: int) -> bool:
             declared = formal[min(slot, len(formal) - 1)].type_str
             return "tensor(float16)" in allowed.get(declared, [declared])
 

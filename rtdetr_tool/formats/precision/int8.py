@@ -30,7 +30,7 @@ def to_int8(
     model: onnx.ModelProto,
     feeds: Iterable[np.ndarray] = (),
     rules: LayerRules | None = None,
-    cache_file: str | os.PathLike | None = None,
+    cache_file: str | os.PathLike[str] | None = None,
     audit: Audit | None = None,
     half: bool = True,
 ) -> PrecisionGraph:

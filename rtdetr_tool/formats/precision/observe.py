@@ -55,7 +55,8 @@ def run_session(
         RunFailed: naming the node that cannot be computed.
     """
     try:
-        return session.run(names, dict(inputs))
+        outputs: list[np.ndarray] = session.run(names, dict(inputs))
+        return outputs
     except Exception as error:  # onnxruntime raises its own classes, one per status code
         raise RunFailed(failed_node(error)) from error
 

@@ -125,7 +125,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, limits: Mapping[str, float], half: bool) -> None:
         self.graph, self.limits, self.half = graph, limits, half
-        self.made: dict[tuple, str] = {}
+        self.made: dict[tuple[str] | tuple[str, int], str] = {}
         self.new: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
         self.replaced: set[str] = set()
@@ -137,7 +137,7 @@ class _Writer:
     def activation(self, name: str) -> str:
         if (name,) not in self.made:
             scale = self._constant(scale_name(name), scale_of(self.limits[name], self.half))
-            zero = self._constant(name + "/zero", np.int8(0))
+            zero = self._constant(name + "/zero", np.asarray(0, np.int8))
             short, back = name + "/int8", name + "/quantised"
             self.new.append(helper.make_node("QuantizeLinear", [name, scale, zero], [short], name=short))
             self.new.append(helper.make_node("DequantizeLinear", [short, scale, zero], [back], name=back))
@@ -147,6 +147,7 @@ class _Writer:
     def weight(self, name: str, axis: int) -> str:
         if (name, axis) not in self.made:
             values = self.graph.constant(name)
+            assert values is not None  # `quantizable` nodes have constant weights
             others = tuple(i for i in range(values.ndim) if i != axis)
             scales = scale_of(np.abs(values).max(others), self.half)
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]

@@ -128,4 +128,5 @@ def collect(
 
 def _input(model: onnx.ModelProto) -> str:
     weights = {tensor.name for tensor in model.graph.initializer}
-    return next(value.name for value in model.graph.input if value.name not in weights)
+    names: list[str] = [value.name for value in model.graph.input if value.name not in weights]
+    return names[0]

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: engines with a JSON file next to them, building and running them."""
+"""Engines of TensorRT and TensorRT-RTX, built from ONNX files."""

@@ -136,7 +136,7 @@ def parse(loaded: LoadedLibrary, builder: Any, model: Path, messages: Messages) 
 def _parser_error(error: Any) -> str:
     name, operator = error.node_name(), error.node_operator()
     where = f"node {error.node()} {name or '(no name)'} ({operator}): " if operator else ""
-    reason = error.desc().removeprefix("Assertion failed: ")
+    reason: str = error.desc().removeprefix("Assertion failed: ")
     _, quoted, text = reason.partition('&& "')  # an assertion of the library's source with its explanation
     return where + (text.rstrip('"') if quoted else reason)
 

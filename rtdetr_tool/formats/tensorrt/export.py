@@ -23,8 +23,8 @@ from rtdetr_tool.formats.tensorrt.build import (
     parse,
     start,
 )
-from rtdetr_tool.formats.tensorrt.file import write_engine_file
 from rtdetr_tool.formats.tensorrt.library import LIBRARIES, LoadedLibrary, load_library
+from rtdetr_tool.formats.tensorrt.plan import write_engine_file
 
 __all__ = ["AMPERE_PLUS", "BuildSettings", "BuiltEngine", "EngineBackend", "choose_backend", "write_engine"]
 
@@ -157,7 +157,7 @@ def choose_targets(loaded: LoadedLibrary, names: Sequence[str], gpu: bool) -> tu
 
 
 def _make_stop(trt: Any) -> Any:
-    class Stop(trt.IProgressMonitor):
+    class Stop(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a library without types
         """Ends a build at its next step once asked."""
 
         def __init__(self) -> None:

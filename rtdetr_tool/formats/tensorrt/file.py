@@ -1,157 +1,166 @@
-"""Engine files: a plan as TensorRT makes it, and `<file>.json` beside it that says what it is.
-
-The description holds what the ONNX file's metadata held (class names, input size, ...), `build` (versions, GPU,
-profile, inputs and outputs, ...) and `engine` (size, hash and time of the plan, which tie the two files together).
-"""
+"""Engines in their library: deserialized, with the interface that they report."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.files import parse_json, read_limited, remove_unfinished, replacing
+import torch
 
-MAGIC = b"trt"  # bytes 1 to 3 of a plan; the first byte tells its kind
-LARGEST_PLAN = 16 << 30  # bytes
-LARGEST_DESCRIPTION = 16 << 20
-FIELDS: dict[str, dict[str, type]] = {  # of a description, as far as this package reads them
-    "build": {"backend": str, "version": str, "compute_capabilities": list},
-    "engine": {"file": str, "bytes": int, "sha256": str, "built": str},
-}
-VERSION_AT = 24  # four bytes: major, minor, patch, build
+from rtdetr_tool.errors import CheckpointError, RtdetrError, UserError
+from rtdetr_tool.formats.base import OpenRequest
+from rtdetr_tool.formats.graph_file import GraphFile
+from rtdetr_tool.formats.graph_interface import GraphInterface, Shape, read_interface
+from rtdetr_tool.formats.tensorrt.library import LIBRARIES, LoadedLibrary, Messages, load_library
+from rtdetr_tool.formats.tensorrt.plan import looks_like_plan, plan_version, read_engine_file
 
-
-def description_path(path: str | os.PathLike) -> Path:
-    """model.engine -> model.engine.json"""
-    return Path(f"{os.fspath(path)}.json")
+TYPES = {
+    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32, "INT64": torch.int64,
+    "INT8": torch.int8, "UINT8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
-def write_engine_file(path: str | os.PathLike, plan: bytes, description: Mapping[str, Any]) -> None:
-    """Write a plan and its description, each whole or not at all; on failure there is no plan under `path`.
+@dataclass(frozen=True)
+class EngineFile(GraphFile):
+    """An engine, deserialized for one GPU; the library's runtime has to live as long as the engine."""
 
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    path, beside = Path(path), description_path(path)
-    engine = {
-        "file": path.name,
-        "bytes": len(plan),
-        "sha256": hashlib.sha256(plan).hexdigest(),
-        "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    remove_unfinished(path)
-    remove_unfinished(beside)
-    text = json.dumps({**description, "engine": engine}, indent=2, ensure_ascii=False) + "\n"
-    new = not beside.exists()
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as plan_file:
-            plan_file.write_bytes(plan)
-            with replacing(beside) as description_file:
-                description_file.write_text(text, encoding="utf-8")
-    except BaseException as error:
-        if new:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"the engine file {path} cannot be written: {error.strerror or error}") from error
-        raise
+    device: torch.device
+    library: LoadedLibrary
+    library_runtime: Any
+    engine: Any
 
 
-def read_engine_file(path: str | os.PathLike) -> tuple[bytes, dict[str, Any]]:
-    """The plan and its description, which is empty where there is none.
+def read(path: str | Path, request: OpenRequest) -> EngineFile:
+    return read_engine(path, request.device)
+
+
+def read_engine(path: str | Path, device: torch.device | str = "cuda") -> EngineFile:
+    """Deserialize an engine file, and read its description (empty if there is none).
 
     Raises:
-        CheckpointError: a file is missing, empty or damaged, or the two do not belong together.
+        CheckpointError: the file is missing, damaged, no engine, no detector, or does not belong to its description.
+        UserError: there is no GPU, or the library that the engine requires is not installed or of another version.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; a TensorRT engine file is expected.")
-    if not path.exists():
-        raise CheckpointError(f"There is no TensorRT engine at {path}.{_neighbours(path)}")
+    plan, description = read_engine_file(path)
+    gpu = gpu_of(device, path, plan, description)
+    library = library_for(path, plan, description)
+    with torch.cuda.device(gpu), library.listening() as messages:
+        runtime = library.module.Runtime(library.logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise CheckpointError(refusal(library, runtime, path, plan, description, messages))
+    interface = _interface(library.module, engine, description, path)
+    return EngineFile(path, description, interface, gpu, library, runtime, engine)
+
+
+def gpu_of(device: torch.device | str, path: Path, plan: bytes, description: Mapping[str, Any]) -> torch.device:
+    """The CUDA device to run on; the messages say what the engine was built for."""
+    device = torch.device(device)
+    if not description and not looks_like_plan(plan):
+        raise CheckpointError(_no_engine(path, plan))
+    if not torch.cuda.is_available():
+        raise UserError(_needs_gpu(path, plan, description))
+    if device.type != "cuda":
+        raise UserError(f"{path} is a TensorRT engine, which runs on a GPU, not on device {device}")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def library_for(path: Path, plan: bytes, description: Mapping[str, Any]) -> LoadedLibrary:
+    """The library that built the engine: named in the description, else derived from the version in the plan."""
+    name = (description.get("build") or {}).get("backend")
+    if name is None:
+        major = int((plan_version(plan) or "0").split(".")[0])
+        name = "tensorrt_rtx" if 1 <= major < 8 else "tensorrt"
+        if not LIBRARIES[name].installed and major == 0:
+            name = "tensorrt_rtx" if LIBRARIES["tensorrt_rtx"].installed else name
+    if name not in LIBRARIES:
+        raise CheckpointError(f"{path}.json names an unknown library {name!r}; known: {', '.join(LIBRARIES)}")
     try:
-        plan = read_limited(path, LARGEST_PLAN)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if not plan:
-        raise CheckpointError(f"{path} is empty (0 bytes): an interrupted copy or download?")
-    description = read_description(path)
-    check_belongs(path, plan, description)
-    return plan, description
+        return load_library(name)
+    except UserError as error:
+        raise UserError(f"{path} cannot run ({origin(plan, description)}): {error}") from error
 
 
-def read_description(path: str | os.PathLike) -> dict[str, Any]:
-    """What `<engine file>.json` says; empty where there is none, as with engines of other tools."""
-    beside = description_path(path)
-    try:
-        description = parse_json(read_limited(beside, LARGEST_DESCRIPTION))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{beside} cannot be read: {error}. It may also be deleted.") from error
-    if not isinstance(description, dict):
-        raise CheckpointError(f"{beside} does not describe an engine. It may also be deleted.")
-    if wrong := _wrong_field(description):
-        raise CheckpointError(f"{beside} does not describe an engine: {wrong}. It may also be deleted.")
-    return description
+def refusal(
+    library: LoadedLibrary, runtime: Any, path: Path, plan: bytes, description: Mapping[str, Any], messages: Messages
+) -> str:
+    """Why a library rejected a plan, as far as that is known, and what to do."""
+    if not looks_like_plan(plan):
+        return _no_engine(path, plan)
+    build = description.get("build") or {}
+    version, targets = build.get("version") or plan_version(plan), build.get("compute_capabilities")
+    gpu = torch.cuda.is_available()
+    here = "SM{}{}".format(*torch.cuda.get_device_capability()) if gpu else ""
+    if version is not None and version != library.version:
+        why = f"built by version {version}, but {library.name} is installed, and an engine runs on its own version only"
+    elif not gpu:
+        return _needs_gpu(path, plan, description)
+    elif targets and here not in targets and "AMPERE_PLUS" not in targets:
+        why = f"built for {', '.join(targets)}, but the GPU here is {here}"
+    else:
+        why = f"refused by {library.name} on {here}"
+    signs = ", ".join(_diagnostics(library, runtime, plan))
+    return (
+        f"{path} cannot be loaded: {why}. Build it again here, or install what it was built with "
+        f"({origin(plan, description)}).\n{library.library.title} says{f' ({signs})' if signs else ''}:\n"
+        f"{messages.reasons()}"
+    )
 
 
-def _wrong_field(description: Mapping[str, Any]) -> str | None:
-    """What in a description is of another kind than `write_engine_file` writes, in words."""
-    for section, fields in FIELDS.items():
-        inner = description.get(section)
-        if inner is None:
-            continue
-        if not isinstance(inner, dict):
-            return f"{section} is {type(inner).__name__}; expected an object"
-        for name, kind in fields.items():
-            value = inner.get(name)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                return f"{section}.{name} is {type(value).__name__}; expected {kind.__name__}"
-    targets = (description.get("build") or {}).get("compute_capabilities") or []
-    if not all(isinstance(target, str) for target in targets):
-        return "build.compute_capabilities holds values that are not text"
-    return None
+def origin(plan: bytes, description: Mapping[str, Any]) -> str:
+    """Where an engine comes from, in a few words."""
+    build = description.get("build") or {}
+    if not build:
+        version = plan_version(plan)
+        return f"its header says version {version}" if version else "it does not record what built it"
+    title = LIBRARIES[build["backend"]].title if build.get("backend") in LIBRARIES else "an unknown library"
+    targets = ", ".join(build.get("compute_capabilities") or ["an unnamed GPU"])
+    return f"built by {title} {build.get('version', 'of unknown version')} for {targets}"
 
 
-def check_belongs(path: Path, plan: bytes, description: Mapping[str, Any]) -> None:
-    """Size and hash of a plan against its description."""
-    engine = description.get("engine") or {}
-    size = engine.get("bytes") or len(plan)
-    if len(plan) < size:
-        raise CheckpointError(f"{path} is cut short: {len(plan)} of {size} bytes; an interrupted copy or download?")
-    if (engine.get("sha256") or "") not in ("", hashlib.sha256(plan).hexdigest()):
-        raise CheckpointError(
-            f"{description_path(path)} belongs to another engine than {path} (size or hash differ), or the engine is "
-            "damaged. Copy both files together, or build the engine again."
-        )
+def _needs_gpu(path: Path, plan: bytes, description: Mapping[str, Any]) -> str:
+    return (
+        f"{path} requires an NVIDIA GPU with its driver, and torch finds none here ({origin(plan, description)}). "
+        "Without a GPU, use the checkpoint or the ONNX file."
+    )
 
 
-def looks_like_plan(plan: bytes) -> bool:
-    """Whether a file starts as plans of TensorRT 8 to 11 and TensorRT-RTX do."""
-    return plan[1:4] == MAGIC
+def _no_engine(path: Path, plan: bytes) -> str:
+    return f"{path} is not a TensorRT engine ({len(plan)} bytes, starts with {plan[:8]!r})."
 
 
-def plan_version(plan: bytes) -> str | None:
-    """The version of the library that built a plan, as its header says; this is not a documented format."""
-    numbers = plan[VERSION_AT : VERSION_AT + 4]
-    if not looks_like_plan(plan) or len(numbers) < 4 or not 1 <= numbers[0] <= 20:
-        return None
-    return ".".join(map(str, numbers))
+def _diagnostics(library: LoadedLibrary, runtime: Any, plan: bytes) -> list[str]:
+    """What the header of a plan says does not fit, from libraries that can report it."""
+    if not library.library.reports_validity:
+        return []
+    _, bits = runtime.get_engine_validity(plan)
+    members = library.module.EngineInvalidityDiagnostics.__members__
+    return [name for name, bit in members.items() if int(bits) & int(bit)]
 
 
-def _neighbours(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f" The folder {folder} does not exist either."
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".engine", ".plan", ".trt"))
-    return f" {folder} holds: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}." if found else ""
+def _interface(trt: Any, engine: Any, description: Mapping[str, Any], path: Path) -> GraphInterface:
+    """Inputs and outputs of the engine, which must be a detector's."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    for name in names:
+        if engine.get_tensor_dtype(name).name not in TYPES:
+            raise RtdetrError(
+                f"{path}: tensors of type {engine.get_tensor_dtype(name).name} ({name}) are not supported"
+            )
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = {name: _shape(engine.get_tensor_shape(name)) for name in names if name not in inputs}
+    return read_interface({name: _largest(engine, name) for name in inputs}, outputs, description, path)
+
+
+def _shape(dims: Any) -> Shape:
+    return tuple(side if side >= 0 else None for side in dims)
+
+
+def _largest(engine: Any, name: str) -> Shape:
+    """The shape of an input; height and width, where dynamic, from the first optimisation profile."""
+    shape = tuple(engine.get_tensor_shape(name))
+    if -1 not in shape:
+        return shape
+    return (_shape(shape)[0], *tuple(engine.get_tensor_profile_shape(name, 0)[2])[1:])

@@ -36,6 +36,7 @@ class Library:
     oldest: int  # major version
     ahead_of_time: bool  # builds for GPUs named by their compute capability, without one
     timing_cache: bool  # TensorRT-RTX times nothing while it builds; its timing cache has been a no-op since 1.2
+    reports_validity: bool  # has `Runtime.get_engine_validity`, which explains why an engine does not load
 
     @property
     def pip_command(self) -> str:
@@ -47,11 +48,13 @@ class Library:
 
 
 LIBRARIES = {
-    "tensorrt": Library("tensorrt", "TensorRT", "tensorrt", 10, ahead_of_time=False, timing_cache=True),
-    "tensorrt_rtx": Library(
-        "tensorrt_rtx", "TensorRT-RTX", "tensorrt-rtx", 1, ahead_of_time=True, timing_cache=False
+    "tensorrt": Library(
+        "tensorrt", "TensorRT", "tensorrt", 10, ahead_of_time=False, timing_cache=True, reports_validity=False
     ),
-}  # fmt: skip
+    "tensorrt_rtx": Library(
+        "tensorrt_rtx", "TensorRT-RTX", "tensorrt-rtx", 1, ahead_of_time=True, timing_cache=False, reports_validity=True
+    ),
+}
 
 
 @dataclass
@@ -107,9 +110,11 @@ class LoadedLibrary:
 
 
 def _make_logger(module: ModuleType, take: Any) -> Any:
-    class Listener(module.ILogger):
+    base: Any = module.ILogger
+
+    class Listener(base):  # type: ignore[misc]  # a class of a library without types
         def __init__(self) -> None:
-            module.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
             take(severity.name, text)

@@ -32,7 +32,8 @@ def tensors(network: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def type_name(kind: Any) -> str:
-    return (PRECISIONS | OTHER_TYPES).get(kind.name, kind.name.lower())
+    name: str = kind.name
+    return (PRECISIONS | OTHER_TYPES).get(name, name.lower())
 
 
 def precisions(network: Any) -> dict[str, int]:

@@ -33,7 +33,7 @@ class TimingCache:
                 self.loaded.library.title,
             )
             return
-        content = self._read()
+        content = self._read(self.path)
         self.state = "extended" if content else "new"
         if not self._offer(config, content, messages):
             self.state = "not taken"
@@ -56,14 +56,14 @@ class TimingCache:
             self.state = "not saved"
             logger.warning("The timing cache %s cannot be written: %s", self.path, error.strerror or error)
 
-    def _read(self) -> bytes:
+    def _read(self, path: Path) -> bytes:
         try:
-            with open_regular(self.path) as file:
+            with open_regular(path) as file:
                 return file.read()
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise UserError(f"gen_trt_engine.timing_cache: {self.path} cannot be read: {error.strerror}") from None
+            raise UserError(f"gen_trt_engine.timing_cache: {path} cannot be read: {error.strerror}") from None
 
     def _offer(self, config: Any, content: bytes, messages: Messages) -> bool:
         """Whether the library takes the content; it answers a damaged cache with an empty one and a warning."""

@@ -1,1 +1,1 @@
-"""TFLite: the file, converting and calibrating a model, and running it in LiteRT."""
+"""TFLite files, converted, quantized and run with LiteRT's tools."""

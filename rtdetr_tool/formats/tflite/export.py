@@ -1,123 +1,82 @@
-"""From a detector to a TFLite file with LiteRT's own tools: litert-torch converts, ai-edge-quantizer lowers precision.
-
-Both work without TensorFlow and without ONNX; the graph is the one that `torch.export` captures. They are an extra.
-"""
+"""Export to TFLite: FP32 must agree with PyTorch, a lower precision may change detections up to a limit."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import tempfile
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from rtdetr_tool.errors import RtdetrError, UserError
-from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
-from rtdetr_tool.formats.onnx.export import quiet
+from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.files import remove_unfinished, replacing
+from rtdetr_tool.formats.calibration import calibration_images_from
+from rtdetr_tool.formats.export_request import Differences, ExportRequest
+from rtdetr_tool.formats.graph_tensors import to_graph
+from rtdetr_tool.formats.table import FULL
+from rtdetr_tool.formats.tflite.convert import convert, to_fp16, to_int8
+from rtdetr_tool.formats.tflite.file import append_description, read
+from rtdetr_tool.formats.tflite.runtime import LiteRtRuntime, run_once
+from rtdetr_tool.formats.verification import change_of_detections, verify_detections, verify_features
+from rtdetr_tool.status import current_status
 
-PIP_COMMAND = 'pip install "rtdetr-tool[tflite]"'
-SIGNATURE = "serving_default"
-
-# What carries nearly all weights and work. Sampling, selection and box refinement stay in float.
-QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
-EVERYWHERE, BEFORE_DECODER = ".*", ".*_(backbone|encoder)/.*"  # patterns on paths of modules in names of tensors
-
-
-def check_installed() -> None:
-    """UserError with the pip command where a package is missing."""
-    missing = [name for name in ("litert_torch", "ai_edge_quantizer") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"export.format tflite needs {', '.join(missing)}, not installed here: {PIP_COMMAND}")
+logger = logging.getLogger(__name__)
 
 
-def convert(model: ExportModel | ExportFeatures, size: tuple[int, int], batch: int, verbose: bool = False) -> bytes:
-    """The FP32 file of `model` for inputs [batch, 3, *size]; its signature has the names of the layout."""
-    check_installed()
-    with _silenced(verbose):
-        import litert_torch
-
-    images = torch.rand(batch, 3, *size)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _silenced(verbose):
-        file = Path(folder) / "model.tflite"
-        try:
-            converted = litert_torch.convert(_Named(model).eval(), sample_kwargs={model.input_name: images})
-            converted.export(str(file))
-        except Exception as error:  # from torch.export, MLIR and the converter, without a common base
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise RtdetrError(f"litert-torch cannot convert this model: {reason}") from error
-        return file.read_bytes()
-
-
-def to_fp16(content: bytes) -> bytes:
-    """Weights of two bytes; the interpreter computes in FP32, or in FP16 where the device does."""
-    return _quantised(content, _fp16_recipe)
-
-
-def to_int8(content: bytes, feeds: Iterable[np.ndarray], input_name: str) -> bytes:
-    """Convolutions and linear layers before the decoder compute in INT8, those of the decoder have INT8 weights.
-
-    Args:
-        feeds: inputs in the file's own shape, for the ranges of the activations.
-    """
-    return _quantised(content, _int8_recipe, [{input_name: feed} for feed in feeds])
+def export(request: ExportRequest) -> dict[str, Any]:
+    """Write the TFLite file once it is verified; returns the content of `export.json`."""
+    section, target = request.section, request.target
+    precision = section.tflite.data_type
+    feeds = list(calibration_feeds(request)) if precision == "INT8" else []
+    current_status().running("Converting to TFLite.")
+    content = convert(request.model, request.size, request.batch or 1, section.verbose)
+    remove_unfinished(target)
+    with replacing(target) as temporary:
+        temporary.write_bytes(content)
+        append_description(temporary, request.description)
+        differences: Differences
+        if section.backbone_only:
+            features = request.features_of(temporary, run_once)
+            differences = verify_features(request.reference, features, section.tolerance, target)
+        else:
+            runtime = LiteRtRuntime(read(temporary))
+            differences = verify_detections(request.reference, runtime.predict, section.tolerance, target)
+        lowered = {} if precision == FULL else lower_precision(request, content, feeds, temporary)
+        return {**request.report(temporary, differences), "data_type": precision, **lowered}
 
 
-class _Named(nn.Module):
-    """A model with named inputs and outputs; torch.export takes over the names of a dictionary."""
-
-    def __init__(self, model: ExportModel | ExportFeatures) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **images: Tensor) -> dict[str, Tensor]:
-        (image,) = images.values()
-        return dict(zip(self.model.output_names, self.model(image), strict=True))
-
-
-def _quantised(
-    content: bytes, recipe: Callable[[Any], None], feeds: list[dict[str, np.ndarray]] | None = None
-) -> bytes:
-    check_installed()
-    with _silenced(False):
-        from ai_edge_quantizer import calibrator, quantizer, recipe_manager
-
-        manager = recipe_manager.RecipeManager()
-        recipe(manager)
-        quantising = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())
-        mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED  # the other one takes a minute per picture
-        ranges = quantising.calibrate({SIGNATURE: feeds}, mode=mode) if feeds else None
-        return bytes(quantising.quantize(ranges, enable_progress_report=False).quantized_model)
+def lower_precision(
+    request: ExportRequest, content: bytes, feeds: list[NDArray[np.float32]], temporary: Path
+) -> dict[str, Any]:
+    """Replace the FP32 file by one of lower precision; returns how much that changes detections."""
+    precision, limit = request.section.tflite.data_type, request.section.tflite.max_cost
+    current_status().running(f"Lowering the precision to {precision}.")
+    lowered = to_int8(content, feeds, request.model.input_name) if precision == "INT8" else to_fp16(content)
+    temporary.write_bytes(lowered)
+    append_description(temporary, {**request.description, "precision": precision})
+    difference, cost = change_of_detections(request.reference, LiteRtRuntime(read(temporary)).predict)
+    logger.info(
+        "%s: %.1f MB; detections change by %.1f %%, a score by up to %.1e, a relative box coordinate by up to %.1e",
+        precision, len(lowered) / 1e6, 100 * cost, difference.score, difference.box,
+    )  # fmt: skip
+    if not cost <= limit:
+        raise RtdetrError(
+            f"{request.target} was not written: {precision} changes the detections by {cost:.3f} (0 = not at all, 1 = "
+            f"nothing in common), but export.tflite.max_cost is {limit}. Calibrate on images like those of the task, "
+            "use FP16, or raise max_cost."
+        )
+    return {"cost": round(cost, 4), "change": difference.to_dict(), "calibration_images": len(feeds)}
 
 
-def _fp16_recipe(manager: Any) -> None:
-    from ai_edge_quantizer import algorithm_manager, qtyping
-
-    for name in QUANTISED:
-        manager.add_weight_only_config(
-            EVERYWHERE, qtyping.TFLOperationName(name), 16, qtyping.QuantGranularity.TENSORWISE,
-            algorithm_manager.AlgorithmName.FLOAT_CASTING,
-        )  # fmt: skip
-
-
-def _int8_recipe(manager: Any) -> None:
-    from ai_edge_quantizer import qtyping
-
-    for name in QUANTISED:
-        manager.add_weight_only_config(EVERYWHERE, qtyping.TFLOperationName(name), 8)
-    for name in QUANTISED:
-        manager.add_static_config(BEFORE_DECODER, qtyping.TFLOperationName(name), 8, 8)
-
-
-@contextlib.contextmanager
-def _silenced(verbose: bool):
-    """The tools' progress reports go nowhere, unless verbose."""
-    with quiet(verbose), contextlib.ExitStack() as stack:
-        if not verbose:
-            nowhere = stack.enter_context(tempfile.TemporaryFile("w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-        yield
+def calibration_feeds(request: ExportRequest) -> Iterator[NDArray[np.float32]]:
+    """Inputs as the file takes them, in its batch size; the last batch is padded with its own images."""
+    section, batch = request.section.tflite, request.batch or 1
+    given = section.calibration if request.calibration is None else request.calibration
+    source, count = calibration_images_from(given, request.dataset, request.size), 0
+    for part in source.batches(section.calibration_images, batch):
+        part = to_graph(part.repeat(-(-batch // len(part)), 1, 1, 1)[:batch], request.model.layout)
+        count += batch
+        yield part.contiguous().numpy()
+    logger.info("Calibration: %d images of %s", count, source.origin)

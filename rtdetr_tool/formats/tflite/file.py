@@ -1,7 +1,7 @@
-"""TFLite files of detectors: what they say of themselves (`description`), and whether they are any.
+"""TFLite files of detectors: their description, and their interface as the LiteRT interpreter reports it.
 
-The description is a file `metadata.json` in a zip archive behind the model, as TFLite's own metadata are attached:
-`unzip -p model.tflite metadata.json` shows it, and interpreters do not look there.
+The description is a file `metadata.json` in a zip archive that follows the model, where TFLite's own metadata go too:
+`unzip -p model.tflite metadata.json` shows it, and interpreters ignore it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,85 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
+import torch
 
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import open_regular, parse_json
+from rtdetr_tool.formats.base import OpenRequest
+from rtdetr_tool.formats.graph_file import GraphFile
+from rtdetr_tool.formats.graph_interface import Shape, read_interface
+from rtdetr_tool.formats.graph_tensors import names_to_run
+from rtdetr_tool.formats.table import FORMATS
+from rtdetr_tool.messages import first_line
 
 METADATA = "metadata.json"
-LARGEST_METADATA = 2**24  # bytes; ours have some thousand
+LARGEST_METADATA = 2**24  # bytes; usual are some thousand
 _MARK = slice(4, 8), b"TFL3"  # of the file format, behind the offset of the model
 
 
-def read_tflite(path: str | Path) -> dict[str, Any]:
-    """The description of a file; empty where others wrote it.
+@dataclass(frozen=True)
+class TfliteFile(GraphFile):
+    """A detector's TFLite file in the interpreter.
+
+    Args:
+        runner: a function from named arrays to named arrays.
+        version: of the interpreter.
+    """
+
+    runner: Any
+    version: str
+
+
+def read(path: str | Path, request: OpenRequest | None = None, threads: int | None = None) -> TfliteFile:
+    """Read a detector's file and load it into the interpreter.
+
+    Args:
+        threads: of the interpreter; None = as many as torch uses.
+
+    Raises:
+        CheckpointError: it is missing, damaged or no detector.
+        UserError: the interpreter is not installed.
+    """
+    path = Path(path)
+    description = read_description(path)
+    runner, version = load_runner(path, threads)
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
+    interface = read_interface(_shapes(inputs), _shapes(outputs), description, path)
+    for name in (interface.layout.input, *names_to_run(interface)):
+        kind = {**inputs, **outputs}[name]["dtype"]
+        if kind is not np.float32:
+            raise CheckpointError(f"{path}: {name} is of type {np.dtype(kind).name}; expected float32")
+    return TfliteFile(path, description, interface, runner, version)
+
+
+def load_runner(path: Path, threads: int | None = None) -> tuple[Any, str]:
+    """A function from named arrays to named arrays, and the version of the interpreter."""
+    FORMATS["tflite"].to_run.require(str(path))
+    import ai_edge_litert
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(str(path), num_threads=threads or torch.get_num_threads())
+        interpreter.allocate_tensors()
+        return interpreter.get_signature_runner(), ai_edge_litert.__version__
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"LiteRT {ai_edge_litert.__version__} cannot run {path}: {first_line(error)}") from error
+
+
+def _shapes(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Shape]:
+    return {
+        name: tuple(int(side) if side >= 0 else None for side in tensor["shape_signature"])
+        for name, tensor in details.items()
+    }
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description in a file; empty for files of other programs.
 
     Raises:
         CheckpointError: it is missing, unreadable or no TFLite file.
@@ -43,13 +109,13 @@ def read_tflite(path: str | Path) -> dict[str, Any]:
 
 
 def append_description(path: Path, description: Mapping[str, Any]) -> None:
-    """Put a description behind a model that has none."""
+    """Append a description to a model that has none."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(METADATA, json.dumps(dict(description)))
 
 
-def _metadata(file: Any) -> dict[str, Any]:
-    """Damaged or overlong metadata are none: the model may be good without them."""
+def _metadata(file: IO[bytes]) -> dict[str, Any]:
+    """Empty for damaged or overlong metadata: the model may be good without them."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(METADATA) as content:
             found = parse_json(content.read(LARGEST_METADATA))

@@ -1,1 +1,1 @@
-"""PyTorch: running a detector, with linear layers packed for CPUs or as a trace."""
+"""Weights of PyTorch: checkpoints of this project and of the programs that `checkpoints` reads."""

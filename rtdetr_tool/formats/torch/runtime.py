@@ -1,4 +1,4 @@
-"""A detector in PyTorch: RepVGG fused, eval mode, channels_last, on the CPU linear layers packed."""
+"""A detector in PyTorch: RepVGG fused, eval mode, channels_last, with packed linear layers on the CPU."""
 
 from __future__ import annotations
 
@@ -10,25 +10,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.formats.base import OpenRequest
+from rtdetr_tool.formats.torch.file import WeightsFile, build_network
 from rtdetr_tool.formats.torch.packed_linear import pack_linears
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.spec import ExperimentSpec
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the spec's names
 
 
+def build_runtime(
+    file: WeightsFile, spec: ExperimentSpec, class_map: ClassMap | None, request: OpenRequest
+) -> TorchRuntime:
+    detector = build_network(file, spec)
+    return TorchRuntime(detector, class_map, request.device, DTYPES[request.precision], request.compiled)
+
+
 class TorchRuntime:
-    """Wraps a detector (a copy; the given one stays as it is).
+    """Predicts with a copy of a detector; the detector itself does not change.
 
     Args:
         dtype: of convolutions and matrix products. Coordinates, sums and norms stay float32 (autocast), so that boxes
             keep their precision.
         compiled: compile the network with torch.compile for the size of the first batch (on a GPU as a CUDA graph). A
-            smaller batch is filled up; a larger one, and another image size, is compiled again.
+            smaller batch is padded; a larger one, and another image size, is compiled again.
 
     Raises:
         UserError: fp16 on a CPU.

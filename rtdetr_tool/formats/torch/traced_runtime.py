@@ -98,7 +98,9 @@ def _traced(detector: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
     """The graph, frozen, after the two runs in which torch's fuser settles."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # sizes become constants, which is meant here
-        graph = torch.jit.freeze(torch.jit.trace(_Outputs(detector).eval(), example, check_trace=False))
+        graph: torch.jit.ScriptModule = torch.jit.freeze(
+            torch.jit.trace(_Outputs(detector).eval(), example, check_trace=False)
+        )
         for _ in range(2):
             graph(example)
     return graph

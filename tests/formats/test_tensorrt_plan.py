@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.formats.tensorrt.file import (
+from rtdetr_tool.formats.tensorrt.plan import (
     description_path,
     looks_like_plan,
     plan_version,

@@ -1,0 +1,85 @@
+"""What an export writes and verifies, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rtdetr_tool.files import sha256_of
+from rtdetr_tool.formats.comparison import Difference
+from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
+from rtdetr_tool.formats.graph_tensors import to_graph
+from rtdetr_tool.formats.table import Format
+from rtdetr_tool.formats.verification import FeatureDifference, Features, Reference
+from rtdetr_tool.spec import DatasetSpec, ExportSpec
+from rtdetr_tool.version import package_version
+
+Differences = Sequence[Difference] | Sequence[FeatureDifference]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A wrapped detector, the file to write, and the reference that it is verified against.
+
+    Args:
+        size: (height, width) of the input.
+        batch: None = dynamic.
+        description: what the file records (`description.py`).
+        dataset: of the checkpoint's spec, for calibration images.
+        calibration: images [N, 3, H, W] to use instead of those that the section names.
+    """
+
+    format: Format
+    section: ExportSpec
+    target: Path
+    model: ExportModel | ExportFeatures
+    size: tuple[int, int]
+    batch: int | None
+    description: dict[str, Any]
+    reference: Reference
+    dataset: DatasetSpec
+    calibration: NDArray[np.generic] | None = None
+
+    def features_of(self, file: Path, run_once: Callable[[Path, Tensor], dict[str, Tensor]]) -> Features:
+        """A function from images RGB 0..1 to the feature maps of a file without decoder, which `run_once` runs."""
+
+        def run(images: Tensor) -> list[Tensor]:
+            outputs = run_once(file, to_graph(images, self.model.layout))
+            return [outputs[name] for name in self.model.output_names]
+
+        return run
+
+    def report(self, file: Path, differences: Differences) -> dict[str, Any]:
+        """What `export.json` contains for every format; `file` is the verified one."""
+        return {
+            f"{self.format.name}_file": str(self.target),
+            "checkpoint": self.section.checkpoint,
+            "sha256": sha256_of(file),
+            "bytes": file.stat().st_size,
+            "batch": "dynamic" if self.batch is None else self.batch,
+            "layout": self.section.layout,
+            "input_size": list(self.size),
+            "outputs": list(self.model.output_names),
+            "tolerance": self.section.tolerance,
+            "pictures": self.reference.origin,
+            "differences": [difference.to_dict() for difference in differences],
+            "version": package_version(),
+        }
+
+
+class ExportModule(Protocol):
+    """`export.py` of a format."""
+
+    def export(self, request: ExportRequest) -> dict[str, Any]:
+        """Write `request.target` once it is verified; returns the content of `export.json`."""
+        ...
+
+
+def export_module(row: Format) -> ExportModule:
+    return cast(ExportModule, row.module("export"))

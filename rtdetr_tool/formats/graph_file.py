@@ -1,0 +1,54 @@
+"""A deployed file (ONNX, TFLite, engine) that has been read: its description and its interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rtdetr_tool.checkpoints.metadata import KEY, checked_metadata
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.formats.base import Recorded
+from rtdetr_tool.formats.description import NORMALISATION
+from rtdetr_tool.formats.graph_interface import GraphInterface
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """What all deployed files have; a format's own class adds what running the file takes.
+
+    Args:
+        description: what the file records (see `description.py`); empty for files of other programs.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    interface: GraphInterface
+
+    @property
+    def recorded(self) -> Recorded:
+        return recorded_in(self.path, self.description, self.interface)
+
+
+def recorded_in(path: str | Path, description: Mapping[str, Any], interface: GraphInterface) -> Recorded:
+    """What a description records of the detector.
+
+    Raises:
+        CheckpointError: the description contradicts the graph, or its metadata are invalid.
+    """
+    _check_pixels(path, description, interface)
+    meta = description.get(KEY)
+    if not isinstance(meta, Mapping) or "spec" not in meta:
+        return Recorded(str(path), {}, interface)
+    return Recorded(str(path), checked_metadata(meta, str(path)), interface)
+
+
+def _check_pixels(path: str | Path, description: Mapping[str, Any], interface: GraphInterface) -> None:
+    """The names of inputs and outputs determine which pixels a graph takes; its description must agree."""
+    described, expected = description.get("normalisation"), NORMALISATION[interface.layout.normalised]
+    if described in NORMALISATION.values() and described != expected:
+        raise CheckpointError(
+            f"{path} is described as taking {described}, but an input named {interface.layout.input} takes {expected}. "
+            "The input was renamed or the description was changed; export the file again."
+        )

@@ -1,0 +1,129 @@
+"""The table of formats that a detector is opened from and written as: suffixes, abilities and required packages.
+
+Everything that depends on the format asks this table: the options of `export.format`, the suffixes that `evaluate`,
+`inference` and the Python API open, and messages about missing packages. It imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from rtdetr_tool.errors import UserError
+
+FULL = "FP32"  # the precision that every exported file has first
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Packages that a format requires and that are not installed with rtdetr-tool itself."""
+
+    modules: tuple[str, ...]
+    pip_command: str
+
+    def require(self, what: str) -> None:
+        """UserError with the pip command if a package is missing; `what` requires them."""
+        missing = [name for name in self.modules if find_spec(name) is None]
+        if missing:
+            raise UserError(f"{what} requires {', '.join(missing)}, not installed here: {self.pip_command}")
+
+
+NOTHING = Packages((), "")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row.
+
+    Args:
+        name: in `export.format`.
+        title: in messages and help texts.
+        suffixes: of its files, lower case; export writes the first one.
+        package: with the modules `file`, `runtime` and, if `exported`, `export`.
+        trainable: files hold weights that can be trained and exported; other files only predict.
+        exported: `rtdetr export` writes it.
+        dynamic_batch: one exported file takes every batch size.
+        detection_outputs: the exported graph can end in top-k (`export.include_postprocess`).
+        deepstream: DeepStream reads the exported file (`export.serialize_nvdsinfer`).
+        precisions: of exported files. Lower ones are chosen in the section `export.<name>`.
+        extra: of this package, for the export.
+        to_export, to_run: packages that exporting and running require.
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    package: str
+    trainable: bool = False
+    exported: bool = False
+    dynamic_batch: bool = False
+    detection_outputs: bool = False
+    deepstream: bool = False
+    precisions: tuple[str, ...] = (FULL,)
+    extra: str | None = None
+    to_export: Packages = NOTHING
+    to_run: Packages = NOTHING
+
+    @property
+    def suffix(self) -> str:
+        return self.suffixes[0]
+
+    def module(self, name: str) -> ModuleType:
+        """The module `name` of this format, imported when it is needed."""
+        return import_module(f"{self.package}.{name}")
+
+
+_FORMATS = (
+    Format(
+        "torch",
+        "PyTorch weights",
+        (".pth", ".pt", ".ckpt", ".safetensors"),
+        "rtdetr_tool.formats.torch",
+        trainable=True,
+        dynamic_batch=True,
+    ),
+    Format(
+        "onnx",
+        "ONNX",
+        (".onnx",),
+        "rtdetr_tool.formats.onnx",
+        exported=True,
+        dynamic_batch=True,
+        detection_outputs=True,
+        deepstream=True,
+    ),
+    Format(
+        "tflite",
+        "TFLite",
+        (".tflite",),
+        "rtdetr_tool.formats.tflite",
+        exported=True,
+        precisions=(FULL, "FP16", "INT8"),
+        extra="tflite",
+        to_export=Packages(("litert_torch", "ai_edge_quantizer"), 'pip install "rtdetr-tool[tflite]"'),
+        to_run=Packages(("ai_edge_litert",), "pip install ai-edge-litert"),
+    ),
+    # Built from ONNX by gen_trt_engine. Which of two libraries an engine needs depends on it: tensorrt/library.py.
+    Format("tensorrt", "TensorRT engine", (".engine", ".plan", ".trt"), "rtdetr_tool.formats.tensorrt"),
+)
+FORMATS: dict[str, Format] = {row.name: row for row in _FORMATS}
+
+
+def format_by_suffix(path: str | Path) -> Format | None:
+    """The format of a file by its suffix, in upper or lower case; None for any other suffix."""
+    suffix = Path(path).suffix.lower()
+    return next((row for row in FORMATS.values() if suffix in row.suffixes), None)
+
+
+def exported_formats() -> tuple[Format, ...]:
+    return tuple(row for row in FORMATS.values() if row.exported)
+
+
+def titles(rows: Iterable[Format]) -> str:
+    """Titles of formats as they are listed in a sentence: ONNX or TFLite."""
+    *first, last = [row.title for row in rows]
+    return f"{', '.join(first)} or {last}" if first else last
