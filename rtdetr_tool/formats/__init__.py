@@ -2,7 +2,7 @@
 
 In: a path and a `LoadedSpec`. Out: an `OpenedModel`, a `Runtime` (`predict(images) -> Predictions`) and its spec.
 
-    table                            one row per format: suffixes, abilities, required packages; no torch, part of `spec`
+    table                            one row per format: suffixes, abilities, required packages (no torch)
     <format>/file                    `read`: the file and what it records (`base.FileModule`)
     <format>/runtime                 `build_runtime`: what predicts (`base.RuntimeModule`)
     <format>/export                  `export`: write the file and verify it (`export_request.ExportModule`)

@@ -147,7 +147,8 @@ def _mark(device: torch.device) -> torch.cuda.Event | float:
 def _seconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
     if isinstance(start, float) or isinstance(end, float):
         return float(end) - float(start)  # type: ignore[arg-type]  # both are times of the host
-    return start.elapsed_time(end) / 1000
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds / 1000
 
 
 class _Clock:

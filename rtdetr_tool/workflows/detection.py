@@ -56,9 +56,7 @@ def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detec
     command = "evaluate" if isinstance(section, EvaluateSpec) else "inference"
     size = RequestedSize(section.input_height, section.input_width, command)
     path, name = (section.trt_engine, "tensorrt") if section.trt_engine else (section.checkpoint, "")
-    model = open_model(
-        path, loaded, device, section.onnx_provider, size, section.precision, section.compile, name
-    )
+    model = open_model(path, loaded, device, section.onnx_provider, size, section.precision, section.compile, name)
     return Detecting(model, model.spec)
 
 

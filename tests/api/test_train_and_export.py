@@ -214,7 +214,7 @@ def test_an_exported_file_is_a_detector_again(trained, sample, tmp_path):
         deployed.predict(sample.image(1), shape=(96, 96))
     with pytest.raises(UserError, match=r"train: .*rtdetr-resnet_18.onnx is a deployed file"):
         deployed.train(epochs=1)
-    with pytest.raises(UserError, match=r"exists already; set export.overwrite=true"):
+    with pytest.raises(UserError, match=r"already exists; set export.overwrite=true"):
         detector.export(tmp_path / "out")
 
 

@@ -174,7 +174,7 @@ def test_above_the_tolerance_no_file_is_left(export, project, capsys, monkeypatc
         weight.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(weight), weight.name))
         return graph
 
-    monkeypatch.setattr("rtdetr_tool.workflows.export_files.export_graph", with_other_weights)
+    monkeypatch.setattr("rtdetr_tool.formats.onnx.export.export_graph", with_other_weights)
     code, file = export()
     assert code == 1
     assert "was not written: the file finds other objects than torch" in capsys.readouterr().err
@@ -282,7 +282,7 @@ class TestForeignFiles:
 
     def test_a_missing_file_names_its_neighbors(self, copied, capsys):
         assert self.evaluate(copied, copied.file.with_name("modell.onnx")) == 2
-        assert "holds: model.onnx" in capsys.readouterr().err
+        assert "contains model.onnx" in capsys.readouterr().err
 
     def test_other_inputs_and_outputs_are_named(self, project, capsys):
         value = onnx.helper.make_tensor_value_info

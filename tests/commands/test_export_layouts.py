@@ -86,16 +86,16 @@ def test_a_file_without_decoder_holds_the_features_and_detects_nothing(shared, c
     ("overrides", "message"),
     [
         (["export.layout=yolo"], "export.layout: 'yolo' is invalid; expected one of tao, rfdetr"),
-        (["export.layout=rfdetr", "export.include_postprocess=true"], "export.include_postprocess: goes with"),
-        (["export.layout=rfdetr", "export.serialize_nvdsinfer=true"], "export.serialize_nvdsinfer: goes with"),
-        (["export.backbone_only=true", "export.include_postprocess=true"], "export.include_postprocess: goes with"),
-        (["export.format=tflite", "export.include_postprocess=true"], "export.include_postprocess: goes with"),
+        (["export.layout=rfdetr", "export.include_postprocess=true"], "export.include_postprocess: requires"),
+        (["export.layout=rfdetr", "export.serialize_nvdsinfer=true"], "export.serialize_nvdsinfer: requires"),
+        (["export.backbone_only=true", "export.include_postprocess=true"], "export.include_postprocess: requires"),
+        (["export.format=tflite", "export.include_postprocess=true"], "export.include_postprocess: requires"),
         (["export.format=tflite", "export.tflite.data_type=INT4"], "export.tflite.data_type"),
         (
             ["export.format=tflite", "export.backbone_only=true", "export.tflite.data_type=INT8"],
             "export.tflite.data_type: INT8 is not supported with backbone_only",
         ),
-        (["export.tflite.data_type=FP16"], "export.tflite.data_type: FP16 goes with export.format tflite"),
+        (["export.tflite.data_type=FP16"], "export.tflite.data_type: FP16 requires export.format=tflite"),
     ],
 )
 def test_wrong_input_is_one_message(overrides, message, shared, capsys):
@@ -117,7 +117,7 @@ def test_a_missing_converter_is_named_with_the_pip_command(shared, capsys, monke
     without(monkeypatch, "litert_torch")
     assert shared.export("lite.tflite", "export.format=tflite")[0] == 2
     shown = capsys.readouterr().err
-    assert "export.format tflite needs litert_torch" in shown and 'pip install "rtdetr-tool[tflite]"' in shown
+    assert "export.format=tflite requires litert_torch" in shown and 'pip install "rtdetr-tool[tflite]"' in shown
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class TorchRuntime:
         precision = next(name for name, value in DTYPES.items() if value == dtype)
         parts = ["torch", *([precision] if precision != "fp32" else []), *(["compiled"] if compiled else [])]
         self.name = ", ".join(parts)
-        self.detector = cast(Detector, detector.deploy().to(self.device, memory_format=torch.channels_last))
+        self.detector = detector.deploy().to(self.device).to(memory_format=torch.channels_last)
         self.compiled, self._batch = compiled, 0
         self._network: nn.Module = self.detector
         if compiled:
@@ -72,8 +72,8 @@ class TorchRuntime:
 
     def _compile(self) -> object:
         cuda = self.device.type == "cuda" and self.compile_backend == "inductor"
-        mode = {"mode": "reduce-overhead"} if cuda else {}
-        return torch.compile(self.detector, backend=self.compile_backend, dynamic=False, **mode)
+        mode = "reduce-overhead" if cuda else None
+        return torch.compile(self.detector, backend=self.compile_backend, dynamic=False, mode=mode)
 
     @property
     def _packs(self) -> bool:
