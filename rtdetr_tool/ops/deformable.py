@@ -34,10 +34,17 @@ def deformable_sample(
     Returns:
         [B, Q, H * D] in the dtype of `value`.
 
-    On CPU this uses `embedding_bag`, which takes a third of the time of `grid_sample` forward (half with backward) and
-    agrees up to float rounding. GPUs and exported graphs use `grid_sample`.
+    The way depends on the device. CPU: `embedding_bag`, which takes a third of the time of `grid_sample` forward (half
+    with backward). CUDA: fused Triton kernels, if they run there (`deformable_fused.is_usable`). Otherwise, and in
+    exported and compiled graphs: `grid_sample`. All agree up to float rounding.
     """
-    on_cpu = value.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+    in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    on_cpu = value.device.type == "cpu" and not in_graph
+    if value.device.type == "cuda" and not in_graph:
+        from rtdetr_tool.ops import deformable_fused  # imports this module
+
+        if deformable_fused.is_usable(value.device):
+            return deformable_fused.fused_sample(value, shapes, locations, weights, points, discrete)
     if discrete:
         index = pixel_index(shapes, locations, points)
         return (bags_of_pixels if on_cpu else gather_pixels)(value, index, weights)

@@ -23,6 +23,7 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Batch, Predictions, Target
 from rtdetr_tool.spec import ExperimentSpec, spec_from_dict
+from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.distill import DistillModule
 from rtdetr_tool.training.epoch_scores import EpochScores
 from rtdetr_tool.training.module import DetectorModule
@@ -152,6 +153,11 @@ class OnDevice:
         size = self.module.spec.dataset.augmentation.train_spatial_size[0]
         return build_batch(size, with_masks=self.has_masks)
 
+    def transfer(self) -> Batch:
+        """The batch on the device, as training moves it."""
+        moved: Batch = DetectionDataModule.transfer_batch_to_device(None, self.batch, CUDA, 0)  # type: ignore[arg-type]
+        return moved
+
     def train(self, dtype: torch.dtype | None = None) -> Cost:
         """A training step after a warm-up: transfer, step, backward, guard, clipping, optimizer."""
         module = self.module.train()
@@ -159,9 +165,9 @@ class OnDevice:
         fused = module.spec.train.precision != "fp16"
         optimizer = build_optimizer(optim.optimizer, module.parameter_groups(), momentum=0.9, fused=fused)
         module.guard = StepGuard(module.detector, module.criterion)
-        module.compute_losses(module.transfer_batch_to_device(self.batch, CUDA, 0))  # fills the caches
+        module.compute_losses(self.transfer())  # fills the caches
         with self.device.count() as count:
-            batch = module.transfer_batch_to_device(self.batch, CUDA, 0)
+            batch = self.transfer()
             with torch.autocast("cuda", dtype, enabled=dtype is not None):
                 loss = module.training_step(batch, 0)
             loss.backward()
@@ -186,7 +192,7 @@ class OnDevice:
         for _ in range(2):
             module._scores = Scores(module.spec, CocoEvaluator(truth, CLASS_MAP))  # type: ignore[assignment]
             with self.device.count() as count:
-                module.validation_step(module.transfer_batch_to_device(self.batch, CUDA, 0), 0)
+                module.validation_step(self.transfer(), 0)
         return Cost(count.kernels, 0, dict(count.events))
 
     @torch.no_grad()

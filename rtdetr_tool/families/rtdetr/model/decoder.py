@@ -249,10 +249,11 @@ class TransformerDecoder(nn.Module):
         for index in range(len(self.layers) if self.training else self.eval_idx + 1):
             content = self.attend(index, content, reference, memory, shapes, query_pos_head, attention_mask, summary)
             delta = box_heads[index](content).float()
+            start = inverse_sigmoid(previous)  # of the reference, too, which is the same without its gradient
             if self.training or index == self.eval_idx:
                 all_logits.append(score_heads[index](content))
-                all_boxes.append((delta + inverse_sigmoid(previous)).sigmoid())
-            previous = (delta + inverse_sigmoid(reference)).sigmoid()
+                all_boxes.append((delta + start).sigmoid())
+            previous = (delta + start.detach()).sigmoid()
             reference = previous.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
 
