@@ -40,7 +40,7 @@ VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
 
 # Modules of a family that belong to `spec`: what it declares, without its network.
-DECLARATIONS = ("__init__", "family", "spec", "recipe", "keywords")
+DECLARATIONS = ("__init__", "family", "spec", "checks", "recipe", "keywords")
 
 
 IN_THE_API = ("api", "roboflow")  # modules of a family that belong to `api`

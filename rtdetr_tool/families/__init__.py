@@ -3,14 +3,15 @@
 A package `families/<name>` has the same modules for every family:
 
     family.py    `FAMILY`, what the rest of the program asks (`base.Family`); no torch
-    spec.py      the family's section of `model` and what its fields require of each other; no torch
+    spec.py      the family's fields of `model`, in a section or directly in it; no torch
     build.py     `build_detector` and `build_criterion` (`base.BuildModule`)
     model/       the network
     weights.py   files of other programs that hold the family (`base.WeightsModule`)
     api.py       the classes of the Python API (`base.ApiModule`)
 
-`family`, `spec` and `__init__` belong to the layer of `spec`, `api` to that of `api`. Everything outside of these
-packages goes through this table, and lower layers reach `build`, `weights` and `api` by `Family.module`.
+A family may have more modules, such as `checks` (what fields require of each other). `family`, `spec`, `checks` and
+`__init__` belong to the layer of `spec`, `api` to that of `api`. Everything outside of these packages goes
+through this table, and lower layers reach `build`, `weights` and `api` by `Family.module`.
 `spec.model.family` is the family of a spec.
 """
 

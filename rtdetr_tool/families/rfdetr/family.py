@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from rtdetr_tool.families.base import Family
+from rtdetr_tool.families.rfdetr.checks import rfdetr_problems
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
 from rtdetr_tool.families.rfdetr.spec import (
     RfdetrSpec,
     default_sizes,
     resolve_rfdetr,
-    rfdetr_problems,
     size_multiple,
 )
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
-from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families.base import QUERY_COUNT, SIZE_FIELDS
 from rtdetr_tool.spec.fields import INF, field
 
@@ -250,42 +249,6 @@ def size_multiple(own: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
     full = resolve_rfdetr(own)
     return full.patch_size * full.num_windows
-
-
-def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
-    """What the fields owe each other; `name` is the section's."""
-    full = resolve_rfdetr(own)
-    depth = DINOV2[full.encoder].depth
-    for field_name in ("out_feature_indexes", "projector_scale"):
-        values = getattr(full, field_name)
-        if not values or values != sorted(set(values)):
-            yield f"{name}.{field_name}: {values} is invalid; expected at least one, ascending, none twice"
-    if full.out_feature_indexes and full.out_feature_indexes[-1] > depth:
-        yield (
-            f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected 0 to {depth}, the blocks "
-            f"of {full.encoder}"
-        )
-    for field_name in ("sa_nheads", "ca_nheads"):
-        heads = getattr(full, field_name)
-        if full.hidden_dim % heads:
-            yield (
-                f"{name}.{field_name}: {heads} is invalid; expected a divisor of {name}.hidden_dim, which is "
-                f"{full.hidden_dim}"
-            )
-    if full.hidden_dim % 4:
-        yield f"{name}.hidden_dim: {full.hidden_dim} is invalid; expected a multiple of 4"
-    multiple = full.patch_size * full.num_windows
-    if full.segmentation_head and full.mask_downsample_ratio > multiple:
-        yield (
-            f"{name}.mask_downsample_ratio: {full.mask_downsample_ratio} is invalid; expected at most {multiple} "
-            f"(patch_size {full.patch_size} * num_windows {full.num_windows}), the side of the smallest image"
-        )
-    if full.resolution % multiple:
-        nearest = nearest_multiples(full.resolution, multiple)
-        yield (
-            f"{name}.resolution: {full.resolution} is invalid; expected a multiple of {multiple} (patch_size "
-            f"{full.patch_size} * num_windows {full.num_windows}), nearest: {nearest}"
-        )
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rtdetr_tool.families.base import Family, OutsideWeights
-from rtdetr_tool.families.rtdetr.spec import SIZE_MULTIPLE, RtdetrFields, rtdetr_fields, rtdetr_problems
+from rtdetr_tool.families.rtdetr.checks import SIZE_MULTIPLE, rtdetr_problems
+from rtdetr_tool.families.rtdetr.spec import RtdetrFields, rtdetr_fields
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec

@@ -1,0 +1,45 @@
+"""What the fields of an RF-DETR require of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.errors import nearest_multiples
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec, resolve_rfdetr
+
+
+def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
+    """What the fields owe each other; `name` is the section's."""
+    full = resolve_rfdetr(own)
+    depth = DINOV2[full.encoder].depth
+    for field_name in ("out_feature_indexes", "projector_scale"):
+        values = getattr(full, field_name)
+        if not values or values != sorted(set(values)):
+            yield f"{name}.{field_name}: {values} is invalid; expected at least one, ascending, none twice"
+    if full.out_feature_indexes and full.out_feature_indexes[-1] > depth:
+        yield (
+            f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected 0 to {depth}, the blocks "
+            f"of {full.encoder}"
+        )
+    for field_name in ("sa_nheads", "ca_nheads"):
+        heads = getattr(full, field_name)
+        if full.hidden_dim % heads:
+            yield (
+                f"{name}.{field_name}: {heads} is invalid; expected a divisor of {name}.hidden_dim, which is "
+                f"{full.hidden_dim}"
+            )
+    if full.hidden_dim % 4:
+        yield f"{name}.hidden_dim: {full.hidden_dim} is invalid; expected a multiple of 4"
+    multiple = full.patch_size * full.num_windows
+    if full.segmentation_head and full.mask_downsample_ratio > multiple:
+        yield (
+            f"{name}.mask_downsample_ratio: {full.mask_downsample_ratio} is invalid; expected at most {multiple} "
+            f"(patch_size {full.patch_size} * num_windows {full.num_windows}), the side of the smallest image"
+        )
+    if full.resolution % multiple:
+        nearest = nearest_multiples(full.resolution, multiple)
+        yield (
+            f"{name}.resolution: {full.resolution} is invalid; expected a multiple of {multiple} (patch_size "
+            f"{full.patch_size} * num_windows {full.num_windows}), nearest: {nearest}"
+        )
