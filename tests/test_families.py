@@ -25,6 +25,8 @@ ALLOWED = {
     "checkpoints/published.py": "the program's cache folder",
     "cli.py": "the program's name",
     "commands/convert.py": "the program's name, a layout of files",
+    "completion.py": "the program's name",
+    "reports/facts.py": "the program's name",
     "spec/experiment.py": "the program's name, an experiment of MLflow",
     "workflows/convert.py": "the program's name, a layout of files",
 }
