@@ -28,6 +28,7 @@ ALLOWED = {
     "completion.py": "the program's name",
     "reports/facts.py": "the program's name",
     "spec/experiment.py": "the program's name, an experiment of MLflow",
+    "rfdetr.py": "public names",
     "workflows/convert.py": "the program's name, a layout of files",
 }
 

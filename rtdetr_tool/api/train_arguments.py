@@ -29,8 +29,7 @@ def read_train_arguments(
         deprecated: keyword -> why it has no effect.
     """
     if isinstance(callbacks, Mapping):
-        if any(callbacks.values()):
-            _warn("callbacks", "a dictionary of functions is ignored; pass a list of pytorch_lightning callbacks")
+        warn_about_callbacks(callbacks)
         callbacks = ()
     kept = dict(keywords)
     for name, reason in deprecated.items():
@@ -41,6 +40,12 @@ def read_train_arguments(
     if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
         raise UserError(f"class_names: {names!r} is invalid; expected a list of names, or None for those of the data")
     return TrainArguments(kept, callbacks, None if names is None else list(names), bool(kept.get("run_test")))
+
+
+def warn_about_callbacks(callbacks: Mapping[str, Any]) -> None:
+    """A DeprecationWarning for a dictionary with functions, which is ignored."""
+    if any(callbacks.values()):
+        _warn("callbacks", "a dictionary of functions is ignored; pass a list of pytorch_lightning callbacks")
 
 
 def check_class_names(given: Sequence[str], names: Sequence[str]) -> None:

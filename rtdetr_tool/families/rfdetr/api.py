@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
 from rtdetr_tool.api.detector import Detector
 from rtdetr_tool.api.opening import RANDOM, open_random, open_weights
+from rtdetr_tool.api.train_arguments import warn_about_callbacks
 from rtdetr_tool.catalog import COCO_CATEGORIES, RFDETR_VARIANTS
+from rtdetr_tool.checkpoints.published import weights_path
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.spec import ModelSpec
@@ -24,6 +27,9 @@ __all__ = [
     "RFDETRSegXLarge", "RFDETRSmall", "RFDETRXLarge",
 ]  # fmt: skip
 
+
+if TYPE_CHECKING:
+    from rtdetr_tool.training.fit_result import FitResult
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +151,49 @@ class RFDETR(Detector):
         return super().export(
             output_dir, shape, batch_size, dynamic_batch, output_name, calibration_data, **{**fields, **keywords}
         )
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The network."""
+        return self.network
+
+    @property
+    def model_config(self) -> Any:
+        """The model as Roboflow's `ModelConfig`: its fields are attributes."""
+        return self.get_model_config()
+
+    def get_model_config(self, **fields: Any) -> Any:
+        """A `ModelConfig` of this detector, with other values for some fields."""
+        from rtdetr_tool.families.rfdetr.primitives import config_of
+
+        return config_of(self.spec, fields)
+
+    def get_train_config(self, **fields: Any) -> Any:
+        """A `TrainConfig` with these fields."""
+        from rtdetr_tool.families.rfdetr.primitives import TrainConfig
+
+        return TrainConfig(**fields)
+
+    def maybe_download_pretrain_weights(self) -> None:
+        """Download the published weights of the variant, if they are not in the cache."""
+        weights_path(RFDETR_VARIANTS[self.spec.model.rfdetr.variant].weights)
+
+    def train(
+        self,
+        callbacks: Sequence[Any] | Mapping[str, Any] = (),
+        resume: str | os.PathLike[str] | bool | None = None,
+        **keywords: Any,
+    ) -> FitResult:
+        """`Detector.train`, which also names the checkpoints as Roboflow's package does."""
+        from rtdetr_tool.families.rfdetr.primitives import FILE_NAMES
+        from rtdetr_tool.training.callbacks.checkpoint_names import CheckpointNames
+
+        if isinstance(callbacks, (list, tuple)):
+            callbacks = [*callbacks, CheckpointNames(FILE_NAMES)]
+        elif isinstance(callbacks, Mapping):
+            warn_about_callbacks(callbacks)
+            callbacks = [CheckpointNames(FILE_NAMES)]
+        return super().train(callbacks, resume, **keywords)
 
     def _check_patch_size(self, where: str, patch_size: int | None) -> None:
         own = resolve_rfdetr(self.spec.model.rfdetr).patch_size

@@ -38,6 +38,8 @@ class PeriodicCheckpoint(Checkpoint):
         self.best_of_each: dict[str, float] = {}  # by kind of weights, with train.ema.validate_both
         self._best_kind = "raw"
         self.latest_path: Path | None = None
+        # Further names: "latest", "best", "raw" or "ema" (the best file of this kind of weights) -> file name.
+        self.other_names: Mapping[str, str] = {}
         self._last_step = 0
         self._saved_step: int | None = None
         self._validated_epoch = -1
@@ -123,7 +125,15 @@ class PeriodicCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             _link(point_link, self.folder / LATEST, latest)
+            self._link_other_names()
         return latest
+
+    def _link_other_names(self) -> None:
+        files = {"latest": self.folder / LATEST, "best": self.folder / BEST, self._best_kind: self.folder / BEST}
+        files |= {kind: file for kind, name in BEST_BY_KIND.items() if (file := self.folder / name).is_file()}
+        for role, name in self.other_names.items():
+            if role in files and files[role].is_file():
+                _link(point_link, self.folder / name, files[role])
 
     def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
         """Write the best file: the weights that were validated or, if both were, the better ones."""
