@@ -283,6 +283,7 @@ def trainer(spec):
         built.precision, built.default_root_dir, type(built.strategy).__name__, type(built.accelerator).__name__,
         [type(callback).__name__ for callback in built.callbacks],
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(),
     )  # fmt: skip
 
 
@@ -586,6 +587,8 @@ ROWS: list[tuple] = [
     ("train__seed", 99, train_sample),
     ("train__cudnn__benchmark", True, trainer, {"train__cudnn__deterministic": False}),
     ("train__cudnn__deterministic", False, trainer),
+    ("train__tf32", "on", trainer),
+    ("train__tf32", "off", trainer),
     ("train__num_epochs", 3, trainer),
     ("train__checkpoint_interval", 2, callbacks),
     ("train__checkpoint_interval_unit", "step", callbacks),

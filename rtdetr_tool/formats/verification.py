@@ -18,6 +18,7 @@ from rtdetr_tool.formats.images import image_source_of, synthetic_images
 from rtdetr_tool.formats.precision.cost import detection_difference, detections
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.ops.tf32 import exact_float32
 from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,14 @@ class Reference:
     origin: str  # of the pictures
     batches: tuple[int, ...]
 
+    @exact_float32()
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Predictions:
         found = self.detector(images.to(self._device))
         masks = None if found.masks is None else found.masks.float().cpu()
         return Predictions(found.logits.float().cpu(), found.boxes.float().cpu(), masks=masks)
 
+    @exact_float32()
     @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:
         return [level.float().cpu() for level in self.detector.features(images.to(self._device))]

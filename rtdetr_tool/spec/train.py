@@ -159,6 +159,13 @@ class TrainSpec:
         "computes bf16 natively, else fp16.",
         options=(*PRECISIONS, "auto"),
     )
+    tf32: str = field(
+        "auto",
+        "What a GPU since Ampere computes in TF32 (float32 with 10 bits of mantissa). auto: convolutions, and in mixed "
+        "precision the matrix products that stay in float32. on: matrix products, too. off: nothing.",
+        options=("auto", "on", "off"),
+        origin="ours",
+    )
     distributed_strategy: str = field(
         "ddp", "Several devices: ddp copies the model to each, fsdp shards it.", options=("ddp", "fsdp")
     )

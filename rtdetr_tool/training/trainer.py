@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from rtdetr_tool.errors import SpecError, UserError
+from rtdetr_tool.ops.tf32 import set_tf32
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.training.callbacks.batch_preview import BatchPreview
 from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
@@ -38,14 +39,14 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     and `plugins`, which are added to the built-in ones (a progress bar replaces the built-in one). Callbacks that do
     not work with the strategy (`training/sharding.py`) are skipped with a warning.
 
-    fp32 means fp32: TF32 is used only in fp16 and bf16 runs, for the matrix products that autocast keeps in float32.
+    fp32 is float32 but for convolutions on GPUs since Ampere, which run in TF32 unless `train.tf32` is off.
     """
     train = spec.train
     accelerator, devices = choose_devices(train.num_gpus, train.gpu_ids, train.accelerator)
     precision = resolve_precision(train)
     check_precision(precision, accelerator)
     several = (devices if isinstance(devices, int) else len(devices)) * train.num_nodes > 1
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    set_tf32(train.tf32, mixed_precision=precision != "fp32")
     torch.backends.cudnn.deterministic = train.cudnn.deterministic
     folder = Path(train.results_dir or ".")
     requested = trainer_kwargs.pop("strategy", None)

@@ -13,6 +13,7 @@ import torch
 
 from rtdetr_tool.formats.detection_loop import detect
 from rtdetr_tool.ops.masks import encode_masks
+from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.optim import build_optimizer
 from tests.gpu_budget.pretended_cuda import (
     BLOCKING_COPY,
@@ -126,3 +127,19 @@ def test_masks_stay_on_the_device_until_detections_are_chosen():
         with device.count() as count:
             encoded = encode_masks(kept.masks)
         assert len(encoded) == 2 and count.number_of(WAIT) == 1
+
+
+@pytest.mark.parametrize(("offload", "waits", "kernels"), [(False, 0, 8), (True, 1, 0)])
+def test_the_moving_average_waits_at_most_once_and_copies_counters_together(offload, waits, kernels):
+    module = build_module("R18")
+    with PretendedCuda() as device:
+        OnDevice(device, module)
+        average = ExponentialMovingAverage(cpu_offload=offload)
+        average._live = dict(module.state_dict())
+        average.averages = {
+            name: tensor.elem.clone() if offload else tensor.clone() for name, tensor in average._live.items()
+        }
+        with device.count() as count:
+            average.update()
+    assert count.number_of(WAIT, EVENT_WAIT, SYNC, BLOCKING_COPY) == waits
+    assert count.kernels <= kernels

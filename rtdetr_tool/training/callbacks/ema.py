@@ -54,6 +54,7 @@ class ExponentialMovingAverage(Callback):
         self.averages: dict[str, Tensor] = {}
         self.saving_averages = False  # while true, `on_save_checkpoint` stores the averages as `state_dict`
         self._live: dict[str, Tensor] = {}
+        self._staging: dict[str, Tensor] = {}  # `cpu_offload`: the weights on their way to the host
         self._originals: list[Tensor] | None = None
         self._last_step = 0
 
@@ -65,7 +66,7 @@ class ExponentialMovingAverage(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._live = dict(pl_module.state_dict(keep_vars=False))
-        restored, self.averages = self.averages, {}
+        restored, self.averages, self._staging = self.averages, {}, {}
         for name, tensor in self._live.items():
             start = restored.get(name, tensor)
             device = "cpu" if self.cpu_offload else tensor.device
@@ -87,15 +88,31 @@ class ExponentialMovingAverage(Callback):
     def update(self) -> None:
         """Move the averages one step toward the current weights."""
         self.updates += 1
-        floating = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
-        averages = [self.averages[name] for name in floating]
-        weights = [self._live[name] for name in floating]
-        if self.cpu_offload:
-            weights = [tensor.to("cpu") for tensor in weights]
-        torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.updates))
+        weights = self._on_host() if self.cpu_offload else self._live
+        kinds: tuple[list[str], list[str]] = [], []
+        for name, tensor in weights.items():
+            kinds[tensor.is_floating_point()].append(name)
+        copied, averaged = ([self.averages[name] for name in names] for names in kinds)
+        latest, current = ([weights[name] for name in names] for names in kinds)
+        torch._foreach_lerp_(averaged, current, 1.0 - self.decay_at(self.updates))
+        if copied:
+            torch._foreach_copy_(copied, latest)
+
+    def _on_host(self) -> dict[str, Tensor]:
+        """The weights on the host. From a GPU they are copied into pinned memory, and the host waits once for all."""
+        if not any(tensor.is_cuda for tensor in self._live.values()):
+            return self._live
+        if not self._staging:
+            self._staging = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                for name, tensor in self._live.items()
+            }
         for name, tensor in self._live.items():
-            if not tensor.is_floating_point():
-                self.averages[name].copy_(tensor)
+            self._staging[name].copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        copied.synchronize()
+        return self._staging
 
     @torch.no_grad()
     def swap_in(self) -> None:
