@@ -764,7 +764,7 @@ COMMAND_ROWS_ELSEWHERE = {
     "inference.class_thresholds", "inference.thresholds_from",  # commands/test_thresholds.py
 }  # fmt: skip
 # Commands whose tests show the effect of every field: the file sets each as `field=value`.
-COMMANDS_WITH_OWN_TESTS = ("export", "gen_trt_engine", "distill", "validate_data")
+COMMANDS_WITH_OWN_TESTS = ("benchmark", "export", "gen_trt_engine", "distill", "validate_data")
 # Fields of `model` that only distill reads; its tests show their effect.
 OF_DISTILL = {"model.load_teacher_enc_dec", "model.distillation_loss_coef"}
 

@@ -254,6 +254,20 @@ def reliability(name: str, calibration: Calibration) -> Chart:
 
 
 @_styled
+def points(name: str, title: str, values: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> Chart:
+    """Named points (x, y)."""
+    drawing = _Drawing(title)
+    for label, (x, y) in values.items():
+        drawing.axes.plot(x, y, "o", markersize=7)
+        drawing.axes.annotate(shortened(label), (x, y), (7, 4), textcoords="offset points", fontsize=8.5)
+    drawing.axes.set_xlim(left=0)
+    drawing.axes.margins(0.15)
+    drawing.axes.set_xlabel(x_label)
+    drawing.axes.set_ylabel(y_label)
+    return drawing.chart(name)
+
+
+@_styled
 def error_types(name: str, errors: Sequence[ErrorType], descriptions: Mapping[str, str]) -> Chart:
     """What AP50 would gain without each of TIDE's error types."""
     drawing = _Drawing("Error types (TIDE)", (SIZE[0], 3.2))

@@ -1,3 +1,4 @@
+from .benchmark import BenchmarkSpec as BenchmarkSpec
 from .convert import spec_to_dict as spec_to_dict
 from .dataset import AugmentationSpec as AugmentationSpec
 from .dataset import DatasetSpec as DatasetSpec

@@ -117,6 +117,13 @@ _COMMANDS = (
         available=False,
     ),
     Command(
+        "benchmark",
+        "measure latency, throughput and memory of a model in every runtime",
+        "rtdetr benchmark -e specs/demo.yaml -r results benchmark.checkpoint=results/train/rtdetr_model_best.pth",
+        ("results_dir", "dataset", "benchmark"),
+        (_one_of("benchmark.checkpoint"),),
+    ),
+    Command(
         "validate_data",
         "check the datasets of a spec before training: labels, images, duplicates, classes",
         "rtdetr validate_data -e specs/demo.yaml -r results",

@@ -88,7 +88,7 @@ class DatasetSpec:
         "Folder of a data set with splits (COCO, Roboflow, YOLO or Pascal VOC), or the yaml file of a YOLO one. Stands "
         "for every one of train_, val_ and test_data_sources that is not given, with its split of that name.",
         origin="ours",
-        commands=(*TRAINING, "evaluate", "validate_data"),
+        commands=(*TRAINING, "evaluate", "validate_data", "benchmark"),
         path="read",
     )
     format: str = field(
@@ -96,7 +96,7 @@ class DatasetSpec:
         "What the folders named by dataset_dir hold. auto: found from what is in them, and said in the log.",
         options=("auto", "coco", "roboflow", "yolo", "voc"),
         origin="ours",
-        commands=(*TRAINING, "evaluate", "validate_data"),
+        commands=(*TRAINING, "evaluate", "validate_data", "benchmark"),
     )
     train_data_sources: list[dict[str, str]] | None = field(
         None,
@@ -107,18 +107,18 @@ class DatasetSpec:
     val_data_sources: dict[str, str] | None = field(
         None,
         "Validation set {image_dir, json_file} or {dataset_dir, split}.",
-        commands=(*TRAINING, "export", "gen_trt_engine", "validate_data"),
+        commands=(*TRAINING, "export", "gen_trt_engine", "validate_data", "benchmark"),
     )
     test_data_sources: dict[str, str] | None = field(
         None,
         "Test set {image_dir, json_file} or {dataset_dir, split}, used by evaluate.",
-        commands=("evaluate", "validate_data"),
+        commands=("evaluate", "validate_data", "benchmark"),
     )
     infer_data_sources: dict[str, Any] | None = field(
         None,
         "Images for inference {image_dir, classmap}: a folder or a list of folders, and a text file with one class "
         "name per line (optional where the checkpoint knows its classes).",
-        commands=("inference",),
+        commands=("inference", "benchmark"),
     )
     quant_calibration_data_sources: dict[str, str] | None = field(
         None,

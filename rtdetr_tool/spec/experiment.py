@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rtdetr_tool.spec.benchmark import BenchmarkSpec
 from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.distill import DistillSpec
 from rtdetr_tool.spec.evaluate import EvaluateSpec
@@ -69,6 +70,7 @@ class ExperimentSpec:
     inference: InferenceSpec = field(InferenceSpec, "How to run inference.")
     export: ExportSpec = field(ExportSpec, "How to export.")
     gen_trt_engine: GenTrtEngineSpec = field(GenTrtEngineSpec, "How to build a TensorRT engine.")
+    benchmark: BenchmarkSpec = field(BenchmarkSpec, "How to measure speed.")
     distill: DistillSpec | None = field(None, "How to distill.")
     quantize: QuantizeSpec = field(QuantizeSpec, "How to quantize.")
     validate_data: ValidateDataSpec = field(ValidateDataSpec, "How to check data sets.")

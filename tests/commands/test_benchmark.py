@@ -1,0 +1,102 @@
+"""`rtdetr benchmark`: figures of every runtime, scores equal to evaluate's, one message for bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from rtdetr_tool.cli import main
+from rtdetr_tool.workflows.benchmark import Job, measure_here
+
+FAST = ("benchmark.seconds=0.05", "benchmark.warmup=1", "benchmark.threads=1", "benchmark.on_cpu=true")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Starting a process per runtime takes seconds; one test does it."""
+    here = lambda candidate, loaded, images: measure_here(Job(candidate, loaded, images))  # noqa: E731
+    monkeypatch.setattr("rtdetr_tool.commands.benchmark.measure", here)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # of the whole test run
+
+
+def content(project) -> dict:
+    return json.loads((project.folder / "results" / "benchmark" / "benchmark.json").read_text())
+
+
+def test_every_runtime_is_measured_and_scores_what_evaluate_scores(project, in_process, capsys):
+    checkpoint = project.checkpoint(lively=True)
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
+    scores = json.loads((project.folder / "results" / "evaluate" / "results.json").read_text())
+    options = ("benchmark.batch_sizes=[1,2]", "benchmark.score=true", "benchmark.decoder_layers=[1]")
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *options, *FAST) == 0
+    found = {row["name"]: row for row in content(project)["runtimes"]}
+    measured = ["torch eager", "torch", "torch bf16", "torch, 1 decoder layers", "onnx"]
+    assert [name for name in found if not found[name]["skipped"]] == measured
+    for name in measured:
+        assert [timing["batch"] for timing in found[name]["timings"]] == [1, 2]
+        for timing in found[name]["timings"]:
+            assert 0 < timing["median"] <= timing["p95"] <= timing["p99"] and timing["steps"] >= 10
+            assert set(timing["parts"]) == {"decode", "preprocess", "model", "postprocess"}
+            assert timing["images_per_second"] == pytest.approx(1000 * timing["batch"] / timing["median"])
+    for name in ("torch", "onnx", "torch, 1 decoder layers"):
+        assert found[name]["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
+    network = content(project)["network"]
+    assert network["input"] == [64, 64] and network["parameters"] > 10_000 and network["gflops"] > 0
+    html = (project.folder / "results" / "benchmark" / "report.html").read_text()
+    assert "mAP against latency" in html and "torch bf16" in html
+    assert (project.folder / "results" / "benchmark" / "plots" / "map_latency.png").is_file()
+    assert "Skipping tensorrt" in capsys.readouterr().err
+
+
+def test_a_runtime_is_measured_in_a_process_of_its_own(project):
+    checkpoint, folder = project.checkpoint(), project.folder / "elsewhere"
+    options = ("benchmark.runtimes=[torch]", "benchmark.batch_sizes=[1]", f"benchmark.results_dir={folder}")
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *options, *FAST) == 0
+    (row,) = json.loads((folder / "benchmark.json").read_text())["runtimes"]
+    assert row["name"] == "torch" and row["timings"] and row["memory_mib"] > 0
+
+
+def test_a_deployed_file_runs_as_it_is(project, in_process):
+    checkpoint = project.checkpoint()
+    file = project.folder / "model.onnx"
+    assert (
+        project.run("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={file}", "export.on_cpu=true") == 0
+    )
+    assert project.run("benchmark", f"benchmark.checkpoint={file}", "benchmark.batch_sizes=[1]", *FAST) == 0
+    (row,) = content(project)["runtimes"]
+    assert row["device"] == "cpu" and not row["skipped"]
+    assert row["name"] == "onnx" and row["megabytes"] == pytest.approx(file.stat().st_size / 1e6)
+    assert content(project)["network"] is None
+
+
+def test_size_and_layers_are_those_of_the_spec(project, in_process):
+    checkpoint = project.checkpoint()
+    size = ("benchmark.input_height=96", "benchmark.input_width=128", "benchmark.runtimes=[torch]")
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *size, "benchmark.gpu_id=0", *FAST) == 0
+    assert content(project)["network"]["input"] == [96, 128]
+    with_layers = ("benchmark.decoder_layers=[5]", "benchmark.runtimes=['torch, 5 decoder layers']")
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *with_layers, *FAST) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["benchmark.runtimes=[torhc]"], r"benchmark.runtimes: torhc is invalid; expected torch eager, torch"),
+        ([f"dataset.{split}_data_sources=null" for split in ("val", "test", "infer")], r"images are required"),
+        (["benchmark.batch_sizes=[0]"], r"benchmark.batch_sizes"),
+        (["benchmark.checkpoint=nowhere.pth"], r"nowhere.pth"),
+    ],
+)
+def test_bad_input_ends_in_one_message(project, in_process, capsys, changes, message):
+    checkpoint = project.checkpoint()
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *FAST, *changes) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (project.folder / "results" / "benchmark" / "benchmark.json").exists()
+
+
+def test_help_names_the_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", "-h"])
+    assert end.value.code == 0 and "latency" in capsys.readouterr().out
