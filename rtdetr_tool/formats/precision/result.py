@@ -35,7 +35,7 @@ class PrecisionGraph:
     kept: list[KeptNode]
     converted: int  # nodes in FP16
     casts: int
-    quantised: int = 0  # nodes in INT8
+    quantized: int = 0  # nodes in INT8
     notes: list[str] = field(default_factory=list)  # to be shown to the user
     calibration: dict[str, Any] | None = None  # method, costs, pictures of INT8
 
@@ -43,7 +43,7 @@ class PrecisionGraph:
         """Plain values for a report, without the graph."""
         return {
             "nodes_fp16": self.converted,
-            "nodes_int8": self.quantised,
+            "nodes_int8": self.quantized,
             "nodes_fp32": sum(node.precision == "fp32" for node in self.kept),
             "casts": self.casts,
             "notes": self.notes,
