@@ -66,10 +66,11 @@ test: $(INSTALLED_DEV) ## the tests, in two processes; ARGS="-k name" chooses
 test-slow: $(INSTALLED_DEV) ## the tests that take long
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device
+gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device, then a benchmark (gpu_benchmark.json)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo "gpu-check needs a CUDA device; this machine has none" >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python scripts/bench_gpu.py --json gpu_benchmark.json
 
 check: lint types test ## what CI runs
 
