@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.ops.structures import Batch, Target
@@ -45,7 +46,7 @@ def collate(samples: Sequence[tuple[Tensor, Target] | FailedImage]) -> Batch | F
         if isinstance(sample, FailedImage):
             return sample
     images, targets = zip(*samples, strict=True)
-    return Batch(torch.stack(images), list(targets))
+    return Batch(stack_images(images), list(targets))
 
 
 def collate_inference(
@@ -59,6 +60,23 @@ def collate_inference(
         if isinstance(sample, FailedImage) and sample.ends_the_run:
             return sample
     good = [sample for sample in samples if not isinstance(sample, FailedImage)]
-    images = torch.stack([image for image, _ in good]) if good else torch.zeros((0, 3, *size), dtype=torch.uint8)
+    images = stack_images([image for image, _ in good]) if good else torch.zeros((0, 3, *size), dtype=torch.uint8)
     failures = [sample for sample in samples if isinstance(sample, FailedImage)]
     return InferenceBatch(images, [target for _, target in good], failures)
+
+
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """uint8 [3, H, W] each -> [B, 3, H, W] in channels_last, the layout of decoders and of the network's convolutions.
+
+    In a worker process the batch is made in shared memory, from which the main process reads it without another copy.
+    """
+    height, width = images[0].shape[-2:]
+    shape = (len(images), height, width, 3)
+    if get_worker_info() is None:
+        batch = torch.empty(shape, dtype=torch.uint8)
+    else:
+        storage = torch.UntypedStorage._new_shared(len(images) * height * width * 3, device="cpu")
+        batch = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape, (height * width * 3, width * 3, 3, 1))
+    for row, image in zip(batch, images, strict=True):
+        row.copy_(image.permute(1, 2, 0))
+    return batch.permute(0, 3, 1, 2)

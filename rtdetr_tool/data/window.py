@@ -55,8 +55,8 @@ def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[i
         part = part.flip(-1)
     resized = resize(part, inner)
     if inner == outer:
-        return resized.contiguous()
-    canvas = resized.new_zeros((3, *outer))
+        return resized
+    canvas = resized.new_zeros((*outer, 3)).permute(2, 0, 1)  # channels last in memory, like everything before
     canvas[:, : inner[0], : inner[1]] = resized
     return canvas
 

@@ -1,0 +1,97 @@
+"""Images per second of one data worker: ours, and the same steps in torchvision v2 as the official RT-DETR uses them.
+
+    python scripts/bench_loader.py IMAGES ANNOTATIONS.json [--count 100] [--turns 3]
+
+Decoding, photometric distortion, zoom-out, IoU crop, flip, resize to 640 px and collation, in turn in one process with
+one thread. Rates are of processor time, because machines are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.transforms import v2
+
+from rtdetr_tool.data.build import build_train_dataset
+from rtdetr_tool.data.collate import collate
+from rtdetr_tool.data.dataset import TrainDataset
+from rtdetr_tool.spec import spec_from_dict
+
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("images", help="folder of images")
+    parser.add_argument("annotations", help="their COCO file")
+    parser.add_argument("--count", type=int, default=100, help="images per turn (default 100)")
+    parser.add_argument("--turns", type=int, default=3, help="alternations (default 3)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    source = {"image_dir": options.images, "json_file": options.annotations}
+    datasets = {
+        "ours": build(source),
+        "ours, no distortion": build(source, distortion_prob=0.0),
+        "ours, no distortion, no crop": build(source, distortion_prob=0.0, iou_crop_prob=0.0),
+    }
+    count = min(options.count, len(datasets["ours"]))
+    samples: dict[str, Callable[[int], Any]] = {
+        name: lambda index, dataset=dataset: dataset[(0, index)] for name, dataset in datasets.items()
+    }
+    samples["torchvision v2"] = torchvision_sample(datasets["ours"])
+    rates: dict[str, list[float]] = {name: [] for name in samples}
+    for _ in range(options.turns):
+        for name, sample in samples.items():
+            rates[name].append(rate(sample, count, stack if name == "torchvision v2" else collate))
+    for name, measured in rates.items():
+        print(f"{name:32s} {statistics.median(measured):7.1f} images/s of one core")
+
+
+def build(source: dict[str, str], **augmentation: Any) -> TrainDataset:
+    dataset = {"train_data_sources": [source], "augmentation": {"multi_scales": [], **augmentation}}
+    return build_train_dataset(spec_from_dict({"results_dir": "unused", "dataset": dataset}).dataset, seed=0)
+
+
+def torchvision_sample(dataset: TrainDataset) -> Callable[[int], Any]:
+    transform = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(p=0.8),
+            v2.RandomZoomOut(fill=0),
+            v2.RandomApply([v2.RandomIoUCrop()], p=0.8),
+            v2.SanitizeBoundingBoxes(min_size=1),
+            v2.RandomHorizontalFlip(),
+            v2.Resize([640, 640]),
+            v2.SanitizeBoundingBoxes(min_size=1),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+
+    def sample(index: int) -> Any:
+        record = dataset.records[index]
+        image = tv_tensors.Image(decode_image(read_file(record.path), ImageReadMode.RGB))
+        boxes = tv_tensors.BoundingBoxes(record.boxes, format="XYXY", canvas_size=tuple(image.shape[-2:]))
+        return transform(image, {"boxes": boxes, "labels": torch.from_numpy(record.labels)})
+
+    return sample
+
+
+def stack(samples: list[Any]) -> Any:
+    return torch.stack([image for image, _ in samples]), [target for _, target in samples]
+
+
+def rate(sample: Callable[[int], Any], count: int, join: Callable[[list[Any]], Any]) -> float:
+    start = time.process_time()
+    for first in range(0, count, BATCH):
+        join([sample(index) for index in range(first, min(first + BATCH, count))])
+    return count / (time.process_time() - start)
+
+
+if __name__ == "__main__":
+    main()
