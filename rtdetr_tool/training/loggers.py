@@ -207,8 +207,11 @@ class WeightsAndBiases(WandbLogger):
             self.log_image(name, [image])
 
     def __init__(self, **arguments: Any) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # it prints about ten lines; ours says what matters
         super().__init__(**arguments)
-        _ = self.experiment  # connects
+        getattr(self, "_wandb_init", {}).pop("anonymous", None)  # always passed by Lightning; W&B warns that it is gone
+        run = self.experiment  # connects
+        logger.info("Weights & Biases: %s", getattr(run, "url", None) or f"offline, in {getattr(run, 'dir', '?')}")
 
 
 class MLflow(MLFlowLogger):
