@@ -1,4 +1,4 @@
-"""Random valid specs from the schema: training fields of both families, at tiny sizes."""
+"""Random valid specs from the schema: training and distillation fields of both families, at tiny sizes."""
 
 from __future__ import annotations
 
@@ -68,6 +68,18 @@ RFDETR = {
     "out_feature_indexes": [2, 4],
 }
 RFDETR_FIXED = (*RFDETR, "variant", "encoder", "positional_encoding_size", "segmentation_head")  # fmt: skip
+# Of RT-DETR; the first is the fastest, so the others are rarer.
+BACKBONES = (
+    *(["timm/test_resnet"] * 8),
+    "timm/test_byobnet", "timm/test_convnext", "timm/test_efficientnet", "timm/test_nfnet", "timm/test_mambaout",
+    "timm/test_vit", "resnet_18", "resnet_18d", "efficientvit_b0", "edgenext_x_small", "fan_tiny",
+)  # fmt: skip
+DISTILL_SHARE = 0.2
+FORMATS = ("coco files", "coco", "roboflow", "yolo", "voc")
+CRITERIA = {
+    "srcs": ("L1", "L2", "KL", "IOU"), "dsrcs": ("L1", "L2"), "bb_feats": ("L1", "L2"), "pred_logits": ("KL", "L2"),
+    "pred_boxes": ("L1", "L2"), "encoder": ("L2",), "backbone.layer4": ("L1",), "nothing": ("L1",),
+}  # fmt: skip
 LARGEST = 12  # upper limit of integers without a maximum, or with a higher one
 
 
@@ -92,6 +104,47 @@ def random_spec(seed: int, changed: int = 12) -> dict[str, Any]:
         if _is_valid(trial):
             data = trial
     return data
+
+
+def random_format(seed: int) -> str:
+    """The format of the data of a spec."""
+    return random.Random(f"format {seed}").choice(FORMATS)
+
+
+def with_random_backbone(data: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The spec with a random backbone if it is an RT-DETR, and if that is valid."""
+    backbone = random.Random(f"backbone {seed}").choice(BACKBONES)
+    trial = copy.deepcopy(data)
+    if trial["model"].get("arch", "rtdetr") == "rtdetr":
+        trial["model"]["backbone"] = backbone
+    return trial if _is_valid(trial) else data
+
+
+def random_distillation(data: dict[str, Any], seed: int, teacher_file: str) -> dict[str, Any] | None:
+    """The spec with a random `distill` section, for some of the seeds."""
+    draw = random.Random(f"distill {seed}")
+    if draw.random() >= DISTILL_SHARE:
+        return None
+    bindings = []
+    for name in draw.sample(list(CRITERIA), draw.randint(1, 3)):
+        teacher = name if draw.random() < 0.8 else draw.choice(list(CRITERIA))
+        binding = {"teacher_module_name": teacher, "student_module_name": name}
+        bindings.append(binding | {"criterion": draw.choice(CRITERIA[name]), "weight": draw.choice([0.0, 0.5, 20.0])})
+    data = {**data, "distill": {"pretrained_teacher_model_path": teacher_file, "bindings": []}}
+    own = [row for row in walk_fields() if row[0].startswith("distill.") and row[0].count(".") == 1]
+    for name, entry, hint in own:
+        value = None if section_type(hint) or entry.metadata["path"] else _value(draw, entry, hint)
+        _put_if_valid(data, name, value)
+    for binding in bindings:
+        _put_if_valid(data, "distill.bindings", [*data["distill"]["bindings"], binding])
+    return data
+
+
+def _put_if_valid(data: dict[str, Any], name: str, value: Any) -> None:
+    trial = copy.deepcopy(data)
+    _put(trial, name, value)
+    if value is not None and _is_valid(trial):
+        _put(data, name, value)
 
 
 def _is_valid(data: dict[str, Any]) -> bool:

@@ -4,25 +4,65 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
-from random_specs import random_spec
+from random_specs import FORMATS, random_distillation, random_format, random_spec, with_random_backbone
 
+from rtdetr_tool.checkpoints.io import save_detector
+from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.commands import distill
 from rtdetr_tool.errors import SpecError, UserError
+from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.spec import spec_from_dict
+from rtdetr_tool.spec import LoadedSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.training.batch_norm_check import _norm_without_variance
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
+from scripts.convert_dataset import as_boxes, write_format
 
 
-def outcome(seed: int, sources) -> str:
-    """`done` or `refused`. Any other exception is a failure."""
-    data = random_spec(seed)
-    data["dataset"] |= {"train_data_sources": [sources["train"]], "val_data_sources": sources["val"], "num_classes": 3}
-    data |= {"results_dir": "/nonexistent", "wandb": {"enable": False}}
-    try:
+@pytest.fixture(scope="module")
+def formats(sources, tmp_path_factory):
+    """Format -> the `dataset` fields for the same images."""
+    root, images = tmp_path_factory.mktemp("formats"), {name: Path(sources[name]["image_dir"]) for name in sources}
+    splits = {name: as_boxes(json.loads(Path(sources[name]["json_file"]).read_text())) for name in sources}
+    files = {"train_data_sources": [sources["train"]], "val_data_sources": sources["val"]}
+    folders = {kind: str(write_format(kind, root / kind, splits, images)) for kind in FORMATS if kind != "coco files"}
+    return {"coco files": files, **{kind: {"dataset_dir": folder} for kind, folder in folders.items()}}
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    """Untrained weights of a small RT-DETR for both classes, as a run saves them."""
+    model = {
+        "backbone": "timm/test_resnet", "hidden_dim": 16, "nheads": 2, "feat_channels": [16, 16, 16],
+        "dim_feedforward": 16, "num_queries": 8, "num_select": 8, "dec_layers": 1,
+    }  # fmt: skip
+    sizes = {"eval_spatial_size": [64, 64], "preserve_aspect_ratio": False}
+    spec = spec_from_dict({"model": model, "dataset": {"num_classes": 3, "augmentation": sizes}})
+    classes = [{"index": 1, "id": 1, "name": "red"}, {"index": 2, "id": 2, "name": "green"}]
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    meta = build_metadata("test", spec_to_dict(spec), classes)
+    save_detector(build_detector(spec.model, 3).state_dict(), meta, path)
+    return str(path)
+
+
+def run(data: dict) -> None:
+    if "distill" not in data:
         fit(spec_from_dict(data, "train"))
+        return
+    distill.run(LoadedSpec(spec_from_dict(data, "distill"), data))
+
+
+def outcome(seed: int, formats, teacher_file) -> str:
+    """`done` or `refused`. Any other exception is a failure."""
+    data = with_random_backbone(random_spec(seed), seed)
+    data["dataset"] |= {**formats[random_format(seed)], "num_classes": 3}
+    data |= {"results_dir": "/nonexistent", "wandb": {"enable": False}}
+    data = random_distillation(data, seed, teacher_file) or data
+    try:
+        run(data)
     except UserError as error:
         assert str(error)
         return "refused"
@@ -38,8 +78,8 @@ def quiet():
     logging.disable(logging.NOTSET)
 
 
-def test_a_few_random_specs_run_or_are_refused(sources):
-    outcomes = [outcome(seed, sources) for seed in range(12)]
+def test_a_few_random_specs_run_or_are_refused(formats, teacher_file):
+    outcomes = [outcome(seed, formats, teacher_file) for seed in range(12)]
     assert outcomes.count("done") >= 6
 
 
@@ -70,11 +110,12 @@ def test_adamw_with_a_beta_of_one_is_refused():
 
 
 @pytest.mark.slow
-def test_five_hundred_random_specs_run_or_are_refused(sources):
+def test_five_hundred_random_specs_run_or_are_refused(formats, teacher_file):
     failures, outcomes = [], []
     for seed in range(500):
         try:
-            outcomes.append(outcome(seed, sources))
+            outcomes.append(outcome(seed, formats, teacher_file))
+            print(seed, random_format(seed), outcomes[-1], flush=True)
         except AssertionError as error:
             failures.append(str(error))
     assert failures == []
