@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from rtdetr_tool.cli import main
+from rtdetr_tool.deploy.precision.cost import CostMeter, output_difference
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import spec_from_dict
 
@@ -117,41 +120,45 @@ def test_evaluate_and_inference_end_well(example):
     assert len(list((example.results / "inference/images_annotated").iterdir())) == 2
 
 
-def best_found(example) -> Path:
-    """Labels of the test images: the three best detections of each, so that an untrained model has a score to lose."""
-    rows = example.read("evaluate/predictions.json")
-    truth = json.loads((example.folder / "data/annotations/instances_test.json").read_text())
-    best = []
-    for image in truth["images"]:
-        found = [row for row in rows if row["image_id"] == image["id"]]
-        best += sorted(found, key=lambda row: -row["score"])[:3]
-    truth["annotations"] = [
-        {**{name: row[name] for name in ("image_id", "category_id", "bbox")}, "id": number, "iscrowd": 0,
-         "area": row["bbox"][2] * row["bbox"][3]}
-        for number, row in enumerate(best, start=1)
-    ]  # fmt: skip
-    path = example.folder / "best.json"
-    path.write_text(json.dumps(truth))
-    return path
+def build(example, precision: str, *overrides: str) -> Path:
+    engine = example.folder / f"{precision}.engine"
+    code = example.run(
+        "gen_trt_engine", f"gen_trt_engine.onnx_file={example.folder / 'model.onnx'}",
+        f"gen_trt_engine.trt_engine={engine}", f"gen_trt_engine.tensorrt.data_type={precision}",
+        "gen_trt_engine.compute_capability=[SM89]", *overrides,
+    )  # fmt: skip
+    assert code == 0
+    return engine
 
 
-def test_every_precision_scores_as_fp32_and_becomes_an_engine(example):
+def costs(example) -> tuple[dict[str, float], float]:
+    """What FP16 and INT8 change in the detections (0..1), and how much those of two test images differ."""
+    import onnx
+
+    images = [Image.open(file).convert("RGB") for file in sorted((example.folder / "data/test").iterdir())]
+    pictures = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255 for image in images]
+    meter = CostMeter(onnx.load(example.folder / "model.onnx"), pictures)
+    graphs = {name: example.results / f"gen_trt_engine/model_{name.lower()}.onnx" for name in PRECISIONS[1:]}
+    return (
+        {name: meter.cost(onnx.load(file)) for name, file in graphs.items()},
+        output_difference(*meter.reference),
+    )
+
+
+def test_every_precision_becomes_an_engine_that_detects_the_same(example):
+    """Compared as sets of detections: after one epoch the scores of all queries are within 0.003 of one another.
+
+    Any rounding changes their order, and with it mAP.
+    """
     pytest.importorskip("tensorrt_rtx")
-    assert example.run("evaluate") == 0
-    labels, images = best_found(example), example.folder / "data/test"
-    for precision in PRECISIONS:
-        engine = example.folder / f"{precision}.engine"
-        code = example.run(
-            "gen_trt_engine", f"gen_trt_engine.onnx_file={example.folder / 'model.onnx'}",
-            f"gen_trt_engine.trt_engine={engine}", f"gen_trt_engine.tensorrt.data_type={precision}",
-            "gen_trt_engine.compute_capability=[SM89]", "gen_trt_engine.max_score_drop=0.5",
-            f"dataset.val_data_sources.image_dir={images}", f"dataset.val_data_sources.json_file={labels}",
-        )  # fmt: skip
-        assert code == 0 and engine.stat().st_size > 10**7
+    for precision in PRECISIONS[:2]:
+        assert build(example, precision, "gen_trt_engine.score_images=0").stat().st_size > 10**7
+    assert build(example, "INT8", "gen_trt_engine.max_score_drop=1").stat().st_size > 10**7
     report = example.read("gen_trt_engine/precision.json")
-    scores = {name: report["scores"][name]["mAP"] for name in PRECISIONS}
-    assert scores["FP32"] > 0.3
-    assert abs(scores["FP16"] - scores["FP32"]) < 0.1 and scores["INT8"] > 0.5 * scores["FP32"], scores
+    assert all(0 <= report["scores"][name]["mAP"] <= 1 for name in PRECISIONS)
+    cost, between_images = costs(example)
+    assert between_images > 0.2
+    assert cost["FP16"] < 0.1 * between_images and cost["INT8"] < 0.4 * between_images, (cost, between_images)
     indices = [node for node in report["fp16"]["kept"] if node["reason"].startswith("role: index")]
     assert len(indices) > 100 and max(node["max_abs"] or 0 for node in indices) == 6399  # of 80 x 80 pixels
     assert report["audit"]["cost_mixed"] < 0.05
