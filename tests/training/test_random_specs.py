@@ -119,4 +119,4 @@ def test_five_hundred_random_specs_run_or_are_refused(formats, teacher_file):
         except AssertionError as error:
             failures.append(str(error))
     assert failures == []
-    assert outcomes.count("done") >= 300
+    assert outcomes.count("done") >= 250

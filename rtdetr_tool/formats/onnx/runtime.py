@@ -18,6 +18,7 @@ from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
 from rtdetr_tool.formats.onnx.file import OnnxFile, load_weights
 from rtdetr_tool.formats.onnx.half_emulation import HALF, emulate_half
+from rtdetr_tool.formats.onnx.session import explain_memory, new_session
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import ExperimentSpec
@@ -63,7 +64,7 @@ class OnnxRuntime:
         order = FALLBACKS[chosen]
         providers = [(ONNX_PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
         try:
-            self.session = onnxruntime.InferenceSession(half or str(file.path), options, providers=providers)
+            self.session = new_session(half or str(file.path), options, providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             with_what = (
                 f"onnxruntime {onnxruntime.__version__} cannot run {file.path} (operator set {file.interface.opset})"
@@ -97,7 +98,7 @@ class OnnxRuntime:
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     """Every output of a graph with one input, which takes `images` as they are."""
-    session = onnxruntime.InferenceSession(str(path), providers=[ONNX_PROVIDERS["cpu"]])
+    session = new_session(str(path), onnxruntime.SessionOptions(), [ONNX_PROVIDERS["cpu"]])
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
     return dict(zip(names, map(torch.from_numpy, found), strict=True))
@@ -133,6 +134,8 @@ def choose_provider(wanted: str, device: torch.device) -> str:
 
 def _reason(error: Exception) -> str:
     """The message of onnxruntime, without its error code and its source location."""
+    if explained := explain_memory(error):
+        return explained
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
     text = re.sub(r"\S*onnxruntime_src\S+:\d+ .*?\) (?=[A-Z])", "", text)
     lines = [line for line in text.splitlines() if line.strip()]

@@ -12,6 +12,7 @@ import torch
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.onnx.half_emulation import FLOAT
+from rtdetr_tool.formats.onnx.session import explain_memory, new_session
 from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.messages import first_line
 
@@ -37,9 +38,10 @@ def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.I
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # errors come back as exceptions
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return new_session(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, one per status code
-        raise UserError(f"onnxruntime cannot load the graph: {first_line(error)}") from error
+        reason = explain_memory(error) or first_line(error)
+        raise UserError(f"onnxruntime cannot load the graph: {reason}") from error
 
 
 class RunFailed(UserError):
@@ -67,6 +69,8 @@ def failed_node(error: Exception) -> str:
     if found is None:
         return first_line(error)
     operator, node, reason = found.groups()
+    if explained := explain_memory(error):
+        return f"{operator} node {node or '(without a name)'}: {explained}"
     reason = re.sub(r"\S*onnxruntime\S*/\S+:\d+ .*?\) (\[with .*?\] )?(?=\S)", "", reason.strip().splitlines()[0])
     return f"{operator} node {node or '(without a name)'}: {reason[:200]}"
 
