@@ -55,6 +55,7 @@ def parameter_groups(
         "backbone": lr_backbone * lr_component_decay**2,
         "linear_proj": lr * lr_linear_proj_mult,
         "decoder": lr * lr_component_decay,
+        "decoder_linear_proj": lr * lr_linear_proj_mult * lr_component_decay,
         "main": lr,
     }
     undecayed = {id(p) for module in detector.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
@@ -67,7 +68,7 @@ def parameter_groups(
         if layer == "backbone":
             kind, depth = "backbone", layers.get(inner, last)
         elif any(part in name for part in linear_proj_names):
-            kind = "linear_proj"
+            kind = "decoder_linear_proj" if name.startswith(decoder) else "linear_proj"
         elif name.startswith(decoder):
             kind = "decoder"
         else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
@@ -254,3 +256,11 @@ def _losses_of_theirs(model, images, labels):
 @pytest.fixture(scope="session")
 def criterion() -> SetCriterion:
     return SetCriterion(HungarianMatcher(), {"loss_vfl": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0})
+
+
+@pytest.fixture
+def package_part(monkeypatch):
+    """Imports a module of RF-DETR's package, without its COCO evaluation."""
+    for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
+        monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
+    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="needs the package rfdetr")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from rtdetr_tool.checkpoints.spec_merge import complete_spec
 from rtdetr_tool.data.transforms import JITTER_CROP, JITTER_SIDES, TrainTransform, draw_scale_jitter
 from rtdetr_tool.data.window import Window
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
-from rtdetr_tool.formats.resolve import complete_spec
-from rtdetr_tool.spec import LoadedSpec, read_spec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import LoadedSpec, ModelSpec, read_spec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.recipe import recipe_line
 from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.fit import fit
@@ -131,7 +131,7 @@ def test_groups_have_the_rates_and_weight_decay_of_the_package(reference):
     groups = parameter_groups(
         detector, lr=optim.lr, lr_backbone=optim.lr_backbone, weight_decay=optim.weight_decay,
         lr_layer_decay=optim.lr_layer_decay, lr_component_decay=optim.lr_component_decay,
-        decay_vectors=optim.decay_vectors,
+        decay_vectors=optim.decay_vectors, linear_proj_names=ModelSpec().linear_proj_names,
     )  # fmt: skip
     names = {id(p): name for name, p in detector.named_parameters()}
     actual = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
