@@ -60,7 +60,9 @@ def place(tmp_path, monkeypatch):
     short = partial(names.build_trainer, accelerator="cpu", max_epochs=1)
     monkeypatch.setattr(names, "build_trainer", lambda *configs, **kwargs: short(*configs, **kwargs))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    if torch.distributed.is_initialized():  # by the script for several GPUs
+        torch.distributed.destroy_process_group()
 
 
 def run(text: str, given: dict) -> dict:

@@ -141,7 +141,7 @@ def test_a_wrong_file_on_the_server_is_refused(served, cache, monkeypatch):
 
 
 def test_an_unknown_name_is_answered_with_the_names():
-    with pytest.raises(UserError, match=r"rf-detr-nono: a file of this kind.*Published weights are rf-detr-nano, rf"):
+    with pytest.raises(UserError, match=r"rf-detr-nono: not a supported file.*published weights: rf-detr-nano, rf"):
         open_detector("rf-detr-nono", read_spec(None))
 
 
