@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import io
 import logging
 import os
 import sys
@@ -16,10 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from rtdetr_tool.data.preprocess import decode_content
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
@@ -187,8 +187,9 @@ def save_table(loggers: Sequence[Logger]) -> None:
             target.save()
 
 
-def _decoded(images: Mapping[str, bytes]) -> dict[str, Image.Image]:
-    return {name: Image.open(io.BytesIO(content)).convert("RGB") for name, content in images.items()}
+def _decoded(images: Mapping[str, bytes]) -> dict[str, NDArray[np.uint8]]:
+    """The images by name, [H, W, 3] RGB."""
+    return {name: decode_content(content, name).permute(1, 2, 0).numpy() for name, content in images.items()}
 
 
 class TensorBoard(TensorBoardLogger):
@@ -196,7 +197,7 @@ class TensorBoard(TensorBoardLogger):
 
     def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
         for name, image in _decoded(images).items():
-            self.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
+            self.experiment.add_image(name, image, step, dataformats="HWC")
 
 
 class WeightsAndBiases(WandbLogger):

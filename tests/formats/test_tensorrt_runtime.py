@@ -120,4 +120,4 @@ def test_without_a_description_the_version_in_the_plan_chooses_the_library(engin
 def test_the_origin_of_an_engine_is_told_as_far_as_it_is_known(built):
     report = json.loads(json.dumps(built.report))
     assert origin(b"", {"build": report}) == f"built by TensorRT-RTX {report['version']} for SM89"
-    assert origin(b"", {}) == "it does not say what built it"
+    assert origin(b"", {}) == "it does not record what built it"

@@ -60,7 +60,7 @@ def test_weights_and_biases_without_a_login_is_skipped(make_spec, monkeypatch, c
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoardLogger", "CsvTable"]
+    assert kinds(build_loggers(make_spec(wandb__enable=True), tmp_path)) == ["TensorBoard", "CsvTable"]
     assert "not logged in" in caplog.text
 
 
@@ -177,7 +177,7 @@ def test_deleting_the_tensorboard_folder_neither_ends_the_run_nor_prints_a_trace
 
 def test_only_the_first_process_logs_to_services(make_spec, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("RANK", "1")
-    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoardLogger", "CsvTable"]
+    assert kinds(build_loggers(make_spec(mlflow__enable=True), tmp_path)) == ["TensorBoard", "CsvTable"]
     assert caplog.text == ""
 
 
