@@ -1,4 +1,4 @@
-"""Any number of images through an engine that takes only some batch sizes."""
+"""Run any number of images through a file that supports only some batch sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_in_batches(
 ) -> dict[str, Tensor]:
     """The outputs of `run` for images [B, 3, H, W], B from 0 on; axis 0 of every output belongs to the images.
 
-    More images than the largest batch are cut into chunks; too few are filled up with black ones, whose outputs are
+    More images than the largest batch are split; fewer than the smallest are padded with black ones, whose outputs are
     dropped.
     """
     largest = limits.largest or max(len(images), limits.smallest)

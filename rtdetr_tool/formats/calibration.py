@@ -1,4 +1,4 @@
-"""Pictures to calibrate a TFLite file with: a folder, an array file, an array, or those of the spec's data."""
+"""Calibration images: a folder, an array file, an array, or the images of the spec's data."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ NAME = "export.tflite.calibration"
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Pictures [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have the network's size already."""
+    """Images [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have the network's size already."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     origin: str
 
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
         """Float images [batch, 3, H, W] 0..1 of the first `count`, the last part smaller."""
-        for start in range(0, min(count, len(self.pictures)), batch):
-            part = torch.from_numpy(np.array(self.pictures[start : min(start + batch, count)]))
+        for start in range(0, min(count, len(self.images)), batch):
+            part = torch.from_numpy(np.array(self.images[start : min(start + batch, count)]))
             yield part.float() / 255 if part.dtype == torch.uint8 else part.float()
 
 
 def calibration_images_from(
     given: str | Path | np.ndarray | None, dataset: DatasetSpec, size: tuple[int, int]
 ) -> ArrayImages | ImageSource:
-    """The pictures that INT8 takes its ranges from; `size` is (height, width) of the network's input.
+    """The images that INT8 ranges are measured on; `size` is (height, width) of the network's input.
 
     Raises:
-        UserError: there are none, or an array does not hold pictures of this size.
+        UserError: there are none, or an array does not hold images of this size.
     """
     if isinstance(given, np.ndarray):
         return checked(given, size, f"the array for {NAME}")
@@ -57,14 +57,14 @@ def calibration_images_from(
     )
     if found is None:
         raise UserError(
-            f"{NAME}: INT8 needs calibration pictures; name a folder of images or an array file (.npy) of images "
+            f"{NAME}: INT8 needs calibration images; name a folder of images or an array file (.npy) of images "
             f"[N, 3, {size[0]}, {size[1]}]"
         )
     return found
 
 
 def read_array(path: Path) -> np.ndarray:
-    """An array file, mapped instead of read; objects in it are refused, since loading them runs code."""
+    """An array file, mapped instead of read; objects are refused, since loading them runs code."""
 
     def read() -> np.ndarray:
         with open_regular(path):
@@ -74,26 +74,26 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return retried(read, path)
     except FileNotFoundError:
-        raise UserError(f"{NAME}: there is no file {path}") from None
+        raise UserError(f"{NAME}: {path} does not exist") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{NAME}: {path} is not an array file of numbers (.npy): {error}") from None
 
 
-def checked(pictures: np.ndarray, size: tuple[int, int], what: str) -> ArrayImages:
-    """UserError where an array does not hold prepared pictures of `size` (height, width)."""
-    wanted = f"[N, 3, {size[0]}, {size[1]}] or [N, {size[0]}, {size[1]}, 3], RGB, uint8 0..255 or float 0..1"
-    if pictures.ndim == 4 and pictures.shape[1:] == (*size, 3):
-        pictures = pictures.transpose(0, 3, 1, 2)
-    if pictures.ndim != 4 or pictures.shape[1:] != (3, *size) or len(pictures) == 0:
-        raise UserError(f"{what} has the shape {list(pictures.shape)}; allowed: pictures {wanted}")
-    if pictures.dtype == np.uint8:
-        return ArrayImages(pictures, what)
-    if pictures.dtype.kind != "f":
-        raise UserError(f"{what} has the type {pictures.dtype}; allowed: pictures {wanted}")
-    low, high = float(pictures.min()), float(pictures.max())
+def checked(images: np.ndarray, size: tuple[int, int], what: str) -> ArrayImages:
+    """UserError if an array does not hold prepared images of `size` (height, width)."""
+    layout = f"[N, 3, {size[0]}, {size[1]}] or [N, {size[0]}, {size[1]}, 3], RGB, uint8 0..255 or float 0..1"
+    if images.ndim == 4 and images.shape[1:] == (*size, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1:] != (3, *size) or len(images) == 0:
+        raise UserError(f"{what} has the shape {list(images.shape)}; expected images {layout}")
+    if images.dtype == np.uint8:
+        return ArrayImages(images, what)
+    if images.dtype.kind != "f":
+        raise UserError(f"{what} has the type {images.dtype}; expected images {layout}")
+    low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):
         raise UserError(
-            f"{what} has values from {low:.3g} to {high:.3g}; allowed: pictures {wanted} (they are normalised "
+            f"{what} has values from {low:.3g} to {high:.3g}; expected images {layout} (they are normalized "
             "where the layout wants it)"
         )
-    return ArrayImages(pictures, what)
+    return ArrayImages(images, what)

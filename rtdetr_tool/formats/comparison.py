@@ -1,10 +1,10 @@
-"""Whether a graph finds the same objects as the detector it was made from.
+"""Check that a graph detects the same objects as the detector that it was exported from.
 
-Outputs cannot be compared element by element: two tokens whose scores differ by rounding alone change places in the
-query selection, and all that follows is permuted. So detections are compared as sets. Where the tie lies at the end of
-the selection, another token is selected and all queries, which attend to each other, change a little: such a picture
-says nothing about the graph and is left out. It is recognised by torch alone: noise below a gray level changes its
-detections too (noise of the size of rounding would not do: it averages out over the pixels, rounding does not).
+Outputs cannot be compared element by element: two tokens whose scores differ by rounding alone swap places in the
+query selection, and everything after it is permuted. So detections are compared as sets. If the tie is at the end of
+the selection, another token is selected and all queries, which attend to each other, change a little. Such an image
+does not test the graph and is skipped. PyTorch alone identifies it: noise below a gray level changes its detections too
+(noise of the size of rounding would not do: it averages out over the pixels, rounding does not).
 
 Shape legend: B batch, Q queries, C classes, K detections of an image.
 """
@@ -31,7 +31,7 @@ class Difference:
     """The largest differences over all compared detections.
 
     score: of the probabilities; box: of the cxcywh coordinates, relative to the input; mask: of the probabilities of
-    pixels; unmatched: detections whose class does not occur on the other side at all; ambiguous: images left out
+    pixels; unmatched: detections whose class does not occur on the other side at all; ambiguous: skipped images,
     because torch itself is unstable there.
     """
 
@@ -53,15 +53,15 @@ class Difference:
         return asdict(self)
 
 
-def compare_predictions(ours: Predictions, theirs: Predictions) -> Difference:
+def compare_predictions(expected: Predictions, actual: Predictions) -> Difference:
     """Each of the best detections of one side against the most similar one of its class on the other, both ways."""
     worst, unmatched, count = [0.0, 0.0, 0.0], 0, 0
-    for one, other in ((ours, theirs), (theirs, ours)):
+    for one, other in ((expected, actual), (actual, expected)):
         for found, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
             far, missing = _farthest(found, candidates)
             worst = [_largest(*pair) for pair in zip(worst, far, strict=True)]
             unmatched, count = unmatched + missing, count + len(found.scores)
-    batch = ours.logits.shape[0]
+    batch = expected.logits.shape[0]
     score, box, mask = worst
     return Difference(batch, batch, count, score, box, unmatched, mask=mask)
 
@@ -69,21 +69,21 @@ def compare_predictions(ours: Predictions, theirs: Predictions) -> Difference:
 def compare_on(
     images: Tensor,
     batch: int,
-    ours: Callable[[Tensor], Predictions],
-    theirs: Callable[[Tensor], Predictions],
+    expected: Callable[[Tensor], Predictions],
+    actual: Callable[[Tensor], Predictions],
     tolerance: float,
 ) -> Difference:
-    """`compare_predictions` over `images` [N, 3, H, W], `batch` at a time, leaving out ambiguous ones.
+    """`compare_predictions` over `images` [N, 3, H, W], `batch` at a time, skipping ambiguous ones.
 
-    A smaller rest is left out too. `ours` is torch and takes any batch.
+    A smaller remainder is skipped too. `expected` is PyTorch and accepts any batch.
     """
     found, ambiguous = [], 0
     for part in images.split(batch):
         if len(part) < batch:
             continue
-        for image, one, other in zip(part, _single(ours(part)), _single(theirs(part)), strict=True):
+        for image, one, other in zip(part, _single(expected(part)), _single(actual(part)), strict=True):
             difference = compare_predictions(one, other)
-            if not difference.within(tolerance) and is_ambiguous(image, ours, one, tolerance):
+            if not difference.within(tolerance) and is_ambiguous(image, expected, one, tolerance):
                 ambiguous += 1
             else:
                 found.append(difference)

@@ -1,4 +1,4 @@
-"""What a deployed file (ONNX, TFLite, engine) says of itself, as plain data.
+"""The description that a deployed file (ONNX, TFLite, engine) carries, as plain data.
 
 For people and other tools: `names` (class index -> name), `input_size`, `preserve_aspect_ratio`, `normalisation`,
 `rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`, the same that a checkpoint has, without
@@ -31,7 +31,7 @@ def describe(
     layout: str = "tao",
     background_added: bool = False,
 ) -> dict[str, Any]:
-    """What a deployed file says of its model.
+    """The description of an exported detector.
 
     Args:
         meta: a checkpoint's (see `metadata.py`).

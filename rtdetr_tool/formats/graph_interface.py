@@ -1,4 +1,4 @@
-"""Inputs and outputs of a deployed detector, whatever kind of file it is in: the one place that tells layouts apart."""
+"""Inputs and outputs of a deployed detector in any format; the only module that distinguishes layouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADDED_BACKGROUND = "background_added"  # key of a description: the last class sc
 
 @dataclass(frozen=True)
 class GraphInterface:
-    """What a detector's graph takes and gives; None stands for a dynamic axis."""
+    """Inputs and outputs of a detector's graph; None is a dynamic axis."""
 
     layout: Layout
     batch: int | None
@@ -40,7 +40,7 @@ def layout_of(inputs: Iterable[str], outputs: Iterable[str]) -> Layout | None:
 def read_interface(
     inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], description: Mapping[str, Any], source: Any
 ) -> GraphInterface:
-    """The interface from names and shapes; `description` is what the file says of itself.
+    """The interface from names and shapes; `description` is the one in the file.
 
     Raises:
         CheckpointError: naming the inputs and outputs that the graph has instead of a detector's.

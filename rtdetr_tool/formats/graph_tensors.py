@@ -13,12 +13,12 @@ from rtdetr_tool.ops.structures import Predictions
 
 
 def to_graph(images: Tensor, layout: Layout) -> Tensor:
-    """images [B, 3, H, W] RGB 0..1 as the file takes them."""
+    """images [B, 3, H, W] RGB 0..1 -> the pixels that the file expects."""
     return normalize(images) if layout.normalised else images
 
 
 def predictions_of(outputs: Mapping[str, Tensor], interface: GraphInterface) -> Predictions:
-    """A file's outputs, by name, as predictions in float32; a background that the model does not have is left out."""
+    """A file's outputs, by name, as predictions in float32, without a background that the model does not have."""
     found = {field: outputs[name].float() for field, name in interface.layout.outputs.items() if name in outputs}
     return Predictions(**{**found, "logits": found["logits"][..., : interface.classes]})
 

@@ -1,4 +1,4 @@
-"""Pictures to compare and to calibrate with, prepared exactly as evaluation prepares them."""
+"""Images for comparison and calibration, prepared exactly as for evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNSCORED_FIRST = ("train", "infer", "test", "val")  # what is scored should not 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Image files and the size that the network takes them at; `load` gives some, `batches` many in parts."""
+    """Image files and the size they are resized to; `load` returns some, `batches` yields many in parts."""
 
     paths: tuple[str, ...]
     origin: str
@@ -60,7 +60,7 @@ class ImageSource:
             given += 1
             yield image
         if given == 0:
-            raise DataError(f"None of the {len(self.paths)} pictures in {self.origin} can be read: {failures[0]}")
+            raise DataError(f"None of the {len(self.paths)} images in {self.origin} can be read: {failures[0]}")
 
 
 def image_source_of(
@@ -70,9 +70,9 @@ def image_source_of(
     preserve_aspect_ratio: bool,
     order: Sequence[str] = ("val", "test", "train", "infer"),
 ) -> ImageSource | None:
-    """Pictures in `folders`, or else in the first data source of the spec, in this order, whose images exist.
+    """Images in `folders`, or else in the first data source of the spec, in this order, whose images exist.
 
-    None where there are none. The files are drawn from their list with a fixed seed, so that a few stand for all.
+    None if there are none. The files are shuffled with a fixed seed, so that a few represent all.
     """
     named: list[tuple[str, Callable[[], Sequence[str]]]] = []
     if folders:
@@ -92,7 +92,7 @@ def image_source_of(
 
 
 def synthetic_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, for when there are no real pictures."""
+    """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, for when there are no real images."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
@@ -101,6 +101,6 @@ def synthetic_images(count: int, size: tuple[int, int]) -> Tensor:
         for _ in range(12):
             top, left, tall, wide = torch.rand(4, generator=generator).tolist()
             y, x = int(top * height * 0.8), int(left * width * 0.8)
-            colour = torch.rand(3, 1, 1, generator=generator)
-            image[:, y : y + max(4, int(tall * height * 0.4)), x : x + max(4, int(wide * width * 0.4))] = colour
+            color = torch.rand(3, 1, 1, generator=generator)
+            image[:, y : y + max(4, int(tall * height * 0.4)), x : x + max(4, int(wide * width * 0.4))] = color
     return images

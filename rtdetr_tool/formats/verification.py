@@ -1,4 +1,4 @@
-"""A written file against the detector in torch, on real pictures, before it counts as written."""
+"""Verify a file against the detector in PyTorch on real images, before it gets its name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 4  # at least so many are compared
+PICTURES = 4  # at least this many are compared
 DYNAMIC_BATCHES = (1, 3)  # batch sizes at which a file with a dynamic batch is compared
 
 Predict = Callable[[Tensor], Predictions]
@@ -44,11 +44,11 @@ class FeatureDifference:
 
 @dataclass(frozen=True)
 class Reference:
-    """A deployed detector in torch, and pictures [N, 3, H, W] RGB 0..1, whole batches of every size compared."""
+    """A deployed detector in torch, and images [N, 3, H, W] RGB 0..1, whole batches of every size compared."""
 
     detector: Detector
     images: Tensor
-    origin: str  # of the pictures
+    origin: str  # of the images
     batches: tuple[int, ...]
 
     @exact_float32()
@@ -69,13 +69,13 @@ class Reference:
 
 
 def build_reference(detector: Detector, dataset: DatasetSpec, size: tuple[int, int], batch: int | None) -> Reference:
-    """Pictures of the spec's data, or drawn ones; `batch` None stands for a dynamic one."""
+    """Images of the spec's data, or synthetic ones; `batch` None is a dynamic one."""
     batches = (batch,) if batch else DYNAMIC_BATCHES
     count = max(batches) * -(-PICTURES // max(batches))  # whole batches
     augmentation = dataset.augmentation
     source = image_source_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     if source is None:
-        logger.warning("The spec names no folder with pictures: the graph is compared on drawn ones")
+        logger.warning("The spec has no folder with images: comparing the graph on synthetic ones")
         return Reference(detector, synthetic_images(count, size), "drawn", batches)
     images = source.load(count)
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
@@ -98,11 +98,11 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
         if difference.mask:
             logger.info("  largest difference of a pixel's probability in a mask %.1e", difference.mask)
         if difference.ambiguous:
-            logger.info("  %d more are left out: noise below a gray level changes them", difference.ambiguous)
+            logger.info("  Skipping %d more: noise below a gray level changes them", difference.ambiguous)
     wrong = [difference for difference in found if not difference.within(tolerance)]
     if any(difference.images == 0 for difference in wrong):
         raise RtdetrError(
-            f"{name} was not written: it differs from torch, and on every picture compared noise below a gray level "
+            f"{name} was not written: it differs from torch, and on every image compared noise below a gray level "
             f"changes what torch finds by more than export.tolerance ({tolerance:.1e})"
         )
     if wrong:
@@ -121,8 +121,8 @@ def verify_features(reference: Reference, features: Features, tolerance: float, 
     for batch in reference.batches:
         worst = 0.0
         for part in reference.images.split(batch):
-            for ours, theirs in zip(reference.features(part), features(part), strict=True):
-                worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)))
+            for expected, actual in zip(reference.features(part), features(part), strict=True):
+                worst = max(worst, float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-6)))
         differences.append(FeatureDifference(batch, len(reference.images), worst))
         logger.info("Against torch at batch %d: largest relative difference of a feature %.1e", batch, worst)
         if not worst <= tolerance:
@@ -135,13 +135,13 @@ def verify_features(reference: Reference, features: Features, tolerance: float, 
 
 def change_of_detections(reference: Reference, predict: Predict) -> tuple[Difference, float]:
     """What lower precision does to detections: the largest differences, and the cost (0 = none, 1 = nothing in common)
-    that `precision` measures too, mean over the pictures."""
+    that `precision` measures too, mean over the images."""
     batch = reference.batches[0]
     difference = compare_on(reference.images, batch, reference.predict, predict, float("inf"))
     costs = []
     for part in reference.images.split(batch):
         pairs = zip(_by_image(reference.predict(part)), _by_image(predict(part)), strict=True)
-        costs += [detection_difference(detections(*ours), detections(*theirs)) for ours, theirs in pairs]
+        costs += [detection_difference(detections(*expected), detections(*actual)) for expected, actual in pairs]
     return difference, float(np.mean(costs))
 
 

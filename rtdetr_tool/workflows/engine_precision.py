@@ -47,7 +47,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """A fixed choice of pictures that can be gone through several times."""
+    """A fixed choice of images that can be gone through several times."""
 
     source: ImageSource
     count: int
@@ -77,20 +77,20 @@ def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages 
     name = "gen_trt_engine.tensorrt.calibration.cal_image_dir"
     if found is None:
         if needed:
-            raise UserError(f"{name}: INT8 needs calibration pictures; name one or more folders of images")
-        logger.warning("%s is not set: without pictures the precision of each node is chosen by its kind alone", name)
+            raise UserError(f"{name}: INT8 needs calibration images; name one or more folders of images")
+        logger.warning("%s is not set: without images the precision of each node is chosen by its kind alone", name)
         return None
     count = calibration.cal_batches * calibration.cal_batch_size
     if "cal_batches" in given and len(found.paths) < count:
         raise UserError(
             f"gen_trt_engine.tensorrt.calibration: cal_batches x cal_batch_size is {count}, but {found.origin} hold "
-            f"{len(found.paths)} pictures. Lower cal_batches, or name more folders in cal_image_dir."
+            f"{len(found.paths)} images. Lower cal_batches, or name more folders in cal_image_dir."
         )
     if "cal_batches" not in given:
         count = min(CALIBRATION_IMAGES if needed else AUDIT_IMAGES, len(found.paths))
     if needed and count < FEW_IMAGES:
-        logger.warning("INT8 is calibrated on %d pictures; some hundred give steadier ranges (cal_batches)", count)
-    logger.info("Calibration: %d pictures of %s", count, folders or found.origin)
+        logger.warning("INT8 is calibrated on %d images; some hundred give steadier ranges (cal_batches)", count)
+    logger.info("Calibration: %d images of %s", count, folders or found.origin)
     return CalibrationImages(found, count, calibration.cal_batch_size, source.file.interface.layout)
 
 
@@ -105,21 +105,21 @@ def make_variants(
         if rules.rules:
             logger.warning("layers_precision has no effect: data_type is FP32")
         return variants, report
-    pictures = calibration_images(source, loaded)
+    images = calibration_images(source, loaded)
     audit = None
-    if pictures is not None:
+    if images is not None:
         current_status().running("Measuring the precision that each node needs.")
-        audit = audit_precision(source.file.model, pictures.feeds())
+        audit = audit_precision(source.file.model, images.feeds())
         report["audit"] = audit.to_dict()
     without_int8 = LayerRules(tuple(rule for rule in rules.rules if rule.precision != "int8"))
     mixed = to_mixed_fp16(source.file.model, audit, without_int8 if section.data_type == "INT8" else rules)
     variants.append(written("FP16", mixed, source, folder))
     report["fp16"] = mixed.to_dict()
-    if section.data_type == "INT8" and pictures is not None:
+    if section.data_type == "INT8" and images is not None:
         current_status().running("Calibrating INT8.")
         cache = section.calibration.cal_cache_file
         quantized = to_int8(
-            source.file.model, pictures.feeds(), rules, None if cache in (MISSING, None, "") else Path(cache), audit
+            source.file.model, images.feeds(), rules, None if cache in (MISSING, None, "") else Path(cache), audit
         )
         variants.append(written("INT8", quantized, source, folder))
         report["int8"] = quantized.to_dict()

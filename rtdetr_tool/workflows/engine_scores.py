@@ -75,5 +75,5 @@ def check_drop(variants: list[Variant], allowed: float) -> None:
         raise RtdetrError(
             f"{variants[-1].precision} loses {100 * drop:.2f} points of mAP ({first['mAP']:.4f} to {last['mAP']:.4f}); "
             f"gen_trt_engine.max_score_drop allows {100 * allowed:.2f}. No engine was built. Keep more layers in a "
-            "higher precision (tensorrt.layers_precision), calibrate on more pictures, or allow more."
+            "higher precision (tensorrt.layers_precision), calibrate on more images, or allow more."
         )

@@ -193,7 +193,7 @@ def test_without_pictures_drawn_ones_are_taken(exported, project, capsys):
 
 def test_a_tolerance_below_rounding_is_said_to_be_one(export, capsys):
     assert export("export.tolerance=1e-30")[0] == 1
-    assert "on every picture compared noise below a gray level changes what torch finds" in capsys.readouterr().err
+    assert "on every image compared noise below a gray level changes what torch finds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class TestCalibrationPictures:
         assert found.count == 6
 
     def test_more_pictures_than_there_are(self, exported):
-        with pytest.raises(UserError, match=r"cal_batches x cal_batch_size is 20, but .* hold 6 pictures"):
+        with pytest.raises(UserError, match=r"cal_batches x cal_batch_size is 20, but .* hold 6 images"):
             self.pictures(exported, "tensorrt.data_type=INT8", "tensorrt.calibration.cal_batches=20")
 
     def test_none_at_all(self, exported, make_project, tmp_path):
@@ -139,7 +139,7 @@ class TestCalibrationPictures:
         project.file = exported.file
         project.spec["dataset"] = {"num_classes": 2}
         project.write()
-        with pytest.raises(UserError, match="cal_image_dir: INT8 needs calibration pictures"):
+        with pytest.raises(UserError, match="cal_image_dir: INT8 needs calibration images"):
             self.pictures(project, "tensorrt.data_type=INT8")
         assert self.pictures(project, "tensorrt.data_type=FP16") is None
 

@@ -50,7 +50,7 @@ def test_an_array_file_and_a_folder_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        (np.zeros((2, 12, 8, 3), np.uint8), r"has the shape \[2, 12, 8, 3\]; allowed: pictures \[N, 3, 8, 12\] or"),
+        (np.zeros((2, 12, 8, 3), np.uint8), r"has the shape \[2, 12, 8, 3\]; expected images \[N, 3, 8, 12\] or"),
         (np.zeros((0, 3, 8, 12), np.uint8), "has the shape"),
         (np.zeros((1, 3, 8, 12), np.int64), "has the type int64"),
         (np.full((1, 3, 8, 12), 200.0), "values from 200 to 200"),
@@ -80,8 +80,8 @@ def test_an_array_file_with_objects_runs_no_code(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("no.npy", "there is no file"), ("no_folder", "neither a folder"), ("text.npy", "not an array file"),
-     (None, "INT8 needs calibration pictures")],
+    [("no.npy", "does not exist"), ("no_folder", "neither a folder"), ("text.npy", "not an array file"),
+     (None, "INT8 needs calibration images")],
 )  # fmt: skip
 def test_what_is_not_there_is_named(given, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -71,7 +71,7 @@ def test_convolutions_and_linear_layers_read_quantised_values_directly(quantised
     ]
     convolutions = sum(node.op_type == "Conv" for node in steady_graph.graph.node)
     assert Counter(node.op_type for node in quantised_nodes)["Conv"] == convolutions
-    assert len(quantised_nodes) == quantised.quantised > convolutions
+    assert len(quantised_nodes) == quantised.quantized > convolutions
     assert not [n for n in quantised_nodes if any("quantised" in name for name in n.input[2:])]  # biases stay
 
 
@@ -129,7 +129,7 @@ def test_the_graph_is_valid_smaller_and_near_the_fp32_graph(quantised, steady_gr
 
 def test_a_raised_operator_set_is_said(quantised, steady_graph, cached):
     assert quantised.model.opset_import[0].version == 19
-    assert quantised.notes == ["operator set raised from 17 to 19: INT8 beside FP16 does not exist before"]
+    assert quantised.notes == ["operator set raised from 17 to 19: INT8 with FP16 does not exist before"]
     full = to_int8(steady_graph, (), cache_file=cached[1], half=False)
     assert full.model.opset_import[0].version == 17 and full.notes == [] and full.casts == 0
     assert not [tensor for tensor in full.model.graph.initializer if tensor.data_type == TensorProto.FLOAT16]
@@ -144,7 +144,7 @@ def test_rules_leave_layers_out_of_int8(steady_graph, cached):
     assert {reasons[name] for name in backbone} == {("fp16", "layers_precision: /detector/backbone/*:fp16")}
     assert reasons["/detector/encoder/lateral_convs.0/conv/Conv"][0] == "fp32"
     only = to_int8(steady_graph, (), parse_layers_precision(["*:fp16", "/detector/backbone/*:int8"]), cached[1])
-    assert only.quantised == 20
+    assert only.quantized == 20
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,11 @@ def test_a_graph_of_operator_set_12_is_raised(steady_detector, half):
     """TAO's printed example exports with set 12."""
     graph = export_graph(ExportModel(steady_detector).eval(), (64, 96), None, 12)
     quantised = to_int8(graph, [PICTURES[:1]], half=half)
-    raised, what = (19, "INT8 beside FP16") if half else (13, "INT8 per channel")
+    raised, what = (19, "INT8 with FP16") if half else (13, "INT8 per channel")
     assert quantised.notes == [f"operator set raised from 12 to {raised}: {what} does not exist before"]
     assert quantised.model.opset_import[0].version == raised
     onnx.checker.check_model(quantised.model, full_check=True)
-    assert quantised.quantised > 20
+    assert quantised.quantized > 20
     assert CostMeter(graph, [PICTURES[:1]]).cost(quantised.model) < 0.15
 
 
@@ -252,7 +252,7 @@ def test_what_costs_too_much_stays_out_of_int8_and_the_cache_remembers_it(tmp_pa
     monkeypatch.setattr(calibration, "TOLERATED_COST", 0.02)
     pictures, file = [rng.random((4, 3, 8, 8), np.float32)], tmp_path / "ranges.json"
     found = to_int8(model, pictures, cache_file=file)
-    assert found.quantised == 1
+    assert found.quantized == 1
     spared = {node.name: node for node in found.kept if node.op_type == "Conv"}
     assert set(spared) == {"uneven"} and spared["uneven"].reason.startswith("cost: INT8 from uneven to uneven alone")
     assert to_int8(model, (), cache_file=file).model == found.model
@@ -301,7 +301,7 @@ def test_a_file_that_is_no_cache_is_refused_and_stays(steady_graph, tmp_path, co
 
 
 def test_no_pictures_and_no_cache_is_refused(steady_graph, tmp_path):
-    with pytest.raises(UserError, match="INT8 got no calibration pictures"):
+    with pytest.raises(UserError, match="INT8 got no calibration images"):
         to_int8(steady_graph, (), cache_file=tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
 

@@ -47,7 +47,10 @@ def test_every_wrong_entry_is_named_at_once():
         parse_layers_precision(["conv1", "conv2:fp61", ":fp16", "conv3:int8"])
     message = str(caught.value)
     assert "'conv1' is not of the form layer:precision" in message and "':fp16' is not of the form" in message
-    assert "'conv2:fp61': precision 'fp61' is unknown; allowed: fp32, fp16, int8, int32; did you mean fp16?" in message
+    assert (
+        "'conv2:fp61': precision 'fp61' is invalid; expected one of fp32, fp16, int8, int32; did you mean fp16?"
+        in message
+    )
     assert "conv3" not in message
 
 

@@ -153,7 +153,7 @@ def test_a_fixed_batch_is_the_whole_profile(rtx, toy_onnx):
 
 
 def test_a_fixed_batch_and_another_one_asked_for_contradict(rtx, toy_onnx):
-    with pytest.raises(UserError, match=r"fixed batch of 5, but .*max_batch_size=8 is asked for") as error:
+    with pytest.raises(UserError, match=r"fixed batch of 5, but .*max_batch_size=8 is requested") as error:
         rtx.build(toy_onnx(batch=5), settings(5, 5, 8))
     assert "min_batch_size" not in str(error.value) and "export.batch_size=-1" in str(error.value)
 
@@ -168,7 +168,7 @@ def test_batch_sizes_left_out_follow_the_others(given, expected):
 
 @pytest.mark.parametrize("given", [(4, 2, 8), (1, 4, 2), (4, None, 2)])
 def test_batch_sizes_out_of_order_are_refused(given):
-    with pytest.raises(UserError, match="allowed: 1 <= min <= opt <= max"):
+    with pytest.raises(UserError, match="expected 1 <= min <= opt <= max"):
         settings(*given).batches(None)
 
 
@@ -317,7 +317,7 @@ def test_a_file_that_is_no_timing_cache_is_never_overwritten(content, rtx, tmp_p
     with caplog.at_level(logging.WARNING, logger="rtdetr_tool"):
         assert with_cache(path).state == "not taken"
     assert path.read_bytes() == content
-    assert f"{path} is not used and stays as it is" in caplog.text and "Delete it to begin anew" in caplog.text
+    assert f"{path} is not used and stays as it is" in caplog.text and "Delete it to start from scratch" in caplog.text
 
 
 def test_a_timing_cache_that_cannot_be_read_is_told(rtx, tmp_path):
@@ -355,7 +355,7 @@ def test_auto_takes_what_is_installed_and_fits(rtx, monkeypatch):
 
 
 def test_tensorrt_builds_for_the_gpu_present_only():
-    with pytest.raises(UserError, match=r"builds for the GPU that is there only.*backend=tensorrt_rtx"):
+    with pytest.raises(UserError, match=r"builds only for the GPU of this machine.*backend=tensorrt_rtx"):
         choose_backend("tensorrt", gpu=True, compute_capabilities=("SM89",))
 
 

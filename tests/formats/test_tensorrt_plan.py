@@ -65,7 +65,7 @@ def test_an_engine_that_was_cut_short_is_told(tmp_path):
     path = tmp_path / "model.engine"
     write_engine_file(path, PLAN, DESCRIPTION)
     path.write_bytes(PLAN[:600])
-    with pytest.raises(CheckpointError, match="cut short: 600 of 1000 bytes"):
+    with pytest.raises(CheckpointError, match="truncated: 600 of 1000 bytes"):
         read_engine_file(path)
 
 

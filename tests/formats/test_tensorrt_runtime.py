@@ -88,7 +88,7 @@ def test_a_file_that_is_no_engine_is_told(engine, tmp_path):
 
 def test_an_engine_cut_short_is_told_with_its_description(engine):
     engine.write_bytes(engine.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="truncated"):
         read_engine(engine)
 
 

@@ -1,6 +1,6 @@
-"""Side files for NVIDIA DeepStream's `nvinfer`: the labels and a configuration for its TAO parser.
+"""Configuration files for NVIDIA DeepStream's `nvinfer`: the labels and a configuration for its TAO parser.
 
-Keys and parser are those of TAO's own export. What TAO fixes there is taken from the model instead: whether the picture
+Keys and parser are those of TAO's own export. What TAO fixes there is taken from the model instead: whether the image
 is stretched or letterboxed, how many detections are kept, from which score on. `network-mode` is FP32, because the FP16
 conversion of nvinfer knows nothing of the layers that must not be converted; use an engine of `gen_trt_engine` for it.
 """
@@ -30,7 +30,7 @@ def write_side_files(
     num_select: int,
     threshold: float,
 ) -> tuple[Path, Path]:
-    """`labels.txt` and `nvdsinfer_config.yaml` beside the ONNX file; `size` is (height, width) of the input."""
+    """`labels.txt` and `nvdsinfer_config.yaml` next to the ONNX file; `size` is (height, width) of the input."""
     labels, names = label_lines(class_map), LAYOUTS["tao"].outputs
     config = {
         "property": {

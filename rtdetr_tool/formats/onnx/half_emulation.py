@@ -1,8 +1,8 @@
 """FP16 graphs that keep their rounding and their overflow on a CPU.
 
 onnxruntime's CPU provider has hardly any FP16 kernels. It runs such nodes in FP32 between casts of its own and then
-removes those casts, at every optimisation level: a chain of FP16 nodes neither rounds nor overflows there, and its
-score says nothing. Casts that stand in the graph are kept. So `emulate_half` spells FP16 out: every tensor travels as
+removes those casts, at every optimization level: a chain of FP16 nodes neither rounds nor overflows there, and its
+score is meaningless. Casts in the graph are kept, so `emulate_half` writes FP16 out: every tensor is passed on as
 FP32, and after each node that rounds, the result goes to FP16 and back. That is what a GPU does with FP32
 accumulation; kernels that also accumulate in FP16 can be worse.
 """
@@ -50,7 +50,7 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     renamed = {value.name: _wide(value.name) for value in graph.input if value.name in half}
     renamed |= {value.name: _wide(value.name) for value in graph.output if value.name in half}
     for node in graph.node:
-        nodes += _spelled_out(node, half, renamed)
+        nodes += _in_single(node, half, renamed)
     for value in graph.output:
         if value.name in half:
             nodes.append(helper.make_node("Cast", [renamed[value.name]], [value.name], to=HALF))
@@ -59,7 +59,7 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _spelled_out(node: NodeProto, half: set[str], renamed: dict[str, str]) -> list[NodeProto]:
+def _in_single(node: NodeProto, half: set[str], renamed: dict[str, str]) -> list[NodeProto]:
     """The node in FP32, followed by a rounding of each output that was FP16."""
     if holds_graph(node) and half & {*node.input, *node.output}:
         raise UserError(f"{node.name}: FP16 around or inside {node.op_type} cannot be scored on a CPU")

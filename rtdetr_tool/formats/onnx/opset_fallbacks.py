@@ -1,4 +1,4 @@
-"""Operators that ONNX's older operator sets lack, spelled out in operators that they have.
+"""Operators that older ONNX operator sets lack, built from operators that they have.
 
 `GridSample` came with set 16, and PyTorch's exporter writes attention from set 14 on; specs of TAO ask for set 12.
 """

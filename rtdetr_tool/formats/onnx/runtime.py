@@ -97,7 +97,7 @@ class OnnxRuntime:
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
-    """Every output of a graph with one input, which takes `images` as they are."""
+    """Every output of a graph with one input for `images`, which are passed as they are."""
     session = new_session(str(path), onnxruntime.SessionOptions(), [ONNX_PROVIDERS["cpu"]])
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
@@ -115,21 +115,21 @@ def emulated_half(file: OnnxFile) -> bytes | None:
     return content
 
 
-def choose_provider(wanted: str, device: torch.device) -> str:
+def choose_provider(name: str, device: torch.device) -> str:
     """cpu, cuda or tensorrt.
 
     Raises:
         UserError: for one that this onnxruntime does not have.
     """
     available = onnxruntime.get_available_providers()
-    if wanted == "auto":
+    if name == "auto":
         return "cuda" if device.type == "cuda" and ONNX_PROVIDERS["cuda"] in available else "cpu"
-    if ONNX_PROVIDERS[wanted] not in available:
+    if ONNX_PROVIDERS[name] not in available:
         raise UserError(
-            f"onnx_provider: this onnxruntime has no {ONNX_PROVIDERS[wanted]} (it has {', '.join(available)}); "
+            f"onnx_provider: this onnxruntime has no {ONNX_PROVIDERS[name]} (it has {', '.join(available)}); "
             "for a GPU: pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
-    return wanted
+    return name
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Precision in the graph: which nodes of an ONNX graph run in FP16 or INT8, decided by measurement.
 
-TensorRT 11 and TensorRT-RTX take the types of a graph as they stand, so precision is written into the graph: casts and
+TensorRT 11 and TensorRT-RTX use the types of a graph as they are, so precision is written into the graph: casts and
 FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16` and `to_int8` write, `emulate_half` makes a
 graph whose score on a CPU is that of FP16, under `scoring_options`.
 """

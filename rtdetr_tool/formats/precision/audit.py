@@ -24,7 +24,7 @@ from rtdetr_tool.formats.precision.roles import find_roles
 
 logger = logging.getLogger(__name__)
 
-MARGIN = 4.0  # other pictures than the calibration pictures reach further
+MARGIN = 4.0  # other images than the calibration images reach further
 COARSE = 2e-3  # relative error (L2) of a tensor in FP16; rounding alone gives at most 5e-4
 PICTURES_FOR_COST = 8
 TOLERATED_COST = 0.02
@@ -37,19 +37,19 @@ _SHARP = {"Log": 0, "Div": 1, "Reciprocal": 0, "Sqrt": 0}
 def audit_precision(
     model: onnx.ModelProto, feeds: Iterable[np.ndarray], pictures_for_cost: int = PICTURES_FOR_COST
 ) -> Audit:
-    """Run an FP32 graph on pictures [N, 3, H, W] float32 RGB 0..1 and judge each node.
+    """Run an FP32 graph on images [N, 3, H, W] float32 RGB 0..1 and judge each node.
 
-    All pictures give the ranges, one at a time; the first `pictures_for_cost` are kept to measure what groups of nodes
+    All images give the ranges, one at a time; the first `pictures_for_cost` are kept to measure what groups of nodes
     cost in FP16.
 
     Raises:
-        UserError: for no pictures at all, or pictures that do not fit the graph.
+        UserError: for no images at all, or images that do not fit the graph.
     """
     graph = Graph(model)
     first: list[np.ndarray] = []
     ranges, count = _ranges(graph, feeds, first, pictures_for_cost)
     if not count:
-        raise UserError("The precision audit got no pictures; name some in gen_trt_engine.tensorrt.calibration")
+        raise UserError("The precision audit got no images; name some in gen_trt_engine.tensorrt.calibration")
     audit = Audit(judge(graph, ranges), count)
     _measure_costs(graph, audit, CostMeter(graph.model, first))
     return audit
@@ -58,18 +58,18 @@ def audit_precision(
 def _ranges(
     graph: Graph, feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
 ) -> tuple[dict[str, TensorRange], int]:
-    """Range of every float tensor, and the number of pictures; `first` is filled with the first pictures."""
+    """Range of every float tensor, and the number of images; `first` is filled with the first images."""
     made = [name for node in graph.nodes if node.op_type not in MOVING for name in node.output if graph.is_float(name)]
     observer = Observer(graph.model, made)
     ranges = {name: TensorRange() for name in (*graph.inputs, *made) if graph.is_float(name)}
     count = 0
-    for picture in rebatched(feeds, graph.model):
+    for image in rebatched(feeds, graph.model):
         if count < wanted:
-            first.append(picture)
-        count += len(picture)
+            first.append(image)
+        count += len(image)
         for name in graph.inputs:
-            ranges[name].add(picture)
-        for name, value in observer.observe(picture):
+            ranges[name].add(image)
+        for name, value in observer.observe(image):
             ranges[name].add(value)
     return ranges, count
 

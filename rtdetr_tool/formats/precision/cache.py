@@ -26,7 +26,7 @@ class Calibration:
     method: str
     pictures: int
     ranges: dict[str, float]
-    costs: dict[str, float] = field(default_factory=dict)  # of each method on the first pictures, 0..1
+    costs: dict[str, float] = field(default_factory=dict)  # of each method on the first images, 0..1
     kept: dict[str, str] = field(default_factory=dict)  # node -> reason
     format: str = FORMAT
 
@@ -63,7 +63,7 @@ def read_cache(path: str | os.PathLike[str], graph_sha256: str, tensors: Iterabl
     if found.graph_sha256 != graph_sha256 or set(tensors) - set(found.ranges):
         raise UserError(
             f"{path} holds the INT8 ranges of another ONNX graph ({found.graph_sha256[:12]}, this one is "
-            f"{graph_sha256[:12]}). Remove it to calibrate anew, or name another "
+            f"{graph_sha256[:12]}). Remove it to calibrate again, or name another "
             "gen_trt_engine.tensorrt.calibration.cal_cache_file"
         )
     return found

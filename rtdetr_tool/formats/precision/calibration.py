@@ -1,4 +1,4 @@
-"""INT8 ranges of a graph: from the cache, or measured on pictures, with the method that moves the detections least."""
+"""INT8 ranges of a graph: from the cache, or measured on images, with the method that moves the detections least."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtdetr_tool.formats.precision.cache import Calibration, graph_hash, read_ca
 from rtdetr_tool.formats.precision.cost import CostMeter
 from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.precision.observe import open_session
-from rtdetr_tool.formats.precision.quantize_nodes import place, quantisable, residual_inputs, scale_name, scale_of
+from rtdetr_tool.formats.precision.quantize_nodes import place, quantizable, residual_inputs, scale_name, scale_of
 from rtdetr_tool.formats.precision.ranges import METHODS, collect
 from rtdetr_tool.formats.precision.rules import LayerRules
 
@@ -83,7 +83,7 @@ def _method_costs(
 
 def _activations(graph: Graph) -> list[str]:
     """Every tensor that may get Q/DQ, whatever nodes are chosen."""
-    candidates = quantisable(graph)
+    candidates = quantizable(graph)
     names = [target.activation for target in candidates.values()]
     residual = residual_inputs(graph, candidates).items()
     return list(dict.fromkeys([*names, *(graph.by_name[name].input[slot] for name, slot in residual)]))

@@ -53,7 +53,7 @@ def _follow(graph: Graph, half: set[str], following: set[str]) -> None:
         if makers:
             _set(half, node.name, all(maker.name in half for maker in makers))
         elif node.op_type == QUANTIZE:
-            half.discard(node.name)  # reads the pictures, which are FP32
+            half.discard(node.name)  # reads the images, which are FP32
     for node in reversed(graph.nodes):
         if node.name not in following or node.op_type == QUANTIZE or set(node.output) & set(graph.outputs):
             continue

@@ -18,9 +18,9 @@ SMALLEST_SCORE = 0.05
 
 
 class CostMeter:
-    """Compares graphs with the FP32 graph on some pictures, which it holds in memory.
+    """Compares graphs with the FP32 graph on some images, which it holds in memory.
 
-    The cost lies in 0..1: 0 for equal detections, 1 for none in common. It is the share by which scores and overlaps of
+    The cost is in 0..1: 0 for equal detections, 1 for none in common. It is the share by which scores and overlaps of
     the detections change, seen as sets, weighted by score; TopK may order queries as it likes. Graphs that are no
     detector's are compared by the relative difference of their outputs.
     """
@@ -32,7 +32,7 @@ class CostMeter:
         self.reference = self._run(open_session(model), {})
 
     def cost(self, model: onnx.ModelProto) -> float:
-        """Mean over the pictures; FP16 parts of `model` are computed as a GPU would."""
+        """Mean over the images; FP16 parts of `model` are computed as a GPU would."""
         return self.measure(open_session(emulate_half(model)))
 
     def measure(self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None) -> float:
@@ -51,8 +51,8 @@ class CostMeter:
 
     def _run(self, session: InferenceSession, others: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [
-            dict(zip(self.names, run_session(session, self.names, {self.input: picture, **others}), strict=True))
-            for picture in self.pictures
+            dict(zip(self.names, run_session(session, self.names, {self.input: image, **others}), strict=True))
+            for image in self.pictures
         ]
 
 
@@ -81,8 +81,8 @@ def detections(logits: np.ndarray, boxes: np.ndarray) -> DetectionArrays:
     with np.errstate(over="ignore"):
         scores = 1.0 / (1.0 + np.exp(-logits.astype(np.float64).ravel()))
     best = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:DETECTIONS]
-    centre, half = boxes[best // logits.shape[1], :2], boxes[best // logits.shape[1], 2:] / 2
-    corners = np.concatenate([centre - half, centre + half], axis=1).astype(np.float64)
+    center, half = boxes[best // logits.shape[1], :2], boxes[best // logits.shape[1], 2:] / 2
+    corners = np.concatenate([center - half, center + half], axis=1).astype(np.float64)
     good = (scores[best] >= SMALLEST_SCORE) & np.isfinite(corners).all(1)
     return scores[best][good], (best % logits.shape[1])[good], corners[good]
 

@@ -1,7 +1,7 @@
 """INT8 graphs: Q/DQ nodes around convolutions and linear layers, the rest in FP16 as the audit allows.
 
-Ranges come from histograms over calibration pictures. How their tails are cut (maximum, percentiles, entropy, squared
-error) is chosen by what each way costs on some of the pictures, and stretches of the graph that cost too much stay out.
+Ranges come from histograms over calibration images. How their tails are cut (maximum, percentiles, entropy, squared
+error) is chosen by what each way costs on some of the images, and stretches of the graph that cost too much stay out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rtdetr_tool.formats.precision.audit_report import Audit
 from rtdetr_tool.formats.precision.calibration import calibrated
 from rtdetr_tool.formats.precision.casting import half_nodes, write_half
 from rtdetr_tool.formats.precision.graph import Graph, opset_of
-from rtdetr_tool.formats.precision.quantize_nodes import place, quantisable
+from rtdetr_tool.formats.precision.quantize_nodes import place, quantizable
 from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph, apply_rules, kept_nodes
 from rtdetr_tool.formats.precision.rules import LayerRules
 
@@ -36,11 +36,11 @@ def to_int8(
 ) -> PrecisionGraph:
     """The graph with Q/DQ nodes; what is not INT8 runs in FP16 where the audit allows it (`half`), else in FP32.
 
-    `feeds` are pictures [N, 3, H, W] float32 RGB 0..1; they are not read when `cache_file` exists and fits the graph.
-    INT8 needs operator set 13, FP16 beside it 19: an older graph is raised to it, which `notes` says.
+    `feeds` are images [N, 3, H, W] float32 RGB 0..1; they are not read when `cache_file` exists and fits the graph.
+    INT8 needs operator set 13, mixed with FP16 19: an older graph is raised to it, which `notes` records.
 
     Raises:
-        UserError: for no pictures, rules that match nothing, a cache of another graph, a graph that cannot be raised.
+        UserError: for no images, rules that match nothing, a cache of another graph, a graph that cannot be raised.
     """
     graph, notes = _prepared(model, half)
     rules = rules or LayerRules()
@@ -50,9 +50,9 @@ def to_int8(
     calibration, reused = calibrated(graph, model, feeds, chosen, rules, cache_file, half)
     spared |= {name: why for name, why in calibration.kept.items() if name in chosen}
     chosen -= set(spared)
-    quantised = Graph(place(graph, chosen, calibration.ranges, half))
-    halves = half_nodes(quantised, reasons) if half else set()
-    written = write_half(quantised, halves)
+    quantized = Graph(place(graph, chosen, calibration.ranges, half))
+    halves = half_nodes(quantized, reasons) if half else set()
+    written = write_half(quantized, halves)
     kept = kept_nodes(graph, rows, halves, reasons) if half else []
     kept += [
         KeptNode(name, graph.by_name[name].op_type, "fp16" if name in halves else "fp32", why)
@@ -69,7 +69,7 @@ def to_int8(
 def _prepared(model: onnx.ModelProto, half: bool) -> tuple[Graph, list[str]]:
     """The graph at an operator set that Q/DQ can be written in."""
     opset = opset_of(model)
-    needed, what = (OPSET_OF_HALF_SCALES, "INT8 beside FP16") if half else (OPSET_OF_CHANNEL_SCALES, "INT8 per channel")
+    needed, what = (OPSET_OF_HALF_SCALES, "INT8 with FP16") if half else (OPSET_OF_CHANNEL_SCALES, "INT8 per channel")
     graph = Graph(model)
     if opset >= needed:
         return graph, []
@@ -85,9 +85,9 @@ def _prepared(model: onnx.ModelProto, half: bool) -> tuple[Graph, list[str]]:
 
 
 def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tuple[set[str], dict[str, str]]:
-    """The nodes to quantise, and why others that could be are not."""
+    """The nodes to quantize, and why others that could be are not."""
     chosen, spared = set(), {}
-    for name, target in quantisable(graph).items():
+    for name, target in quantizable(graph).items():
         rule = rules.match(name, target.node.op_type)
         if rule is not None and rule.precision == "fp16":
             spared[name] = f"layers_precision: {rule}"
@@ -103,5 +103,5 @@ def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tupl
                 "convolutions and products with a constant matrix can"
             )
     if not chosen:
-        raise UserError("INT8: no convolution or linear layer with constant weights is left to quantise in this graph")
+        raise UserError("INT8: no convolution or linear layer with constant weights is left to quantize in this graph")
     return chosen, spared

@@ -13,7 +13,7 @@ SMALLEST_NORMAL = 2.0**-14  # full resolution down to here; nothing between 0 an
 
 @dataclass
 class TensorRange:
-    """Magnitudes of a tensor over all pictures; the first five figures are of finite values only."""
+    """Magnitudes of a tensor over all images; the first five figures are of finite values only."""
 
     max_abs: float = 0.0
     smallest: float = float("inf")  # magnitude above zero

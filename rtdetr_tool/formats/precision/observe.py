@@ -1,4 +1,4 @@
-"""Running a graph on calibration pictures and looking at the tensors inside it."""
+"""Running a graph on calibration images and looking at the tensors inside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.formats.onnx.session import explain_memory, new_session
 from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.messages import first_line
 
-MEMORY = 1 << 30  # bytes of tensors of one picture that are looked at in one run
+MEMORY = 1 << 30  # bytes of tensors of one image that are looked at in one run
 
 
 def scoring_options() -> onnxruntime.SessionOptions:
@@ -30,11 +30,11 @@ def scoring_options() -> onnxruntime.SessionOptions:
     return options
 
 
-def open_session(model: onnx.ModelProto, optimise: bool = True) -> onnxruntime.InferenceSession:
+def open_session(model: onnx.ModelProto, optimize: bool = True) -> onnxruntime.InferenceSession:
     """An onnxruntime session on the CPU with as many threads as torch has."""
     options = scoring_options()
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_ENABLE_BASIC
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_ENABLE_BASIC
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # errors come back as exceptions
     try:
@@ -76,20 +76,20 @@ def failed_node(error: Exception) -> str:
 
 
 def picture_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
-    """Name and shape (None where dynamic) of the graph's one input of pictures [B, 3, H, W]."""
+    """Name and shape (None where dynamic) of the graph's one input of images [B, 3, H, W]."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != FLOAT:
         names = ", ".join(value.name for value in inputs) or "none"
-        raise UserError(f"The graph has the inputs {names}; exactly one is expected: float32 pictures [B, 3, H, W]")
+        raise UserError(f"The graph has the inputs {names}; exactly one is expected: float32 images [B, 3, H, W]")
     dims = inputs[0].type.tensor_type.shape.dim
     return inputs[0].name, [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
 
 
 def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[np.ndarray]:
-    """Pictures [N, 3, H, W] in the batch size of the graph: one by one where it is dynamic.
+    """Images [N, 3, H, W] in the batch size of the graph: one by one where it is dynamic.
 
-    The last batch of a static graph is filled up with its own pictures.
+    The last batch of a static graph is filled up with its own images.
     """
     _, shape = picture_input(model)
     batch, waiting = shape[0] or 1, []
@@ -97,9 +97,9 @@ def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[n
         feed = np.asarray(feed, np.float32)
         wrong = feed.ndim != 4 or any(s not in (None, n) for s, n in zip(shape[1:], feed.shape[1:], strict=False))
         if wrong:
-            raise UserError(f"Calibration pictures are {list(feed.shape)}; the graph takes {shape}")
-        for picture in feed:
-            waiting.append(picture)
+            raise UserError(f"Calibration images are {list(feed.shape)}; the graph takes {shape}")
+        for image in feed:
+            waiting.append(image)
             if len(waiting) == batch:
                 yield np.stack(waiting)
                 waiting = []
@@ -108,18 +108,18 @@ def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[n
 
 
 class Observer:
-    """Yields named tensors of a graph for each picture, in several runs where one would take too much memory."""
+    """Yields named tensors of a graph for each image, in several runs where one would take too much memory."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], memory: int = MEMORY) -> None:
         self.model = model
         self.input, _ = picture_input(model)
         self.parts = [part for part in _parts(model, tensors, memory) if part]
-        self.sessions = [open_session(exposing(model, part), optimise=False) for part in self.parts]
+        self.sessions = [open_session(exposing(model, part), optimize=False) for part in self.parts]
 
-    def observe(self, picture: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and value of each tensor for one picture [B, 3, H, W]."""
+    def observe(self, image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and value of each tensor for one image [B, 3, H, W]."""
         for part, session in zip(self.parts, self.sessions, strict=True):
-            values = run_session(session, part, {self.input: picture})
+            values = run_session(session, part, {self.input: image})
             yield from zip(part, values, strict=True)
 
 
@@ -149,7 +149,7 @@ def _parts(model: onnx.ModelProto, tensors: Sequence[str], memory: int) -> list[
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of each float tensor of known shape, for one picture where the batch is dynamic."""
+    """Bytes of each float tensor of known shape, for one image where the batch is dynamic."""
     single = onnx.ModelProto()
     single.CopyFrom(model)
     for value in single.graph.input:

@@ -19,7 +19,7 @@ SMALLEST_SCALE = 2.0**-20  # exact to 3 digits in FP16
 
 
 @dataclass(frozen=True)
-class Quantisable:
+class Quantizable:
     """A node that can run in INT8: its activation, its weight and the weight's axis of output channels."""
 
     node: NodeProto
@@ -28,13 +28,13 @@ class Quantisable:
     axis: int
 
 
-def quantisable(graph: Graph) -> dict[str, Quantisable]:
+def quantizable(graph: Graph) -> dict[str, Quantizable]:
     """Convolutions and products with a constant matrix, by node name."""
     found = {}
     for node in graph.nodes:
         axis = _channel_axis(graph, node)
         if axis is not None and graph.is_float(node.input[0]) and node.input[0] not in graph.initializers:
-            found[node.name] = Quantisable(node, node.input[0], node.input[1], axis)
+            found[node.name] = Quantizable(node, node.input[0], node.input[1], axis)
     return found
 
 
@@ -56,7 +56,7 @@ def _attribute(node: NodeProto, name: str) -> int:
 
 
 def residual_inputs(graph: Graph, chosen: Collection[str]) -> dict[str, int]:
-    """Additions that TensorRT fuses into a quantised convolution before them: node name -> slot of the other input."""
+    """Additions that TensorRT fuses into a quantized convolution before them: node name -> slot of the other input."""
     order = {node.name: place for place, node in enumerate(graph.nodes)}
     found = {}
     for node in graph.nodes:
@@ -81,7 +81,7 @@ def place(graph: Graph, chosen: Collection[str], limits: Mapping[str, float], ha
     With `half` the scales are such that FP16 holds them exactly.
     """
     writer = _Writer(graph, limits, half)
-    candidates = quantisable(graph)
+    candidates = quantizable(graph)
     residual = {k: slot for k, slot in residual_inputs(graph, chosen).items() if graph.by_name[k].input[slot] in limits}
     nodes: list[NodeProto] = []
     for original in graph.nodes:

@@ -1,4 +1,4 @@
-"""The range that INT8 covers for each activation: histograms over calibration pictures, and ways to cut their tails."""
+"""The range that INT8 covers for each activation: histograms over calibration images, and ways to cut their tails."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def by_percentile(histogram: Histogram, percent: float) -> float:
 def by_squared_error(histogram: Histogram) -> float:
     """The range with the smallest mean squared error of rounding and clipping."""
     width = histogram.limit / BINS
-    centres, weights = (np.arange(BINS) + 0.5) * width, histogram.counts.astype(np.float64)
+    centers, weights = (np.arange(BINS) + 0.5) * width, histogram.counts.astype(np.float64)
     best, found = np.inf, histogram.max_abs
     for limit in histogram.max_abs * np.linspace(0.05, 1.0, 96):
         step = limit / LEVELS
-        rounded = np.minimum(np.rint(centres / step), LEVELS) * step
-        error = float((weights * (centres - rounded) ** 2).sum())
+        rounded = np.minimum(np.rint(centers / step), LEVELS) * step
+        error = float((weights * (centers - rounded) ** 2).sum())
         if error < best:
             best, found = error, float(limit)
     return found
 
 
 def by_entropy(histogram: Histogram) -> float:
-    """The range whose quantised distribution tells most of the original one (Kullback-Leibler divergence)."""
+    """The range whose quantized distribution keeps most information (Kullback-Leibler divergence)."""
     counts = histogram.counts.astype(np.float64)
-    counts[0] = counts[1]  # exact zeros say nothing about the range
+    counts[0] = counts[1]  # exact zeros do not inform about the range
     best, found = np.inf, BINS
     for bins in range(LEVELS + 1, BINS + 1, 8):
         original = counts[:bins].copy()
@@ -108,21 +108,21 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 def collect(
     model: onnx.ModelProto, tensors: Iterable[str], feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
 ) -> tuple[dict[str, Histogram], int]:
-    """A histogram per tensor, one picture at a time, and the number of pictures; `first` gets the first `wanted`."""
+    """A histogram per tensor, one image at a time, and the number of images; `first` gets the first `wanted`."""
     names = list(tensors)
     observer = Observer(model, [name for name in names if name != _input(model)])
     histograms = {name: Histogram() for name in names}
     count = 0
-    for picture in rebatched(feeds, model):
+    for image in rebatched(feeds, model):
         if len(first) < wanted:
-            first.append(picture)
-        count += len(picture)
+            first.append(image)
+        count += len(image)
         if observer.input in histograms:
-            histograms[observer.input].add(picture)
-        for name, value in observer.observe(picture):
+            histograms[observer.input].add(image)
+        for name, value in observer.observe(image):
             histograms[name].add(value)
     if not count:
-        raise UserError("INT8 got no calibration pictures; name gen_trt_engine.tensorrt.calibration.cal_image_dir")
+        raise UserError("INT8 got no calibration images; name gen_trt_engine.tensorrt.calibration.cal_image_dir")
     return histograms, count
 
 

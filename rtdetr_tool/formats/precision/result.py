@@ -15,7 +15,7 @@ from rtdetr_tool.formats.precision.rules import LayerRules
 
 @dataclass(frozen=True)
 class KeptNode:
-    """A node in a higher precision than asked for, and why; figures are None where no pictures were at hand."""
+    """A node in a higher precision than requested, and why; figures are None without images."""
 
     name: str
     op_type: str
@@ -37,7 +37,7 @@ class PrecisionGraph:
     casts: int
     quantized: int = 0  # nodes in INT8
     notes: list[str] = field(default_factory=list)  # to be shown to the user
-    calibration: dict[str, Any] | None = None  # method, costs, pictures of INT8
+    calibration: dict[str, Any] | None = None  # method, costs, images of INT8
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a report, without the graph."""
@@ -55,7 +55,7 @@ class PrecisionGraph:
 def apply_rules(graph: Graph, rows: Mapping[str, NodeAudit], rules: LayerRules) -> tuple[dict[str, str], list[str]]:
     """Why each node stays in FP32, by name, after the user's rules; and notes about rules that are risky.
 
-    fp32 adds to what the audit found, fp16 and int8 overrule it, int32 says nothing about a floating-point node.
+    fp32 adds to what the audit found, fp16 and int8 overrule it, int32 does not apply to a floating-point node.
     """
     rules.check((node.name, node.op_type) for node in graph.nodes)
     reasons, overruled, indices = {}, [], []

@@ -1,4 +1,4 @@
-"""`tensorrt.layers_precision`: what the user says about single layers, TAO's `layer:precision`."""
+"""`tensorrt.layers_precision`: the user's precision of single layers, TAO's `layer:precision`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LayerRules:
     rules: tuple[LayerRule, ...] = ()
 
     def match(self, name: str, op_type: str = "") -> LayerRule | None:
-        """The rule for a node; a pattern stands for node names or for one operator, such as Softmax."""
+        """The rule for a node; a pattern matches node names or for one operator, such as Softmax."""
         others = None
         for rule in reversed(self.rules):
             if rule.pattern == OTHERS:
@@ -51,7 +51,7 @@ class LayerRules:
             problems.append(f"'{rule.pattern}' matches no layer of the graph{hint}")
         if problems:
             raise UserError(
-                "gen_trt_engine.tensorrt.layers_precision: " + "\n  ".join(problems) + "\n  allowed: a node's name, a "
+                "gen_trt_engine.tensorrt.layers_precision: " + "\n  ".join(problems) + "\n  expected a node's name, a "
                 "pattern with * and ?, an operator's name, or * for all others"
             )
 
@@ -71,7 +71,9 @@ def parse_layers_precision(entries: Sequence[str] | None) -> LayerRules:
         elif precision not in PRECISIONS:
             near = difflib.get_close_matches(precision, PRECISIONS, n=1, cutoff=0.3)
             hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"'{entry}': precision '{precision}' is unknown; allowed: {', '.join(PRECISIONS)}{hint}")
+            problems.append(
+                f"'{entry}': precision '{precision}' is invalid; expected one of {', '.join(PRECISIONS)}{hint}"
+            )
         else:
             rules.append(LayerRule(pattern, precision))
     if problems:

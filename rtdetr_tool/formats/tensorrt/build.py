@@ -38,15 +38,15 @@ class BuildSettings:
         wrong = {name: value for name, value in given.items() if fixed is not None and value not in (None, fixed)}
         if wrong:
             raise UserError(
-                f"the ONNX file has a fixed batch of {fixed}, but {_batch_fields(wrong)} asked for. Leave the batch "
-                f"sizes out or set them to {fixed}, or export again with a dynamic batch (export.batch_size=-1)."
+                f"the ONNX file has a fixed batch of {fixed}, but {_batch_fields(wrong)} requested. Remove the batch "
+                f"sizes or set them to {fixed}, or export again with a dynamic batch (export.batch_size=-1)."
             )
         low = given["min"] or fixed or 1
         opt = given["opt"] or fixed or low
         high = given["max"] or fixed or opt
         if not 1 <= low <= opt <= high:
             wrong = {"min": low, "opt": opt, "max": high}
-            raise UserError(f"{_batch_fields(wrong)} asked for; allowed: 1 <= min <= opt <= max")
+            raise UserError(f"{_batch_fields(wrong)} requested; expected 1 <= min <= opt <= max")
         return low, opt, high
 
 
@@ -129,7 +129,7 @@ def parse(loaded: LoadedLibrary, builder: Any, model: Path, messages: Messages) 
         )
     made(parsed, f"reading the ONNX file with {loaded.name}", messages)
     if not network.num_inputs or not network.num_outputs:
-        raise UserError(f"{loaded.name} found no inputs or no outputs in the ONNX file; it is empty or cut short")
+        raise UserError(f"{loaded.name} found no inputs or no outputs in the ONNX file; it is empty or truncated")
     return network
 
 
@@ -144,7 +144,7 @@ def _parser_error(error: Any) -> str:
 def add_profile(
     builder: Any, network: Any, config: Any, settings: BuildSettings, messages: Messages
 ) -> dict[str, dict[str, list[int]]]:
-    """The optimisation profile: for each input its smallest, best and largest shape, also where they are one."""
+    """The optimization profile: for each input its smallest, best and largest shape, also where they are one."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profile, shapes, dynamic = builder.create_optimization_profile(), {}, False
     for tensor in inputs:

@@ -49,8 +49,8 @@ class EngineBackend(Protocol):
 def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = ()) -> EngineBackend:
     """The builder for `gen_trt_engine.backend`: auto, tensorrt or tensorrt_rtx.
 
-    `gpu` says whether a CUDA device is there. `auto` takes TensorRT for it, and TensorRT-RTX where there is none, where
-    compute capabilities are named, or where only that is installed.
+    `gpu` is whether there is a CUDA device. `auto` uses TensorRT for it, and TensorRT-RTX without a device, with named
+    compute capabilities, or if only that is installed.
 
     Raises:
         UserError: it is not installed, cannot build here, or does not know a compute capability.
@@ -62,12 +62,12 @@ def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = (
         name = next((candidate for candidate in order if LIBRARIES[candidate].installed), "")
         if not name:
             ways = "\n".join(f"  - {LIBRARIES[way].title}: {LIBRARIES[way].pip_command}" for way in order)
-            here = "" if len(order) > 1 else " (TensorRT itself builds only for a GPU that is there)"
+            here = "" if len(order) > 1 else " (TensorRT itself builds only for a GPU of this machine)"
             raise UserError(f"No library that can build this engine is installed{here}. Install:\n{ways}")
     library = LIBRARIES[name]
     if not library.ahead_of_time and compute_capabilities:
         raise UserError(
-            f"gen_trt_engine.compute_capability: {library.title} builds for the GPU that is there only. Leave it out, "
+            f"gen_trt_engine.compute_capability: {library.title} builds only for the GPU of this machine. Remove it, "
             "or set gen_trt_engine.backend=tensorrt_rtx"
         )
     backend = LibraryBackend(load_library(name))
@@ -76,7 +76,7 @@ def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = (
             f"{library.title} builds on the GPU it builds for, and there is none here (or no driver). Build on that "
             "machine, or set gen_trt_engine.backend=tensorrt_rtx and gen_trt_engine.compute_capability"
         )
-    choose_targets(backend.loaded, compute_capabilities, gpu)  # a wrong one is said before the long work
+    choose_targets(backend.loaded, compute_capabilities, gpu)  # reports a wrong one before the long build
     return backend
 
 
@@ -101,7 +101,7 @@ class LibraryBackend:
             add_profile(builder, network, builder.create_builder_config(), settings, messages)
 
     def build(self, model: Path, settings: BuildSettings) -> BuiltEngine:
-        """Parse, optimise and serialize an ONNX file; takes seconds with TensorRT-RTX, minutes with TensorRT.
+        """Parse, optimize and serialize an ONNX file; takes seconds with TensorRT-RTX, minutes with TensorRT.
 
         Raises:
             UserError: the settings and the graph, the GPU or the library do not fit each other.
@@ -133,7 +133,7 @@ def write_engine(path: Path, built: BuiltEngine, description: Mapping[str, Any])
 
 
 def choose_targets(loaded: LoadedLibrary, names: Sequence[str], gpu: bool) -> tuple[str, ...]:
-    """The compute capabilities to build for, checked; empty for the GPU that is there."""
+    """The compute capabilities to build for, checked; empty for the GPU of this machine."""
     if not loaded.library.ahead_of_time:
         return ()
     known = [name for name in loaded.module.ComputeCapability.__members__ if name not in PLACEHOLDERS]
@@ -152,7 +152,9 @@ def choose_targets(loaded: LoadedLibrary, names: Sequence[str], gpu: bool) -> tu
             f"gen_trt_engine.compute_capability: {loaded.name} does not know {', '.join(wrong)}. It knows {allowed}"
         )
     if AMPERE_PLUS in wanted and len(wanted) > 1:
-        raise UserError(f"gen_trt_engine.compute_capability: {AMPERE_PLUS} stands alone, without {', '.join(wanted)}")
+        raise UserError(
+            f"gen_trt_engine.compute_capability: {AMPERE_PLUS} must be the only one, without {', '.join(wanted)}"
+        )
     return wanted
 
 

@@ -57,7 +57,7 @@ def read_engine(path: str | Path, device: torch.device | str = "cuda") -> Engine
 
 
 def gpu_of(device: torch.device | str, path: Path, plan: bytes, description: Mapping[str, Any]) -> torch.device:
-    """The CUDA device to run on; the messages say what the engine was built for."""
+    """The CUDA device to run on; messages name what the engine was built for."""
     device = torch.device(device)
     if not description and not looks_like_plan(plan):
         raise CheckpointError(_no_engine(path, plan))
@@ -159,7 +159,7 @@ def _shape(dims: Any) -> Shape:
 
 
 def _largest(engine: Any, name: str) -> Shape:
-    """The shape of an input; height and width, where dynamic, from the first optimisation profile."""
+    """The shape of an input; height and width, where dynamic, from the first optimization profile."""
     shape = tuple(engine.get_tensor_shape(name))
     if -1 not in shape:
         return shape

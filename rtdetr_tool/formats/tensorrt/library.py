@@ -1,7 +1,7 @@
-"""The TensorRT libraries: which there are, what sets them apart, and what they say.
+"""The TensorRT libraries: their differences, how they are loaded, and their messages.
 
 Every call this package makes exists in TensorRT 10 and 11 and in TensorRT-RTX 1 alike (read off the Python bindings of
-10.0, 10.16, 11.0, 11.4 and 1.7); the rest stands in `LIBRARIES`. All know strongly typed networks, in which the ONNX
+10.0, 10.16, 11.0, 11.4 and 1.7); the rest is in `LIBRARIES`. All know strongly typed networks, in which the ONNX
 file alone decides the precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
 """
 
@@ -59,7 +59,7 @@ LIBRARIES = {
 
 @dataclass
 class Messages:
-    """What a library said during one piece of work."""
+    """Messages of a library during one task."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -155,7 +155,7 @@ def made(thing: Any, what: str, messages: Messages) -> Any:
     """`thing`, unless it is None or False, as these libraries answer instead of raising.
 
     Raises:
-        RtdetrError: with what the library said.
+        RtdetrError: with the messages of the library.
     """
     if thing is None or thing is False:
         raise RtdetrError(f"{what} failed:\n{messages.reasons()}")

@@ -1,6 +1,6 @@
-"""Engine files: a plan as TensorRT makes it, and `<file>.json` beside it that says what it is.
+"""Engine files: a plan as TensorRT builds it, and `<file>.json` next to it with its description.
 
-The description holds what the ONNX file's metadata held (class names, input size, ...), `build` (versions, GPU,
+The description has what the ONNX file's metadata had (class names, input size, ...), `build` (versions, GPU,
 profile, inputs and outputs, ...) and `engine` (size, hash and time of the plan, which tie the two files together).
 """
 
@@ -39,7 +39,7 @@ def write_engine_file(path: str | os.PathLike[str], plan: bytes, description: Ma
     Raises:
         UserError: the folder cannot be written.
     """
-    path, beside = Path(path), description_path(path)
+    path, companion = Path(path), description_path(path)
     engine = {
         "file": path.name,
         "bytes": len(plan),
@@ -47,21 +47,21 @@ def write_engine_file(path: str | os.PathLike[str], plan: bytes, description: Ma
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     remove_unfinished(path)
-    remove_unfinished(beside)
+    remove_unfinished(companion)
     text = json.dumps({**description, "engine": engine}, indent=2, ensure_ascii=False) + "\n"
-    new = not beside.exists()
+    new = not companion.exists()
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a directory")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as plan_file:
             plan_file.write_bytes(plan)
-            with replacing(beside) as description_file:
+            with replacing(companion) as description_file:
                 description_file.write_text(text, encoding="utf-8")
     except BaseException as error:
         if new:
             with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
+                companion.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise UserError(f"the engine file {path} cannot be written: {error.strerror or error}") from error
         raise
@@ -91,17 +91,17 @@ def read_engine_file(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `<engine file>.json` says; empty where there is none, as with engines of other tools."""
-    beside = description_path(path)
+    companion = description_path(path)
     try:
-        description = parse_json(read_limited(beside, LARGEST_DESCRIPTION))
+        description = parse_json(read_limited(companion, LARGEST_DESCRIPTION))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{beside} cannot be read: {error}. It may also be deleted.") from error
+        raise CheckpointError(f"{companion} cannot be read: {error}. It may also be deleted.") from error
     if not isinstance(description, dict):
-        raise CheckpointError(f"{beside} does not describe an engine. It may also be deleted.")
+        raise CheckpointError(f"{companion} does not describe an engine. It may also be deleted.")
     if wrong := _wrong_field(description):
-        raise CheckpointError(f"{beside} does not describe an engine: {wrong}. It may also be deleted.")
+        raise CheckpointError(f"{companion} does not describe an engine: {wrong}. It may also be deleted.")
     return description
 
 
@@ -128,7 +128,7 @@ def check_belongs(path: Path, plan: bytes, description: Mapping[str, Any]) -> No
     engine = description.get("engine") or {}
     size = engine.get("bytes") or len(plan)
     if len(plan) < size:
-        raise CheckpointError(f"{path} is cut short: {len(plan)} of {size} bytes; an interrupted copy or download?")
+        raise CheckpointError(f"{path} is truncated: {len(plan)} of {size} bytes; an interrupted copy or download?")
     if (engine.get("sha256") or "") not in ("", hashlib.sha256(plan).hexdigest()):
         raise CheckpointError(
             f"{description_path(path)} belongs to another engine than {path} (size or hash differ), or the engine is "

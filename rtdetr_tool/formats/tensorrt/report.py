@@ -40,7 +40,7 @@ def precisions(network: Any) -> dict[str, int]:
     """How many layers of the network compute in each number format.
 
     A product or convolution of dequantized values counts by what was quantized, since that is how it runs. Constants,
-    quantizing layers and layers on integers (shapes, indices) are left out.
+    quantizing layers and layers on integers (shapes, indices) are skipped.
     """
     layers = [layer for layer in _layers(network) if layer.num_outputs and layer.type.name != "CONSTANT"]
     stored = {
@@ -57,7 +57,7 @@ def precisions(network: Any) -> dict[str, int]:
 
 
 def layers_of_network(network: Any) -> dict[str, Any]:
-    """Layers as parsed, before the library fused them: what can be said without the GPU that the engine is for."""
+    """Layers as parsed, before the library fused them: what is known without the GPU that the engine is for."""
     types = Counter(layer.type.name.lower() for layer in _layers(network))
     return _layers_report(types, "network")
 

@@ -68,7 +68,7 @@ class EngineRuntime:
 
 
 def _limits(engine: Any, name: str) -> BatchLimits:
-    """The batch sizes, from the first optimisation profile or the fixed shape."""
+    """The batch sizes, from the first optimization profile or the fixed shape."""
     shape = tuple(engine.get_tensor_shape(name))
     if -1 not in shape:
         return BatchLimits(shape[0], shape[0])

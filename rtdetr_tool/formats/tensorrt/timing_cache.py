@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class TimingCache:
-    """One build's use of a cache file; `state` says in a word or two what became of it."""
+    """One build's use of a cache file; `state` is its result in a word or two."""
 
     def __init__(self, path: Path | None, loaded: LoadedLibrary, usable: bool | None = None) -> None:
         self.path, self.loaded = path, loaded
@@ -23,7 +23,7 @@ class TimingCache:
         self._cache: Any = None  # has to live until the build is done
 
     def attach(self, config: Any, messages: Messages) -> None:
-        """Hand the file's content to a build. A file that the library does not take is left as it is."""
+        """Hand the file's content to a build. A file that the library rejects is not changed."""
         if self.path is None:
             return
         if not self.usable:
@@ -39,7 +39,7 @@ class TimingCache:
             self.state = "not taken"
             logger.warning(
                 "gen_trt_engine.timing_cache: %s is not used and stays as it is: it is no timing cache, is damaged, or "
-                "comes from another GPU or version of %s. Delete it to begin anew, or name another file.",
+                "comes from another GPU or version of %s. Delete it to start from scratch, or set another file.",
                 self.path,
                 self.loaded.library.title,
             )
@@ -66,7 +66,7 @@ class TimingCache:
             raise UserError(f"gen_trt_engine.timing_cache: {path} cannot be read: {error.strerror}") from None
 
     def _offer(self, config: Any, content: bytes, messages: Messages) -> bool:
-        """Whether the library takes the content; it answers a damaged cache with an empty one and a warning."""
+        """Whether the library accepts the content; it replaces a damaged cache by an empty one, with a warning."""
         complaints = len(messages.warnings) + len(messages.errors)
         cache = config.create_timing_cache(content)
         accepted = cache is not None and config.set_timing_cache(cache, False)

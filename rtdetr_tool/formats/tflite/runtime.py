@@ -45,7 +45,7 @@ class LiteRtRuntime:
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
-    """Every output of a file with one input, which takes `images` as they are."""
+    """Every output of a file with one input for `images`, which are passed as they are."""
     runner, _ = load_runner(path)
     (name,) = runner.get_input_details()
     return {name: torch.from_numpy(output.copy()) for name, output in runner(**{name: images.numpy()}).items()}

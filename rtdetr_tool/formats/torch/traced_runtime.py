@@ -52,7 +52,7 @@ class TracedRuntime(TorchRuntime):
             self._plain(example)
         except RuntimeError as error:
             raise UserError(
-                f"{self.device} cannot run this detector in {dtype}: {first_line(error)}; take float32"
+                f"{self.device} cannot run this detector in {dtype}: {first_line(error)}; use float32"
             ) from error
         if trace and not self._packs:
             with self._computing():
@@ -95,7 +95,7 @@ class _Outputs(nn.Module):
 
 
 def _traced(detector: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
-    """The graph, frozen, after the two runs in which torch's fuser settles."""
+    """The graph, frozen, after the two runs that torch's fuser needs."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # sizes become constants, which is meant here
         graph: torch.jit.ScriptModule = torch.jit.freeze(
