@@ -107,7 +107,7 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
 def test_above_the_cost_no_file_is_left(shared, capsys):
     code, file = shared.export("dear.tflite", "export.tflite.data_type=INT8", "export.tflite.max_cost=0")
     assert code == 1
-    assert "export.tflite.max_cost allows 0" in capsys.readouterr().err
+    assert "export.tflite.max_cost is 0" in capsys.readouterr().err
     assert not file.exists()
 
 
