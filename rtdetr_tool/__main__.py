@@ -1,4 +1,4 @@
-"""`python -m rtdetr_tool` is `rtdetr`."""
+"""`python -m rtdetr_tool` is the same as `rtdetr`."""
 
 import sys
 

@@ -109,7 +109,7 @@ _ROWS = (
     _fan("tiny", "tiny", 7_715_392, width=192, heads=8, depth=8),
     _fan("small", "small", 24_842_960, width=384, heads=8, depth=10),
     _fan("base", "base", 48_299_136, width=448, heads=8, depth=16),
-    _fan("large", "large_in22k_1k", 74_155_036, width=480, heads=10, depth=22, stem_depths=(3, 5), tap=18),
+    _fan("large", "large_in22k_1k", 74_155_036, width=480, heads=10, depth=22, stem_depths=(3, 5), map_block=18),
     _timm("efficientvit_b0", "r224_in1k", _APACHE, (16, 32, 64, 128), 683_056),
     _timm("efficientvit_b1", "r224_in1k", _APACHE, (32, 64, 128, 256), 4_644_832),
     _timm("efficientvit_b2", "r224_in1k", _APACHE, (48, 96, 192, 384), 14_978_352),

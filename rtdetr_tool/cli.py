@@ -1,6 +1,6 @@
 """The command line: `rtdetr <command> -e spec.yaml [-r results_dir] [key=value ...]`.
 
-A command's module is imported when it is chosen; help, a wrong spec and `default_specs` answer without torch.
+Only the module of the selected command is imported; help, spec errors and `default_specs` do not import torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rtdetr",
         usage="rtdetr <command> -e SPEC [-r RESULTS_DIR] [key=value ...]",
         description="Train, evaluate and deploy real-time detection transformers from one spec file.",
-        epilog=f"commands:\n{overview}\n\n`rtdetr <command> -h` shows a worked example.",
+        epilog=f"commands:\n{overview}\n\n`rtdetr <command> -h` shows an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -60,14 +60,14 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="values over those of the file, in Hydra's grammar: train.num_epochs=20, "
+        help="values that override those of the file, in Hydra's grammar: train.num_epochs=20, "
         "'dataset.augmentation.multi_scales=[320,352]'",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `rtdetr`; returns the exit code. Without `arguments` it is the program, which ends with it."""
+    """Entry point of `rtdetr`; returns the exit code. Without `arguments` it uses those of the process."""
     if "_ARGCOMPLETE" in os.environ:
         from rtdetr_tool.completion import complete
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has what it wanted
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         drop_stdout()
         return 0
     except Exception as error:
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(command: str, options: argparse.Namespace, last: bool = False) -> int:
-    """Check the spec, then import the command and run it in a session; `last`: the process ends after it."""
+    """Check the spec, then import the command and run it in a session; `last`: the process ends afterwards."""
     from rtdetr_tool.spec import read_spec
 
     overrides = list(options.overrides)
@@ -122,7 +122,7 @@ def run_command(command: str, options: argparse.Namespace, last: bool = False) -
 
 
 def quoted(text: str) -> str:
-    """A text in Hydra's grammar, whatever characters it holds."""
+    """A text of any characters, quoted for Hydra's grammar."""
     text = re.sub(r"(\\*)('|$)", lambda m: m.group(1) * 2 + ("\\'" if m.group(2) else ""), text)
     return f"'{text}'"
 
@@ -130,12 +130,12 @@ def quoted(text: str) -> str:
 def _unknown_command(command: str) -> str:
     if command in COMMANDS and not COMMANDS[command].available:
         return (
-            f"'{command}' is not part of this version yet; its section of the spec is checked all the same. "
-            f"Commands: {', '.join(AVAILABLE)}"
+            f"'{command}' is not available in this version, which only checks its section of the spec; expected one of "
+            f"{', '.join(AVAILABLE)}"
         )
     near = difflib.get_close_matches(command, AVAILABLE, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"there is no command '{command}'; {hint}commands: {', '.join(AVAILABLE)}"
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"command '{command}' is invalid; expected one of {', '.join(AVAILABLE)}{hint}"
 
 
 def _fail(message: str) -> int:
@@ -144,7 +144,7 @@ def _fail(message: str) -> int:
 
 
 def _report_fault(error: Exception) -> int:
-    """Our own failure before a run has a log file: one line, the traceback in a file of its own."""
+    """Report a failure before a run has a log file: one line, with the traceback in a separate file."""
     descriptor, path = tempfile.mkstemp(prefix="rtdetr-", suffix=".txt")
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(mask_secrets("".join(traceback.format_exception(error))))

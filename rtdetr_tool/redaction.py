@@ -1,8 +1,8 @@
-"""What counts as a secret, and texts and plain data without secrets.
+"""Detect secrets, and mask them in texts and plain data.
 
-A text is masked in three ways: by its form (credentials in addresses, `password=...`, known kinds of tokens), by the
-values of environment variables whose name says that they are secret, and by the secrets that a spec was found to hold
-(`remember_secrets`), which are known exactly and therefore masked wherever they turn up.
+A text is masked in three ways: by its form (credentials in URLs, `password=...`, known kinds of tokens), by the values
+of environment variables with secret names, and by the secrets in a spec (`remember_secrets`), which are known exactly
+and therefore masked everywhere.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MASK = "***"
-SHORTEST = 8  # characters of a value that is masked wherever it stands; a shorter one may be part of any word
+SHORTEST = 8  # characters of a value that is masked everywhere; a shorter one may be part of any word
 LONGEST_CREDENTIALS = 1_000  # characters between `://` and `@`
 
 _PASSWORD = r"pass(?:w|phrase|code)|pwd|(?<!com)(?<!by)pass(?:$|[_\-.])|secret|credential"
 _KEY_OF = "api|access|account|auth|aws|client|crypt|encryption|private|service|shared|signing|storage|ssh|user"
-# Environment variables: these words anywhere. Names of data, which may be anything, are looked at more closely.
+# Names of environment variables may have these words anywhere; names in data, which may be anything, are stricter.
 _SECRET_VARIABLE = re.compile(rf"{_PASSWORD}|token|key|jwt|auth(?!or)", re.I)
 _SECRET_KEY = re.compile(rf"{_PASSWORD}|token(?:s?$|[_\-.])|(?:{_KEY_OF})[_\-.]?keys?(?:$|[_\-.])|[_\-.]keys?$", re.I)
-_SECRET_NUMBER = re.compile(_PASSWORD, re.I)  # the text or number below such a key; numbers of tokens are no secret
+_SECRET_NUMBER = re.compile(_PASSWORD, re.I)  # keys with a secret number; numbers of tokens are not secret
 
 _PARAMETER = r"token|key|sig|secret|pass|pwd|credential|auth|jwt|session|cookie"
 _SHORT_PARAMETERS = "pw|psw|pin|code|sas"
-_MASKS = (  # what is before a secret is kept (group 1), the secret goes
+_MASKS = (  # the text before a secret (group 1) is kept
     re.compile(
         rf"""([?&;](?:[^=&;\s"']{{0,60}}(?:{_PARAMETER})[^=&;\s"']{{0,60}}|{_SHORT_PARAMETERS})=)"""
         r"""(?:"[^"]+"|'[^']+'|[^&\s"'#]+)""",
@@ -52,15 +52,15 @@ _remembered: set[str] = set()
 
 
 def names_secret(name: str) -> bool:
-    """Whether the value of an environment variable with this name is nobody else's business.
+    """Whether the value of an environment variable with this name must be masked.
 
-    PASSWORD, SECRET, TOKEN, KEY and their like count wherever they stand in the name.
+    Names with PASSWORD, SECRET, TOKEN, KEY and similar words count as secret.
     """
     return _SECRET_VARIABLE.search(name) is not None
 
 
 def mask_secrets(text: str) -> str:
-    """The text without values of keys, tokens and passwords, and without credentials in addresses."""
+    """The text without values of keys, tokens and passwords, and without credentials in URLs."""
     for secret in _known_secrets():
         text = text.replace(secret, MASK)
     text = _without_credentials(text)
@@ -70,7 +70,7 @@ def mask_secrets(text: str) -> str:
 
 
 def without_secrets(data: Any) -> Any:
-    """Plain data as files may keep it: texts masked, and the value of a key that names a secret as a whole."""
+    """Plain data for files, with secrets in texts masked, and the complete values of keys that name secrets."""
     if isinstance(data, Mapping):
         return {key: MASK if _is_secret(str(key), value) else without_secrets(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -79,7 +79,7 @@ def without_secrets(data: Any) -> Any:
 
 
 def remember_secrets(data: Any) -> None:
-    """Mask from now on, in every text of this process, the secrets that this plain data holds."""
+    """Mask the secrets in this plain data in all texts of this process from now on."""
     for secret in _secrets_in(data):
         forms = {secret, repr(secret)[1:-1], quote(secret), quote(secret, ""), quote_plus(secret)}
         forms |= {unquote(secret), unquote_plus(secret)}
@@ -95,7 +95,7 @@ def _is_secret(key: str, value: Any) -> bool:
 
 
 def _masked_value(text: str) -> str:
-    """A value as a whole: a parameter of an address ends with it, or where the next one begins."""
+    """A complete value: a URL parameter in it ends at the next parameter or at the end of the value."""
     if "://" in text:
         text = _WHOLE_PARAMETER.sub(rf"\1{MASK}", _without_credentials(text))
     return mask_secrets(text)
@@ -115,16 +115,16 @@ def _secrets_in(data: Any, key: str = "") -> Iterator[str]:
             user, colon, password = data[begin:end].partition(":")
             yield from (data[begin:end], password if colon else user)
         if "://" in data:
-            yield from (found[2] for found in _WHOLE_PARAMETER.finditer(data))
+            yield from (match[2] for match in _WHOLE_PARAMETER.finditer(data))
 
 
 def _is_distinct(text: str) -> bool:
-    """Whether a secret can be replaced wherever it stands without harm to other words."""
+    """Whether a secret can be replaced everywhere without affecting other words."""
     return len(text) >= SHORTEST or (len(text) >= 3 and re.search(r"[\s'\"/@&#]", text) is not None)
 
 
 def _known_secrets() -> Sequence[str]:
-    """Longest first, because one may be part of another. What names a file or folder is a place and no secret."""
+    """Known secrets, longest first, because one may be part of another. Paths of existing files are not secrets."""
     values = {
         value
         for name, value in os.environ.items()
@@ -142,10 +142,10 @@ def _without_credentials(text: str) -> str:
 
 
 def _credentials(text: str) -> Iterator[tuple[int, int]]:
-    """Where the part before `@` of addresses begins and ends.
+    """Start and end of the credentials before `@` in URLs.
 
-    A password may hold `/`, `@`, quotes and spaces: everything up to the last `@` of the line counts, but not beyond
-    the beginning of another address. `host:8080/path@version` has a port and no password.
+    A password may contain `/`, `@`, quotes and spaces: everything up to the last `@` of the line belongs to it, but not
+    beyond the start of another URL. `host:8080/path@version` has a port and no password.
     """
     position = 0
     while scheme := _SCHEME.search(text, position):
@@ -157,10 +157,10 @@ def _credentials(text: str) -> Iterator[tuple[int, int]]:
         end = text.rfind("@", begin, following.start() if following else limit)
         if end < 0:
             continue
-        found = text[begin:end]
-        user, colon, password = found.partition(":")
+        credentials = text[begin:end]
+        user, colon, password = credentials.partition(":")
         if re.search(r"[/\s\"'<>]", user) or (colon and (password[:1].isspace() or _PORT_AND_PATH.match(text, begin))):
-            end = begin + len(_UNUSUAL.split(found, maxsplit=1)[0])  # the plain form, nothing unusual in it
+            end = begin + len(_UNUSUAL.split(credentials, maxsplit=1)[0])  # the plain form without special characters
             if text[end : end + 1] != "@":
                 continue
         yield begin, end

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def package_version() -> str:
-    """As installed; `0+unknown` when run from a source tree that is not."""
+    """The installed version; `0+unknown` for a source tree that is not installed."""
     try:
         return version("rtdetr-tool")
     except PackageNotFoundError:

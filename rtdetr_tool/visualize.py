@@ -1,4 +1,4 @@
-"""Drawing detections on images."""
+"""Draw detections on images."""
 
 from __future__ import annotations
 

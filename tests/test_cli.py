@@ -84,12 +84,12 @@ class TestUnknownCommands:
 
     def test_a_stranger_is_answered_with_the_list(self, capsys):
         assert cli.main(["zzz"]) == 2
-        assert "there is no command 'zzz'; commands: train, evaluate, inference" in capsys.readouterr().err
+        assert "command 'zzz' is invalid; expected one of train, evaluate, inference" in capsys.readouterr().err
 
     @pytest.mark.parametrize("command", cli.COMMANDS.keys() - cli.AVAILABLE.keys())
     def test_a_command_of_a_later_version_is_said_to_be_one(self, command, capsys):
         assert cli.main([command, "-e", "x.yaml"]) == 2
-        assert f"'{command}' is not part of this version yet" in capsys.readouterr().err
+        assert f"'{command}' is not available in this version" in capsys.readouterr().err
 
     def test_every_command_has_its_module(self):
         for command, row in cli.AVAILABLE.items():

@@ -48,9 +48,9 @@ NAMINGS = (
             ("features.0.", "stem."),
             *((f"features.{2 * stage}.", f"stages.{stage}.downsample.") for stage in (1, 2, 3)),
             *(
-                (f"features.{2 * stage + 1}.*.{theirs}", f"stages.{stage}.blocks.*.{ours}")
+                (f"features.{2 * stage + 1}.*.{foreign}", f"stages.{stage}.blocks.*.{native}")
                 for stage in range(4)
-                for theirs, ours in (
+                for foreign, native in (
                     ("block.0.", "conv_dw."),
                     ("block.2.", "norm."),
                     ("block.3.", "mlp.fc1."),

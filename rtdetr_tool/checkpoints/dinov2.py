@@ -26,8 +26,8 @@ TRANSFORMERS: Table = (
     ("embeddings.patch_embeddings.projection.", "patch_embed."),
     ("layernorm.", "norm."),
     *(
-        (f"{_BLOCK[0]}{theirs}", f"{_BLOCK[1]}{ours}")
-        for theirs, ours in (
+        (f"{_BLOCK[0]}{foreign}", f"{_BLOCK[1]}{native}")
+        for foreign, native in (
             ("attention.output.dense.", "attention.output."),
             ("attention.attention.", "attention."),
             ("attention.q_proj.", "attention.query."),  # these four since transformers 5
@@ -52,8 +52,8 @@ TIMM: Table = (
     ("patch_embed.proj.", "patch_embed."),
     ("norm.", "norm."),
     *(
-        (f"blocks.*.{theirs}", f"blocks.*.{ours}")
-        for theirs, ours in (
+        (f"blocks.*.{foreign}", f"blocks.*.{native}")
+        for foreign, native in (
             ("attn.proj.", "attention.output."),
             ("attn.", "attention."),
             ("ls1.gamma", "scale1"),

@@ -1,4 +1,4 @@
-"""`rtdetr convert`: rewrite any supported checkpoint as ours, or as a directory of Hugging Face transformers."""
+"""`rtdetr convert`: convert any supported checkpoint to ours, or to a directory of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="OUT", help=f"file to write ({', '.join(SUFFIXES)}), or a directory for transformers"
     )
-    parser.add_argument("--to", choices=(RTDETR, TRANSFORMERS), help="layout of OUT; left out: by the name of OUT")
+    parser.add_argument("--to", choices=(RTDETR, TRANSFORMERS), help="format of OUT; by default determined by its name")
     parser.add_argument("--classes", metavar="FILE", help="class names, one per line; line i (from 0) is class index i")
     parser.add_argument(
-        "-e", "--experiment_spec_file", metavar="SPEC", help="spec for what IN does not say (heads, queries, size)"
+        "-e",
+        "--experiment_spec_file",
+        metavar="SPEC",
+        help="spec with fields that IN does not store (heads, queries, size)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over those of the spec")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override those of the spec")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -52,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
             notes = writer_of(opened.spec.model.family, layout)(target, opened.detector.state_dict(), meta)
         else:
             save_detector(opened.detector.state_dict(), meta, target)
-    except Exception as error:  # torch and safetensors have errors of their own for a disk without room
+    except Exception as error:  # torch and safetensors raise their own types if the disk is full
         check_room(target, opened.detector.state_dict())
         if isinstance(error, OSError):
             raise UserError(f"{target} cannot be written: {error.strerror or error}") from None

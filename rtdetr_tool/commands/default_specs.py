@@ -1,4 +1,4 @@
-"""`rtdetr default_specs`: a command's commented default spec, or its JSON Schema."""
+"""`rtdetr default_specs`: print a command's commented default spec, or its JSON Schema."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     path = Path(options.output)
     if path.exists() and not options.force:
-        raise UserError(f"{path} exists; give --force to overwrite it")
+        raise UserError(f"{path} exists; use --force to overwrite it")
     from rtdetr_tool.files import write_atomically
 
     try:
@@ -46,10 +46,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """Print to stdout; UserError where it cannot be written."""
+    """Print to stdout; UserError if that fails."""
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:  # the reader has what it wanted
+    except BrokenPipeError:  # the reader has closed the pipe
         drop_stdout()
     except OSError as error:
         drop_stdout()

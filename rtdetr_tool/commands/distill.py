@@ -1,4 +1,4 @@
-"""`rtdetr distill`: train a student (`model`) with a teacher (`distill.teacher`) on the data sets of a spec."""
+"""`rtdetr distill`: train a student (`model`) with a teacher (`distill.teacher`) on the datasets of a spec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(loaded: LoadedSpec) -> None:
 
 
 def open_teacher(loaded: LoadedSpec) -> OpenedDetector:
-    """The teacher: what the file says of itself, completed (and checked) by what the user says in `distill.teacher`."""
+    """The teacher of the checkpoint, which fields that the user set in `distill.teacher` must not contradict."""
     section = loaded.spec.distill
     given = (loaded.explicit.get("distill") or {}).get("teacher") or {}
     as_model = LoadedSpec(replace(loaded.spec, model=section.teacher), {"model": given})
@@ -44,21 +44,20 @@ def open_teacher(loaded: LoadedSpec) -> OpenedDetector:
 
 
 def check_images(teacher: OpenedDetector, augmentation: AugmentationSpec, path: str) -> None:
-    """The teacher sees the student's images; CheckpointError where it was trained on others.
+    """CheckpointError if the teacher was trained on images with another aspect ratio than those of the student.
 
-    Another size is only warned about: teachers are trained at several.
+    Another size is only a warning, because teachers may be trained at several sizes.
     """
     recorded = value_at(teacher.meta, f"spec.{RATIO}")
-    own = augmentation.preserve_aspect_ratio
-    if recorded is not None and recorded != own:
+    ratio = augmentation.preserve_aspect_ratio
+    if recorded is not None and recorded != ratio:
         raise CheckpointError(
-            f"distill.pretrained_teacher_model_path: {path} was trained with {RATIO} {str(recorded).lower()}, and this "
-            f"run has {str(own).lower()}, so that the teacher would see images unlike those that it knows. Set {RATIO} "
-            f"to {str(recorded).lower()}, or take another teacher."
+            f"distill.pretrained_teacher_model_path: {path} was trained with {RATIO} {str(recorded).lower()}, but this "
+            f"run uses {str(ratio).lower()}. Set {RATIO} to {str(recorded).lower()}, or use another teacher."
         )
-    known, seen = (input_size(size, own) for size in (_trained_size(teacher), augmentation.train_spatial_size))
-    if known != seen:
-        logger.warning("The teacher %s was trained for %d x %d; here it sees %d x %d", path, *known, *seen)
+    trained, size = (input_size(side, ratio) for side in (_trained_size(teacher), augmentation.train_spatial_size))
+    if trained != size:
+        logger.warning("The teacher %s was trained for %d x %d, but gets images of %d x %d", path, *trained, *size)
 
 
 def _trained_size(teacher: OpenedDetector) -> list[int]:

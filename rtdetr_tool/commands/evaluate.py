@@ -42,7 +42,7 @@ def run(loaded: LoadedSpec) -> None:
     if result.masks is not None:
         logger.info("Masks: mAP %s, mAP50 %s", score_text(result.masks["AP"]), score_text(result.masks["AP50"]))
     scores = score_text(result.map), score_text(result.map50)
-    logger.info("mAP %s, mAP50 %s; numbers and predictions are in %s", *scores, folder)
+    logger.info("mAP %s, mAP50 %s; wrote metrics and predictions to %s", *scores, folder)
     if section.report:
         facts = {"runtime": f"{model.runtime.name} on {model.runtime.device}", "speed": times.summary()}
         try:

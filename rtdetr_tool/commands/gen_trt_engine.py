@@ -1,4 +1,4 @@
-"""`rtdetr gen_trt_engine`: a TensorRT engine from an ONNX file, in a precision that is scored before it is built."""
+"""`rtdetr gen_trt_engine`: build a TensorRT engine from an ONNX file, after scoring its precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.formats.tensorrt.report import summary
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import build_settings, open_source
-from rtdetr_tool.workflows.engine_precision import make_variants
+from rtdetr_tool.workflows.engine_precision import build_variants
 from rtdetr_tool.workflows.engine_scores import check_drop, score_variants
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def run(loaded: LoadedSpec) -> None:
         backend.check(source.file.path, settings)
     folder = Path(section.results_dir)
 
-    variants, report = make_variants(source, rules, loaded, folder)
+    variants, report = build_variants(source, rules, loaded, folder)
     for variant in variants:
         if variant.graph is not None:
             show_kept(variant.precision, variant.graph)

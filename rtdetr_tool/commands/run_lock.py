@@ -1,10 +1,9 @@
-"""One run at a time in a results folder.
+"""A lock that allows one run at a time in a results folder.
 
-The lock is a record lock (`fcntl`) on `.run.lock` in the folder, with a line of JSON that says who holds it. The
-system lets go of it when the process ends, however it ends, and NFS passes it on to other machines; data workers do not
-inherit it. A run removes the file at its end, so one that is there and not locked is of a run that was killed. On file
-systems without such locks the line decides: a process of this machine is looked up by its id and the time at which it
-was started.
+The lock is a record lock (`fcntl`) on `.run.lock` in the folder, which has a line of JSON about its owner. The system
+releases it when the process ends for any reason, NFS shares it with other machines, and data workers do not inherit it.
+A run removes the file at its end, so a file that is not locked belongs to a run that was killed. On file systems
+without such locks the line decides: a process on this machine is identified by its id and its start time.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class RunLock:
-    """`RunLock(folder, "train")` holds the folder until `release`; UserError when another run does.
+    """`RunLock(folder, "train")` locks the folder until `release`; UserError if another run has locked it.
 
-    `stale` describes a run that held it before and ended without letting go (killed, or its machine failed).
+    `stale` describes an earlier run that did not release it (killed, or its machine went down).
     """
 
     def __init__(self, folder: Path, command: str) -> None:
@@ -49,7 +48,7 @@ class RunLock:
                 if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                     raise UserError(f"{self.path} is a pipe, socket or device, not a lock file; remove it.")
                 owner = self._take()
-                if not self._is_in_place():  # its holder removed it between our two steps
+                if not self._is_in_place():  # its owner removed it between opening and locking
                     os.close(self._descriptor)
                     continue
                 self.stale = _describe(owner) if owner else None
@@ -60,7 +59,7 @@ class RunLock:
             return
 
     def renew(self) -> bool:
-        """Whether the lock, perhaps with its folder, was gone and is made again; UserError when another run has it."""
+        """Recreate a deleted lock file and its folder; True if it was. UserError if another run has locked it."""
         if self._is_in_place():
             return False
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        if self._is_in_place():  # else somebody took it for left over and removed it: what is there now is another's
+        if self._is_in_place():  # otherwise somebody deleted it, and a new file belongs to another run
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -85,7 +84,7 @@ class RunLock:
             return False
 
     def _take(self) -> dict[str, Any] | None:
-        """Lock the file; who had it before, where that was not cleared."""
+        """Lock the file and return the previous owner if it did not remove the file."""
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, "no record locks")
@@ -95,15 +94,15 @@ class RunLock:
             if error.errno not in _NO_LOCKS:
                 raise UserError(self._refusal(owner)) from None
             if owner and _may_run(owner):
-                raise UserError(f"{self._refusal(owner)} If that run is gone, delete {self.path}.") from None
+                raise UserError(f"{self._refusal(owner)} If that run has ended, delete {self.path}.") from None
             return owner
         return self._read()
 
     def _refusal(self, owner: dict[str, Any] | None) -> str:
-        who = _describe(owner) if owner else "a run that has just begun"
+        who = _describe(owner) if owner else "a run that has just started"
         return (
             f"the results folder {self.path.parent} is in use by {who}. "
-            "Wait for it to end, or give another folder with -r or results_dir=..."
+            "Wait until it ends, or use another folder with -r or results_dir=..."
         )
 
     def _read(self) -> dict[str, Any] | None:
@@ -136,7 +135,7 @@ def _describe(owner: dict[str, Any]) -> str:
 
 
 def _may_run(owner: dict[str, Any]) -> bool:
-    """Whether the process of that line may be alive; one of another machine cannot be looked up."""
+    """Whether the process of an owner may be running; on another machine this is unknown and assumed."""
     if owner.get("host") != socket.gethostname():
         return True
     started = _start_time(owner.get("pid"))
@@ -144,7 +143,7 @@ def _may_run(owner: dict[str, Any]) -> bool:
 
 
 def _start_time(pid: Any) -> str | None:
-    """When a process of this machine was started, in clock ticks since boot; process ids come again, this does not."""
+    """Start time of a process on this machine in clock ticks since boot, because process ids are reused."""
     try:
         return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, ValueError, TypeError, IndexError, OverflowError):

@@ -1,4 +1,4 @@
-"""What every command has around it: results folder, spec dump, status lines, log file, exit code."""
+"""The session around every command: results folder, resolved spec, status lines, log file and exit code."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlf
 def run_session(loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], last: bool = False) -> int:
     """Run a command and return its exit code. `last`: the process ends afterwards, and no signal changes the code.
 
-    0 done, 1 our failure, 2 the user's input is wrong, 75 ended by SIGTERM, SIGUSR1 or SIGHUP (start it again), 130
-    interrupted by Ctrl-C. Under the command's results folder it leaves `experiment.yaml` (the resolved spec),
-    `status.json` (ends with SUCCESS or FAILURE) and `log.txt`. Only the first process of a run writes.
+    The codes are 0 for success, 1 for a failure, 2 for invalid input, 75 after SIGTERM, SIGUSR1 or SIGHUP (run the same
+    command again) and 130 after Ctrl-C. Writes `experiment.yaml` (the resolved spec), `status.json` (whose last line is
+    SUCCESS or FAILURE) and `log.txt` to the command's results folder. Only the first process of a run writes.
     """
     set_up_console(process_rank())
     try:
@@ -53,7 +53,7 @@ def _run_in(
     lock: RunLock | None,
     last: bool,
 ) -> int:
-    """`run_session` with its folder, and what keeps other runs out of it."""
+    """`run_session` in a folder that is locked for other runs."""
     first = process_rank() == 0
     refuse_links_out(folder)
     for name in WRITTEN_FILES if first else ():
@@ -67,8 +67,8 @@ def _run_in(
     set_current_status(status)
     try:
         if lock is not None and (earlier := lock.stale):
-            status.failure(f"Killed: {earlier} ended without a word.")
-            logger.warning("%s ended without a word: it was killed, or its machine failed.", earlier)
+            status.failure(f"Killed: {earlier} did not exit cleanly.")
+            logger.warning("%s did not exit cleanly (it was killed, or its machine went down)", earlier)
         with confirming(folder, status.confirm_folder), termination_as_preemption(last) as over:
             return _report(over, loaded, command, run, folder)
     finally:
@@ -79,26 +79,26 @@ def _run_in(
 
 
 def _confirm(lock: RunLock, handler: LogFile | None) -> None:
-    """Make a results folder that was deleted during the run again; WriteError where another run has it by now."""
+    """Recreate a results folder that was deleted during the run; WriteError if another run is using it now."""
     folder = lock.path.parent
     try:
         again = lock.renew()
     except UserError as error:
-        text = f"The results folder {folder} was deleted during the run. It is another's now: {error}"
+        text = f"The results folder {folder} was deleted during the run and now belongs to another run: {error}"
         raise WriteError(text) from error
     except OSError as error:
-        reason = f"cannot be made again: {error.strerror}"
+        reason = f"cannot be created again: {error.strerror}"
         raise WriteError(f"The results folder {folder} was deleted during the run and {reason}.") from error
     if again:
         if handler is not None:
             handler.reopen()
-        logger.warning("%s, or the lock file in it, was deleted during the run and is there again.", folder)
+        logger.warning("%s, or the lock file in it, was deleted during the run and has been created again", folder)
 
 
 def _report(
     over: Callable[[], None], loaded: LoadedSpec, command: str, run: Callable[[LoadedSpec], int | None], folder: Path
 ) -> int:
-    """Run the command and say how it ended, in `status.json`, in the log and by the exit code."""
+    """Run the command and report its result in `status.json`, in the log and as exit code."""
     status, log = current_status(), folder / "log.txt"
     try:
         try:
@@ -121,7 +121,7 @@ def _report(
     except Preempted as error:
         status.failure(f"User/System interruption: {error}")
         logger.error(str(error))
-        # The first process may have started the others, and takes any other end of one for a failure.
+        # The first process may have started the others, and treats another exit code of theirs as a failure.
         return PREEMPTED if process_rank() == 0 else OK
     except BaseException as error:
         if was_interrupted(error):
@@ -133,7 +133,7 @@ def _report(
 
 
 def refuse_links_out(folder: Path) -> None:
-    """UserError where a folder or store that libraries write into is a link that points outside the results folder."""
+    """UserError if a folder or file of libraries is a link that points outside the results folder."""
     inside = os.path.realpath(folder)
     for place in (folder / name for name in WRITTEN_BY_LIBRARIES):
         below = list(place.iterdir()) if place.is_dir() and not place.is_symlink() else []
@@ -144,7 +144,7 @@ def refuse_links_out(folder: Path) -> None:
 
 @contextmanager
 def one_run_in(folder: Path, command: str) -> Iterator[RunLock | None]:
-    """Keep other runs of an exclusive command out of the folder."""
+    """Lock the folder for other runs of an exclusive command."""
     if not COMMANDS[command].exclusive or process_rank() != 0:
         yield None
         return
@@ -160,18 +160,18 @@ def one_run_in(folder: Path, command: str) -> Iterator[RunLock | None]:
 
 @contextmanager
 def termination_as_preemption(last: bool = False) -> Iterator[Callable[[], None]]:
-    """SIGTERM, SIGUSR1 (schedulers) and SIGHUP (a lost terminal) end the run cleanly: a FAILURE line, exit code 75.
+    """End the run cleanly on SIGTERM, SIGUSR1 (schedulers) and SIGHUP (a closed terminal): FAILURE line, exit code 75.
 
-    Yields what is to be called when the run is over: from then on these signals do nothing, and where `last` says that
-    the process ends as well, neither they nor Ctrl-C do anything to its end. While it trains, a run catches them itself
-    and saves first (`training.preemption`).
+    Yields a function to call when the run is over. From then on these signals are ignored, and with `last`, which means
+    that the process ends as well, so is Ctrl-C. During training the run handles these signals itself and saves first
+    (`training.callbacks.preemption`).
     """
     finished = threading.Event()
 
     def end(signum: int, frame: object) -> None:
         if not finished.is_set():
             finished.set()
-            raise Preempted(f"ended by {signal.Signals(signum).name}; start the same command again.")
+            raise Preempted(f"Ended by {signal.Signals(signum).name}; run the same command again to resume.")
 
     main = threading.current_thread() is threading.main_thread()
     usable = [number for number in Preempted.signals if main and signal.getsignal(number) is signal.SIG_DFL]
@@ -181,7 +181,7 @@ def termination_as_preemption(last: bool = False) -> Iterator[Callable[[], None]
     def over() -> None:
         finished.set()
         for number in (*usable, signal.SIGINT) if last and main else ():
-            signal.signal(number, signal.SIG_IGN)  # a handler of our own would be given back when Python ends
+            signal.signal(number, signal.SIG_IGN)  # Python resets its own handlers on exit, but not this
 
     try:
         yield over
@@ -198,7 +198,7 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 
 def prepare_folder(spec: ExperimentSpec, command: str) -> Path:
-    """The command's results folder, made if needed; `UserError` when it cannot be written."""
+    """The command's results folder, created if needed; `UserError` if it cannot be written."""
     folder = Path(getattr(spec, command).results_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,13 +207,13 @@ def prepare_folder(spec: ExperimentSpec, command: str) -> Path:
     except OSError as error:
         raise UserError(
             f"the results folder {folder} cannot be written: {error.strerror or error}. "
-            "Give another one with -r or results_dir=..."
+            "Use another one with -r or results_dir=..."
         ) from None
     return folder
 
 
 def record_spec(spec: ExperimentSpec, command: str) -> None:
-    """Write `experiment.yaml`: the spec that the command runs with, by the first process only."""
+    """Write `experiment.yaml`, the spec that the command uses, in the first process only."""
     if process_rank() == 0:
         write_atomically(Path(getattr(spec, command).results_dir) / "experiment.yaml", spec_to_yaml(spec))
 

@@ -1,4 +1,4 @@
-"""The tables that commands print: scores by class, precisions of an engine and why nodes were kept."""
+"""The tables that commands print: scores by class, precisions of an engine and reasons for keeping nodes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SHOWN_REASONS = 12  # rows of the table of nodes that stay in a higher precision
 
 
 def print_result(result: CocoResult) -> None:
-    """COCO's numbers and the score of each class, as tables on the console; `-` is a score that is undefined."""
+    """Print COCO's metrics and the score of each class; `-` is an undefined score."""
     numbers = Table("metric", title=f"COCO metrics (maxDets {result.max_dets})")
     kinds = {"boxes": result.stats} if result.masks is None else {"boxes": result.stats, "masks": result.masks}
     for kind in kinds:
         numbers.add_column(kind, justify="right")
-    for name in result.stats:  # one below the other: twelve columns do not fit a terminal
+    for name in result.stats:  # as rows, because twelve columns do not fit a terminal
         numbers.add_row(name, *(score_text(stats[name]) for stats in kinds.values()))
     numbers.add_section()
     best = result.best
@@ -34,16 +34,16 @@ def print_result(result: CocoResult) -> None:
 
 
 def show_kept(precision: str, graph: PrecisionGraph) -> None:
-    """How many nodes stay in a higher precision and why; precision.json has the full list with figures."""
+    """Print the number of nodes in a higher precision and the reasons; precision.json has the complete list."""
     reasons: dict[str, list[KeptNode]] = {}
     for node in graph.kept:
         reasons.setdefault(f"{node.precision}: {kind_of(node.reason)}", []).append(node)
     counts = f"{graph.converted} nodes in FP16, {len(graph.kept)} kept higher"
     eight = f"{graph.quantized} nodes in INT8, " if precision == "INT8" else ""
-    table = Table("kept in, because of", title=f"{precision}: {eight}{counts}")
+    table = Table("precision: reason", title=f"{precision}: {eight}{counts}")
     table.add_column("nodes", justify="right")
     table.add_column("largest value", justify="right")
-    table.add_column("for example")
+    table.add_column("example")
     for reason, nodes in sorted(reasons.items(), key=lambda pair: -len(pair[1]))[:SHOWN_REASONS]:
         values = [node.max_abs for node in nodes if node.max_abs is not None]
         table.add_row(reason, str(len(nodes)), f"{max(values):.3g}" if values else "-", nodes[0].name)
@@ -51,16 +51,16 @@ def show_kept(precision: str, graph: PrecisionGraph) -> None:
 
 
 def kind_of(reason: str) -> str:
-    """A reason without its figures: `role: softmax` as it is, `overflow: output up to 1e+05` as `overflow`."""
+    """A reason without its numbers: `role: softmax` unchanged, `overflow: output up to 1e+05` as `overflow`."""
     first = reason.split(";")[0]
     return first if first.startswith(("role", "layers_precision", "between")) else first.split(":")[0]
 
 
 def show_scores(variants: list[Variant]) -> None:
-    """mAP of each precision and the points lost against FP32; nothing where none was scored."""
+    """Print the mAP of each precision and the points lost compared with FP32, if they were scored."""
     if variants[0].scores is None:
         return
-    table = Table("precision", title="Score in onnxruntime on dataset.val_data_sources")
+    table = Table("precision", title="Score in ONNX Runtime on dataset.val_data_sources")
     for name in ("mAP", "points lost", "mAP50", "MB"):
         table.add_column(name, justify="right")
     base = variants[0].scores["mAP"]

@@ -1,4 +1,4 @@
-"""`rtdetr train`: fit a detector on the data sets of a spec."""
+"""`rtdetr train`: train a detector on the datasets of a spec."""
 
 from __future__ import annotations
 

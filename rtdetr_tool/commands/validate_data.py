@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(loaded: LoadedSpec) -> None:
-    """Check everything, write and print it; a `DataError` at the end where training or scoring would have stopped."""
+    """Check the datasets, write and print the report; `DataError` at the end if training or scoring would fail."""
     spec, section = loaded.spec, loaded.spec.validate_data
     findings = Findings(section.num_pictures)
     masks = spec.model.predicts_masks
@@ -39,19 +39,19 @@ def run(loaded: LoadedSpec) -> None:
     print_report(datasets, counts, findings)
     logger.info("Wrote %s: findings, statistics and sample images", page)
     if findings.errors:
-        lines = "\n".join(f"  - {found.line()}" for found in findings.errors)
+        lines = "\n".join(f"  - {finding.line()}" for finding in findings.errors)
         raise DataError(f"The datasets cannot be used as they are:\n{lines}")
 
 
 def print_report(
     datasets: Mapping[str, DetectionDataset], counts: Mapping[str, SplitCounts], findings: Findings
 ) -> None:
-    """Sizes, classes and findings as tables on the console; the findings in the log as well."""
+    """Print sizes, classes and findings as tables, and log the findings."""
     sizes = Table("split", title="Datasets")
     for name in ("images", "without objects", "objects", "crowd regions"):
         sizes.add_column(name, justify="right")
-    for split, found in counts.items():
-        sizes.add_row(split, *map(str, (found.images, found.empty_images, found.objects, found.crowds)))
+    for split, count in counts.items():
+        sizes.add_row(split, *map(str, (count.images, count.empty_images, count.objects, count.crowds)))
     console().print(sizes)
     if counts:
         classes = Table("class", title="Objects by class")
@@ -59,15 +59,15 @@ def print_report(
             classes.add_column(split, justify="right")
         class_map = next(iter(datasets.values())).class_map
         for entry in class_map.entries:
-            classes.add_row(entry.name, *(str(found.by_class.get(entry.index, 0)) for found in counts.values()))
+            classes.add_row(entry.name, *(str(count.by_class.get(entry.index, 0)) for count in counts.values()))
         console().print(classes)
     if not any(findings):
         logger.info("No problems found")
         return
     table = Table("", "split", title="Findings")
     table.add_column("count", justify="right")
-    table.add_column("what")
-    for found in findings:
-        table.add_row(found.level, found.split, str(found.count), found.text)
-        logger.debug("%s: %s", found.level, found.line())
+    table.add_column("finding")
+    for finding in findings:
+        table.add_row(finding.level, finding.split, str(finding.count), finding.text)
+        logger.debug("%s: %s", finding.level, finding.line())
     console().print(table)

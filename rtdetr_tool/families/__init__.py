@@ -2,11 +2,11 @@
 
 A package `families/<name>` has the same modules for every family:
 
-    family.py    `FAMILY`, what the rest of the program asks (`base.Family`); no torch
+    family.py    `FAMILY`, the interface to the rest of the program (`base.Family`); no torch
     spec.py      the family's fields of `model`, in a section or directly in it; no torch
     build.py     `build_detector` and `build_criterion` (`base.BuildModule`)
     model/       the network
-    weights.py   files of other programs that hold the family (`base.WeightsModule`)
+    weights.py   reading the family's weights from files of other programs (`WeightsModule`)
     api.py       the classes of the Python API (`base.ApiModule`)
 
 A family may have more modules, such as `checks` (what fields require of each other). `family`, `spec`, `checks` and
@@ -30,7 +30,7 @@ FAMILIES: dict[str, str] = {
     "rtdetr": "rtdetr_tool.families.rtdetr",
     "rfdetr": "rtdetr_tool.families.rfdetr",
 }
-DEFAULT_FAMILY = "rtdetr"  # of specs and files that name none
+DEFAULT_FAMILY = "rtdetr"  # of specs and files without `model.arch`
 
 
 @cache
@@ -40,7 +40,7 @@ def family_named(name: str) -> Family:
 
 
 def family_of(arch: object) -> Family:
-    """The family of a `model.arch` that may come from anywhere; the default one where it names none."""
+    """The family of an unchecked `model.arch`; the default family if it is unknown."""
     return family_named(arch if isinstance(arch, str) and arch in FAMILIES else DEFAULT_FAMILY)
 
 

@@ -1,4 +1,4 @@
-"""What every model family answers; the contract of `families/<name>/family.py`."""
+"""The interface of a model family, implemented by `families/<name>/family.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OutsideWeights(NamedTuple):
 
 
 class Family(ABC):
-    """A model family without its network: nothing here imports torch.
+    """A model family without its network; nothing here imports torch.
 
     Which fields a family reads, and which of them are part of its architecture, is declared with each field
     (`spec.queries`). Names of fields here are relative to `model`. Methods with a `model` take the whole section,
@@ -45,7 +45,7 @@ class Family(ABC):
     class_embeddings: ClassVar[tuple[str, ...]] = ()  # the same with one row more, which belongs to no class
     # Fields that follow from the format of a file and make a difference only for images that are not square.
     orientation_fields: ClassVar[tuple[str, ...]] = ()
-    image_sides: ClassVar[tuple[str, ...]] = ()  # fields that are a side of images, which sizes of images follow from
+    image_sides: ClassVar[tuple[str, ...]] = ()  # fields with a side of images, from which image sizes follow
     # The training recipe: dotted field of the spec -> default for this family, where the schema's is another one's.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     recipe_source: ClassVar[str] = "the schema's defaults"  # where the recipe comes from, in messages
@@ -55,12 +55,12 @@ class Family(ABC):
     model_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})  # of constructors
 
     def module(self, name: str) -> ModuleType:
-        """A module of the family's package: `build`, `weights`, `api`. It is imported now, with torch."""
+        """A module of the family's package: `build`, `weights`, `api`. This imports torch."""
         return import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
 
     @abstractmethod
     def variant(self, model: ModelSpec) -> str:
-        """Which model of the family, in messages and names of files."""
+        """The name of the model within the family, for messages and file names."""
 
     @abstractmethod
     def problems(self, model: ModelSpec, name: str) -> Iterator[str]:
@@ -84,22 +84,22 @@ class Family(ABC):
 
     @abstractmethod
     def query_count(self, model: ModelSpec) -> int:
-        """How many objects a model can find in an image."""
+        """The number of objects that a model can detect per image."""
 
     def outside_weights(self, model: ModelSpec) -> OutsideWeights | None:
         """Weights of the model that are in no checkpoint, None if it has none."""
         return None
 
     def class_rows(self, classes: int) -> int:
-        """Class logits of a model for so many classes, where `dataset.num_classes` does not say it."""
+        """The number of class logits for this number of classes, if `dataset.num_classes` is not set."""
         return classes
 
     @abstractmethod
     def has_background(self, names: Sequence[str | None] | None) -> bool:
-        """Whether a class row stands for no object, which some layouts of deployed files require.
+        """Whether a class row means "no object", which some layouts of deployed files require.
 
         Args:
-            names: of the class rows, None for a row without a class; None altogether where they are unknown.
+            names: of the class rows, None for a row without a class; None instead of the list if they are unknown.
         """
 
     def predicts_masks(self, model: ModelSpec) -> bool:
@@ -107,5 +107,5 @@ class Family(ABC):
         return False
 
     def without_masks(self) -> str:
-        """How to train boxes alone, in the words of the spec."""
+        """The spec fields to set for training boxes only, for messages."""
         return ""

@@ -1,4 +1,4 @@
-"""Builds a detector from the `model` section of a spec; the only place in `models` that sees a spec."""
+"""Build a detector from the `model` section of a spec; the only module of `models` that uses specs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.models.backbones.timm_staged import ConvNextBackbone, Efficient
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ModelSpec
 
-# Family -> its class; those of `timm/<name>` are chosen by what timm can do with the network.
+# Backbone family -> class; for `timm/<name>` the class depends on how timm extracts features.
 _FAMILIES: dict[str, type[ResNetBackbone | StagedBackbone]] = {
     "resnet": ResNetBackbone,
     "convnext": ConvNextBackbone,
@@ -61,19 +61,19 @@ def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) ->
     else:
         row = BACKBONES.get(spec.backbone)
         if row is None:
-            raise UserError(f"model.backbone: '{spec.backbone}' is not known; allowed: {', '.join(BACKBONES)}")
+            raise UserError(f"model.backbone: {spec.backbone!r} is invalid; expected one of {', '.join(BACKBONES)}")
         if row.timm_name is None:
-            own = {} if spec.drop_path is None else {"drop_path": spec.drop_path}
-            backbone = FanBackbone(indices, activation_checkpoint, **{**row.options, **own})
+            fan_options = {} if spec.drop_path is None else {"drop_path": spec.drop_path}
+            backbone = FanBackbone(indices, activation_checkpoint, **{**row.options, **fan_options})
         elif drop_path and row.family in WITHOUT_DROP_PATH:
-            raise UserError(f"model.drop_path: {spec.backbone} has no blocks that could be skipped; leave it out")
+            raise UserError(f"model.drop_path is not supported with model.backbone={spec.backbone}; remove it")
         else:
             build = _FAMILIES[row.family]
             backbone = build(row.timm_name, indices, activation_checkpoint, **row.options, **drop_path)
     if tuple(spec.feat_strides) != backbone.strides:
         raise UserError(
-            f"model.feat_strides {list(spec.feat_strides)} does not fit {spec.backbone} with return_interm_indices "
-            f"{list(indices)}: the strides are {list(backbone.strides)}"
+            f"model.feat_strides: {list(spec.feat_strides)} is invalid; expected {list(backbone.strides)}, the strides "
+            f"of {spec.backbone} with return_interm_indices {list(indices)}"
         )
     return backbone
 
@@ -81,7 +81,7 @@ def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) ->
 def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> Detector:
     """A detector with random weights, in training mode, of the family `spec.arch`.
 
-    A frozen foundation model comes with its weights, from the file that the spec names.
+    A frozen foundation model is loaded from the file in the spec.
     """
     build = cast(BuildModule, spec.family.module("build"))
     detector = build.build_detector(spec, num_classes, activation_checkpoint)

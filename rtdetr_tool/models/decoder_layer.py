@@ -47,7 +47,7 @@ class DecoderLayerBase(nn.Module):
 
 
 class DecoderLayer(DecoderLayerBase):
-    """Attention among the queries, deformable attention to the levels, feed-forward network; each is post-norm."""
+    """Self-attention of the queries, deformable attention to the levels, feed-forward network; all post-norm."""
 
     def forward(
         self,
@@ -68,7 +68,7 @@ class DeformableAttention(nn.Module):
 
     Args:
         num_points: points of each level.
-        method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2); the offsets of the latter are not trained.
+        method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2), with which the offsets are not trained.
         offset_scale: an offset of P units is `offset_scale` times the side of the box.
     """
 
@@ -96,7 +96,7 @@ class DeformableAttention(nn.Module):
         self.sampling_offsets.requires_grad_(not self.discrete)
 
     def reset_parameters(self) -> None:
-        """Heads look in evenly spread directions, point p of a level at distance p; all weights equal."""
+        """Heads sample in evenly spread directions, point p of a level at distance p, with equal weights."""
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -126,9 +126,9 @@ class DeformableAttention(nn.Module):
 
 
 def points_per_level(num_points: int | Sequence[int], levels: int) -> list[int]:
-    """One number, or a list of one, stands for all levels."""
+    """Sampling points per level; a single number applies to all levels."""
     points = [num_points] if isinstance(num_points, int) else list(num_points)
     points = points * levels if len(points) == 1 else points
     if len(points) != levels or min(points) < 1:
-        raise UserError(f"num_points {points} does not fit {levels} levels; allowed: one number of points, or {levels}")
+        raise UserError(f"num_points: {points} is invalid; expected one positive integer, or {levels}, one per level")
     return points

@@ -1,4 +1,4 @@
-"""What every detector has in common: backbone, encoder and decoder, parts of which may be frozen."""
+"""The base class of detectors: backbone, encoder and decoder, parts of which may be frozen."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rtdetr_tool.ops.structures import Predictions, Target
 
 
 class Detector(nn.Module):
-    """The base of the families. `forward(images, targets)` gives `Predictions`, `features(images)` the maps that the
-    decoder reads, `deploy()` a copy for inference."""
+    """The base class of the families. `forward(images, targets)` returns `Predictions`, `features(images)` the maps
+    that the decoder reads, and `deploy()` a copy for inference."""
 
     backbone: ImageBackbone
-    decoder_layers: tuple[str, ...] = ()  # how the names of the decoder's layers start, without queries and heads
-    fuses_levels: bool = False  # the encoder mixes its levels, and its output has them before that as `projected`
-    selects_queries: bool = False  # `decoder.decoder` starts from tokens that `decoder.enc_score_head` ranks, and boxes
+    decoder_layers: tuple[str, ...] = ()  # prefixes of names of the decoder's layers, without queries and heads
+    fuses_levels: bool = False  # the encoder fuses its levels, and its output has them before fusion as `projected`
+    selects_queries: bool = False  # `decoder.decoder` gets boxes and tokens that `decoder.enc_score_head` ranks
     static_batch: int | None = None  # the one batch size that can be exported; None = any
 
     def __init__(self, backbone: ImageBackbone, encoder: nn.Module, decoder: nn.Module) -> None:
@@ -54,27 +54,27 @@ class Detector(nn.Module):
         """A copy for inference and export. It cannot be trained."""
 
     def freeze(self, names: Iterable[str]) -> None:
-        """Stop training the modules with these dotted names and keep them in eval mode from now on."""
+        """Freeze the modules with these dotted names, and keep them in eval mode."""
         known = dict(self.named_modules())
         for name in names:
             if name not in known or not name:
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-                hint = f"; near: {', '.join(near)}" if near else ""
-                raise UserError(f"freeze: the detector has no module '{name}'{hint}")
+                hint = f"; did you mean {' or '.join(near)}?" if near else ""
+                raise UserError(f"train.freeze: the detector has no module {name!r}{hint}")
             known[name].requires_grad_(False)
             self._frozen.append(name)
         self.train(self.training)
 
     def freeze_backbone(self, norms: bool, stages: int) -> int:
-        """Stop training all batch norms of the backbone, its stem (0) and that many first stages; -1 = no stage.
+        """Freeze all batch norms of the backbone, its stem (0) and this number of first stages; -1 = no stage.
 
-        Returns the number of frozen norms. UserError where the backbone is not made of a stem, stages and batch norms.
+        Returns the number of frozen norms. UserError if the backbone does not consist of a stem and stages.
         """
         parts = self.backbone.freezable_parts
         if parts is None and (norms or stages >= 0):
             raise UserError(
-                "model.freeze_norm and model.freeze_at are for ResNets, and this backbone is none; train.freeze stops "
-                "the training of modules by name"
+                "model.freeze_norm and model.freeze_at are only supported with ResNets; use train.freeze to freeze "
+                "modules by name"
             )
         if parts is not None and stages >= 0:
             self.freeze(f"backbone.{name}" for part in parts[: stages + 1] for name in part)

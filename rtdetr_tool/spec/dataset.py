@@ -12,14 +12,14 @@ TRAINING = ("train", "distill")  # the commands that train
 
 
 def _from_the_model(text: str = "") -> str:
-    """Which families set a size of images by a field of theirs, for the help."""
+    """The families with a field that determines image sizes, for the help."""
     sides = [(family.name, side) for family in all_families() for side in family.image_sides]
     return " ".join(f"With model.arch {name}: {text}model.{side}." for name, side in sides)
 
 
 def _one_more() -> str:
     names = [family.name for family in all_families() if family.class_rows(1) > 1]
-    return f", with model.arch {' or '.join(names)} one more (its last belongs to no class)" if names else ""
+    return f", plus one with model.arch {' or '.join(names)} (the last logit belongs to no class)" if names else ""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,8 @@ class AugmentationSpec:
 
     multi_scales: list[Any] = field(
         [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
-        "Sizes of which one is drawn for each training step: a side, or [height, width]; multiples of 32. "
-        "[] keeps train_spatial_size. "
-        f"{_from_the_model('around ')}",
+        "Sizes from which one is chosen at random for each training step: a side, or [height, width]; multiples of 32. "
+        f"[] = always train_spatial_size. {_from_the_model('around ')}",
         unit="pixels",
     )
     train_spatial_size: list[int] = field(
@@ -41,7 +40,7 @@ class AugmentationSpec:
     )
     eval_spatial_size: list[int] = field(
         [640, 640],
-        f"Input size outside training, [height, width]; multiples of 32. {_from_the_model()}",
+        f"Input size in all other commands and in validation, [height, width]; multiples of 32. {_from_the_model()}",
         min=32,
         unit="pixels",
         recorded=Recorded("the input size", "elsewhere", "elsewhere"),
@@ -74,26 +73,26 @@ class AugmentationSpec:
     )
     preserve_aspect_ratio: bool = field(
         False,
-        "Keep the aspect ratio and pad on the right and at the bottom, in training and outside.",
+        "Keep the aspect ratio and pad on the right and at the bottom, in training and in all other commands.",
         recorded=Recorded("whether images are padded (true) or stretched (false)"),
     )
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where images and labels are and how they are loaded."""
+    """Images, labels and how they are loaded."""
 
     dataset_dir: str | None = field(
         None,
-        "Folder of a data set with splits (COCO, Roboflow, YOLO or Pascal VOC), or the yaml file of a YOLO one. Stands "
-        "for every one of train_, val_ and test_data_sources that is not given, with its split of that name.",
+        "Folder of a dataset with splits (COCO, Roboflow, YOLO or Pascal VOC), or the yaml file of a YOLO dataset. "
+        "Each of train_, val_ and test_data_sources that is not set uses its split of this dataset.",
         origin="ours",
         commands=(*TRAINING, "evaluate", "validate_data", "benchmark"),
         path="read",
     )
     format: str = field(
         "auto",
-        "What the folders named by dataset_dir hold. auto: found from what is in them, and said in the log.",
+        "Format of the folders in dataset_dir. auto = detected from their content and logged.",
         options=("auto", "coco", "roboflow", "yolo", "voc"),
         origin="ours",
         commands=(*TRAINING, "evaluate", "validate_data", "benchmark"),
@@ -101,7 +100,7 @@ class DatasetSpec:
     train_data_sources: list[dict[str, str]] | None = field(
         None,
         "Training sets, each {image_dir, json_file}: a folder of images and a COCO annotation file; or each "
-        "{dataset_dir, split}: a data set's folder and the split of it (none = the folder is one by itself).",
+        "{dataset_dir, split}: a dataset folder and its split (without split, the folder is a dataset without splits).",
         commands=(*TRAINING, "export", "gen_trt_engine", "validate_data"),
     )
     val_data_sources: dict[str, str] | None = field(
@@ -117,18 +116,18 @@ class DatasetSpec:
     infer_data_sources: dict[str, Any] | None = field(
         None,
         "Images for inference {image_dir, classmap}: a folder or a list of folders, and a text file with one class "
-        "name per line (optional where the checkpoint knows its classes).",
+        "name per line (optional if the checkpoint has class names).",
         commands=("inference", "benchmark"),
     )
     quant_calibration_data_sources: dict[str, str] | None = field(
         None,
         "Calibration images for quantize {image_dir, json_file}; json_file is optional.",
         commands=("quantize",),
-        unused="only quantize reads it, and quantize is not part of this version",
+        unused="only quantize uses it, which is not available in this version",
     )
     batch_size: int = field(
         4,
-        "Images per step and device, in every command. auto: training tries out the largest that fits, see "
+        "Images per step and device, in all commands. auto = training determines the largest size that fits, see "
         "train.effective_batch_size.",
         min=1,
         max=INF,
@@ -146,7 +145,7 @@ class DatasetSpec:
     )
     workers: int = field(
         8,
-        "Loader processes per device; 0 loads in the main process.",
+        "Loader processes per device; 0 = load in the main process.",
         min=0,
         max=INF,
         automl=True,
@@ -165,13 +164,13 @@ class DatasetSpec:
     )
     dataset_type: str = field(
         "serialized",
-        "serialized: records lie once in shared memory, however many workers; default: each worker holds them.",
+        "serialized = all workers share one copy of the records; default = each worker has its own copy.",
         options=("serialized", "default"),
         commands=(*TRAINING, "evaluate"),
     )
     num_classes: int | None = field(
         80,
-        f"Number of class logits. null = as many as the training data has classes{_one_more()}; that is also the "
+        f"Number of class logits. null = the number of classes in the training data{_one_more()}; this is also the "
         "default with dataset_dir.",
         min=1,
         max=INF,
@@ -187,8 +186,8 @@ class DatasetSpec:
     )
     class_ids: str = field(
         "auto",
-        "How category ids become class indices. raw: index = id; contiguous: categories in id order become 0, 1, 2, "
-        "...; auto: raw if every id is below num_classes, else contiguous.",
+        "Mapping of category ids to class indices. raw: index = id; contiguous: categories in id order become 0, 1, 2,"
+        " ...; auto: raw if every id is below num_classes, otherwise contiguous.",
         options=("auto", "raw", "contiguous"),
         origin="ours",
         recorded=Recorded("which category each class index means", "elsewhere", "elsewhere"),
@@ -196,7 +195,7 @@ class DatasetSpec:
     )
     on_bad_image: str = field(
         "skip",
-        "What training does with an image that cannot be read. skip: name it once and take another one; error: stop. "
+        "What training does with an image that cannot be read. skip: warn once and use another image; error: stop. "
         "Validation and test always stop.",
         options=("skip", "error"),
         origin="ours",
@@ -204,8 +203,8 @@ class DatasetSpec:
     )
     max_bad_share: float = field(
         0.1,
-        "With on_bad_image: skip, the largest share of the training images that may be missing or unreadable; the run "
-        "stops at more. Up to 10 images never stop it.",
+        "With on_bad_image: skip, the maximum share of training images that may be missing or unreadable before the "
+        "run stops. Up to 10 images never stop it.",
         min=0.0,
         max=1.0,
         origin="ours",

@@ -67,7 +67,7 @@ def _drop_inert(data: dict[str, Any], prefix: str) -> None:
 
 def default_yaml(command: str) -> str:
     """The commented default spec of a command."""
-    lines = [f"# Default spec of `rtdetr {command}`. ??? marks what must be given."]
+    lines = [f"# Default spec of `rtdetr {command}`. ??? marks required values."]
     if "model" not in WITH_SPEC[command].sections and command not in ("gen_trt_engine", "validate_data"):
         lines.append("# Architecture, classes and sizes come from the checkpoint.")
     _yaml_section(default_data(command), ExperimentSpec, 0, lines)

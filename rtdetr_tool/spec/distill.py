@@ -31,11 +31,11 @@ RECOMMENDED_BINDING = {
 
 @dataclass(frozen=True)
 class BindingSpec:
-    """One pair of teacher and student outputs to bring together."""
+    """A pair of teacher and student outputs, and its loss."""
 
     teacher_module_name: str = field(MISSING, f"Module of the teacher, or {_OUTPUTS}.")
     student_module_name: str = field(MISSING, f"Module of the student, or {_OUTPUTS}.")
-    criterion: str = field(MISSING, "How they are compared.", options=CRITERIA)
+    criterion: str = field(MISSING, "Loss of the pair.", options=CRITERIA)
     weight: float = field(1.0, "Weight of this binding.")
 
 
@@ -45,29 +45,33 @@ class DistillSpec:
 
     teacher: ModelSpec = field(ModelSpec, "The teacher's model section.")
     pretrained_teacher_model_path: str | None = field(MISSING, "Weights of the teacher.", path="read")
-    bindings: list[BindingSpec] = field([], "Pairs of outputs to bring together.")
+    bindings: list[BindingSpec] = field([], "Pairs of teacher and student outputs, and their losses.")
     results_dir: str | None = field(
         None, "Folder of this command's results; null = <results_dir>/distill.", path="results"
     )
     align: str = field(
         "project",
-        "Where shapes differ: project = a 1x1 projection learned with the student, and interpolation; error = refuse.",
+        "If shapes differ: project = use a learned 1x1 projection and interpolation; error = refuse.",
         options=("project", "error"),
         origin="ours",
     )
-    temperature: float = field(1.0, "KL: both sides are divided by it before the softmax.", above=0.0, origin="ours")
+    temperature: float = field(1.0, "KL: both logits are divided by it before the softmax.", above=0.0, origin="ours")
     warmup_epochs: int = field(
-        0, "The distillation loss grows to its full weight, linearly, in this many epochs.", min=0, origin="ours"
+        0,
+        "Number of epochs over which the weight of the distillation loss increases linearly to its full value.",
+        min=0,
+        origin="ours",
     )
     decay_from_epoch: int | None = field(
         None,
-        "From this epoch (counted from 0) on its weight shrinks linearly, to final_factor in the last epoch.",
+        "Epoch (counted from 0) from which the weight of the distillation loss decreases linearly, to final_factor in "
+        "the last epoch.",
         min=0,
         origin="ours",
     )
     final_factor: float = field(
         0.0,
-        "Share of the weight in the last epoch, with decay_from_epoch; at 0 the teacher is not run.",
+        "Share of the weight in the last epoch, with decay_from_epoch; at 0 the teacher is not run in that epoch.",
         min=0.0,
         max=1.0,
         origin="ours",

@@ -19,11 +19,12 @@ class EvaluateSpec(RunModelSpec):
     )
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=1, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=1, unit="pixels")
-    conf_threshold: float = field(0.0, "Leave out detections with a lower score before scoring.", min=0.0, max=1.0)
+    conf_threshold: float = field(0.0, "Drop detections with a lower score before scoring.", min=0.0, max=1.0)
     max_dets: int = field(
         100,
-        "Detections of each class and image that COCO's scores count (maxDets), in training too. The standard, and "
-        "TAO's, is 100; RF-DETR's package uses 500. A model returns at most model.num_select of an image.",
+        "Maximum number of detections per class and image in COCO's scores (maxDets), also in training. The default of"
+        " COCO and TAO is 100; RF-DETR's package uses 500. A model returns at most model.num_select detections per "
+        "image.",
         min=1,
         max=100_000,
         origin="ours",

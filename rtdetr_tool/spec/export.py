@@ -17,22 +17,22 @@ class TfliteSpec:
 
     data_type: str = field(
         "FP32",
-        "FP16: weights in half the space, computed in FP32. INT8: convolutions and linear layers before the decoder "
-        "compute with 8 bits, those of the decoder keep 8-bit weights.",
+        "FP16: weights of half the size, computed in FP32. INT8: convolutions and linear layers before the decoder "
+        "compute with 8 bits, those of the decoder have 8-bit weights.",
         options=FORMATS["tflite"].precisions,
         origin="ours",
     )
     calibration: str | None = field(
         None,
         "INT8: a folder of images, or an array file (.npy) of images [N, 3, height, width] or channels last, RGB, "
-        "uint8 or float 0..1; null = images of the data sources.",
+        "uint8 or float 0..1; null = images of the dataset.",
         origin="ours",
         path="read",
     )
-    calibration_images: int = field(100, "INT8: how many of them at most.", min=1, origin="ours")
+    calibration_images: int = field(100, "INT8: maximum number of calibration images.", min=1, origin="ours")
     max_cost: float = field(
         0.1,
-        "FP16, INT8: largest change of the detections against torch that is accepted; 0 = none, 1 = nothing in common.",
+        "FP16, INT8: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
         min=0.0,
         max=1.0,
         origin="ours",
@@ -62,20 +62,22 @@ def _layouts() -> str:
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """Write a checkpoint as ONNX or TFLite."""
+    """Export a checkpoint to ONNX or TFLite."""
 
     results_dir: str | None = field(
         None, "Folder of this command's results; null = <results_dir>/export.", path="results"
     )
     gpu_id: int = field(0, "Device to export on.", min=0)
     checkpoint: str = field(MISSING, "Weights to export.", path="read")
-    onnx_file: str = field(MISSING, "File to write; for another format the suffix is that format's.", path="written")
+    onnx_file: str = field(MISSING, "File to write; its suffix is replaced by that of the format.", path="written")
     on_cpu: bool = field(False, "Export on the CPU.")
     input_channel: int = field(3, "Channels of the input: RGB.", min=3, options=(3,))
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
     opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)
-    batch_size: int = field(-1, f"Batch size of the graph; -1 = dynamic; {_static_batch()}.", min=-1)
+    batch_size: int = field(
+        -1, "Batch size of the graph; -1 = dynamic, or 1 for TFLite, which does not support dynamic sizes.", min=-1
+    )
     verbose: bool = field(False, "Log what the exporter does.")
     format: str = field("onnx", f"File format; {_extras()}.", options=tuple(row.name for row in exported_formats()))
     serialize_nvdsinfer: bool = field(False, "Also write labels.txt and nvdsinfer_config.yaml for DeepStream.")
@@ -84,19 +86,20 @@ class ExportSpec:
         "The checkpoint is the output of quantize.",
         unsupported="quantized checkpoints are not part of this version",
     )
-    overwrite: bool = field(False, "Replace onnx_file where it exists.", origin="ours")
+    overwrite: bool = field(False, "Replace onnx_file if it exists.", origin="ours")
     include_postprocess: bool = field(
         False,
-        "Add top-k to the graph: outputs boxes (xyxy, pixels of the input), scores and labels beside the raw ones.",
+        "Add top-k to the graph, with the outputs boxes (xyxy, pixels of the input), scores and labels in addition to "
+        "the raw ones.",
         origin="ours",
     )
     tolerance: float = field(
         1e-3,
-        "Largest difference to torch, of a score and of a relative box coordinate, that export accepts.",
+        "Maximum difference from PyTorch, of a score and of a relative box coordinate, that export accepts.",
         above=0.0,
         origin="ours",
     )
-    notes: str | None = field(None, "Text kept in the file's metadata.", origin="ours")
+    notes: str | None = field(None, "Any text; stored in the file's metadata.", origin="ours")
     layout: str = field(
         "tao",
         f"Names of inputs and outputs, and pixels: {_layouts()}. Masks are an output of detectors that predict them.",
@@ -104,6 +107,8 @@ class ExportSpec:
         origin="ours",
     )
     backbone_only: bool = field(
-        False, "Without decoder: the outputs are the maps that it would read, features, features_1, ...", origin="ours"
+        False,
+        "Export without the decoder; the outputs are its input feature maps features, features_1, ...",
+        origin="ours",
     )
     tflite: TfliteSpec = field(TfliteSpec, "With format tflite.")

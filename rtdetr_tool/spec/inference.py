@@ -18,9 +18,9 @@ class InferenceSpec(RunModelSpec):
         None, "Folder of this command's results; null = <results_dir>/inference.", path="results"
     )
     color_map: dict[str, str] | None = field(
-        None, "Class name to box color (name or #rrggbb); classes left out get a color of their own."
+        None, "Class name to box color (name or #rrggbb); other classes get a default color."
     )
-    conf_threshold: float = field(0.5, "Smallest score that is drawn and written.", min=0.0, max=1.0)
+    conf_threshold: float = field(0.5, "Minimum score of detections that are drawn and written.", min=0.0, max=1.0)
     class_thresholds: dict[str, float] | None = field(
         None,
         "Smallest score of single classes, by class name; other classes use thresholds_from or conf_threshold.",
@@ -32,7 +32,7 @@ class InferenceSpec(RunModelSpec):
         path="read",
         origin="ours",
     )
-    is_internal: bool = field(False, "One output folder per image sequence, boxes drawn without text.")
+    is_internal: bool = field(False, "Write one output folder per image sequence, and draw boxes without text.")
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
     outline_width: int = field(3, "Width of the box outline.", min=1, unit="pixels")

@@ -23,23 +23,23 @@ def _arch_help() -> str:
 
 @dataclass(frozen=True)
 class SharedModelSpec:
-    """What the detector is made of and how its predictions are matched and scored."""
+    """Architecture of the detector, and how its predictions are matched and scored."""
 
     pretrained_backbone_path: str | None = field(
         None,
-        "Weights for the backbone: a file, or `timm` (or `timm/<tag>`) for the weights timm publishes. Not read when "
+        "Weights of the backbone: a file, or `timm` (or `timm/<tag>`) for weights from timm. Ignored if "
         "train.pretrained_model_path is set.",
         path="read",
     )
     train_backbone: bool = field(
-        True, "Train the backbone; false fixes its weights and statistics.", parameter_groups=True
+        True, "Train the backbone; false = freeze its weights and statistics.", parameter_groups=True
     )
     load_teacher_enc_dec: bool = field(
-        False, "distill: start encoder and decoder from those tensors of the teacher that have the same shape."
+        False, "distill: initialize encoder and decoder from the tensors of the teacher that have the same shape."
     )
     num_select: int = field(
         300,
-        "Detections kept per image: the best (query, class) pairs. At most num_queries * num_classes exist.",
+        "Detections per image: the (query, class) pairs with the best scores. At most num_queries * num_classes exist.",
         min=1,
         automl=True,
         recorded=Recorded("how many detections are kept per image", "warned", "warned", only_fewer=True),
@@ -59,7 +59,7 @@ class SharedModelSpec:
         unlimited=True,
     )
     class_cost: float = field(
-        2.0, "Weight of the class term when queries are matched to objects.", min=0.0, max=INF, unlimited=True
+        2.0, "Weight of the class term in the matching of queries and objects.", min=0.0, max=INF, unlimited=True
     )
     bbox_cost: float = field(
         5.0,
@@ -76,15 +76,16 @@ class SharedModelSpec:
         "Accepted for old specs; gradients are clipped by train.clip_grad_norm.",
         unused="gradients are clipped by train.clip_grad_norm",
     )
-    aux_loss: bool = field(True, "Supervise every decoder layer and the encoder, not only the last layer.")
+    aux_loss: bool = field(True, "Compute losses for all decoder layers and the encoder, not only for the last layer.")
     backbone_names: list[str] = field(
         ["backbone.0"],
-        "Accepted for old specs; the backbone is known without a name.",
+        "Accepted for old specs; the backbone is known without a name pattern.",
         unused="the backbone's parameters are known without a name pattern",
     )
     linear_proj_names: list[str] = field(
         ["reference_points", "sampling_offsets"],
-        "Parameters whose name contains one of these learn at lr * train.optim.lr_linear_proj_mult.",
+        "Parameters with one of these strings in their name have the learning rate lr * "
+        "train.optim.lr_linear_proj_mult.",
         parameter_groups=True,
     )
     distillation_loss_coef: float = field(

@@ -29,15 +29,15 @@ def reference_page() -> str:
         "Generated from `rtdetr_tool/spec` by `python scripts/generate_spec_reference.py`; do not edit.",
         "",
         "Origin: blank = TAO's schema (nvidia-tao-core 6.25.11); *seed* = TAO's documentation only; *ours* = added "
-        "here. `???` must be given for the commands that need it. "
-        f"Sections that are checked, but read by no command yet: {', '.join(WITH_SPEC.keys() - AVAILABLE.keys())}.",
+        "here. `???` = required by the commands that use it. "
+        f"Sections that are checked, but not used by a command yet: {', '.join(WITH_SPEC.keys() - AVAILABLE.keys())}.",
     ]
     _reference_section(ExperimentSpec, "", "Top level", lines)
     lines += [
         "",
         "## Accepted without effect",
         "",
-        "Setting one prints the reason.",
+        "Setting one of them logs the reason.",
         "",
         "| field | reason |",
         "|---|---|",

@@ -14,11 +14,11 @@ class RunModelSpec:
     """Run a model over images."""
 
     num_gpus: int = field(1, "Devices per node.", min=1)
-    gpu_ids: list[int] = field([0], "Which GPUs; as many as num_gpus.", min=0)
-    num_nodes: int = field(1, "Machines.", min=1)
+    gpu_ids: list[int] = field([0], "Indices of the GPUs; as many as num_gpus.", min=0)
+    num_nodes: int = field(1, "Number of machines.", min=1)
     onnx_provider: str = field(
         "auto",
-        "What runs an ONNX file; auto = CUDA where it can, else the CPU.",
+        "Execution provider for ONNX files; auto = CUDA if available, otherwise the CPU.",
         options=("auto", *ONNX_PROVIDERS),
         origin="ours",
     )

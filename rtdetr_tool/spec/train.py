@@ -14,7 +14,7 @@ PRECISIONS = ("bf16", "fp32", "fp16")
 class CudnnSpec:
     """cuDNN settings."""
 
-    benchmark: bool = field(False, "Let cuDNN time its algorithms and take the fastest.")
+    benchmark: bool = field(False, "Let cuDNN time its algorithms and use the fastest.")
     deterministic: bool = field(True, "Use only deterministic cuDNN algorithms.")
 
 
@@ -28,9 +28,9 @@ class EmaSpec:
     cpu_offload: bool = field(False, "Keep the average in host memory.")
     tau: float | None = field(
         None,
-        "How fast the decay d grows to `decay` at the start: update t has d = decay * (1 - exp(-t / tau)), as in "
-        "RF-DETR (there 100, with decay 0.993); 0 = decay from the start on, as in TAO; null = min(decay, (1 + t) / "
-        "(10 + t)).",
+        "How fast the decay d increases to `decay` at the start: update t has d = decay * (1 - exp(-t / tau)), as in "
+        "RF-DETR (100 there, with decay 0.993); 0 = decay from the start, as in TAO; null = min(decay, (1 + t) / (10 +"
+        " t)).",
         min=0.0,
         max=INF,
         unit="updates",
@@ -38,19 +38,19 @@ class EmaSpec:
     )
     validate_both: bool = field(
         False,
-        "Validate the average and the weights being trained (val_raw_mAP), keep the best file of each, and the better "
-        "of the two as rtdetr_model_best.pth.",
+        "Validate both the average and the weights being trained (val_raw_mAP), keep the best checkpoint of each, and "
+        "save the better of the two as rtdetr_model_best.pth.",
         origin="ours",
     )
 
 
 @dataclass(frozen=True)
 class EarlyStoppingSpec:
-    """Ending a run that does not get better."""
+    """Early stopping of a run that no longer improves."""
 
     enabled: bool = field(False, "Stop when val_mAP has not improved for `patience` validations.", origin="ours")
     patience: int = field(10, "Validations without improvement.", min=1, unit="validations", origin="ours")
-    min_delta: float = field(0.001, "What counts as an improvement.", min=0.0, max=1.0, origin="ours")
+    min_delta: float = field(0.001, "Minimum increase that counts as an improvement.", min=0.0, max=1.0, origin="ours")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OptimSpec:
         options=("val_loss", "train_loss"),
         unused="neither MultiStep nor StepLR watches a metric",
     )
-    lr: float = field(1e-4, "Learning rate of everything but the backbone.", above=0.0, automl=True)
+    lr: float = field(1e-4, "Learning rate of everything except the backbone.", above=0.0, automl=True)
     lr_backbone: float = field(1e-5, "Learning rate of the backbone.", above=0.0, automl=True)
     momentum: float = field(0.9, "SGD: momentum. AdamW: beta1.", above=0.0, max=1.0, automl=True)
     weight_decay: float = field(1e-4, "Weight decay; biases and normalization weights have none.", min=0.0, automl=True)
@@ -77,26 +77,35 @@ class OptimSpec:
     )
     lr_scheduler: str = field(
         "MultiStep",
-        "MultiStep: multiply by lr_decay at each epoch of lr_steps. StepLR: every lr_step_size epochs. Cosine: fall "
-        "along half a cosine to lr_min_factor at the last step.",
+        "MultiStep: multiply by lr_decay at each epoch in lr_steps. StepLR: multiply by lr_decay every lr_step_size "
+        "epochs. Cosine: half a cosine down to lr_min_factor at the last step.",
         options=SCHEDULERS,
     )
-    lr_steps: list[int] = field([1000], "MultiStep: epochs at which the rate drops.", min=0, unit="epochs")
-    lr_step_size: int = field(1000, "StepLR: epochs between drops.", above=0, unit="epochs", automl=True)
-    lr_decay: float = field(0.1, "Factor of a drop.", above=0.0, automl=True)
-    warmup_steps: int = field(0, "Steps over which the rate rises linearly from zero.", min=0, max=INF, unit="steps")
+    lr_steps: list[int] = field(
+        [1000], "MultiStep: epochs at which the learning rate is multiplied by lr_decay.", min=0, unit="epochs"
+    )
+    lr_step_size: int = field(1000, "StepLR: epochs between decays.", above=0, unit="epochs", automl=True)
+    lr_decay: float = field(0.1, "Factor of each decay.", above=0.0, automl=True)
+    warmup_steps: int = field(
+        0, "Steps over which the learning rate increases linearly from zero.", min=0, max=INF, unit="steps"
+    )
     lr_linear_proj_mult: float = field(
         1.0,
-        "Factor on the learning rate of the parameters named in model.linear_proj_names.",
+        "Factor on the learning rate of the parameters in model.linear_proj_names.",
         above=0.0,
         origin="seed",
         parameter_groups=True,
     )
     warmup_epochs: float = field(
-        0.0, "The same as warmup_steps, in epochs; only one of the two.", min=0.0, max=INF, unit="epochs", origin="ours"
+        0.0,
+        "The same as warmup_steps, in epochs; only one of the two can be set.",
+        min=0.0,
+        max=INF,
+        unit="epochs",
+        origin="ours",
     )
     lr_min_factor: float = field(
-        0.0, "Cosine: share of the learning rate that is left at the end.", min=0.0, max=1.0, origin="ours"
+        0.0, "Cosine: final learning rate as a share of the initial one.", min=0.0, max=1.0, origin="ours"
     )
     lr_layer_decay: float = field(
         1.0,
@@ -118,12 +127,12 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How to train."""
+    """Training settings."""
 
     num_gpus: int = field(1, "Devices per node; without a GPU, processes on the CPU.", min=1)
-    gpu_ids: list[int] = field([0], "Which GPUs; as many as num_gpus.", min=0)
-    num_nodes: int = field(1, "Machines; started by torchrun or SLURM when more than one.", min=1)
-    seed: int = field(1234, "Seed of every random number; negative = none fixed.", min=-1, max=INF)
+    gpu_ids: list[int] = field([0], "Indices of the GPUs; as many as num_gpus.", min=0)
+    num_nodes: int = field(1, "Number of machines; more than one are started by torchrun or SLURM.", min=1)
+    seed: int = field(1234, "Seed of all random numbers; negative = random.", min=-1, max=INF)
     cudnn: CudnnSpec = field(CudnnSpec, "cuDNN settings.")
     num_epochs: int = field(10, "Epochs to train.", min=1, max=INF, unit="epochs", automl=True)
     checkpoint_interval: int = field(1, "Epochs (or steps) between checkpoints; the last epoch is always saved.", min=1)
@@ -131,26 +140,26 @@ class TrainSpec:
     validation_interval: int = field(1, "Epochs between validations.", min=1, unit="epochs")
     resume_training_checkpoint_path: str | None = field(
         None,
-        "Checkpoint to go on from; null goes on from the latest one in the results folder, if there is one.",
+        "Checkpoint to resume from; null = the latest one in the results folder, if there is one.",
         path="read",
     )
     results_dir: str | None = field(
         None, "Folder of this command's results; null = <results_dir>/train.", path="results"
     )
     freeze: list[str] | None = field(
-        [], "Modules not to train, by dotted name: backbone, encoder, decoder.decoder.", parameter_groups=True
+        [], "Modules to freeze, by dotted name: backbone, encoder, decoder.decoder.", parameter_groups=True
     )
-    pretrained_model_path: str | None = field(None, "Weights of a whole detector to start from.", path="read")
-    clip_grad_norm: float = field(0.1, "Largest L2 norm of the gradient; 0 = not clipped.", min=0.0)
+    pretrained_model_path: str | None = field(None, "Weights of a complete detector to start from.", path="read")
+    clip_grad_norm: float = field(0.1, "Maximum L2 norm of the gradient; 0 = no clipping.", min=0.0)
     non_finite_loss: str = field(
         "stop",
-        "A step whose loss or gradient is NaN or infinite never reaches the weights; then stop saves and ends the run "
-        "with what is needed to find the cause, skip goes on.",
+        "What to do about a step with a NaN or infinite loss or gradient, which never changes the weights. stop: save "
+        "information about the cause and end the run; skip: continue.",
         options=("stop", "skip"),
         origin="ours",
     )
-    is_dry_run: bool = field(False, "Check and build everything, run one batch, train and save nothing.")
-    enable_ema: bool = field(False, "Keep an exponential moving average of the weights.")
+    is_dry_run: bool = field(False, "Check and build everything and run one batch, without training or saving.")
+    enable_ema: bool = field(False, "Maintain an exponential moving average of the weights.")
     ema: EmaSpec = field(EmaSpec, "Exponential moving average.")
     optim: OptimSpec = field(OptimSpec, "Optimizer and learning-rate schedule.")
     precision: str = field(
@@ -167,18 +176,18 @@ class TrainSpec:
         origin="ours",
     )
     distributed_strategy: str = field(
-        "ddp", "Several devices: ddp copies the model to each, fsdp shards it.", options=("ddp", "fsdp")
+        "ddp", "With several devices: ddp copies the model to each, fsdp shards it.", options=("ddp", "fsdp")
     )
     activation_checkpoint: bool = field(
         True, "Recompute the backbone in the backward pass: less memory, more time, same result."
     )
     verbose: bool = field(False, "Log every change of the learning rate.", origin="seed")
     grad_accum_steps: int = field(
-        1, "Batches whose gradients make one optimizer step.", min=1, max=INF, unit="batches", origin="ours"
+        1, "Batches per optimizer step, whose gradients are accumulated.", min=1, max=INF, unit="batches", origin="ours"
     )
     effective_batch_size: int = field(
         16,
-        "With dataset.batch_size auto: images per optimizer step, of all devices together; batches that do not fit are "
+        "With dataset.batch_size auto: images per optimizer step on all devices together; batches that do not fit are "
         "accumulated.",
         min=1,
         max=INF,
@@ -193,11 +202,13 @@ class TrainSpec:
         origin="ours",
     )
     drop_path_epochs: int = field(0, "See drop_path_schedule.", min=0, max=INF, unit="epochs", origin="ours")
-    early_stopping: EarlyStoppingSpec = field(EarlyStoppingSpec, "Ending a run that does not get better.")
-    compute_val_loss: bool = field(True, "Compute the losses in validation, too.", origin="ours")
+    early_stopping: EarlyStoppingSpec = field(EarlyStoppingSpec, "Early stopping of a run that no longer improves.")
+    compute_val_loss: bool = field(True, "Also compute the losses in validation.", origin="ours")
     log_per_class_metrics: bool = field(False, "Log the AP of each class as val_AP/<class>.", origin="ours")
-    sync_bn: bool = field(True, "Several devices: batch norms see the images of all of them.", origin="ours")
-    tensorboard: bool = field(True, "Log to TensorBoard beside the CSV file.", origin="ours")
+    sync_bn: bool = field(
+        True, "With several devices: compute batch norms over the images of all devices.", origin="ours"
+    )
+    tensorboard: bool = field(True, "Log to TensorBoard in addition to the CSV file.", origin="ours")
     report: bool = field(
         True,
         "Write report.html, and refresh it after each validation: curves of losses, scores and learning rate, and the "
@@ -206,13 +217,15 @@ class TrainSpec:
     )
     save_dataset_grids: bool = field(
         False,
-        "Write pictures of the first augmented training batches and validation batches, with their boxes, into "
-        "dataset_grids.",
+        "Save images of the first augmented training batches and validation batches with their boxes in dataset_grids.",
         origin="ours",
     )
     notes: str | None = field(
-        None, "Any text; kept in the checkpoints, and in an ONNX file without export.notes.", origin="ours"
+        None, "Any text; stored in checkpoints, and in ONNX files without export.notes.", origin="ours"
     )
     accelerator: str = field(
-        "auto", "auto takes a GPU if there is one, else the CPU.", options=("auto", "gpu", "cpu"), origin="ours"
+        "auto",
+        "Device type; auto = a GPU if there is one, otherwise the CPU.",
+        options=("auto", "gpu", "cpu"),
+        origin="ours",
     )

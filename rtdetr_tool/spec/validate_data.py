@@ -9,7 +9,7 @@ from rtdetr_tool.spec.fields import field
 
 @dataclass(frozen=True)
 class ValidateDataSpec:
-    """Check the data sets of a spec before training on them."""
+    """Check the datasets of a spec before training on them."""
 
     results_dir: str | None = field(
         None,

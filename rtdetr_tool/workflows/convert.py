@@ -1,4 +1,4 @@
-"""What `convert` writes: the target it accepts, and the metadata that goes into the file."""
+"""Checks of the target of `convert`, and the metadata of the file."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 def check_target(target: Path, layout: str | None, force: bool) -> str:
-    """The layout to write; `UserError` where the name of the target does not fit or something is there already."""
+    """The format to write; `UserError` if the name of the target does not match it or the target exists."""
     is_file = target.suffix.lower() in SUFFIXES
     layout = layout or (RTDETR if is_file else TRANSFORMERS)
     if layout == RTDETR and not is_file:
-        raise UserError(f"{target}: a checkpoint of rtdetr must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{target} is invalid for --to {RTDETR}; expected a file that ends in {', '.join(SUFFIXES)}")
     if layout == TRANSFORMERS and (is_file or target.is_file()):
-        raise UserError(f"{target}: transformers keeps a model in a directory; give one, not a file")
+        raise UserError(f"{target} is invalid for --to {TRANSFORMERS}; expected a directory")
     if layout == RTDETR and target.is_dir():
-        raise UserError(f"{target} is a directory; give a file to write")
+        raise UserError(f"{target} is a directory; expected a file")
     taken = target.exists() if layout == RTDETR else target.is_dir() and any(target.iterdir())
     if taken and not force:
-        raise UserError(f"{target} exists{'' if is_file else ' and is not empty'}; give --force to overwrite it")
+        raise UserError(f"{target} exists{'' if is_file else ' and is not empty'}; use --force to overwrite it")
     return layout
 
 
 def check_room(target: Path, weights: Mapping[str, Any]) -> None:
-    """`MachineError` where the weights do not fit on the disk of `target`."""
+    """`MachineError` if the weights do not fit on the disk of `target`."""
     import shutil
 
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
@@ -41,13 +41,13 @@ def check_room(target: Path, weights: Mapping[str, Any]) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(
-            f"{target} cannot be written: the disk is full. {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are "
-            f"free in {folder}."
+            f"{target} cannot be written, because the disk is full: {needed / 1e6:.1f} MB are needed, but "
+            f"{free / 1e6:.1f} MB are free in {folder}."
         )
 
 
 def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
-    """Our metadata for the file: the spec as it holds now, the file's classes or those of the classmap."""
+    """Our metadata for the file: the resolved spec, and the classes of the source or of the classmap."""
     from rtdetr_tool.checkpoints.metadata import build_metadata
     from rtdetr_tool.spec import spec_to_dict
 
@@ -66,9 +66,9 @@ def metadata_of(opened: Any, classmap: str | None) -> dict[str, Any]:
 def named_classes(
     classmap: str, classes: list[Mapping[str, Any]], rows: int, free_rows: int = 0
 ) -> list[dict[str, Any]]:
-    """The names of a classmap: by class row, or in the order of the classes that the checkpoint knows.
+    """The classes with the names of a classmap, by class row, or in the order of the checkpoint's classes.
 
-    `free_rows` at the end may have no name, as a background row.
+    The last `free_rows` rows, such as a background row, may have no name.
     """
     from rtdetr_tool.data.folder import read_classmap
 
@@ -78,5 +78,5 @@ def named_classes(
         return [{**entry, "name": name} for entry, name in zip(classes, names, strict=True)]
     if len(names) in (rows, rows - free_rows):
         return [{"index": index, "id": ids.get(index), "name": name} for index, name in enumerate(names)]
-    wanted = f"{rows - free_rows} classes" if free_rows == 0 else f"{rows} class rows, the last of them for no class"
-    raise UserError(f"{classmap} has {len(names)} names, but the detector has {wanted}; one name per class")
+    expected = f"{rows} classes" if free_rows == 0 else f"{rows} class rows, the last of them without a class"
+    raise UserError(f"{classmap} has {len(names)} names; expected one per class, but the detector has {expected}")

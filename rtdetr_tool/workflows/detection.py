@@ -28,13 +28,13 @@ from rtdetr_tool.training.distributed import rank, start_processes, world_size
 
 @dataclass
 class Detecting:
-    """An opened model, ready to run over a data set."""
+    """An opened model that is ready to run on a dataset."""
 
     model: OpenedModel
     spec: ExperimentSpec  # with the command's input size and batch size in the `dataset` section
 
     def loader(self, dataset: Dataset) -> DataLoader:
-        """This process's share of `dataset`, in order, nothing repeated."""
+        """A loader of this process's share of `dataset`, in order and without repetition."""
         return build_loader(dataset, self.spec.dataset, training=False, rank=rank(), world_size=world_size())
 
 
@@ -47,9 +47,10 @@ class ScoredSplit(NamedTuple):
 
 
 def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detecting:
-    """Start the processes that the section asks for and open its checkpoint or engine in each."""
+    """Start the processes of the section and open its checkpoint or engine in each."""
+    command = "evaluate" if isinstance(section, EvaluateSpec) else "inference"
     if not section.trt_engine and section.checkpoint == MISSING:
-        raise UserError("a checkpoint is missing")
+        raise UserError(f"{command}.checkpoint: required by `rtdetr {command}`, but not set")
     device = start_processes(section.num_gpus, section.gpu_ids, section.num_nodes)
     if section.batch_size > 0:
         loaded = loaded.with_value("dataset.batch_size", section.batch_size)
@@ -61,8 +62,7 @@ def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detec
 
 
 def as_run(spec: ExperimentSpec, command: str) -> ExperimentSpec:
-    """The spec with the input size and batch size that the command runs with in its section, where nothing is left
-    open."""
+    """The spec with the actual input size and batch size in the command's section."""
     augmentation = spec.dataset.augmentation
     height, width = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     batch = spec.dataset.batch_size
@@ -71,7 +71,7 @@ def as_run(spec: ExperimentSpec, command: str) -> ExperimentSpec:
 
 
 def evaluator_for(split: str, dataset: EvalDataset, spec: ExperimentSpec) -> CocoEvaluator:
-    """What scores detections on a split; the log says what keeps its objects from being counted."""
+    """The evaluator for a split; objects that are not scored are logged."""
     log_scoring(split, dataset, scoring_of(spec))
     return build_evaluator(dataset, spec)
 
@@ -84,11 +84,11 @@ def score(
     conf_threshold: float = 0.0,
     title: str = "Evaluating",
 ) -> LoopTimes:
-    """Run over `loader` and give every detection from `conf_threshold` on to `evaluator`."""
+    """Run on `loader` and pass all detections with a score of at least `conf_threshold` to `evaluator`."""
     times = LoopTimes()
     batches = detect(runtime, loader, num_select, times)
     for batch, detections in track(batches, title, len(loader), console=console()):
-        kept = [found.above(conf_threshold) for found in detections]
+        kept = [entry.above(conf_threshold) for entry in detections]
         evaluator.update([target.image_id for target in batch.targets], kept)
     return times
 
@@ -96,10 +96,10 @@ def score(
 def score_split(
     model: OpenedModel, split: str, conf_threshold: float, rank: int = 0, world_size: int = 1
 ) -> ScoredSplit:
-    """Run a model on its share of the `test` or `val` source of its spec, and collect its detections.
+    """Run a model on a share of the `test` or `val` source of its spec, and collect its detections.
 
     Args:
-        rank, world_size: this process's share of the images; the evaluators of all shares are merged by the caller.
+        rank, world_size: this process's share of the images; the caller merges the evaluators of all shares.
     """
     runtime, spec = model.runtime, model.spec
     dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=spec.model.predicts_masks)

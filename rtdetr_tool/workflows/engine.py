@@ -28,7 +28,9 @@ def open_source(loaded: LoadedSpec) -> Source:
     """Read the ONNX file and resolve classes and input size, as evaluate does."""
     path = Path(loaded.spec.gen_trt_engine.onnx_file)
     if path.suffix.lower() not in FORMATS["onnx"].suffixes:
-        raise UserError(f"gen_trt_engine.onnx_file: {path} must be an ONNX file (.onnx); `rtdetr export` writes one")
+        raise UserError(
+            f"gen_trt_engine.onnx_file: {path} is invalid; expected an ONNX file (.onnx) of `rtdetr export`"
+        )
     file = parsed(path, read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != FULL))
     check_input(loaded, file.interface, path)
     spec, class_map = resolve(file.recorded, loaded)
@@ -36,20 +38,21 @@ def open_source(loaded: LoadedSpec) -> Source:
 
 
 def check_input(loaded: LoadedSpec, interface: GraphInterface, path: Path) -> None:
-    """UserError where TAO's fields for the input are given and are not those of the ONNX file."""
+    """UserError if TAO's fields for the input are set and do not match the ONNX file."""
     given = loaded.explicit.get("gen_trt_engine") or {}
     height, width = interface.size
-    found = {"input_channel": 3, "input_height": height, "input_width": width}
-    for name, value in found.items():
+    actual = {"input_channel": 3, "input_height": height, "input_width": width}
+    for name, value in actual.items():
         if given.get(name) not in (None, value):
             raise UserError(
-                f"gen_trt_engine.{name} is {given[name]}, but {path} takes inputs of 3 x {height} x {width} (channels, "
-                "height, width); leave the field out, or export the checkpoint at that size"
+                f"gen_trt_engine.{name}: {given[name]} is invalid; expected {value}, because the inputs of {path} are "
+                f"3 x {height} x {width} (channels, height, width). Remove the field, or export the checkpoint at that "
+                "size."
             )
 
 
 def build_settings(loaded: LoadedSpec, interface: GraphInterface) -> BuildSettings:
-    """Profile and limits; for a graph with a fixed batch only batch sizes that the user gave can contradict it."""
+    """Profile and limits; a graph with a fixed batch size is only checked against batch sizes that the user set."""
     section = loaded.spec.gen_trt_engine
     names = ("min_batch_size", "opt_batch_size", "max_batch_size")
     given = (loaded.explicit.get("gen_trt_engine") or {}).get("tensorrt") or {}

@@ -1,6 +1,6 @@
-"""The graph of an engine in FP32, FP16 and INT8.
+"""Build the graphs of an engine in FP32, FP16 and INT8.
 
-Precision lives in the graph, for every version of TensorRT alike: FP16 is a graph with casts, INT8 one with Q/DQ nodes.
+Precision is part of the graph for all versions of TensorRT: FP16 graphs have casts, INT8 graphs Q/DQ nodes.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from rtdetr_tool.workflows.engine import Source
 
 logger = logging.getLogger(__name__)
 
-AUDIT_IMAGES, CALIBRATION_IMAGES = 32, 100  # where the spec does not say how many
-FEW_IMAGES = 32  # below this, INT8 ranges depend on which images were taken
+AUDIT_IMAGES, CALIBRATION_IMAGES = 32, 100  # defaults if the spec does not set a number
+FEW_IMAGES = 32  # below this number, INT8 ranges depend on the selection of images
 
 
 @dataclass
 class Variant:
-    """The graph in one precision, and its score where there is a validation set."""
+    """The graph in one precision, and its score if there is a validation set."""
 
     precision: str
     file: Path
-    graph: PrecisionGraph | None = None  # None: the ONNX file as it was given
+    graph: PrecisionGraph | None = None  # None: the original ONNX file
     scores: dict[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """A fixed choice of images that can be gone through several times."""
+    """A fixed selection of images that can be iterated several times."""
 
     source: ImageSource
     count: int
@@ -55,55 +55,57 @@ class CalibrationImages:
     layout: Layout
 
     def feeds(self) -> Iterator[np.ndarray]:
-        """Parts [N, 3, H, W] float32 as the graph takes them."""
+        """Batches [N, 3, H, W] float32 of inputs of the graph."""
         for part in self.source.batches(self.count, self.batch):
             yield to_graph(part, self.layout).numpy()
 
 
 def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages | None:
-    """From `calibration.cal_image_dir`, else from the spec's data; None where there are none and FP16 does without.
+    """Images of `calibration.cal_image_dir`, or else of the spec's datasets; None if there are none for FP16.
 
     Raises:
-        UserError: too few of them, or none for INT8.
+        UserError: too few images, or none for INT8.
     """
     section = loaded.spec.gen_trt_engine.tensorrt
     calibration, needed = section.calibration, section.data_type == "INT8"
     given = ((loaded.explicit.get("gen_trt_engine") or {}).get("tensorrt") or {}).get("calibration") or {}
     folders = None if calibration.cal_image_dir in (MISSING, [], None) else list(calibration.cal_image_dir)
     augmentation = source.spec.dataset.augmentation
-    found = image_source_of(
+    images = image_source_of(
         source.spec.dataset, folders, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, UNSCORED_FIRST
     )
     name = "gen_trt_engine.tensorrt.calibration.cal_image_dir"
-    if found is None:
+    if images is None:
         if needed:
-            raise UserError(f"{name}: INT8 needs calibration images; name one or more folders of images")
-        logger.warning("%s is not set: without images the precision of each node is chosen by its kind alone", name)
+            raise UserError(f"{name}: required for INT8, but not set; expected one or more folders of images")
+        logger.warning("%s is not set; choosing the precision of each node by its type only", name)
         return None
     count = calibration.cal_batches * calibration.cal_batch_size
-    if "cal_batches" in given and len(found.paths) < count:
+    if "cal_batches" in given and len(images.paths) < count:
         raise UserError(
-            f"gen_trt_engine.tensorrt.calibration: cal_batches x cal_batch_size is {count}, but {found.origin} hold "
-            f"{len(found.paths)} images. Lower cal_batches, or name more folders in cal_image_dir."
+            f"gen_trt_engine.tensorrt.calibration: cal_batches x cal_batch_size is {count}, but there are only "
+            f"{len(images.paths)} images in {images.origin}. Lower cal_batches, or add folders to cal_image_dir."
         )
     if "cal_batches" not in given:
-        count = min(CALIBRATION_IMAGES if needed else AUDIT_IMAGES, len(found.paths))
+        count = min(CALIBRATION_IMAGES if needed else AUDIT_IMAGES, len(images.paths))
     if needed and count < FEW_IMAGES:
-        logger.warning("INT8 is calibrated on %d images; some hundred give steadier ranges (cal_batches)", count)
-    logger.info("Calibration: %d images of %s", count, folders or found.origin)
-    return CalibrationImages(found, count, calibration.cal_batch_size, source.file.interface.layout)
+        logger.warning(
+            "Calibrating INT8 on only %d images; several hundred give more stable ranges (cal_batches)", count
+        )
+    logger.info("Calibration: %d images of %s", count, folders or images.origin)
+    return CalibrationImages(images, count, calibration.cal_batch_size, source.file.interface.layout)
 
 
-def make_variants(
+def build_variants(
     source: Source, rules: LayerRules, loaded: LoadedSpec, folder: Path
 ) -> tuple[list[Variant], dict[str, Any]]:
-    """FP32, then FP16, then INT8, as far as asked for, each written below `folder`; and the report about them."""
+    """Write the FP32, FP16 and INT8 graphs up to the requested precision to `folder`; return them and a report."""
     section = loaded.spec.gen_trt_engine.tensorrt
     variants = [Variant("FP32", source.file.path)]
     report: dict[str, Any] = {"onnx_file": str(source.file.path), "data_type": section.data_type}
     if section.data_type == "FP32":
         if rules.rules:
-            logger.warning("layers_precision has no effect: data_type is FP32")
+            logger.warning("Ignoring layers_precision, because data_type is FP32")
         return variants, report
     images = calibration_images(source, loaded)
     audit = None
@@ -113,7 +115,7 @@ def make_variants(
         report["audit"] = audit.to_dict()
     without_int8 = LayerRules(tuple(rule for rule in rules.rules if rule.precision != "int8"))
     mixed = to_mixed_fp16(source.file.model, audit, without_int8 if section.data_type == "INT8" else rules)
-    variants.append(written("FP16", mixed, source, folder))
+    variants.append(write_variant("FP16", mixed, source, folder))
     report["fp16"] = mixed.to_dict()
     if section.data_type == "INT8" and images is not None:
         current_status().running("Calibrating INT8.")
@@ -121,12 +123,12 @@ def make_variants(
         quantized = to_int8(
             source.file.model, images.feeds(), rules, None if cache in (MISSING, None, "") else Path(cache), audit
         )
-        variants.append(written("INT8", quantized, source, folder))
+        variants.append(write_variant("INT8", quantized, source, folder))
         report["int8"] = quantized.to_dict()
     return variants, report
 
 
-def written(precision: str, graph: PrecisionGraph, source: Source, folder: Path) -> Variant:
+def write_variant(precision: str, graph: PrecisionGraph, source: Source, folder: Path) -> Variant:
     file = folder / f"{source.file.path.stem}_{precision.lower()}.onnx"
     content = graph.model.SerializeToString()
     write_atomically(file, content)

@@ -22,10 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
-    """mAP and speed of each precision in onnxruntime on (a part of) the validation set, where there is one."""
+    """Measure mAP and speed of each precision in ONNX Runtime on (a part of) the validation set, if there is one."""
     spec = source.spec
     if limit == 0 or not spec.dataset.val_data_sources:
-        logger.warning("No score: %s", "score_images is 0" if limit == 0 else "dataset.val_data_sources is not set")
+        logger.warning(
+            "Skipping scores: %s", "score_images is 0" if limit == 0 else "dataset.val_data_sources is not set"
+        )
         return
     dataset = build_eval_dataset(spec.dataset, "val", source.class_map)
     if 0 < limit < len(dataset):
@@ -59,13 +61,13 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
 
 
 def check_drop(variants: list[Variant], allowed: float) -> None:
-    """Fail where the wanted precision loses more than `allowed` mAP against FP32."""
+    """Fail if the requested precision loses more than `allowed` mAP compared with FP32."""
     first, last = variants[0].scores, variants[-1].scores
     if first is None or last is None:
         return
     if first["mAP"] is None or last["mAP"] is None:
         logger.warning(
-            "gen_trt_engine.max_score_drop is not checked: the %d scored images have no object that counts, so mAP is "
+            "gen_trt_engine.max_score_drop cannot be checked: the %d scored images have no objects to score, so mAP is "
             "undefined. Score more images (gen_trt_engine.score_images) or others (dataset.val_data_sources).",
             last["images"],
         )
@@ -74,6 +76,6 @@ def check_drop(variants: list[Variant], allowed: float) -> None:
     if drop > allowed:
         raise RtdetrError(
             f"{variants[-1].precision} loses {100 * drop:.2f} points of mAP ({first['mAP']:.4f} to {last['mAP']:.4f}); "
-            f"gen_trt_engine.max_score_drop allows {100 * allowed:.2f}. No engine was built. Keep more layers in a "
-            "higher precision (tensorrt.layers_precision), calibrate on more images, or allow more."
+            f"expected at most {100 * allowed:.2f} (gen_trt_engine.max_score_drop). No engine was built. Keep more "
+            "layers in a higher precision (tensorrt.layers_precision), calibrate on more images, or raise the limit."
         )

@@ -37,7 +37,7 @@ def export_detector(
     """Write a detector to a file as `section` says, and return its path; the detector does not change.
 
     Args:
-        conf_threshold: smallest score that DeepStream shows.
+        conf_threshold: minimum score that DeepStream shows.
         calibration: images [N, 3, H, W] to use instead of `export.tflite.calibration`.
     """
     check_section(section)
@@ -120,7 +120,7 @@ def check_section(section: ExportSpec) -> None:
         if section.backbone_only:
             raise UserError(
                 f"export.{other.name}.data_type: {precision} is not supported with backbone_only; use {FULL} "
-                "(lower precision is measured on detections)"
+                "(the effect of lower precision is measured on detections)"
             )
     row.to_export.require(f"export.format={row.name}")
 
@@ -129,11 +129,11 @@ def check_target(section: ExportSpec) -> Path:
     """The file to write, in a folder that exists; a path that ends in .onnx gets the suffix of the format."""
     target, suffix = Path(section.onnx_file), FORMATS[section.format].suffix
     if target.suffix.lower() not in (FORMATS["onnx"].suffix, suffix):
-        raise UserError(f"export.onnx_file: {target} must end in {suffix}")
+        raise UserError(f"export.onnx_file: {target} is invalid; expected a file that ends in {suffix}")
     if target.suffix.lower() != suffix:
         target = target.with_suffix(suffix)
     if target.is_dir():
-        raise UserError(f"export.onnx_file: {target} is a directory")
+        raise UserError(f"export.onnx_file: {target} is a directory; expected a file")
     if target.exists() and not section.overwrite:
         raise UserError(f"export.onnx_file: {target} already exists; set export.overwrite=true, or choose another name")
     try:
@@ -156,8 +156,8 @@ def choose_device(section: ExportSpec) -> torch.device:
     if section.on_cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     if section.gpu_id >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"export.gpu_id is {section.gpu_id}; this machine has {found} GPU(s), numbered from 0")
+        count = torch.cuda.device_count()
+        raise UserError(f"export.gpu_id: {section.gpu_id} is invalid; expected 0 to {count - 1}")
     return torch.device("cuda", section.gpu_id)
 
 
@@ -168,13 +168,13 @@ def metadata_of(opened: OpenedDetector) -> dict[str, Any]:
 
 
 def notes_of(opened: OpenedDetector) -> str | None:
-    """`train.notes` of the run that the checkpoint comes from."""
+    """`train.notes` of the checkpoint's training run."""
     stored = opened.meta.get("spec") or {}
     return (stored.get("train") or {}).get("notes")
 
 
 def kpi_of(content: dict[str, Any]) -> dict[str, float]:
-    """The largest differences, for the status line."""
+    """The largest differences from PyTorch, for the status line."""
     names = {"score": "score_difference", "box": "box_difference", "relative": "feature_difference"}
     worst = {
         kpi: max(each[name] for each in content["differences"])

@@ -1,8 +1,8 @@
-"""Detect objects in folders of images and write what was found.
+"""Detect objects in folders of images and write the detections.
 
-Under the results folder: `images_annotated/` (drawn images), `labels/` (KITTI) and `predictions.json` (COCO results,
-with the list of images beside them in `images.json`, which also names files that are not images and images that could
-not be read). A model with masks colors them and writes them as run lengths.
+The results folder contains `images_annotated/` (images with boxes), `labels/` (KITTI), `predictions.json` (COCO
+results) and `images.json`, the list of images, which also lists files that are not images and images that could not be
+read. Masks are drawn, and written as run lengths.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
 logger = logging.getLogger(__name__)
 
 _THREADS = min(4, os.cpu_count() or 1)  # that write files
-NAMED = 20  # unreadable images that the message at the end names
+NAMED = 20  # maximum number of unreadable images in the final message
 
 
-def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
-    """The checkpoint's classes, which the classmap (if any) must agree with; the classmap's if the checkpoint has none.
+def resolve_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
+    """The checkpoint's classes, with which a classmap must agree, or those of the classmap if the checkpoint has none.
 
-    A classmap's line i names class index i. Where the classes do not start at index 0 (ids 1..N used as indices), a map
-    without a line for the unused index 0 is understood too; so is one in the order of the category ids.
+    Line i of a classmap is the name of class index i. If the classes do not start at index 0 (ids 1..N used as
+    indices), a classmap without a line for the unused index 0, or in the order of the category ids, is also accepted.
     """
     path = (spec.infer_data_sources or {}).get("classmap")
     names = read_classmap(path) if path else None
     if class_map is None:
         if names is None:
             raise UserError(
-                "the checkpoint does not know its classes: give dataset.infer_data_sources.classmap, "
-                "a text file with one class name per line"
+                "dataset.infer_data_sources.classmap: required, but not set, because the checkpoint has no class names;"
+                " expected a text file with one name per line"
             )
         if spec.num_classes and len(names) > spec.num_classes:
-            raise UserError(f"{path} has {len(names)} names, but dataset.num_classes is {spec.num_classes}")
+            raise UserError(f"{path} has {len(names)} names; expected at most {spec.num_classes} (dataset.num_classes)")
         return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], spec.num_classes)
     if names is None:
         return class_map
@@ -60,14 +60,14 @@ def settle_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
     as_indices = len(names) == len(by_index) and all(a == b for a, b in zip(names, by_index, strict=True) if b)
     if not as_indices and names != in_order:
         raise UserError(
-            f"{path} and the checkpoint name the classes differently:\n"
+            f"{path} and the checkpoint have different class names:\n"
             f"  classmap:   {', '.join(names)}\n  checkpoint: {', '.join(in_order)}"
         )
     return class_map
 
 
 class Writer:
-    """Writes what was found in each image and keeps the COCO results."""
+    """Writes the detections of each image and collects the COCO results."""
 
     def __init__(
         self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, images: ImageFolder
@@ -76,13 +76,13 @@ class Writer:
         self.paths, self.skipped = images.paths, images.skipped
         self.stems = self._stems(self.paths)
         self.results: list[dict] = []
-        self.made: set[Path] = set()  # folders
+        self.created: set[Path] = set()  # folders
         self.failures: list[tuple[str, str]] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")  # decoding and encoding free the GIL
         self._running: deque[Future[None]] = deque()
 
     def _stems(self, paths: Sequence[str]) -> dict[str, str]:
-        """An output name per image, unlike all others (with `is_internal`: unlike all others of its sequence)."""
+        """A unique output name per image (with `is_internal`: unique within its sequence)."""
         if not self.section.is_internal:
             return output_stems(paths)
         sequences: dict[str, list[str]] = {}
@@ -90,8 +90,8 @@ class Writer:
             sequences.setdefault(sequence_of(path), []).append(path)
         return {path: stem for group in sequences.values() for path, stem in output_stems(group).items()}
 
-    def places(self, path: str) -> tuple[Path, Path]:
-        """Where the label file and the drawn image go; with `is_internal` below a folder per sequence."""
+    def output_paths(self, path: str) -> tuple[Path, Path]:
+        """The paths of the label file and the annotated image; with `is_internal` in a folder per sequence."""
         stem, root = self.stems[path], self.folder
         if self.section.is_internal:
             root = root / sequence_of(path)
@@ -100,26 +100,27 @@ class Writer:
 
     def _make_folders(self, *folders: Path) -> None:
         for folder in folders:
-            if folder not in self.made:
+            if folder not in self.created:
                 try:
                     make_folder_below(self.folder, folder)
                 except OSError as error:
                     raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
-                self.made.add(folder)
+                self.created.add(folder)
 
-    def write(self, target: Target, found: Detections) -> None:
+    def write(self, target: Target, detections: Detections) -> None:
         """Keep the results of an image; its files are written by another thread (see `wait`)."""
-        keep = [self.class_map.category_id_of(label) is not None for label in found.labels.tolist()]
-        found = found.select(keep)
-        label_file, image_file = self.places(target.path)
+        keep = [self.class_map.category_id_of(label) is not None for label in detections.labels.tolist()]
+        detections = detections.select(keep)
+        label_file, image_file = self.output_paths(target.path)
         self._make_folders(label_file.parent, image_file.parent)
         while len(self._running) >= 4 * _THREADS:
             self._running.popleft().result()
-        self._running.append(self._threads.submit(self._write_files, target, found, label_file, image_file))
-        masks = [{}] * len(found)
-        if found.masks is not None:
-            masks = [{"segmentation": to_coco(counts, found.masks.size)} for counts in encode_masks(found.masks)]
-        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks)
+        self._running.append(self._threads.submit(self._write_files, target, detections, label_file, image_file))
+        masks = [{}] * len(detections)
+        if detections.masks is not None:
+            size = detections.masks.size
+            masks = [{"segmentation": to_coco(counts, size)} for counts in encode_masks(detections.masks)]
+        columns = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks)
         for (left, top, right, bottom), score, label, mask in zip(*columns, strict=True):
             self.results.append(
                 {
@@ -131,13 +132,13 @@ class Writer:
                 }
             )
 
-    def _write_files(self, target: Target, found: Detections, label_file: Path, image_file: Path) -> None:
-        lines = kitti_lines(found, self.class_map.name_of)
+    def _write_files(self, target: Target, detections: Detections, label_file: Path, image_file: Path) -> None:
+        lines = kitti_lines(detections, self.class_map.name_of)
         write_atomically(label_file, "".join(f"{line}\n" for line in lines))
         image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
         drawn = draw_detections(
             image,
-            found,
+            detections,
             self.class_map.name_of,
             self.colors,
             self.section.outline_width,
@@ -157,7 +158,7 @@ class Writer:
 
 
 def sequence_of(path: str) -> str:
-    """The folder above the image's own, as TAO lays sequences out: `<sequence>/images/x.jpg`."""
+    """The parent of the image's folder, as in TAO's sequences: `<sequence>/images/x.jpg`."""
     parents = Path(path).resolve().parents
     return parents[min(1, len(parents) - 1)].name
 
@@ -168,7 +169,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> None:
-    """Write the results of all processes; afterwards a `DataError` for the images that could not be read."""
+    """Write the results of all processes, then raise `DataError` if some images could not be read."""
     results = sorted((row for part, _ in parts for row in part), key=lambda row: row["image_id"])
     failures = sorted(row for _, part in parts for row in part)
     write_atomically(writer.folder / "predictions.json", json.dumps(results) + "\n")
@@ -180,21 +181,24 @@ def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes,
     current_status().running("Inference finished.", kpi=kpi)
     logger.info("Runtime %s: %s", runtime, times.summary())
     logger.info(
-        "%d detections in %d images; annotated images are in %s", len(results), done, writer.folder / "images_annotated"
+        "%d detections in %d images; wrote annotated images to %s",
+        len(results),
+        done,
+        writer.folder / "images_annotated",
     )
     if failures:
         lines = "\n".join(f"  - {message}" for _, message in failures[:NAMED])
-        more = f"\n  - ... and {len(failures) - NAMED} more: see images.json" if len(failures) > NAMED else ""
+        more = f"\n  - ... and {len(failures) - NAMED} more (see images.json)" if len(failures) > NAMED else ""
         raise DataError(
-            f"{len(failures)} of {len(writer.paths)} images could not be read; the results of all others are in "
+            f"{len(failures)} of {len(writer.paths)} images could not be read; wrote the results of all others to "
             f"{writer.folder}:\n{lines}{more}"
         )
 
 
 def image_list(writer: Writer, failures: Sequence[tuple[str, str]]) -> dict[str, list]:
-    """The content of `images.json`: COCO's images and categories, and what has no detections because it was not read.
+    """The content of `images.json`: COCO's images and categories, and the files that could not be read.
 
-    `unreadable` are image files with the reason, `skipped` the files in the image folders that are not images.
+    `unreadable` has image files with the reason, `skipped` the files in the image folders that are not images.
     """
     return {
         "images": [{"id": number, "file_name": path} for number, path in enumerate(writer.paths)],

@@ -1,4 +1,4 @@
-"""Load every split of a spec, read its images and report what would stop or harm training."""
+"""Load every split of a spec, read its images and report problems for training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ SPLITS = ("train", "val", "test")
 
 
 def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> dict[str, DetectionDataset]:
-    """The data sets that the spec names, as training loads them; what cannot be loaded becomes a finding.
+    """The datasets of the spec as training loads them; a dataset that cannot be loaded becomes a finding.
 
-    Where test is the same as val, as it often is, only val is loaded. A folder that stands for all splits and has no
-    test split is as good to train on as another.
+    If test and val are the same, only val is loaded. A dataset folder without a test split is not an error.
     """
     of_folder = {"dataset_dir": spec.dataset_dir, "split": "test"}
     datasets: dict[str, DetectionDataset] = {}
@@ -37,7 +36,7 @@ def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> d
         if is_blank(getattr(spec, f"{split}_data_sources")):
             continue
         if split == "test" and spec.test_data_sources == spec.val_data_sources:
-            logger.info("The test data is the validation data and is not checked twice.")
+            logger.info("Skipping the test data, which is the same as the validation data")
             continue
         try:
             if split == "train":
@@ -52,7 +51,7 @@ def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> d
 
 
 def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset], findings: Findings) -> None:
-    """Read every image of every split, and look at its labels."""
+    """Read all images of all splits and check their labels."""
     augmentation = spec.dataset.augmentation
     size = input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     files = FileCheck(findings, replaced=("train",) if spec.dataset.on_bad_image == "skip" else ())
@@ -65,9 +64,9 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
             check_boxes(split, record, size, findings)
             files.add(split, record, fact)
         if files.bad - bad == len(dataset):
-            findings.add("unusable", split, "not one of its images can be read")
+            findings.add("unusable", split, "none of its images can be read")
         elif split in files.replaced and files.bad - bad > dataset.max_bad:
-            findings.add("too_many_replaced", split, f"{dataset.max_bad} are allowed", files.bad - bad)
+            findings.add("too_many_replaced", split, f"expected at most {dataset.max_bad}", files.bad - bad)
         seconds = time.monotonic() - start
         current_status().running(f"Read {len(dataset)} images of {split} in {seconds:.0f} s.")
 
@@ -75,7 +74,7 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
 def report(
     datasets: Mapping[str, DetectionDataset], counts: Mapping[str, SplitCounts], findings: Findings
 ) -> dict[str, Any]:
-    """The whole result as plain data."""
+    """The complete result as plain data."""
     splits = {
         split: {
             "images": found.images,

@@ -171,16 +171,16 @@ def changed(folder, target, **values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model_type": "detr"}, "a 'detr' network; rt_detr and rt_detr_v2"),
-        ({"normalize_before": True}, "normalize_before is True; only False works"),
-        ({"learn_initial_query": True}, "learn_initial_query is True"),
-        ({"decoder_attention_heads": 2}, "decoder_attention_heads is 2"),
-        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "vgg11"}}, "'vgg11'; of timm.* only ResNets"),
-        ({"backbone_config": None, "backbone": "swin"}, "backbone_config.model_type is 'swin'"),
-        ({"backbone_config__model_type": "resnet"}, "backbone_config.model_type is 'resnet'"),
+        ({"model_type": "detr"}, "model_type 'detr'; expected rt_detr or rt_detr_v2"),
+        ({"normalize_before": True}, "normalize_before: True; expected False"),
+        ({"learn_initial_query": True}, "learn_initial_query: True"),
+        ({"decoder_attention_heads": 2}, "decoder_attention_heads: 2"),
+        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "vgg11"}}, "'vgg11'; expected a ResNet"),
+        ({"backbone_config": None, "backbone": "swin"}, "backbone_config.model_type: 'swin'"),
+        ({"backbone_config__model_type": "resnet"}, "backbone_config.model_type: 'resnet'"),
         ({"backbone_config__depths": [3, 3, 3, 3]}, r"depths \[3, 3, 3, 3\]"),
-        ({"decoder_layers": 3}, "dec_layers is 3 in config.json, 2 in the tensors"),
-        ({"d_model": 64}, "dec_hidden_dim is 64 in config.json, 48 in the tensors"),
+        ({"decoder_layers": 3}, "dec_layers is 3 in config.json, but 2 in the tensors"),
+        ({"d_model": 64}, "dec_hidden_dim is 64 in config.json, but 48 in the tensors"),
     ],
 )
 def test_a_configuration_that_cannot_be_followed_is_refused_with_the_reason(
@@ -192,7 +192,7 @@ def test_a_configuration_that_cannot_be_followed_is_refused_with_the_reason(
 
 def test_a_damaged_or_missing_configuration_is_named(transformers_folder, tmp_path):
     (tmp_path / "model.safetensors").symlink_to(transformers_folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         read_detector(tmp_path)
     for content in ("{broken", "[1]"):
         (tmp_path / "config.json").write_text(content)
@@ -240,7 +240,7 @@ def bare(tmp_path, **fields):
 
 def test_heads_and_points_that_the_tensors_do_not_tell_must_be_given(tmp_path):
     path = bare(tmp_path, nheads=4, num_points=[6])
-    with pytest.raises(CheckpointError, match=r"72 points .*4 heads of 6 points.*give model\.nheads and model\.num_p"):
+    with pytest.raises(CheckpointError, match=r"72 points .*4 heads of 6 points.*Set model\.nheads and model\.num_p"):
         read_detector(path)
     for given in ({"nheads": 4}, {"num_points": [6]}, {"nheads": 4, "num_points": [6]}):
         model = read_detector(path, given).meta["spec"]["model"]
@@ -251,7 +251,7 @@ def test_a_backbone_that_the_tensors_do_not_tell_must_be_given(tmp_path):
     weights = torch.load(bare(tmp_path), weights_only=True)
     weights = {name.replace("backbone.layer", "backbone.part"): tensor for name, tensor in weights.items()}
     save_checkpoint(weights, tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"does not say which backbone.*model\.backbone"):
+    with pytest.raises(CheckpointError, match=r"unknown backbone.*model\.backbone"):
         read_detector(tmp_path / "b.pth")
     assert read_detector(tmp_path / "b.pth", {"backbone": "resnet_18"}).meta["spec"]["model"]["backbone"] == "resnet_18"
 

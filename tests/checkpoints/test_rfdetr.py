@@ -16,7 +16,7 @@ from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr
-from rtdetr_tool.families.rfdetr.names import from_rfdetr, to_rfdetr, unwrapped
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, to_rfdetr, without_wrappers
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import ModelSpec, spec_from_dict
@@ -174,8 +174,8 @@ def test_a_part_that_is_not_built_is_named(weights, name, said):
 
 
 def test_wrappers_are_taken_off_names():
-    assert unwrapped("model._orig_mod.class_embed.weight") == "class_embed.weight"
-    assert unwrapped("module.model.bbox_embed.layers.0.bias") == "bbox_embed.layers.0.bias"
+    assert without_wrappers("model._orig_mod.class_embed.weight") == "class_embed.weight"
+    assert without_wrappers("module.model.bbox_embed.layers.0.bias") == "bbox_embed.layers.0.bias"
 
 
 def test_dinov2_as_transformers_has_it_fills_the_backbone():
@@ -184,7 +184,7 @@ def test_dinov2_as_transformers_has_it_fills_the_backbone():
         hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=42, patch_size=7
     )
     theirs = transformers.Dinov2Model(config).eval()
-    vit = tiny_backbone(depth=4, taps=(4,), patch_size=7, num_windows=1, grid=6).eval()
+    vit = tiny_backbone(depth=4, out_indices=(4,), patch_size=7, num_windows=1, grid=6).eval()
     vit.load_state_dict(from_dinov2(theirs.state_dict()))
     images = torch.rand(1, 3, 42, 42)
     with torch.no_grad():

@@ -54,7 +54,7 @@ def test_a_file_with_edits_is_not_lost(tmp_path, capsys):
     path = tmp_path / "train.yaml"
     path.write_text("mine\n")
     assert cli.main(["default_specs", "train", "-o", str(path)]) == 2
-    assert "exists; give --force to overwrite it" in capsys.readouterr().err
+    assert "exists; use --force to overwrite it" in capsys.readouterr().err
     assert path.read_text() == "mine\n"
     assert cli.main(["default_specs", "train", "-o", str(path), "--force"]) == 0
     assert path.read_text() == default_yaml("train")

@@ -132,12 +132,12 @@ def test_a_teacher_section_that_contradicts_the_file_is_an_error(project, distil
 def test_a_teacher_of_stretched_images_does_not_see_padded_ones(project, distill):
     assert distill("dataset.augmentation.preserve_aspect_ratio=true") == 2
     said = failure(project)
-    assert "preserve_aspect_ratio false, and this run has true" in said and "model_epoch_000.pth" in said
+    assert "preserve_aspect_ratio false, but this run uses true" in said and "model_epoch_000.pth" in said
 
 
 def test_a_teacher_that_sees_another_size_is_warned_about(project, distill, capsys):
     assert distill("dataset.augmentation.train_spatial_size=[96,96]") == 0
-    assert "was trained for 64 x 64; here it sees 96 x 96" in capsys.readouterr().err
+    assert "was trained for 64 x 64, but gets images of 96 x 96" in capsys.readouterr().err
 
 
 def test_every_field_of_the_teacher_is_one_of_model():

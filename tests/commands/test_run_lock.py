@@ -76,7 +76,7 @@ def test_the_run_after_a_killed_one_closes_its_status_file(project, capsys):
     assert project.run("train") == 0
     states = [(line["status"], line["message"]) for line in project.status("train")]
     assert states[1] == (
-        "FAILURE", "Killed: `rtdetr train` (process 12 on gpu7, since 2026-01-02 03:04) ended without a word.",
+        "FAILURE", "Killed: `rtdetr train` (process 12 on gpu7, since 2026-01-02 03:04) did not exit cleanly.",
     )  # fmt: skip
     assert [state for state, _ in states][2] == "STARTED" and states[-1][0] == "SUCCESS"
 
@@ -115,7 +115,7 @@ class TestWithoutLocksOfTheFileSystem:
         monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
 
     def test_a_living_process_of_this_machine_is_respected_and_a_dead_one_is_not(self, other_run, tmp_path):
-        with pytest.raises(UserError, match=f"process {other_run.pid} on .*If that run is gone, delete"):
+        with pytest.raises(UserError, match=f"process {other_run.pid} on .*If that run has ended, delete"):
             RunLock(tmp_path, "train")
         other_run.kill()
         other_run.wait()

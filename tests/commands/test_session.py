@@ -217,8 +217,8 @@ class TestProcesses:
         ("signum", "exit_code", "says"),
         [
             (signal.SIGINT, 130, "Interrupted."),
-            (signal.SIGTERM, 75, "ended by SIGTERM; start the same command again."),
-            (signal.SIGUSR1, 75, "ended by SIGUSR1; start the same command again."),
+            (signal.SIGTERM, 75, "Ended by SIGTERM; run the same command again to resume."),
+            (signal.SIGUSR1, 75, "Ended by SIGUSR1; run the same command again to resume."),
         ],
     )
     def test_a_signal_ends_the_run_with_its_code_and_a_failure_line(self, tmp_path, signum, exit_code, says):

@@ -56,13 +56,13 @@ BINDINGS = [
 
 
 def build_spec(name: str, **train: Any) -> ExperimentSpec:
-    is_rfdetr = "RF-DETR" in name
+    has_rfdetr_names = "RF-DETR" in name
     size = [72, 72] if "Seg" in name else [SIZE, SIZE]
     augmentation = {"multi_scales": [], "train_spatial_size": size, "eval_spatial_size": size}
     document: dict[str, Any] = {
         "results_dir": "unused",
         "model": MODELS[name],
-        "dataset": {"num_classes": None if is_rfdetr else CLASSES, "augmentation": augmentation},
+        "dataset": {"num_classes": None if has_rfdetr_names else CLASSES, "augmentation": augmentation},
         "train": {"activation_checkpoint": False, **train},
     }
     if name == "R18 distilled":

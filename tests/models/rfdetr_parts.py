@@ -13,7 +13,15 @@ CLASSES, QUERIES, GROUPS = 3, 7, 3
 
 
 def tiny_backbone(**changes) -> WindowedDinov2:
-    settings = {"width": 16, "depth": 4, "num_heads": 2, "taps": (1, 3), "patch_size": 8, "num_windows": 2, "grid": 6}
+    settings = {
+        "width": 16,
+        "depth": 4,
+        "num_heads": 2,
+        "out_indices": (1, 3),
+        "patch_size": 8,
+        "num_windows": 2,
+        "grid": 6,
+    }
     return WindowedDinov2(**{**settings, **changes})
 
 

@@ -71,12 +71,12 @@ def test_nothing_beyond_weights_is_stored(default_names):
 
 
 def test_a_backbone_that_nobody_knows_is_an_error_that_names_the_others():
-    with pytest.raises(UserError, match=r"'resnet50' is not known; allowed: resnet_18, .*fan_tiny"):
+    with pytest.raises(UserError, match=r"'resnet50' is invalid; expected one of resnet_18, .*fan_tiny"):
         build_backbone(dataclasses.replace(SMALL, backbone="resnet50"))
 
 
 def test_strides_that_are_not_the_backbones_are_an_error():
-    with pytest.raises(UserError, match=r"feat_strides \[4, 8, 16\] .* the strides are \[8, 16, 32\]"):
+    with pytest.raises(UserError, match=r"feat_strides: \[4, 8, 16\] is invalid; expected \[8, 16, 32\]"):
         build_detector(dataclasses.replace(SMALL, feat_strides=[4, 8, 16]), 2)
 
 

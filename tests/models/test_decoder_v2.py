@@ -35,7 +35,7 @@ def test_one_number_of_points_stands_for_all_levels(points, expected):
 
 @pytest.mark.parametrize("points", [[1, 2], [], [2, 0, 2], 0])
 def test_points_that_do_not_fit_the_levels_are_an_error(points):
-    with pytest.raises(UserError, match=r"num_points .* does not fit 3 levels"):
+    with pytest.raises(UserError, match=r"num_points: .* is invalid; expected one positive integer, or 3"):
         points_per_level(points, 3)
 
 

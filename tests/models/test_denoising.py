@@ -50,17 +50,17 @@ def test_the_selection_of_objects_changes_from_step_to_step():
     assert counts.max() < 25  # 100 * 100 / 1500 on average
 
 
-def test_a_selection_is_said_once(caplog):
+def test_a_random_selection_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, "rtdetr_tool"):
         build_denoising([target(9)], 5, 20, 8)
         build_denoising([target(10)], 5, 20, 8)
     assert [record.getMessage() for record in caplog.records] == [
-        "Some images have more objects than model.dn_number (8): each step denoises a random selection of that many."
+        "Some images have more objects than model.dn_number (8); each step denoises a random selection of that many."
     ]
 
 
 @pytest.mark.parametrize("wanted,counts", [(0, (3, 1)), (-1, (3,)), (100, (0, 0)), (100, ())])
-def test_nothing_is_made_when_switched_off_or_without_objects(wanted, counts):
+def test_there_are_no_queries_when_disabled_or_without_objects(wanted, counts):
     assert build_denoising([target(count) for count in counts], 5, 20, wanted) is None
 
 

@@ -28,15 +28,15 @@ def test_windows_are_cut_in_reading_order_and_put_back():
 
 
 def test_blocks_numbered_like_a_tap_attend_to_the_whole_image():
-    merged = [block.merge for block in tiny_backbone(depth=12, taps=(3, 6, 9, 12)).blocks]
+    merged = [block.merge for block in tiny_backbone(depth=12, out_indices=(3, 6, 9, 12)).blocks]
     assert [index for index, merge in enumerate(merged) if merge == 2] == [3, 6, 9]
-    legacy = [block.merge for block in tiny_backbone(depth=12, taps=(2, 5, 8, 11), num_windows=4).blocks]
+    legacy = [block.merge for block in tiny_backbone(depth=12, out_indices=(2, 5, 8, 11), num_windows=4).blocks]
     assert [index for index, merge in enumerate(legacy) if merge == 4] == [2, 5, 8, 11]
 
 
-@pytest.mark.parametrize(("taps", "spreads"), [((1,), False), ((1, 2), True)])
-def test_a_window_hears_of_others_only_in_a_global_block(taps, spreads):
-    vit = tiny_backbone(taps=taps).eval()  # block 0 is windowed, block 1 global once it is reached
+@pytest.mark.parametrize(("out_indices", "spreads"), [((1,), False), ((1, 2), True)])
+def test_a_window_hears_of_others_only_in_a_global_block(out_indices, spreads):
+    vit = tiny_backbone(out_indices=out_indices).eval()  # block 0 is windowed, block 1 global once it is reached
     pictures = images(48, 48)
     changed = pictures.clone()
     changed[:, :, :8, :8] = 0.0  # one patch of the first window
@@ -47,7 +47,7 @@ def test_a_window_hears_of_others_only_in_a_global_block(taps, spreads):
 
 
 def test_the_maps_have_the_size_of_the_patch_grid():
-    vit = tiny_backbone(taps=(0, 2, 4))
+    vit = tiny_backbone(out_indices=(0, 2, 4))
     assert [tuple(level.shape) for level in vit(images())] == [(2, 16, 6, 8)] * 3
     assert vit.channels == (16, 16, 16) and vit.strides == (8, 8, 8) and vit.size_multiple == 16
 
@@ -91,10 +91,10 @@ def test_recomputing_activations_changes_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("taps", [(), (3, 1), (2, 2), (5,), (-1,)])
-def test_taps_that_cannot_be_are_refused(taps):
-    with pytest.raises(UserError, match="ascending numbers of blocks, 0 to 4"):
-        tiny_backbone(taps=taps)
+@pytest.mark.parametrize("out_indices", [(), (3, 1), (2, 2), (5,), (-1,)])
+def test_taps_that_cannot_be_are_refused(out_indices):
+    with pytest.raises(UserError, match="expected 0 to 4, ascending"):
+        tiny_backbone(out_indices=out_indices)
 
 
 def test_sizes_are_checked():

@@ -118,16 +118,16 @@ def test_weights_are_found_under_every_wrapper_and_heads_are_left_out(weights, p
 
 
 def test_files_that_do_not_fit_are_named_with_what_is_needed(weights):
-    with pytest.raises(CheckpointError, match=r"resnet.pth holds no RADIO.*C-RADIOv2"):
+    with pytest.raises(CheckpointError, match=r"resnet.pth is not a RADIO model.*C-RADIOv2"):
         radio_weights({"conv1.weight": torch.zeros(1)}, "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"v3.pth is a RADIO of version 3"):
+    with pytest.raises(CheckpointError, match=r"v3.pth is RADIO version 3"):
         radio_weights({**weights, "blocks.0.ls1.grandma": torch.zeros(1)}, "v3.pth")
     with pytest.raises(CheckpointError, match=r"big.pth does not match this foundation model"):
         FrozenRadio(RadioViT(RADIO_WIDTH, depth=3, num_heads=4, grid=10)).load(weights, "big.pth")
 
 
 def test_without_weights_it_refuses_to_run():
-    with pytest.raises(CheckpointError, match=r"model\.frozen_fm\.checkpoint must name their file"):
+    with pytest.raises(CheckpointError, match=r"Set model\.frozen_fm\.checkpoint to their file"):
         FrozenRadio(tiny_radio())(torch.rand(1, 3, 64, 64))
 
 
@@ -346,5 +346,5 @@ def test_taos_checkpoint_brings_radio_along(detector, images):
 
 def test_a_checkpoint_without_radio_needs_the_file_of_its_weights(detector):
     detector.frozen_radio = FrozenRadio(tiny_radio())
-    with pytest.raises(CheckpointError, match=r"model\.frozen_fm\.checkpoint must name their file"):
+    with pytest.raises(CheckpointError, match=r"Set model\.frozen_fm\.checkpoint to their file"):
         load_into(detector, detector.state_dict(), source="ours.pth")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
-from rtdetr_tool.families.rfdetr.names import from_rfdetr, is_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, has_rfdetr_names, to_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.ops.structures import Target
@@ -148,7 +148,7 @@ def test_the_names_convert_in_both_directions():
     theirs, ours = build_pair("large_2025", encoder="dinov2_windowed_small", **FEW)
     state = theirs.state_dict()
     own = from_rfdetr(state)
-    assert is_rfdetr(state) and not is_rfdetr(own)
+    assert has_rfdetr_names(state) and not has_rfdetr_names(own)
     assert set(own) == set(ours.state_dict())
     back = to_rfdetr(own)
     assert set(back) == set(state)

@@ -24,7 +24,7 @@ def test_a_folder_that_was_deleted_is_made_again_with_its_lock(trial, point):
         RunLock(folder, "train")
     trial.release(name)
     assert run.wait() == 0, trial.output(name)
-    assert "was deleted during the run and is there again" in trial.output(name)
+    assert "was deleted during the run and has been created again" in trial.output(name)
     assert "Traceback" not in trial.output(name)
     assert trial.status(name)[-1]["status"] == "SUCCESS"
     assert "was deleted during the run" in (folder / "log.txt").read_text()
@@ -44,7 +44,7 @@ def test_a_folder_that_another_run_has_taken_is_left_alone(trial, point):
     trial.release(name)
     try:
         assert run.wait() == 1, trial.output(name)
-        assert "It is another's now" in trial.output(name) and "Traceback" not in trial.output(name)
+        assert "now belongs to another run" in trial.output(name) and "Traceback" not in trial.output(name)
         assert sorted(file.name for file in folder.iterdir()) == [NAME, "status.json"]
         assert trial.status(name) == [{"status": "STARTED"}]
     finally:

@@ -107,9 +107,11 @@ def test_thirty_runs_killed_at_random_moments_all_end_like_the_unbroken_one(tria
         found = _kill_and_resume(trial, unbroken, f"random_{attempts}", moment, number)
         if found is not None:
             kills.append(found)
-            where = f"in a save: {found[0]}, a file to go on from: {found[1]}"
+            where = f"in a save: {found[0]}, checkpoint to resume from: {found[1]}"
             print(f"{len(kills)}: {signal.Signals(number).name} after {moment:.2f} s; {where}")
         shutil.rmtree(trial.results(f"random_{attempts}"))
     inside, resumable = (sum(counts) for counts in zip(*kills, strict=True))
-    print(f"30 of 30 end with the same weights; {inside} kills fell into a save, {resumable} had a file to go on from")
+    print(
+        f"30 of 30 have the same weights; {inside} kills fell into a save, {resumable} had a checkpoint to resume from"
+    )
     assert inside >= 5 and resumable >= 10

@@ -30,8 +30,8 @@ def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s
     [
         ("model.rfdetr.resolution=400", "a multiple of 32 (patch_size 16 * num_windows 2), nearest: 384 or 416"),
         ("model.rfdetr.resolution=20", "nearest: 32"),
-        ("model.rfdetr.out_feature_indexes=[3,2]", "at least one, ascending, none twice"),
-        ("model.rfdetr.projector_scale=[P4,P4]", "at least one, ascending, none twice"),
+        ("model.rfdetr.out_feature_indexes=[3,2]", "at least one, ascending, without duplicates"),
+        ("model.rfdetr.projector_scale=[P4,P4]", "at least one, ascending, without duplicates"),
         ("model.rfdetr.sa_nheads=5", "a divisor of model.rfdetr.hidden_dim, which is 256"),
         ("model.rfdetr.hidden_dim=100", "model.rfdetr.sa_nheads: 8 is invalid"),
         ("model.rfdetr.variant=tiny", "nano, small, medium, base, large, large_2025, xlarge, 2xlarge"),

@@ -42,7 +42,7 @@ def nested(assignments: list[str]) -> dict:
         (
             ["model.feat_channels=[128,256,256]"],
             "model.feat_channels: [128, 256, 256] is invalid; expected model.hidden_dim (256) for every level, "
-            "which is what the encoder gives",
+            "the number of channels of the encoder's output",
         ),
         (
             ["model.return_interm_indices=[0,2,3]", "model.feat_strides=[4,16,32]"],
@@ -57,7 +57,10 @@ def nested(assignments: list[str]) -> dict:
             ["model.use_encoder_idx=[3]"],
             "model.use_encoder_idx: 3 is invalid; expected 0 to 2, one of the levels",
         ),
-        (["model.use_encoder_idx=[1,1]"], "model.use_encoder_idx: [1, 1] names a level twice"),
+        (
+            ["model.use_encoder_idx=[1,1]"],
+            "model.use_encoder_idx: [1, 1] has a level twice; expected each at most once",
+        ),
         (
             ["model.hidden_dim=254", "model.feat_channels=[254,254,254]", "model.nheads=2"],
             "model.hidden_dim: 254 is invalid; expected a multiple of 4",

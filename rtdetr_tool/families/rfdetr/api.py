@@ -227,7 +227,7 @@ class RFDETRLarge(RFDETR):
 
 
 class RFDETRLarge2025(RFDETR):
-    """The Large of 2025, which Roboflow has replaced."""
+    """RF-DETR Large of 2025, which Roboflow has replaced."""
 
     variant = "large_2025"
 

@@ -1,5 +1,5 @@
-"""What an RF-DETR's file says about its architecture: by the shapes of its tensors and, besides, by `args` or
-`model_config`, which the package keeps beside them.
+"""Derive the architecture of an RF-DETR from a checkpoint: from the shapes of its tensors, and from the `args` or
+`model_config` that Roboflow's package stores with them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from rtdetr_tool.catalog import COCO_CATEGORIES, DINOV2, PROJECTOR_SCALES, RFDET
 from rtdetr_tool.checkpoints.renames import count
 from rtdetr_tool.errors import CheckpointError
 
-# What a file may state that shapes do not tell, with its type.
+# Fields that a file may state and that shapes do not show, with their types.
 _STATED: dict[str, type] = {
     "out_feature_indexes": list, "sa_nheads": int, "ca_nheads": int, "dec_n_points": int, "num_windows": int,
     "resolution": int, "bbox_reparam": bool, "lite_refpoint_refine": bool, "mask_downsample_ratio": int,
 }  # fmt: skip
 _FEED_FORWARD = 2048
 _ON = ("bbox_reparam", "lite_refpoint_refine")  # true unless stated otherwise
-# How a name tells the variant, where shapes leave a choice; first match wins.
+# Parts of names that indicate the variant if several match the shapes; the first match wins.
 _WORDS = (
     ("2xlarge", "2xlarge"), ("xxlarge", "2xlarge"), ("xlarge", "xlarge"), ("large", "large"), ("medium", "medium"),
     ("small", "small"), ("nano", "nano"), ("base", "base"),
@@ -28,23 +28,23 @@ _WORDS = (
 
 
 def settings_of(payload: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Fields of `model.rfdetr` that the file states in `model_config` or `args`, and the variant's name as a hint.
+    """Fields of `model.rfdetr` in the file's `model_config` or `args`, and names as a hint at the variant.
 
-    Both are plain data here: an `argparse.Namespace` has been read as a dictionary, without running anything.
+    Both are plain data here: an `argparse.Namespace` has been loaded as a dictionary, without running code.
     """
     stated: dict[str, Any] = {}
     for section in ("args", "model_config"):
         inner = payload.get(section)
         stated |= {n: v for n, v in inner.items() if v is not None} if isinstance(inner, Mapping) else {}
-    found = {name: stated[name] for name, kind in _STATED.items() if isinstance(stated.get(name), kind)}
+    fields = {name: stated[name] for name, kind in _STATED.items() if isinstance(stated.get(name), kind)}
     text = " ".join(str(item) for item in (payload.get("model_name"), stated.get("pretrain_weights"), source))
-    return {**found, "hint": text.lower()}
+    return {**fields, "hint": text.lower()}
 
 
 def classes_of(payload: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
-    """The file's classes in the form of our metadata: the names that its `args` keep, by class index.
+    """The file's classes in the form of our metadata: the names in its `args` by class index.
 
-    With 91 class logits and COCO's 80 names (or none) they are COCO's, whose class index is the category id.
+    With 91 class logits and COCO's 80 names (or none) they are COCO's classes, with the category id as class index.
     """
     args = payload.get("args")
     stated = args.get("class_names") if isinstance(args, Mapping) else None
@@ -55,7 +55,7 @@ def classes_of(payload: Mapping[str, Any], classes: int) -> list[dict[str, Any]]
 
 
 def describe_rfdetr(model: Mapping[str, Any], classes: int) -> str:
-    """The architecture in a line."""
+    """One line about the architecture, for the log."""
     others = ", ".join(f"{name} {value}" for name, value in model["rfdetr"].items() if name != "variant")
     return f"variant {model['rfdetr']['variant']}, {classes} class logits{', ' if others else ''}{others}"
 
@@ -63,18 +63,18 @@ def describe_rfdetr(model: Mapping[str, Any], classes: int) -> str:
 def architecture_of_rfdetr(
     weights: Mapping[str, Tensor], given: Mapping[str, Any] | None = None, source: str = "the file"
 ) -> tuple[dict[str, Any], int]:
-    """The spec's `model` fields that tensors by our names settle, and the number of class logits.
+    """The spec's `model` fields that follow from tensors with our names, and the number of class logits.
 
-    The variant is the published one with these shapes; where a shape differs from it, the field is named besides.
-    Windows leave no trace, and taps and heads hardly any: the variant says them unless `given` (fields of
-    `model.rfdetr`) does.
+    The variant is the published one with these shapes; fields whose shape differs from it are added. Windows do not
+    show in the tensors, output blocks and heads only partly: they are those of `given` (fields of `model.rfdetr`) or of
+    the variant.
     """
     given = dict(given or {})
     try:
         seen = _shapes(weights)
         classes = weights["decoder.class_embed.weight"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"{source} is not a whole RF-DETR: it lacks {error.args[0]}.") from error
+        raise CheckpointError(f"{source} is not a complete RF-DETR: it lacks {error.args[0]}.") from error
     row = _nearest_variant(seen, given, source)
     rfdetr: dict[str, Any] = {"variant": row.name, **_sampling(weights, row, seen, given, source)}
     rfdetr |= {name: value for name, value in seen.items() if value != _plain(getattr(row, name, None))}
@@ -82,23 +82,23 @@ def architecture_of_rfdetr(
         value = given.get(name)
         if value is not None and name not in seen and value != _plain(getattr(row, name, name in _ON)):
             rfdetr[name] = value
-    taps = rfdetr.get("out_feature_indexes", row.out_feature_indexes)
-    if len(taps) != _taps(weights, seen):
+    indices, maps = rfdetr.get("out_feature_indexes", row.out_feature_indexes), _feature_maps(weights, seen)
+    if len(indices) != maps:
         raise CheckpointError(
-            f"{source} reads {_taps(weights, seen)} maps of its ViT, variant {row.name} {len(taps)}: give "
-            "model.rfdetr.out_feature_indexes in a spec (-e)"
+            f"{source} uses {maps} feature maps of its ViT, but variant {row.name} {len(indices)}. Set "
+            "model.rfdetr.out_feature_indexes in a spec (-e)."
         )
     return {"arch": "rfdetr", "rfdetr": rfdetr}, classes
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of `model.rfdetr` that shapes say."""
+    """Fields of `model.rfdetr` that follow from shapes."""
     embed = weights["backbone.patch_embed.weight"]
     registers = weights["backbone.registers"].shape[1] if "backbone.registers" in weights else 0
     size = (embed.shape[0], count(weights, "backbone.blocks."), registers)
     encoder = next((row.name for row in DINOV2.values() if (row.width, row.depth, row.num_registers) == size), None)
     if encoder is None:
-        raise CheckpointError(f"no encoder is known of width {size[0]} with {size[1]} blocks and {registers} registers")
+        raise CheckpointError(f"no known encoder has width {size[0]}, {size[1]} blocks and {registers} registers")
     groups = count(weights, "decoder.enc_output.")
     return {
         "encoder": encoder,
@@ -115,7 +115,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _feed_forward(width: int) -> dict[str, int]:
-    """Named only where it is not the one that all published models have."""
+    """Only included if it differs from that of all published models."""
     return {} if width == _FEED_FORWARD else {"dim_feedforward": width}
 
 
@@ -129,14 +129,15 @@ def _levels(weights: Mapping[str, Tensor]) -> list[str]:
     return levels
 
 
-def _taps(weights: Mapping[str, Tensor], seen: Mapping[str, Any]) -> int:
+def _feature_maps(weights: Mapping[str, Tensor], seen: Mapping[str, Any]) -> int:
+    """The number of feature maps of the ViT that the projector reads."""
     inputs = weights["encoder.stages.0.0.cv1.conv.weight"].shape[1]
     width = DINOV2[seen["encoder"]].width
     return inputs // (width // 2 if seen["projector_scale"][0] == "P3" else width)
 
 
 def _nearest_variant(seen: Mapping[str, Any], given: Mapping[str, Any], source: str) -> RfdetrVariant:
-    """The one that is named, else the one with most of the shapes; patches tell how many windows there are."""
+    """The named variant, or else the one with the most matching shapes among those with the same patch size."""
     if given.get("variant"):
         return RFDETR_VARIANTS[given["variant"]]
 
@@ -146,9 +147,9 @@ def _nearest_variant(seen: Mapping[str, Any], given: Mapping[str, Any], source: 
     fitting = [row for row in RFDETR_VARIANTS.values() if row.patch_size == seen["patch_size"]]
     if not fitting:
         raise CheckpointError(
-            f"{source} has patches of {seen['patch_size']} pixels, like no published RF-DETR (they have "
-            f"{', '.join(map(str, sorted({row.patch_size for row in RFDETR_VARIANTS.values()})))}): give "
-            "model.rfdetr.variant and model.rfdetr.num_windows in a spec (-e)"
+            f"{source} has patches of {seen['patch_size']} pixels, but published variants have "
+            f"{', '.join(map(str, sorted({row.patch_size for row in RFDETR_VARIANTS.values()})))}. Set "
+            "model.rfdetr.variant and model.rfdetr.num_windows in a spec (-e)."
         )
     hint = str(given.get("hint", ""))
     named = next((name for word, name in _WORDS if word in hint), None)
@@ -158,14 +159,14 @@ def _nearest_variant(seen: Mapping[str, Any], given: Mapping[str, Any], source: 
 def _sampling(
     weights: Mapping[str, Tensor], row: RfdetrVariant, seen: Mapping[str, Any], given: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """Heads and points: the tensors hold their product with the levels only."""
+    """Heads and points, of which the tensors only show the product with the number of levels."""
     total = weights["decoder.layers.0.cross_attn.attention_weights.bias"].shape[0] // len(seen["projector_scale"])
     heads = given.get("ca_nheads") or row.ca_nheads
     points = given.get("dec_n_points") or total // heads
     if heads * points != total:
         raise CheckpointError(
-            f"{source} samples {total} points per query and level, which {heads} heads of {points} points do not: give "
-            "model.rfdetr.ca_nheads and model.rfdetr.dec_n_points in a spec (-e)"
+            f"{source} samples {total} points per query and level, which does not match {heads} heads of {points} "
+            "points. Set model.rfdetr.ca_nheads and model.rfdetr.dec_n_points in a spec (-e)."
         )
     fields = {"ca_nheads": heads, "dec_n_points": points}
     return {name: value for name, value in fields.items() if value != getattr(row, name)}

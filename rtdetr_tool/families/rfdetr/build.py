@@ -1,4 +1,4 @@
-"""Builds an RF-DETR and its loss from the `model` section of a spec."""
+"""Build an RF-DETR and its loss from the `model` section of a spec."""
 
 from __future__ import annotations
 
@@ -20,56 +20,60 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
     """An RF-DETR with random weights, in training mode.
 
     Args:
-        num_classes: rows of the class heads. RF-DETR's own `num_classes` leaves out the background, for which its heads
-            have one row more that no object ever has; the 91 rows of its COCO weights are the category ids 0..90.
+        num_classes: rows of the class heads. RF-DETR's own `num_classes` does not count the background, for which its
+            heads have one more row that no object uses; the 91 rows of its COCO weights are the category ids 0..90.
     """
-    own = resolve_rfdetr(spec.rfdetr)
-    vit = DINOV2[own.encoder]
+    config = resolve_rfdetr(spec.rfdetr)
+    vit = DINOV2[config.encoder]
     backbone = WindowedDinov2(
         vit.width,
         vit.depth,
         vit.num_heads,
-        taps=own.out_feature_indexes,
-        patch_size=own.patch_size,
-        num_windows=own.num_windows,
-        grid=own.positional_encoding_size,
+        out_indices=config.out_feature_indexes,
+        patch_size=config.patch_size,
+        num_windows=config.num_windows,
+        grid=config.positional_encoding_size,
         num_registers=vit.num_registers,
-        drop_path=own.drop_path,
+        drop_path=config.drop_path,
         activation_checkpoint=activation_checkpoint,
     )
-    projector = MultiScaleProjector(backbone.channels, own.hidden_dim, own.projector_scale)
-    head = MaskHead(own.hidden_dim, own.dec_layers, own.mask_downsample_ratio) if own.segmentation_head else None
-    return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(own)), head)
+    projector = MultiScaleProjector(backbone.channels, config.hidden_dim, config.projector_scale)
+    head = (
+        MaskHead(config.hidden_dim, config.dec_layers, config.mask_downsample_ratio)
+        if config.segmentation_head
+        else None
+    )
+    return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(config)), head)
 
 
-def _decoder_arguments(own: ResolvedRfdetrSpec) -> dict[str, Any]:
+def _decoder_arguments(config: ResolvedRfdetrSpec) -> dict[str, Any]:
     return {
-        "levels": len(own.projector_scale),
-        "hidden_dim": own.hidden_dim,
-        "num_queries": own.num_queries,
-        "num_layers": own.dec_layers,
-        "self_heads": own.sa_nheads,
-        "cross_heads": own.ca_nheads,
-        "num_points": own.dec_n_points,
-        "dim_feedforward": own.dim_feedforward,
-        "dropout": own.dropout,
-        "group_detr": own.group_detr,
-        "bbox_reparam": own.bbox_reparam,
-        "lite_refpoint_refine": own.lite_refpoint_refine,
+        "levels": len(config.projector_scale),
+        "hidden_dim": config.hidden_dim,
+        "num_queries": config.num_queries,
+        "num_layers": config.dec_layers,
+        "self_heads": config.sa_nheads,
+        "cross_heads": config.ca_nheads,
+        "num_points": config.dec_n_points,
+        "dim_feedforward": config.dim_feedforward,
+        "dropout": config.dropout,
+        "group_detr": config.group_detr,
+        "bbox_reparam": config.bbox_reparam,
+        "lite_refpoint_refine": config.lite_refpoint_refine,
     }
 
 
 def build_criterion(spec: ModelSpec) -> RFDETRCriterion:
-    own = spec.rfdetr
-    matcher = GroupMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost, own.focal_alpha)
+    config = spec.rfdetr
+    matcher = GroupMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost, config.focal_alpha)
     weights = {
-        "loss_ce": own.cls_loss_coef,
+        "loss_ce": config.cls_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
     }
     mask_loss = (
-        MaskLoss(own.mask_ce_loss_coef, own.mask_dice_loss_coef, own.mask_point_sample_ratio)
+        MaskLoss(config.mask_ce_loss_coef, config.mask_dice_loss_coef, config.mask_point_sample_ratio)
         if spec.predicts_masks
         else None
     )
-    return RFDETRCriterion(matcher, weights, own.group_detr, own.focal_alpha, spec.aux_loss, mask_loss)
+    return RFDETRCriterion(matcher, weights, config.group_detr, config.focal_alpha, spec.aux_loss, mask_loss)

@@ -16,7 +16,7 @@ def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
     for field_name in ("out_feature_indexes", "projector_scale"):
         values = getattr(full, field_name)
         if not values or values != sorted(set(values)):
-            yield f"{name}.{field_name}: {values} is invalid; expected at least one, ascending, none twice"
+            yield f"{name}.{field_name}: {values} is invalid; expected at least one, ascending, without duplicates"
     if full.out_feature_indexes and full.out_feature_indexes[-1] > depth:
         yield (
             f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected 0 to {depth}, the blocks "

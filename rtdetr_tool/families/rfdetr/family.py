@@ -62,11 +62,11 @@ class RfdetrFamily(Family):
         return resolve_rfdetr(section_of(model)).num_queries
 
     def class_rows(self, classes: int) -> int:
-        """One more, the last, which belongs to no class: so are Roboflow's, and so its package reads a file."""
+        """One more row at the end that belongs to no class, as in Roboflow's models and expected by its package."""
         return classes + 1
 
     def has_background(self, names: Sequence[str | None] | None) -> bool:
-        """Behind the classes, or, where class indices are COCO's category ids, at index 0."""
+        """The row after the classes, or index 0 if class indices are COCO's category ids."""
         return names is None or None in names
 
     def predicts_masks(self, model: ModelSpec) -> bool:

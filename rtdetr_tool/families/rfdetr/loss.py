@@ -1,7 +1,7 @@
 """RF-DETR's training loss: class, L1 and GIoU over all groups of queries, decoder layers and the encoder.
 
 Group DETR (Chen et al. 2022, arXiv:2207.13085): within each group of queries every object has one match. The class loss
-is that of Align-DETR (Cai et al. 2023, arXiv:2304.07527), as LW-DETR takes it.
+is that of Align-DETR (Cai et al. 2023, arXiv:2304.07527), as in LW-DETR.
 
 Shape legend: S stages, B batch, G groups, Q queries of a group, C class logits, P matched pairs, M most objects of an
 image.
@@ -21,11 +21,11 @@ from rtdetr_tool.losses.masks import MaskLoss, TrueMasks, factors_of
 from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
 from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target, TrainingPredictions
 
-_LEAST_TARGET = 0.01  # of a matched class, however bad its box
+_LEAST_TARGET = 0.01  # of a matched class, however low its IoU
 
 
 class GroupMatcher(HungarianMatcher):
-    """The Hungarian matching within each group of queries; its class cost has no floor under small probabilities."""
+    """Hungarian matching within each group of queries; its class cost does not clamp small probabilities."""
 
     def class_term(self, logits: Tensor) -> Tensor:
         probability = logits.sigmoid()
@@ -140,5 +140,5 @@ def iou_aware_bce(logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor,
 
 
 def _absent(logits: Tensor) -> Tensor:
-    """Loss of entries that stand for no object."""
+    """Loss of entries without an object."""
     return logits.sigmoid().square() * F.softplus(logits)

@@ -1,6 +1,6 @@
-"""Names of Roboflow's RF-DETR (rfdetr 1.x) and ours.
+"""Convert tensor names of Roboflow's RF-DETR (rfdetr 1.x) to ours and back.
 
-A file holds `model` (published weights, checkpoint_best_*.pth), or a Lightning `state_dict` with the prefix `model.`
+A file has `model` (published weights, checkpoint_best_*.pth), or a Lightning `state_dict` with the prefix `model.`
 (last.ckpt).
 """
 
@@ -19,14 +19,14 @@ _VIT = "backbone.0.encoder.encoder."
 _HEADS = ("class_embed.", "bbox_embed.", "refpoint_embed.", "query_feat.")
 _MASKS = ("segmentation_head.", "segmentation_head.")
 TABLE: tuple[tuple[str, str], ...] = (
-    *((_VIT + theirs, f"backbone.{ours}") for theirs, ours in DINOV2_TABLE),
+    *((_VIT + foreign, f"backbone.{native}") for foreign, native in DINOV2_TABLE),
     ("backbone.0.projector.", "encoder."),
     ("transformer.decoder.", "decoder."),
     ("transformer.", "decoder."),
     *((name, f"decoder.{name}") for name in _HEADS),
     _MASKS,
 )
-# The reverse needs to know which of our decoder's parts stand where.
+# The reverse depends on the part of our decoder.
 _BACK: tuple[tuple[str, str], ...] = (
     *TABLE[: len(DINOV2_TABLE) + 1],
     *((f"transformer.decoder.{name}.", f"decoder.{name}.") for name in ("layers", "norm", "ref_point_head")),
@@ -34,11 +34,11 @@ _BACK: tuple[tuple[str, str], ...] = (
     ("transformer.enc_", "decoder.enc_"),
     _MASKS,
 )
-_KEYPOINT_MASK = "_kp_active_mask"  # a buffer; empty for models without keypoints
-_SHARED_HEAD = "transformer.decoder.bbox_embed."  # bbox_embed a second time, without lite_refpoint_refine
+_KEYPOINT_MASK = "_kp_active_mask"  # a buffer, empty in models without keypoints
+_SHARED_HEAD = "transformer.decoder.bbox_embed."  # a second name of bbox_embed without lite_refpoint_refine
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
 _LORA = "backbone.0.encoder.base_model.model."
-# Parts that this tool does not build -> what they belong to.
+# Unsupported parts -> what they belong to.
 _REFUSED = {
     "keypoint_embed.": "a keypoint model",
     "transformer.enc_out_keypoint_embed.": "a keypoint model",
@@ -48,38 +48,38 @@ _REFUSED = {
 }
 
 
-def is_rfdetr(names: Mapping[str, Tensor]) -> bool:
-    """Whether these are names of an RF-DETR as Roboflow's package writes them, wrapped or not."""
-    plain = [unwrapped(name) for name in names]
+def has_rfdetr_names(names: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of an RF-DETR in files of Roboflow's package, with or without prefixes of wrappers."""
+    plain = [without_wrappers(name) for name in names]
     return any(name.startswith((_VIT, _LORA)) for name in plain) and "refpoint_embed.weight" in plain
 
 
-def is_own_rfdetr(names: Mapping[str, Tensor]) -> bool:
-    """Whether these are an RF-DETR's tensors by our names."""
+def has_native_names(names: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of an RF-DETR with our names."""
     return "decoder.refpoint_embed.weight" in names and "backbone.position" in names
 
 
-def unwrapped(name: str) -> str:
-    """A tensor's name without what Lightning, DDP and torch.compile put before it."""
+def without_wrappers(name: str) -> str:
+    """A tensor's name without the prefixes of Lightning, DDP and torch.compile."""
     while name.startswith(_WRAPPERS):
         name = name.split(".", 1)[1]
     return name.replace("._orig_mod.", ".")
 
 
 def from_rfdetr(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for RF-DETR's; CheckpointError when a tensor has no counterpart."""
+    """Replace RF-DETR's names by ours; CheckpointError if a tensor has no counterpart."""
     plain: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        name = unwrapped(name)
+        name = without_wrappers(name)
         for start, what in _REFUSED.items():
             if name.startswith(start):
-                raise CheckpointError(f"its {name} belongs to {what}, which this tool does not read")
+                raise CheckpointError(f"its {name} belongs to {what}, which is not supported")
         if not name.startswith(_SHARED_HEAD) and (name != _KEYPOINT_MASK or tensor.numel()):
             plain[name] = tensor
     return to_native(plain, TABLE)
 
 
 def to_rfdetr(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """RF-DETR's names for ours (models with `lite_refpoint_refine`, as all published ones are)."""
+    """Replace our names by RF-DETR's (for models with `lite_refpoint_refine`, as all published ones)."""
     renamed = to_foreign(weights, _BACK)
     return {**renamed, _KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)}

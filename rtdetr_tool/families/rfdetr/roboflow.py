@@ -1,4 +1,4 @@
-"""Files for Roboflow: its upload bundle."""
+"""Write the bundle of files that can be uploaded to Roboflow."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WEIGHTS, CLASS_NAMES = "weights.pt", "class_names.txt"
 
 
 def write_bundle(opened: OpenedDetector, folder: Path) -> None:
-    """`weights.pt` (the network by Roboflow's names, its settings, class names) and `class_names.txt`."""
+    """Write `weights.pt` (weights with Roboflow's names, settings, class names) and `class_names.txt`."""
     names = class_names(opened)
-    settings = {**spec_to_dict(resolve_rfdetr(opened.spec.model.rfdetr)), **_by_their_names(opened, names)}
+    settings = {**spec_to_dict(resolve_rfdetr(opened.spec.model.rfdetr)), **_roboflow_settings(opened, names)}
     weights = to_rfdetr({name: tensor.cpu() for name, tensor in opened.detector.state_dict().items()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,20 +32,22 @@ def write_bundle(opened: OpenedDetector, folder: Path) -> None:
 
 
 def class_names(opened: OpenedDetector) -> list[str]:
-    """Names by class index, without gaps: an index without a class gets `class_<index>`; UserError without names.
+    """Names by class index, with `class_<index>` for an index without a class; UserError without names.
 
-    COCO's 80 names stand alone, as in the published files, whose index is the category id.
+    For COCO these are its 80 names only, as in the published files, in which the class index is the category id.
     """
     if opened.class_map is None:
-        raise UserError("export_for_roboflow: the classes have no names; train this detector, or open a file with them")
+        raise UserError(
+            "export_for_roboflow: the classes have no names; train this detector, or load a file with names"
+        )
     entries = opened.class_map.entries
     if {entry.index: entry.name for entry in entries} == COCO_CATEGORIES:
         return [entry.name for entry in entries]
     return [opened.class_map.name_of(index) for index in range(entries[-1].index + 1)]
 
 
-def _by_their_names(opened: OpenedDetector, names: list[str]) -> dict[str, Any]:
-    """Settings that have another name or meaning with Roboflow."""
+def _roboflow_settings(opened: OpenedDetector, names: list[str]) -> dict[str, Any]:
+    """Settings with another name or meaning in Roboflow's package."""
     classes = opened.spec.dataset.num_classes
     assert classes is not None  # what is opened has a number of classes
     return {

@@ -1,4 +1,4 @@
-"""The `model.rfdetr` section: which RF-DETR, and what differs from the published one."""
+"""The `model.rfdetr` section: the variant of RF-DETR and the fields in which it differs from the published one."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from rtdetr_tool.spec.fields import INF, field
 
 @dataclass(frozen=True)
 class RfdetrSpec:
-    """Architecture and loss of RF-DETR. What is null is the variant's."""
+    """Architecture and loss of RF-DETR. null = the variant's value."""
 
     variant: str = field(
         "nano",
-        "Which published RF-DETR; large_2025 is the Large of 2025, which Roboflow has replaced.",
+        "Published variant of RF-DETR; large_2025 is the Large model of 2025, which Roboflow has replaced.",
         options=tuple(RFDETR_VARIANTS),
         origin="ours",
         architecture=True,
     )
     encoder: str | None = field(
         None,
-        "The ViT: DINOv2 of this size, with attention inside windows.",
+        "Size of the backbone, a DINOv2 with windowed attention.",
         options=tuple(DINOV2),
         origin="ours",
         architecture=True,
     )
     out_feature_indexes: list[int] | None = field(
         None,
-        "Numbers of ViT blocks after which the tokens become a feature map, ascending; they decide which blocks attend "
-        "to the whole image, too.",
+        "Numbers of ViT blocks whose output becomes a feature map, ascending. They also determine the blocks with "
+        "global attention.",
         min=0,
         max=12,
         origin="ours",
@@ -41,14 +41,14 @@ class RfdetrSpec:
     )
     projector_scale: list[str] | None = field(
         None,
-        "Levels that the projector makes, ascending: P3 has twice the size of the ViT's map, P4 the same, P5 half.",
+        "Levels of the projector, ascending: P3 has twice the size of the ViT's feature map, P4 the same, P5 half.",
         options=tuple(PROJECTOR_SCALES),
         origin="ours",
         architecture=True,
     )
     hidden_dim: int | None = field(
         None,
-        "Width of levels and queries; a multiple of 4, sa_nheads and ca_nheads.",
+        "Number of channels of levels and queries; a multiple of 4, sa_nheads and ca_nheads.",
         min=4,
         origin="ours",
         architecture=True,
@@ -56,13 +56,13 @@ class RfdetrSpec:
     )
     dec_layers: int | None = field(None, "Decoder layers.", min=1, origin="ours", architecture=True, size="depth")
     sa_nheads: int | None = field(
-        None, "Heads of the attention among queries.", min=1, origin="ours", architecture=True
+        None, "Heads of the decoder's self-attention.", min=1, origin="ours", architecture=True
     )
     ca_nheads: int | None = field(
-        None, "Heads of the deformable attention to the levels.", min=1, origin="ours", architecture=True
+        None, "Heads of the decoder's deformable cross-attention.", min=1, origin="ours", architecture=True
     )
     dec_n_points: int | None = field(
-        None, "Points that a query samples per head and level.", min=1, origin="ours", architecture=True
+        None, "Sampling points of a query per head and level.", min=1, origin="ours", architecture=True
     )
     dim_feedforward: int = field(
         2048,
@@ -77,28 +77,28 @@ class RfdetrSpec:
     )
     group_detr: int = field(
         13,
-        "Groups of queries in training: each matches every object once. Outside training only the first is used.",
+        "Groups of queries in training, each of which matches every object once. Inference only uses the first group.",
         min=1,
         origin="ours",
         size="breadth",
     )
     bbox_reparam: bool = field(
         True,
-        "Predict boxes relative to the size of their reference; false = as logits.",
+        "Predict boxes relative to the size of their reference box; false = as logits.",
         origin="ours",
         architecture=True,
     )
     lite_refpoint_refine: bool = field(
         True,
-        "All decoder layers look from the first reference; false = each from the box before.",
+        "All decoder layers use the first reference box; false = each uses the box of the previous layer.",
         origin="ours",
         architecture=True,
     )
     resolution: int | None = field(
         None,
-        "Side of the images that the model is made for, a multiple of patch_size * num_windows: it sets the number of "
-        "position embeddings, and the sizes of dataset.augmentation, where those are not given. Other sizes "
-        "interpolate the embeddings.",
+        "Side of the images that the model is designed for, a multiple of patch_size * num_windows. It determines the "
+        "number of position embeddings and the image sizes in dataset.augmentation unless those are set. For other "
+        "sizes the embeddings are interpolated.",
         min=1,
         unit="pixels",
         origin="ours",
@@ -108,15 +108,15 @@ class RfdetrSpec:
     )
     num_windows: int | None = field(
         None,
-        "Windows per side of the image, inside which most ViT blocks attend.",
+        "Windows per side of the image to which most ViT blocks restrict attention.",
         min=1,
         origin="ours",
         architecture=True,
     )
     positional_encoding_size: int | None = field(
         None,
-        "Side of the square of learned position embeddings, in patches; null = resolution / patch_size when the "
-        "resolution is given, else the variant's.",
+        "Side of the square of learned position embeddings, in patches; null = resolution / patch_size if the "
+        "resolution is set, otherwise the variant's value.",
         min=1,
         origin="ours",
     )
@@ -128,20 +128,20 @@ class RfdetrSpec:
     )
     drop_path: float = field(
         0.0,
-        "Share of windows for which the last ViT block is skipped in training; from 0 in the first it rises linearly.",
+        "Drop path rate of the last ViT block in training; it increases linearly from 0 in the first block.",
         min=0.0,
         max=0.99,
         origin="ours",
     )
     segmentation_head: bool | None = field(
         None,
-        "Predict a mask for each object, too; the annotations must have masks. The seg_ variants do.",
+        "Also predict a mask for each object, as the seg_ variants do. Requires annotations with masks.",
         origin="ours",
         architecture=True,
     )
     mask_downsample_ratio: int = field(
         4,
-        "Side of the images over that of the predicted masks.",
+        "Ratio of the image size to the size of the predicted masks.",
         min=1,
         unit="pixels",
         origin="ours",
@@ -149,8 +149,8 @@ class RfdetrSpec:
     )
     accept_platform_model_license: bool = field(
         False,
-        "You have read Roboflow's Platform Model License (PML-1.0) and accept it: needed to use its weights of xlarge "
-        "and 2xlarge.",
+        "Confirm that you accept Roboflow's Platform Model License (PML-1.0), which is required to use the published "
+        "weights of xlarge and 2xlarge.",
         origin="ours",
     )
     cls_loss_coef: float = field(
@@ -178,7 +178,7 @@ class RfdetrSpec:
         unlimited=True,
     )
     mask_point_sample_ratio: int = field(
-        16, "Pixels of a predicted mask for each point at which it is compared with its object's.", min=1, origin="ours"
+        16, "Pixels of a predicted mask per point at which the mask loss is computed.", min=1, origin="ours"
     )
     focal_alpha: float = field(
         0.25,
@@ -210,14 +210,14 @@ class ResolvedRfdetrSpec(RfdetrSpec):
     segmentation_head: bool
 
 
-def resolve_rfdetr(own: RfdetrSpec) -> ResolvedRfdetrSpec:
-    """The same with every null filled in from the variant."""
-    row = RFDETR_VARIANTS[own.variant]
-    given = {entry.name: getattr(own, entry.name) for entry in dataclasses.fields(own)}
+def resolve_rfdetr(config: RfdetrSpec) -> ResolvedRfdetrSpec:
+    """The section with every null replaced by the variant's value."""
+    row = RFDETR_VARIANTS[config.variant]
+    given = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     filled = {name: _plain(getattr(row, name, None)) if value is None else value for name, value in given.items()}
     from_resolution = row.positional_encoding_size * row.patch_size == row.resolution
-    if own.positional_encoding_size is None and own.resolution is not None and from_resolution:
-        filled["positional_encoding_size"] = own.resolution // filled["patch_size"]
+    if config.positional_encoding_size is None and config.resolution is not None and from_resolution:
+        filled["positional_encoding_size"] = config.resolution // filled["patch_size"]
     return ResolvedRfdetrSpec(**filled)
 
 
@@ -226,7 +226,7 @@ _SCALE_STEPS = (5, 5)
 _FEWER_SCALE_STEPS = (3, 4)
 
 
-def default_sizes(own: RfdetrSpec, multi_scales: Sequence[Any] | None = None) -> dict[str, list[Any]]:
+def default_sizes(config: RfdetrSpec, multi_scales: Sequence[Any] | None = None) -> dict[str, list[Any]]:
     """Default sizes of `dataset.augmentation`: the resolution, and the sizes around it for multi-scale training.
 
     Training images are loaded at the largest of the sizes, because each batch is resized to one of them. A resolution
@@ -235,9 +235,9 @@ def default_sizes(own: RfdetrSpec, multi_scales: Sequence[Any] | None = None) ->
     Args:
         multi_scales: the user's; None where they are not given.
     """
-    multiple = size_multiple(own)
-    base = max(resolve_rfdetr(own).resolution // multiple, 1)
-    below, above = _SCALE_STEPS if own.expanded_scales else _FEWER_SCALE_STEPS
+    multiple = size_multiple(config)
+    base = max(resolve_rfdetr(config).resolution // multiple, 1)
+    below, above = _SCALE_STEPS if config.expanded_scales else _FEWER_SCALE_STEPS
     scales = [factor * multiple for factor in range(base - below, base + above + 1) if factor >= 2]
     square = [base * multiple] * 2
     sides = [size for size in (scales if multi_scales is None else multi_scales) if type(size) is int]
@@ -245,9 +245,9 @@ def default_sizes(own: RfdetrSpec, multi_scales: Sequence[Any] | None = None) ->
     return dict(zip(SIZE_FIELDS, (largest, list(square), scales), strict=True))
 
 
-def size_multiple(own: RfdetrSpec) -> int:
+def size_multiple(config: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
-    full = resolve_rfdetr(own)
+    full = resolve_rfdetr(config)
     return full.patch_size * full.num_windows
 
 

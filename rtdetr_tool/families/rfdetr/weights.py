@@ -1,4 +1,4 @@
-"""Files that hold an RF-DETR: Roboflow's, and those by our names."""
+"""Read weights of an RF-DETR from Roboflow's files and those with our names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rtdetr_tool.checkpoints.published import check_license
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
-from rtdetr_tool.families.rfdetr.names import from_rfdetr, is_own_rfdetr, is_rfdetr
+from rtdetr_tool.families.rfdetr.names import from_rfdetr, has_native_names, has_rfdetr_names
 from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.spec import ModelSpec
 
@@ -26,7 +26,7 @@ ROBOFLOW = "rfdetr"
 
 
 def _roboflow(tensors: Mapping[str, Tensor]) -> Recognized | None:
-    return Recognized("an RF-DETR checkpoint of Roboflow") if is_rfdetr(tensors) else None
+    return Recognized("an RF-DETR checkpoint of Roboflow") if has_rfdetr_names(tensors) else None
 
 
 FORMATS = (ForeignFormat(ROBOFLOW, _roboflow, from_rfdetr, holds_epoch=True),)
@@ -34,22 +34,22 @@ WRITERS: Mapping[str, Writer] = {}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:
-    """Whether these tensors, by our names, are an RF-DETR."""
-    return is_own_rfdetr(weights)
+    """Whether these tensors with our names are an RF-DETR."""
+    return has_native_names(weights)
 
 
 def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TAO has no RF-DETR, so there are no other names."""
+    """The same names, because TAO has no RF-DETR."""
     return dict(weights)
 
 
 def summary(model: Mapping[str, Any], classes: int) -> str:
-    """The architecture in a line."""
+    """One line about the architecture, for the log."""
     return describe_rfdetr(model, classes)
 
 
 def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
-    """Fill in what the shapes and the file's settings say."""
+    """Fill in what follows from the shapes and the file's settings."""
     chosen = given.get("rfdetr") or {}
     known = {**settings_of(contents.payload, file.source), **chosen}
     model, classes = architecture_of_rfdetr(file.weights, known, file.source)
@@ -60,23 +60,23 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)
     file.meta["origin"] = {"format": file.kind, "version": 1}
     if not named:
-        file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
+        file.notes.append("The file has no class names; using those of the dataset or a classmap.")
 
 
 def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
-    """The ViT by our names: from a file or directory, or from timm (`timm`, `timm/<tag>`).
+    """The ViT's weights with our names, from a file or directory, or from timm (`timm`, `timm/<tag>`).
 
-    The file may be DINOv2 as transformers, timm or Meta publish it, or a whole RF-DETR of any kind.
+    The file may be DINOv2 from transformers, timm or Meta, or a complete RF-DETR of any format.
     """
     if is_timm(source):
         encoder = resolve_rfdetr(model.rfdetr).encoder
         assert encoder is not None  # every variant has one
         return from_dinov2(from_timm(tagged(DINOV2[encoder].timm_name, source.removeprefix("timm").removeprefix("/"))))
     tensors = state_dict_of(load_checkpoint(weights_file(source)))
-    if is_rfdetr(tensors) or any(name.endswith("decoder.refpoint_embed.weight") for name in tensors):
+    if has_rfdetr_names(tensors) or any(name.endswith("decoder.refpoint_embed.weight") for name in tensors):
         start, weights = "backbone.", read_detector(source).weights
         return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
     try:
         return from_dinov2(tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"model.pretrained_backbone_path: {source} is no ViT for RF-DETR: {error}") from error
+        raise CheckpointError(f"model.pretrained_backbone_path: {source} is not a DINOv2 backbone: {error}") from error

@@ -19,8 +19,8 @@ class RTDETR(Detector):
 
     Args:
         backbone: name of the backbone, as the spec's `model.backbone`.
-        pretrain_weights: a weights file of this tool, TAO, the official RT-DETR or transformers; None for random ones.
-        num_classes: left out, those of the weights, or 80.
+        pretrain_weights: a file of this tool, TAO, the official RT-DETR or transformers; None for random weights.
+        num_classes: by default that of the weights, or 80.
         keywords: fields of `model` (`num_queries=100`, `pretrained_backbone_path="timm"`).
     """
 

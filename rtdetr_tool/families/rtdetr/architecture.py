@@ -1,7 +1,7 @@
-"""What the tensors of a detector say about its architecture: fields of the spec's `model` section, read off shapes.
+"""Derive the architecture of an RT-DETR, as fields of the spec's `model` section, from the shapes of its tensors.
 
-Some things leave no trace in weights: the number of heads (only its product with the sampling points does), which
-levels get attention, activations, the number of queries. For those the spec, or its default, holds.
+Some fields do not show in weights: the number of heads (only its product with the sampling points), the levels with
+attention, activations and the number of queries. These are taken from the spec or its defaults.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], int] = {
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
 }
-# (global response norm, width of the stem, blocks per stage) -> backbones with stages; FAN has one row of blocks.
+# (global response norm, width of the stem, blocks per stage) -> backbones with stages; FAN has a single list of blocks.
 STAGED: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (False, 96, (3, 3, 9, 3)): "convnext_tiny",
     (False, 96, (3, 3, 27, 3)): "convnext_small",
@@ -49,7 +49,7 @@ STAGED: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (False, 80, (3, 3, 9, 3)): "edgenext_base",
 }
 FAN = {8: "fan_tiny", 10: "fan_small", 16: "fan_base", 22: "fan_large"}
-_HEADS, _POINTS = 8, 4  # of every published model
+_HEADS, _POINTS = 8, 4  # of all published models
 
 _STEMS = ("stem.0", "stem.in_conv.conv")
 _BLOCK = "decoder.decoder.layers.0."
@@ -61,25 +61,25 @@ def architecture_of(
     source: str,
     points: list[int] | None = None,
 ) -> tuple[dict[str, Any], int]:
-    """The `model` fields that the tensors (by our names) settle, and the number of classes.
+    """The `model` fields that follow from tensors with our names, and the number of classes.
 
     Args:
-        given: fields of `model` that are known from elsewhere; they decide where the tensors leave a choice.
-        points: sampling points per level, where the file tells them.
+        given: fields of `model` that are known from elsewhere; they decide what the tensors leave open.
+        points: sampling points per level, if the file has them.
 
     Raises:
-        CheckpointError: a part is missing, or the tensors leave a choice that nobody has made.
+        CheckpointError: a part is missing, or neither tensors nor `given` determine a field.
     """
     try:
         model = {**_backbone(weights, given, source), **_encoder(weights), **_decoder(weights)}
         model |= _sampling(weights, given, source, model["num_feature_levels"], points)
         return model, weights["decoder.enc_score_head.weight"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"{source} is not a whole detector: it lacks {error.args[0]}.") from error
+        raise CheckpointError(f"{source} is not a complete detector: it lacks {error.args[0]}.") from error
 
 
 def points_per_level(shares: Tensor) -> list[int]:
-    """Sampling points per level, from the share 1/n that each of a level's n points has (RT-DETRv2's buffer)."""
+    """Sampling points per level, from RT-DETRv2's buffer with the share 1/n of each of a level's n points."""
     points, position = [], 0
     values = shares.flatten().tolist()
     while position < len(values):
@@ -89,7 +89,7 @@ def points_per_level(shares: Tensor) -> list[int]:
 
 
 def backbone_of(weights: Mapping[str, Tensor]) -> str | None:
-    """The catalog's name of the network under `backbone.`, None where the tensors do not tell."""
+    """The catalog's name of the network under `backbone.`, None if it does not follow from the tensors."""
     blocks = tuple(count(weights, f"backbone.layer{stage}.") for stage in range(1, 5))
     if depth := RESNETS.get(("backbone.layer1.0.conv3.weight" in weights, blocks)):
         return f"resnet_{depth}{'d' if 'backbone.conv1.0.weight' in weights else ''}"
@@ -110,8 +110,8 @@ def _backbone(weights: Mapping[str, Tensor], given: Mapping[str, Any], source: s
     if name is None:
         names = [name for name in weights if name.startswith("backbone.")]
         raise CheckpointError(
-            f"{source} does not say which backbone it has (its tensors are named like {names[0]}): name it as "
-            "model.backbone in a spec (-e), or on the command line"
+            f"{source} has an unknown backbone with tensors such as {names[0]}. Set model.backbone in a spec (-e) or "
+            "on the command line."
         )
     levels = _levels(weights)
     inputs = [weights[f"encoder.input_proj.{level}.0.weight"].shape[1] for level in range(levels)]
@@ -125,7 +125,7 @@ def _backbone(weights: Mapping[str, Tensor], given: Mapping[str, Any], source: s
 
 
 def _levels(weights: Mapping[str, Tensor]) -> int:
-    """Feature levels; a frozen foundation model adds one to the encoder only."""
+    """The number of feature levels, without the encoder's additional one for a frozen foundation model."""
     return count(weights, "encoder.input_proj.") - ("decoder.decoder.image_query_proj.0.weight" in weights)
 
 
@@ -165,7 +165,7 @@ def _decoder(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def _sampling(
     weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str, levels: int, points: list[int] | None
 ) -> dict[str, Any]:
-    """Heads and points: the tensors hold heads * (points of all levels) only."""
+    """Heads and points, of which the tensors only show the product heads * (points of all levels)."""
     total = weights[f"{_BLOCK}cross_attn.attention_weights.bias"].shape[0]
     points = points or given.get("num_points")
     heads = given.get("nheads")
@@ -178,18 +178,18 @@ def _sampling(
     elif total == _HEADS * _POINTS * levels:
         return {"num_points": [_POINTS], "nheads": _HEADS}
     raise CheckpointError(
-        f"{source} samples {total} points per query on {levels} levels, which fits several numbers of heads and points "
-        f"(such as {_examples(total, levels)}): give model.nheads and model.num_points in a spec (-e)"
+        f"{source} samples {total} points per query on {levels} levels, which matches several numbers of heads and "
+        f"points (such as {_examples(total, levels)}). Set model.nheads and model.num_points in a spec (-e)."
     )
 
 
 def _examples(total: int, levels: int) -> str:
     fitting = [heads for heads in (1, 2, 4, 8, 16) if total % (heads * levels) == 0]
-    return ", ".join(f"{heads} heads of {total // (heads * levels)} points" for heads in fitting) or "none of a kind"
+    return ", ".join(f"{heads} heads of {total // (heads * levels)} points" for heads in fitting) or "none"
 
 
 def describe_model(model: Mapping[str, Any], classes: int) -> str:
-    """The architecture in a line."""
+    """One line about the architecture, for the log."""
     shown = {name: value for name, value in model.items() if name not in ("backbone", "feat_channels", "feat_strides")}
     fields = ", ".join(f"{name} {_text(value)}" for name, value in shown.items())
     return f"{model.get('backbone', 'backbone unknown')}, {classes} classes, {fields}"

@@ -1,4 +1,4 @@
-"""Builds an RT-DETR and its loss from the `model` section of a spec."""
+"""Build an RT-DETR and its loss from the `model` section of a spec."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
 
 
 def build_frozen_radio(spec: FrozenFmSpec) -> FrozenRadio:
-    """RADIO as the spec names it, with the weights of `spec.checkpoint`; without a file it has none yet."""
+    """The RADIO model of the spec with the weights of `spec.checkpoint`, or without weights if no file is set."""
     row = FOUNDATION_MODELS[spec.backbone]
-    with torch.device("meta"):  # no time for random numbers that nobody uses
+    with torch.device("meta"):  # random initial weights would never be used
         vit = RadioViT(row.width, row.depth, row.num_heads)
     frozen_radio = FrozenRadio(vit)
     if spec.checkpoint:

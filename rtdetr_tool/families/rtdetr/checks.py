@@ -27,11 +27,11 @@ def rtdetr_problems(model: RtdetrFields, name: str) -> Iterator[str]:
         if index >= levels:
             yield f"{name}.use_encoder_idx: {index} is invalid; expected 0 to {levels - 1}, one of the levels"
     if len(set(model.use_encoder_idx)) != len(model.use_encoder_idx):
-        yield f"{name}.use_encoder_idx: {model.use_encoder_idx} names a level twice"
+        yield f"{name}.use_encoder_idx: {model.use_encoder_idx} has a level twice; expected each at most once"
     if any(channels != model.hidden_dim for channels in model.feat_channels):
         yield (
             f"{name}.feat_channels: {model.feat_channels} is invalid; expected {name}.hidden_dim "
-            f"({model.hidden_dim}) for every level, which is what the encoder gives"
+            f"({model.hidden_dim}) for every level, the number of channels of the encoder's output"
         )
     if model.hidden_dim % 4:
         yield f"{name}.hidden_dim: {model.hidden_dim} is invalid; expected a multiple of 4"

@@ -43,7 +43,7 @@ class RtdetrFamily(Family):
         return OutsideWeights("frozen_fm.checkpoint", frozen.checkpoint, "the frozen foundation model", frozen.backbone)
 
     def has_background(self, names: Sequence[str | None] | None) -> bool:
-        """Only where the data leave the last class row without a class."""
+        """Only if the last class row has no class in the dataset."""
         return names is not None and names[-1] is None
 
 

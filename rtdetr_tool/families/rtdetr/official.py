@@ -1,6 +1,6 @@
-"""Names of the official RT-DETR repository (lyuwenyu/RT-DETR, PyTorch, version 1 and 2) and ours.
+"""Convert tensor names of the official RT-DETR (lyuwenyu/RT-DETR, PyTorch, version 1 and 2) to ours.
 
-Ours are those of version 1 except for the backbone, which is timm's. Version 2 calls the parts of the projections
+Ours are those of version 1, except for the backbone, which has timm's names. Version 2 names the parts of projections
 `conv`, `norm` and `proj` instead of numbering them, and stores the share of each sampling point as a buffer.
 """
 
@@ -28,7 +28,7 @@ _PLAIN_STEM = (("conv1.conv1_1.conv.", "conv1."), ("conv1.conv1_1.norm.", "bn1."
 def backbone_table(deep_stem: bool) -> tuple[tuple[str, str], ...]:
     """(official, timm) names of a ResNet, without the prefix `backbone.`.
 
-    In the d variant the shortcut of stages that shrink is a pooling and then a ConvNorm, which is one level deeper.
+    In the d variant the shortcut of downsampling stages is a pooling and a ConvNorm, which is one level deeper.
     """
     shortcut = (("short.conv.conv", "downsample.1"), ("short.conv.norm", "downsample.2"))
     plain = (("short.conv", "downsample.0"), ("short.norm", "downsample.1"))
@@ -41,14 +41,14 @@ def backbone_table(deep_stem: bool) -> tuple[tuple[str, str], ...]:
     return (
         *(_DEEP_STEM if deep_stem else _PLAIN_STEM),
         *(
-            (f"res_layers.{stage}.blocks.*.{theirs}.", f"layer{stage + 1}.*.{ours}.")
+            (f"res_layers.{stage}.blocks.*.{foreign}.", f"layer{stage + 1}.*.{native}.")
             for stage in range(4)
-            for theirs, ours in parts
+            for foreign, native in parts
         ),
     )
 
 
-# Version 2 -> ours, then the names that stay.
+# Version 2 -> ours, then the unchanged names.
 _RENAMED = (
     ("encoder.input_proj.*.conv.", "encoder.input_proj.*.0."),
     ("encoder.input_proj.*.norm.", "encoder.input_proj.*.1."),
@@ -77,7 +77,7 @@ _KEPT = (
 NECK_TABLE: tuple[tuple[str, str], ...] = (*_RENAMED, *((name, name) for name in _KEPT))
 
 POINT_SHARES = ".num_points_scale"  # constants, from which the points per level can be read
-_LEFT_OUT = (".anchors", ".valid_mask", POINT_SHARES)
+_IGNORED = (".anchors", ".valid_mask", POINT_SHARES)
 # Options of the official code that no published model uses.
 _REFUSED = {"decoder.tgt_embed.": "learned initial queries (learn_query_content, learnt_init_query)"}
 
@@ -97,21 +97,21 @@ def is_version_2(names: Mapping[str, Tensor]) -> bool:
 
 
 def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for official weights; CheckpointError when a tensor has no counterpart."""
+    """Replace official names by ours; CheckpointError if a tensor has no counterpart."""
     backbone: dict[str, Tensor] = {}
     neck: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         for start, what in _REFUSED.items():
             if name.startswith(start):
-                raise CheckpointError(f"its {name} belongs to {what}, which this tool does not have")
+                raise CheckpointError(f"its {name} belongs to {what}, which are not supported")
         if name.startswith("backbone."):
             backbone[name.removeprefix("backbone.")] = tensor
-        elif not name.endswith(_LEFT_OUT):
+        elif not name.endswith(_IGNORED):
             neck[name] = tensor
     renamed = {f"backbone.{name}": tensor for name, tensor in from_official_backbone(backbone).items()}
     return {**renamed, **to_native(neck, NECK_TABLE)}
 
 
 def from_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names for an official ResNet."""
+    """Replace the names of an official ResNet by timm's."""
     return to_native(state_dict, backbone_table(deep_stem="conv1.conv1_2.conv.weight" in state_dict))

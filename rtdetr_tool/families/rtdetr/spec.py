@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FrozenFmSpec:
-    """A frozen foundation model beside the backbone."""
+    """A frozen foundation model in addition to the backbone."""
 
     enabled: bool = field(
         False,
-        "Add the features of a frozen foundation model to encoder and decoder. Export is then for a batch of 1 only.",
+        "Add the features of a frozen foundation model to encoder and decoder. Export then only supports batch size 1.",
         architecture=True,
     )
-    backbone: str = field("radio_v2-l", "Which foundation model.", options=tuple(FOUNDATION_MODELS), architecture=True)
+    backbone: str = field("radio_v2-l", "Foundation model.", options=tuple(FOUNDATION_MODELS), architecture=True)
     checkpoint: str | None = field(
         None,
-        "Weights file of the foundation model: C-RADIOv2 as published, or as TAO keeps it. Our checkpoints do not hold "
-        "these weights: the file is read again whenever the detector is opened.",
+        "Weights of the foundation model: a file of C-RADIOv2 as published, or of TAO. Our checkpoints do not include "
+        "these weights, so the file is read whenever the detector is loaded.",
         path="read",
     )
 
@@ -44,15 +44,15 @@ class RtdetrFields:
     )
     freeze_norm: bool | None = field(
         None,
-        "Do not train the batch norms of a ResNet: statistics and weights stay as loaded. null = the reference recipe "
-        "of the backbone and its initial weights (docs/training.md); the log says what is frozen.",
+        "Freeze the batch norms of a ResNet, both statistics and weights. null = the reference recipe for the backbone"
+        " and its initial weights (docs/training.md); the log lists what is frozen.",
         origin="ours",
         parameter_groups=True,
     )
     freeze_at: int | None = field(
         None,
-        "Do not train the first part of a ResNet: 0 = the stem, n = the stem and the first n stages, -1 = train all of "
-        "it. null = the reference recipe, as for freeze_norm.",
+        "Freeze the first part of a ResNet: 0 = the stem, n = the stem and the first n stages, -1 = nothing. null = "
+        "the reference recipe, as for freeze_norm.",
         min=-1,
         max=4,
         origin="ours",
@@ -60,7 +60,7 @@ class RtdetrFields:
     )
     num_queries: int = field(
         300,
-        "Object queries: the best encoder tokens that go on to the decoder.",
+        "Object queries, which are the encoder tokens with the best scores.",
         min=1,
         max=INF,
         automl=True,
@@ -69,7 +69,7 @@ class RtdetrFields:
     )
     num_feature_levels: int = field(
         3,
-        "Number of feature levels; as many as return_interm_indices has.",
+        "Number of feature levels; must be the length of return_interm_indices.",
         min=1,
         max=4,
         architecture=True,
@@ -83,21 +83,21 @@ class RtdetrFields:
     )
     feat_strides: list[int] = field(
         [8, 16, 32],
-        "Stride of each level; must be those of the chosen stages.",
+        "Stride of each level; must match the selected stages.",
         min=1,
         unit="pixels",
         architecture=True,
     )
     feat_channels: list[int] = field(
         [256, 256, 256],
-        "Channels of each level at the decoder; equal to hidden_dim.",
+        "Channels of each level in the decoder; must be hidden_dim.",
         min=1,
         architecture=True,
         size="breadth",
     )
     use_encoder_idx: list[int] = field(
         [2],
-        "Levels (position in return_interm_indices) that get the transformer encoder.",
+        "Levels (positions in return_interm_indices) with a transformer encoder.",
         min=0,
         max=3,
         architecture=True,
@@ -105,7 +105,7 @@ class RtdetrFields:
     )
     hidden_dim: int = field(
         256,
-        "Width of tokens and fused levels; a multiple of 4 and of nheads.",
+        "Number of channels of tokens and fused levels; a multiple of 4 and of nheads.",
         min=4,
         architecture=True,
         size="width",
@@ -139,14 +139,14 @@ class RtdetrFields:
     pe_order: str = field(
         "columns",
         "Order of the encoder's position embedding: columns = official RT-DETR and TAO, rows = Hugging Face "
-        "transformers. It makes a difference on non-square inputs only.",
+        "transformers. Both are the same for square inputs.",
         options=("columns", "rows"),
         origin="ours",
         architecture=True,
     )
     expansion: float = field(
         1.0,
-        "Width of a fusion block inside, relative to hidden_dim.",
+        "Inner width of a fusion block, relative to hidden_dim.",
         min=0.0,
         max=INF,
         architecture=True,
@@ -177,8 +177,8 @@ class RtdetrFields:
     dec_layers: int = field(6, "Decoder layers.", min=1, automl=True, architecture=True, size="depth")
     dec_hidden_dim: int | None = field(
         None,
-        "Width of the decoder, a multiple of nheads; null = hidden_dim. The official R101 has 256 behind an encoder of "
-        "384.",
+        "Number of channels of the decoder, a multiple of nheads; null = hidden_dim. The official R101 uses 256 after "
+        "an encoder with 384.",
         min=1,
         origin="ours",
         architecture=True,
@@ -186,8 +186,8 @@ class RtdetrFields:
     )
     dec_dim_feedforward: int | None = field(
         None,
-        "Width of the feed-forward network in decoder layers; null = dim_feedforward. The official R101 has 1024, and "
-        "2048 in the encoder.",
+        "Width of the feed-forward network in decoder layers; null = dim_feedforward. The official R101 uses 1024, and"
+        " 2048 in the encoder.",
         min=1,
         origin="ours",
         architecture=True,
@@ -195,7 +195,7 @@ class RtdetrFields:
     )
     num_points: list[int] = field(
         [4],
-        "Points that a query samples on each level: one number for all levels, or one per level (RT-DETRv2).",
+        "Sampling points of a query per level: one number for all levels, or one per level (RT-DETRv2).",
         min=1,
         origin="ours",
         architecture=True,
@@ -203,15 +203,16 @@ class RtdetrFields:
     )
     cross_attn_method: str = field(
         "default",
-        "How levels are sampled: default = bilinear; discrete = whole pixels, which every runtime can do, with offsets "
-        "that are not trained (RT-DETRv2: start it from a model trained with default).",
+        "Sampling of the levels: default = bilinear; discrete = whole pixels, which every runtime supports, with "
+        "offsets that are not trained (RT-DETRv2; start from a model trained with default).",
         options=("default", "discrete"),
         origin="ours",
         architecture=True,
     )
     offset_scale: float = field(
         0.5,
-        "Reach of the sampling: an offset of as many units as a level has points is this share of the box's side.",
+        "Scale of the sampling offsets: an offset of as many units as the level has points equals this share of the "
+        "side of the box.",
         above=0.0,
         origin="ours",
         architecture=True,
@@ -219,16 +220,16 @@ class RtdetrFields:
     )
     drop_path: float | None = field(
         None,
-        "Share of images for which the backbone's last block is skipped in training; it rises linearly from the first "
-        "block on (FAN: the same in all). null = the network's own: 0.3 for FAN, 0 for others.",
+        "Drop path rate of the backbone's last block, increasing linearly from the first block (FAN: the same in all "
+        "blocks). null = the network's default: 0.3 for FAN, 0 for others.",
         min=0.0,
         max=0.99,
         origin="ours",
     )
     dn_number: int = field(
         100,
-        "Denoising: most positive queries of an image, all groups together; as many negative ones are added. 0 = no "
-        "denoising. Of an image with more objects, each step denoises a random selection of dn_number.",
+        "Denoising: maximum number of positive queries per image in all groups, plus as many negative ones. 0 = no "
+        "denoising. For an image with more objects, each step denoises a random selection of dn_number.",
         min=0,
         max=INF,
     )
@@ -241,15 +242,16 @@ class RtdetrFields:
     )
     box_noise_scale: float = field(
         1.0,
-        "Denoising: how far the corners of a query's box move, relative to half its side; negatives move by 1 to 2 "
-        "times as much.",
+        "Denoising: maximum shift of the corners of a query's box, relative to half its side; negatives are shifted 1 "
+        "to 2 times as much.",
         min=0.0,
         max=INF,
         origin="ours",
     )
     eval_idx: int = field(
         -1,
-        "Decoder layer whose prediction is used outside training; later ones are skipped. -1 = the last.",
+        "Decoder layer whose prediction is used in validation, inference and export; later layers are skipped. -1 = "
+        "the last layer.",
         min=-1,
         max=INF,
         in_weights=False,

@@ -1,7 +1,7 @@
-"""`config.json` and `preprocessor_config.json` of Hugging Face transformers' RT-DETR and the fields of our spec.
+"""Convert `config.json` and `preprocessor_config.json` of Hugging Face transformers' RT-DETR to spec fields and back.
 
-The keys are those of `RTDetrConfig` and `RTDetrV2Config`; the third column of the table is their default, which files
-may leave out.
+The keys are those of `RTDetrConfig` and `RTDetrV2Config`; the third column of the table is their default, because files
+may omit default values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rtdetr_tool.families.rtdetr.architecture import RESNETS
 V1, V2 = "rt_detr", "rt_detr_v2"
 TIMM_BACKBONE = "timm_backbone"
 
-# (transformers, `model` field of ours, transformers' default)
+# (transformers, our `model` field, transformers' default)
 TABLE: tuple[tuple[str, str, Any], ...] = (
     ("num_feature_levels", "num_feature_levels", 3),
     ("feat_strides", "feat_strides", [8, 16, 32]),
@@ -51,7 +51,7 @@ TABLE: tuple[tuple[str, str, Any], ...] = (
 )
 # Version 2 only.
 TABLE_V2 = (("decoder_method", "cross_attn_method", "default"), ("decoder_offset_scale", "offset_scale", 0.5))
-# What this tool has only one way of; the first value is transformers' default.
+# Options of which only these values are supported; the first one is transformers' default.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "normalize_before": (False,),
     "learn_initial_query": (False,),
@@ -77,55 +77,55 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Fields of our `model` section for a `config.json`.
 
     Raises:
-        CheckpointError: another network, or options that this tool does not have.
+        CheckpointError: another network or unsupported options.
     """
     version = config.get("model_type")
     if version not in (V1, V2):
-        raise CheckpointError(f"{source} describes a {version!r} network; {V1} and {V2} (RT-DETR) can be read.")
+        raise CheckpointError(f"{source} has model_type {version!r}; expected {V1} or {V2} (RT-DETR).")
     problems = _unlike(config, _FIXED)
-    fields = {ours: config.get(theirs, default) for theirs, ours, default in TABLE}
+    fields = {native: config.get(foreign, default) for foreign, native, default in TABLE}
     if version == V2:
-        fields |= {ours: config.get(theirs, default) for theirs, ours, default in TABLE_V2}
+        fields |= {native: config.get(foreign, default) for foreign, native, default in TABLE_V2}
     fields["num_points"] = [config.get("decoder_n_points", 4)]
     for name in ("feat_strides", "feat_channels", "use_encoder_idx"):
         fields[name] = list(fields[name])
     heads = config.get("decoder_attention_heads", 8)
     if heads != fields["nheads"]:
-        problems.append(f"decoder_attention_heads is {heads}; only encoder_attention_heads ({fields['nheads']}) works")
-    for ours, same in (("dec_hidden_dim", "hidden_dim"), ("dec_dim_feedforward", "dim_feedforward")):
-        if fields[ours] == fields[same]:
-            del fields[ours]
+        problems.append(f"decoder_attention_heads: {heads}; expected {fields['nheads']}, the encoder_attention_heads")
+    for native, same in (("dec_hidden_dim", "hidden_dim"), ("dec_dim_feedforward", "dim_feedforward")):
+        if fields[native] == fields[same]:
+            del fields[native]
     fields |= {"num_select": fields["num_queries"], "eval_idx": -1}
     fields |= _backbone(config, problems)
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"{source} asks for what this tool does not have:\n{lines}")
+        raise CheckpointError(f"{source} has unsupported options:\n{lines}")
     return fields
 
 
 def class_names(config: Mapping[str, Any]) -> dict[int, str]:
-    """Class index -> name; {} where the file has only transformers' placeholders (LABEL_0, LABEL_1, ...)."""
+    """Class index -> name; {} if the file only has transformers' placeholders (LABEL_0, LABEL_1, ...)."""
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     placeholders = all(name == f"LABEL_{index}" for index, name in names.items())
     return {} if placeholders else names
 
 
 def input_fields(preprocessor: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of our `dataset.augmentation` section for a `preprocessor_config.json`, and what we do otherwise."""
+    """Fields of our `dataset.augmentation` section for a `preprocessor_config.json`, and warnings about differences."""
     size, notes = preprocessor.get("size") or {}, []
     fields: dict[str, Any] = {}
     if {"height", "width"} <= set(size):
         fields["eval_spatial_size"] = [size["height"], size["width"]]
         fields["preserve_aspect_ratio"] = False
     elif size:
-        notes.append(f"its pictures are resized by the rule {dict(size)}, which this tool does not have")
+        notes.append(f"it was trained with images resized by the rule {dict(size)}, which is not supported")
     factor = preprocessor.get("rescale_factor", 1 / 255)
     if preprocessor.get("do_rescale") is False or not (isinstance(factor, float) and abs(factor * 255 - 1) < 1e-3):
-        notes.append("its pixels are not scaled to 0..1, here they are: scores will suffer")
+        notes.append("it was trained on pixels that are not scaled to 0..1; here they are, so scores will be lower")
     if preprocessor.get("do_pad"):
-        notes.append("its images are padded, here they are not: scores may suffer")
+        notes.append("it was trained on padded images; here they are not padded, so scores may be lower")
     if preprocessor.get("do_normalize"):
-        notes.append("its pictures are normalized by mean and deviation, here they are not: scores will suffer")
+        notes.append("it was trained on images normalized by mean and std; here they are not, so scores will be lower")
     return fields, notes
 
 
@@ -133,13 +133,13 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
     """A `config.json` for our `model` section.
 
     Raises:
-        CheckpointError: naming every field that transformers' RT-DETR has no counterpart of.
+        CheckpointError: fields without a counterpart in transformers' RT-DETR, which the message lists.
     """
     problems = [*_without_counterpart(model, version)]
     backbone = _backbone_config(model["backbone"], model["return_interm_indices"], problems)
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"transformers' RT-DETR has no counterpart of\n{lines}")
+        raise CheckpointError(f"The RT-DETR of Hugging Face transformers does not support:\n{lines}")
     labels = {index: names.get(index, f"class_{index}" if names else f"LABEL_{index}") for index in range(num_classes)}
     channels = BACKBONES[model["backbone"]].channels
     filled = {**model, "dec_hidden_dim": model.get("dec_hidden_dim") or model["hidden_dim"],
@@ -149,8 +149,8 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
         "architectures": ["RTDetrForObjectDetection" if version == V1 else "RTDetrV2ForObjectDetection"],
         "model_type": version,
         "backbone_config": backbone,
-        **{theirs: filled[ours] for theirs, ours, _ in TABLE},
-        **({theirs: model[ours] for theirs, ours, _ in TABLE_V2} if version == V2 else {}),
+        **{foreign: filled[native] for foreign, native, _ in TABLE},
+        **({foreign: model[native] for foreign, native, _ in TABLE_V2} if version == V2 else {}),
         **({"decoder_n_levels": model["num_feature_levels"]} if version == V2 else {}),
         **{name: values[0] for name, values in _FIXED.items()},
         "decoder_n_points": model["num_points"][0],
@@ -162,11 +162,11 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
 
 
 def preprocessor_for(augmentation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A `preprocessor_config.json` for our `dataset.augmentation` section, and what it cannot say."""
+    """A `preprocessor_config.json` for our `dataset.augmentation` section, and warnings about differences."""
     height, width = augmentation["eval_spatial_size"]
     notes = []
     if augmentation.get("preserve_aspect_ratio"):
-        notes.append("transformers stretches pictures; this detector was trained with preserve_aspect_ratio")
+        notes.append("transformers stretches images, but this detector was trained with preserve_aspect_ratio")
     return {
         "image_processor_type": "RTDetrImageProcessor",
         "do_resize": True,
@@ -181,34 +181,36 @@ def preprocessor_for(augmentation: Mapping[str, Any]) -> tuple[dict[str, Any], l
 
 
 def freezes_norms(model: Mapping[str, Any]) -> bool:
-    """`freeze_backbone_batch_norms` for our `model` section, whose null is the recipe of the backbone."""
+    """`freeze_backbone_batch_norms` for our `model` section, in which null means the recipe of the backbone."""
     frozen = model.get("freeze_norm")
     return model["backbone"] in FREEZING.get(FROM_DETECTOR, ()) if frozen is None else bool(frozen)
 
 
 def version_for(model: Mapping[str, Any]) -> str:
-    """The version that a detector needs: 2 for what version 1 does not have."""
+    """The version that a detector requires: 2 if it uses options that version 1 does not have."""
     return V2 if model["cross_attn_method"] != "default" or model["offset_scale"] != 0.5 else V1
 
 
 def _without_counterpart(model: Mapping[str, Any], version: str) -> list[str]:
     problems = []
     if (model.get("frozen_fm") or {}).get("enabled"):
-        problems.append("model.frozen_fm: a frozen foundation model")
+        problems.append("model.frozen_fm.enabled: true; expected false")
     for name in ("enc_act", "act"):
         if model[name] not in _ACTIVATIONS:
-            problems.append(f"model.{name}: {model[name]}; it has {', '.join(_ACTIVATIONS)}")
+            problems.append(f"model.{name}: {model[name]}; expected one of {', '.join(_ACTIVATIONS)}")
     if model["depth_mult"] != 1:
-        problems.append(f"model.depth_mult: {model['depth_mult']}; it has 1 only")
+        problems.append(f"model.depth_mult: {model['depth_mult']}; expected 1")
     if len(set(model["num_points"])) > 1:
-        problems.append(f"model.num_points: {model['num_points']}; it has one number for all levels")
+        problems.append(f"model.num_points: {model['num_points']}; expected one number for all levels")
     if version == V1 and version_for(model) == V2:
-        problems.append("model.cross_attn_method or model.offset_scale in version 1")
+        problems.append(
+            "model.cross_attn_method and model.offset_scale: not supported in version 1; expected the defaults"
+        )
     return problems
 
 
 def _backbone_config(name: str, stages: Sequence[int], problems: list[str]) -> dict[str, Any]:
-    """transformers' own ResNet-d, or timm's plain ResNet in its wrapper."""
+    """transformers' own ResNet-d, or its wrapper for timm's plain ResNet."""
     outputs = [stage + 1 for stage in stages]
     for (bottleneck, blocks), depth in RESNETS.items():
         kind = "bottleneck" if bottleneck else "basic"
@@ -223,12 +225,12 @@ def _backbone_config(name: str, stages: Sequence[int], problems: list[str]) -> d
                 "model_type": TIMM_BACKBONE, "backbone": f"resnet{depth}", "features_only": True, "num_channels": 3,
                 "use_pretrained_backbone": False, "out_indices": outputs,
             }  # fmt: skip
-    problems.append(f"model.backbone: {name}; it has resnet_18, resnet_34, resnet_50, resnet_101 and their d variants")
+    problems.append(f"model.backbone: {name}; expected resnet_18, resnet_34, resnet_50, resnet_101 or their d variants")
     return {}
 
 
 def _backbone(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Our fields for the backbone of a `config.json`; what does not work is added to `problems`."""
+    """Our fields for the backbone of a `config.json`; unsupported options are added to `problems`."""
     inner = config.get("backbone_config")
     if not inner:  # as written before transformers 5
         options = config.get("backbone_kwargs") or {}
@@ -243,7 +245,9 @@ def _backbone(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     widths = list(inner.get("hidden_sizes", _WIDTHS["bottleneck"]))
     depth = RESNETS.get((kind == "bottleneck", depths))
     if depth is None or widths != _WIDTHS.get(kind):
-        problems.append(f"backbone_config: {kind} blocks, depths {list(depths)}, hidden_sizes {widths}")
+        problems.append(
+            f"backbone_config: {kind} blocks, depths {list(depths)}, hidden_sizes {widths}; expected a ResNet"
+        )
         return {}
     stages, numbers = inner.get("out_features"), inner.get("out_indices") or [2, 3, 4]
     indices = [int(name.removeprefix("stage")) - 1 for name in stages] if stages else [i - 1 for i in numbers]
@@ -254,14 +258,14 @@ def _timm_backbone(inner: Mapping[str, Any], problems: list[str]) -> dict[str, A
     name = str(inner.get("backbone", "")).partition(".")[0].removeprefix("timm/")  # without the tag of its weights
     row = next((row for row in BACKBONES.values() if row.family == "resnet" and row.timm_name == name), None)
     if row is None:
-        problems.append(f"backbone_config.backbone is {inner.get('backbone')!r}; of timm's networks only ResNets work")
+        problems.append(f"backbone_config.backbone: {inner.get('backbone')!r}; expected a ResNet of timm")
         return {}
     return {"backbone": row.name, "return_interm_indices": [i - 1 for i in inner.get("out_indices") or [2, 3, 4]]}
 
 
 def _unlike(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], prefix: str = "") -> list[str]:
     return [
-        f"{prefix}{name} is {config[name]!r}; only {' or '.join(map(repr, values))} works"
+        f"{prefix}{name}: {config[name]!r}; expected {' or '.join(map(repr, values))}"
         for name, values in fixed.items()
         if name in config and config[name] is not None and config[name] not in values
     ]

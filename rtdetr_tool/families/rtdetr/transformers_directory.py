@@ -1,4 +1,4 @@
-"""Writing a detector as a directory of Hugging Face transformers: configuration, weights, picture processor."""
+"""Write a detector as a directory of Hugging Face transformers: configuration, weights and image processor."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mappin
     """Write the three files; what could not be carried over, in words, comes back.
 
     Args:
-        weights: the detector's by our names.
+        weights: the detector's weights with our names.
         meta: our metadata with a complete `spec`.
 
     Raises:
-        CheckpointError: the detector has parts that transformers' RT-DETR does not have.
+        CheckpointError: the detector has parts that transformers' RT-DETR does not support.
     """
     model, dataset = dict(meta["spec"]["model"]), meta["spec"]["dataset"]
     kept, model, notes = _used_layers(weights, model)
@@ -64,45 +64,45 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, Mapp
         remove_unfinished(folder / name)
     with replacing(folder / WEIGHTS) as temporary:
         save_file(dict(tensors), temporary, {"format": "pt"})
-    for name, content in texts.items():  # after the weights: what has a configuration is complete
+    for name, content in texts.items():  # after the weights, so that a directory with a configuration is complete
         write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def _used_layers(
     weights: Mapping[str, Tensor], model: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """Without decoder layers after `eval_idx`: transformers predicts with the last one."""
+    """Weights without decoder layers after `eval_idx`, because transformers predicts with the last layer."""
     used = model["dec_layers"] if model["eval_idx"] < 0 else model["eval_idx"] + 1
     if used == model["dec_layers"]:
         return dict(weights), model, []
     kept = {name: t for name, t in weights.items() if not (found := _LAYER.match(name)) or int(found[1]) < used}
-    note = f"decoder layers {used} to {model['dec_layers'] - 1} are left out, as model.eval_idx skips them"
+    note = f"skipped decoder layers {used} to {model['dec_layers'] - 1}, which model.eval_idx does not use"
     return kept, {**model, "dec_layers": used}, [note]
 
 
 def _position_notes(model: Mapping[str, Any], augmentation: Mapping[str, Any]) -> list[str]:
-    """What to know about a position embedding in another order than transformers'.
+    """Warnings about a position embedding in another order than that of transformers.
 
     Raises:
-        CheckpointError: the detector is meant for inputs on which transformers would compute something else.
+        CheckpointError: transformers would return other results for the input size of the detector.
     """
     if model.get("pe_order", "columns") == PE_ORDER:
         return []
     height, width = augmentation["eval_spatial_size"]
     if height != width and not augmentation.get("preserve_aspect_ratio"):
         raise CheckpointError(
-            f"model.pe_order is columns and the input size {height} x {width}, but transformers orders the position "
-            "embedding by rows: on inputs that are not square the converted detector would give other results. Convert "
-            "it for a square input (dataset.augmentation.eval_spatial_size), or train it with model.pe_order=rows."
+            f"model.pe_order is columns and the input size is {height} x {width}, but transformers orders the position "
+            "embedding by rows, so the converted detector would return other results on inputs that are not square. "
+            "Convert it for a square input (dataset.augmentation.eval_spatial_size), or train with model.pe_order=rows."
         )
     return [
-        "transformers orders the position embedding by rows, this detector by columns (model.pe_order): results are "
-        "the same on square inputs only"
+        "transformers orders the position embedding by rows, but this detector by columns (model.pe_order), so results "
+        "are only the same on square inputs"
     ]
 
 
 def _counter_of_backbone(name: str) -> bool:
-    """Frozen norms of transformers' backbones (`freeze_backbone_batch_norms`) count no batches."""
+    """Whether this is a counter of batches, which frozen norms of transformers' backbones do not have."""
     return name.startswith("backbone.") and name.endswith("num_batches_tracked")
 
 

@@ -1,10 +1,11 @@
-"""Names of Hugging Face transformers' RT-DETR (`RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`) and ours.
+"""Convert tensor names of Hugging Face transformers' RT-DETR and RT-DETRv2 (`RTDetr*`) to ours and back.
 
-Both directions read one table. The files that transformers publishes and writes still carry the names it used before
-version 5 (`encoder.encoder`, `fc1`, `out_proj`); its modules in memory carry the new ones: both are understood. Of
-its backbones there are counterparts here of the ResNet-d of the published weights and of timm's ResNets.
+Both directions use one table. Files that transformers publishes and writes still have the names from before version 5
+(`encoder.encoder`, `fc1`, `out_proj`), its modules in memory the new ones; both are supported. Supported backbones are
+the ResNet-d of the published weights and timm's ResNets.
 
-The one difference beyond names: transformers keeps query, key and value projections apart, we in one tensor.
+Besides the names there is one difference: transformers has separate query, key and value projections, we have one
+tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from rtdetr_tool.checkpoints.renames import to_foreign, to_native
 from rtdetr_tool.errors import CheckpointError
 
-# (transformers, ours): the starts of names, where `*` is a number that is carried over. What follows is kept.
+# (transformers, ours): prefixes of names, in which `*` stands for a number; the rest of the name is kept.
 _RESNET_D: tuple[tuple[str, str], ...] = (
     ("model.backbone.model.embedder.embedder.0.convolution.", "backbone.conv1.0."),
     ("model.backbone.model.embedder.embedder.0.normalization.", "backbone.conv1.1."),
@@ -27,16 +28,16 @@ _RESNET_D: tuple[tuple[str, str], ...] = (
     ("model.backbone.model.embedder.embedder.2.convolution.", "backbone.conv1.6."),
     ("model.backbone.model.embedder.embedder.2.normalization.", "backbone.bn1."),
     *(
-        (f"model.backbone.model.encoder.stages.{stage}.layers.*.{theirs}.", f"backbone.layer{stage + 1}.*.{ours}.")
+        (f"model.backbone.model.encoder.stages.{stage}.layers.*.{foreign}.", f"backbone.layer{stage + 1}.*.{native}.")
         for stage in range(4)
-        for theirs, ours in (
+        for foreign, native in (
             ("layer.0.convolution", "conv1"),
             ("layer.0.normalization", "bn1"),
             ("layer.1.convolution", "conv2"),
             ("layer.1.normalization", "bn2"),
             ("layer.2.convolution", "conv3"),
             ("layer.2.normalization", "bn3"),
-            # Stage 0 keeps the size; the others pool first, which makes the projection the second of two modules.
+            # Stage 0 keeps the size; the others pool first, so the projection is the second of two modules.
             ("shortcut.convolution" if stage == 0 else "shortcut.1.convolution", "downsample.1"),
             ("shortcut.normalization" if stage == 0 else "shortcut.1.normalization", "downsample.2"),
         )
@@ -46,8 +47,8 @@ _TIMM = (("model.backbone.model._backbone.", "backbone."),)
 _NECK: tuple[tuple[str, str], ...] = (
     ("model.encoder_input_proj.", "encoder.input_proj."),
     *(
-        (f"model.encoder.aifi.*.layers.*.{theirs}", f"encoder.encoder.*.layers.*.{ours}")
-        for theirs, ours in (
+        (f"model.encoder.aifi.*.layers.*.{foreign}", f"encoder.encoder.*.layers.*.{native}")
+        for foreign, native in (
             ("self_attn.in_proj_", "self_attn.in_proj_"),
             ("self_attn.o_proj.", "self_attn.out_proj."),
             ("self_attn_layer_norm.", "norm1."),
@@ -63,8 +64,8 @@ _NECK: tuple[tuple[str, str], ...] = (
     ("model.decoder_input_proj.*.0.", "decoder.input_proj.*.conv."),
     ("model.decoder_input_proj.*.1.", "decoder.input_proj.*.norm."),
     *(
-        (f"model.decoder.layers.*.{theirs}", f"decoder.decoder.layers.*.{ours}")
-        for theirs, ours in (
+        (f"model.decoder.layers.*.{foreign}", f"decoder.decoder.layers.*.{native}")
+        for foreign, native in (
             ("self_attn.in_proj_", "self_attn.in_proj_"),
             ("self_attn.o_proj.", "self_attn.out_proj."),
             ("self_attn_layer_norm.", "norm1."),
@@ -97,7 +98,7 @@ _IN_FILES = (
     (re.compile(r"(\.layers\.\d+)\.mlp\.fc([12])\."), r"\1.fc\2."),
 )
 POINT_SHARES = ".n_points_scale"  # constants of version 2, from which the points per level can be read
-# The heads under their second name; published files hold one name or both.
+# The heads under their second name; published files have one or both.
 _SECOND_NAME = re.compile(r"^(class_embed|bbox_embed)\.")
 _PROJECTION = re.compile(r"^(.+\.self_attn\.)([qkv])_proj\.(weight|bias)$")
 _JOINED = re.compile(r"^(.+\.self_attn\.)in_proj_(weight|bias)$")
@@ -109,7 +110,7 @@ def is_transformers_rtdetr(names: Mapping[str, Tensor]) -> bool:
 
 
 def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for transformers' weights; CheckpointError when a name has no counterpart."""
+    """Replace transformers' names by ours; CheckpointError if a name has no counterpart."""
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state_dict.items():
@@ -133,7 +134,7 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names in memory (since version 5); CheckpointError when a tensor has no counterpart."""
+    """Replace our names by transformers' names in memory (since version 5); CheckpointError if there is none."""
     separate: dict[str, Tensor] = {}
     backbone = _RESNET_D if "backbone.conv1.0.weight" in state_dict else _TIMM
     for name, tensor in to_foreign(state_dict, (*backbone, *_NECK)).items():
@@ -146,7 +147,7 @@ def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers_file(state_dict: Mapping[str, Tensor], point_shares: Tensor | None = None) -> dict[str, Tensor]:
-    """transformers' names in files, which every version reads; version 2 has `point_shares` in each decoder layer."""
+    """Replace our names by transformers' names in files; RT-DETRv2 has `point_shares` in each decoder layer."""
     named: dict[str, Tensor] = {}
     for name, tensor in to_transformers(state_dict).items():
         for pattern, new in _IN_FILES:

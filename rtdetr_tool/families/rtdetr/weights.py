@@ -1,4 +1,4 @@
-"""Files that hold an RT-DETR: the official ones, Hugging Face transformers', and those by our names and TAO's."""
+"""Read weights of an RT-DETR from files of the official repository, transformers and TAO, and those with our names."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ WRITERS = {TRANSFORMERS: write_transformers}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:
-    """Whether these tensors, by our names, are an RT-DETR."""
+    """Whether these tensors with our names are an RT-DETR."""
     return any(name.startswith("decoder.decoder.layers.") for name in weights)
 
 
 def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TAO's names are ours but for those of some backbones."""
+    """Replace TAO's names by ours, which only differ for some backbones."""
     start = "backbone."
     backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
     others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
@@ -67,13 +67,13 @@ def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summary(model: Mapping[str, Any], classes: int) -> str:
-    """The architecture in a line."""
+    """One line about the architecture, for the log."""
     shown = {name: value for name, value in model.items() if name in architecture_fields("model")}
     return describe_model(shown, classes)
 
 
 def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
-    """Fill in what the shapes and the files next to the weights say."""
+    """Fill in what follows from the shapes and the files next to the weights."""
     identified, config, preprocessor = contents.identified, {}, {}
     if identified.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
         config = _read_json(contents.path.parent / CONFIG, required=contents.from_directory)
@@ -96,13 +96,13 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     )  # fmt: skip
     file.meta["origin"] = {"format": identified.kind, "version": identified.version}
     if identified.kind == TRANSFORMERS and not config:
-        file.notes.append(f"There is no {CONFIG} beside it: heads, activations and class names are not known from it.")
+        file.notes.append(f"There is no {CONFIG} next to the file; heads, activations and class names are unknown.")
     if identified.kind not in (TRANSFORMERS, BARE):
-        file.notes.append("It does not say what its classes are called: the annotation file or a classmap does.")
+        file.notes.append("The file has no class names; using those of the dataset or a classmap.")
 
 
 def _points(identified: Identified) -> list[int] | None:
-    """Sampling points per level where the file tells: RT-DETRv2 keeps a buffer, TAO has always 4."""
+    """Sampling points per level if the file determines them: RT-DETRv2 has a buffer, TAO always uses 4."""
     ends = (official.POINT_SHARES, transformers_names.POINT_SHARES)
     shares = next((tensor for name, tensor in identified.tensors.items() if name.endswith(ends)), None)
     if shares is not None:
@@ -111,35 +111,37 @@ def _points(identified: Identified) -> list[int] | None:
 
 
 def _check_agreement(known: Mapping[str, Any], model: Mapping[str, Any], source: str) -> None:
-    """The configuration beside a file must be that file's."""
+    """CheckpointError if the configuration next to a file does not match its tensors."""
     wrong = [
-        f"{name} is {known[name]} in {CONFIG}, {value} in the tensors"
+        f"{name} is {known[name]} in {CONFIG}, but {value} in the tensors"
         for name, value in model.items()
         if name in known and known[name] != value and name != "expansion"
     ]
     if wrong:
-        raise CheckpointError(f"{source}: the weights are not those of the configuration: {'; '.join(wrong)}.")
+        raise CheckpointError(f"{source}: weights and configuration do not match: {'; '.join(wrong)}.")
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not path.is_file():
         if required:
-            raise CheckpointError(f"{path} is missing: transformers keeps the architecture there.")
+            raise CheckpointError(
+                f"{path} does not exist, but is required for the architecture of a transformers model."
+            )
         return {}
     try:
         content = parse_json(read_limited(path, LARGEST_CONFIG))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        raise CheckpointError(f"{path} is not a valid JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object.")
+        raise CheckpointError(f"{path} is not valid; expected a JSON object.")
     return content
 
 
 def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
     """Backbone tensors from a file, or from timm: `timm` (its default weights) or `timm/<tag>`.
 
-    The file may be timm's, torchvision's, of the network's own repository, a backbone of TAO or of the official
-    RT-DETR, or a whole detector of any kind (file or directory), whose backbone is then taken.
+    The file may be from timm, torchvision, the network's own repository, TAO or the official RT-DETR, or be a complete
+    detector of any format (file or directory).
     """
     if is_timm(source):
         return from_timm(timm_weights(source, model.backbone))
@@ -147,11 +149,7 @@ def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
 
 
 def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """A backbone's tensors by our names.
-
-    From timm's or torchvision's file, a backbone of TAO, of the official RT-DETR or of the network's own repository, or
-    from a whole detector.
-    """
+    """A backbone's tensors with our names, from a file of any format that `read_backbone` supports."""
     tensors = require_tensors(payload, source)
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if transformers_names.is_transformers_rtdetr(plain) or official.is_official_rtdetr(plain):
@@ -160,17 +158,17 @@ def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
             name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")
         }
     in_backbone = [name for name in tensors if ".backbone." in f".{name}"]
-    if in_backbone and any("decoder." in name for name in tensors):  # a whole detector
-        return _backbone_by_own_names({name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}, source)
+    if in_backbone and any("decoder." in name for name in tensors):  # a complete detector
+        return _rename_backbone({name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}, source)
     cleaned: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for prefix in ("module.", "model.model.backbone.", "model.backbone.", "model.encoder.", "backbone.", "model."):
             name = name.removeprefix(prefix)
         cleaned[name.removeprefix("ema_")] = tensor
-    return _backbone_by_own_names(cleaned, source)
+    return _rename_backbone(cleaned, source)
 
 
-def _backbone_by_own_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _rename_backbone(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     try:
         if official.is_official_backbone(weights):
             return official.from_official_backbone(weights)

@@ -1,4 +1,4 @@
-"""What every backbone offers to detectors, training and export."""
+"""The interface of backbones for detectors, training and export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-# How timm's networks and FAN name their blocks.
+# Names of blocks in timm's networks and FAN.
 _BLOCK = re.compile(r"(?:.*?\.)??(?:\w*blocks\.\d+(?:\.\d+)?|layer\d+\.\d+|s\d+\.b\d+)\.")
 
 
@@ -28,16 +28,16 @@ class ImageBackbone(nn.Module):
 
     @property
     def freezable_parts(self) -> tuple[tuple[str, ...], ...] | None:
-        """Names of the modules of the stem and of each stage, in order; None for a network without such parts."""
+        """Names of the modules of the stem and of each stage, in order; None for networks without such parts."""
         return None
 
     def layer_numbers(self) -> dict[str, int]:
-        """The layer of each parameter: 0 in the stem, one more per block, the last one after all blocks."""
+        """The layer of each parameter, for layer-wise learning rates: 0 in the stem, then one per block."""
         numbers: dict[str, int] = {}
         blocks: list[str] = []
         for name, _ in self.named_parameters():
             block = _BLOCK.match(name)
-            if block is None:  # layers that lead to a block count as part of it
+            if block is None:  # layers before a block count as part of it
                 numbers[name] = len(blocks) + 1 if blocks else 0
                 continue
             if block.group() not in blocks:
@@ -50,4 +50,4 @@ class ImageBackbone(nn.Module):
         return frozenset()
 
     def fold_batch_norms(self) -> None:
-        """Fold norms into convolutions, in place and for eval mode only, where the maps stay the same."""
+        """Fold norms into convolutions in place, if the outputs stay the same; for eval mode only."""

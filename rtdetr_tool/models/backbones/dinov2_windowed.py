@@ -1,12 +1,13 @@
-"""DINOv2's ViT (Oquab et al. 2023, arXiv:2304.07193) with attention inside windows, as RF-DETR has it.
+"""DINOv2's ViT (Oquab et al. 2023, arXiv:2304.07193) with windowed attention as in RF-DETR.
 
-The grid of patches is cut into n x n windows of equal size; each window has its own copy of the class token (and of the
-registers). Most blocks attend inside the windows, some over the whole image. Names of the children follow DINOv2's;
-`families/rfdetr/names.py` has the table.
+The grid of patches is split into n x n windows of equal size; each window has its own copy of the class token (and of
+the registers). Most blocks attend within the windows, some over the whole image. Submodules have names similar to
+DINOv2's; `families/rfdetr/names.py` has the table.
 
-Which blocks attend globally is a quirk that the public weights were trained with: a tap is counted from 1 (the tokens
-after so many blocks), and block number `tap`, counted from 0, is the global one. Taps 3, 6, 9, 12 of twelve blocks thus
-make the blocks 3, 6 and 9 global, which run right after the tapped ones, and block 12 does not exist.
+The public weights were trained with a quirk that decides which blocks have global attention: an output index counts
+blocks from 1 (the tokens after that many blocks), but the same index counted from 0 is the global block. With the
+output indices 3, 6, 9, 12 of twelve blocks, the blocks 3, 6 and 9 are global, which run directly after the output
+blocks, and block 12 does not exist.
 
 Shape legend: B batch, H, W image size, p patch size, h, w = H/p, W/p, n windows per side, R registers, D width,
 L = 1 + R + (h/n)(w/n) tokens of a window.
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.models.backbones.base import ImageBackbone
-from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.models.backbones.recompute import run_with_recompute
 from rtdetr_tool.ops.layers import zero_bias
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.ops.resize import resize_bicubic
@@ -33,13 +34,13 @@ _EPS = 1e-6  # of the layer norms
 
 
 class WindowedDinov2(ImageBackbone):
-    """images [B, 3, H, W] RGB 0..1 -> one map [B, D, h, w] per tap.
+    """images [B, 3, H, W] RGB 0..1 -> one map [B, D, h, w] per output index.
 
     Args:
-        taps: number of blocks after which the tokens become a map, ascending; 0 would be the embedded patches.
-        num_windows: windows per side (n); 1 = every block sees the whole image.
-        grid: side of the square of position embeddings, in patches; other sizes are interpolated from it.
-        drop_path: share of windows for which the last block is skipped in training; it rises linearly from 0.
+        out_indices: numbers of blocks after which the tokens are returned as a map, ascending; 0 = embedded patches.
+        num_windows: windows per side (n); 1 = global attention in every block.
+        grid: side of the square of position embeddings, in patches; they are interpolated to other sizes.
+        drop_path: drop path rate of the last block, increasing linearly from 0 in the first one.
         activation_checkpoint: recompute the blocks in the backward pass to save memory.
     """
 
@@ -53,7 +54,7 @@ class WindowedDinov2(ImageBackbone):
         width: int = 384,
         depth: int = 12,
         num_heads: int = 6,
-        taps: Sequence[int] = (3, 6, 9, 12),
+        out_indices: Sequence[int] = (3, 6, 9, 12),
         patch_size: int = 16,
         num_windows: int = 2,
         grid: int = 24,
@@ -62,11 +63,15 @@ class WindowedDinov2(ImageBackbone):
         activation_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.taps, self.num_windows, self.num_registers = tuple(taps), num_windows, num_registers
+        self.out_indices, self.num_windows, self.num_registers = tuple(out_indices), num_windows, num_registers
         self.patch_size, self.grid, self.activation_checkpoint = patch_size, grid, activation_checkpoint
-        if not self.taps or list(self.taps) != sorted({*self.taps}) or not 0 <= self.taps[0] <= self.taps[-1] <= depth:
-            raise UserError(f"out_feature_indexes {list(taps)}: allowed are ascending numbers of blocks, 0 to {depth}")
-        self.channels, self.strides = (width,) * len(self.taps), (patch_size,) * len(self.taps)
+        if (
+            not self.out_indices
+            or list(self.out_indices) != sorted({*self.out_indices})
+            or not 0 <= self.out_indices[0] <= self.out_indices[-1] <= depth
+        ):
+            raise UserError(f"out_feature_indexes: {list(out_indices)} is invalid; expected 0 to {depth}, ascending")
+        self.channels, self.strides = (width,) * len(self.out_indices), (patch_size,) * len(self.out_indices)
         self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
@@ -74,18 +79,20 @@ class WindowedDinov2(ImageBackbone):
         self.position = nn.Parameter(torch.empty(1, 1 + grid * grid, width))  # class token, then rows of patches
         rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, rate, num_windows if index in self.taps or index > self.taps[-1] else 1)
+            Block(
+                width, num_heads, rate, num_windows if index in self.out_indices or index > self.out_indices[-1] else 1
+            )
             for index, rate in enumerate(rates)
         )
         self.norm = nn.LayerNorm(width, eps=_EPS)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
-        self._tables: dict[tuple[int, int], Tensor] | None = None  # positions by size; only a deployed copy keeps them
-        self.blocks[self.taps[-1] :].requires_grad_(False)  # nothing reads what they compute
+        self._tables: dict[tuple[int, int], Tensor] | None = None  # positions by size, cached by deployed copies only
+        self.blocks[self.out_indices[-1] :].requires_grad_(False)  # nothing reads what they compute
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with 0.02, cut at two standard deviations; biases and registers start at 0."""
+        """Truncated normal with std 0.02; biases and registers start at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -102,11 +109,11 @@ class WindowedDinov2(ImageBackbone):
         check_size(int(images.shape[-2]), int(images.shape[-1]), self.size_multiple)
         height, width = int(images.shape[-2]) // self.patch_size, int(images.shape[-1]) // self.patch_size
         tokens = self._embed(images, height, width)  # [B * n * n, L, D]
-        maps = [tokens] if self.taps[0] == 0 else []
+        maps = [tokens] if self.out_indices[0] == 0 else []
         recompute = self.activation_checkpoint and self.training
-        for number, block in enumerate(self.blocks[: self.taps[-1]], 1):
-            tokens = run(block, tokens, recompute=recompute)
-            if number in self.taps:
+        for number, block in enumerate(self.blocks[: self.out_indices[-1]], 1):
+            tokens = run_with_recompute(block, tokens, recompute=recompute)
+            if number in self.out_indices:
                 maps.append(tokens)
         return [self._to_map(self.norm(tokens), images.shape[0], height, width) for tokens in maps]
 
@@ -137,9 +144,9 @@ class WindowedDinov2(ImageBackbone):
         return patches.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def layer_numbers(self) -> dict[str, int]:
-        """Of each parameter: 0 for embeddings, then one per block, and behind the last tap one more than would follow,
-        as RF-DETR counts."""
-        numbers = {name: self.taps[-1] + 2 for name, _ in self.norm.named_parameters("norm")}
+        """The layer of each parameter: 0 for embeddings, then one per block, and for the norm two more than the last
+        output block, as in RF-DETR."""
+        numbers = {name: self.out_indices[-1] + 2 for name, _ in self.norm.named_parameters("norm")}
         for index, block in enumerate(self.blocks):
             numbers |= {name: index + 1 for name, _ in block.named_parameters(f"blocks.{index}")}
         return {name: numbers.get(name, 0) for name, _ in self.named_parameters()}
@@ -148,10 +155,10 @@ class WindowedDinov2(ImageBackbone):
         return frozenset(name for name, number in self.layer_numbers().items() if number == 0)
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by our names with position embeddings of this grid and patches of this size.
+        """Weights with position embeddings and patch embeddings resized to those of this model.
 
-        DINOv2's patches have 14 pixels; others are resampled such that a patch drawn larger or smaller keeps its
-        embedding (FlexiViT, Beyer et al. 2022, arXiv:2212.08013).
+        DINOv2's patches have 14 pixels; they are resampled so that a resized patch keeps its embedding (FlexiViT, Beyer
+        et al. 2022, arXiv:2212.08013).
         """
         weights = dict(weights)
         position, embed = weights.get("position"), weights.get("patch_embed.weight")
@@ -163,14 +170,14 @@ class WindowedDinov2(ImageBackbone):
 
     @torch.no_grad()
     def fold_for_inference(self) -> None:
-        """In place: normalization and layer scales inside their neighbors, one projection for query, key and value,
-        unused blocks gone. Same outputs up to rounding; it cannot be trained afterwards."""
+        """Fold normalization and layer scales, join the projections of query, key and value, and remove unused blocks,
+        in place. The outputs are the same up to rounding; the module cannot be trained afterwards."""
         if self.mean is not None and self.std is not None and self.patch_embed.bias is not None:
             scaled = self.patch_embed.weight / self.std
             self.patch_embed.bias.sub_((scaled * self.mean).sum((1, 2, 3)))
             self.patch_embed.weight.copy_(scaled)
         self.mean = self.std = None
-        del self.blocks[self.taps[-1] :]
+        del self.blocks[self.out_indices[-1] :]
         self.mask_token = None
         for block in self.blocks:
             if isinstance(block, Block):
@@ -182,7 +189,7 @@ class Block(nn.Module):
     """Pre-norm attention and MLP, each scaled per channel. tokens [B * n * n, L, D].
 
     Args:
-        merge: windows per side that attend to one another; 1 = each window on its own.
+        merge: windows per side that attend to each other; 1 = each window separately.
     """
 
     scale1: nn.Parameter | None  # None once it is part of the layer before it
@@ -199,19 +206,19 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        attended = self._apart(self.attention(self._together(self.norm1(tokens))))
+        attended = self._split_windows(self.attention(self._merge_windows(self.norm1(tokens))))
         tokens = tokens + self.drop_path(self._scaled(attended, self.scale1))
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
         output: Tensor = tokens + self.drop_path(self._scaled(hidden, self.scale2))
         return output
 
-    def _together(self, tokens: Tensor) -> Tensor:
+    def _merge_windows(self, tokens: Tensor) -> Tensor:
         """[B * n * n, L, D] -> [B, n * n * L, D] in a global block."""
         windows = self.merge * self.merge
         return tokens if windows == 1 else tokens.reshape(-1, windows * int(tokens.shape[1]), int(tokens.shape[2]))
 
-    def _apart(self, tokens: Tensor) -> Tensor:
-        """The reverse of `_together`."""
+    def _split_windows(self, tokens: Tensor) -> Tensor:
+        """The reverse of `_merge_windows`."""
         windows = self.merge * self.merge
         return tokens if windows == 1 else tokens.reshape(-1, int(tokens.shape[1]) // windows, int(tokens.shape[2]))
 
@@ -247,7 +254,7 @@ class Attention(nn.Module):
             parts = self.joint(tokens).chunk(3, dim=-1)
         else:
             parts = (self.query(tokens), self.key(tokens), self.value(tokens))
-        length, width = int(tokens.shape[1]), int(tokens.shape[2])  # numbers, so that only the batch is left open
+        length, width = int(tokens.shape[1]), int(tokens.shape[2])  # constants in a trace; only the batch varies
         heads = (-1, length, self.num_heads, width // self.num_heads)
         query, key, value = (part.reshape(heads).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -255,7 +262,7 @@ class Attention(nn.Module):
         return output
 
     def fold_projections(self) -> None:
-        """One linear layer in place of three."""
+        """Replace the three linear layers by one."""
         parts = (self.query, self.key, self.value)
         joint = nn.Linear(parts[0].in_features, 3 * parts[0].out_features).to(parts[0].weight)
         joint.weight.copy_(torch.cat([part.weight for part in parts]))
@@ -283,7 +290,7 @@ def join_windows(tokens: Tensor, height: int, width: int, windows: int) -> Tenso
 
 
 def resize_positions(position: Tensor, height: int, width: int) -> Tensor:
-    """Embeddings [1, 1 + g * g, D] of a square grid for one of height x width; the class token's stays."""
+    """Resize embeddings [1, 1 + g * g, D] of a square grid to height x width; the class token's is unchanged."""
     side = math.isqrt(int(position.shape[1]) - 1)
     patches: Tensor = position[:, 1:].unflatten(1, (side, side))
     resized = resize_bicubic(patches, height, width).flatten(1, 2).to(position.dtype)
@@ -291,10 +298,10 @@ def resize_positions(position: Tensor, height: int, width: int) -> Tensor:
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
-    """UserError with the nearest sizes that work, unless both are multiples."""
+    """UserError with the nearest valid sizes unless both are multiples."""
     if height % multiple or width % multiple:
         raise UserError(
-            f"an image of {height} x {width} (height x width) does not fit this RF-DETR: both must be multiples of "
-            f"{multiple} (patch size times windows); nearest: {nearest_multiples(height, multiple)} x "
+            f"An image of {height} x {width} (height x width) is invalid for this RF-DETR; expected multiples of "
+            f"{multiple} (patch size times windows), nearest: {nearest_multiples(height, multiple)} x "
             f"{nearest_multiples(width, multiple)}"
         )

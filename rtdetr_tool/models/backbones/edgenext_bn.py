@@ -1,6 +1,6 @@
 """EdgeNeXt with batch norms and hard swish, the `bn_hs` variants of the original (Maaz et al. 2022, arXiv:2206.10589).
 
-timm has the network with layer norms only, so its blocks are changed in place; names stay timm's.
+timm only has the network with layer norms, so its blocks are modified in place; the names are timm's.
 
 Shape legend: B batch, C channels, h, w size of the map, N = h*w.
 """
@@ -32,10 +32,10 @@ class EdgeNextBnBackbone(StagedBackbone):
                 module.__class__ = _SplitTransposeBlock
                 module.norm_xca, module.norm = _batch_norm_for(module.norm_xca), _batch_norm_for(module.norm)
                 module.convs = nn.ModuleList(_with_bias(conv) for conv in module.convs)
-            elif isinstance(module, nn.Sequential):  # stem and steps between stages
-                for place, child in enumerate(module):
+            elif isinstance(module, nn.Sequential):  # stem and downsampling layers
+                for index, child in enumerate(module):
                     if isinstance(child, LayerNorm2d):
-                        module[place] = _batch_norm_for(child)
+                        module[index] = _batch_norm_for(child)
 
 
 class _ConvBlock(ConvBlock):
@@ -49,9 +49,9 @@ class _ConvBlock(ConvBlock):
 
 
 class _SplitTransposeBlock(SplitTransposeBlock):
-    """Convolutions of growing reach over groups of channels, attention between channels, MLP; [B, C, h, w].
+    """Convolutions over groups of channels with increasing receptive field, channel attention, MLP; [B, C, h, w].
 
-    Unlike with layer norms, the attention adds to its normalized input, and the position is added behind the norm.
+    Unlike with layer norms, the residual is the normalized input, and the position is added after the norm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class _SplitTransposeBlock(SplitTransposeBlock):
         return output
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Each group of channels but the last is added to the outcome of the one before it and convolved."""
+        """Add the output of the previous group to each group of channels except the last, and convolve it."""
         groups = x.chunk(len(self.convs) + 1, dim=1)
-        outcomes: list[Tensor] = []
+        outputs: list[Tensor] = []
         for group, conv in zip(groups, self.convs, strict=False):
-            outcomes.append(conv(outcomes[-1] + group if outcomes else group))
-        return torch.cat([*outcomes, groups[-1]], dim=1)
+            outputs.append(conv(outputs[-1] + group if outputs else group))
+        return torch.cat([*outputs, groups[-1]], dim=1)
 
 
 def _batch_norm_for(norm: nn.Module) -> nn.BatchNorm2d:

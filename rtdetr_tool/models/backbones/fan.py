@@ -1,9 +1,9 @@
 """FAN, the fully attentional network (Zhou et al. 2022, "Understanding The Robustness in Vision Transformers",
-arXiv:2204.12451) in its hybrid form, with the feature maps that TAO's RT-DETR takes from it.
+arXiv:2204.12451) in its hybrid form, with the feature maps that TAO's RT-DETR uses.
 
-Two ConvNeXt stages (strides 4 and 8) embed the patches of stride 16; FAN blocks mix them over tokens and then weigh
-them by channel. Names are those of the original and of TAO. What the class token computes never reaches a feature map,
-so the token, its attention and its MLP are left out; the norms that it shares with the other tokens stay.
+Two ConvNeXt stages (strides 4 and 8) embed the patches of stride 16; FAN blocks apply attention over tokens and then
+over channels. Names are those of the original and of TAO. No feature map depends on the class token, so the token, its
+attention and its MLP are omitted; the norms that it shares with the other tokens are kept.
 
 Shape legend: B batch, H, W image size, h, w = H/16, W/16, N = h*w tokens, C width, G heads, D = C/G.
 """
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.fan_blocks import ClassBlockOnTokens, DepthwisePair, FanBlock, tokens_to_map
-from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.models.backbones.recompute import run_with_recompute
 from rtdetr_tool.ops.layers import zero_bias
 
 _STEM_WIDTHS = (128, 256)
-_LAST_WIDTH = 768  # of the map at stride 32, whatever the size of the network
+_LAST_WIDTH = 768  # of the map at stride 32, for all sizes of the network
 _POSITION_WIDTH = 32  # sines and cosines for each of y and x
 _CLASS_BLOCKS = 2
 
@@ -39,9 +39,9 @@ class FanBackbone(ImageBackbone):
         width: channels of the tokens.
         heads: attention heads.
         depth: FAN blocks.
-        stem_depths: ConvNeXt blocks of the two stages before them.
-        tap: the block whose output is the map at stride 16; None = the last.
-        drop_path: share of images for which a block is skipped in training; TAO's value.
+        stem_depths: ConvNeXt blocks of the two stages before the FAN blocks.
+        map_block: the block whose output is the map at stride 16; None = the last.
+        drop_path: share of images for which a block is skipped in training; the default is TAO's.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FanBackbone(ImageBackbone):
         heads: int,
         depth: int,
         stem_depths: Sequence[int] = (3, 3),
-        tap: int | None = None,
+        map_block: int | None = None,
         drop_path: float = 0.3,
     ) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class FanBackbone(ImageBackbone):
         widths = (*_STEM_WIDTHS, width, _LAST_WIDTH)
         self.channels = tuple(widths[index] for index in self.indices)
         self.strides = tuple((4, 8, 16, 32)[index] for index in self.indices)
-        self.tap = depth - 1 if tap is None else tap
+        self.map_block = depth - 1 if map_block is None else map_block
         last = max(self.indices)
         self.patch_embed = HybridEmbed(width if last >= 2 else None, stem_depths[: last + 1])
         if last >= 2:
             self.pos_embed = FourierPosition(width)
-            blocks = depth if last == 3 else self.tap + 1
+            blocks = depth if last == 3 else self.map_block + 1
             self.blocks = nn.ModuleList(FanBlock(width, heads, drop_path) for _ in range(blocks))
         if last == 3:
             self.cls_attn_blocks = nn.ModuleList(ClassBlockOnTokens(width) for _ in range(_CLASS_BLOCKS))
@@ -84,13 +84,13 @@ class FanBackbone(ImageBackbone):
         return [getattr(self, f"out_norm{index}")(maps[index]) for index in self.indices]
 
     def _token_maps(self, x: Tensor, recompute: bool) -> list[Tensor]:
-        """The map at stride 16 and, when it is wanted, the one at stride 32, from patches [B, C, h, w]."""
+        """The map at stride 16 and, if selected, the one at stride 32, from patches [B, C, h, w]."""
         height, width = x.shape[-2:]
         x = (x + self.pos_embed(height, width)).flatten(2).transpose(1, 2)  # [B, N, C]
         maps = []
         for index, block in enumerate(self.blocks):
-            x = run(block, x, height, width, recompute=recompute)
-            if index == self.tap:
+            x = run_with_recompute(block, x, height, width, recompute=recompute)
+            if index == self.map_block:
                 maps.append(tokens_to_map(x, height, width))
         if max(self.indices) == 3:
             for block in self.cls_attn_blocks:
@@ -99,11 +99,11 @@ class FanBackbone(ImageBackbone):
         return maps
 
     def fold_batch_norms(self) -> None:
-        """Nothing: the batch norms of the blocks stand before a padded convolution and cannot be folded into it."""
+        """Do nothing: the batch norms precede padded convolutions and cannot be folded into them."""
 
 
 class HybridEmbed(nn.Module):
-    """ConvNeXt stages of strides 4 and 8 and, with a token width, the projection of the latter's 2 x 2 patches."""
+    """ConvNeXt stages of strides 4 and 8 and, with a token width, the projection of 2 x 2 patches of the second."""
 
     def __init__(self, width: int | None, depths: Sequence[int]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class HybridEmbed(nn.Module):
         """[B, 128, H/4, W/4] and, if built, [B, 256, H/8, W/8]."""
         x, maps = self.backbone.stem(images), []
         for stage in self.backbone.stages:
-            x = run(stage, x, recompute=recompute)
+            x = run_with_recompute(stage, x, recompute=recompute)
             maps.append(x)
         return maps
 
@@ -138,9 +138,10 @@ class ConvNextStages(nn.Module):
 
 
 class SampleNorm2d(LayerNorm2d):
-    """Layer norm over the channels of a map, by the sample variance (C - 1), as the original's norms of these stages.
+    """Layer norm over the channels of a map by the sample variance (C - 1), as in these stages of the original.
 
-    Theirs does so on channels_last maps only, which all but the stem's are; published weights are trained with it.
+    The original does this for channels_last maps only, which all except the stem's are; the published weights were
+    trained with it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,14 +171,14 @@ class FourierPosition(nn.Module):
     @staticmethod
     def _waves(count: int, like: Tensor) -> Tensor:
         """[count, 32]: for each of 16 frequencies sine and cosine."""
-        place = torch.arange(1, count + 1, device=like.device, dtype=torch.float32) / (count + 1e-6) * (2 * math.pi)
+        position = torch.arange(1, count + 1, device=like.device, dtype=torch.float32) / (count + 1e-6) * (2 * math.pi)
         exponent = torch.arange(0, _POSITION_WIDTH, 2, device=like.device, dtype=torch.float32) / _POSITION_WIDTH
-        angle = place[:, None] / 10000**exponent
+        angle = position[:, None] / 10000**exponent
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
 def _initialize(module: nn.Module) -> None:
-    """As the original: truncated normal for linear layers and ConvNeXt, by fan-out for depthwise convolutions."""
+    """As the original: truncated normal for linear layers and ConvNeXt, fan-out for depthwise convolutions."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         zero_bias(module)

@@ -1,4 +1,4 @@
-"""The blocks of FAN (arXiv:2204.12451): attention over tokens, then an MLP whose channels are weighed by attention.
+"""The blocks of FAN (arXiv:2204.12451): attention over tokens, then an MLP with attention over its channels.
 
 Names are those of the original and of TAO.
 
@@ -52,7 +52,7 @@ class TokenAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """An MLP whose output channels are weighed by how well they agree, over all tokens, with their head.
+    """An MLP whose output channels are weighted by their agreement with their head over all tokens.
 
     The weight of a channel is the sigmoid of the product of its query (softmax over tokens) with the mean of its
     head's keys (softmax over tokens): one number per image and channel.
@@ -76,7 +76,7 @@ class ChannelAttention(nn.Module):
 
 
 class ConvolvedMlp(nn.Module):
-    """Two linear layers; between them two depthwise 3 x 3 convolutions on the map, added with a learned scale."""
+    """Two linear layers, with two depthwise 3 x 3 convolutions between them that are added with a learned scale."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class DepthwisePair(nn.Module):
 
 
 class ClassBlockOnTokens(nn.Module):
-    """What a class-attention block does to the tokens that are not the class token: no attention reaches them."""
+    """The part of a class-attention block that applies to the other tokens, which attention does not reach."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves batch norms as if each batch had been seen once."""
+"""Activation checkpointing that updates the statistics of batch norms only once per batch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run(module: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
-    """`module(*inputs)`; with `recompute` its activations are not kept but computed again in the backward pass."""
+def run_with_recompute(module: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
+    """`module(*inputs)`; with `recompute` its activations are recomputed in the backward pass instead of stored."""
     output: Tensor
     if recompute:
-        contexts = nullcontext(), _StatisticsKept(module)
+        contexts = nullcontext(), _FrozenStatistics(module)
         output = checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
     else:
         output = module(*inputs)
     return output
 
 
-class _StatisticsKept:
-    """While active, batch norms keep their running statistics: the recomputation sees each batch a second time."""
+class _FrozenStatistics:
+    """Keeps the running statistics of batch norms unchanged during the recomputation, the second pass over a batch."""
 
     def __init__(self, module: nn.Module) -> None:
         self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

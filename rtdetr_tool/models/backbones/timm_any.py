@@ -1,4 +1,4 @@
-"""Any network of timm with feature maps of strides 4, 8, 16 and 32, by its name."""
+"""Any network of timm by name, with feature maps of strides 4, 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rtdetr_tool.models.backbones.timm_staged import StagedBackbone
 
 logger = logging.getLogger(__name__)
 
-_PROBE = (64, 96)  # height and width of the image that every network is tried with, multiples of 32
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})  # how networks are told to take any size
+_PROBE = (64, 96)  # height and width of the image with which every network is checked, multiples of 32
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})  # options that allow any input size
 
 
 class WholeBackbone(ImageBackbone):
-    """A timm network that cannot be cut into parts, as timm's own feature extractor around it.
+    """A timm network that cannot be split into parts, in timm's own feature extractor.
 
-    Norms are not folded, and activations are only recomputed where timm's own way keeps the result the same: in
-    networks without batch norms. `channels_are_last` says that the network's maps are [B, H, W, C].
+    Norms are not folded, and activations are only recomputed in networks without batch norms, for which timm's method
+    keeps the result the same. `channels_are_last` is set if the network's maps are [B, H, W, C].
     """
 
     channels_are_last = False
@@ -57,7 +57,7 @@ class WholeBackbone(ImageBackbone):
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_are_last else maps
 
     def fold_batch_norms(self) -> None:
-        """Nothing: where norms can be folded is not known of a network that timm does not cut into parts."""
+        """Do nothing, because the order of norms and convolutions in the network is unknown."""
 
 
 def any_timm_backbone(
@@ -65,30 +65,31 @@ def any_timm_backbone(
 ) -> ImageBackbone:
     """The network `name` (with or without a tag) as a backbone with the maps in `indices` (strides 4 to 32).
 
-    `arguments` go to timm; a network that does not take them cannot be a backbone.
+    `arguments` are passed to timm; a network that does not accept them cannot be a backbone.
 
     Raises:
-        UserError: no such network, no map of a wanted stride, or not for every input size that is a multiple of 32.
+        UserError: the network does not exist, has no map of a requested stride, or does not support all input sizes
+            that are multiples of 32.
     """
     known = timm.list_models()
     if name.split(".")[0] not in known:
         near = difflib.get_close_matches(name.split(".")[0], known, n=3, cutoff=0.5)
         raise UserError(
             f"model.backbone: timm {timm.__version__} has no network '{name}'"
-            + (f"; near: {', '.join(f'timm/{other}' for other in near)}" if near else "")
+            + (f"; did you mean {' or '.join(f'timm/{other}' for other in near)}?" if near else "")
         )
     problem = ""
     for options in _ANY_SIZE:
         try:
             backbone = _build(name, indices, activation_checkpoint, {**options, **arguments})
         except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError, LookupError) as error:
-            problem = problem or f"timm cannot cut it into feature maps ({first_line(error)})"
+            problem = problem or f"timm cannot extract feature maps from it ({first_line(error)})"
             continue
-        found = _problem_with(backbone)
-        if found is None:
+        mismatch = _problem_with(backbone)
+        if mismatch is None:
             return backbone
-        problem = problem or found
-    raise UserError(f"model.backbone: timm/{name} cannot be a backbone: {problem}")
+        problem = problem or mismatch
+    raise UserError(f"model.backbone: timm/{name} is not supported as a backbone: {problem}")
 
 
 def _build(
@@ -98,12 +99,12 @@ def _build(
     entries = list(network.feature_info)
     positions = []
     for index in indices:
-        fitting = [place for place, entry in enumerate(entries) if entry["reduction"] == STRIDES[index]]
+        fitting = [number for number, entry in enumerate(entries) if entry["reduction"] == STRIDES[index]]
         if not fitting:
             strides = ", ".join(str(stride) for stride in dict.fromkeys(entry["reduction"] for entry in entries))
             raise UserError(
                 f"model.backbone: timm/{name} has no map of stride {STRIDES[index]} "
-                f"(model.return_interm_indices {index}); its strides are {strides}"
+                f"(model.return_interm_indices {index}); expected one of its strides {strides}"
             )
         positions.append(fitting[-1])
     extractor = timm.create_model(name, features_only=True, out_indices=positions, **options)
@@ -118,26 +119,26 @@ def _build(
 
 @torch.no_grad()
 def _problem_with(backbone: ImageBackbone) -> str | None:
-    """What goes wrong with an image that is neither square nor of the size the network was published for."""
+    """The problem, if any, with an image that is not square and has another size than the network's default."""
     height, width = _PROBE
     expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
     training = backbone.training
     try:
         maps = backbone.eval()(torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device))
     except (RuntimeError, AssertionError, ValueError) as error:
-        return f"it does not take every input size that is a multiple of 32 ({first_line(error)})"
+        return f"it does not support all input sizes that are multiples of 32 ({first_line(error)})"
     finally:
         backbone.train(training)
-    found = [tuple(m.shape[1:]) for m in maps]
-    return None if found == expected else f"its maps have shapes {found} where {expected} are expected"
+    shapes = [tuple(m.shape[1:]) for m in maps]
+    return None if shapes == expected else f"its feature maps have shapes {shapes}; expected {expected}"
 
 
 def _recompute(network: Any) -> bool:
-    """Switch timm's activation checkpointing on, if the network has it and no batch norms; whether it is on."""
+    """Enable timm's activation checkpointing if supported and if there are no batch norms; True if enabled."""
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in network.modules()):
         return False
     try:
         network.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):  # how timm's networks say that they cannot
+    except (AttributeError, AssertionError):  # raised by timm's networks without support
         return False
     return True

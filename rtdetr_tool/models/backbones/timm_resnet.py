@@ -1,6 +1,6 @@
 """ResNet and ResNet-d (He et al. 2015, arXiv:1512.03385; He et al. 2018, arXiv:1812.01187) with timm's blocks.
 
-The children carry timm's names (`conv1`, `bn1`, `layer1` ... `layer4`), which are also the names in TAO's checkpoints.
+Submodules have timm's names (`conv1`, `bn1`, `layer1` ... `layer4`), which are also the names in TAO's checkpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from rtdetr_tool.models.backbones.base import ImageBackbone
-from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.models.backbones.recompute import run_with_recompute
 from rtdetr_tool.ops.layers import FixedBatchNorm2d, fold_batch_norms, fold_into
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -57,7 +57,7 @@ class ResNetBackbone(ImageBackbone):
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         maps = []
         for index, name in enumerate(self.stages):
-            x = run(getattr(self, name), x, recompute=self.activation_checkpoint and self.training)
+            x = run_with_recompute(getattr(self, name), x, recompute=self.activation_checkpoint and self.training)
             if index in self.indices:
                 maps.append(x)
         return maps
@@ -69,7 +69,7 @@ class ResNetBackbone(ImageBackbone):
 
     def fold_batch_norms(self) -> None:
         """Fold every norm into its convolution, in place; for eval mode only."""
-        if isinstance(self.conv1, nn.Sequential):  # the deep stem's last norm stands outside
+        if isinstance(self.conv1, nn.Sequential):  # the deep stem's last norm is outside of it
             last = self.conv1[-1]
             if isinstance(last, nn.Conv2d) and isinstance(self.bn1, (nn.BatchNorm2d, FixedBatchNorm2d)):
                 fold_into(last, self.bn1)
@@ -78,10 +78,10 @@ class ResNetBackbone(ImageBackbone):
 
 
 def _project_first_shortcut(block: nn.Module) -> None:
-    """Give the first block of a shallow ResNet-d the projected shortcut that it has in RT-DETR's R18 and R34.
+    """Add the projection shortcut of RT-DETR's R18 and R34 to the first block of a shallow ResNet-d.
 
-    timm leaves it out because size and width stay the same. It starts as the identity, so timm's weights keep their
-    meaning, and is named as in the deeper networks, whose first block projects anyway.
+    timm does not have it because size and width stay the same. It is initialized as the identity, so timm's weights
+    remain valid, and named as in the deeper networks, whose first block always projects.
     """
     if not isinstance(block, BasicBlock) or block.downsample is not None:
         return

@@ -1,7 +1,7 @@
-"""Backbones made of a timm network whose parts run one after another, under timm's own parameter names.
+"""Backbones from timm networks that are a sequence of parts, with timm's parameter names.
 
 ConvNeXt (Liu et al. 2022, arXiv:2201.03545) and V2 (Woo et al. 2023, arXiv:2301.00808), EfficientViT (Cai et al. 2023,
-arXiv:2205.14756), EdgeNeXt (Maaz et al. 2022, arXiv:2206.10589), and whatever else timm cuts into features this way.
+arXiv:2205.14756), EdgeNeXt (Maaz et al. 2022, arXiv:2206.10589), and other networks that timm splits this way.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.models.backbones.base import ImageBackbone
-from rtdetr_tool.models.backbones.recompute import run
+from rtdetr_tool.models.backbones.recompute import run_with_recompute
 from rtdetr_tool.ops.layers import fold_batch_norms, zero_bias
 
 
 class StagedBackbone(ImageBackbone):
     """Feature maps of a timm network at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
 
-    The parts up to the last stage are taken over with their names; the classifier and later parts are left out. As in
-    timm's own feature extraction, parts run in the order in which the network registers them.
+    The parts up to the last stage keep their names; the classifier and later parts are omitted. As in timm's feature
+    extraction, parts run in the order in which the network registers them.
 
-    `channels_are_last` says that the network's maps are [B, H, W, C], which only some of timm's are.
+    `channels_are_last` is set for networks of timm whose maps are [B, H, W, C].
 
     Args:
         name: a network of timm, for example `convnext_tiny`.
@@ -46,8 +46,8 @@ class StagedBackbone(ImageBackbone):
         self.strides = tuple(STRIDES[index] for index in self.indices)
         entries = {entry["reduction"]: entry for entry in network.feature_info}  # the last one of each stride
         self.channels = tuple(entries[stride]["num_chs"] for stride in self.strides)
-        self._taps = [entries[stride]["module"] for stride in self.strides]
-        self._parts = _parts_up_to(network, self._taps)
+        self._outputs = [entries[stride]["module"] for stride in self.strides]
+        self._parts = _parts_up_to(network, self._outputs)
         for child in dict.fromkeys(part.split(".")[0] for part in self._parts):
             self.add_module(child, getattr(network, child))
 
@@ -56,21 +56,21 @@ class StagedBackbone(ImageBackbone):
         recompute = self.activation_checkpoint and self.training
         for part in self._parts:
             module = self.get_submodule(part)
-            # without weights there is nothing to save, and an activation may overwrite what was kept for later
-            x = run(module, x, recompute=recompute and any(True for _ in module.parameters()))
-            if part in self._taps:
+            # a part without weights saves no memory, and an in-place activation may overwrite a stored input
+            x = run_with_recompute(module, x, recompute=recompute and any(True for _ in module.parameters()))
+            if part in self._outputs:
                 maps.append(x)
         return self.finish(maps)
 
     def finish(self, maps: list[Tensor]) -> list[Tensor]:
-        """What a family does with each map in the end."""
+        """Apply the last layers of the subclass to each map."""
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_are_last else maps
 
     def fold_batch_norms(self) -> None:
         """Fold norms into convolutions, in place, if the maps stay the same; for eval mode only.
 
-        Folding takes the order of registration for that of execution and a norm for nothing but a norm, which not
-        every network of timm keeps to. Such a network stays as it is.
+        Folding assumes that layers run in the order of registration, which does not hold for every network of timm.
+        Such a network is left unchanged.
         """
         folded = copy.deepcopy(self)
         fold_batch_norms(folded)
@@ -79,9 +79,9 @@ class StagedBackbone(ImageBackbone):
 
 
 class ConvNextBackbone(StagedBackbone):
-    """ConvNeXt with TAO's convolution behind each stage: 256, 512, 1024 and 2048 channels, whatever the network's size.
+    """ConvNeXt with TAO's convolution after each stage: 256, 512, 1024 and 2048 channels for all sizes of the network.
 
-    `conv_512` and so on, as TAO names them; `conv_256` is ours, as TAO always takes the last three stages.
+    `conv_512` and so on are TAO's names; `conv_256` is ours, because TAO always uses the last three stages.
     """
 
     WIDTHS = (256, 512, 1024, 2048)
@@ -111,29 +111,29 @@ class EfficientVitBackbone(StagedBackbone):
         return [getattr(self, f"norm{index}")(x) for index, x in zip(self.indices, maps, strict=True)]
 
 
-def _parts_up_to(network: nn.Module, taps: Sequence[str]) -> list[str]:
-    """Dotted names of the parts that run one after another, to the last tap; later ones are removed from `network`.
+def _parts_up_to(network: nn.Module, outputs: Sequence[str]) -> list[str]:
+    """Dotted names of the parts in order of execution, up to the last output; later ones are removed from `network`.
 
-    A child is a part, or, when taps lie inside, each of its children is.
+    A child is a part, or, if it contains an output, each of its children is.
     """
     parts: list[str] = []
     for name, child in network.named_children():
-        if not any(tap.startswith(f"{name}.") for tap in taps):
+        if not any(output.startswith(f"{name}.") for output in outputs):
             parts.append(name)
         else:
             for inner, _ in list(child.named_children()):
-                if parts and parts[-1] == taps[-1]:
+                if parts and parts[-1] == outputs[-1]:
                     delattr(child, inner)
                 else:
                     parts.append(f"{name}.{inner}")
-        if parts[-1] == taps[-1]:
+        if parts[-1] == outputs[-1]:
             return parts
-    raise LookupError(f"no part is called {taps[-1]}")
+    raise LookupError(f"the network has no part {outputs[-1]}")
 
 
 @torch.no_grad()
 def _same_maps(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two backbones give the same maps of a random image, up to rounding."""
+    """Whether two backbones return the same maps for a random image, up to rounding."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(1, 3, 64, 64, generator=generator).to(next(first.parameters()))
     pairs = zip(first(images), second(images), strict=True)

@@ -1,8 +1,8 @@
-"""RF-DETR's decoder: learned queries look at the image from the boxes that the first stage proposes.
+"""RF-DETR's decoder: learned queries attend to the image around the boxes that the first stage proposes.
 
-LW-DETR (Chen et al. 2024, arXiv:2406.03459): in training there are several groups of queries, which see the same image
-but not one another, so that an object has a positive query in each (Group DETR, arXiv:2207.13085). Outside training
-only the first group exists. Names of the children are those of the public weights.
+LW-DETR (Chen et al. 2024, arXiv:2406.03459): in training there are several groups of queries that attend to the same
+image but not to each other, so that each object has a positive query in every group (Group DETR, arXiv:2207.13085). At
+inference only the first group is used. Submodules have the names of the public weights.
 
 Shape legend: B batch, S tokens of all levels, G groups, Q queries of a group, D hidden_dim, C class logits,
 K decoder layers, L levels, k tokens selected by the first stage, at most Q.
@@ -24,27 +24,27 @@ from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.position import sine_of_boxes
 from rtdetr_tool.ops.structures import Predictions, TrainingPredictions
 
-_PRIOR = 0.01  # class scores start here
+_PRIOR = 0.01  # initial class score
 
 
 class Decoded(NamedTuple):
-    """Predictions, and what further heads read: the content of queries, outside training of the last layer alone."""
+    """Predictions, and the query content for additional heads (at inference of the last layer only)."""
 
     predictions: Predictions
     hidden: list[Tensor]  # [B, Q, D] of each layer
-    proposed: Tensor  # [B, Q, D], the tokens that the first stage has selected
+    proposed: Tensor  # [B, Q, D], the tokens selected by the first stage
 
 
 class RFDETRDecoder(QuerySelection):
-    """Levels of the projector in, `Decoded` out; in training it holds the queries of all groups, group by group.
+    """Levels of the projector in, `Decoded` out; in training with the queries of all groups, group by group.
 
     Args:
-        num_classes: class logits. RF-DETR's own number leaves out the background, so its heads have one row more.
+        num_classes: class logits. RF-DETR's own number does not count the background, so its heads have one more row.
         num_points: sampling points of a query on every level.
         group_detr: groups of `num_queries` queries in training.
-        bbox_reparam: boxes are predicted relative to their reference; otherwise as logits, as in RT-DETR.
-        lite_refpoint_refine: every layer looks from, and predicts relative to, the first reference; otherwise each
-            layer from the box of the one before.
+        bbox_reparam: predict boxes relative to their reference; otherwise as logits, as in RT-DETR.
+        lite_refpoint_refine: every layer attends around, and predicts relative to, the first reference; otherwise each
+            layer uses the box of the previous one.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RFDETRDecoder(QuerySelection):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Class scores start at 0.01 (focal loss prior), boxes at their reference; heads of a kind start equal."""
+        """Class scores start at 0.01 (focal loss prior), boxes at their reference; all heads of a kind start equal."""
         for part in (self.enc_output, self.layers, self.ref_point_head):
             for name, weight in part.named_parameters():
                 if weight.ndim > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
@@ -97,14 +97,14 @@ class RFDETRDecoder(QuerySelection):
             head.load_state_dict(self.bbox_embed.state_dict())
 
     def keep_groups(self, count: int) -> None:
-        """Drop all groups but the first `count`, in place. One is enough outside training."""
+        """Remove all groups except the first `count`, in place. One is enough for inference."""
         super().keep_groups(count)
         for name in ("refpoint_embed", "query_feat"):
             rows = getattr(self, name).weight.detach()[: count * self.num_queries].clone()
             setattr(self, name, nn.Embedding.from_pretrained(rows, freeze=False))
 
     def resize_weights(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """The tensors without surplus groups, and without surplus queries in each group."""
+        """The tensors without extra groups, and without extra queries in each group."""
         found = count_groups(weights, f"{prefix}enc_output.")
         kept = {name: t for name, t in weights.items() if _group_of(name, prefix) < self.groups}
         for name in (f"{prefix}refpoint_embed.weight", f"{prefix}query_feat.weight"):
@@ -120,13 +120,13 @@ class RFDETRDecoder(QuerySelection):
         selected = self.select(memory, shapes, self.num_queries)
         content, reference = self._queries(selected)
         hidden, references = self._decode(content, reference, memory, shapes)
-        return Decoded(self._predict(hidden, references, selected), hidden, _joined(selected.tokens))
+        return Decoded(self._predict(hidden, references, selected), hidden, _merge_groups(selected.tokens))
 
     def _queries(self, selected: Selected) -> tuple[Tensor, Tensor]:
         """Content [B, G * Q, D] and reference [B, G * Q, 4] of every query.
 
-        Only the place of a query comes from the image, its content is learned. When the image has fewer tokens than a
-        group has queries, the other queries' references are learned alone.
+        Only the position of a query comes from the image, its content is learned. If the image has fewer tokens than a
+        group has queries, the references of the remaining queries are learned too.
         """
         groups, batch, count, _ = selected.references.shape
         learned = self.refpoint_embed.weight[: groups * self.num_queries].unflatten(0, (groups, 1, -1))
@@ -135,12 +135,12 @@ class RFDETRDecoder(QuerySelection):
         if count < self.num_queries:
             reference = torch.cat([reference, learned[:, :, count:].to(reference.dtype)], dim=2)
         content = self.query_feat.weight[: groups * self.num_queries]
-        return content.expand(batch, -1, -1), _joined(reference)
+        return content.expand(batch, -1, -1), _merge_groups(reference)
 
     def _decode(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Normed content and reference of each layer; outside training of the last one alone."""
+        """Normalized content and reference of each layer; at inference of the last one only."""
         groups = self.groups if self.training else 1
         hidden, references = [], []
         for number, layer in enumerate(self.layers):
@@ -166,13 +166,13 @@ class RFDETRDecoder(QuerySelection):
         boxes = self._boxes(refine(torch.stack(references), deltas, self.bbox_reparam))
         if not self.training:
             return Predictions(logits[-1], boxes[-1])
-        proposed = _joined(self._boxes(selected.references))
+        proposed = _merge_groups(self._boxes(selected.references))
         return TrainingPredictions(
             logits[-1],
             boxes[-1],
             layer_logits=logits,
             layer_boxes=boxes,
-            encoder_logits=_joined(selected.logits),
+            encoder_logits=_merge_groups(selected.logits),
             encoder_boxes=proposed,
         )
 
@@ -181,32 +181,32 @@ class RFDETRDecoder(QuerySelection):
 
 
 class GroupDecoderLayer(DecoderLayerBase):
-    """RT-DETR's decoder layer, but queries attend only to those of their own group; content [B, G * Q, D]."""
+    """RT-DETR's decoder layer in which queries only attend to their own group; content [B, G * Q, D]."""
 
     def forward(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor, groups: int
     ) -> Tensor:
-        query = _split(content + position, groups)
-        attended = self.self_attn(query, query, _split(content, groups), need_weights=False)[0]
+        query = _split_groups(content + position, groups)
+        attended = self.self_attn(query, query, _split_groups(content, groups), need_weights=False)[0]
         return self.update(content, attended.reshape(content.shape), reference, memory, shapes, position)
 
 
 def _group_of(name: str, prefix: str) -> int:
-    """The group whose head this tensor belongs to, -1 for all others."""
+    """The group of the head that this tensor belongs to, -1 for all other tensors."""
     parts = name.removeprefix(prefix).split(".")
     return int(parts[1]) if name.startswith(f"{prefix}enc_out") else -1
 
 
 def count_groups(names: Iterable[str], start: str) -> int:
-    """How many numbers follow `start`."""
+    """The number of different numbers that follow `start`."""
     return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
 
 
-def _split(x: Tensor, groups: int) -> Tensor:
+def _split_groups(x: Tensor, groups: int) -> Tensor:
     """[B, G * Q, D] -> [B * G, Q, D]"""
     return x if groups == 1 else x.reshape(-1, x.shape[1] // groups, x.shape[2])
 
 
-def _joined(x: Tensor) -> Tensor:
+def _merge_groups(x: Tensor) -> Tensor:
     """[G, B, Q, D] -> [B, G * Q, D]"""
     return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)

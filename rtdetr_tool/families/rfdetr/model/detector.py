@@ -20,10 +20,9 @@ from rtdetr_tool.ops.structures import Predictions, Target
 
 
 class RFDETR(Detector):
-    """A detector from images to raw predictions. ImageNet's normalization belongs to the model, not to the data.
+    """A detector from images to raw predictions. Images are normalized inside the model, not in the data pipeline.
 
-    Further heads read the finest level and what the decoder says of its queries; `segmentation_head` is one, a head for
-    keypoints would be another.
+    Additional heads read the finest level and the decoder's query content, as `segmentation_head` does.
     """
 
     backbone: WindowedDinov2
@@ -52,7 +51,7 @@ class RFDETR(Detector):
         return self.backbone.size_multiple
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
-        """images [B, 3, H, W] RGB 0..1; `targets` are not read: RF-DETR has no denoising queries."""
+        """images [B, 3, H, W] RGB 0..1; `targets` are not used, because RF-DETR has no denoising queries."""
         levels = self.features(images)
         decoded: Decoded = self.decoder(levels)
         if self.segmentation_head is None:
@@ -65,17 +64,17 @@ class RFDETR(Detector):
         return levels
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by our names with a ViT's positions and patches of this model's sizes; of groups and queries that the
-        file has beyond this model's, the first ones stay."""
+        """Weights with the ViT's position and patch embeddings resized to this model, without extra groups and
+        queries."""
         start = "backbone."
-        own = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+        vit = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
         others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
-        resize_weights = {f"{start}{name}": tensor for name, tensor in self.backbone.resize_weights(own).items()}
-        return self.decoder.resize_weights({**resize_weights, **others}, "decoder.")
+        resized = {f"{start}{name}": tensor for name, tensor in self.backbone.resize_weights(vit).items()}
+        return self.decoder.resize_weights({**resized, **others}, "decoder.")
 
     def deploy(self) -> RFDETR:
-        """A copy for inference and export: one group of queries, normalization and layer scales folded, unused blocks
-        gone. Same outputs up to rounding, less work. The copy cannot be trained.
+        """A copy for inference and export with one group of queries, folded normalization and layer scales, and
+        without unused blocks. It has the same outputs up to rounding and cannot be trained.
         """
         lean = copy.deepcopy(self).eval().requires_grad_(False)
         lean.decoder.keep_groups(1)

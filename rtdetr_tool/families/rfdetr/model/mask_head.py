@@ -1,4 +1,4 @@
-"""RF-DETR's segmentation head: the mask of a query is the product of what it holds and a map of the image.
+"""RF-DETR's segmentation head: the mask of a query is the product of its embedding and a feature map of the image.
 
 The idea is that of MaskDINO (Li et al. 2022, arXiv:2206.02777); the map is refined once per decoder layer by a residual
 block like ConvNeXt's. Names of the children are those of the public weights.
@@ -24,8 +24,8 @@ class MaskHead(nn.Module):
     """The finest level [B, D, ., .] and the decoder's queries in, masks of (H / downsample, W / downsample) out.
 
     Args:
-        num_layers: decoder layers. The masks of layer l are read from the map after l + 1 blocks, those of the first
-            stage's proposals from the map before them all.
+        num_layers: decoder layers. The masks of layer l use the map after l + 1 blocks, those of the first stage's
+            proposals the map before all blocks.
     """
 
     def __init__(self, dim: int, num_layers: int, downsample: int = 4) -> None:
@@ -38,7 +38,7 @@ class MaskHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, level: Tensor, decoded: Decoded, size: tuple[int, int]) -> dict[str, Tensor | MaskFactors]:
-        """The fields that `Predictions` has for masks: in training of every layer and of the proposals.
+        """The mask fields of `Predictions`; in training those of every layer and of the proposals.
 
         `size` is the input's (H, W).
         """
@@ -64,7 +64,7 @@ class MaskHead(nn.Module):
 
 
 class MapBlock(nn.Module):
-    """Depthwise 3x3 convolution, norm, linear layer and GELU beside a shortcut, on [B, D, h, w]."""
+    """Residual block of a depthwise 3x3 convolution, norm, linear layer and GELU on [B, D, h, w]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class MapBlock(nn.Module):
 
 
 class QueryBlock(nn.Module):
-    """A feed-forward network of four times the width beside a shortcut, on [..., Q, D]."""
+    """Residual feed-forward network of four times the width on [..., Q, D]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""RF-DETR's projector: the maps of a ViT, which all have one size, become the levels that the decoder reads.
+"""RF-DETR's projector turns the feature maps of a ViT, all of one size, into the levels that the decoder reads.
 
 The design is ViTDet's (Li et al. 2022, arXiv:2203.16527) with the fusion block of YOLOv8, as in LW-DETR (Chen et al.
-2024, arXiv:2406.03459). Names of the children are those of the public weights; what they call `bn` is a layer norm.
+2024, arXiv:2406.03459). Submodules have the names of the public weights; those named `bn` are layer norms.
 
-Shape legend: B batch, T taps of the ViT, D channels of a tap, h, w size of a tap, C channels of a level.
+Shape legend: B batch, T feature maps of the ViT, D channels and h, w size of a map, C channels of a level.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class MultiScaleProjector(nn.Module):
     def __init__(self, channels: Sequence[int], outputs: int, levels: Sequence[str]) -> None:
         super().__init__()
         if not levels or list(levels) != sorted({*levels}) or not {*levels} <= PROJECTOR_SCALES.keys():
-            raise UserError(f"projector_scale {list(levels)}: allowed are {', '.join(PROJECTOR_SCALES)}, ascending")
+            raise UserError(
+                f"projector_scale: {list(levels)} is invalid; expected {', '.join(PROJECTOR_SCALES)}, ascending"
+            )
         self.scales = tuple(PROJECTOR_SCALES[level] for level in levels)
         self.stages_sampling = nn.ModuleList(
             nn.ModuleList(nn.Sequential(*_sampling(width, scale)) for width in channels) for scale in self.scales
@@ -41,7 +43,7 @@ class MultiScaleProjector(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         samplings = modules_of_type(self.stages_sampling, nn.ModuleList)
         return [
-            fuse(torch.cat([sample(tap) for sample, tap in zip(sampling, maps, strict=True)], dim=1))
+            fuse(torch.cat([sample(x) for sample, x in zip(sampling, maps, strict=True)], dim=1))
             for sampling, fuse in zip(samplings, self.stages, strict=True)
         ]
 
@@ -51,7 +53,7 @@ def _sampled_width(width: int, scale: float) -> int:
 
 
 def _sampling(width: int, scale: float) -> list[nn.Module]:
-    """What brings a tap to the size of a level; nothing where it has that size."""
+    """Layers that resize a feature map to the size of a level; none if it has that size."""
     if scale > 1:
         return [nn.ConvTranspose2d(width, _sampled_width(width, scale), 2, stride=2)]
     return [] if scale == 1 else [ConvNorm(width, width, 3, 2, nn.ReLU(inplace=True))]
@@ -70,7 +72,7 @@ class Norm(nn.LayerNorm):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, norm, activation; padding keeps the size at stride 1."""
+    """Convolution without bias, norm, activation, with padding that keeps the size at stride 1."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, act: nn.Module | None = None) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Bottleneck(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """A chain of bottlenecks at half the width; all intermediate maps are joined at the end (YOLOv8's C2f)."""
+    """A chain of bottlenecks at half the width; all intermediate maps are concatenated at the end (YOLOv8's C2f)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

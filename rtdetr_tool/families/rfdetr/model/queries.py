@@ -1,7 +1,7 @@
-"""The first of RF-DETR's two stages: tokens of the levels propose boxes, the best ones become the queries' references.
+"""The first stage of RF-DETR: tokens propose boxes, and the best ones become the queries' references.
 
-Each group of queries has its own heads here (Group DETR, Chen et al. 2022, arXiv:2207.13085); all groups are worked off
-together by batched matrix products.
+Each group of queries has its own heads here (Group DETR, Chen et al. 2022, arXiv:2207.13085); all groups are computed
+in one batched matmul.
 
 Shape legend: B batch, S tokens of all levels, G groups, k selected tokens, D width, C classes.
 """
@@ -30,7 +30,7 @@ class Selected(NamedTuple):
 
 
 class QuerySelection(nn.Module):
-    """Heads of every group over the tokens. Names of the children are those of the public weights."""
+    """The heads of every group on the tokens. Submodules have the names of the public weights."""
 
     def __init__(self, dim: int, num_classes: int, groups: int, bbox_reparam: bool) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class QuerySelection(nn.Module):
         return len(self.enc_output)
 
     def keep_groups(self, count: int) -> None:
-        """Drop all groups but the first `count`, in place."""
+        """Remove all groups except the first `count`, in place."""
         for heads in (self.enc_output, self.enc_output_norm, self.enc_out_class_embed, self.enc_out_bbox_embed):
             del heads[count:]
 
     def select(self, memory: Tensor, shapes: Shapes, count: int) -> Selected:
-        """The `count` best tokens (or all there are) of memory [B, S, D]; outside training for the first group only."""
+        """The `count` best tokens (at most all) of memory [B, S, D]; at inference for the first group only."""
         proposals, valid = self.proposals(shapes, memory.device)
         memory = memory * valid.to(memory.dtype)
         groups = self.groups if self.training else 1
@@ -72,7 +72,7 @@ class QuerySelection(nn.Module):
         """The proposal of each token [1, S, 4] (0, or an infinite logit, where unused) and whether it is used."""
         key = (*shapes, device)
         if key not in self._proposals:
-            with torch.inference_mode(False):  # what inference has made must serve training too
+            with torch.inference_mode(False):  # training must be able to use tensors cached during inference
                 boxes, valid = square_anchors(shapes, device)
                 unused = 0.0 if self.bbox_reparam else torch.inf
                 values = boxes if self.bbox_reparam else inverse_sigmoid(boxes)
@@ -83,8 +83,8 @@ class QuerySelection(nn.Module):
 def refine(reference: Tensor, delta: Tensor, bbox_reparam: bool) -> Tensor:
     """The reference moved by delta [..., 4].
 
-    With `bbox_reparam` cxcywh: the center moves by shares of the size, the size changes by a factor exp(delta).
-    Otherwise both are logits and add up.
+    With `bbox_reparam` in cxcywh: the center moves by delta times the size, and the size is multiplied by exp(delta).
+    Otherwise both are logits and are added.
     """
     if not bbox_reparam:
         return reference + delta

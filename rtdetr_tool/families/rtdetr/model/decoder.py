@@ -1,7 +1,7 @@
-"""RT-DETR's decoder: query selection, its layers, iterative box refinement (arXiv:2304.08069).
+"""RT-DETR's decoder: query selection, decoder layers, iterative box refinement (arXiv:2304.08069).
 
-RT-DETRv2 (arXiv:2407.17140) is the same with other sampling: `num_points`, `cross_attn_method`, `offset_scale`.
-Names of the children are those of the public weights.
+RT-DETRv2 (arXiv:2407.17140) only differs in the sampling: `num_points`, `cross_attn_method`, `offset_scale`.
+Submodules have the names of the public weights.
 
 Shape legend: B batch, S tokens of all levels, Q queries (denoising first when present), D hidden_dim, C classes,
 K decoder layers.
@@ -30,13 +30,13 @@ class RTDETRDecoder(nn.Module):
 
     Args:
         channels: channels of each level.
-        num_levels: levels that the decoder attends to; more than `channels` has are made from the coarsest one, each of
-            half the size of the one before.
-        num_points: sampling points of a query on every level (one number) or on each level.
-        cross_attn_method: `default` samples bilinearly, `discrete` takes whole pixels (RT-DETRv2).
-        offset_scale: an offset of as many units as a level has points is this share of a side of the query's box.
+        num_levels: levels that the decoder attends to; those beyond `channels` are computed from the coarsest one, each
+            with half the size of the previous one.
+        num_points: sampling points of a query, one number for all levels or one per level.
+        cross_attn_method: `default` samples bilinearly, `discrete` at whole pixels (RT-DETRv2).
+        offset_scale: share of a side of the query's box that an offset of as many units as the level has points spans.
         eval_idx: layer whose prediction is returned in eval mode; negative counts from the end.
-        num_denoising: most denoising queries of one kind in an image; 0 switches denoising off.
+        num_denoising: maximum number of denoising queries of one kind per image; 0 disables denoising.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class RTDETRDecoder(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], targets: Sequence[Target] | None = None, summary: Tensor | None = None
     ) -> Predictions:
-        """maps [B, C, h, w] each; `summary` of the image is for decoders that attend to one."""
+        """maps [B, C, h, w] each; `summary` of the image is for decoders that attend to it."""
         memory, shapes = self._flatten(self._project(maps))
         content, reference, encoder_logits, encoder_boxes = self._select_queries(memory, shapes)
         denoising = None
@@ -157,7 +157,7 @@ class RTDETRDecoder(nn.Module):
 
     def _prepend(self, denoising: DenoisingQueries | None, content: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         if denoising is None:
-            if self.num_denoising > 0:  # a batch without objects: every parameter still takes part in the step (DDP)
+            if self.num_denoising > 0:  # in a batch without objects, DDP still requires a gradient of every parameter
                 content = content + 0.0 * self.denoising_class_embed.weight.sum()
             return content, reference
         embedded = self.denoising_class_embed(denoising.labels)
@@ -170,12 +170,12 @@ class RTDETRDecoder(nn.Module):
         """Box logits [1, S, 4] of the anchor at each cell, and which cells are used [1, S, 1]."""
         key = (*shapes, device)
         if key not in self._anchors:
-            with torch.inference_mode(False):  # anchors made during inference must serve training too
+            with torch.inference_mode(False):  # training must be able to use anchors cached during inference
                 self._anchors[key] = build_anchors(shapes, device)
         return self._anchors[key]
 
     def _select_queries(self, memory: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tokens with the best class score become queries: content [B, Q, D], box logits, class logits, boxes."""
+        """Select the tokens with the best class scores: content [B, Q, D], box logits, class logits, boxes."""
         anchors, valid = self.anchors(shapes, memory.device)
         tokens = self.enc_output(memory * valid.to(memory.dtype))
         scores = self.enc_score_head(tokens)  # [B, S, C]
@@ -220,7 +220,7 @@ def _training_predictions(
 
 
 class TransformerDecoder(nn.Module):
-    """The layers and the box refinement between them."""
+    """The decoder layers with box refinement between them."""
 
     def __init__(self, layers: Iterable[DecoderLayer], eval_idx: int) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class TransformerDecoder(nn.Module):
         attention_mask: Tensor | None,
         summary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of every layer in training mode, of `eval_idx` alone otherwise.
+        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of all layers in training mode, otherwise only of `eval_idx`.
 
         The reference that a layer attends around carries no gradient, but the box it predicts passes one to the box
         head of the layer before (look forward twice, DINO, arXiv:2203.03605; so do the official code and TAO).
@@ -268,7 +268,7 @@ class TransformerDecoder(nn.Module):
         attention_mask: Tensor | None,
         summary: Tensor | None,
     ) -> Tensor:
-        """One layer; a subclass may let it see more, such as the summary of the image."""
+        """Run one layer; subclasses may add inputs, such as the summary of the image."""
         layer, position = self.layers[index], query_pos_head(reference)
         output: Tensor = layer(content, reference, memory, shapes, position, attention_mask)
         return output

@@ -1,9 +1,9 @@
-"""Contrastive denoising queries (DINO, Zhang et al. 2022, arXiv:2203.03605, section 3.3), as RT-DETR uses them.
+"""Contrastive denoising queries (DINO, Zhang et al. 2022, arXiv:2203.03605, section 3.3) as used by RT-DETR.
 
-Each group repeats the ground truth twice: once with small noise (positive, must find its object again) and once with
-large noise (negative, must say "no object").
+Each group repeats the ground truth twice: once with small noise (positive, must predict its object) and once with large
+noise (negative, must predict "no object").
 
-Shape legend: B batch, M most objects that are denoised in an image of the batch, G groups, D = G * 2 * M denoising
+Shape legend: B batch, M maximum number of denoised objects per image of the batch, G groups, D = G * 2 * M denoising
 queries, Q queries.
 """
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 class DenoisingQueries:
     labels: Tensor  # [B, D] class index, padding = num_classes
     boxes: Tensor  # [B, D, 4] cxcywh as logits
-    attention_mask: Tensor  # [D + Q, D + Q] bool, True = may not be seen
+    attention_mask: Tensor  # [D + Q, D + Q] bool, True = masked out
     positive_index: list[Tensor]  # per image [G * N], group-major
-    object_index: list[Tensor]  # per image [G * N]: the object that each positive was made from; on the CPU
+    object_index: list[Tensor]  # per image [G * N]: the object of each positive, on the CPU
     groups: int
 
 
@@ -42,14 +42,14 @@ def build_denoising(
     label_noise: float = 0.5,
     box_noise: float = 1.0,
 ) -> DenoisingQueries | None:
-    """Noisy copies of the ground truth; None when switched off or when no image of the batch has an object.
+    """Noisy copies of the ground truth; None if disabled or if no image of the batch has an object.
 
     A label is replaced by a random one with probability `label_noise / 2`. Each corner moves by up to `box_noise` times
     half the side: factor 0..1 for positives, 1..2 for negatives, random direction.
 
-    `num_denoising` bounds the positives of an image, and so the queries to twice as many. Up to that number of objects
-    there are `num_denoising // M` groups, as in the official code and TAO. Of an image with more objects, which there
-    would all be used, `num_denoising` are drawn at random.
+    `num_denoising` limits the positives of an image, and the queries to twice as many. Up to that number of objects
+    there are `num_denoising // M` groups, as in the official code and TAO. For an image with more objects, the official
+    code uses all of them; here `num_denoising` are chosen at random.
     """
     chosen = [_chosen(len(target.labels), num_denoising) for target in targets]
     counts = [len(index) for index in chosen]
@@ -76,10 +76,10 @@ def build_denoising(
 
 
 def _chosen(count: int, limit: int) -> Tensor:
-    """Which of an image's objects are denoised: all of them, or a random selection of `limit`."""
+    """The objects of an image to denoise: all of them, or a random selection of `limit`."""
     if not 0 < limit < count:
         return torch.arange(count)
-    _say_bounded(limit)
+    _log_selection(limit)
     return torch.randperm(count)[:limit].sort().values
 
 
@@ -88,10 +88,10 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 @cache
-def _say_bounded(limit: int) -> None:
-    """Once in a process."""
+def _log_selection(limit: int) -> None:
+    """Log once per process."""
     logger.info(
-        "Some images have more objects than model.dn_number (%d): each step denoises a random selection of that many.",
+        "Some images have more objects than model.dn_number (%d); each step denoises a random selection of that many.",
         limit,
     )
 

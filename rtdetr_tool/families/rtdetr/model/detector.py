@@ -19,7 +19,7 @@ from rtdetr_tool.ops.structures import Predictions, Target
 class RTDETR(Detector):
     """A detector from images to raw predictions.
 
-    Parameter names below `backbone`, `encoder` and `decoder` are those of the public RT-DETR and of TAO's checkpoints.
+    Parameters of `backbone`, `encoder` and `decoder` have the names of the public RT-DETR and TAO's checkpoints.
     Every input size that is a multiple of 32 works, in training and in eval mode.
     """
 
@@ -37,9 +37,9 @@ class RTDETR(Detector):
         return fused.maps
 
     def deploy(self) -> RTDETR:
-        """A copy for inference and export: RepVGG blocks are single convolutions, batch norms are folded into theirs.
+        """A copy for inference and export, with RepVGG blocks fused and batch norms folded into convolutions.
 
-        Same outputs up to rounding, less work. The copy cannot be trained.
+        It has the same outputs up to rounding and cannot be trained.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         fuse_reparameterized(fused)

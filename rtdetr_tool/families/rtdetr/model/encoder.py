@@ -1,7 +1,7 @@
 """RT-DETR's hybrid encoder (Zhao et al. 2023, arXiv:2304.08069, section 4.2).
 
-Attention inside chosen levels (AIFI), then a top-down and a bottom-up fusion across levels (CCFM).
-Names of the children are those of the public weights.
+Attention within selected levels (AIFI), then a top-down and a bottom-up fusion across levels (CCFM).
+Submodules have the names of the public weights.
 
 Shape legend: B batch, D hidden_dim, h, w size of a level; levels run from fine to coarse.
 """
@@ -30,12 +30,12 @@ class HybridEncoder(nn.Module):
     """Backbone levels in, as many levels of `hidden_dim` channels out.
 
     Args:
-        channels: channels of each backbone level, fine to coarse; each level has half the size of the one before.
+        channels: channels of each backbone level, fine to coarse; each level has half the size of the previous one.
         attention_levels: levels (index into `channels`) that get the transformer encoder.
         expansion, depth_mult: width and number (`round(3 * depth_mult)`) of the RepVGG blocks in each fusion block.
         pe_order: layout of the position embedding, `columns` or `rows` (see `sincos_position_2d`).
-        num_outputs: fused levels that are given out, the finest ones; what only the others need is kept for the names
-            of its weights, but neither run nor trained.
+        num_outputs: number of returned levels, the finest ones. Modules that only the others need exist for their
+            weights' names, but are neither run nor trained.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class HybridEncoder(nn.Module):
         return tokens.transpose(1, 2).reshape(level.shape[0], self.hidden_dim, height, width)
 
     def _position(self, height: int, width: int, like: Tensor) -> Tensor:
-        """[1, h * w, D], kept per size: any input size works in training and in eval mode."""
+        """[1, h * w, D], cached per size: any input size works in training and in eval mode."""
         key = (height, width, like.device)
         if key not in self._positions:
-            with torch.inference_mode(False):  # a table made during inference must serve training too
+            with torch.inference_mode(False):  # training must be able to use a table cached during inference
                 table = sincos_position_2d(
                     height, width, self.hidden_dim, self.pe_temperature, like.device, self.pe_order
                 )
@@ -104,7 +104,7 @@ class HybridEncoder(nn.Module):
         return self._positions[key]
 
     def _fuse(self, levels: list[Tensor]) -> list[Tensor]:
-        """Top-down, then bottom-up. The lists of blocks run from coarse to fine and from fine to coarse."""
+        """Top-down, then bottom-up fusion. The lists of blocks are ordered coarse to fine and fine to coarse."""
         fine_to_coarse = [levels[-1]]
         for step, lower in enumerate(reversed(levels[:-1])):
             upper = self.lateral_convs[step](fine_to_coarse[0])

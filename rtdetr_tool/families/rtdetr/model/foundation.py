@@ -1,11 +1,11 @@
-"""RT-DETR with a frozen foundation model (RADIO) beside its backbone, as NVIDIA TAO has it.
+"""RT-DETR with a frozen foundation model (RADIO) in addition to its backbone, as in NVIDIA TAO.
 
-RADIO sees the picture at half the size. What it finds at each place becomes one more level of the encoder, of stride
-64, that reaches the decoder only through the fusion with the others; what it says of the whole picture becomes one
-more query of each decoder layer, which the other queries attend to and which predicts nothing.
+RADIO gets the image at half the size. Its feature map is an additional level of the encoder with stride 64, which
+reaches the decoder only through the fusion with the other levels. Its summary of the image is an additional query of
+each decoder layer, which the other queries attend to and which predicts nothing.
 
-RADIO's weights belong to no detector: they come from `model.frozen_fm.checkpoint` whenever a detector is built, and are
-no part of its state dict, so that checkpoints stay as small as without.
+RADIO's weights are loaded from `model.frozen_fm.checkpoint` whenever a detector is built. They are not part of its
+state dict, so checkpoints do not become larger.
 
 Shape legend: B batch, H, W input size, C channels of RADIO, S its summary, Q queries, D hidden_dim of the decoder.
 """
@@ -40,11 +40,11 @@ class FoundationRTDETR(RTDETR):
     """`RTDETR` whose encoder has one level more than its backbone, for RADIO.
 
     Args:
-        encoder: made for the backbone's channels and then RADIO's; gives the backbone's number of levels.
-        decoder: its layers get the image query here.
+        encoder: built for the channels of the backbone and then RADIO; returns the backbone's number of levels.
+        decoder: the image query is added to its layers here.
     """
 
-    static_batch = 1  # what TAO exports; its engines and parsers expect no other
+    static_batch = 1  # as exported by TAO; its engines and parsers expect this
 
     def __init__(
         self, backbone: ImageBackbone, encoder: HybridEncoder, decoder: RTDETRDecoder, frozen_radio: FrozenRadio
@@ -69,10 +69,10 @@ class FoundationRTDETR(RTDETR):
         return fused.maps
 
     def load_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Load RADIO's tensors where a detector's file holds some (TAO's do); the other tensors are given back.
+        """Load RADIO's tensors if a detector's file has some (as TAO's), and return the other tensors.
 
         Raises:
-            CheckpointError: when RADIO has no weights, neither from there nor from before.
+            CheckpointError: RADIO has no weights, neither from this file nor from before.
         """
         frozen = {name: tensor for name, tensor in weights.items() if name.startswith(FILE_PREFIX)}
         if frozen:
@@ -82,10 +82,10 @@ class FoundationRTDETR(RTDETR):
 
 
 class FrozenRadio(nn.Module):
-    """Images to RADIO's features; never trained, always in eval mode, without gradients.
+    """RADIO's features of images; never trained, always in eval mode, without gradients.
 
-    The transformer is kept out of the module tree: it follows its owner to a device and into copies, and whatever walks
-    over modules, parameters or the state dict (train, freeze, optimizers, EMA, DDP, checkpoints) does not see it.
+    The transformer is not in the module tree: it is moved and copied with this module, but code that iterates over
+    modules, parameters or the state dict (train, freeze, optimizers, EMA, DDP, checkpoints) does not see it.
     """
 
     mean: Tensor
@@ -110,7 +110,7 @@ class FrozenRadio(nn.Module):
         Odd sizes are rounded up, as the encoder's strided convolutions do.
         """
         self.check_loaded()
-        if self.vit.patch_generator.pos_embed.device != images.device:  # FSDP moves only what it sees
+        if self.vit.patch_generator.pos_embed.device != images.device:  # FSDP only moves registered modules
             self.vit.to(images.device)
         half = (images[..., ::2, ::2] - self.mean) / self.std
         summary, spatial = self.vit(half)
@@ -119,15 +119,15 @@ class FrozenRadio(nn.Module):
     def check_loaded(self) -> None:
         if self.loaded_from is None:
             raise CheckpointError(
-                "The frozen foundation model has no weights: they are in no checkpoint of this tool; "
-                "model.frozen_fm.checkpoint must name their file."
+                "The frozen foundation model has no weights, because checkpoints of this tool do not include them. Set "
+                "model.frozen_fm.checkpoint to their file."
             )
 
     def load(self, state_dict: Mapping[str, Tensor], source: str) -> None:
-        """Take RADIO's weights as published, as TAO keeps them, or as half precision; all must fit.
+        """Load RADIO's weights as published, from TAO's files, or in half precision; all must match.
 
         Raises:
-            CheckpointError: when they are another model's or do not fit.
+            CheckpointError: the weights are those of another model or do not match.
         """
         weights = radio_weights(state_dict, source)
         if any(tensor.is_meta for tensor in self.vit.parameters()):
@@ -136,14 +136,14 @@ class FrozenRadio(nn.Module):
         self.loaded_from = source
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What `to`, `cuda`, `float` and the like call; without weights there is nothing to move."""
+        """Called by `to`, `cuda`, `float` and similar methods; without weights there is nothing to move."""
         if self.loaded_from is not None:
             self.vit._apply(fn)  # type: ignore[no-untyped-call]  # not annotated in torch
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class ImageQueryDecoder(TransformerDecoder):
-    """In each layer one more query, made from RADIO's summary, with the whole image as its box."""
+    """Adds a query to each layer, computed from RADIO's summary, with the whole image as its box."""
 
     whole_image: Tensor
 
@@ -180,6 +180,6 @@ class ImageQueryDecoder(TransformerDecoder):
 
 
 def with_image_query(attention_mask: Tensor) -> Tensor:
-    """One row and column more: everything sees the image query, which sees what the last (a matching) query sees."""
+    """Add a row and a column: all queries see the image query, which sees the same as the last (matching) query."""
     wider = F.pad(attention_mask, (0, 1))
     return torch.cat([wider, wider[-1:]])

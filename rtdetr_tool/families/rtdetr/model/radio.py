@@ -1,8 +1,8 @@
-"""RADIO's vision transformer (AM-RADIO, Ranzinger et al. 2024, arXiv:2312.06709), as C-RADIOv2 has it.
+"""RADIO's vision transformer (AM-RADIO, Ranzinger et al. 2024, arXiv:2312.06709) as in C-RADIOv2.
 
-A plain ViT of timm's blocks without a final norm. What is its own: one class token per teacher and register tokens
-before the patches, and a position embedding for large images of which smaller ones get a resized crop (CPE).
-Names of parameters are those of the published weights.
+A plain ViT of timm's blocks without a final norm. It differs by one class token per teacher and register tokens before
+the patches, and by a position embedding for large images, of which smaller images use a resized crop (CPE).
+Parameters have the names of the published weights.
 
 Shape legend: B batch, H, W size of the image, h, w of the patch grid, T class tokens, R registers, D width.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import CheckpointError
 
-_OWN = ("patch_generator.", "blocks.")  # starts of our names; files hold teachers' heads and statistics besides
+_USED = ("patch_generator.", "blocks.")  # prefixes of our names; files also have teachers' heads and statistics
 
 
 class RadioOutput(NamedTuple):
@@ -35,7 +35,7 @@ class RadioViT(nn.Module):
         grid: side of the position embedding in patches, the size of the largest image trained on.
         num_class_tokens: T, one per teacher.
         num_tokens: T + R.
-        summary_tokens: S, how many of the class tokens, from the first on, make the summary.
+        summary_tokens: S, the number of class tokens, from the first one, that form the summary.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class PatchGenerator(nn.Module):
         return torch.cat([tokens, patches], dim=1)
 
     def positions(self, height: int, width: int) -> Tensor:
-        """[1, h * w, D]: the table resized to a square of the longer side, of which the top left is taken."""
+        """[1, h * w, D]: the top left part of the table resized to a square of the longer side."""
         longer = max(height, width)
         table = self.pos_embed.transpose(1, 2).unflatten(2, (self.grid, self.grid)).float()
         table = F.interpolate(table, size=(longer, longer), mode="bilinear", align_corners=True)
@@ -94,21 +94,21 @@ class PatchGenerator(nn.Module):
 
 
 def radio_weights(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """RADIO's tensors by our names, whatever wrapper their names begin with; teachers' heads are left out.
+    """RADIO's tensors with our names, without prefixes of wrappers and without the teachers' heads.
 
     Raises:
-        CheckpointError: when the file is no RADIO, or one of another generation.
+        CheckpointError: the file is not a RADIO model, or one of another version.
     """
     marker = "patch_generator.pos_embed"
     prefixes = [name.removesuffix(marker) for name in state_dict if name.endswith(marker)]
     if not prefixes:
         raise CheckpointError(
-            f"{source} holds no RADIO: there is no '{marker}' among its {len(state_dict)} tensors. "
-            "model.frozen_fm.checkpoint takes the weights of C-RADIOv2 as they are published."
+            f"{source} is not a RADIO model: '{marker}' is not among its {len(state_dict)} tensors. Set "
+            "model.frozen_fm.checkpoint to the published weights of C-RADIOv2."
         )
     prefix = min(prefixes, key=len)
     names = {name: name[len(prefix) :] for name in state_dict if name.startswith(prefix)}
-    weights = {short: state_dict[name] for name, short in names.items() if short.startswith(_OWN)}
+    weights = {short: state_dict[name] for name, short in names.items() if short.startswith(_USED)}
     if any(".ls1." in name for name in weights):
-        raise CheckpointError(f"{source} is a RADIO of version 3 or later (it has layer scales); version 2 is needed.")
+        raise CheckpointError(f"{source} is RADIO version 3 or later (it has layer scales); expected version 2.")
     return weights
