@@ -182,12 +182,12 @@ def test_above_the_tolerance_no_file_is_left(export, project, capsys, monkeypatc
     assert project.status("export")[-1]["status"] == "FAILURE"
 
 
-def test_without_pictures_drawn_ones_are_taken(exported, project, capsys):
+def test_synthetic_images_are_used_if_the_spec_has_none(exported, project, capsys):
     file = project.folder / "model.onnx"
     project.spec["dataset"] = {"num_classes": 2}
     project.write()
     assert project.run("export", f"export.checkpoint={exported.weights}", f"export.onnx_file={file}") == 0
-    assert "drawn ones" in capsys.readouterr().err
+    assert "synthetic ones" in capsys.readouterr().err
     assert json.loads((project.folder / "results/export/export.json").read_text())["pictures"] == "drawn"
 
 
@@ -255,7 +255,7 @@ def test_a_padded_input_is_square(project, capsys):
     file = project.folder / "model.onnx"
     given = [f"export.checkpoint={project.checkpoint()}", f"export.onnx_file={file}", "export.input_width=64"]
     assert project.run("export", *given, "export.input_height=96") == 2
-    assert "expected the same value" in capsys.readouterr().err and not file.exists()
+    assert "they must be equal" in capsys.readouterr().err and not file.exists()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inference"])

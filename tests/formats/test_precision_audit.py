@@ -103,12 +103,12 @@ def test_pictures_come_from_any_iterable_once_and_in_any_batches():
 @pytest.mark.parametrize(
     ("feeds", "message"),
     [
-        ([], "got no pictures"),
-        ([np.zeros((1, 3, 9, 8), np.float32)], r"Calibration pictures are \[1, 3, 9, 8\]; the graph takes"),
-        ([np.zeros((3, 8, 8), np.float32)], r"Calibration pictures are \[3, 8, 8\]"),
+        ([], "got no images"),
+        ([np.zeros((1, 3, 9, 8), np.float32)], r"Calibration images are \[1, 3, 9, 8\]; the graph takes"),
+        ([np.zeros((3, 8, 8), np.float32)], r"Calibration images are \[3, 8, 8\]"),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused(feeds, message):
+def test_images_that_do_not_fit_are_refused(feeds, message):
     model = small_graph([helper.make_node("Neg", ["inputs"], ["result"])], {})
     with pytest.raises(UserError, match=message):
         audit_precision(model, feeds)
