@@ -38,8 +38,8 @@ def other_run(tmp_path):
     worker = int(process.stdout.readline())
     yield process
     process.kill()
+    os.kill(worker, signal.SIGKILL)  # first: it holds the other end of the pipe
     process.communicate()
-    os.kill(worker, signal.SIGKILL)
 
 
 def test_a_second_run_is_refused_with_one_message_and_leaves_no_trace(project, capsys):
