@@ -21,7 +21,7 @@ EXTRAS = {name: [Requirement(text) for text in rows] for name, rows in PROJECT["
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "lightning_fabric": "pytorch-lightning"}
 # Needed by a dependency of ours that we name (hydra-core, omegaconf and pytorch-lightning could not do without).
-THROUGH_OTHERS = {"pyyaml", "lightning-fabric", "packaging"}
+THROUGH_OTHERS = {"pyyaml", "lightning-fabric", "packaging", "triton"}  # triton: of torch, where it has GPUs
 
 
 def pins(name: str) -> dict[str, str]:

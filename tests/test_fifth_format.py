@@ -112,7 +112,7 @@ def test_help_and_messages_list_it(run):
     assert results["unknown"] == 2 and results["page"] == 0
     assert "Toy (.toy), " in output
     assert "toy needs the extra `toys`. One of: onnx, tflite, toy, needy." in output
-    assert "1 in TFLite, Toy or Needy, which have no dynamic one" in output
+    assert "1 for TFLite, Toy or Needy, which do not support dynamic sizes" in output
 
 
 def test_the_toy_is_known_nowhere_in_the_package():

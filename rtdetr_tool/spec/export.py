@@ -40,9 +40,9 @@ class TfliteSpec:
 
 
 def _static_batch() -> str:
-    """`1 in TFLite, which has no dynamic one`"""
+    """`1 for TFLite, which does not support dynamic sizes`"""
     rows = [row for row in exported_formats() if not row.dynamic_batch]
-    return f"1 in {titles(rows)}, which {'has' if len(rows) == 1 else 'have'} no dynamic one"
+    return f"1 for {titles(rows)}, which {'does' if len(rows) == 1 else 'do'} not support dynamic sizes"
 
 
 def _extras() -> str:
@@ -75,9 +75,7 @@ class ExportSpec:
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
     opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)
-    batch_size: int = field(
-        -1, "Batch size of the graph; -1 = dynamic, or 1 for TFLite, which does not support dynamic sizes.", min=-1
-    )
+    batch_size: int = field(-1, f"Batch size of the graph; -1 = dynamic, or {_static_batch()}.", min=-1)
     verbose: bool = field(False, "Log what the exporter does.")
     format: str = field("onnx", f"File format; {_extras()}.", options=tuple(row.name for row in exported_formats()))
     serialize_nvdsinfer: bool = field(False, "Also write labels.txt and nvdsinfer_config.yaml for DeepStream.")

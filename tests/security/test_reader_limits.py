@@ -73,7 +73,7 @@ def test_files_beyond_their_limits_are_refused_without_being_read(tmp_path, monk
         read_description(tmp_path / "m.engine")
     with pytest.raises(UserError, match="not a calibration cache"):
         read_cache(sparse_file(tmp_path / "cal.json", 1 << 30), "0", [])
-    with pytest.raises(CheckpointError, match="more than 2 GiB"):
+    with pytest.raises(CheckpointError, match="larger than 2 GiB"):
         read_onnx(sparse_file(tmp_path / "m.onnx", 1 << 33))
 
 
@@ -98,7 +98,7 @@ def looping(graph_of="main"):
 @pytest.mark.parametrize("place", ["main", "function", "branch"])
 def test_a_graph_with_a_loop_is_refused(place, tmp_path):
     (tmp_path / "m.onnx").write_bytes(looping(place).SerializeToString())
-    with pytest.raises(CheckpointError, match="'forever' is a Loop, which may run for any time"):
+    with pytest.raises(CheckpointError, match="'forever' is a Loop, which may never end"):
         read_onnx(tmp_path / "m.onnx", weights=False)
 
 
