@@ -60,9 +60,12 @@ def place(tmp_path, monkeypatch):
     short = partial(names.build_trainer, accelerator="cpu", max_epochs=1)
     monkeypatch.setattr(names, "build_trainer", lambda *configs, **kwargs: short(*configs, **kwargs))
     monkeypatch.chdir(tmp_path)
+    environment = dict(os.environ)
     yield tmp_path
-    if torch.distributed.is_initialized():  # by the script for several GPUs
+    if torch.distributed.is_initialized():  # by the script for several GPUs, which also sets addresses and ranks
         torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def run(text: str, given: dict) -> dict:
