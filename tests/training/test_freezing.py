@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 
+from rtdetr_tool.api.train_arguments import TrainArguments
 from rtdetr_tool.api.training import train as train_from_python
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.io import save_checkpoint
@@ -156,5 +157,5 @@ def test_training_from_python_follows_the_recipe_for_weights_of_a_file(make_spec
     spec = make_spec(model=model, train__is_dry_run=True)
     opened = OpenedDetector(build_detector(model, 3), meta, None, spec)
     with caplog.at_level(logging.INFO, "rtdetr_tool"):
-        train_from_python(opened, {"dataset.num_classes": 3, "train.results_dir": "x"}, None, ())
+        train_from_python(opened, {"dataset.num_classes": 3, "train.results_dir": "x"}, None, TrainArguments({}, ()))
     assert ("the 55 batch norms" in caplog.text) is frozen
