@@ -311,7 +311,7 @@ def test_notes_are_in_checkpoint_and_graph(make_spec):
     meta = load_checkpoint(path)["rtdetr_tool"]
     assert meta["spec"]["train"]["notes"] == "night shift, lens 3"
     assert notes_of(OpenedDetector(None, meta, None, None)) == "night shift, lens 3"
-    assert notes_of(OpenedDetector(None, None, None, None)) is None
+    assert notes_of(OpenedDetector(None, {}, None, None)) is None
 
 
 @pytest.mark.parametrize("backbone", ["resnet_18d", "convnextv2_nano", "fan_tiny", "timm/regnety_002"])
