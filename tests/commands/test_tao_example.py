@@ -19,9 +19,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from rtdetr_tool.formats.precision.cost import CostMeter, output_difference
 
 from rtdetr_tool.cli import main
+from rtdetr_tool.formats.precision.cost import CostMeter, output_difference
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import spec_from_dict
 
