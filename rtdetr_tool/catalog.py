@@ -150,7 +150,7 @@ FREEZING: dict[str, tuple[str, ...]] = {
 
 
 class FoundationModel(NamedTuple):
-    """A frozen model beside the backbone (`model.frozen_fm`). Its weights are downloaded by the user."""
+    """A frozen model next to the backbone (`model.frozen_fm`). Its weights are downloaded by the user."""
 
     name: str
     width: int

@@ -73,7 +73,7 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        if self._is_in_place():  # otherwise somebody deleted it, and a new file belongs to another run
+        if self._is_in_place():  # if it was deleted, a new file belongs to another run
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 

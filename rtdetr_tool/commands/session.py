@@ -121,7 +121,7 @@ def _report(
     except Preempted as error:
         status.failure(f"User/System interruption: {error}")
         logger.error(str(error))
-        # The first process may have started the others, and treats another exit code of theirs as a failure.
+        # The first process may have started the others, and treats any other exit code as a failure.
         return PREEMPTED if process_rank() == 0 else OK
     except BaseException as error:
         if was_interrupted(error):

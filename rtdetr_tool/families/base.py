@@ -20,7 +20,7 @@ SIZE_FIELDS = ("train_spatial_size", "eval_spatial_size", "multi_scales")  # of 
 
 
 class OutsideWeights(NamedTuple):
-    """Weights that a model needs and no checkpoint of ours holds."""
+    """Weights that a model requires in addition to its checkpoint."""
 
     field: str  # of `model`; names their file
     path: str | None

@@ -1,6 +1,6 @@
 """Which environment variables a spec may read: those that name places, ranks, sizes and jobs.
 
-The values of a spec are written into results and checkpoints, so a variable that nobody knows is refused rather than
+The values of a spec are written into results and checkpoints, so an unknown variable is refused rather than
 compared with a list of words that secrets go by. A name with such a word in it is refused in any case.
 """
 

@@ -36,6 +36,7 @@ from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Predictions, Target
 from rtdetr_tool.spec import BenchmarkSpec, ExperimentSpec, LoadedSpec
 from rtdetr_tool.spec.fields import is_blank
+from rtdetr_tool.spec.queries import reads
 from rtdetr_tool.workflows.detection import score_split
 from rtdetr_tool.workflows.export import export_detector
 
@@ -46,6 +47,7 @@ EAGER, OPTIMIZED = "torch eager", "torch"
 _IMAGES = 32  # files that are used in turn
 _FEWEST = 10  # steps, however long they take
 _MOST = 20_000
+_LAYERS = "model.eval_idx"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
     section = loaded.spec.benchmark
     row = format_of(section.checkpoint)
     if not row.trainable:
+        if section.decoder_layers:
+            raise UserError(f"benchmark.decoder_layers requires weights, but {section.checkpoint} is {row.title}")
         return [_candidate(row.name, section.checkpoint)], []
     found = [
         Candidate(EAGER, section.checkpoint, eager=True),
@@ -237,12 +241,20 @@ def _open(candidate: Candidate, loaded: LoadedSpec, device: torch.device) -> tup
     section = loaded.spec.benchmark
     size = requested_size(section)
     if candidate.layers is not None:
-        loaded = loaded.with_value("model.eval_idx", candidate.layers - 1)
+        loaded = loaded.with_value(_LAYERS, candidate.layers - 1)
     if candidate.eager:
         opened = open_detector(candidate.path, loaded, size)
         return _Eager(opened.detector.eval().to(device), opened.class_map, device), opened.spec
     model = open_model(candidate.path, loaded, device, "auto", size, candidate.precision)
+    if candidate.layers is not None:
+        check_layers(model.spec)
     return model.runtime, model.spec
+
+
+def check_layers(spec: ExperimentSpec) -> None:
+    """UserError for a model that cannot predict with fewer decoder layers; it would be measured whole."""
+    if not reads(spec.model.arch, _LAYERS):
+        raise UserError(f"benchmark.decoder_layers is not supported with {spec.model.family.title}; set it to []")
 
 
 class _Eager:
@@ -309,7 +321,7 @@ def _scores(candidate: Candidate, loaded: LoadedSpec, device: torch.device) -> d
     if candidate.eager:
         return {}  # those of the optimized network
     if candidate.layers is not None:
-        loaded = loaded.with_value("model.eval_idx", candidate.layers - 1)
+        loaded = loaded.with_value(_LAYERS, candidate.layers - 1)
     model = open_model(candidate.path, loaded, device, "auto", requested_size(section), candidate.precision)
     result = score_split(model, "test", 0.0).evaluator.compute()
     return {"mAP": result.map, "mAP50": result.map50}

@@ -8,7 +8,9 @@ import re
 import pytest
 
 from rtdetr_tool.cli import main
-from rtdetr_tool.workflows.benchmark import Job, measure_here
+from rtdetr_tool.errors import UserError
+from rtdetr_tool.spec import spec_from_dict
+from rtdetr_tool.workflows.benchmark import Job, check_layers, measure_here
 
 FAST = ("benchmark.seconds=0.05", "benchmark.warmup=1", "benchmark.threads=1", "benchmark.on_cpu=true")
 
@@ -78,6 +80,16 @@ def test_size_and_layers_are_those_of_the_spec(project, in_process):
     assert content(project)["network"]["input"] == [96, 128]
     with_layers = ("benchmark.decoder_layers=[5]", "benchmark.runtimes=['torch, 5 decoder layers']")
     assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *with_layers, *FAST) == 2
+
+
+def test_fewer_layers_are_refused_where_they_would_have_no_effect(project, in_process, capsys):
+    check_layers(spec_from_dict({"model": {"arch": "rtdetr"}}))
+    with pytest.raises(UserError, match=r"benchmark\.decoder_layers is not supported with RF-DETR"):
+        check_layers(spec_from_dict({"model": {"arch": "rfdetr"}}))
+    file = project.folder / "model.onnx"
+    assert project.run("export", f"export.checkpoint={project.checkpoint()}", f"export.onnx_file={file}") == 0
+    assert project.run("benchmark", f"benchmark.checkpoint={file}", "benchmark.decoder_layers=[1]", *FAST) == 2
+    assert "benchmark.decoder_layers requires weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

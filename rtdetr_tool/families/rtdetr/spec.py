@@ -261,7 +261,7 @@ class RtdetrFields:
     alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0)
     gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0)
     loss_types: list[str] = field(["vfl", "boxes"], "Losses to use.", options=("vfl", "boxes"))
-    frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model beside the backbone.")
+    frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model next to the backbone.")
 
 
 def rtdetr_fields(model: ModelSpec) -> RtdetrFields:
