@@ -28,7 +28,7 @@ def same(one, other) -> bool:
     return np.array_equal(one.xyxy, other.xyxy) and np.array_equal(one.confidence, other.confidence)
 
 
-def test_every_form_of_an_image_gives_the_same(detector, sample, serve):
+def test_every_form_of_an_image_has_the_same_predictions(detector, sample, serve):
     path = sample.image(1)
     pixels = np.array(Image.open(path))
     channels = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -40,7 +40,7 @@ def test_every_form_of_an_image_gives_the_same(detector, sample, serve):
         assert same(detector.predict(form, threshold=0.0), expected), type(form)
 
 
-def test_an_array_that_cannot_be_written_to_is_an_image_without_a_warning():
+def test_a_read_only_array_is_accepted_without_a_warning():
     array = np.asarray(Image.new("RGB", (6, 4), (1, 2, 3)))
     assert not array.flags.writeable
     always = torch.is_warn_always_enabled()
@@ -55,7 +55,7 @@ def test_an_array_that_cannot_be_written_to_is_an_image_without_a_warning():
     assert pixels.shape == (3, 4, 6) and pixels[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_a_list_gives_a_list_also_of_one_and_of_none(rtdetr, sample):
+def test_a_list_returns_a_list_even_if_it_has_one_or_no_image(rtdetr, sample):
     single = rtdetr.predict(sample.image(1), threshold=0.0)
     assert isinstance(single, PlainDetections)
     assert len(rtdetr.predict([sample.image(1)])) == 1 and rtdetr.predict([]) == []
@@ -74,7 +74,7 @@ def test_results_carry_names_sizes_and_the_image(detector, sample):
     assert detector.predict(sample.image(1), include_source_image=False).metadata == {}
 
 
-def test_an_index_without_a_class_is_no_detection(rfdetr, sample, monkeypatch):
+def test_an_index_without_a_class_is_not_a_detection(rfdetr, sample, monkeypatch):
     everything = rfdetr.predict(sample.image(1), threshold=0.0)
     assert set(everything.class_id) == {0, 1, 2}  # two classes and what stands for none
     monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(0, 5, "cat"), ClassEntry(1, 7, "dog")], 3))
@@ -83,7 +83,7 @@ def test_an_index_without_a_class_is_no_detection(rfdetr, sample, monkeypatch):
     assert rfdetr.class_names == ["cat", "dog"]
 
 
-def test_the_threshold_is_the_smallest_score(rtdetr, sample):
+def test_the_threshold_is_the_minimum_score(rtdetr, sample):
     every = rtdetr.predict(sample.image(1), threshold=0.0)
     middle = float(every.confidence[3])
     kept = rtdetr.predict(sample.image(1), threshold=middle)
@@ -93,7 +93,7 @@ def test_the_threshold_is_the_smallest_score(rtdetr, sample):
             rtdetr.predict(sample.image(1), threshold=wrong)
 
 
-def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
+def test_other_valid_input_sizes_are_accepted(rtdetr, rfdetr, sample):
     for detector in (rtdetr, rfdetr):
         assert len(detector.predict(sample.image(1), threshold=0.0, shape=(96, 128))) > 0
     with pytest.raises(UserError, match="shape: 100 is invalid; expected a multiple of 32, nearest: 96 or 128"):
@@ -119,14 +119,14 @@ def test_another_shape_is_taken_where_it_fits(rtdetr, rfdetr, sample):
         (None, "NoneType is not an image"),
     ],
 )
-def test_what_is_no_image_is_said(rtdetr, image, message):
+def test_invalid_images_are_reported(rtdetr, image, message):
     with pytest.raises(DataError, match=message):
         rtdetr.predict(image)
     with pytest.raises(DataError, match=f"Image 1 of 2: .*{message}"):
         rtdetr.predict([np.zeros((4, 4, 3), np.uint8), image])
 
 
-def test_an_address_that_is_no_image_is_one_message(rtdetr, sample, serve):
+def test_a_url_without_an_image_is_one_message(rtdetr, sample, serve):
     (sample.folder / "page.html").write_text("<html>no picture</html>")
     address = serve(sample.folder)
     with pytest.raises(DataError, match=f"Cannot read image {address}/page.html: it is not an image"):
@@ -141,13 +141,13 @@ def test_an_address_that_is_no_image_is_one_message(rtdetr, sample, serve):
         assert isinstance(error.__cause__, DownloadError)
 
 
-def test_a_picture_is_not_turned_under_the_hands_of_its_owner(rtdetr):
+def test_the_image_of_the_caller_is_not_rotated(rtdetr):
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8))
     picture.getexif()[0x0112] = 6
     assert rtdetr.predict(picture).metadata["source_image"].shape == (48, 64, 3)
 
 
-def test_a_picture_that_cannot_be_read_any_more_is_said(rtdetr, sample, tmp_path):
+def test_an_image_that_can_no_longer_be_read_is_reported(rtdetr, sample, tmp_path):
     closed = Image.open(sample.image(1))
     closed.close()
     with pytest.raises(DataError, match=r"Cannot read the image '.*1.png': .*closed"):
@@ -157,7 +157,7 @@ def test_a_picture_that_cannot_be_read_any_more_is_said(rtdetr, sample, tmp_path
         rtdetr.predict([cut])
 
 
-def test_prediction_loads_no_lightning():
+def test_prediction_does_not_import_lightning():
     code = "import sys, rtdetr_tool; rtdetr_tool.Detector; print('pytorch_lightning' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
@@ -167,7 +167,7 @@ def test_prediction_loads_no_lightning():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
-def test_an_optimized_detector_finds_the_same_and_takes_other_sizes_and_numbers(detector, sample, dtype, tolerance):
+def test_an_optimized_detector_predicts_the_same_for_other_sizes_and_batches(detector, sample, dtype, tolerance):
     images = [sample.image(number) for number in range(1, 6)]
     plain = detector.predict(images, threshold=0.0)
     small = detector.predict(images[0], threshold=0.0, shape=(64, 96))
@@ -197,7 +197,7 @@ def test_another_number_format_changes_scores_a_little(rtdetr, sample, dtype):
     assert not np.array_equal(found.confidence, plain.confidence)
 
 
-def test_wrong_wishes_for_optimizing_are_said(rtdetr):
+def test_invalid_options_of_optimization_are_reported(rtdetr):
     with pytest.raises(UserError, match="dtype: 'int8' is invalid; expected one of float32, float16, bfloat16"):
         rtdetr.optimize_for_inference(dtype="int8")
     with pytest.raises(UserError, match="batch_size: 0 is invalid"):

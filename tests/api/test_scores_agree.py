@@ -91,7 +91,7 @@ def score_by_pycocotools(truth: dict, found) -> float:
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
-def test_what_predict_finds_in_files_scores_as_validation_and_evaluate(detector, pictures, tmp_path, letterbox):
+def test_predictions_of_files_score_like_validation_and_evaluate(detector, pictures, tmp_path, letterbox):
     augmentation = replace(detector.spec.dataset.augmentation, preserve_aspect_ratio=letterbox)
     detector._opened.spec = replace(detector.spec, dataset=replace(detector.spec.dataset, augmentation=augmentation))
     found = detector.predict([pictures / f"{number}.jpg" for number in range(len(SIZES))], threshold=0.0)

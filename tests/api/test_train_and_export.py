@@ -44,14 +44,14 @@ def trained(sample, tmp_path_factory):
 # Keywords
 
 
-def test_every_keyword_stands_for_fields_that_exist():
+def test_every_keyword_maps_to_existing_fields():
     values = {"device": "cpu", "multi_scale": False, "lr_drop": 3, "lr_scheduler": "cosine", "quantization": "int8"}
     for name, rule in {**TRAIN, **EXPORT}.items():
         fields = [rule] if isinstance(rule, str) else list(rule(values.get(name, "a name")))
         assert fields and set(fields) <= set(field_names()), name
 
 
-def test_export_knows_the_names_of_its_original():
+def test_export_accepts_the_keywords_of_the_original():
     assert export_settings({"quantization": "int8", "max_images": 20, "opset_version": 16, "layout": "rfdetr"}) == {
         "export.tflite.data_type": "INT8", "export.tflite.calibration_images": 20, "export.opset_version": 16,
         "export.layout": "rfdetr",
@@ -64,7 +64,7 @@ def test_export_knows_the_names_of_its_original():
     assert calibration_array(channels_last).shape == (5, 3, 8, 6)
 
 
-def test_keywords_set_fields_by_every_name_they_have():
+def test_keywords_set_fields_under_all_their_names():
     assert train_settings({"epochs": 5, "batch_size": 2, "lr": 1e-3, "warmup_steps": 7, "dataset_dir": "x"}) == {
         "train.num_epochs": 5, "dataset.batch_size": 2, "train.optim.lr": 1e-3, "train.optim.warmup_steps": 7,
         "dataset.dataset_dir": "x",
@@ -88,13 +88,13 @@ def test_keywords_set_fields_by_every_name_they_have():
         ({"device": "tpu"}, "device: 'tpu' is invalid; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"),
     ],
 )
-def test_wrong_keywords_are_said(keywords, message):
+def test_invalid_keywords_are_reported(keywords, message):
     with pytest.raises(UserError, match=message):
         train_settings(keywords)
 
 
 @pytest.mark.parametrize("callbacks", [[print], "EarlyStopping"])
-def test_what_is_no_callback_is_said(rtdetr, sample, tmp_path, callbacks):
+def test_invalid_callbacks_are_reported(rtdetr, sample, tmp_path, callbacks):
     with pytest.raises(UserError, match=r"callbacks: a .* is invalid; expected a pytorch_lightning"):
         rtdetr.train(**sample.keywords, output_dir=tmp_path / "run", callbacks=callbacks)
     assert not (tmp_path / "run").exists()
@@ -112,7 +112,7 @@ def test_values_are_checked_as_in_a_spec(rtdetr, rfdetr, sample):
 # Training
 
 
-def test_training_leaves_a_detector_for_the_classes_of_the_data(trained, sample):
+def test_a_trained_detector_has_the_classes_of_the_dataset(trained, sample):
     detector, result, output = trained
     assert result.epochs == 1 and result.latest_path.parent == output
     assert detector.class_names == ["cat", "dog"] and detector.spec.dataset.num_classes == 2
@@ -121,7 +121,7 @@ def test_training_leaves_a_detector_for_the_classes_of_the_data(trained, sample)
     assert set(found["class_name"]) <= {"cat", "dog"} and len(found) == 8
 
 
-def test_training_again_starts_from_what_the_detector_has(trained, sample, tmp_path):
+def test_training_again_starts_from_the_current_weights(trained, sample, tmp_path):
     detector = copy.copy(trained[0])
     before = {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
     detector.train(**sample.keywords, epochs=1, lr=1e-12, lr_encoder=1e-12, weight_decay=0, device="cpu", wandb=False,
@@ -133,7 +133,7 @@ def test_training_again_starts_from_what_the_detector_has(trained, sample, tmp_p
         assert parameter is not None
 
 
-def test_training_with_the_classes_in_another_order_keeps_the_rows_of_each(trained, sample, tmp_path, caplog):
+def test_training_with_reordered_classes_keeps_the_rows_of_each_class(trained, sample, tmp_path, caplog):
     content = json.loads(json.dumps(sample.coco))
     content["categories"] = [{"id": 1, "name": "ape"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cat"}]
     for annotation in content["annotations"]:
@@ -159,7 +159,7 @@ def test_random_class_heads_are_not_reported_as_copied(sample, tmp_path, caplog)
     assert "class rows" not in caplog.text
 
 
-def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(trained, sample):
+def test_a_run_is_only_resumed_on_request(trained, sample):
     output = trained[2]
     again = {**sample.keywords, "output_dir": output, "device": "cpu", "wandb": False, "multi_scale": False}
     detector = copy.copy(trained[0])
@@ -169,7 +169,7 @@ def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(trained, sample):
     assert result.resumed_from.name == "model_epoch_000.pth" and result.latest_path.name == "model_epoch_001.pth"
 
 
-def test_rfdetr_trains_with_one_logit_for_no_class(sample, tmp_path):
+def test_rfdetr_trains_with_one_more_logit_than_classes(sample, tmp_path):
     detector = RFDETRNano(pretrain_weights=None, device="cpu", **SMALL_RFDETR)
     assert detector.spec.dataset.num_classes == 80  # the spec's default; nobody said how many
     result = detector.train(
@@ -188,7 +188,7 @@ def test_rfdetr_trains_with_one_logit_for_no_class(sample, tmp_path):
 # Scores
 
 
-def test_what_cannot_be_scored_is_said(trained):
+def test_unscorable_data_is_reported(trained):
     with pytest.raises(UserError, match="split 'train' is invalid; expected 'test' or 'val'"):
         trained[0].evaluate("train")
     with pytest.raises(DataError, match="test_data_sources"):
@@ -200,7 +200,7 @@ def test_what_cannot_be_scored_is_said(trained):
 # Files
 
 
-def test_an_exported_file_is_a_detector_again(trained, sample, tmp_path):
+def test_an_exported_file_can_be_loaded_as_a_detector(trained, sample, tmp_path):
     detector = trained[0]
     path = detector.export(tmp_path / "out", batch_size=2, notes="for the shelf")
     assert path == tmp_path / "out" / "rtdetr-resnet_18.onnx"
@@ -227,7 +227,7 @@ def test_an_rfdetr_is_exported_without_the_groups_of_training(rfdetr, tmp_path):
     assert rfdetr.network.decoder.refpoint_embed.weight.shape[0] == 16  # kept for going on with training
 
 
-def test_roboflows_bundle_opens_here_and_in_roboflows_package(sample, tmp_path, rfdetr, monkeypatch):
+def test_roboflows_bundle_loads_here_and_in_roboflows_package(sample, tmp_path, rfdetr, monkeypatch):
     with pytest.raises(UserError, match="the classes have no names"):
         rfdetr.export_for_roboflow(tmp_path)
     monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(0, 1, "cat"), ClassEntry(1, 2, "dog")], 3))
@@ -242,7 +242,7 @@ def test_roboflows_bundle_opens_here_and_in_roboflows_package(sample, tmp_path, 
     assert args["num_classes"] == 2 and args["dataset_dir"] is None and args["patch_size"] == 16
 
 
-def test_names_in_roboflows_bundle_stand_at_their_class_index(tmp_path, rfdetr, monkeypatch):
+def test_names_in_roboflows_bundle_are_at_their_class_index(tmp_path, rfdetr, monkeypatch):
     """Category ids that count from 1 may leave index 0 without a class; the list of names has no gaps."""
     monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(1, 1, "cat"), ClassEntry(2, 2, "dog")], 3))
     rfdetr.export_for_roboflow(tmp_path)
@@ -250,7 +250,7 @@ def test_names_in_roboflows_bundle_stand_at_their_class_index(tmp_path, rfdetr, 
     assert [again.class_map.name_of(index) for index in (1, 2)] == ["cat", "dog"]
 
 
-def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
+def test_only_rfdetr_can_be_exported_for_roboflow(trained, tmp_path):
     with pytest.raises(UserError, match="Roboflow does not accept RT-DETR"):
         trained[0].export_for_roboflow(tmp_path)
 
@@ -270,7 +270,7 @@ def test_only_an_rfdetr_goes_to_roboflow(trained, tmp_path):
         (lambda: Detector.from_checkpoint("no/such.onnx"), "There is no ONNX file at no/such.onnx"),
     ],
 )
-def test_a_detector_that_cannot_be_is_said(make, message):
+def test_invalid_detectors_are_reported(make, message):
     with pytest.raises(UserError, match=message):
         make()
 

@@ -103,7 +103,7 @@ def test_scores_and_optimized_predictions_follow_the_weights(rtdetr, sample):
     assert used.evaluate(**data).stats == unused.evaluate(**data).stats
 
 
-def test_scores_are_of_images_as_the_detector_was_trained(rtdetr, sample):
+def test_scores_use_the_preprocessing_of_training(rtdetr, sample):
     data = {"test_data_sources": sample.source, "num_workers": 0}
     with pytest.raises(CheckpointError, match="preserve_aspect_ratio is True in the spec, but False in the checkpoint"):
         rtdetr.evaluate(**data, preserve_aspect_ratio=True)
@@ -149,7 +149,7 @@ def test_a_detector_can_be_copied_after_training_and_export(request, family, sam
             np.testing.assert_array_equal(scores(made, sample), expected)
 
 
-def test_a_detector_of_a_gpu_that_is_not_here_predicts_on_the_cpu(rtdetr, sample, caplog, monkeypatch):
+def test_a_detector_of_a_missing_gpu_predicts_on_the_cpu(rtdetr, sample, caplog, monkeypatch):
     original = copy.copy(rtdetr)
     original.device = torch.device("cuda", 63)
     with caplog.at_level(logging.WARNING):

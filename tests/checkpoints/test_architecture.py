@@ -13,7 +13,7 @@ from rtdetr_tool.spec import ModelSpec
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_of_the_catalog_is_known_by_its_tensors(name):
+def test_every_backbone_of_the_catalog_is_recognized_by_its_tensors(name):
     with torch.device("meta"):
         backbone = build_backbone(ModelSpec(backbone=name))
     assert backbone_of({f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}) == name
@@ -40,7 +40,7 @@ def test_a_network_that_is_not_in_the_catalog_is_not_guessed():
         {"dn_number": 0, "dec_layers": 1},
     ],
 )  # fmt: skip
-def test_the_fields_that_shapes_settle_are_those_that_the_detector_was_built_with(fields):
+def test_fields_from_shapes_are_those_of_the_built_detector(fields):
     levels = len(fields.get("feat_channels", [1, 2, 3]))
     given = {
         "backbone": "resnet_18", "hidden_dim": 32, "feat_channels": [32] * levels, "num_feature_levels": levels,
@@ -56,7 +56,7 @@ def test_the_fields_that_shapes_settle_are_those_that_the_detector_was_built_wit
 
 
 @pytest.mark.parametrize("name", FOUNDATION_MODELS)
-def test_a_frozen_foundation_model_is_known_by_the_level_that_it_adds(name):
+def test_a_frozen_foundation_model_is_recognized_by_its_level(name):
     with torch.device("meta"):
         model = ModelSpec(backbone="resnet_18", frozen_fm=FrozenFmSpec(enabled=True, backbone=name))
         weights = build_detector(model, 5).state_dict()
@@ -66,6 +66,6 @@ def test_a_frozen_foundation_model_is_known_by_the_level_that_it_adds(name):
 
 
 @pytest.mark.parametrize("points", [[4], [1], [4, 2, 1], [2, 4, 4, 3]])
-def test_points_are_read_off_their_shares(points):
+def test_points_follow_from_their_shares(points):
     each = points * 3 if len(points) == 1 else points
     assert points_per_level(torch.tensor([1 / n for n in each for _ in range(n)])) == points

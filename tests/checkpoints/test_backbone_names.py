@@ -36,7 +36,7 @@ def load(name: str, payload: dict):
         ("efficientvit_b0", VIT_B), ("efficientvit_l0", VIT_L),
     ],
 )  # fmt: skip
-def test_the_names_of_a_family_come_back_whole(name, family):
+def test_names_of_a_family_survive_a_round_trip(name, family):
     with torch.device("meta"):
         own = build_backbone(ModelSpec(backbone=name)).state_dict()
     theirs = to_foreign(own, family.table)
@@ -46,7 +46,7 @@ def test_the_names_of_a_family_come_back_whole(name, family):
     assert set(native_backbone_names({**theirs, **extra})) == set(own)
 
 
-def test_the_class_token_of_fan_is_left_out():
+def test_the_class_token_of_fan_is_skipped():
     names = [
         "patch_embed.backbone.stem.0.weight",
         "cls_token",
@@ -68,7 +68,7 @@ def test_names_without_a_counterpart_are_listed():
 
 
 @torch.no_grad()
-def test_torchvisions_convnext_gives_torchvisions_maps():
+def test_torchvisions_convnext_has_torchvisions_feature_maps():
     torch.manual_seed(0)
     theirs = torchvision.models.convnext_tiny(weights=None).eval()
     for name, parameter in theirs.named_parameters():
@@ -94,7 +94,7 @@ def test_torchvisions_resnets_load_completely(name):
 @pytest.mark.parametrize(
     "name", ["resnet_50d", "convnextv2_nano", "efficientvit_b0", "efficientvit_l1", "edgenext_small"]
 )
-def test_timms_files_load_completely_but_for_taos_norms(name):
+def test_files_of_timm_load_completely_except_for_taos_norms(name):
     theirs = timm.create_model(BACKBONES[name].timm_name)
     _, report = load(name, {"state_dict": theirs.state_dict()})
     assert not report.reinitialized and not [n for n in report.missing if not n.startswith("norm")]
@@ -115,7 +115,7 @@ def test_an_official_backbone_alone_loads_completely(depth):
         ("resnet_18", lambda: {"state_dict": random_weights(tao_shapes(18, width=32, layers=1))}),
     ],
 )
-def test_the_backbone_of_a_whole_detector_is_taken(name, content):
+def test_the_backbone_of_a_complete_detector_is_used(name, content):
     _, report = load(name, content())
     assert report.complete
 

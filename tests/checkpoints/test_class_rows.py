@@ -50,7 +50,7 @@ def test_each_class_gets_the_row_of_its_name(own, stored, expected):
     assert match.complete == (set(own) == set(stored))
 
 
-def test_the_account_names_what_was_kept_started_and_dropped():
+def test_the_messages_name_kept_new_and_dropped_classes():
     text = "\n".join(rows(classes("d", "c", "a"), classes("a", "b", "c")).lines("old.pth"))
     assert "Copied the class rows of 2 classes by name: c, a." in text
     assert "keep their initial values: d." in text
@@ -59,14 +59,14 @@ def test_the_account_names_what_was_kept_started_and_dropped():
     assert "old.pth has no class of the dataset" in unknown[0]
 
 
-def test_names_that_differ_in_case_or_spaces_are_different_classes_and_pointed_out():
+def test_names_that_differ_in_case_or_spaces_are_different_classes_with_a_message():
     match = rows(classes("Red Car", "dog"), classes("redcar", "dog "))
     assert match.rows == [None, None]
     assert match.similar == [("Red Car", "redcar"), ("dog", "dog ")]
     assert "'Red Car' in the dataset, 'redcar' in old.pth" in "\n".join(match.lines("old.pth"))
 
 
-def test_rows_without_a_class_take_one_without_a_class():
+def test_rows_without_a_class_are_copied_from_rows_without_a_class():
     """The last row of an RF-DETR, and index 0 where category ids count from 1."""
     background = rows(classes("b", "a"), classes("a", "b", "c"), own_rows=3, file_rows=4)
     assert background.rows == [1, 0, 3]
@@ -75,7 +75,7 @@ def test_rows_without_a_class_take_one_without_a_class():
     assert rows(classes("a"), classes("a", "b"), own_rows=2).rows == [0, None]
 
 
-def test_without_names_rows_are_copied_by_position_only_where_there_are_as_many():
+def test_without_names_rows_are_only_copied_by_position_if_their_number_is_equal():
     equal = rows(classes("a", "b"), [], file_rows=2)
     assert equal.rows == [0, 1] and not equal.complete
     assert "Copied class rows by position, because old.pth has no class names" in equal.lines("old.pth")[0]
@@ -92,14 +92,14 @@ def test_both_published_spellings_of_coco_are_the_same_class():
     assert both.rows == [1, 0] and not both.spelled
 
 
-def test_a_name_that_several_rows_have_is_said():
+def test_a_name_of_several_rows_is_reported():
     match = rows(classes("a", "b"), classes("a", "b", "a"))
     assert match.rows == [0, 1] and match.repeated == ["a"] and not match.complete
     assert rows(classes("a", "b", "a"), classes("a", "b", "a")).rows == [0, 1, 2]
 
 
 @pytest.mark.parametrize("entry", [{"index": 7, "name": "a"}, {"index": "x", "name": "a"}, {"name": "a"}])
-def test_a_list_of_classes_that_cannot_be_is_an_error_of_the_file(entry):
+def test_an_invalid_list_of_classes_is_an_error_of_the_file(entry):
     with pytest.raises(CheckpointError, match=r"^old\.pth "):
         match_rows(classes("a"), [entry], 1, 1, "old.pth")
 
@@ -115,7 +115,7 @@ def test_the_tensors_whose_size_follows_the_classes_are_the_class_tensors(family
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_a_detector_takes_every_class_tensor_by_name_and_nothing_else_changes(family):
+def test_all_class_tensors_are_matched_by_name_and_nothing_else_changes(family):
     torch.manual_seed(0)
     extra = family == "rfdetr"
     source, target = build_detector(TINY[family], 3 + extra), build_detector(TINY[family], 4 + extra)
@@ -137,14 +137,14 @@ def test_a_detector_takes_every_class_tensor_by_name_and_nothing_else_changes(fa
     assert report.class_rows.new == ["d"]
 
 
-def test_class_tensors_of_another_width_are_told_by_their_shape():
+def test_class_tensors_of_another_width_are_reported_with_their_shape():
     weights = {"decoder.enc_score_head.weight": torch.zeros(2, 8)}
     own = {"decoder.enc_score_head.weight": torch.ones(2, 4)}
     arranged, account = with_class_rows(weights, own, classes("a", "b"), classes("b", "a"), "old.pth")
     assert arranged == {} and account is None
 
 
-def test_heads_of_which_no_class_is_known_start_anew():
+def test_heads_without_a_known_class_keep_their_initial_values():
     torch.manual_seed(0)
     source, target = (build_detector(TINY["rtdetr"], 2) for _ in range(2))
     before = target.decoder.enc_score_head.weight.detach().clone()

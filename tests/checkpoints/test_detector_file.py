@@ -64,7 +64,7 @@ def fits(file) -> bool:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_official_checkpoint_is_read_and_its_averaged_weights_are_taken(official, tmp_path, version):
+def test_the_averaged_weights_of_an_official_checkpoint_are_used(official, tmp_path, version):
     averaged = official[version]
     trained = {name: torch.zeros_like(tensor) for name, tensor in averaged.items()}
     payload = {"model": trained, "ema": {"module": averaged, "updates": 3}, "last_epoch": 1, "date": "2024-01-01"}
@@ -78,7 +78,7 @@ def test_an_official_checkpoint_is_read_and_its_averaged_weights_are_taken(offic
     assert fits(file)
 
 
-def test_an_official_checkpoint_without_averaged_weights_gives_the_trained_ones(official, tmp_path):
+def test_the_trained_weights_of_an_official_checkpoint_are_the_fallback(official, tmp_path):
     torch.save({"model": official[1]}, tmp_path / "a.pth")
     file = read_detector(tmp_path / "a.pth")
     assert file.what == "an official RT-DETR checkpoint" and file.meta["weights"] == "raw"
@@ -86,7 +86,7 @@ def test_an_official_checkpoint_without_averaged_weights_gives_the_trained_ones(
 
 
 @pytest.mark.parametrize("points", [[2], [4, 2, 1]])
-def test_the_points_of_each_level_are_read_off_an_official_v2(official, tmp_path, points):
+def test_the_points_per_level_follow_from_an_official_v2_checkpoint(official, tmp_path, points):
     each = points * 3 if len(points) == 1 else points
     weights, total = dict(official[2]), 8 * sum(each)
     for layer in range(2):
@@ -131,12 +131,12 @@ def test_a_directory_of_transformers_gives_architecture_classes_and_size(transfo
     assert fits(file)
 
 
-def test_a_safetensors_file_takes_the_configuration_beside_it(transformers_folder):
+def test_a_safetensors_file_uses_the_configuration_next_to_it(transformers_folder):
     beside = read_detector(transformers_folder / "model.safetensors")
     assert beside.meta == read_detector(transformers_folder).meta
 
 
-def test_a_safetensors_file_alone_is_read_by_its_shapes_and_says_what_it_misses(transformers_folder, tmp_path):
+def test_a_safetensors_file_alone_is_read_by_its_shapes_with_a_message(transformers_folder, tmp_path):
     save_file(load_file(transformers_folder / "model.safetensors"), tmp_path / "weights.safetensors")
     file = read_detector(tmp_path / "weights.safetensors")
     assert file.meta["spec"]["model"]["nheads"] == 4 and file.meta["classes"] == []
@@ -144,7 +144,7 @@ def test_a_safetensors_file_alone_is_read_by_its_shapes_and_says_what_it_misses(
     assert fits(file)
 
 
-def test_heads_under_their_second_name_are_found(transformers_folder, tmp_path):
+def test_heads_with_their_second_name_are_recognized(transformers_folder, tmp_path):
     weights = load_file(transformers_folder / "model.safetensors")
     renamed = {
         name.removeprefix("model.decoder.") if "class_embed" in name or "bbox_embed" in name else name: tensor
@@ -183,14 +183,12 @@ def changed(folder, target, **values):
         ({"d_model": 64}, "dec_hidden_dim is 64 in config.json, but 48 in the tensors"),
     ],
 )
-def test_a_configuration_that_cannot_be_followed_is_refused_with_the_reason(
-    transformers_folder, tmp_path, values, words
-):
+def test_an_unsupported_configuration_is_refused_with_the_reason(transformers_folder, tmp_path, values, words):
     with pytest.raises(CheckpointError, match=words):
         read_detector(changed(transformers_folder, tmp_path, **values))
 
 
-def test_a_damaged_or_missing_configuration_is_named(transformers_folder, tmp_path):
+def test_a_corrupted_or_missing_configuration_is_named(transformers_folder, tmp_path):
     (tmp_path / "model.safetensors").symlink_to(transformers_folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         read_detector(tmp_path)
@@ -200,13 +198,13 @@ def test_a_damaged_or_missing_configuration_is_named(transformers_folder, tmp_pa
             read_detector(tmp_path)
 
 
-def test_a_directory_without_weights_says_what_it_holds(tmp_path):
+def test_a_directory_without_weights_is_refused_with_its_content(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CheckpointError, match=r"notes\.txt.*expected .* with model\.safetensors"):
         read_detector(tmp_path)
 
 
-def test_normalized_pictures_are_pointed_out(transformers_folder, tmp_path):
+def test_normalized_images_have_a_message(transformers_folder, tmp_path):
     changed(transformers_folder, tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "size": {"longest_edge": 9}}))
     file = read_detector(tmp_path)
@@ -225,7 +223,7 @@ def test_learned_queries_are_refused_by_name(official, tmp_path):
         read_detector(tmp_path / "a.pth")
 
 
-def test_a_file_that_lacks_a_part_is_no_whole_detector(tao, tmp_path):
+def test_an_incomplete_detector_is_refused(tao, tmp_path):
     torch.save({"state_dict": {n: t for n, t in tao.items() if "enc_score_head" not in n}}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"lacks decoder\.enc_score_head\.weight"):
         read_detector(tmp_path / "a.pth")
@@ -238,7 +236,7 @@ def bare(tmp_path, **fields):
     return tmp_path / "a.pth"
 
 
-def test_heads_and_points_that_the_tensors_do_not_tell_must_be_given(tmp_path):
+def test_ambiguous_heads_and_points_must_be_set(tmp_path):
     path = bare(tmp_path, nheads=4, num_points=[6])
     with pytest.raises(CheckpointError, match=r"72 points .*4 heads of 6 points.*Set model\.nheads and model\.num_p"):
         read_detector(path)
@@ -247,7 +245,7 @@ def test_heads_and_points_that_the_tensors_do_not_tell_must_be_given(tmp_path):
         assert (model["nheads"], model["num_points"]) == (4, [6])
 
 
-def test_a_backbone_that_the_tensors_do_not_tell_must_be_given(tmp_path):
+def test_an_unknown_backbone_must_be_set(tmp_path):
     weights = torch.load(bare(tmp_path), weights_only=True)
     weights = {name.replace("backbone.layer", "backbone.part"): tensor for name, tensor in weights.items()}
     save_checkpoint(weights, tmp_path / "b.pth")
@@ -265,7 +263,7 @@ def test_a_backbone_that_the_tensors_do_not_tell_must_be_given(tmp_path):
         (["vit.embeddings.cls_token", "classifier.weight"], "not a supported detector.*vit.embeddings"),
     ],
 )
-def test_networks_that_are_no_rtdetr_are_named(tmp_path, names, found):
+def test_other_networks_are_refused_by_name(tmp_path, names, found):
     save_file({name: torch.ones(1) for name in names}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=found):
         read_detector(tmp_path / "a.safetensors")

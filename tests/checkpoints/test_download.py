@@ -119,13 +119,13 @@ def read(url: str, max_bytes: int = 2_000_000, seconds: float = 10.0) -> bytes:
     return read_url(url, max_bytes=max_bytes, seconds=seconds)
 
 
-def test_an_address_is_read_also_after_a_redirection(server):
+def test_a_url_is_read_after_a_redirect(server):
     assert read(f"{server.url}/good") == CONTENT
     assert read(f"{server.url}/to") == CONTENT
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1/"])
-def test_a_redirection_leaves_http_for_no_other_scheme(server, location):
+def test_a_redirect_to_another_scheme_is_refused(server, location):
     server.location = location
     with pytest.raises(
         DownloadError, match=f"/to redirects to {location.rstrip('/')}.*not supported; use http or https"
@@ -139,13 +139,13 @@ def test_only_http_is_read(url):
         read(url)
 
 
-def test_a_redirection_in_a_circle_ends(server):
+def test_a_circular_redirect_ends(server):
     server.location = "/to"
     with pytest.raises(DownloadError, match="/to cannot be read: TooManyRedirects"):
         read(f"{server.url}/to")
 
 
-def test_an_address_that_makes_no_sense_is_said_without_its_secrets(server):
+def test_an_invalid_url_is_reported_without_its_secrets(server):
     for url in (
         "http://me:secret@/x?token=secret",
         "http://host:port/?secret",
@@ -161,60 +161,60 @@ def test_an_address_that_makes_no_sense_is_said_without_its_secrets(server):
         read(f"{server.url}/to?secret")
 
 
-def test_a_missing_file_is_said_with_the_servers_answer(server):
+def test_a_missing_file_is_reported_with_the_response(server):
     with pytest.raises(DownloadError, match=r"/missing cannot be read: the server returned 404 Not Found"):
         read(f"{server.url}/missing")
 
 
 @pytest.mark.parametrize("path", ["good", "endless"])
-def test_more_than_allowed_is_not_read(server, path):
+def test_content_beyond_the_limit_is_not_read(server, path):
     with pytest.raises(DownloadError, match=f"/{path} is too large; expected at most 0.5 MB"):
         read(f"{server.url}/{path}", max_bytes=500_000)
 
 
 @pytest.mark.parametrize("path", ["drip", "head", "silent"])
-def test_a_slow_server_is_left_when_the_time_is_over(server, path):
+def test_a_slow_server_is_abandoned_after_the_time_limit(server, path):
     start = time.monotonic()
     with pytest.raises(DownloadError, match=f"/{path} cannot be read"):
         read(f"{server.url}/{path}", seconds=0.5)
     assert time.monotonic() - start < 15  # the server takes 20 seconds or more
 
 
-def test_nobody_there_is_said():
+def test_an_unreachable_server_is_reported():
     with pytest.raises(DownloadError, match=r"^http://127.0.0.1:9/x cannot be read: Connection refused$"):
         read("http://127.0.0.1:9/x?token=secret")
 
 
-def test_a_file_is_whole_and_nothing_is_left_beside_it(server, tmp_path):
+def test_a_file_is_complete_and_the_only_one(server, tmp_path):
     path = download(f"{server.url}/good", tmp_path / "new" / "file.pth", md5=MD5)
     assert path.read_bytes() == CONTENT
     assert [file.name for file in path.parent.iterdir()] == ["file.pth"]
 
 
-def test_a_cut_connection_is_gone_on_from(server, tmp_path):
+def test_a_broken_connection_is_resumed(server, tmp_path):
     path = download(f"{server.url}/cut", tmp_path / "file.pth", md5=MD5)
     assert path.read_bytes() == CONTENT
     assert [asked for _, asked in server.seen] == [None, "bytes=400000-", "bytes=800000-"]
 
 
-def test_another_call_goes_on_from_what_is_there(server, tmp_path):
+def test_another_call_resumes_from_the_partial_file(server, tmp_path):
     (tmp_path / ".file.pth.part").write_bytes(CONTENT[:300_000])
     assert download(f"{server.url}/good", tmp_path / "file.pth", md5=MD5).read_bytes() == CONTENT
     assert server.seen == [("/good", "bytes=300000-")]
 
 
 @pytest.mark.parametrize("beginning", [b"wrong" * 10, CONTENT + b"more"])
-def test_a_wrong_beginning_is_thrown_away(server, tmp_path, beginning):
+def test_a_wrong_partial_file_is_discarded(server, tmp_path, beginning):
     (tmp_path / ".file.pth.part").write_bytes(beginning)
     assert download(f"{server.url}/good", tmp_path / "file.pth", md5=MD5).read_bytes() == CONTENT
 
 
-def test_a_server_that_cannot_go_on_sends_everything_again(server, tmp_path):
+def test_a_server_without_ranges_sends_everything_again(server, tmp_path):
     (tmp_path / ".file.pth.part").write_bytes(CONTENT[:1000])
     assert download(f"{server.url}/whole", tmp_path / "file.pth", md5=MD5).read_bytes() == CONTENT
 
 
-def test_a_busy_server_is_asked_again(server, tmp_path):
+def test_a_busy_server_is_retried(server, tmp_path):
     assert download(f"{server.url}/busy", tmp_path / "file.pth", md5=MD5).read_bytes() == CONTENT
     assert len(server.seen) == 3
 
@@ -235,7 +235,7 @@ def test_a_download_ends_when_its_time_is_over(server, tmp_path, path):
     assert not (tmp_path / "file.pth").exists()
 
 
-def test_two_at_once_load_the_file_once(server, tmp_path):
+def test_two_concurrent_downloads_load_the_file_once(server, tmp_path):
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(download(f"{server.url}/cut", tmp_path / "f.pth", md5=MD5)))
@@ -250,13 +250,13 @@ def test_two_at_once_load_the_file_once(server, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["f.pth"]
 
 
-def test_a_folder_that_cannot_be_written_is_said(server, tmp_path):
+def test_an_unwritable_folder_is_reported(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DownloadError, match="cannot be written"):
         download(f"{server.url}/good", tmp_path / "file" / "weights.pth", md5=MD5)
 
 
-def test_an_address_is_shown_without_what_may_be_secret():
+def test_urls_in_messages_have_no_secrets():
     assert public_url("https://me:secret@host/a/b?token=1#x") == "https://host/a/b"
     assert [is_url(text) for text in ("http://a/b", "file:///a", "a/b.png", r"C:\a", "/a://b")] == [
         True, True, False, False, False,

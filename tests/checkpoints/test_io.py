@@ -30,7 +30,7 @@ class _RunsCode:
         return os.mkdir, (str(self.witness),)
 
 
-def test_a_saved_payload_comes_back_equal(tmp_path):
+def test_a_saved_payload_is_loaded_unchanged(tmp_path):
     path = save_checkpoint({"state_dict": DETECTOR, "epoch": 3, "note": ["a", 1.5, None]}, tmp_path / "new" / "a.pth")
     payload = load_checkpoint(path)
     assert payload["epoch"] == 3 and payload["note"] == ["a", 1.5, None]
@@ -38,7 +38,7 @@ def test_a_saved_payload_comes_back_equal(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["save", "replace", "fsync"])
-def test_a_save_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, failing):
+def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, failing):
     path = save_checkpoint({"epoch": 1}, tmp_path / "a.pth")
 
     def full_disk(*args, **kwargs):
@@ -64,7 +64,7 @@ def test_an_interrupt_while_saving_leaves_no_temporary_file(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-def test_a_saved_file_obeys_the_umask(tmp_path):
+def test_a_saved_file_respects_the_umask(tmp_path):
     old = os.umask(0o022)
     try:
         path = save_checkpoint({"epoch": 1}, tmp_path / "a.pth")
@@ -91,13 +91,13 @@ def test_a_bare_pickle_that_would_run_code_is_refused_too(tmp_path):
     assert not witness.exists()
 
 
-def test_a_missing_file_is_named_with_what_the_folder_holds(tmp_path):
+def test_a_missing_file_is_named_with_the_files_nearby(tmp_path):
     save_checkpoint({"epoch": 1}, tmp_path / "model_epoch_000.pth")
     with pytest.raises(CheckpointError, match=r"nope\.pth does not exist.*model_epoch_000\.pth"):
         load_checkpoint(tmp_path / "nope.pth")
 
 
-def test_a_dangling_link_says_where_it_points(tmp_path):
+def test_a_dangling_link_is_reported_with_its_target(tmp_path):
     (tmp_path / "latest.pth").symlink_to("gone.pth")
     with pytest.raises(CheckpointError, match=r"link to gone\.pth, which does not exist"):
         load_checkpoint(tmp_path / "latest.pth")
@@ -115,7 +115,7 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_truncated_file_is_called_cut_short(tmp_path, share):
+def test_a_truncated_file_is_reported_as_such(tmp_path, share):
     path = save_checkpoint({"state_dict": {"a": torch.rand(1000)}}, tmp_path / "a.pth")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -138,7 +138,7 @@ def test_another_zip_file_is_not_a_checkpoint(tmp_path):
         load_checkpoint(tmp_path / "a.pth")
 
 
-def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
+def test_a_file_without_a_dictionary_is_refused(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="contains a list"):
         load_checkpoint(tmp_path / "a.pth")
@@ -152,7 +152,7 @@ def test_safetensors_files_load_with_our_header(tmp_path):
     assert set(weights) == set(DETECTOR) and meta == {"version": "1"}
 
 
-def test_a_damaged_safetensors_file_is_refused(tmp_path):
+def test_a_corrupted_safetensors_file_is_refused(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{broken}")
     with pytest.raises(CheckpointError, match="safetensors"):
         load_checkpoint(tmp_path / "a.safetensors")
@@ -160,7 +160,7 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["model.model.", "model.", "module.", "module.model.", ""])
 @pytest.mark.parametrize("container", ["state_dict", "model", None])
-def test_weights_are_read_by_our_names_whatever_wraps_them(tmp_path, prefix, container):
+def test_weights_of_all_wrappers_are_read_with_our_names(tmp_path, prefix, container):
     named = {prefix + name: tensor for name, tensor in DETECTOR.items()}
     save_checkpoint({container: named} if container else named, tmp_path / "a.pth")
     weights, meta = read_weights(tmp_path / "a.pth")
@@ -181,7 +181,7 @@ def test_another_programs_checkpoint_is_named(tmp_path, names, found):
         read_weights(tmp_path / "a.pth")
 
 
-def test_a_file_without_weights_says_what_it_holds(tmp_path):
+def test_a_file_without_weights_is_refused_with_its_keys(tmp_path):
     save_checkpoint({"epoch": 3, "lr": 0.1}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"no weights.*'epoch', 'lr'"):
         read_weights(tmp_path / "a.pth")

@@ -45,7 +45,7 @@ def test_another_class_count_is_an_error_when_strict_and_names_both():
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
 
-def test_missing_and_unused_tensors_are_named_never_silent():
+def test_missing_and_unused_tensors_are_reported():
     weights = _model().state_dict()
     weights["other.weight"] = weights.pop("body.0.weight")
     with pytest.raises(CheckpointError, match=r"Not in the file.*body\.0\.weight[\s\S]*the model: other\.weight"):
@@ -54,13 +54,13 @@ def test_missing_and_unused_tensors_are_named_never_silent():
     assert report.missing == ["body.0.weight"] and report.unused == ["other.weight"]
 
 
-def test_a_file_of_which_too_little_fits_is_an_error_even_when_not_strict():
+def test_a_file_with_too_few_matching_tensors_is_refused_even_when_not_strict():
     weights = {name: tensor for name, tensor in _model().state_dict().items() if name.startswith("enc_score_head")}
     with pytest.raises(CheckpointError, match="only 2 of 14 tensors match"):
         load_into(_model(), weights, source="a.pth", strict=False)
 
 
-def test_frozen_norms_without_a_batch_counter_fit():
+def test_frozen_norms_without_a_batch_counter_match():
     weights = {name: tensor for name, tensor in _model().state_dict().items() if "num_batches" not in name}
     assert load_into(_model(), weights, source="a.pth").complete
 
@@ -78,7 +78,7 @@ def test_frozen_norms_without_a_batch_counter_fit():
         ["ema_conv1.weight", "ema_layer1.0.bn1.weight"],
     ],
 )
-def test_backbones_of_every_wrapper_get_timms_names(names):
+def test_backbones_of_all_wrappers_get_timms_names(names):
     found = backbone_weights({"state_dict": {name: torch.ones(1) for name in names}}, "a.pth")
     assert set(found) == {"conv1.weight", "layer1.0.bn1.weight"}
 
@@ -99,7 +99,7 @@ def test_a_spec_that_contradicts_the_checkpoint_names_both_values():
     assert "model.hidden_dim is 128 in the spec, but 256 in the checkpoint" in str(caught.value)
 
 
-def test_a_spec_that_says_nothing_about_the_model_takes_the_checkpoints():
+def test_a_spec_without_model_fields_matches_any_checkpoint():
     trained = ExperimentSpec()
     trained = replace(trained, model=replace(trained.model, backbone="resnet_18", dec_layers=3))
     trained = replace(trained, dataset=replace(trained.dataset, num_classes=3))
@@ -108,7 +108,7 @@ def test_a_spec_that_says_nothing_about_the_model_takes_the_checkpoints():
         check_against(ExperimentSpec(), _meta(trained), source="a.pth", every_field=True)
 
 
-def test_what_the_user_gave_counts_even_where_it_is_the_default():
+def test_explicit_values_count_even_if_they_are_the_default():
     trained = ExperimentSpec()
     trained = replace(trained, model=replace(trained.model, backbone="resnet_18"))
     with pytest.raises(CheckpointError, match=r"model\.backbone is 'resnet_50'"):
@@ -116,20 +116,20 @@ def test_what_the_user_gave_counts_even_where_it_is_the_default():
     check_against(ExperimentSpec(), _meta(trained), source="a.pth", explicit={"model": {"num_select": 10}})
 
 
-def test_settings_that_do_not_change_what_weights_mean_may_differ():
+def test_settings_that_do_not_affect_weights_may_differ():
     trained = ExperimentSpec()
     asked = replace(trained, model=replace(trained.model, num_select=100, dropout_ratio=0.5, bbox_cost=1.0))
     check_against(asked, _meta(trained), source="a.pth", every_field=True)
 
 
-def test_the_report_says_in_words_that_the_number_of_classes_differs():
+def test_the_report_explains_a_different_number_of_classes():
     report = load_into(_model(5), _model(3).state_dict(), source="a.pth", strict=False)
     assert report.class_counts == (3, 5)
     assert "The file has 3 classes, but the model 5 (dataset.num_classes); the class heads keep" in report.summary()
     assert load_into(_model(3), _model(3).state_dict(), source="a.pth").class_counts is None
 
 
-def test_every_difference_of_the_architecture_is_told_and_no_other():
+def test_only_differences_of_the_architecture_are_reported():
     trained = ExperimentSpec()
     trained = replace(trained, model=replace(trained.model, nheads=4, num_points=[4, 2, 2], num_queries=100))
     assert differences(ExperimentSpec(), _meta(trained)) == [

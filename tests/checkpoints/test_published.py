@@ -72,20 +72,20 @@ def served(nano, monkeypatch):
     server.server_close()
 
 
-def test_every_variant_has_weights_and_those_under_a_free_license_an_address_and_a_hash():
+def test_every_variant_has_weights_and_free_ones_a_url_and_a_hash():
     assert {row.weights for row in RFDETR_VARIANTS.values()} == set(PUBLISHED_WEIGHTS)
     for row in PUBLISHED_WEIGHTS.values():
         assert (row.url is None) == (row.md5 is None) == (row.license == "PML-1.0")
         assert row.url is None or row.url.startswith("https://")
 
 
-def test_addresses_and_hashes_are_those_of_the_original():
+def test_urls_and_hashes_are_those_of_rfdetr():
     original = pytest.importorskip("rfdetr.assets.model_weights").ModelWeights
     for row in PUBLISHED_WEIGHTS.values():
         assert (original.get_url(row.file), original.get_md5(row.file)) == (row.url, row.md5)
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("RF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -95,7 +95,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / ".cache" / "rtdetr"
 
 
-def test_a_name_is_one_with_or_without_its_suffix_and_without_a_folder():
+def test_a_published_name_has_an_optional_suffix_and_no_folder():
     assert published("rf-detr-nano") is published("rf-detr-nano.pth") is not None
     assert published("weights/rf-detr-nano.pth") is None and published("rf-detr-pico") is None
 
@@ -116,7 +116,7 @@ def test_a_file_of_that_name_in_the_working_folder_is_not_looked_up(tmp_path, mo
     assert str(weights_path("rf-detr-nano.pth")) == "rf-detr-nano.pth"
 
 
-def test_without_a_network_the_message_says_which_file_goes_where(cache, monkeypatch):
+def test_without_a_network_the_message_has_the_url_and_path(cache, monkeypatch):
     row = PUBLISHED_WEIGHTS["rf-detr-nano.pth"]._replace(url="http://127.0.0.1:9/nano.pth")
     monkeypatch.setitem(PUBLISHED_WEIGHTS, row.file, row)
     with pytest.raises(CheckpointError) as caught:
@@ -140,7 +140,7 @@ def test_a_wrong_file_on_the_server_is_refused(served, cache, monkeypatch):
     assert not (cache / served.file).exists()
 
 
-def test_an_unknown_name_is_answered_with_the_names():
+def test_an_unknown_name_is_reported_with_the_known_ones():
     with pytest.raises(UserError, match=r"rf-detr-nono: not a supported file.*published weights: rf-detr-nano, rf"):
         open_detector("rf-detr-nono", read_spec(None))
 
@@ -150,7 +150,7 @@ def test_restricted_weights_are_not_downloaded(cache):
         read_detector("rf-detr-xlarge")
 
 
-def test_restricted_weights_need_consent_and_free_ones_say_their_licence(tmp_path, nano, caplog):
+def test_restricted_weights_require_consent_and_licenses_are_logged(tmp_path, nano, caplog):
     path = write_weights(tmp_path / "mine.pth", "xlarge", encoder="dinov2_windowed_small", dec_layers=1)
     with pytest.raises(CheckpointError, match=r"PML-1.0.*set model.rfdetr.accept_platform_model_license=true"):
         open_detector(str(path), read_spec(None))

@@ -11,7 +11,7 @@ from rtdetr_tool.errors import CheckpointError
 TABLE = (("layers.*.fc.*.", "blocks.*.linear.*."), ("layers.*.", "blocks.*."), ("norm", "norm"))
 
 
-def test_numbers_are_carried_over_and_the_first_row_that_fits_holds():
+def test_numbers_are_kept_and_the_first_matching_row_applies():
     theirs = {"layers.3.fc.12.weight": torch.ones(1), "layers.3.norm": torch.ones(2), "norm1.bias": torch.ones(3)}
     ours = to_native(theirs, TABLE)
     assert list(ours) == ["blocks.3.linear.12.weight", "blocks.3.norm", "norm1.bias"]
@@ -35,5 +35,5 @@ def test_two_tensors_for_one_name_are_an_error():
         to_native({"a.weight": torch.ones(1), "b.weight": torch.ones(1)}, table)
 
 
-def test_a_module_list_is_counted_by_its_numbers():
+def test_the_length_of_a_module_list_is_counted():
     assert count(["a.0.x", "a.0.y", "a.11.x", "ab.3.x"], "a.") == 2

@@ -41,7 +41,7 @@ def weights():
 
 
 @pytest.mark.parametrize("variant", RFDETR_VARIANTS)
-def test_shapes_tell_the_variant_and_the_class_logits(variant):
+def test_variant_and_class_logits_follow_from_shapes(variant):
     model, classes = architecture_of_rfdetr(on_meta(variant))
     assert model == {"arch": "rfdetr", "rfdetr": {"variant": variant, "group_detr": 13}}
     assert classes == 91
@@ -57,13 +57,13 @@ def test_shapes_that_differ_from_the_variant_are_fields():
 
 
 @pytest.mark.parametrize(("hint", "variant"), [("rfdetrxlarge", "xlarge"), ("rf-detr-xxlarge.pth", "2xlarge")])
-def test_a_name_decides_where_shapes_leave_a_choice(hint, variant):
+def test_a_name_decides_between_variants_of_the_same_shapes(hint, variant):
     weights = on_meta("xlarge", positional_encoding_size=40)  # of neither
     found = architecture_of_rfdetr(weights, {"hint": hint})[0]["rfdetr"]
     assert found == {"variant": variant, "positional_encoding_size": 40, "group_detr": 13}
 
 
-def test_patches_of_no_published_variant_ask_for_one():
+def test_an_unknown_patch_size_requires_a_variant():
     weights = on_meta("nano", patch_size=24)
     with pytest.raises(CheckpointError, match=r"patches of 24 pixels.*12, 14, 16, 20"):
         architecture_of_rfdetr(weights)
@@ -84,7 +84,7 @@ def lightning(weights, path):
     return path
 
 
-def test_a_published_file_is_read_whole_with_its_class_names(weights, tmp_path):
+def test_a_published_file_is_read_with_its_class_names(weights, tmp_path):
     read = read_detector(published(weights, tmp_path / "rf-detr-nano.pth"))
     assert not read.ours and "RF-DETR checkpoint of Roboflow" in read.summary()
     assert read.meta["spec"]["model"]["rfdetr"]["variant"] == "nano"
@@ -95,13 +95,13 @@ def test_a_published_file_is_read_whole_with_its_class_names(weights, tmp_path):
     assert load_into(build_detector(spec.model, 4), read.weights, source="file").complete
 
 
-def test_a_lightning_file_says_what_shapes_do_not(weights, tmp_path):
+def test_a_lightning_file_has_settings_that_shapes_do_not_show(weights, tmp_path):
     read = read_detector(lightning(weights, tmp_path / "last.ckpt"))
     assert read.meta["spec"]["model"]["rfdetr"]["num_windows"] == 1
     assert set(read.weights) == set(weights)
 
 
-def test_what_the_user_gave_wins_over_the_file(weights, tmp_path):
+def test_fields_of_the_user_take_precedence_over_the_file(weights, tmp_path):
     read = read_detector(lightning(weights, tmp_path / "last.ckpt"), {"rfdetr": {"num_windows": 4}})
     assert read.meta["spec"]["model"]["rfdetr"]["num_windows"] == 4
 
@@ -122,7 +122,7 @@ def test_an_object_other_than_a_namespace_is_refused_and_nothing_runs(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_our_own_file_of_an_rfdetr_opens(weights, tmp_path):
+def test_our_own_rfdetr_checkpoint_is_read(weights, tmp_path):
     spec = spec_from_dict({"model": {"arch": "rfdetr", "rfdetr": FEW}, "dataset": {"num_classes": 4}})
     from rtdetr_tool.spec import spec_to_dict
 
@@ -132,7 +132,7 @@ def test_our_own_file_of_an_rfdetr_opens(weights, tmp_path):
     assert read.meta["spec"]["model"]["arch"] == "rfdetr"
 
 
-def test_position_embeddings_of_another_resolution_are_interpolated_and_surplus_groups_left_out():
+def test_position_embeddings_are_interpolated_and_extra_groups_skipped():
     large = tiny_rfdetr(backbone={"grid": 8})
     small = tiny_rfdetr(group_detr=1, num_queries=4)
     before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
@@ -142,14 +142,14 @@ def test_position_embeddings_of_another_resolution_are_interpolated_and_surplus_
     assert torch.equal(large.state_dict()["backbone.position"], before["backbone.position"])
 
 
-def test_queries_are_left_out_within_each_group():
+def test_extra_queries_are_skipped_in_each_group():
     two = tiny_rfdetr(group_detr=2, num_queries=3)
     source = tiny_rfdetr().decoder.query_feat.weight.detach()
     load_into(two, tiny_rfdetr().state_dict(), source="file")
     assert torch.equal(two.decoder.query_feat.weight, torch.cat([source[0:3], source[7:10]]))
 
 
-def test_a_file_of_other_classes_is_named_as_such():
+def test_a_file_with_other_classes_is_reported():
     with pytest.raises(CheckpointError, match="the file has 4 classes, but the model 91"):
         load_into(detector(classes=91), detector(classes=4).state_dict(), source="file")
 
@@ -162,7 +162,7 @@ def test_a_file_of_other_classes_is_named_as_such():
         ("transformer.unknown.weight", None),
     ],
 )
-def test_a_part_that_is_not_built_is_named(weights, name, said):
+def test_an_unsupported_part_is_named(weights, name, said):
     state = {**to_rfdetr(weights), name: torch.zeros(1)}
     if said:
         with pytest.raises(CheckpointError, match=said):
@@ -173,12 +173,12 @@ def test_a_part_that_is_not_built_is_named(weights, name, said):
             load_into(model, {**model.state_dict(), "decoder.unknown.weight": torch.zeros(1)}, source="file")
 
 
-def test_wrappers_are_taken_off_names():
+def test_prefixes_of_wrappers_are_removed():
     assert without_wrappers("model._orig_mod.class_embed.weight") == "class_embed.weight"
     assert without_wrappers("module.model.bbox_embed.layers.0.bias") == "bbox_embed.layers.0.bias"
 
 
-def test_dinov2_as_transformers_has_it_fills_the_backbone():
+def test_dinov2_weights_of_transformers_fill_the_backbone():
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
         hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=42, patch_size=7

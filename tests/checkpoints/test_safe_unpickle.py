@@ -34,7 +34,7 @@ class _RunsCode:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_weights_beside_settings_are_read_and_the_settings_become_inert(tmp_path, name):
+def test_weights_are_read_and_settings_become_placeholders(tmp_path, name):
     torch.save({"model": {"a": torch.arange(3.0)}, name: SETTINGS[name], "epoch": 3}, tmp_path / "a.pth")
     payload = load_checkpoint(tmp_path / "a.pth")
     assert torch.equal(payload["model"]["a"], torch.arange(3.0)) and payload["epoch"] == 3
@@ -49,7 +49,7 @@ def test_the_code_of_a_harmless_class_does_not_run_either(tmp_path, monkeypatch)
     assert isinstance(load_checkpoint(tmp_path / "a.pth")["args"], Placeholder)
 
 
-def test_something_dangerous_among_settings_is_refused_by_its_name_and_runs_nothing(tmp_path):
+def test_a_dangerous_class_among_settings_is_refused_by_name_and_not_run(tmp_path):
     witness = tmp_path / "ran"
     content = {"model": {"a": torch.ones(1)}, "args": argparse.Namespace(callback=_RunsCode(witness))}
     torch.save(content, tmp_path / "a.pth")

@@ -26,7 +26,7 @@ def failed_with(capsys, *words: str) -> str:
     return text
 
 
-def test_the_project_of_these_tests_is_right(project):
+def test_the_project_of_these_tests_is_valid(project):
     assert project.run("train") == 0
     assert project.status("train")[-1]["status"] == "SUCCESS"
 
@@ -40,7 +40,7 @@ def test_the_project_of_these_tests_is_right(project):
         ("model:\n  hidden_dim: 64\n  hidden_dim: 32\n", ["hidden_dim", "duplicate"]),
     ],
 )
-def test_a_spec_that_is_not_yaml(text, words, tmp_path, capsys):
+def test_a_spec_that_is_not_yaml_is_refused(text, words, tmp_path, capsys):
     file = tmp_path / "spec.yaml"
     file.write_text(text)
     assert main(["train", "-e", str(file), "-r", str(tmp_path / "results")]) == 2
@@ -98,7 +98,7 @@ def test_raw_ids_outside_num_classes(project, capsys):
     failed_with(capsys, "7", "dataset.num_classes")
 
 
-def test_bad_boxes_are_counted_and_said(project, capsys):
+def test_bad_boxes_are_counted_and_reported(project, capsys):
     boxes = [[float("nan"), 1, 5, 5], [5, 5, -3, 4], [5, 5, 0, 4], [60, 40, 30, 30], [200, 200, 5, 5]]
     for annotation, box in zip(project.coco["annotations"], boxes, strict=False):
         annotation["bbox"] = box
@@ -115,7 +115,7 @@ def test_bad_boxes_are_counted_and_said(project, capsys):
             assert any(f"{split}: {count} {REPAIRS[kind]} (annotations[" in line for line in noted), kind
 
 
-def test_training_says_what_the_cheap_checks_find(project, capsys):
+def test_training_reports_findings_of_cheap_checks(project, capsys):
     project.coco["categories"].append({"id": 0, "name": "dog"})
     project.coco["annotations"] = project.coco["annotations"][:4]
     project.write()
@@ -134,7 +134,7 @@ def test_training_data_without_an_object_is_refused(project, capsys):
     failed_with(capsys, "the split has no objects", "cannot be used for training")
 
 
-def test_duplicate_ids_are_said(project, capsys):
+def test_duplicate_ids_are_reported(project, capsys):
     project.coco["images"].append(dict(project.coco["images"][0]))
     project.coco["annotations"].append({**project.coco["annotations"][1], "id": 1})
     project.write()
@@ -153,7 +153,7 @@ def break_image(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated"])
-def test_training_names_a_bad_image_and_goes_on_or_stops(how, project, capsys):
+def test_training_reports_a_bad_image_and_continues_or_stops(how, project, capsys):
     spare = project.folder / "good"
     spare.mkdir()
     for number in range(1, 7):
@@ -169,7 +169,7 @@ def test_training_names_a_bad_image_and_goes_on_or_stops(how, project, capsys):
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated"])
-def test_inference_names_a_bad_image_does_the_others_and_ends_with_2(how, project, capsys):
+def test_inference_reports_a_bad_image_and_processes_the_others(how, project, capsys):
     break_image(project.image(3), how)
     weights = project.checkpoint()
     assert project.run("inference", f"inference.checkpoint={weights}") == 2
@@ -177,7 +177,7 @@ def test_inference_names_a_bad_image_does_the_others_and_ends_with_2(how, projec
     assert len(list((project.folder / "results/inference/labels").iterdir())) == 5
 
 
-def test_unusual_pictures_load_right(project):
+def test_unusual_images_load_correctly(project):
     """16-bit, CMYK, palette, gray and a picture turned by EXIF: all readable, all the right size."""
     from rtdetr_tool.data.preprocess import decode_image
 
@@ -251,7 +251,7 @@ def test_a_classmap_that_contradicts_the_checkpoint(project, capsys):
     failed_with(capsys, "dog", "cat")
 
 
-def test_a_results_folder_that_cannot_be_made(project, capsys):
+def test_a_results_folder_that_cannot_be_created(project, capsys):
     (project.folder / "file").write_text("")
     assert project.run("train", "-r", str(project.folder / "file" / "below")) == 2
     failed_with(capsys, "results folder")

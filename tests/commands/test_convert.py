@@ -141,13 +141,13 @@ def test_settings_of_training_survive_both_ways(saved, tmp_path):
 
 
 @pytest.mark.parametrize("backbone, frozen", [("resnet_18d", False), ("resnet_50d", True), ("resnet_50", False)])
-def test_norms_that_nobody_decided_on_follow_the_backbones_recipe(backbone, frozen):
+def test_unset_freeze_norm_follows_the_recipe_of_the_backbone(backbone, frozen):
     assert freezes_norms({"backbone": backbone, "freeze_norm": None}) is frozen
     assert freezes_norms({"backbone": backbone, "freeze_norm": not frozen}) is not frozen
 
 
 @pytest.mark.parametrize("size", [(64, 128), (160, 96)])
-def test_a_detector_of_transformers_gives_the_same_on_inputs_that_are_not_square(saved, tmp_path, size):
+def test_a_transformers_detector_predicts_the_same_on_non_square_inputs(saved, tmp_path, size):
     model, folder = saved
     ours, back = tmp_path / "ours.pth", tmp_path / "back"
     assert convert(folder, ours, f"dataset.augmentation.eval_spatial_size=[{size[0]},{size[1]}]") == 0
@@ -163,7 +163,7 @@ def test_a_detector_of_transformers_gives_the_same_on_inputs_that_are_not_square
     torch.testing.assert_close(again.logits, other.logits)
 
 
-def test_the_order_of_positions_can_be_given_for_weights_of_an_older_transformers(saved, tmp_path):
+def test_the_position_order_can_be_set_for_old_transformers_weights(saved, tmp_path):
     _, folder = saved
     assert convert(folder, tmp_path / "ours.pth", "model.pe_order=columns") == 0
     assert open_detector(str(tmp_path / "ours.pth"), read_spec(None)).detector.encoder.pe_order == "columns"
@@ -179,7 +179,7 @@ def test_inputs_on_which_transformers_would_differ_are_refused(project, tmp_path
     assert "only the same on square inputs" in capsys.readouterr().err
 
 
-def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(project, tmp_path, capsys):
+def test_unused_layers_are_skipped_for_transformers_with_a_message(project, tmp_path, capsys):
     project.spec["model"] |= {"backbone": "resnet_18d", "dec_layers": 3, "eval_idx": 0}
     assert convert(project.checkpoint(), tmp_path / "there") == 0
     assert "skipped decoder layers 1 to 2" in capsys.readouterr().err
@@ -198,14 +198,14 @@ def test_layers_that_are_not_used_are_left_out_for_transformers_and_it_says_so(p
         ({"backbone": "resnet_18d", "num_points": [4, 2, 2]}, "model.num_points"),
     ],
 )
-def test_what_transformers_does_not_have_is_named_and_nothing_is_written(project, tmp_path, capsys, fields, words):
+def test_fields_unsupported_by_transformers_are_named_and_nothing_is_written(project, tmp_path, capsys, fields, words):
     project.spec["model"] |= fields
     assert convert(project.checkpoint(), tmp_path / "there") == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "there").exists()
 
 
-def test_nothing_is_overwritten_unless_asked(project, tmp_path, capsys):
+def test_existing_files_are_only_overwritten_on_request(project, tmp_path, capsys):
     checkpoint, target = project.checkpoint(), tmp_path / "a.safetensors"
     target.write_bytes(b"precious")
     assert convert(checkpoint, target) == 2
@@ -226,7 +226,7 @@ def test_nothing_is_overwritten_unless_asked(project, tmp_path, capsys):
         (".", "rtdetr", "expected a file"),
     ],
 )
-def test_a_target_that_does_not_fit_the_layout_is_refused(tmp_path, capsys, target, to, words):
+def test_a_target_that_does_not_match_the_format_is_refused(tmp_path, capsys, target, to, words):
     assert convert("a.pth", tmp_path / target, "--to", to) == 2
     assert words in capsys.readouterr().err
 
@@ -255,7 +255,7 @@ def test_an_rfdetrs_last_row_needs_no_name(tmp_path):
         named_classes(str(names), [], rows=3, free_rows=1)
 
 
-def test_what_a_file_does_not_say_is_asked_for_and_taken_from_a_spec(project, tmp_path, capsys):
+def test_fields_missing_in_a_file_are_taken_from_a_spec(project, tmp_path, capsys):
     project.spec["model"]["backbone"] = "resnet_18"
     project.write()
     weights = torch.load(project.checkpoint(), weights_only=True)["state_dict"]
@@ -329,7 +329,7 @@ def found_by_transformers(model, folder, images) -> list[np.ndarray]:
     return rows
 
 
-def test_evaluate_on_a_directory_of_transformers_finds_what_transformers_finds(saved, project):
+def test_evaluate_predicts_like_transformers(saved, project):
     """Categories are matched by name: the annotation file numbers them otherwise than the model."""
     model, folder = saved
     ids = {"cat": 4, "dog": 9, "cow": 2}
@@ -361,7 +361,7 @@ def test_a_category_that_the_weights_do_not_know_is_an_error(saved, project, cap
     assert "'zebra'" in said and "'cow'" in said
 
 
-def test_inference_takes_a_directory_of_transformers(saved, project):
+def test_inference_accepts_a_directory_of_transformers(saved, project):
     del project.spec["model"], project.spec["dataset"]["num_classes"], project.spec["dataset"]["augmentation"]
     project.write()
     assert project.run("inference", f"inference.checkpoint={saved[1]}", "inference.conf_threshold=0") == 0
@@ -370,7 +370,7 @@ def test_inference_takes_a_directory_of_transformers(saved, project):
 
 
 @pytest.mark.parametrize("saved", [2], indirect=True)
-def test_export_takes_a_directory_of_transformers(saved, project):
+def test_export_accepts_a_directory_of_transformers(saved, project):
     del project.spec["model"], project.spec["dataset"]["num_classes"], project.spec["dataset"]["augmentation"]
     project.write()
     target = project.folder / "a.onnx"

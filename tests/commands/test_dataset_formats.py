@@ -60,7 +60,7 @@ def test_one_checkpoint_scores_the_same_in_every_format(project, request):
         assert [row["AP"] for row in scores[name]["per_class"]] == [row["AP"] for row in scores["coco"]["per_class"]]
 
 
-def test_training_takes_classes_and_splits_from_the_folder_and_its_checkpoint_fits_every_format(project, folders):
+def test_training_uses_classes_and_splits_of_the_folder_in_every_format(project, folders):
     project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "validation_interval": 1, "checkpoint_interval": 1}
     project.write()
     assert project.run("train", f"dataset.dataset_dir={folders['yolo']}") == 0
@@ -87,7 +87,7 @@ def findings(project) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_validate_data_finds_a_sound_folder_usable_with_a_test_split_and_without(project, folders, name):
+def test_validate_data_accepts_a_valid_folder_with_and_without_a_test_split(project, folders, name):
     place = f"dataset.dataset_dir={folders[name]}"
     assert project.run("validate_data", place) == 0
     assert set(result(project, "validate_data", "report.json")["splits"]) == {"train", "val", "test"}
@@ -127,7 +127,7 @@ def test_validate_data_finds_a_sound_folder_usable_with_a_test_split_and_without
         ("voc", "JPEGImages/1.png", "", 2, ("image_unreadable", "val")),
     ],
 )
-def test_validate_data_tells_what_stops_a_run_from_what_does_not(project, folders, name, file, content, code, finding):
+def test_validate_data_distinguishes_errors_from_warnings(project, folders, name, file, content, code, finding):
     (folders[name] / file).write_text(content)
     assert project.run("validate_data", f"dataset.dataset_dir={folders[name]}") == code
     assert finding in findings(project)

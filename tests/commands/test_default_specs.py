@@ -34,7 +34,7 @@ class TestFormats:
         assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
-def test_a_command_with_a_checkpoint_leaves_to_it_what_it_knows():
+def test_specs_of_commands_with_a_checkpoint_have_no_model_section():
     for command in ("evaluate", "inference", "export", "quantize"):
         data = default_data(command)
         assert "model" not in data
@@ -60,7 +60,7 @@ def test_a_file_with_edits_is_not_lost(tmp_path, capsys):
     assert path.read_text() == default_yaml("train")
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path, capsys):
+def test_an_unwritable_output_is_reported(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["default_specs", "train", "-o", str(tmp_path / "file" / "x.yaml")]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def failure(project) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_a_student_that_evaluates_like_any_other(project, distill):
+def test_a_distilled_student_can_be_evaluated(project, distill):
     project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "activation_checkpoint": False}
     project.write()
     assert distill() == 0
@@ -76,7 +76,7 @@ def test_results_dir_moves_the_results(project, distill, tmp_path):
     assert not (project.folder / "results").exists()
 
 
-def test_align_error_refuses_what_project_would_fit(project, distill):
+def test_align_error_refuses_different_shapes(project, distill):
     assert distill(align="project") == 0
     assert distill(align="error") == 2
     assert "distill.align is error" in failure(project)
@@ -105,7 +105,7 @@ def test_the_rest_of_the_section_reaches_the_loss(project, distill, monkeypatch)
     assert len({round(loss, 6) for loss in losses}) == len(changes)
 
 
-def test_load_teacher_enc_dec_is_said(project, distill):
+def test_load_teacher_enc_dec_is_logged(project, distill):
     same = ("model.hidden_dim=16", "model.feat_channels=[16,16,16]", "model.load_teacher_enc_dec=true")
     assert distill(*same) == 0
     log = (project.folder / "results" / "distill" / "log.txt").read_text()
@@ -115,7 +115,7 @@ def test_load_teacher_enc_dec_is_said(project, distill):
 # The teacher
 
 
-def test_the_teacher_is_what_its_file_says(project):
+def test_the_teacher_has_the_architecture_of_its_file(project):
     teacher = f"distill.pretrained_teacher_model_path={project.checkpoint()}"
     loaded = read_spec(project.spec_file, [teacher, bindings(), *WIDE], "distill")
     assert loaded.spec.distill.teacher.hidden_dim == 256  # the default, which nobody gave
@@ -129,18 +129,18 @@ def test_a_teacher_section_that_contradicts_the_file_is_an_error(project, distil
     assert both in failure(project)
 
 
-def test_a_teacher_of_stretched_images_does_not_see_padded_ones(project, distill):
+def test_a_teacher_of_stretched_images_is_refused_for_padded_ones(project, distill):
     assert distill("dataset.augmentation.preserve_aspect_ratio=true") == 2
     said = failure(project)
     assert "preserve_aspect_ratio false, but this run uses true" in said and "model_epoch_000.pth" in said
 
 
-def test_a_teacher_that_sees_another_size_is_warned_about(project, distill, capsys):
+def test_a_teacher_trained_at_another_size_is_a_warning(project, distill, capsys):
     assert distill("dataset.augmentation.train_spatial_size=[96,96]") == 0
     assert "was trained for 64 x 64, but gets images of 96 x 96" in capsys.readouterr().err
 
 
-def test_every_field_of_the_teacher_is_one_of_model():
+def test_every_field_of_the_teacher_is_a_field_of_model():
     """They are built by the same code, whose effects `test_field_effects` shows."""
     names = [name for name, _, _ in walk_fields()]
     assert {name[16:] for name in names if name.startswith("distill.teacher.")} == {
@@ -148,7 +148,7 @@ def test_every_field_of_the_teacher_is_one_of_model():
     }
 
 
-def test_weights_without_our_metadata_serve_as_teacher(project, distill):
+def test_weights_without_our_metadata_can_be_a_teacher(project, distill):
     weights = {
         name.removeprefix("model.model."): tensor
         for name, tensor in load_checkpoint(project.checkpoint())["state_dict"].items()
@@ -158,7 +158,7 @@ def test_weights_without_our_metadata_serve_as_teacher(project, distill):
     assert distill(*known, pretrained_teacher_model_path=str(path)) == 0
 
 
-def test_a_teacher_of_transformers_can_be_learned_from(project, distill, tmp_path):
+def test_a_transformers_detector_can_be_a_teacher(project, distill, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     backbone = transformers.RTDetrResNetConfig(
@@ -201,7 +201,7 @@ def test_a_wrong_teacher_or_binding_is_one_message(project, distill, capsys, ove
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_teacher_of_other_classes_cannot_give_predictions(project, distill):
+def test_predictions_of_a_teacher_with_other_classes_are_refused(project, distill):
     project.coco["categories"] = [{"id": 1, "name": "dog"}]
     project.write()
     assert distill(bindings("pred_logits", "pred_logits", "KL")) == 2
@@ -227,7 +227,7 @@ def test_a_teacher_of_other_classes_cannot_give_predictions(project, distill):
          "distill.decay_from_epoch: 99 is invalid; expected below train.num_epochs (72)"),
     ],
 )  # fmt: skip
-def test_bindings_without_meaning_are_found_in_the_spec(project, distill, capsys, overrides, problem):
+def test_invalid_bindings_are_reported_by_the_spec(project, distill, capsys, overrides, problem):
     assert distill("train.num_epochs=72", *overrides) == 2
     assert f"  - {problem}" in capsys.readouterr().err
 
@@ -236,7 +236,7 @@ def test_bindings_without_meaning_are_found_in_the_spec(project, distill, capsys
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specs").glob("distill_*.yaml")), ids=lambda path: path.name)
-def test_a_shipped_spec_needs_nothing_but_paths(path):
+def test_shipped_specs_only_require_paths(path):
     place = "{image_dir: /a, json_file: /b}"
     gaps = [f"dataset.{split}_data_sources={place}" for split in ("train", "val")] if "demo" not in path.name else []
     loaded = read_spec(path, [*gaps, "distill.pretrained_teacher_model_path=/teacher.pth"], "distill")
@@ -244,7 +244,7 @@ def test_a_shipped_spec_needs_nothing_but_paths(path):
     assert [b.criterion for b in loaded.spec.distill.bindings][:1] == ["IOU"]
 
 
-def test_the_example_of_taos_documentation_runs_with_small_sizes(project, tmp_path):
+def test_the_example_of_taos_documentation_runs_at_small_sizes(project, tmp_path):
     """Every word of its distill section, at sizes for a test; the teacher is its ConvNeXt-L with small widths."""
     from rtdetr_tool.checkpoints.metadata import build_metadata
     from rtdetr_tool.models.build import build_detector

@@ -48,7 +48,7 @@ def pycocotools_stats(project, predictions, category_ids=None) -> list[float]:
     return evaluation.stats.tolist()
 
 
-def test_the_numbers_are_those_of_pycocotools_on_the_predictions_it_leaves(project, weights):
+def test_the_scores_are_those_of_pycocotools_on_the_written_predictions(project, weights):
     assert project.run("evaluate", weights) == 0
     scores, predictions = read(project, "results.json"), read(project, "predictions.json")
     assert {row["image_id"] for row in predictions} == {1, 2, 3, 4, 5, 6}
@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_pycocotools_on_the_predictions_it_leaves(proje
     assert scores["per_class"][0]["AP50"] == pytest.approx(scores["mAP50"])
 
 
-def test_the_table_shows_every_number_in_full_on_a_narrow_terminal(project, weights, capsys, monkeypatch):
+def test_the_table_shows_all_numbers_on_a_narrow_terminal(project, weights, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert project.run("evaluate", weights) == 0
     shown = capsys.readouterr()
@@ -72,7 +72,7 @@ def test_the_table_shows_every_number_in_full_on_a_narrow_terminal(project, weig
         assert any(name in line and value in line for line in (shown.out + shown.err).splitlines()), name
 
 
-def test_the_status_file_carries_numbers_and_ends_with_success(project, weights):
+def test_the_status_file_has_scores_and_ends_with_success(project, weights):
     assert project.run("evaluate", weights) == 0
     lines = project.status("evaluate")
     assert lines[-1]["status"] == "SUCCESS"
@@ -107,13 +107,13 @@ def test_a_threshold_drops_detections_and_never_shifts_image_ids(project, weight
     assert rows(kept) == rows([row for row in everything if row["score"] >= threshold])
 
 
-def test_a_threshold_that_nothing_passes_scores_zero_over_all_images(project, weights):
+def test_a_threshold_above_all_scores_gives_zero(project, weights):
     assert project.run("evaluate", weights, "evaluate.conf_threshold=1.0") == 0
     scores = read(project, "results.json")
     assert scores["mAP"] == 0 and scores["images"] == 6 and scores["detections"] == 0
 
 
-def test_only_the_asked_for_classes_are_scored(project, weights, capsys):
+def test_only_the_selected_classes_are_scored(project, weights, capsys):
     assert project.run("evaluate", weights, "dataset.eval_class_ids=[1]") == 0
     assert [row["id"] for row in read(project, "results.json")["per_class"]] == [1]
     assert project.run("evaluate", weights, "dataset.eval_class_ids=[9]") == 2
@@ -133,7 +133,7 @@ def experiment(project, command: str) -> dict:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inference"])
-def test_experiment_yaml_says_what_ran_and_runs_again(project, command):
+def test_experiment_yaml_has_the_resolved_spec_and_can_be_run_again(project, command):
     checkpoint = project.checkpoint()
     del project.spec["model"], project.spec["dataset"]["augmentation"], project.spec["dataset"]["num_classes"]
     project.write()
@@ -151,7 +151,7 @@ def test_experiment_yaml_says_what_ran_and_runs_again(project, command):
     assert (project.folder / "results" / command / "predictions.json").read_text() == first
 
 
-def test_taos_spelling_of_the_width_works_on_its_own(project, weights, capsys):
+def test_taos_spelling_of_the_width_works(project, weights, capsys):
     assert project.run("evaluate", weights, "evaluate.nput_width=96") == 0
     section = experiment(project, "evaluate")["evaluate"]
     assert (section["input_height"], section["input_width"]) == (64, 96)

@@ -38,7 +38,7 @@ def copied(exported, project):
     return project
 
 
-def test_export_leaves_a_verified_file_and_a_report(exported):
+def test_export_writes_a_verified_file_and_a_report(exported):
     report = json.loads((exported.folder / "results" / "export" / "export.json").read_text())
     assert report["pictures"] == "dataset.val_data_sources"
     assert [difference["batch"] for difference in report["differences"]] == [1, 3]
@@ -51,7 +51,7 @@ def test_export_leaves_a_verified_file_and_a_report(exported):
     assert [p.name for p in exported.file.parent.iterdir()] == ["model.onnx"]
 
 
-def test_the_file_says_what_it_is(exported):
+def test_the_file_has_its_metadata(exported):
     description = description_of(onnx.load(exported.file))
     assert description["names"] == {"1": "cat"}
     assert description["input_size"] == [64, 64]
@@ -83,7 +83,7 @@ def assert_same_results(one, other) -> None:
             assert other[0][name] == pytest.approx(value, abs=1e-4)
 
 
-def test_evaluate_gives_the_same_numbers_for_checkpoint_and_graph(exported, copied):
+def test_evaluate_scores_checkpoint_and_graph_equally(exported, copied):
     expected = evaluated(exported, f"evaluate.checkpoint={exported.weights}")
     data = {"workers": 0, "test_data_sources": copied.spec["dataset"]["test_data_sources"]}
     copied.spec_file.write_text(json.dumps({"results_dir": copied.spec["results_dir"], "dataset": data}))
@@ -115,7 +115,7 @@ def test_a_graph_with_all_options(exported, project, capsys):
     assert_same_results(evaluated(project, f"evaluate.checkpoint={file}", *wanted), expected)
 
 
-def test_weights_above_the_limit_of_protobuf_lie_beside_the_graph(export, project, monkeypatch):
+def test_weights_above_the_limit_of_protobuf_are_stored_next_to_the_graph(export, project, monkeypatch):
     with monkeypatch.context() as small:
         small.setattr("rtdetr_tool.formats.onnx.file.LARGEST_FILE", 100_000)
         code, file = export()
@@ -156,7 +156,7 @@ def export(exported, project):
     return run
 
 
-def test_an_existing_file_is_kept_unless_asked(export, project, capsys):
+def test_an_existing_file_is_only_overwritten_on_request(export, project, capsys):
     file = project.folder / "out" / "model.onnx"
     file.parent.mkdir()
     file.write_bytes(b"precious")
@@ -167,7 +167,7 @@ def test_an_existing_file_is_kept_unless_asked(export, project, capsys):
     onnx.checker.check_model(onnx.load(file))
 
 
-def test_above_the_tolerance_no_file_is_left(export, project, capsys, monkeypatch):
+def test_above_the_tolerance_no_file_is_written(export, project, capsys, monkeypatch):
     def with_other_weights(*arguments):
         graph = export_graph(*arguments)
         weight = next(tensor for tensor in graph.graph.initializer if len(tensor.dims) == 4)
@@ -191,7 +191,7 @@ def test_synthetic_images_are_used_if_the_spec_has_none(exported, project, capsy
     assert json.loads((project.folder / "results/export/export.json").read_text())["pictures"] == "drawn"
 
 
-def test_a_tolerance_below_rounding_is_said_to_be_one(export, capsys):
+def test_a_tolerance_below_rounding_is_reported(export, capsys):
     assert export("export.tolerance=1e-30")[0] == 1
     assert "on every image compared noise below a gray level changes what torch finds" in capsys.readouterr().err
 
@@ -200,20 +200,20 @@ def test_a_tolerance_below_rounding_is_said_to_be_one(export, capsys):
     ("gpus", "on_cpu", "gpu_id", "expected"),
     [(0, False, 0, "cpu"), (2, False, 1, "cuda:1"), (2, True, 1, "cpu"), (0, False, 3, "cpu")],
 )
-def test_the_gpu_is_taken_where_there_is_one(gpus, on_cpu, gpu_id, expected, monkeypatch):
+def test_a_gpu_is_used_if_available(gpus, on_cpu, gpu_id, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert str(choose_device(ExportSpec(on_cpu=on_cpu, gpu_id=gpu_id))) == expected
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_a_missing_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"export.gpu_id: 1 is invalid; expected 0 to 0"):
         choose_device(ExportSpec(gpu_id=1))
 
 
-def test_verbose_shows_what_the_exporter_says(export, capfd):
+def test_verbose_shows_the_output_of_the_exporter(export, capfd):
     assert export("export.batch_size=1")[0] == 0
     silent = capfd.readouterr()
     assert export("export.batch_size=1", "export.verbose=true", "export.overwrite=true")[0] == 0
@@ -274,7 +274,7 @@ class TestForeignFiles:
         return project.run("evaluate", f"evaluate.checkpoint={file}", *overrides)
 
     @pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x07" * 50])
-    def test_a_file_that_is_no_onnx(self, content, project, capsys):
+    def test_a_file_that_is_not_onnx_is_refused(self, content, project, capsys):
         file = project.folder / "x.onnx"
         file.write_bytes(content)
         assert self.evaluate(project, file) == 2
@@ -296,7 +296,7 @@ class TestForeignFiles:
         shown = capsys.readouterr().err
         assert "images [1, 3, 8, 8]" in shown and "output0" in shown and "pred_logits, pred_boxes" in shown
 
-    def test_a_graph_without_our_metadata_works_with_the_data_s_classes(self, copied):
+    def test_a_graph_without_our_metadata_uses_the_classes_of_the_dataset(self, copied):
         model = onnx.load(copied.file)
         del model.metadata_props[:]
         foreign = copied.folder / "foreign.onnx"
@@ -306,11 +306,11 @@ class TestForeignFiles:
         assert self.evaluate(copied, copied.file) == 0
         assert json.loads((copied.folder / "results/evaluate/results.json").read_text()) == foreign_results
 
-    def test_another_number_of_classes_than_the_spec_says(self, copied, capsys):
+    def test_a_different_number_of_classes_than_in_the_spec_is_refused(self, copied, capsys):
         assert self.evaluate(copied, copied.file, "dataset.num_classes=7") == 2
         assert "dataset.num_classes is 7 in the spec, but 2 in the checkpoint" in capsys.readouterr().err
 
-    def test_more_classes_in_the_data_than_the_graph_has(self, copied, capsys):
+    def test_more_classes_in_the_dataset_than_in_the_graph_are_refused(self, copied, capsys):
         copied.coco["categories"] += [{"id": 9, "name": "bird"}]
         copied.write()
         assert self.evaluate(copied, copied.file) == 0  # no object is a bird
@@ -319,19 +319,19 @@ class TestForeignFiles:
         assert self.evaluate(copied, copied.file) == 2
         assert "bird" in capsys.readouterr().err
 
-    def test_another_input_size_than_the_graph_takes(self, copied, capsys):
+    def test_another_input_size_than_that_of_the_graph_is_refused(self, copied, capsys):
         assert self.evaluate(copied, copied.file, "dataset.augmentation.eval_spatial_size=[96,96]") == 2
         assert "takes inputs of 64 x 64" in capsys.readouterr().err
         assert self.evaluate(copied, copied.file, "evaluate.input_height=96", "evaluate.input_width=96") == 2
         assert "takes inputs of 64 x 64" in capsys.readouterr().err
 
     @pytest.mark.parametrize("command", ["evaluate", "inference"])
-    def test_a_provider_that_is_not_there(self, command, copied, capsys):
+    def test_a_missing_provider_is_reported(self, command, copied, capsys):
         overrides = [f"{command}.checkpoint={copied.file}", f"{command}.onnx_provider=tensorrt"]
         assert copied.run(command, *overrides) == 2
         assert "onnxruntime-gpu" in capsys.readouterr().err
 
-    def test_an_operator_that_onnxruntime_does_not_know(self, copied, capsys):
+    def test_an_operator_unknown_to_onnxruntime_is_reported(self, copied, capsys):
         """TAO exports its GPU traces with a TensorRT plugin in them."""
         model = onnx.load(copied.file)
         node = next(node for node in model.graph.node if node.op_type == "GridSample")
@@ -340,7 +340,7 @@ class TestForeignFiles:
         assert self.evaluate(copied, copied.file) == 2
         assert "MultiscaleDeformableAttnPlugin_TRT" in capsys.readouterr().err
 
-    def test_an_operator_set_of_the_future(self, copied, capsys):
+    def test_a_newer_operator_set_is_reported(self, copied, capsys):
         model = onnx.load(copied.file)
         model.opset_import[0].version = 99
         onnx.save(model, copied.file)
@@ -348,7 +348,7 @@ class TestForeignFiles:
         shown = capsys.readouterr().err
         assert "operator set 99" in shown and "Traceback" not in shown
 
-    def test_an_unknown_kind_of_file(self, project, capsys):
+    def test_an_unknown_kind_of_file_is_refused(self, project, capsys):
         file = project.folder / "model.mlmodel"
         file.write_bytes(b"x")
         assert self.evaluate(project, file) == 2

@@ -55,14 +55,14 @@ def test_an_rt_detr_in_the_layout_of_rf_detr(shared, as_rfdetr):
     assert report["layout"] == "rfdetr" and [each["batch"] for each in report["differences"]] == [1, 3]
 
 
-def test_evaluate_gives_the_numbers_of_the_checkpoint(shared, as_rfdetr):
+def test_evaluate_scores_like_the_checkpoint(shared, as_rfdetr):
     expected, found = evaluated(shared, shared.weights), evaluated(shared, as_rfdetr)
     for name, value in expected.items():
         if isinstance(value, float):
             assert found[name] == pytest.approx(value, abs=1e-4)
 
 
-def test_a_file_without_decoder_holds_the_features_and_detects_nothing(shared, capsys):
+def test_an_exported_backbone_has_features_and_no_detections(shared, capsys):
     code, file = shared.export("backbone.onnx", "export.backbone_only=true", "export.layout=rfdetr")
     assert code == 0
     report = json.loads((shared.folder / "results/export/export.json").read_text())
@@ -124,7 +124,7 @@ def test_a_missing_converter_is_named_with_the_pip_command(shared, capsys, monke
     ("content", "message"),
     [(None, "There is no TFLite file"), (b"x" * 20, "is not a TFLite file"), (b"", "is not a TFLite file")],
 )
-def test_a_file_that_is_no_tflite(content, message, shared, capsys):
+def test_a_file_that_is_not_tflite_is_refused(content, message, shared, capsys):
     file = shared.folder / "none.tflite"
     file.unlink(missing_ok=True)
     if content is not None:

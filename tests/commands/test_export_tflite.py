@@ -43,7 +43,7 @@ def evaluated(project, file) -> dict:
     return json.loads((project.folder / "results/evaluate/results.json").read_text())
 
 
-def test_the_file_is_verified_and_says_what_it_is(shared):
+def test_the_file_is_verified_and_has_its_metadata(shared):
     (difference,) = shared.report["differences"]
     assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
     assert (shared.report["batch"], shared.report["data_type"]) == (1, "FP32")
@@ -75,7 +75,7 @@ def test_evaluate_and_inference_run_on_it(shared):
     assert len(list((shared.folder / "results/inference/labels").iterdir())) == 6
 
 
-def test_fp16_weights_take_half_the_space(shared):
+def test_fp16_weights_have_half_the_size(shared):
     file = shared.folder / "half.tflite"
     file.write_bytes(to_fp16(shared.file.read_bytes()))
     assert file.stat().st_size < 0.6 * shared.file.stat().st_size
@@ -104,21 +104,21 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
     assert 0 < (centers[0] - centers[1]).abs().mean() < 0.05
 
 
-def test_above_the_cost_no_file_is_left(shared, capsys):
+def test_above_the_maximum_cost_no_file_is_written(shared, capsys):
     code, file = shared.export("dear.tflite", "export.tflite.data_type=INT8", "export.tflite.max_cost=0")
     assert code == 1
     assert "export.tflite.max_cost is 0" in capsys.readouterr().err
     assert not file.exists()
 
 
-def test_a_file_without_decoder_gives_features(shared):
+def test_an_exported_backbone_returns_features(shared):
     code, file = shared.export("backbone.tflite", "export.backbone_only=true")
     assert code == 0
     shapes = {name: tuple(level.shape) for name, level in run_once(file, torch.rand(1, 3, 64, 64)).items()}
     assert shapes == {"features": (1, 16, 8, 8), "features_1": (1, 16, 4, 4), "features_2": (1, 16, 2, 2)}
 
 
-def test_a_file_that_is_cut_short_is_refused(shared):
+def test_a_truncated_file_is_refused(shared):
     cut = shared.folder / "cut.tflite"
     cut.write_bytes(shared.file.read_bytes()[:20_000])
     with pytest.raises(CheckpointError, match=r"cannot run .*cut.tflite"):

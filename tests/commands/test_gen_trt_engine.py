@@ -77,7 +77,7 @@ class TestSettings:
         loaded = loaded_for(project, *overrides)
         return build_settings(loaded, interface_of(onnx.load(file), file))
 
-    def test_a_dynamic_graph_takes_the_specs_profile(self, exported):
+    def test_a_dynamic_graph_uses_the_profile_of_the_spec(self, exported):
         settings = self.settings(exported, exported.file)
         assert settings.batches(None) == (1, 1, 4)
         settings = self.settings(
@@ -87,17 +87,17 @@ class TestSettings:
         assert settings.batches(None) == (2, 3, 8)
         assert self.settings(exported, exported.file, "batch_size=6").batches(None) == (6, 6, 6)
 
-    def test_a_static_graph_takes_its_own_batch(self, exported):
+    def test_a_static_graph_uses_its_own_batch_size(self, exported):
         """The schema's default profile of 1, 1, 4 is not the user's wish."""
         assert self.settings(exported, exported.static).batches(2) == (2, 2, 2)
         assert self.settings(exported, exported.static, "batch_size=2").batches(2) == (2, 2, 2)
 
     @pytest.mark.parametrize("override", ["tensorrt.max_batch_size=8", "batch_size=4"])
-    def test_a_static_graph_contradicts_another_batch(self, override, exported):
+    def test_another_batch_size_than_that_of_a_static_graph_is_refused(self, override, exported):
         with pytest.raises(UserError, match="fixed batch of 2"):
             self.settings(exported, exported.static, override)
 
-    def test_the_other_settings_arrive(self, exported):
+    def test_the_other_settings_are_used(self, exported):
         settings = self.settings(
             exported, exported.file, "tensorrt.workspace_size=77", "timing_cache=/tmp/x.cache", "verbose=true",
             "gpu_id=1", "compute_capability=[SM89,SM120]",
@@ -113,7 +113,7 @@ class TestCalibrationPictures:
         loaded = loaded_for(project, *overrides)
         return calibration_images(open_source(loaded), loaded)
 
-    def test_the_named_folders_are_read_as_evaluation_reads_them(self, exported):
+    def test_calibration_folders_are_preprocessed_like_evaluation(self, exported):
         found = self.pictures(
             exported, "tensorrt.data_type=INT8", f"tensorrt.calibration.cal_image_dir=[{exported.folder / 'images'}]",
             "tensorrt.calibration.cal_batch_size=2", "tensorrt.calibration.cal_batches=2",
@@ -124,17 +124,17 @@ class TestCalibrationPictures:
         assert torch.equal(once, again), "calibration is repeatable"
         assert once.min() >= 0 and once.max() <= 1 and once.max() > 0.5
 
-    def test_without_a_folder_the_training_pictures_serve(self, exported):
+    def test_without_a_folder_the_training_images_are_used(self, exported):
         """Not those of the validation set, which the score is measured on."""
         found = self.pictures(exported, "tensorrt.data_type=FP16")
         assert found.source.origin == "dataset.train_data_sources"
         assert found.count == 6
 
-    def test_more_pictures_than_there_are(self, exported):
+    def test_more_images_than_exist_are_refused(self, exported):
         with pytest.raises(UserError, match=r"cal_batches x cal_batch_size is 20, but there are only 6 images"):
             self.pictures(exported, "tensorrt.data_type=INT8", "tensorrt.calibration.cal_batches=20")
 
-    def test_none_at_all(self, exported, make_project, tmp_path):
+    def test_missing_images_are_refused_for_int8_only(self, exported, make_project, tmp_path):
         project = make_project(tmp_path)
         project.file = exported.file
         project.spec["dataset"] = {"num_classes": 2}
@@ -176,7 +176,7 @@ class TestGraphs:
         assert not project.engine.exists()
         assert project.status("gen_trt_engine")[-1]["status"] == "SUCCESS"
 
-    def test_too_large_a_loss_builds_nothing(self, generate, project, capsys, monkeypatch):
+    def test_a_loss_above_the_limit_prevents_the_build(self, generate, project, capsys, monkeypatch):
         import rtdetr_tool.commands.gen_trt_engine as command
 
         real = command.score_variants
@@ -231,7 +231,7 @@ class TestEngines:
             assert "requires an NVIDIA GPU with its driver" in shown and "SM89, SM120" in shown
 
     @pytest.mark.slow
-    def test_a_graph_of_someone_else_builds_too(self, exported, generate, project):
+    def test_a_graph_without_our_metadata_is_built_too(self, exported, generate, project):
         """No metadata, no node names, static batch, as other exporters write."""
         model = onnx.load(exported.static)
         del model.metadata_props[:]
@@ -245,7 +245,7 @@ class TestEngines:
         assert description["build"]["profile"]["inputs"]["max"] == [2, 3, 64, 64]
         assert description["build"]["precision"].get("int8", 0) > 20
 
-    def test_an_unknown_gpu_is_refused_before_the_long_work(self, generate, project, capsys):
+    def test_an_unknown_gpu_is_refused_before_calibration(self, generate, project, capsys):
         assert generate("compute_capability=[SM42]") == 2
         assert "SM42" in capsys.readouterr().err
         assert not (project.results / "precision.json").exists()
@@ -291,7 +291,7 @@ def test_an_empty_calibration_folder_is_named(generate, project, capsys):
     assert str(empty) in error and "contains no images" in error
 
 
-def test_results_go_where_they_are_asked_for(generate, project):
+def test_results_are_written_to_the_requested_folder(generate, project):
     elsewhere = project.folder / "elsewhere"
     assert generate("tensorrt.data_type=FP32", "backend=none", "score_images=0", f"results_dir={elsewhere}") == 0
     assert (elsewhere / "precision.json").exists()

@@ -28,7 +28,7 @@ def labels(path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines()]
 
 
-def test_labels_pictures_and_coco_results_say_the_same(project, weights):
+def test_labels_images_and_coco_results_agree(project, weights):
     assert project.run("inference", weights, "inference.conf_threshold=0") == 0
     root = project.folder / "results" / "inference"
     texts, pictures = outputs(project, "labels"), outputs(project, "images_annotated")
@@ -54,7 +54,7 @@ def test_labels_pictures_and_coco_results_say_the_same(project, weights):
             assert np.any(np.asarray(drawn) != np.asarray(original))
 
 
-def test_nothing_above_the_threshold_gives_empty_label_files_and_untouched_pictures(project, weights):
+def test_without_detections_label_files_are_empty_and_images_unchanged(project, weights):
     assert project.run("inference", weights, "inference.conf_threshold=1.0") == 0
     texts, pictures = outputs(project, "labels"), outputs(project, "images_annotated")
     assert len(texts) == len(pictures) == 6
@@ -72,7 +72,7 @@ def test_an_index_without_a_category_is_never_reported(project, weights):
         assert len(labels(path)) == 8
 
 
-def test_the_color_map_paints_and_the_outline_has_its_width(project, weights):
+def test_color_map_and_outline_width_are_used(project, weights):
     options = (weights, "inference.conf_threshold=0", "inference.color_map={cat: '#fa0103'}")
     assert project.run("inference", *options, "inference.outline_width=1") == 0
     thin = np.asarray(Image.open(outputs(project, "images_annotated")["1.png"]))
@@ -82,13 +82,13 @@ def test_the_color_map_paints_and_the_outline_has_its_width(project, weights):
     assert 0 < count[0] < count[1]
 
 
-def test_a_wrong_colour_ends_before_anything_is_loaded(project, capsys):
+def test_an_invalid_color_is_reported_before_loading(project, capsys):
     assert project.run("inference", "inference.checkpoint=absent.pth", "inference.color_map={cat: rouge}") == 2
     said = capsys.readouterr().err
     assert "rouge" in said and "color_map.cat" in said
 
 
-def test_equal_names_in_several_folders_do_not_overwrite_one_another(project, weights):
+def test_equal_names_in_several_folders_do_not_overwrite_each_other(project, weights):
     for name in ("left", "right"):
         folder = project.folder / "more" / name
         folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_equal_names_in_several_folders_do_not_overwrite_one_another(project, we
     assert first != second
 
 
-def test_is_internal_gives_each_sequence_its_folder_and_boxes_without_text(project, weights):
+def test_is_internal_writes_a_folder_per_sequence_and_boxes_without_text(project, weights):
     for sequence, number in (("seq_a", 1), ("seq_b", 2)):
         folder = project.folder / "videos" / sequence / "images"
         folder.mkdir(parents=True)
@@ -131,7 +131,7 @@ def test_is_internal_does_not_overwrite_equal_names_of_one_sequence(project, wei
     assert len(list(root.rglob("*.png"))) == 2
 
 
-def test_a_picture_turned_by_exif_is_drawn_upright_with_boxes_in_it(project, weights):
+def test_an_image_rotated_by_exif_is_drawn_upright_with_boxes(project, weights):
     folder = project.folder / "turned"
     folder.mkdir()
     turned = Image.Exif()
@@ -153,7 +153,7 @@ def test_the_input_size_of_the_section_is_used(project, weights):
     assert other != [labels(path) for path in outputs(project, "labels").values()]
 
 
-def test_an_unreadable_image_ends_with_2_and_all_others_are_written(project, weights, capsys):
+def test_an_unreadable_image_is_exit_code_2_and_all_others_are_written(project, weights, capsys):
     """1 is our own failure; a damaged file is the input's."""
     images = project.folder / "images"
     (images / "2.png").write_bytes(b"damaged")

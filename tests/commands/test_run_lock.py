@@ -42,7 +42,7 @@ def other_run(tmp_path):
     process.communicate()
 
 
-def test_a_second_run_is_refused_with_one_message_and_leaves_no_trace(project, capsys):
+def test_a_second_run_is_refused_with_one_message_and_writes_nothing(project, capsys):
     folder = project.folder / "results" / "train"
     folder.mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -59,7 +59,7 @@ def test_a_second_run_is_refused_with_one_message_and_leaves_no_trace(project, c
     assert "-r or results_dir=" in shown and "Traceback" not in shown
 
 
-def test_a_killed_run_is_named_and_does_not_block_the_next_although_its_worker_lives(other_run, tmp_path):
+def test_a_killed_run_does_not_block_the_next_even_if_its_worker_lives(other_run, tmp_path):
     other_run.kill()
     other_run.wait()
     lock = RunLock(tmp_path, "train")
@@ -81,7 +81,7 @@ def test_the_run_after_a_killed_one_closes_its_status_file(project, capsys):
     assert [state for state, _ in states][2] == "STARTED" and states[-1][0] == "SUCCESS"
 
 
-def test_a_lock_that_ended_well_leaves_nothing_and_is_not_stale(tmp_path):
+def test_a_released_lock_leaves_no_file_and_is_not_stale(tmp_path):
     RunLock(tmp_path, "train").release()
     second = RunLock(tmp_path, "distill")
     assert second.stale is None
@@ -90,13 +90,13 @@ def test_a_lock_that_ended_well_leaves_nothing_and_is_not_stale(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"[" * 4096, b"[]", b"\xff", b"{", b'{"pid": 1e999, "host": "\x1b[2J"}'])
-def test_whatever_stands_in_a_lock_file_the_next_run_takes_it(content, tmp_path):
+def test_any_content_of_a_lock_file_is_accepted_by_the_next_run(content, tmp_path):
     (tmp_path / NAME).write_bytes(content)
     RunLock(tmp_path, "train").release()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_whose_lock_was_removed_by_hand_leaves_the_next_runs_lock_alone(tmp_path):
+def test_a_run_whose_lock_was_deleted_keeps_the_lock_of_the_next_run(tmp_path):
     first = RunLock(tmp_path, "train")
     (tmp_path / NAME).unlink()
     second = RunLock(tmp_path, "train")
@@ -114,7 +114,7 @@ class TestWithoutLocksOfTheFileSystem:
 
         monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
 
-    def test_a_living_process_of_this_machine_is_respected_and_a_dead_one_is_not(self, other_run, tmp_path):
+    def test_a_running_process_is_respected_and_a_dead_one_is_not(self, other_run, tmp_path):
         with pytest.raises(UserError, match=f"process {other_run.pid} on .*If that run has ended, delete"):
             RunLock(tmp_path, "train")
         other_run.kill()
@@ -123,18 +123,18 @@ class TestWithoutLocksOfTheFileSystem:
         assert str(other_run.pid) in lock.stale
         lock.release()
 
-    def test_another_process_with_the_same_id_is_not_taken_for_the_run(self, tmp_path):
+    def test_another_process_with_the_same_id_does_not_count_as_the_run(self, tmp_path):
         mine = {"command": "train", "host": socket.gethostname(), "pid": os.getpid(), "process_started": "1"}
         (tmp_path / NAME).write_text(json.dumps(mine))
         lock = RunLock(tmp_path, "train")
         assert str(os.getpid()) in lock.stale
         lock.release()
 
-    def test_a_process_id_that_is_none_is_of_no_run(self, tmp_path):
+    def test_an_invalid_process_id_belongs_to_no_run(self, tmp_path):
         (tmp_path / NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": float("inf")}))
         RunLock(tmp_path, "train").release()
 
-    def test_a_run_on_another_machine_cannot_be_looked_up_and_is_respected(self, tmp_path):
+    def test_a_run_on_another_machine_is_respected(self, tmp_path):
         (tmp_path / NAME).write_text(json.dumps({"command": "train", "host": "elsewhere", "pid": 1}))
         with pytest.raises(UserError, match="process 1 on elsewhere"):
             RunLock(tmp_path, "train")

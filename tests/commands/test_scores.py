@@ -52,7 +52,7 @@ def test_an_unknown_class_to_score_is_refused_before_the_first_epoch(project, ca
     assert "ids that are not category ids of the dataset ([7]; expected 1: cat)" in said(capsys)
 
 
-def test_evaluate_without_objects_warns_writes_predictions_and_leaves_every_score_undefined(project, capsys):
+def test_evaluate_without_objects_warns_and_has_undefined_scores(project, capsys):
     project.spec["model"]["num_select"] = 16  # all there are: untrained weights may prefer an output without a class
     checkpoint = project.checkpoint()
     scored_on(project, [])
@@ -69,7 +69,7 @@ def test_evaluate_without_objects_warns_writes_predictions_and_leaves_every_scor
 
 
 @pytest.mark.parametrize("command", ["validate_data", "train", "evaluate"])
-def test_images_with_more_objects_than_coco_counts_are_named(project, capsys, command):
+def test_images_with_more_objects_than_max_dets_are_named(project, capsys, command):
     checkpoint = project.checkpoint()
     scored_on(project, crowded(project, 130))
     options = [f"evaluate.checkpoint={checkpoint}"] if command == "evaluate" else []

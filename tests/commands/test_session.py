@@ -57,7 +57,7 @@ def failing(error: BaseException):
 
 
 class TestARunThatWorks:
-    def test_it_ends_with_0_and_a_success_line(self, loaded, folder):
+    def test_success_is_exit_code_0_and_a_success_line(self, loaded, folder):
         assert run_session(loaded, "train", lambda _: None) == 0
         lines = status_of(folder)
         assert [line["status"] for line in lines] == ["STARTED", "SUCCESS"]
@@ -80,13 +80,13 @@ class TestARunThatWorks:
         assert again == loaded.spec
         assert again.train.results_dir == str(folder)
 
-    def test_fields_without_effect_are_named_on_the_console_and_in_the_log(self, loaded, folder, capsys):
+    def test_unused_fields_are_reported_on_the_console_and_in_the_log(self, loaded, folder, capsys):
         run_session(loaded, "train", lambda _: None)
         note = "model.backbone_names has no effect"
         assert note in capsys.readouterr().err
         assert note in (folder / "log.txt").read_text()
 
-    def test_the_folder_holds_nothing_else(self, loaded, folder):
+    def test_the_folder_has_no_other_files(self, loaded, folder):
         run_session(loaded, "train", lambda _: None)
         assert sorted(p.name for p in folder.iterdir()) == ["experiment.yaml", "log.txt", "status.json"]
 
@@ -95,7 +95,7 @@ class TestARunThatWorks:
             run_session(loaded, "train", lambda _: None)
         assert [line["status"] for line in status_of(folder)] == ["STARTED", "SUCCESS"] * 2
 
-    def test_afterwards_nothing_is_written_any_more(self, loaded, folder):
+    def test_nothing_is_written_after_the_end(self, loaded, folder):
         run_session(loaded, "train", lambda _: None)
         current_status().running("late")
         assert len(status_of(folder)) == 2
@@ -126,17 +126,17 @@ class TestARunThatFails:
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
     )
-    def test_exit_code_and_last_status_line_say_what_happened(self, loaded, folder, error, code, message):
+    def test_exit_code_and_last_status_line_match_the_result(self, loaded, folder, error, code, message):
         assert run_session(loaded, "train", failing(error)) == code
         last = status_of(folder)[-1]
         assert (last["status"], last["verbosity"], last["message"]) == ("FAILURE", "ERROR", message)
 
-    def test_an_error_of_the_user_is_one_message_without_a_traceback(self, loaded, folder, capsys):
+    def test_a_user_error_is_one_message_without_a_traceback(self, loaded, folder, capsys):
         run_session(dataclasses.replace(loaded, notes=[]), "train", failing(UserError("mend this")))
         assert capsys.readouterr().err == "Error: mend this\n"
         assert "Traceback" not in (folder / "log.txt").read_text()
 
-    def test_an_error_of_ours_is_short_on_the_console_and_whole_in_the_log(self, loaded, folder, capsys):
+    def test_a_failure_is_short_on_the_console_and_complete_in_the_log(self, loaded, folder, capsys):
         run_session(loaded, "train", failing(RuntimeError("something broke")))
         shown = capsys.readouterr().err
         assert f"Failed: RuntimeError: something broke. The traceback is in {folder / 'log.txt'}." in shown
@@ -189,20 +189,20 @@ class TestARunThatFails:
 
 
 class TestFolders:
-    def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(self, loaded, tmp_path, capsys):
+    def test_a_folder_that_cannot_be_created_is_a_user_error(self, loaded, tmp_path, capsys):
         (tmp_path / "results").write_text("a file is in the way")
         assert run_session(loaded, "train", failing(AssertionError("must not run"))) == 2
         shown = capsys.readouterr().err
         assert "cannot be written" in shown
         assert "-r" in shown
 
-    def test_a_log_file_that_cannot_be_opened_is_an_error_of_the_user(self, loaded, folder, capsys):
+    def test_a_log_file_that_cannot_be_opened_is_a_user_error(self, loaded, folder, capsys):
         (folder / "log.txt").mkdir(parents=True)
         assert run_session(loaded, "train", failing(AssertionError("must not run"))) == 2
         assert "log.txt cannot be written" in capsys.readouterr().err
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-    def test_a_folder_without_permission_is_an_error_of_the_user(self, loaded, tmp_path):
+    def test_a_folder_without_permission_is_a_user_error(self, loaded, tmp_path):
         (tmp_path / "results").mkdir(mode=0o500)
         assert run_session(loaded, "train", lambda _: None) == 2
 
@@ -247,7 +247,7 @@ class TestProcesses:
         assert status_of(tmp_path / "results" / "train")[-1]["status"] == "FAILURE"
 
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
-    def test_the_handler_of_a_signal_is_given_back(self, loaded, signum):
+    def test_signal_handlers_are_restored(self, loaded, signum):
         before = signal.getsignal(signum)
         run_session(loaded, "train", lambda _: None)
         assert signal.getsignal(signum) is before

@@ -113,7 +113,7 @@ def test_the_export_is_of_the_printed_size_and_operator_set(example):
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, 640, 640]
 
 
-def test_evaluate_and_inference_end_well(example):
+def test_evaluate_and_inference_succeed(example):
     assert example.run("evaluate") == 0
     assert set(example.read("evaluate/results.json")) >= {"mAP", "mAP50"}
     assert example.run("inference") == 0

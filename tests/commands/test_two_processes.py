@@ -22,7 +22,7 @@ def run(project, command: str, results: str, *overrides: str) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_gives_the_same_numbers_and_counts_no_image_twice(project):
+def test_evaluate_has_the_same_scores_and_counts_every_image_once(project):
     project.coco["images"].pop()  # five images: the processes have different shares
     project.coco["annotations"].pop()
     project.write()
@@ -56,7 +56,7 @@ def test_inference_writes_every_image_once(project):
 
 
 @pytest.mark.slow
-def test_train_over_two_processes_leaves_one_set_of_files(project):
+def test_train_with_two_processes_writes_one_set_of_files(project):
     project.spec["train"] = {"num_epochs": 1, "accelerator": "cpu", "num_gpus": 2, "enable_ema": True}
     project.write()
     run(project, "train", "two")

@@ -53,7 +53,7 @@ def pictures(text: str) -> list[Image.Image]:
     ]
 
 
-def test_sound_data_ends_with_zero_and_leaves_what_every_command_leaves(sound, capsys):
+def test_valid_data_is_exit_code_0_with_the_usual_files(sound, capsys):
     assert sound.run("validate_data", "dataset.workers=2") == 0
     assert result(sound) == {
         "usable": True,
@@ -75,14 +75,14 @@ def test_sound_data_ends_with_zero_and_leaves_what_every_command_leaves(sound, c
     assert "No problems found" in text and "Skipping the test data" in text
 
 
-def test_the_spec_of_any_command_will_do_and_one_split_is_enough(sound):
+def test_any_spec_with_one_split_is_accepted(sound):
     for nothing in ("null", "[{image_dir: '', json_file: ''}]"):
         train = f"dataset.train_data_sources={nothing}"
         assert sound.run("validate_data", train, "evaluate.checkpoint=nowhere.pth") == 0
         assert list(result(sound)["splits"]) == ["val"]
 
 
-def test_data_sets_of_other_formats_are_checked_alike(sound):
+def test_datasets_of_other_formats_are_checked_the_same_way(sound):
     root = sound.folder / "yolo"
     for split, numbers in (("train", (1, 2, 3)), ("val", (3, 4))):
         (root / "images" / split).mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_data_sets_of_other_formats_are_checked_alike(sound):
     assert kinds[("object_twice", "train")] == 3 and kinds[("object_twice", "val")] == 5
 
 
-def test_a_spec_without_labelled_images_says_what_is_needed(project, capsys):
+def test_a_spec_without_labeled_images_is_refused(project, capsys):
     nothing = [f"dataset.{split}_data_sources=null" for split in ("train", "val", "test")]
     assert project.run("validate_data", *nothing) == 2
     text = capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_a_spec_without_labelled_images_says_what_is_needed(project, capsys):
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
-def test_an_unreadable_image_is_an_error_only_where_it_would_stop_the_run(sound, capsys, content):
+def test_an_unreadable_image_is_only_an_error_if_it_would_stop_the_run(sound, capsys, content):
     sound.image(3).write_bytes(content)
     assert sound.run("validate_data") == 0
     assert found(sound) == {("image_replaced", "train"): 1}
@@ -124,7 +124,7 @@ def test_an_unreadable_image_is_an_error_only_where_it_would_stop_the_run(sound,
     assert ("image_unreadable", "val") in found(sound)
 
 
-def test_a_split_of_nothing_but_unreadable_images_is_an_error(sound):
+def test_a_split_of_unreadable_images_is_an_error(sound):
     for number in range(1, 7):
         sound.image(number).write_bytes(b"")
     assert sound.run("validate_data") == 2
@@ -148,7 +148,7 @@ def test_a_broken_annotation_file_of_one_split_does_not_hide_the_other(sound):
     assert "not valid JSON" in result(sound)["findings"][0]["examples"][0]
 
 
-def test_sizes_that_disagree_with_the_file_are_named(sound):
+def test_sizes_that_differ_from_the_file_are_reported(sound):
     sound.coco["images"][1]["width"] = 640
     sound.write()
     assert sound.run("validate_data", "dataset.on_bad_image=error") == 2
@@ -157,7 +157,7 @@ def test_sizes_that_disagree_with_the_file_are_named(sound):
     assert len(pictures(page(sound))) == 1
 
 
-def test_the_same_picture_is_found_under_another_name_in_and_between_splits(sound):
+def test_duplicate_images_are_found_within_and_between_splits(sound):
     shutil.copy(sound.image(1), sound.image(4))
     shutil.copy(sound.image(5), sound.folder / "held_out" / "2.png")
     assert sound.run("validate_data") == 0
@@ -193,7 +193,7 @@ def test_suspicious_boxes_are_counted_and_drawn(sound):
     ]
 
 
-def test_a_clipped_box_is_drawn_in_red_as_it_was_labelled(sound):
+def test_a_clipped_box_is_drawn_in_red_as_labeled(sound):
     Image.new("RGB", (64, 48)).save(sound.image(1))
     sound.coco["annotations"][0]["bbox"] = [30, 20, 90, 90]
     sound.write()
@@ -207,7 +207,7 @@ def test_a_clipped_box_is_drawn_in_red_as_it_was_labelled(sound):
     assert red > 150 and green < 90 and blue < 90
 
 
-def test_classes_that_cannot_be_learned_are_named(sound):
+def test_classes_without_objects_are_named(sound):
     sound.coco["categories"] += [{"id": 2, "name": "dog"}, {"id": 3, "name": "cow"}]
     sound.coco["annotations"] = [
         {"id": n, "image_id": 1 + n % 6, "category_id": 1, "bbox": [n % 40, 3, 20, 20], "area": 400, "iscrowd": 0}
@@ -241,7 +241,7 @@ def test_training_data_without_an_object_is_an_error(sound):
         (3, (64, 48), (64, 48), "exif_unclear"),
     ],
 )
-def test_photographs_turned_by_exif_are_told_by_their_size(sound, orientation, size, declared, kind):
+def test_images_annotated_before_exif_rotation_are_detected_by_their_size(sound, orientation, size, declared, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", size, "gray").save(sound.image(1), exif=exif)
@@ -262,7 +262,7 @@ class _Links(HTMLParser):
         self.targets += [value for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_needs_nothing_but_itself_and_runs_nothing(sound):
+def test_the_page_is_self_contained_and_has_no_scripts(sound):
     evil = '<script>alert(1)</script>".png'
     sound.image(1).rename(sound.image(1).with_name(evil.replace("/", "_")))
     sound.coco["images"][0]["file_name"] = evil.replace("/", "_")
@@ -275,7 +275,7 @@ def test_the_page_needs_nothing_but_itself_and_runs_nothing(sound):
     assert "script" not in links.tags
 
 
-def test_no_more_pictures_are_drawn_than_asked_for(sound):
+def test_the_number_of_images_is_limited(sound):
     sound.coco["annotations"] += [{**entry, "id": 50 + n} for n, entry in enumerate(sound.coco["annotations"])]
     sound.write()
     for number in (0, 2, 60):
@@ -291,7 +291,7 @@ def test_sample_images_show_the_labels_of_each_split(sound):
         assert captions == ["train"] * (number // 2) + ["val"] * min(number // 2, 2)
 
 
-def test_results_go_where_the_section_says(sound):
+def test_results_are_written_to_the_folder_of_the_section(sound):
     assert sound.run("validate_data", f"validate_data.results_dir={sound.folder / 'elsewhere'}") == 0
     assert (sound.folder / "elsewhere" / "report.html").is_file()
     assert not (sound.folder / "results").exists()

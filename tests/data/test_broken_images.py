@@ -48,7 +48,7 @@ def outcome(path) -> str:
     return "read"
 
 
-def test_the_corpus_ends_in_images_or_in_our_error_within_the_memory_allowed(tmp_path) -> None:
+def test_the_corpus_gives_images_or_data_errors_within_the_memory_limit(tmp_path) -> None:
     corpus = broken_images()
     assert len(corpus) > 120
     before = peak_megabytes()
@@ -73,7 +73,7 @@ def test_the_images_that_the_corpus_is_made_from_are_readable(tmp_path) -> None:
         assert outcome(tmp_path / name) == "read", name
 
 
-def test_a_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path) -> None:
+def test_an_image_with_too_many_pixels_is_refused_before_decoding(tmp_path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png(13_000, 9_300))
     with pytest.raises(DataError, match=rf"bomb\.png: its size of 13000x9300 is above the limit of {MAX_PIXELS}"):
@@ -100,7 +100,7 @@ def test_what_is_not_a_file_is_refused_without_waiting(tmp_path, monkeypatch) ->
             function(tmp_path / "fifo.png")
 
 
-def test_paths_that_cannot_be_are_errors_of_ours_too(tmp_path) -> None:
+def test_invalid_paths_are_data_errors_too(tmp_path) -> None:
     (tmp_path / "file").touch()
     inside = [tmp_path / name for name in ("x" * 300, "a\0b.png", "file/a.png")]
     for path in (*inside, "\udcff.png", "", "\ud800"):
@@ -116,7 +116,7 @@ def test_a_file_that_may_not_be_read_reports_it(tmp_path) -> None:
         decode_image(tmp_path / "a.png")
 
 
-def test_no_program_is_started_for_an_image(tmp_path, monkeypatch) -> None:
+def test_reading_an_image_starts_no_program(tmp_path, monkeypatch) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
     with pytest.raises(DataError, match="format is not one of"):
@@ -134,7 +134,7 @@ def test_images_are_opened_in_one_place_only() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "F"])
-def test_a_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, mode) -> None:
+def test_an_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, mode) -> None:
     rng = np.random.default_rng(1)
     if mode in ("I;16", "F"):
         values = rng.integers(0, 65536, (40, 30)).astype(np.uint16 if mode == "I;16" else np.float32)
@@ -182,14 +182,14 @@ def check_damage(folder: Path, data) -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_random_damage_ends_in_a_image_or_in_our_error(tmp_path_factory, data) -> None:
+def test_random_corruption_gives_an_image_or_a_data_error(tmp_path_factory, data) -> None:
     check_damage(tmp_path_factory.getbasetemp(), data)
 
 
 @pytest.mark.slow
 @settings(max_examples=20_000, deadline=None)
 @given(data=st.data())
-def test_random_damage_ends_in_a_image_or_in_our_error_many_times(tmp_path_factory, data) -> None:
+def test_random_corruption_gives_an_image_or_a_data_error_many_times(tmp_path_factory, data) -> None:
     check_damage(tmp_path_factory.getbasetemp(), data)
 
 

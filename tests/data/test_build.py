@@ -105,7 +105,7 @@ def test_two_ranks_evaluate_every_image_once(make_source, make_spec) -> None:
     assert sorted(seen) == [1, 2, 3, 4, 5]
 
 
-def test_the_loader_draws_nothing_before_the_first_batch_is_asked_for(make_source, make_spec) -> None:
+def test_the_loader_draws_no_random_numbers_before_the_first_batch(make_source, make_spec) -> None:
     spec = make_spec(train_data_sources=[make_source()], batch_size=4)
     dataset = build_train_dataset(spec, seed=1)
     loader = build_loader(dataset, spec, training=True)
@@ -117,7 +117,7 @@ def test_the_loader_draws_nothing_before_the_first_batch_is_asked_for(make_sourc
     assert not torch.equal(resumed.images, next(iter(loader)).images)
 
 
-def test_lightning_tells_our_sampler_the_epoch(make_source, make_spec) -> None:
+def test_lightning_sets_the_epoch_of_our_sampler(make_source, make_spec) -> None:
     from lightning_fabric.utilities.data import _set_sampler_epoch
 
     spec = make_spec(train_data_sources=[make_source()])

@@ -31,7 +31,7 @@ def test_contiguous_is_by_id_whatever_the_order_of_the_file() -> None:
     assert classes.names == ["a", "m", "z"]
 
 
-def test_contiguous_can_be_asked_for_where_raw_would_fit() -> None:
+def test_contiguous_can_be_set_if_raw_would_be_possible() -> None:
     classes = ClassMap.from_categories(names, num_classes=10, class_ids="contiguous")
     assert classes.index_of(1) == 0
 
@@ -94,7 +94,7 @@ def test_every_map_is_one_to_one_and_survives_plain_data(categories, num_classes
     assert all(set(row) == {"index", "id", "name"} for row in classes.to_list())
 
 
-def test_a_damaged_list_of_classes_is_a_data_error() -> None:
+def test_an_invalid_list_of_classes_is_a_data_error() -> None:
     with pytest.raises(DataError, match="index, id and name"):
         ClassMap.from_list([{"index": 0}])
 
@@ -126,7 +126,7 @@ def test_classes_without_ids_take_the_ids_that_an_annotation_file_has_for_their_
     assert found.to_list() == [{"index": 0, "id": 4, "name": "cow"}, {"index": 2, "id": 9, "name": "dog"}]
 
 
-def test_a_few_other_spellings_go_by_the_order_of_the_ids_and_are_told():
+def test_a_few_other_spellings_are_matched_by_the_order_of_ids_with_a_message():
     found = names_only("person", "bicycle", "motorbike").with_ids_of({4: "motorcycle", 2: "bicycle", 1: "person"}, "a")
     assert [(entry["index"], entry["id"], entry["name"]) for entry in found.to_list()] == [
         (0, 1, "person"), (1, 2, "bicycle"), (2, 4, "motorcycle")
@@ -134,14 +134,14 @@ def test_a_few_other_spellings_go_by_the_order_of_the_ids_and_are_told():
     assert "'motorbike' is 'motorcycle'" in found.describe()
 
 
-def test_another_order_of_names_is_never_taken_for_other_spellings():
+def test_another_order_of_names_never_counts_as_other_spellings():
     with pytest.raises(DataError, match="do not have: 'motorcycle'"):
         names_only("person", "car", "bicycle", "motorbike", "bus").with_ids_of(
             {1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "bus"}, "a.json"
         )
 
 
-def test_categories_that_the_weights_do_not_know_are_named():
+def test_categories_unknown_to_the_weights_are_named():
     with pytest.raises(DataError, match=r"a\.json has categories that the weights do not have: 'zebra'.*'cow'"):
         names_only("cow", "cat", "dog").with_ids_of({1: "zebra", 2: "cat"}, "a.json")
 

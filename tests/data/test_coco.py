@@ -102,7 +102,7 @@ def test_text_of_another_encoding_is_an_error_that_says_how_to_convert_it(make_s
         ('{"images": ' * 100_000, "not valid JSON|nested too deeply"),
     ],
 )
-def test_a_file_that_cannot_be_trusted_is_a_readable_error(make_source, content, message) -> None:
+def test_an_invalid_file_is_a_readable_error(make_source, content, message) -> None:
     source = make_source(content)
     with pytest.raises(DataError, match=message) as caught:
         read(source)
@@ -158,7 +158,7 @@ def test_only_one_and_true_make_a_crowd(make_source, iscrowd, read_as, counted) 
     assert source.images[1].rows[0][5] is read_as and source.repairs.counts["iscrowd_assumed"] == counted
 
 
-def test_file_names_may_hold_what_file_systems_allow(make_source, tmp_path) -> None:
+def test_file_names_may_have_all_valid_characters(make_source, tmp_path) -> None:
     names = ["Straße/犬 1.png", "10:30.png", " spaced .png", "a'b\"c#%.png", "..hidden..png", "./plain.png"]
     content = coco(len(names))
     for image, name in zip(content["images"], names, strict=True):
@@ -212,7 +212,7 @@ def test_area_from_the_segmentation_is_kept(make_source) -> None:
     assert read(make_source(content)).images[1].rows[0][6] == 37.5
 
 
-def test_ids_zero_as_text_or_repeated_are_all_right(make_source) -> None:
+def test_ids_may_be_zero_text_or_repeated(make_source) -> None:
     content = coco(2)
     content["images"][0]["id"] = "1"
     content["annotations"][0] |= {"id": 0, "image_id": "1", "category_id": 1.0}
@@ -234,7 +234,7 @@ def test_annotations_of_unlisted_images_are_dropped_and_counted(make_source) -> 
     assert "annotations[0] of image 77" in str(source.repairs)
 
 
-def test_sizes_that_the_file_lacks_come_from_the_image(make_source) -> None:
+def test_sizes_missing_in_the_file_come_from_the_image(make_source) -> None:
     content = coco(1)
     del content["images"][0]["width"]
     source = read(make_source(content, images=1))
@@ -242,7 +242,7 @@ def test_sizes_that_the_file_lacks_come_from_the_image(make_source) -> None:
     assert source.repairs.counts["image_without_size"] == 1
 
 
-def test_windows_separators_in_file_names_are_understood(make_source, tmp_path) -> None:
+def test_windows_separators_in_file_names_are_supported(make_source, tmp_path) -> None:
     content = coco(1)
     content["images"][0]["file_name"] = "sub\\0.png"
     source = make_source(content, draw=False)

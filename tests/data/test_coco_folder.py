@@ -26,7 +26,7 @@ def write(path: Path, content: dict, images: Path) -> None:
 
 @pytest.mark.parametrize(("file", "images"), [("train2017", "train2017"), ("train2017", "images/train2017"),
                                               ("train", "train"), ("train", "images/train")])  # fmt: skip
-def test_images_lie_in_the_folder_named_like_the_file(tmp_path, file, images) -> None:
+def test_images_are_in_the_folder_named_like_the_file(tmp_path, file, images) -> None:
     write(tmp_path / "annotations" / f"instances_{file}.json", coco(2), tmp_path / images)
     write(tmp_path / "annotations" / "instances_val2017.json", coco(1), tmp_path / "val2017")
     source = read_coco_split(str(tmp_path), "train")
@@ -64,7 +64,7 @@ def test_a_placeholder_category_is_skipped_and_counted(tmp_path) -> None:
     assert source.categories == {1: "cat", 2: "dog"} and source.repairs.counts == {"category_placeholder": 1}
 
 
-def test_a_group_that_another_split_has_objects_of_is_a_class_everywhere(tmp_path) -> None:
+def test_a_group_with_objects_in_another_split_is_a_class_everywhere(tmp_path) -> None:
     write(tmp_path / "train" / "_annotations.coco.json", roboflow(), tmp_path / "train")
     write(tmp_path / "valid" / "_annotations.coco.json", roboflow(used=True), tmp_path / "valid")
     spec = spec_from_dict({"dataset": {"dataset_dir": str(tmp_path)}}).dataset

@@ -124,7 +124,7 @@ def test_a_bad_training_image_stops_the_run_if_the_spec_reports_it(make_source, 
         flatten(build_loader(build_train_dataset(spec), spec, training=True))
 
 
-def test_a_training_set_of_nothing_but_bad_images_ends(make_source, make_spec) -> None:
+def test_a_training_set_of_unreadable_images_ends(make_source, make_spec) -> None:
     source = make_source()
     spoil(source, 0, 1, 2, 3)
     with pytest.raises(DataError, match="20 images in a row"):

@@ -91,12 +91,12 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_no_free_file_descriptor_is_a_fault_of_the_machine_for_every_reader(reader, image) -> None:
+def test_running_out_of_file_descriptors_is_a_machine_error_for_every_reader(reader, image) -> None:
     with no_open_files(), pytest.raises(MachineError, match=r"Too many open files.*problem of the machine.*ulimit -n"):
         READERS[reader](image)
 
 
-def test_a_failing_disk_is_no_damaged_image() -> None:
+def test_a_failing_disk_does_not_count_as_a_corrupted_image() -> None:
     for read in (decode_image, image_size, lambda path: read_bytes(path, "The label file")):
         with pytest.raises(MachineError, match="/proc/self/mem cannot be read: Input/output error"):
             read(FAILING_DISK)
@@ -116,7 +116,7 @@ def test_a_decoder_that_hides_why_it_got_no_bytes_is_seen_through(image, monkeyp
         decode_image(image)
 
 
-def test_a_image_whose_file_cannot_be_opened_any_more_is_no_damaged_image(image) -> None:
+def test_an_image_that_can_no_longer_be_opened_does_not_count_as_corrupted(image) -> None:
     picture = Image.open(image)
     picture.fp.close()
     picture.fp = open(FAILING_DISK, "rb")  # noqa: SIM115
@@ -124,7 +124,7 @@ def test_a_image_whose_file_cannot_be_opened_any_more_is_no_damaged_image(image)
         decode_pil_image(picture)
 
 
-def test_lack_of_memory_is_a_fault_of_the_machine(tmp_path) -> None:
+def test_running_out_of_memory_is_a_machine_error(tmp_path) -> None:
     Image.fromarray(np.zeros((4000, 5000, 3), np.uint8)).save(tmp_path / "large.bmp")
 
     def read() -> None:
@@ -140,7 +140,7 @@ def test_lack_of_memory_is_a_fault_of_the_machine(tmp_path) -> None:
     assert in_a_child(read).startswith("MachineError: ")
 
 
-def test_an_absurd_demand_for_memory_is_the_files_fault() -> None:
+def test_an_absurd_memory_request_is_an_error_of_the_file() -> None:
     assert faults.kind_of(MemoryError()) is None
 
 
@@ -152,7 +152,7 @@ def public_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_folder_without_permission_is_a_fault_and_a_single_file_is_not(public_folder) -> None:
+def test_a_folder_without_permission_is_a_machine_error_but_a_single_file_is_not(public_folder) -> None:
     for name in ("open", "locked"):
         draw_image(public_folder / name / "a.png")
     (public_folder / "locked").chmod(0)
@@ -173,7 +173,7 @@ def test_a_folder_without_permission_is_a_fault_and_a_single_file_is_not(public_
     (public_folder / "locked").chmod(0o755)
 
 
-def test_a_fault_that_passes_is_tried_again_and_another_error_is_not() -> None:
+def test_temporary_faults_are_retried_and_other_errors_are_not() -> None:
     calls: list[int] = []
 
     def read(number: int) -> Callable[[], str]:
@@ -221,7 +221,7 @@ def test_a_fault_ends_inference_and_validate_data(make_source, make_spec, worker
         list(read_files(records, workers))
 
 
-def test_a_folder_that_is_gone_ends_the_run(make_source, make_spec, tmp_path) -> None:
+def test_a_deleted_folder_ends_the_run(make_source, make_spec, tmp_path) -> None:
     source = make_source()
     dataset = build_train_dataset(make_spec(train_data_sources=[source]))
     (tmp_path / "set").rename(tmp_path / "unmounted")

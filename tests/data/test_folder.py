@@ -47,7 +47,7 @@ def test_a_classmap_is_one_name_per_line(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_images_are_marked_and_the_rest_goes_on(tmp_path, make_spec, workers) -> None:
+def test_unreadable_images_are_marked_and_the_rest_is_processed(tmp_path, make_spec, workers) -> None:
     for number in range(5):
         draw_image(tmp_path / f"{number}.png", seed=number)
     for number in (1, 4):

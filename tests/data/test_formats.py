@@ -121,14 +121,14 @@ def test_sources_of_several_formats_are_joined_by_the_names_of_their_classes(wri
     assert labels[0] == labels[1] == labels[2] == labels[3]
 
 
-def test_an_unknown_class_is_named_with_those_that_are_known(written) -> None:
+def test_an_unknown_class_is_named_with_the_known_ones(written) -> None:
     known = ClassMap.from_categories({0: "name1", 1: "name2"}, 2)
     for name in ("yolo", "voc"):
         with pytest.raises(DataError, match=r"'name3'.*'name1', 'name2'"):
             build_eval_dataset(dataset_spec(dataset_dir=str(written[name])), "val", known)
 
 
-def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given(written) -> None:
+def test_the_number_of_classes_is_that_of_the_dataset_unless_set(written) -> None:
     spec = dataset_spec(dataset_dir=str(written["yolo"]))
     assert spec.num_classes is None and build_train_dataset(spec).class_map.num_classes == 3
     given = replace(spec, num_classes=5)
@@ -144,7 +144,7 @@ def test_images_for_export_are_those_of_the_split(written) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_format_is_logged_in_the_log(name, written, caplog) -> None:
+def test_the_format_is_logged(name, written, caplog) -> None:
     with caplog.at_level("INFO"):
         build_eval_dataset(dataset_spec(dataset_dir=str(written[name])), "val")
     shown = {"coco": "COCO", "roboflow": "Roboflow COCO", "yolo": "YOLO", "voc": "Pascal VOC"}[name]
@@ -177,13 +177,13 @@ def test_a_folder_of_no_format_is_refused_with_what_was_looked_for(tmp_path) -> 
         build_train_dataset(dataset_spec(dataset_dir=str(tmp_path / "nowhere")))
 
 
-def test_a_folder_of_another_formatat_than_named_is_refused(written) -> None:
+def test_a_folder_of_another_format_than_named_is_refused(written) -> None:
     with pytest.raises(DataError, match=r"dataset.format is voc, but .*It looks like YOLO"):
         build_train_dataset(dataset_spec(dataset_dir=str(written["yolo"]), format="voc"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_split_that_is_not_there_is_named(name, written) -> None:
+def test_a_missing_split_is_named(name, written) -> None:
     with pytest.raises(DataError, match="test"):
         build_eval_dataset(dataset_spec(dataset_dir=str(written[name])), "test")
 

@@ -68,7 +68,7 @@ def test_every_extension_is_found_in_a_folder_and_read(images):
         assert tuple(decode_image(path).shape) == (3, 24, 32), path
 
 
-def test_files_that_are_no_images_are_counted_and_named(images, caplog):
+def test_files_that_are_not_images_are_counted_and_named(images, caplog):
     assert [Path(path).name for path in search(str(images)).skipped] == [
         "clip.mp4", "clip2.MP4", "notes.txt", "photo.heic",
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_files_that_are_no_images_are_counted_and_named(images, caplog):
     assert str(images / "clip.mp4") in caplog.text
 
 
-def test_a_folder_of_videos_says_what_it_has_instead_of_images(tmp_path):
+def test_a_folder_of_videos_is_reported_with_its_content(tmp_path):
     (tmp_path / "a.mov").touch()
     with pytest.raises(DataError, match=r"contains no images.*\.jpg.*Skipping 1 file that is not an image \(1 \.mov\)"):
         find_images(str(tmp_path))
@@ -135,7 +135,7 @@ def test_voc_reads_every_extension_and_counts_the_rest(images, tmp_path):
     assert source.repairs.counts["file_not_an_image"] == 3
 
 
-def test_of_two_voc_images_with_one_name_the_first_is_taken_and_the_other_counted(tmp_path):
+def test_the_first_of_two_voc_images_with_one_name_is_used_and_the_other_counted(tmp_path):
     written_as("PNG", tmp_path / "a.png")
     written_as("BMP", tmp_path / "a.bmp")
     (tmp_path / "a.xml").write_text("<annotation></annotation>")

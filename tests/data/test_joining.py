@@ -54,7 +54,7 @@ def test_sources_with_other_ids_are_joined_by_name(make_source, make_spec, caplo
     assert dataset.repairs.counts["category_renumbered"] == 2 and "11 'nut' becomes 2" in caplog.text
 
 
-def test_an_id_that_means_something_else_is_a_class_of_its_own(make_source, make_spec, caplog) -> None:
+def test_an_id_with_another_meaning_is_a_separate_class(make_source, make_spec, caplog) -> None:
     one = make_source(named({1: "bolt", 2: "nut"}), name="one")
     two = make_source(named({1: "screw", 2: "nut"}), name="two")
     spec = make_spec(train_data_sources=[one, two], num_classes=None)

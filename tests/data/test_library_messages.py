@@ -36,7 +36,7 @@ def without_exif(tmp_path):
     return path
 
 
-def test_complaints_of_libtiff_are_logged_and_not_written(damaged, capfd, caplog):
+def test_messages_of_libtiff_are_logged_and_not_printed(damaged, capfd, caplog):
     with caplog.at_level(logging.DEBUG, "rtdetr_tool"):
         decode_image(damaged)
         with Image.open(damaged) as picture:
@@ -47,7 +47,7 @@ def test_complaints_of_libtiff_are_logged_and_not_written(damaged, capfd, caplog
     assert "at line" in said[0]  # its values are filled in
 
 
-def test_a_process_of_its_own_writes_nothing(damaged, without_exif):
+def test_a_separate_process_prints_nothing(damaged, without_exif):
     script = (
         "import sys; from PIL import Image; from rtdetr_tool.data.preprocess import decode_image, image_header\n"
         "from rtdetr_tool.errors import DataError\n"

@@ -80,7 +80,7 @@ def test_annotations_made_without_the_exif_rotation_get_the_stored_image(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_damaged_exif_block_counts_as_upright(tmp_path) -> None:
+def test_a_corrupted_exif_block_counts_as_upright(tmp_path) -> None:
     Image.fromarray(UPRIGHT).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert decode_image(tmp_path / "a.jpg").shape == (3, 30, 40)
 
@@ -89,7 +89,7 @@ GRAY = np.linspace(0, 255, 64 * 4).reshape(4, 64).astype(np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_gray_is_scaled_not_cut(tmp_path, suffix) -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path, suffix) -> None:
     Image.fromarray(GRAY.astype(np.uint16) * 257).save(tmp_path / f"a.{suffix}")
     assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), np.repeat(GRAY[..., None], 3, axis=2))
 
@@ -156,14 +156,14 @@ def test_a_palette_with_transparency_keeps_its_colors(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
-def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix) -> None:
+def test_the_first_frame_of_an_animation_is_used(tmp_path, suffix) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     options = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
     assert pixels(tmp_path / f"a.{suffix}")[0, 0].tolist() == [255, 0, 0]
 
 
-def test_of_a_cameras_image_with_a_preview_the_first_is_taken(tmp_path) -> None:
+def test_the_first_image_of_a_camera_file_with_a_preview_is_used(tmp_path) -> None:
     Image.new("RGB", (16, 8), "red").save(
         tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
     )
@@ -185,7 +185,7 @@ def damaged() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", sorted(damaged()))
-def test_a_damaged_file_is_a_data_error_with_its_path(tmp_path, name) -> None:
+def test_a_corrupted_file_is_a_data_error_with_its_path(tmp_path, name) -> None:
     path = tmp_path / name
     path.write_bytes(damaged()[name])
     with pytest.raises(DataError, match=name):
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_a_data_error_with_its_path(tmp_path, name) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_damage_gets_past_as_another_exception(tmp_path_factory, data) -> None:
+def test_corruption_never_raises_another_exception(tmp_path_factory, data) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     buffer = io.BytesIO()
     Image.fromarray(UPRIGHT).save(buffer, data.draw(st.sampled_from(["png", "jpeg", "tiff", "gif", "bmp", "webp"])))
@@ -209,14 +209,14 @@ def test_no_damage_gets_past_as_another_exception(tmp_path_factory, data) -> Non
         assert str(path) in str(error)
 
 
-def test_an_image_too_large_to_be_meant_is_a_data_error(tmp_path, monkeypatch) -> None:
+def test_an_unreasonably_large_image_is_a_data_error(tmp_path, monkeypatch) -> None:
     Image.fromarray(UPRIGHT).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"a\.png.*decompression bomb"):
         decode_image(tmp_path / "a.png")
 
 
-def test_missing_files_empty_files_and_folders_are_told_apart(tmp_path) -> None:
+def test_missing_files_empty_files_and_folders_have_different_messages(tmp_path) -> None:
     (tmp_path / "empty.png").touch()
     for name, message in (("nowhere.png", "not found"), ("empty.png", "file is empty"), ("", "is a directory")):
         with pytest.raises(DataError, match=message):
@@ -251,7 +251,7 @@ def test_letterboxing_pads_right_or_below_with_black_and_keeps_the_shape(tmp_pat
     assert torch.equal(load_image(tmp_path / "a.png", (64, 64), True).image, wide)
 
 
-def test_to_float_divides_by_255_and_nothing_else() -> None:
+def test_to_float_only_divides_by_255() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
     images = images.contiguous(memory_format=torch.channels_last)
     assert torch.equal(to_float(images), images.float() / 255)

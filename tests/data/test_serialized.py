@@ -39,7 +39,7 @@ def same(a: ImageRecord, b: ImageRecord) -> bool:
 
 
 @given(st.lists(st.integers(0, 5), max_size=12))
-def test_records_come_back_as_they_went_in(counts) -> None:
+def test_records_are_returned_unchanged(counts) -> None:
     records = make_records(counts)
     packed = SerializedRecords(records)
     assert len(packed) == len(records)
@@ -48,7 +48,7 @@ def test_records_come_back_as_they_went_in(counts) -> None:
         assert same(packed[-1], records[-1])
 
 
-def test_positions_outside_are_index_errors() -> None:
+def test_invalid_positions_are_index_errors() -> None:
     packed = SerializedRecords(make_records([1, 2]))
     for index in (2, -3):
         with pytest.raises(IndexError):

@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_sample_and_another_seed_another() -> None:
     assert not torch.equal(sample(1)[0], sample(2)[0])
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_changed() -> None:
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
     boxes, labels = torch.tensor([[5.0, 5.0, 30.0, 40.0]], dtype=torch.float64), torch.tensor([1])
     copies = image.clone(), boxes.clone(), labels.clone()
@@ -139,7 +139,7 @@ def test_the_crop_follows_torchvisions_distribution() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 500)])
-def test_tiny_and_thin_images_pass(size) -> None:
+def test_tiny_and_thin_images_are_accepted(size) -> None:
     image = torch.zeros(3, *size, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]], dtype=torch.float64)
     for seed in range(30):
@@ -149,7 +149,7 @@ def test_tiny_and_thin_images_pass(size) -> None:
         assert picture.shape == (3, 64, 64) and ((found >= 0) & (found <= 1)).all()
 
 
-def test_without_objects_there_is_no_crop_and_no_endless_search() -> None:
+def test_without_objects_there_is_no_crop() -> None:
     nothing = np.zeros((0, 4))
     window = Window(0, 0, 50, 40)
     for seed in range(50):

@@ -43,7 +43,7 @@ UNIT = (1 / SIDES[0], 1 / SIDES[1])
 
 @pytest.mark.parametrize("declared", FORMS)
 @pytest.mark.parametrize("count", [1, 5, 40, 400])
-def test_sound_boxes_are_accepted_in_silence(declared, count) -> None:
+def test_valid_boxes_are_accepted_without_a_message(declared, count) -> None:
     assert judged(declared, drawn(count, declared)) is None
     assert judged(declared, drawn(count, declared, UNIT), shares=True) is None
 
@@ -62,7 +62,7 @@ def test_pixels_where_shares_are_expected_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("declared", "written"), [(XYWH, XYXY), (XYXY, XYWH), (CXCYWH, XYXY)])
-def test_another_format_is_refused_when_the_whole_file_shows_it_and_in_doubt_a_warning(declared, written) -> None:
+def test_another_format_is_refused_if_certain_and_a_warning_if_in_doubt(declared, written) -> None:
     shares = declared == CXCYWH
     scale = UNIT if shares else (1, 1)
     with pytest.raises(DataError) as caught:
@@ -74,7 +74,7 @@ def test_another_format_is_refused_when_the_whole_file_shows_it_and_in_doubt_a_w
     judged(declared, mixed, shares)  # not certain: no error
 
 
-def test_untidy_boxes_are_not_another_format() -> None:
+def test_imprecise_boxes_do_not_count_as_another_format() -> None:
     sloppy = [(x - 15, y - 15, width + 30, height + 30) for x, y, width, height in drawn(200)]
     assert judged(XYWH, sloppy) is None
     whole_image = [(0, 0, *SIDES), (5, 5, 630, 470), (2, 0, 640, 478)] * 20

@@ -181,12 +181,12 @@ def test_the_image_may_be_named_in_the_xml_only(flat) -> None:
         ("<annotation>", "<annotation>&x;", "undefined entity"),
     ],
 )
-def test_what_is_wrong_with_an_xml_is_one_message(flat, old, new, message) -> None:
+def test_an_invalid_xml_is_one_message(flat, old, new, message) -> None:
     with pytest.raises(DataError, match=message):
         read_split(edit(flat, old, new), "")
 
 
-def test_a_list_must_not_lead_elsewhere(tmp_path) -> None:
+def test_a_list_must_not_point_outside_the_dataset(tmp_path) -> None:
     write_image(tmp_path / "JPEGImages", "a", CAT, labels=tmp_path / "Annotations")
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
     for text, message in (("../../a\n", "without folder and extension"), ("\n", "is empty")):
@@ -203,7 +203,7 @@ def test_images_without_any_object_need_a_list_of_classes(flat) -> None:
     assert rows(read_split(str(flat), "")) == [[]]
 
 
-def test_files_that_never_end_are_not_waited_for(flat) -> None:
+def test_readers_do_not_wait_for_files_that_never_end(flat) -> None:
     (flat / "0.xml").unlink()
     os.mkfifo(flat / "0.xml")
     with pytest.raises(DataError, match=r"0\.xml cannot be read: .*pipe"):

@@ -42,7 +42,7 @@ def test_padding_is_black_on_the_right_and_below() -> None:
     assert (result[:, :, :16] == 255).all() and (result[:, :, 16:] == 0).all()
 
 
-def test_boxes_move_with_the_window_and_are_cut_at_its_border() -> None:
+def test_boxes_move_with_the_window_and_are_clipped_at_its_border() -> None:
     boxes = np.array([[0, 0, 10, 10], [5, 5, 30, 30], [19, 19, 20.5, 40], [40, 40, 50, 50], [4, 4, 5.9, 30]], float)
     moved, keep = Window(5, 5, 15, 15).clip(boxes)
     assert keep.tolist() == [True, True, True, False, False]

@@ -79,7 +79,7 @@ def test_splits_and_names_may_be_written_in_many_ways(make, description, layout)
     assert rows(source) == [[(24.0, 12.0, 40.0, 36.0, 0, False, 384.0)]] and source.categories == {0: "cat", 1: "dog"}
 
 
-def test_names_are_the_text_that_stands_there(make) -> None:
+def test_names_are_read_literally(make) -> None:
     source = read_split(str(make([GOOD], "train: images/train\nnames: [no, 007, 1.0, on]\n")), "train")
     assert list(source.categories.values()) == ["no", "007", "1.0", "on"]
 
@@ -137,7 +137,7 @@ def test_a_label_without_an_image_is_a_missing_image(make) -> None:
     assert len(source.images) == 1 and source.repairs.counts == {"image_missing": 1}
 
 
-def test_an_unreadable_image_is_left_to_the_reader_of_images(make) -> None:
+def test_an_unreadable_image_is_reported_when_it_is_read(make) -> None:
     root = make([GOOD, GOOD])
     (root / "images/train/1.png").write_bytes(b"no picture")
     source = read_split(str(root), "train")
@@ -188,7 +188,7 @@ def test_a_malformed_line_is_named_by_file_and_line(make, line, message) -> None
         ("a: &a [x, x]\nb: &b [*a, *a]\nnames: *b\ntrain: images/train\n", "has no valid `names`"),
     ],
 )
-def test_what_is_wrong_with_the_yaml_is_one_message(make, description, message) -> None:
+def test_an_invalid_yaml_is_one_message(make, description, message) -> None:
     with pytest.raises(DataError, match=message):
         read_split(str(make([GOOD], description)), "train")
 
@@ -200,7 +200,7 @@ def test_a_yaml_that_is_not_text_is_refused(make) -> None:
         read_split(str(root), "train")
 
 
-def test_paths_lead_out_of_the_folder_only_if_the_yaml_itself_is_named(make, tmp_path) -> None:
+def test_paths_may_only_leave_the_folder_if_the_yaml_is_named(make, tmp_path) -> None:
     root = make([GOOD])
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -216,7 +216,7 @@ def test_paths_lead_out_of_the_folder_only_if_the_yaml_itself_is_named(make, tmp
         read_split(str(elsewhere), "train")
 
 
-def test_labels_that_are_elsewhere_are_missed(make) -> None:
+def test_labels_in_another_folder_are_reported_as_missing(make) -> None:
     root = make([None, None])
     (root / "annotations").mkdir()
     (root / "annotations" / "0.txt").write_text(GOOD)
@@ -232,7 +232,7 @@ def test_labels_in_pixels_are_refused(make) -> None:
         read_split(str(make(["0 320 240 100 50\n1 200 100 50 50\n"])), "train")
 
 
-def test_files_that_never_end_are_not_waited_for(make) -> None:
+def test_readers_do_not_wait_for_files_that_never_end(make) -> None:
     root = make([GOOD, GOOD])
     (root / "labels/train/1.txt").unlink()
     os.mkfifo(root / "labels/train/1.txt")

@@ -20,7 +20,7 @@ PLAN = b"vtrt" + bytes(12) + (1000).to_bytes(8, "little") + bytes([1, 7, 1, 116]
 DESCRIPTION = {"names": {"0": "Möwe"}, "build": {"backend": "tensorrt_rtx"}}
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_written_files_are_read_back(tmp_path):
     path = tmp_path / "new folder" / "model.engine"
     write_engine_file(path, PLAN, DESCRIPTION)
     plan, description = read_engine_file(path)
@@ -42,7 +42,7 @@ def test_a_description_that_cannot_be_written_as_json_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_the_engine_cannot_go_nothing_is_left_behind(tmp_path):
+def test_a_failed_write_leaves_no_files(tmp_path):
     folder = tmp_path / "model.engine"
     folder.mkdir()
     with pytest.raises(UserError, match="it is a directory"):
@@ -53,7 +53,7 @@ def test_where_the_engine_cannot_go_nothing_is_left_behind(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.engine"]
 
 
-def test_a_failed_write_keeps_the_engine_and_description_of_before(tmp_path):
+def test_a_failed_write_keeps_the_previous_engine_and_description(tmp_path):
     path = tmp_path / "model.engine"
     write_engine_file(path, PLAN, DESCRIPTION)
     with pytest.raises(TypeError):
@@ -61,7 +61,7 @@ def test_a_failed_write_keeps_the_engine_and_description_of_before(tmp_path):
     assert read_engine_file(path)[0] == PLAN
 
 
-def test_an_engine_that_was_cut_short_is_told(tmp_path):
+def test_a_truncated_engine_is_reported(tmp_path):
     path = tmp_path / "model.engine"
     write_engine_file(path, PLAN, DESCRIPTION)
     path.write_bytes(PLAN[:600])
@@ -69,7 +69,7 @@ def test_an_engine_that_was_cut_short_is_told(tmp_path):
         read_engine_file(path)
 
 
-def test_a_description_of_another_engine_is_told(tmp_path):
+def test_a_description_of_another_engine_is_reported(tmp_path):
     write_engine_file(tmp_path / "one.engine", PLAN, DESCRIPTION)
     write_engine_file(tmp_path / "two.engine", PLAN[:-1] + b"x", DESCRIPTION)
     description_path(tmp_path / "two.engine").replace(description_path(tmp_path / "one.engine"))
@@ -78,7 +78,7 @@ def test_a_description_of_another_engine_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"engine"'])
-def test_a_damaged_description_is_told(tmp_path, text):
+def test_a_corrupted_description_is_reported(tmp_path, text):
     path = tmp_path / "model.engine"
     path.write_bytes(PLAN)
     description_path(path).write_text(text)
@@ -86,7 +86,7 @@ def test_a_damaged_description_is_told(tmp_path, text):
         read_engine_file(path)
 
 
-def test_missing_empty_and_directory_are_told_apart(tmp_path):
+def test_missing_empty_and_directory_have_different_messages(tmp_path):
     (tmp_path / "other.engine").write_bytes(PLAN)
     (tmp_path / "empty.engine").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"There is no TensorRT engine at .*holds: empty\.engine, other\.engine"):
@@ -97,7 +97,7 @@ def test_missing_empty_and_directory_are_told_apart(tmp_path):
         read_engine_file(tmp_path)
 
 
-def test_the_header_tells_the_version_that_built_a_plan():
+def test_the_header_has_the_version_that_built_a_plan():
     assert looks_like_plan(PLAN) and plan_version(PLAN) == "1.7.1.116"
     for foreign in (b"", b"vtrt", b"PK\x03\x04" + bytes(100), b"vtrt" + bytes(100)):
         assert plan_version(foreign) is None
