@@ -70,6 +70,7 @@ class DeformableAttention(nn.Module):
         num_points: points of each level.
         method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2), with which the offsets are not trained.
         offset_scale: an offset of P units is `offset_scale` times the side of the box.
+        projected: project values and output; D-FINE samples the levels as they are.
     """
 
     unit: Tensor
@@ -81,6 +82,7 @@ class DeformableAttention(nn.Module):
         num_points: Sequence[int],
         method: str = "default",
         offset_scale: float = 0.5,
+        projected: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.points = num_heads, tuple(num_points)
@@ -88,8 +90,8 @@ class DeformableAttention(nn.Module):
         total = num_heads * sum(self.points)
         self.sampling_offsets = nn.Linear(dim, total * 2)
         self.attention_weights = nn.Linear(dim, total)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.value_proj = nn.Linear(dim, dim) if projected else nn.Identity()
+        self.output_proj = nn.Linear(dim, dim) if projected else nn.Identity()
         unit = torch.tensor([1 / count for count in self.points for _ in range(count)])
         self.register_buffer("unit", unit[:, None], persistent=False)  # [N, 1], of an offset
         self.reset_parameters()
@@ -108,8 +110,9 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
         """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] -> [B, Q, D]."""

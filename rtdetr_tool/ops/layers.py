@@ -43,9 +43,12 @@ def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm and activation; padding keeps the size at stride 1."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, act: str | None = None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, act: str | None = None, groups: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+        padding = (kernel - 1) // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
         self.act = build_activation(act)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
 from rtdetr_tool.families.rtdetr.model.foundation import FoundationRTDETR, FrozenRadio
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 from rtdetr_tool.formats.detection_loop import detect
@@ -20,6 +19,7 @@ from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.models.hybrid_encoder import HybridEncoder
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Batch, Predictions, Target
 from rtdetr_tool.spec import ExperimentSpec, spec_from_dict

@@ -7,8 +7,8 @@ import torch
 
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.families.rtdetr.model.detector import RTDETR
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
+from rtdetr_tool.models.hybrid_encoder import HybridEncoder
 from rtdetr_tool.ops.structures import Target
 
 CHANNELS = (8, 16, 24, 32)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder, build_anchors
+from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.models.decoder_layer import DeformableAttention
+from rtdetr_tool.models.query_selection import build_anchors
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from rtdetr_tool.families.rtdetr.model.denoising import build_denoising, denoising_attention_mask
+from rtdetr_tool.models.denoising import build_denoising, denoising_attention_mask
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
 from rtdetr_tool.ops.structures import Target
 

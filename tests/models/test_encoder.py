@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
+from rtdetr_tool.models.hybrid_encoder import HybridEncoder
 
 
 def maps(height=32, width=64):

@@ -12,8 +12,6 @@ from rtdetr_tool.catalog import FOUNDATION_MODELS
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
-from rtdetr_tool.families.rtdetr.model.denoising import denoising_attention_mask
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
 from rtdetr_tool.families.rtdetr.model.foundation import (
     CLIP_MEAN,
     CLIP_STD,
@@ -26,6 +24,8 @@ from rtdetr_tool.families.rtdetr.model.radio import RadioViT, radio_weights
 from rtdetr_tool.formats.export_model import ExportModel
 from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
+from rtdetr_tool.models.denoising import denoising_attention_mask
+from rtdetr_tool.models.hybrid_encoder import HybridEncoder
 
 CHANNELS = (8, 16, 24, 32)
 RADIO_WIDTH = 24

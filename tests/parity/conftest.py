@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.families.rtdetr.model.detector import RTDETR
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
 from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
+from rtdetr_tool.models.hybrid_encoder import HybridEncoder
 from rtdetr_tool.ops.layers import fix_batch_norms
 from rtdetr_tool.ops.structures import Target
 

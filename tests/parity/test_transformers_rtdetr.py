@@ -11,12 +11,12 @@ import torch
 from transformers.models.rt_detr import modeling_rt_detr
 
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.families.rtdetr.model.denoising import build_denoising
 from rtdetr_tool.families.rtdetr.transformers_names import (
     from_transformers,
     is_transformers_rtdetr,
     to_transformers,
 )
+from rtdetr_tool.models.denoising import build_denoising
 
 TOLERANCE = 1e-4
 

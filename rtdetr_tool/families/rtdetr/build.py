@@ -9,13 +9,13 @@ from rtdetr_tool.checkpoints.identify import state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.families.rtdetr.model.detector import RTDETR
-from rtdetr_tool.families.rtdetr.model.encoder import HybridEncoder
 from rtdetr_tool.families.rtdetr.model.foundation import FoundationRTDETR, FrozenRadio
 from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 from rtdetr_tool.families.rtdetr.spec import FrozenFmSpec, rtdetr_fields
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.models.build import build_backbone
+from rtdetr_tool.models.hybrid_encoder import HybridEncoder
 from rtdetr_tool.spec import ModelSpec
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rtdetr_tool.families.rtdetr.model.encoder import EncoderOutput
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.models.hybrid_encoder import EncoderOutput
 from rtdetr_tool.ops.layers import fold_batch_norms, fuse_reparameterized
 from rtdetr_tool.ops.structures import Predictions, Target
 

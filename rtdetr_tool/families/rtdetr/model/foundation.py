@@ -23,10 +23,10 @@ from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder, TransformerDecoder
 from rtdetr_tool.families.rtdetr.model.detector import RTDETR
-from rtdetr_tool.families.rtdetr.model.encoder import EncoderOutput, HybridEncoder
 from rtdetr_tool.families.rtdetr.model.radio import RadioOutput, RadioViT, radio_weights
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.decoder_layer import DecoderLayer
+from rtdetr_tool.models.hybrid_encoder import EncoderOutput, HybridEncoder
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import modules_of_type
 from rtdetr_tool.ops.structures import Predictions, Target

@@ -8,7 +8,7 @@ Shape legend: B batch, D hidden_dim, h, w size of a level; levels run from fine 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,14 @@ class EncoderOutput(NamedTuple):
     projected: list[Tensor]  # [B, D, h, w] each
 
 
+class FusionParts(NamedTuple):
+    """What the fusion of two levels consists of; each function builds one module."""
+
+    lateral: Callable[[], nn.Module]  # before a level is raised, D -> D channels
+    downsample: Callable[[], nn.Module]  # to half the size, D -> D channels
+    block: Callable[[], nn.Module]  # of two concatenated levels, 2D -> D channels
+
+
 class HybridEncoder(nn.Module):
     """Backbone levels in, as many levels of `hidden_dim` channels out.
 
@@ -33,6 +41,7 @@ class HybridEncoder(nn.Module):
         channels: channels of each backbone level, fine to coarse; each level has half the size of the previous one.
         attention_levels: levels (index into `channels`) that get the transformer encoder.
         expansion, depth_mult: width and number (`round(3 * depth_mult)`) of the RepVGG blocks in each fusion block.
+        parts: modules of the fusion instead of RT-DETR's.
         pe_order: layout of the position embedding, `columns` or `rows` (see `sincos_position_2d`).
         num_outputs: number of returned levels, the finest ones. Modules that only the others need exist for their
             weights' names, but are neither run nor trained.
@@ -54,6 +63,7 @@ class HybridEncoder(nn.Module):
         act: str = "silu",
         num_outputs: int | None = None,
         pe_order: str = "columns",
+        parts: FusionParts | None = None,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
@@ -68,15 +78,12 @@ class HybridEncoder(nn.Module):
             TransformerEncoder(num_layers, hidden_dim, num_heads, dim_feedforward, dropout, enc_act)
             for _ in self.attention_levels
         )
-        steps, blocks = len(channels) - 1, round(3 * depth_mult)
-
-        def fusion_blocks() -> nn.ModuleList:
-            return nn.ModuleList(CSPRepLayer(2 * hidden_dim, hidden_dim, blocks, expansion, act) for _ in range(steps))
-
-        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1, act=act) for _ in range(steps))
-        self.fpn_blocks = fusion_blocks()
-        self.downsample_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act) for _ in range(steps))
-        self.pan_blocks = fusion_blocks()
+        parts = parts or rtdetr_fusion(hidden_dim, round(3 * depth_mult), expansion, act)
+        steps = range(len(channels) - 1)
+        self.lateral_convs = nn.ModuleList(parts.lateral() for _ in steps)
+        self.fpn_blocks = nn.ModuleList(parts.block() for _ in steps)
+        self.downsample_convs = nn.ModuleList(parts.downsample() for _ in steps)
+        self.pan_blocks = nn.ModuleList(parts.block() for _ in steps)
         for unused in (*self.downsample_convs[self.num_outputs - 1 :], *self.pan_blocks[self.num_outputs - 1 :]):
             unused.requires_grad_(False)
         self._positions: dict[tuple[object, ...], Tensor] = {}
@@ -116,6 +123,15 @@ class HybridEncoder(nn.Module):
             lowered = self.downsample_convs[step](maps[-1])
             maps.append(self.pan_blocks[step](torch.cat([lowered, upper], dim=1)))
         return maps
+
+
+def rtdetr_fusion(dim: int, blocks: int, expansion: float, act: str) -> FusionParts:
+    """RT-DETR's fusion, with this number of RepVGG blocks of `expansion * dim` channels."""
+    return FusionParts(
+        lateral=lambda: ConvNorm(dim, dim, 1, act=act),
+        downsample=lambda: ConvNorm(dim, dim, 3, 2, act=act),
+        block=lambda: CSPRepLayer(2 * dim, dim, blocks, expansion, act),
+    )
 
 
 class TransformerEncoder(nn.Module):
