@@ -83,6 +83,7 @@ def draw_boxes(
     canvas = image.copy() if image.mode == "RGB" else image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(font_size(canvas.size))
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always with a size; without one it may be a bitmap font
     clipped = [_clip(list(box), canvas.size) for box in boxes]
     for box, color in zip(clipped, colors, strict=True):
         shorter = 1 + int(min(box[2] - box[0], box[3] - box[1]))

@@ -33,7 +33,7 @@ from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.spec import ExperimentSpec
 
 if TYPE_CHECKING:
-    from rtdetr_tool.metrics.coco import CocoResult
+    from rtdetr_tool.metrics.result import CocoResult
     from rtdetr_tool.training.fit_result import FitResult
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Detector:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         device: torch.device | str = "auto",
         num_classes: int | None = None,
         **keywords: Any,
@@ -126,6 +126,7 @@ class Detector:
         images: Any,
         threshold: float = 0.5,
         shape: Sequence[int] | None = None,
+        *,
         include_source_image: bool = True,
     ) -> Any:
         """What is in an image, or in each image of a list.
@@ -248,7 +249,7 @@ class Detector:
     def train(
         self,
         callbacks: Sequence[Any] | Mapping[str, Any] = (),
-        resume: str | os.PathLike | bool | None = None,
+        resume: str | os.PathLike[str] | bool | None = None,
         **keywords: Any,
     ) -> FitResult:
         """Train on a data set, starting from the weights that this detector has; it has the best ones afterwards.
@@ -300,7 +301,8 @@ class Detector:
 
     def export(
         self,
-        output_dir: str | os.PathLike = "output",
+        output_dir: str | os.PathLike[str] = "output",
+        *,
         shape: Sequence[int] | None = None,
         batch_size: int = 1,
         dynamic_batch: bool = False,
@@ -332,7 +334,7 @@ class Detector:
         }
         return export(opened, base, keywords, calibration_data)
 
-    def export_for_roboflow(self, output_dir: str | os.PathLike) -> None:
+    def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Write what Roboflow accepts for an upload, `weights.pt` and `class_names.txt`; nothing is sent.
 
         Families that Roboflow accepts implement it.

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_tool.api.keywords import Settings, applied, export_settings
+from rtdetr_tool.api.keywords import applied, export_settings
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.keywords import Settings
 from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.spec import spec_from_dict, spec_to_dict
 from rtdetr_tool.workflows.export import export_detector
@@ -36,7 +37,7 @@ def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], 
     return export_detector(opened, spec.export, spec.inference.conf_threshold, pictures)
 
 
-def calibration_array(images: NDArray) -> NDArray:
+def calibration_array(images: NDArray[np.generic]) -> NDArray[np.generic]:
     """Images as [N, 3, H, W], whichever of the two orders they are given in."""
     if images.ndim == 4 and images.shape[-1] == 3 and images.shape[1] != 3:
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))

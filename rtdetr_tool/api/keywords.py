@@ -54,7 +54,7 @@ _TRAIN_SECTIONS = ("train", "dataset")
 
 def train_settings(keywords: Mapping[str, Any], family: Family | None = None) -> Settings:
     """What keywords of `train` say: names of `train_keywords`, of fields of `train` and `dataset`, or dotted names."""
-    known = {**leaves(*_TRAIN_SECTIONS), **train_keywords(family)}
+    known: dict[str, Rule | Keyword] = {**leaves(*_TRAIN_SECTIONS), **train_keywords(family)}
     return settings(keywords, known, "train", _of_the_model())
 
 
@@ -75,7 +75,8 @@ def _names_a_model_field(row: Keyword) -> bool:
 def data_settings(keywords: Mapping[str, Any]) -> Settings:
     """What keywords of `evaluate` say: `max_dets`, fields of `dataset`, and keywords of `train` that name these."""
     rules = {name: row.rule if isinstance(row, Keyword) else row for name, row in train_keywords().items()}
-    known = {name: rule for name, rule in rules.items() if str(rule).startswith(("dataset.", "evaluate."))}
+    prefixes = ("dataset.", "evaluate.")
+    known = {name: rule for name, rule in rules.items() if isinstance(rule, str) and rule.startswith(prefixes)}
     return settings(keywords, {**leaves("dataset"), **known, "max_dets": "evaluate.max_dets"}, "evaluate")
 
 

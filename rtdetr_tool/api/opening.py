@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from rtdetr_tool.api.keywords import Settings, applied, model_settings
+from rtdetr_tool.api.keywords import applied, model_settings
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import DEFAULT_FAMILY, all_families, family_named, family_of
+from rtdetr_tool.families.keywords import Settings
 from rtdetr_tool.formats.opening import OpenedDetector, build_opened
 from rtdetr_tool.formats.torch.file import WeightsFile
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
+from rtdetr_tool.spec.required import required
 from rtdetr_tool.spec.validate import inert_notes
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | 
     rows = None if num_classes is None else family.class_rows(num_classes)
     loaded = _loaded({**base, **model_settings(keywords, family, where)}, rows)
     spec = loaded.spec
-    detector = build_detector(spec.model, spec.dataset.num_classes)
+    detector = build_detector(spec.model, required(spec.dataset.num_classes, "dataset.num_classes"))
     if spec.model.pretrained_backbone_path:
         from rtdetr_tool.training.initial_weights import load_initial_weights
 
@@ -57,7 +59,7 @@ def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | 
 
 
 def open_weights(
-    weights: str | os.PathLike, base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str
+    weights: str | os.PathLike[str], base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str
 ) -> OpenedDetector:
     """The detector of a weights file or a published name.
 

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import pixels_of
-from rtdetr_tool.ops.structures import Detections
+from rtdetr_tool.ops.structures import Detections, InstanceMasks
+
+# (xyxy, mask, confidence, class_id, tracker_id, data) of one object.
+Row = tuple[NDArray[np.float32], NDArray[np.bool_] | None, np.float32, np.int64, None, dict[str, Any]]
 
 
 @dataclass
@@ -30,8 +33,8 @@ class PlainDetections:
     def __len__(self) -> int:
         return len(self.xyxy)
 
-    def __iter__(self) -> Iterator[tuple]:
-        """(xyxy, mask, confidence, class_id, tracker_id, data) of each object, as supervision does it."""
+    def __iter__(self) -> Iterator[Row]:
+        """The objects one by one, in the order of supervision."""
         for index in range(len(self)):
             data = {name: values[index] for name, values in self.data.items()}
             mask = None if self.mask is None else self.mask[index]
@@ -70,22 +73,23 @@ def result_of(
         xyxy=found.boxes.numpy().astype(np.float32).reshape(-1, 4),
         confidence=found.scores.numpy().astype(np.float32),
         class_id=labels,
-        mask=None if found.masks is None else _pixels(found),
+        mask=None if found.masks is None else _pixels(found.masks),
         data=data,
         metadata={} if source is None else {"source_image": source},
     )
 
 
-def _pixels(found: Detections) -> NDArray[np.bool_]:
-    parts = [part.numpy() for part in pixels_of(found.masks)]
-    return np.concatenate([np.zeros((0, *found.masks.size), dtype=bool), *parts])
+def _pixels(masks: InstanceMasks) -> NDArray[np.bool_]:
+    parts = [part.numpy() for part in pixels_of(masks)]
+    return np.concatenate([np.zeros((0, *masks.size), dtype=np.bool_), *parts])
 
 
 @cache
-def detections_class() -> type:
-    """`supervision.Detections`, or ours where supervision is not installed."""
+def detections_class() -> type[Any]:
+    """`supervision.Detections`, or `PlainDetections` if supervision is not installed."""
     try:
-        from supervision import Detections as Found
+        import supervision
     except ImportError:
         return PlainDetections
-    return Found
+    kind: type[Any] = supervision.Detections
+    return kind

@@ -6,19 +6,21 @@ import logging
 import os
 from collections.abc import Mapping
 
-from rtdetr_tool.api.keywords import Settings, applied
+from rtdetr_tool.api.keywords import applied
 from rtdetr_tool.api.train_arguments import TrainArguments, check_class_names
 from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.data.build import read_sources, train_categories
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.families.keywords import Settings
 from rtdetr_tool.formats.base import Recorded
 from rtdetr_tool.formats.opening import OpenedDetector, OpenedModel, open_detector
 from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.training.checkpointing import find_resume_path
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.fit_result import FitResult
@@ -33,7 +35,7 @@ OUTPUT = "output"  # folder of the results where none is given
 def train(
     opened: OpenedDetector,
     changes: Settings,
-    resume: str | os.PathLike | bool | None,
+    resume: str | os.PathLike[str] | bool | None,
     arguments: TrainArguments,
 ) -> tuple[FitResult, OpenedDetector | None]:
     """Fit from the detector's weights, or go on with a run; what was trained is opened from its best checkpoint.
@@ -48,10 +50,11 @@ def train(
     ratio = spec.dataset.augmentation.preserve_aspect_ratio
     if ratio != opened.spec.dataset.augmentation.preserve_aspect_ratio:
         logger.warning("The weights were trained with preserve_aspect_ratio %s; this run has %s", not ratio, ratio)
-    there = find_resume_path(spec.train.results_dir)
+    folder = results_folder(spec.train, "train")
+    there = find_resume_path(folder)
     if there and not resume:
         raise UserError(
-            f"train: {spec.train.results_dir} holds a run already ({there.name}). Give resume=True to go on with it, "
+            f"train: {folder} holds a run already ({there.name}). Give resume=True to go on with it, "
             "or another output_dir to start a new one from this detector's weights."
         )
     weights, names = opened.detector.state_dict(), known_classes(opened)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.progress import track
 from rich.table import Table
@@ -17,6 +16,7 @@ from rtdetr_tool.reports.benchmark import COLUMNS, SUMMARY, benchmark_page, summ
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.run import spec_text
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.benchmark import benchmark_images, candidates, describe_network, measure, to_dict
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def run(loaded: LoadedSpec) -> None:
     section = loaded.spec.benchmark
-    folder = Path(section.results_dir or ".")
+    folder = results_folder(section, "benchmark")
     images = benchmark_images(loaded.spec)
     make_folder_below(folder, folder / "models")
     network = describe_network(loaded)

@@ -12,6 +12,7 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.formats.opening import OpenedDetector, open_detector
 from rtdetr_tool.formats.resolve import RATIO, SIZE
 from rtdetr_tool.spec import AugmentationSpec, LoadedSpec
+from rtdetr_tool.spec.required import required, results_folder
 
 logger = logging.getLogger(__name__)
 
@@ -22,24 +23,26 @@ def run(loaded: LoadedSpec) -> None:
 
     teacher = open_teacher(loaded)
     spec = loaded.spec
-    spec = replace(spec, train=replace(spec.train, results_dir=spec.distill.results_dir))
+    folder = results_folder(spec.distill, "distill")
+    spec = replace(spec, train=replace(spec.train, results_dir=str(folder)))
     build = partial(DistillModule, teacher=teacher.detector, teacher_classes=teacher.class_map)
     fit(spec, build_module=build)
 
 
 def open_teacher(loaded: LoadedSpec) -> OpenedDetector:
     """The teacher of the checkpoint, which fields that the user set in `distill.teacher` must not contradict."""
-    section = loaded.spec.distill
+    section = required(loaded.spec.distill, "distill")
+    path = required(section.pretrained_teacher_model_path, "distill.pretrained_teacher_model_path")
     given = (loaded.explicit.get("distill") or {}).get("teacher") or {}
     as_model = LoadedSpec(replace(loaded.spec, model=section.teacher), {"model": given})
     try:
-        teacher = open_detector(section.pretrained_teacher_model_path, as_model)
+        teacher = open_detector(path, as_model)
     except CheckpointError as error:
         text = str(error)
         for before in ("  - ", "set "):
             text = text.replace(f"{before}model.", f"{before}distill.teacher.")
         raise CheckpointError(f"distill.pretrained_teacher_model_path: {text}") from error
-    check_images(teacher, loaded.spec.dataset.augmentation, section.pretrained_teacher_model_path)
+    check_images(teacher, loaded.spec.dataset.augmentation, path)
     return teacher
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 
 from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.commands.tables import print_result
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.metrics.result import score_text
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank, world_size
 from rtdetr_tool.workflows.detection import as_run, open_for, score_split
@@ -30,7 +30,7 @@ def run(loaded: LoadedSpec) -> None:
         return
     evaluator.merge(states[1:])
     result = evaluator.compute()
-    folder = Path(section.results_dir)
+    folder = results_folder(section, "evaluate")
     write_atomically(folder / "results.json", json.dumps(result.to_dict(), indent=2) + "\n")
     write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
     kpi = {"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}

@@ -14,6 +14,7 @@ from rtdetr_tool.formats.precision import parse_layers_precision
 from rtdetr_tool.formats.tensorrt.export import choose_backend, write_engine
 from rtdetr_tool.formats.tensorrt.report import summary
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.required import required, results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import build_settings, open_source
 from rtdetr_tool.workflows.engine_precision import build_variants
@@ -31,7 +32,7 @@ def run(loaded: LoadedSpec) -> None:
     if section.backend != "none":
         backend = choose_backend(section.backend, torch.cuda.is_available(), section.compute_capability)
         backend.check(source.file.path, settings)
-    folder = Path(section.results_dir)
+    folder = results_folder(section, "gen_trt_engine")
 
     variants, report = build_variants(source, rules, loaded, folder)
     for variant in variants:
@@ -55,6 +56,7 @@ def run(loaded: LoadedSpec) -> None:
         "onnx": {"file": chosen.file.name, "sha256": sha256_of(chosen.file)},
         "scores": report["scores"],
     }
-    write_engine(Path(section.trt_engine), built, description)
+    engine = Path(required(section.trt_engine, "gen_trt_engine.trt_engine"))
+    write_engine(engine, built, description)
     logger.info("%s", summary(built.report))
-    logger.info("Wrote %s (description in %s.json)", section.trt_engine, section.trt_engine)
+    logger.info("Wrote %s (description in %s.json)", engine, engine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from rich.progress import track
 
@@ -13,6 +12,7 @@ from rtdetr_tool.formats.detection_loop import LoopTimes, detect
 from rtdetr_tool.log import console
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
 from rtdetr_tool.visualize import parse_color_map
@@ -36,7 +36,7 @@ def run(loaded: LoadedSpec) -> None:
         logger.warning("Ignoring inference.color_map of %s, which are not among the classes", first_of(unknown))
     thresholds = score_thresholds(section, class_map)
     dataset = build_inference_dataset(spec.dataset)
-    writer = Writer(Path(section.results_dir), section, class_map, colors, dataset)
+    writer = Writer(results_folder(section, "inference"), section, class_map, colors, dataset)
     loader, times = detecting.loader(dataset), LoopTimes()
     for batch, detections in track(
         detect(runtime, loader, spec.model.num_select, times), "Detecting", len(loader), console=console()

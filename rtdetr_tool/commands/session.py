@@ -19,6 +19,7 @@ from rtdetr_tool.log import LogFile, close_log_file, open_log_file, set_up_conso
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
 from rtdetr_tool.spec.commands import COMMANDS
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import StatusLogger, current_status, process_rank, set_current_status
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 def prepare_folder(spec: ExperimentSpec, command: str) -> Path:
     """The command's results folder, created if needed; `UserError` if it cannot be written."""
-    folder = Path(getattr(spec, command).results_dir)
+    folder = results_folder(getattr(spec, command), command)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -215,13 +216,14 @@ def prepare_folder(spec: ExperimentSpec, command: str) -> Path:
 def record_spec(spec: ExperimentSpec, command: str) -> None:
     """Write `experiment.yaml`, the spec that the command uses, in the first process only."""
     if process_rank() == 0:
-        write_atomically(Path(getattr(spec, command).results_dir) / "experiment.yaml", spec_to_yaml(spec))
+        write_atomically(results_folder(getattr(spec, command), command) / "experiment.yaml", spec_to_yaml(spec))
 
 
 def spec_to_yaml(spec: ExperimentSpec) -> str:
     import yaml
 
-    return yaml.safe_dump(without_secrets(spec_to_dict(spec)), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(without_secrets(spec_to_dict(spec)), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def report_user_error(error: UserError) -> int:

@@ -58,17 +58,17 @@ def kind_of(reason: str) -> str:
 
 def show_scores(variants: list[Variant]) -> None:
     """Print the mAP of each precision and the points lost compared with FP32, if they were scored."""
-    if variants[0].scores is None:
+    scored = [(variant.precision, variant.scores) for variant in variants if variant.scores is not None]
+    if not scored:
         return
     table = Table("precision", title="Score in ONNX Runtime on dataset.val_data_sources")
     for name in ("mAP", "points lost", "mAP50", "MB"):
         table.add_column(name, justify="right")
-    base = variants[0].scores["mAP"]
-    for variant in variants:
-        scores = variant.scores
+    base = scored[0][1]["mAP"]
+    for precision, scores in scored:
         lost = "-" if base is None or scores["mAP"] is None else f"{100 * (base - scores['mAP']):.2f}"
         table.add_row(
-            variant.precision, score_text(scores["mAP"]), lost, score_text(scores["mAP50"]),
+            precision, score_text(scores["mAP"]), lost, score_text(scores["mAP50"]),
             f"{scores['bytes'] / 1e6:.1f}",
         )  # fmt: skip
     console().print(table)

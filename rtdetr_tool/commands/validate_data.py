@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from rtdetr_tool.log import console
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.findings import validation_page
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.workflows.validate_data import check_images, load_splits, report
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def run(loaded: LoadedSpec) -> None:
     counts = check_contents(datasets, findings, scoring_of(spec))
     check_images(spec, datasets, findings)
 
-    folder = Path(section.results_dir)
+    folder = results_folder(section, "validate_data")
     write_atomically(folder / "report.json", json.dumps(report(datasets, counts, findings), indent=2) + "\n")
     page = write_page(validation_page(datasets, counts, findings, section.num_pictures, section.num_samples), folder)
     print_report(datasets, counts, findings)

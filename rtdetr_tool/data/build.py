@@ -6,12 +6,12 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from rtdetr_tool.data.coco import read_source
-from rtdetr_tool.data.collate import collate, collate_inference
+from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import ImageFolder, find_images, search, skipped_line
@@ -28,6 +28,7 @@ from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.families import all_families
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
 
 logger = logging.getLogger(__name__)
@@ -168,9 +169,21 @@ def scoring_of(spec: ExperimentSpec) -> Scoring:
     )
 
 
+@overload
+def build_loader(
+    dataset: DetectionDataset, spec: DatasetSpec, training: bool, rank: int = 0, world_size: int = 1
+) -> DetectionLoader[Batch]: ...
+
+
+@overload
+def build_loader(
+    dataset: ImageFolder, spec: DatasetSpec, training: bool, rank: int = 0, world_size: int = 1
+) -> DetectionLoader[InferenceBatch]: ...
+
+
 def build_loader(
     dataset: DetectionDataset | ImageFolder, spec: DatasetSpec, training: bool, rank: int = 0, world_size: int = 1
-) -> DetectionLoader:
+) -> DetectionLoader[Batch] | DetectionLoader[InferenceBatch]:
     """A loader of this rank's share of `dataset`; `spec.batch_size` is per rank.
 
     All ranks of a training run must use the same dataset seed, so that they see disjoint images.

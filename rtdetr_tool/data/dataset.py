@@ -55,6 +55,8 @@ class DetectionDataset(Dataset[Sample | FailedImage]):
     main process.
     """
 
+    max_bad: int | None = None  # maximum number of unreadable images that are replaced; None means no limit
+
     def __init__(
         self,
         records: Sequence[ImageRecord],

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,15 +17,17 @@ from rtdetr_tool.data.faults import kind_of, machine_error
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.structures import Batch
 
+BatchT = TypeVar("BatchT", bound=Batch)
 
-class DetectionLoader(DataLoader[Any]):
-    """Yields `Batch`; raises errors of failed images in the main process.
+
+class DetectionLoader(DataLoader[Any], Generic[BatchT]):
+    """Yields batches; raises errors of failed images in the main process.
 
     Iteration starts lazily with the first batch: when Lightning resumes, it creates the iterator before it sets the
     epoch of the sampler, and torch's iterator would already have drawn samples of the wrong epoch.
     """
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # a generator instead of torch's own class
         for batch in explain_loader_faults(self, super().__iter__):
             if isinstance(batch, FailedImage):
                 raise batch.error

@@ -6,9 +6,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.data.preprocess import to_float
@@ -16,6 +18,8 @@ from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.ops.postprocess import detection_rows, split_rows
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
+
+BatchT = TypeVar("BatchT", bound=Batch)
 
 
 @dataclass
@@ -43,19 +47,20 @@ class LoopTimes:
 
 
 def detect(
-    runtime: Runtime, loader: Iterable[Batch], num_select: int, times: LoopTimes | None = None
-) -> Iterator[tuple[Batch, list[Detections]]]:
+    runtime: Runtime, loader: Iterable[BatchT], num_select: int, times: LoopTimes | None = None
+) -> Iterator[tuple[BatchT, list[Detections]]]:
     """Each batch of the loader with its detections, on the CPU; `times` is filled as the loop goes on."""
-    with explain_dead_worker(f"dataset.workers (now {getattr(loader, 'num_workers', 0)})"):
+    workers = loader.num_workers if isinstance(loader, DataLoader) else 0
+    with explain_dead_worker(f"dataset.workers (now {workers})"):
         yield from _detect(runtime, loader, num_select, LoopTimes() if times is None else times)
 
 
 def _detect(
-    runtime: Runtime, loader: Iterable[Batch], num_select: int, times: LoopTimes
-) -> Iterator[tuple[Batch, list[Detections]]]:
+    runtime: Runtime, loader: Iterable[BatchT], num_select: int, times: LoopTimes
+) -> Iterator[tuple[BatchT, list[Detections]]]:
     """On a GPU, a batch is read back after the next one has been launched, so that the host never idles with it."""
     ahead = 1 if runtime.device.type == "cuda" else 0
-    running: deque[_Launched] = deque()
+    running: deque[_Launched[BatchT]] = deque()
     clock = _Clock()
     for batch in loader:
         times.load += clock.lap(times)
@@ -72,10 +77,10 @@ def _detect(
         clock.lap()
 
 
-class _Launched:
+class _Launched(Generic[BatchT]):
     """A batch on its way: its detections are being computed and copied to the host in one piece."""
 
-    def __init__(self, runtime: Runtime, batch: Batch, num_select: int) -> None:
+    def __init__(self, runtime: Runtime, batch: BatchT, num_select: int) -> None:
         self.batch, self.name = batch, runtime.name
         if len(batch) == 0:
             return
@@ -93,7 +98,7 @@ class _Launched:
         self.masks = predictions.masks  # stay on the device: only those of the detections that are kept are enlarged
         self.marks = [*marks, _mark(runtime.device)]
 
-    def read(self, times: LoopTimes) -> tuple[Batch, list[Detections]]:
+    def read(self, times: LoopTimes) -> tuple[BatchT, list[Detections]]:
         """Wait for the batch, the only time that the host waits for the device."""
         if len(self.batch) == 0:
             return self.batch, []

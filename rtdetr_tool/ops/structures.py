@@ -126,7 +126,8 @@ class InstanceMasks(_Movable):
     canvas: tuple[int, int]  # (height, width) of the input in pixels of the original image, padding included
     size: tuple[int, int]  # (height, width) of the original image
 
-    def select(self, keep: Tensor | list[bool]) -> InstanceMasks:
+    def select(self, keep: Tensor | list[bool] | list[int]) -> InstanceMasks:
+        """Masks for which `keep` [K] is true, or at these indices in their order."""
         return replace(self, query=self.query[keep])
 
 

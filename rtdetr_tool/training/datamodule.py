@@ -81,7 +81,7 @@ class DetectionDataModule(pl.LightningDataModule):
         """The names of `class_map`, by class index."""
         return [entry.name for entry in self.class_map.entries]
 
-    def loader(self, split: str) -> DetectionLoader:
+    def loader(self, split: str) -> DetectionLoader[Batch]:
         """A new loader of this process's share of a split."""
         dataset, training = self.dataset(split), split == "train"
         if training:  # with a negative seed, each process has drawn its own
@@ -91,20 +91,20 @@ class DetectionDataModule(pl.LightningDataModule):
             _pad_indices(loader.sampler, len(dataset))
         return loader
 
-    def train_dataloader(self) -> DetectionLoader:
+    def train_dataloader(self) -> DetectionLoader[Batch]:
         loader = self.loader("train")
         trainer: Any = self.trainer  # which does not declare the attribute
         if trainer is not None:  # short epochs are logged too
             trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, len(loader)))
         return loader
 
-    def val_dataloader(self) -> DetectionLoader | list[DetectionLoader]:
+    def val_dataloader(self) -> DetectionLoader[Batch] | list[DetectionLoader[Batch]]:
         return self.loader("val") if self.spec.dataset.val_data_sources else []
 
-    def test_dataloader(self) -> DetectionLoader:
+    def test_dataloader(self) -> DetectionLoader[Batch]:
         return self.loader("test")
 
-    def predict_dataloader(self) -> DetectionLoader:
+    def predict_dataloader(self) -> DetectionLoader[Batch]:
         return self.loader("predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
+from rtdetr_tool.data.collate import InferenceBatch
 from rtdetr_tool.data.dataset import EvalDataset
+from rtdetr_tool.data.folder import ImageFolder
+from rtdetr_tool.data.loader import DetectionLoader
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import UserError
@@ -33,7 +34,7 @@ class Detecting:
     model: OpenedModel
     spec: ExperimentSpec  # with the command's input size and batch size in the `dataset` section
 
-    def loader(self, dataset: Dataset) -> DataLoader:
+    def loader(self, dataset: ImageFolder) -> DetectionLoader[InferenceBatch]:
         """A loader of this process's share of `dataset`, in order and without repetition."""
         return build_loader(dataset, self.spec.dataset, training=False, rank=rank(), world_size=world_size())
 
@@ -78,7 +79,7 @@ def evaluator_for(split: str, dataset: EvalDataset, spec: ExperimentSpec) -> Coc
 
 def score(
     runtime: Runtime,
-    loader: Iterable[Batch],
+    loader: DetectionLoader[Batch],
     evaluator: CocoEvaluator,
     num_select: int,
     conf_threshold: float = 0.0,

@@ -62,8 +62,11 @@ def build_settings(loaded: LoadedSpec, interface: GraphInterface) -> BuildSettin
         batches = [getattr(section.tensorrt, name) for name in names]
     else:
         batches = [given.get(name) for name in names]
+    low, opt, high = batches
     settings = BuildSettings(
-        *batches,
+        min_batch=low,
+        opt_batch=opt,
+        max_batch=high,
         workspace_mb=section.tensorrt.workspace_size,
         timing_cache=Path(section.timing_cache) if section.timing_cache else None,
         verbose=section.verbose,

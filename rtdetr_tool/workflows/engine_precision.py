@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -35,14 +35,24 @@ AUDIT_IMAGES, CALIBRATION_IMAGES = 32, 100  # defaults if the spec does not set 
 FEW_IMAGES = 32  # below this number, INT8 ranges depend on the selection of images
 
 
+class Scores(TypedDict):
+    """Of a graph on validation images in ONNX Runtime, as in precision.json; a score without objects is None."""
+
+    mAP: float | None
+    mAP50: float | None
+    images: int
+    model_ms_per_image: float
+    bytes: int
+
+
 @dataclass
 class Variant:
-    """The graph in one precision, and its score if there is a validation set."""
+    """The graph in one precision, and its scores if there is a validation set."""
 
     precision: str
     file: Path
     graph: PrecisionGraph | None = None  # None: the original ONNX file
-    scores: dict[str, float | None] | None = None
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
             "mAP50": result.map50,
             "images": times.images,
             "model_ms_per_image": 1000 * times.model / max(1, times.images),
+            "bytes": bytes_of(variant.file),
         }
-        variant.scores["bytes"] = bytes_of(variant.file)
     kpi = {f"mAP_{variant.precision}": variant.scores["mAP"] for variant in variants if variant.scores}
     current_status().running("Precision scored.", kpi=kpi)
 

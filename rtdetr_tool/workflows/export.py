@@ -25,6 +25,7 @@ from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.formats.table import FORMATS, FULL, exported_formats
 from rtdetr_tool.formats.verification import build_reference
 from rtdetr_tool.spec import ExportSpec, spec_to_dict
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.version import package_version
 
@@ -46,7 +47,7 @@ def export_detector(
     start = time.perf_counter()
     content = export_module(request.format).export(request)
     content["seconds"] = round(time.perf_counter() - start, 2)
-    write_atomically(Path(section.results_dir) / "export.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(results_folder(section, "export") / "export.json", json.dumps(content, indent=2) + "\n")
     if section.serialize_nvdsinfer:
         if opened.class_map is None:
             raise UserError("export.serialize_nvdsinfer: the checkpoint does not name its classes")

@@ -11,9 +11,10 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypedDict
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.spec import DatasetSpec, InferenceSpec
 from rtdetr_tool.status import current_status
-from rtdetr_tool.visualize import draw_detections
+from rtdetr_tool.visualize import Color, draw_detections
 from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
 
 logger = logging.getLogger(__name__)
@@ -66,18 +67,39 @@ def resolve_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
     return class_map
 
 
+class MaskPart(TypedDict, total=False):
+    segmentation: Mapping[str, Any]  # COCO's run lengths, for models with masks
+
+
+class ResultRow(MaskPart):
+    """A detection in `predictions.json`, COCO's format of results."""
+
+    image_id: int
+    category_id: int | None
+    bbox: list[float]  # x, y, width, height in pixels
+    score: float
+
+
+Failure = tuple[str, str]  # path and message of an image that could not be read
+
+
 class Writer:
     """Writes the detections of each image and collects the COCO results."""
 
     def __init__(
-        self, folder: Path, section: InferenceSpec, class_map: ClassMap, colors: dict, images: ImageFolder
+        self,
+        folder: Path,
+        section: InferenceSpec,
+        class_map: ClassMap,
+        colors: Mapping[str, Color],
+        images: ImageFolder,
     ) -> None:
         self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
         self.paths, self.skipped = images.paths, images.skipped
         self.stems = self._stems(self.paths)
-        self.results: list[dict] = []
+        self.results: list[ResultRow] = []
         self.created: set[Path] = set()  # folders
-        self.failures: list[tuple[str, str]] = []
+        self.failures: list[Failure] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")  # decoding and encoding free the GIL
         self._running: deque[Future[None]] = deque()
 
@@ -116,7 +138,7 @@ class Writer:
         while len(self._running) >= 4 * _THREADS:
             self._running.popleft().result()
         self._running.append(self._threads.submit(self._write_files, target, detections, label_file, image_file))
-        masks = [{}] * len(detections)
+        masks: list[MaskPart] = [{}] * len(detections)
         if detections.masks is not None:
             size = detections.masks.size
             masks = [{"segmentation": to_coco(counts, size)} for counts in encode_masks(detections.masks)]
@@ -168,7 +190,9 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, quality=92)
 
 
-def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes, runtime: str) -> None:
+def finish(
+    writer: Writer, parts: Sequence[tuple[list[ResultRow], list[Failure]]], times: LoopTimes, runtime: str
+) -> None:
     """Write the results of all processes, then raise `DataError` if some images could not be read."""
     results = sorted((row for part, _ in parts for row in part), key=lambda row: row["image_id"])
     failures = sorted(row for _, part in parts for row in part)
@@ -195,7 +219,7 @@ def finish(writer: Writer, parts: Sequence[tuple[list, list]], times: LoopTimes,
         )
 
 
-def image_list(writer: Writer, failures: Sequence[tuple[str, str]]) -> dict[str, list]:
+def image_list(writer: Writer, failures: Sequence[Failure]) -> dict[str, Sequence[Any]]:
     """The content of `images.json`: COCO's images and categories, and the files that could not be read.
 
     `unreadable` has image files with the reason, `skipped` the files in the image folders that are not images.

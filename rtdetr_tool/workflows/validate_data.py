@@ -65,7 +65,7 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
             files.add(split, record, fact)
         if files.bad - bad == len(dataset):
             findings.add("unusable", split, "none of its images can be read")
-        elif split in files.replaced and files.bad - bad > dataset.max_bad:
+        elif split in files.replaced and dataset.max_bad is not None and files.bad - bad > dataset.max_bad:
             findings.add("too_many_replaced", split, f"expected at most {dataset.max_bad}", files.bad - bad)
         seconds = time.monotonic() - start
         current_status().running(f"Read {len(dataset)} images of {split} in {seconds:.0f} s.")

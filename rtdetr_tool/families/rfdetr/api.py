@@ -104,7 +104,7 @@ class RFDETR(Detector):
         self._check_patch_size("predict", patch_size)
         if keywords:
             logger.warning("predict: %s has no effect", ", ".join(sorted(keywords)))
-        results = super().predict(images, threshold, shape, include_source_image)
+        results = super().predict(images, threshold, shape, include_source_image=include_source_image)
         return results[0] if isinstance(results, list) and len(results) == 1 else results
 
     def export(
@@ -149,7 +149,13 @@ class RFDETR(Detector):
         if infer_dir is not None:
             fields["dataset.infer_data_sources"] = {"image_dir": os.fspath(infer_dir)}
         return super().export(
-            output_dir, shape, batch_size, dynamic_batch, output_name, calibration_data, **{**fields, **keywords}
+            output_dir,
+            shape=shape,
+            batch_size=batch_size,
+            dynamic_batch=dynamic_batch,
+            output_name=output_name,
+            calibration_data=calibration_data,
+            **{**fields, **keywords},
         )
 
     @property

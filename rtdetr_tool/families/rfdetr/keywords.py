@@ -7,17 +7,20 @@ which compares names and defaults with the installed package.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.families.keywords import Keyword, Settings, keyword_table
+from rtdetr_tool.families.keywords import Keyword, Rule, Settings, keyword_table
+
+FieldOf = Callable[[Any], tuple[str, Any]]  # a value -> the spec field that it sets, and its value there
 
 _KEYPOINTS = "keypoint models are not supported"
 _SAME_METRICS = "there is one implementation of the COCO metrics"
 _AUGMENTATION = "augmentation has one implementation, set by the fields of dataset.augmentation"
 
 
-def _only(name: str, accepted: dict[Any, Settings], alternative: str) -> Any:
+def _only(name: str, accepted: dict[Any, Settings], alternative: str) -> Rule:
     """A rule that maps the accepted values to fields, and refuses any other."""
 
     def rule(value: Any) -> Settings:
@@ -30,7 +33,7 @@ def _only(name: str, accepted: dict[Any, Settings], alternative: str) -> Any:
     return rule
 
 
-def _if_given(field: str) -> Any:
+def _if_given(field: str) -> Rule:
     """A rule for a field whose None means the default."""
     return lambda value: {} if value is None else {field: value}
 
@@ -80,7 +83,7 @@ def _scheduler(name: Any) -> Settings:
 
 
 def _scheduler_kwargs(values: Any) -> Settings:
-    fields = {
+    fields: dict[str, FieldOf] = {
         "lr_drop": lambda v: ("train.optim.lr_steps", [v]),
         "min_factor": lambda v: ("train.optim.lr_min_factor", v),
     }
@@ -99,7 +102,7 @@ def _optimizer(name: Any) -> Settings:
 
 
 def _optimizer_kwargs(values: Any) -> Settings:
-    fields = {
+    fields: dict[str, FieldOf] = {
         "lr": lambda v: ("train.optim.lr", v),
         "weight_decay": lambda v: ("train.optim.weight_decay", v),
         "momentum": lambda v: ("train.optim.momentum", v),
@@ -111,7 +114,7 @@ def _optimizer_kwargs(values: Any) -> Settings:
     return dict(fields[name](value) for name, value in values.items())
 
 
-def _check_names(where: str, values: Any, fields: dict[str, Any]) -> None:
+def _check_names(where: str, values: Any, fields: Mapping[str, FieldOf]) -> None:
     unknown = sorted(set(values) - set(fields)) if isinstance(values, dict) else [repr(values)]
     if unknown:
         raise UserError(f"{where}: {', '.join(unknown)} is not supported; expected {', '.join(fields)}")
