@@ -1,9 +1,9 @@
-"""The package in Python: detectors as objects.
+"""The Python API: detectors as objects.
 
 `Detector` and the classes of the model families, which `__init__.pyi` lists for type checkers. Their methods call the
-same workflows as the commands. `keywords` maps the words of RF-DETR's users to fields, `opening` and `training` build
-the spec, `runtime_cache` keeps the runtime that predicts while the weights stay the same, `images` and `results`
-convert input and output. May import everything except `commands` and `cli`.
+same workflows as the commands. `keywords` maps the keywords of RF-DETR's package to fields, `opening` and `training`
+build the spec, `runtime_cache` keeps the runtime until the weights change, `images` and `results` convert input and
+output. May import everything except `commands` and `cli`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`Detector`: a detector in Python, from images to detections, training, scores and files.
+"""`Detector`: predict, train, evaluate and export from Python.
 
-Everything here calls what the commands call: one preprocessing, one detection loop, one postprocessing.
+It uses the same preprocessing, detection loop and postprocessing as the commands.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 class Detector:
-    """A detector with its weights, classes and settings. `Detector.from_checkpoint` and the named classes make one.
+    """A detector with its weights, classes and settings; created by `Detector.from_checkpoint` or a named class.
 
-    `spec` is what holds for it, `class_map` what its class indices mean (None where that is not known), `network` the
-    trainable network (None for a graph or engine, which only predicts and is scored).
+    `spec` is its resolved spec, `class_map` maps class indices to names (None if unknown), and `network` is the
+    trainable network (None for a graph or engine, which can only predict and be evaluated).
     """
 
     def __init__(self, opened: OpenedDetector | OpenedModel, source: str, device: torch.device | str = "auto") -> None:
@@ -51,14 +51,14 @@ class Detector:
         self.device = choose_device(device)
         self._opened = opened
         self._cache = RuntimeCache()
-        self._traced: dict[str, Any] | None = None  # what `optimize_for_inference` was asked for
+        self._traced: dict[str, Any] | None = None  # the settings of `optimize_for_inference`
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         try:
             self.device = choose_device(self.device)
         except UserError:
-            logger.warning("%s was on %s, which is not here; it predicts on the CPU", self.source, self.device)
+            logger.warning("%s: falling back to the CPU, because %s is not available here", self.source, self.device)
             self.device = torch.device("cpu")
 
     @classmethod
@@ -69,15 +69,15 @@ class Detector:
         num_classes: int | None = None,
         **keywords: Any,
     ) -> Detector:
-        """Open weights of any known kind, a published name, an ONNX or TFLite file, or a TensorRT engine.
+        """Open weights in any supported format, published weights by name, an ONNX or TFLite file, or an engine.
 
         Args:
-            num_classes: another number of classes than the file's: its class heads then start anew.
-            keywords: fields of the spec's `model` section, or of its family's section, that the file leaves open.
+            num_classes: if it differs from the file's, the class heads are initialized from scratch.
+            keywords: fields of the spec's `model` section, or of its family's section, that the file does not record.
 
         Raises:
-            CheckpointError: the file is missing, damaged or foreign, or keywords contradict it.
-            UserError: an unknown keyword, or a file of another kind than the class that this is called on.
+            CheckpointError: the file is missing, corrupted or not supported, or keywords contradict it.
+            UserError: a keyword is unknown, or the file contains a detector of another class.
         """
         path, where = os.fspath(path), f"{cls.__name__}.from_checkpoint"
         opened: OpenedDetector | OpenedModel
@@ -94,7 +94,7 @@ class Detector:
         Detector.__init__(made, opened, path, device)
         return made
 
-    # What it is
+    # Properties
 
     @property
     def spec(self) -> ExperimentSpec:
@@ -106,7 +106,7 @@ class Detector:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their indices; empty where they are not known."""
+        """Class names by index; empty if they are unknown."""
         return [entry.name for entry in self.class_map.entries] if self.class_map else []
 
     @property
@@ -115,11 +115,11 @@ class Detector:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) that images are brought to."""
+        """(height, width) to which images are resized."""
         augmentation = self.spec.dataset.augmentation
         return input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
 
-    # Predicting
+    # Prediction
 
     def predict(
         self,
@@ -129,44 +129,44 @@ class Detector:
         *,
         include_source_image: bool = True,
     ) -> Any:
-        """What is in an image, or in each image of a list.
+        """Detect objects in an image, or in each image of a list.
 
         Args:
             images: one or a list of paths, http(s) addresses, PIL images, arrays [H, W, 3] or tensors [3, H, W]; RGB,
                 uint8 or floats 0..1.
-            threshold: smallest score.
-            shape: (height, width) to bring the images to instead of `input_size`.
-            include_source_image: keep the image as `metadata["source_image"]`.
+            threshold: minimum score.
+            shape: (height, width) to which images are resized, instead of `input_size`.
+            include_source_image: return the image in `metadata["source_image"]`.
 
         Returns:
-            `supervision.Detections` where that package is installed, else `PlainDetections` with the same fields;
-            for a list (of one image, too) a list of them.
+            `supervision.Detections` if that package is installed, else `PlainDetections` with the same fields; a list
+            of them for a list of images, even of one image.
 
         Raises:
-            DataError: an image cannot be read or is none.
+            DataError: an image cannot be read, or an object is not an image.
         """
         if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
             raise UserError(f"predict: threshold {threshold!r} is invalid; expected 0 to 1")
         several = isinstance(images, (list, tuple))
-        pictures: dict[int, Tensor] = {}
-        batches = self._batches(list(images) if several else [images], self._shape(shape), pictures)
+        originals: dict[int, Tensor] = {}
+        batches = self._batches(list(images) if several else [images], self._shape(shape), originals)
         results = []
-        for batch, found in detect(self.runtime, batches, self.spec.model.num_select):
-            for target, one in zip(batch.targets, found, strict=True):
-                pixels = pictures.pop(target.image_id)
+        for batch, detections in detect(self.runtime, batches, self.spec.model.num_select):
+            for target, one in zip(batch.targets, detections, strict=True):
+                pixels = originals.pop(target.image_id)
                 source = pixels.permute(1, 2, 0).numpy() if include_source_image else None
                 results.append(result_of(one.above(threshold), self.class_map, target.original_size, source))
         return results if several else results[0]
 
-    def _batches(self, images: Sequence[Any], shape: tuple[int, int], pictures: dict[int, Tensor]) -> Iterator[Batch]:
-        """Batches of prepared images, decoded when it is their turn; `pictures` gets the originals by position."""
+    def _batches(self, images: Sequence[Any], shape: tuple[int, int], originals: dict[int, Tensor]) -> Iterator[Batch]:
+        """Batches of preprocessed images, decoded on demand; `originals` gets the decoded images by index."""
         count = self._traced["shape"][0] if self._traced else self.spec.dataset.batch_size
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         for start in range(0, len(images), count):
             prepared, targets = [], []
             for index, image in enumerate(images[start : start + count], start):
                 try:
-                    pixels = pictures[index] = to_pixels(image)
+                    pixels = originals[index] = to_pixels(image)
                 except UserError as error:
                     place = f"Image {index} of {len(images)}: " if len(images) > 1 else ""
                     kind = type(error) if isinstance(error, DataError) else DataError
@@ -178,7 +178,7 @@ class Detector:
             yield Batch(torch.stack(prepared), targets)
 
     def _shape(self, shape: Sequence[int] | None) -> tuple[int, int]:
-        """The wanted (height, width), or that of `input_size`; UserError where the detector cannot take it."""
+        """The requested (height, width), or else `input_size`; UserError if the detector does not support it."""
         if shape is None:
             height, width = self.spec.dataset.augmentation.eval_spatial_size
             return height, width
@@ -188,7 +188,7 @@ class Detector:
         height, width = shape
         fixed = self.runtime.input_size
         if fixed is not None and (height, width) != fixed:
-            raise UserError(f"shape: {self.source} takes inputs of {fixed[0]} x {fixed[1]} (height x width) only")
+            raise UserError(f"shape: {self.source} only supports inputs of {fixed[0]} x {fixed[1]} (height x width)")
         multiple = self.spec.model.size_multiple
         for side in (height, width):
             if side % multiple:
@@ -198,7 +198,7 @@ class Detector:
 
     @property
     def runtime(self) -> Runtime:
-        """What predicts: a deployed file's own runtime, or one for the weights that the network has now."""
+        """The runtime that predicts: that of a deployed file, or one with the current weights of the network."""
         if isinstance(self._opened, OpenedModel):
             return self._opened.runtime
         return self._cache.get(self._opened.detector, self._build_runtime, sums=self._traced is None)
@@ -212,14 +212,14 @@ class Detector:
     def optimize_for_inference(
         self, compile: bool = True, batch_size: int = 1, dtype: torch.dtype | str = torch.float32
     ) -> None:
-        """Predict with a copy that is faster; other sizes and numbers of images go on working as before.
+        """Predict with an optimized copy of the network; other sizes and numbers of images run unoptimized.
 
-        When the network's weights change, the copy is made anew before the next prediction; only changes in place
-        through `.data` are not noticed: call this again after them.
+        If the weights change, the copy is rebuilt before the next prediction. In-place changes through `.data` are not
+        detected: call this method again after them.
 
         Args:
-            compile: trace the network for `batch_size` images of `input_size`; in float32 on a CPU the weights are
-                packed instead, which is faster for every size.
+            compile: trace the network for `batch_size` images of `input_size`. In float32 on a CPU, the weights are
+                packed instead, which speeds up all sizes.
             dtype: float32, float16 or bfloat16.
         """
         name = str(dtype).removeprefix("torch.")
@@ -239,12 +239,12 @@ class Detector:
             raise
 
     def remove_optimized_model(self) -> None:
-        """Undo `optimize_for_inference`; without it nothing happens."""
+        """Undo `optimize_for_inference`, if it was called."""
         if self._traced is not None:
             self._traced = None
             self._cache.clear()
 
-    # Training and scores
+    # Training and evaluation
 
     def train(
         self,
@@ -252,17 +252,16 @@ class Detector:
         resume: str | os.PathLike[str] | bool | None = None,
         **keywords: Any,
     ) -> FitResult:
-        """Train on a data set, starting from the weights that this detector has; it has the best ones afterwards.
+        """Train on a dataset, starting from the current weights; afterwards, the detector has the best weights.
 
         Args:
-            callbacks: Lightning callbacks beside the built-in ones.
-            resume: go on with an interrupted run instead: True for the newest checkpoint in `output_dir`, or a path.
-            keywords: fields of the spec's `train` and `dataset` sections by their last name (`num_epochs=5`), by their
-                dotted name (`**{"train.optim.lr": 1e-4}`), or by the names that users of RF-DETR know; the table is in
-                docs/python_api.md.
+            callbacks: Lightning callbacks, added to the built-in ones.
+            resume: resume an interrupted run: True for the newest checkpoint in `output_dir`, or a path.
+            keywords: fields of the spec's `train` and `dataset` sections by their last name (`num_epochs=5`) or their
+                dotted name (`**{"train.optim.lr": 1e-4}`), or keywords of RF-DETR's package; see docs/python_api.md.
 
         Raises:
-            UserError: an unknown keyword, a data set that cannot be used, or `output_dir` holds another run.
+            UserError: a keyword is unknown, the dataset cannot be used, or `output_dir` contains another run.
         """
         from rtdetr_tool.api.training import train
 
@@ -280,12 +279,12 @@ class Detector:
         return result
 
     def evaluate(self, split: str = "test", conf_threshold: float = 0.0, **keywords: Any) -> CocoResult:
-        """COCO metrics on the `test` or `val` split of a data set, the numbers of `rtdetr evaluate`.
+        """COCO metrics on the `test` or `val` split of a dataset, as in `rtdetr evaluate`.
 
         Args:
-            conf_threshold: leave out detections with a lower score.
+            conf_threshold: ignore detections with a lower score.
             keywords: fields of the spec's `dataset` section, such as `test_data_sources` or `batch_size`, and
-                `max_dets` of its `evaluate` section.
+                `max_dets` of the `evaluate` section.
 
         Raises:
             CheckpointError: keywords contradict how the detector was trained.
@@ -310,16 +309,15 @@ class Detector:
         calibration_data: Any = None,
         **keywords: Any,
     ) -> Path:
-        """Write the detector as ONNX, or TFLite (`format="tflite"`), compared with torch before it counts as written.
+        """Export to ONNX, or TFLite (`format="tflite"`). The file is verified against PyTorch before it is written.
 
         Args:
             shape: (height, width) of the input; None = `input_size`.
-            batch_size: of the graph, unless `dynamic_batch`.
-            output_name: of the file, without suffix; None = the kind of detector, such as
-                `rtdetr-resnet_50`.
-            calibration_data: images for TFLite's INT8: a folder, an array file, or an array [N, H, W, 3].
+            batch_size: batch size of the graph, unless `dynamic_batch` is set.
+            output_name: file name without suffix; None = the kind of detector, such as `rtdetr-resnet_50`.
+            calibration_data: images for INT8 in TFLite: a folder, an array file, or an array [N, H, W, 3].
             keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`; for TFLite
-                `quantization` (fp32, fp16, int8) and `max_images`.
+                also `quantization` (fp32, fp16, int8) and `max_images`.
         """
         from rtdetr_tool.api.export import export
 
@@ -335,12 +333,12 @@ class Detector:
         return export(opened, base, keywords, calibration_data)
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write what Roboflow accepts for an upload, `weights.pt` and `class_names.txt`; nothing is sent.
+        """Write `weights.pt` and `class_names.txt` for an upload to Roboflow; nothing is sent.
 
-        Families that Roboflow accepts implement it.
+        Implemented by the families that Roboflow supports.
         """
         title = self.spec.model.family.title
-        raise UserError(f"export_for_roboflow: Roboflow does not accept {title}; export it with export() instead")
+        raise UserError(f"export_for_roboflow: Roboflow does not support {title}; use export() instead")
 
     @property
     def name(self) -> str:
@@ -355,4 +353,4 @@ class Detector:
     def _trainable(self, what: str) -> OpenedDetector:
         if isinstance(self._opened, OpenedDetector):
             return self._opened
-        raise UserError(f"{what}: {self.source} is a deployed file, which predicts and is scored; open its checkpoint")
+        raise UserError(f"{what}: {self.source} is a deployed file, which can only predict; open its checkpoint")

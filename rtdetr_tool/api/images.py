@@ -1,4 +1,4 @@
-"""Whatever people hand over as an image, as the uint8 tensor that all preprocessing starts from."""
+"""Convert any accepted kind of image to the uint8 tensor that preprocessing starts from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtdetr_tool.checkpoints.download import is_url, public_url, read_url
 from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_pil_image
 from rtdetr_tool.errors import DataError, NotAnImage
 
-MAX_BYTES = 64_000_000  # of an image at an address
+MAX_BYTES = 64_000_000  # of an image at a URL
 MAX_SECONDS = 30.0
 
 _FORMS = (
@@ -29,7 +29,7 @@ def to_pixels(image: Any) -> Tensor:
     Floats 0..1 are rounded to the 256 levels that an image file has.
 
     Raises:
-        DataError: it is none of the forms, or cannot be read.
+        DataError: the object is not an image, or cannot be read.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))
@@ -38,7 +38,7 @@ def to_pixels(image: Any) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"An array of shape {list(image.shape)} is not an image; expected {_FORMS}.")
-        writable = np.require(image, requirements=("C", "W"))  # torch takes no others, such as np.asarray(picture)
+        writable = np.require(image, requirements=("C", "W"))  # torch requires it; np.asarray(image) is read-only
         return _levels(torch.from_numpy(writable)).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
@@ -61,6 +61,6 @@ def _levels(pixels: Tensor) -> Tensor:
     if not pixels.is_floating_point():
         raise NotAnImage(f"Pixels of type {pixels.dtype} are not supported; expected {_FORMS}.")
     low, high = pixels.min().item(), pixels.max().item()
-    if not (low >= 0 and high <= 1):  # not a number counts as outside, too
+    if not (low >= 0 and high <= 1):  # written so that NaN fails
         raise DataError(f"Pixels from {low:g} to {high:g} are invalid; expected floats 0..1 (pass 0..255 as uint8).")
     return pixels.mul(255).round().to(torch.uint8)

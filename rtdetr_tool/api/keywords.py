@@ -42,7 +42,7 @@ EXPORT_ELSEWHERE = {
     "simplify": "graphs are always simplified",
     "force": "overwrite=True replaces a file",
     "infer_dir": "images of dataset.infer_data_sources are compared if there are some",
-    "patch_size": "it is the model's",
+    "patch_size": "it is determined by the model",
 }
 # Of `export`.
 EXPORT: dict[str, Rule] = {
@@ -53,13 +53,13 @@ _TRAIN_SECTIONS = ("train", "dataset")
 
 
 def train_settings(keywords: Mapping[str, Any], family: Family | None = None) -> Settings:
-    """What keywords of `train` say: names of `train_keywords`, of fields of `train` and `dataset`, or dotted names."""
+    """Settings from keywords of `train`: `train_keywords`, fields of `train` and `dataset`, or dotted names."""
     known: dict[str, Rule | Keyword] = {**leaves(*_TRAIN_SECTIONS), **train_keywords(family)}
     return settings(keywords, known, "train", _of_the_model())
 
 
 def train_keywords(family: Family | None = None) -> dict[str, Rule | Keyword]:
-    """Keywords of `train` for detectors of a family: its own, and those of other families that any model has."""
+    """Keywords of `train` for detectors of a family: its own, and those of other families that set shared fields."""
     known: dict[str, Rule | Keyword] = {}
     for other in all_families():
         own = other is family
@@ -73,7 +73,7 @@ def _names_a_model_field(row: Keyword) -> bool:
 
 
 def data_settings(keywords: Mapping[str, Any]) -> Settings:
-    """What keywords of `evaluate` say: `max_dets`, fields of `dataset`, and keywords of `train` that name these."""
+    """Settings from keywords of `evaluate`: `max_dets`, fields of `dataset`, and keywords of `train` that set these."""
     rules = {name: row.rule if isinstance(row, Keyword) else row for name, row in train_keywords().items()}
     prefixes = ("dataset.", "evaluate.")
     known = {name: rule for name, rule in rules.items() if isinstance(rule, str) and rule.startswith(prefixes)}
@@ -81,12 +81,12 @@ def data_settings(keywords: Mapping[str, Any]) -> Settings:
 
 
 def export_settings(keywords: Mapping[str, Any]) -> Settings:
-    """What keywords of `export` say: fields of `export`, or names in `EXPORT`."""
+    """Settings from keywords of `export`: fields of `export`, or names in `EXPORT`."""
     return settings(keywords, {**leaves("export"), **EXPORT}, "export", EXPORT_ELSEWHERE)
 
 
 def model_settings(keywords: Mapping[str, Any], family: Family, where: str) -> Settings:
-    """What keywords of a constructor say: names of the family's fields of `model`, or dotted names."""
+    """Settings from keywords of a constructor: the family's fields of `model`, or dotted names."""
     return settings(keywords, {**leaves(*_sections(family)), **family.model_keywords}, where)
 
 
@@ -96,10 +96,10 @@ def settings(
     where: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The fields that keywords set; `elsewhere` says of names that are not known what there is instead.
+    """The fields that keywords set; `elsewhere` has hints for unknown keywords.
 
     Raises:
-        UserError: for names that are not known, with the nearest ones, and for a field that is set twice.
+        UserError: a keyword is unknown (the message suggests the nearest ones), or a field is set twice.
     """
     found: Settings = {}
     problems = []
@@ -115,7 +115,7 @@ def settings(
             continue
         for field, content in fields.items():
             if field in found:
-                problems.append(f"{where}: {field} is given twice, the second time as {name}")
+                problems.append(f"{where}: {field} is set twice, the second time as {name}")
             found[field] = plain(content)
     if problems:
         raise UserError("\n".join(problems))
@@ -145,16 +145,16 @@ def _hint(name: str, known: Mapping[str, Rule | Keyword], elsewhere: Mapping[str
 
 def _of_the_model() -> dict[str, str]:
     fields = leaves(*(section for family in all_families() for section in _sections(family)))
-    return dict.fromkeys(fields, "it belongs to the model and is given when the detector is made")
+    return dict.fromkeys(fields, "it belongs to the model; pass it when you create the detector")
 
 
 def _sections(family: Family) -> tuple[str, ...]:
-    """Where the family's fields are, its own before those that families share."""
+    """Sections of the family's fields, its own before the shared one."""
     return ("model",) if family.section is None else (f"model.{family.section}", "model")
 
 
 def plain(value: Any) -> Any:
-    """Paths as texts, tuples as lists, also inside."""
+    """Paths as strings and tuples as lists, recursively."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -163,7 +163,7 @@ def plain(value: Any) -> Any:
 
 
 def applied(data: Mapping[str, Any], changes: Settings) -> dict[str, Any]:
-    """Nested plain data with fields by dotted name set; the given data stay as they are."""
+    """A copy of nested plain data with fields set by dotted name."""
     result = _copied(data)
     for name, value in changes.items():
         *path, leaf = name.split(".")

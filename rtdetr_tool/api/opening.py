@@ -1,4 +1,4 @@
-"""From keyword arguments to an opened detector."""
+"""Open a detector from keyword arguments."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from rtdetr_tool.spec.validate import inert_notes
 
 logger = logging.getLogger(__name__)
 
-RANDOM = "random weights"  # the source of a detector without a file
+RANDOM = "random weights"  # the `source` of a detector without a file
 
 
 def choose_device(device: torch.device | str) -> torch.device:
-    """`auto` takes a GPU if there is one; UserError for a device that is not there."""
+    """`auto` selects a GPU if there is one; UserError for an unavailable device."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
+        selected = torch.device(device)
+        torch.zeros(1, device=selected)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest lists what torch was built with
         raise UserError(
-            f"device: {str(device)!r} cannot be used here ({reason}); allowed: 'auto', 'cpu', or a "
-            "GPU that torch sees, such as 'cuda:0'"
+            f"device: {str(device)!r} is not available ({reason}); expected 'auto', 'cpu' or a GPU that PyTorch can "
+            "use, such as 'cuda:0'"
         ) from None
-    return chosen
+    return selected
 
 
 def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str) -> OpenedDetector:
-    """A detector with random weights (a backbone's, where `pretrained_backbone_path` names them)."""
+    """A detector with random weights, except for the backbone if `pretrained_backbone_path` is set."""
     family = family_named(base["model.arch"])
     rows = None if num_classes is None else family.class_rows(num_classes)
     loaded = _loaded({**base, **model_settings(keywords, family, where)}, rows)
@@ -61,24 +61,25 @@ def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | 
 def open_weights(
     weights: str | os.PathLike[str], base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str
 ) -> OpenedDetector:
-    """The detector of a weights file or a published name.
+    """The detector of a weights file or of published weights by name.
+
+    With another number of classes, the class heads are initialized from scratch.
 
     Raises:
-        CheckpointError: `base` or `keywords` contradict it. With another number of classes
-            the class heads start from scratch.
+        CheckpointError: `base` or `keywords` contradict the file.
     """
     given = {**keywords, **{family.section: keywords for family in all_families() if family.section}}
-    file = read_detector(os.fspath(weights), given)  # where it leaves a choice
+    file = read_detector(os.fspath(weights), given)  # for settings that the file does not record
     family = family_of(section_of(file.meta, "spec.model").get("arch"))
     known = section_of(file.meta, "spec.dataset").get("num_classes")
-    chosen = {**base, **model_settings(keywords, family, where)}
+    settings = {**base, **model_settings(keywords, family, where)}
     rows = known if num_classes is None else family.class_rows(num_classes)
     new_classes = rows != known
-    return build_opened(WeightsFile(file, new_classes), _loaded(chosen, rows if new_classes else None))
+    return build_opened(WeightsFile(file, new_classes), _loaded(settings, rows if new_classes else None))
 
 
 def loaded_for_deployed(keywords: Mapping[str, Any], where: str) -> LoadedSpec:
-    """For a deployed file, in which everything is fixed: only dotted names are accepted."""
+    """Settings for a deployed file; only dotted names are accepted, because everything else is fixed."""
     return _loaded(model_settings(keywords, family_named(DEFAULT_FAMILY), where), None)
 
 

@@ -1,4 +1,4 @@
-"""What `predict` gives: `supervision.Detections` where that package is installed, else the same fields in ours."""
+"""The results of `predict`: `supervision.Detections` if that package is installed, else `PlainDetections`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[NDArray[np.float32], NDArray[np.bool_] | None, np.float32, np.int64,
 
 @dataclass
 class PlainDetections:
-    """The objects found in an image, best first: the fields that `supervision.Detections` has, no more."""
+    """The detections in an image, best first, with the fields of `supervision.Detections`."""
 
     xyxy: NDArray[np.float32]  # [N, 4] pixels of the original image
     confidence: NDArray[np.float32]  # [N] 0..1
@@ -41,7 +41,7 @@ class PlainDetections:
             yield self.xyxy[index], mask, self.confidence[index], self.class_id[index], None, data
 
     def __getitem__(self, index: Any) -> Any:
-        """A column of `data` by its name, else the objects that `index` chooses."""
+        """A column of `data` by name, else the objects selected by `index`."""
         if isinstance(index, str):
             return self.data.get(index)
         index = [index] if isinstance(index, (int, np.integer)) else index
@@ -55,10 +55,10 @@ class PlainDetections:
 def result_of(
     found: Detections, class_map: ClassMap | None, size: tuple[int, int], source: NDArray[np.uint8] | None
 ) -> Any:
-    """The detections of one image for the caller.
+    """The detections of one image as returned to the caller.
 
-    `data` holds `class_name` and `source_shape` (height, width) of each object, `metadata` the image itself as
-    `source_image` when it is given. What the network says about an index without a class is not a detection.
+    `data` has `class_name` and `source_shape` (height, width) of each object, `metadata` the image as `source_image`
+    if it is given. Predictions of an index without a class are dropped.
     """
     if class_map is not None:
         keep = [class_map.category_id_of(label) is not None for label in found.labels.tolist()]

@@ -13,9 +13,9 @@ Tensors = tuple[tuple[str, int, int], ...]
 
 
 class RuntimeCache:
-    """Keeps one runtime (a folded copy of a network) for as long as the network's weights stay as they are.
+    """Keeps one runtime (a folded copy of a network) until the network's weights change.
 
-    A cache is no part of the state of its owner: a copy or a pickle of it is empty.
+    The cache is not part of its owner's state: copies and pickles are empty.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class RuntimeCache:
         return RuntimeCache, ()
 
     def get(self, network: nn.Module, build: Callable[[], Runtime], sums: bool = True) -> Runtime:
-        """The runtime for the weights that `network` has now; `build` makes it.
+        """The runtime for the current weights of `network`, built by `build` if necessary.
 
-        Changes are found by PyTorch's own count of them. It does not count changes in place through `.data`, which are
-        found by the sum of each tensor; `sums=False` saves that time (9 ms for 20 million weights on one core).
+        Changes are detected by PyTorch's version counters. These do not count in-place changes through `.data`, which
+        are detected by the sum of each tensor; `sums=False` saves that time (9 ms for 20 million weights on one core).
         """
         tensors, totals = tensors_of(network), sums_of(network) if sums else None
         if self._kept is not None:
@@ -45,7 +45,7 @@ class RuntimeCache:
 
 
 def tensors_of(network: nn.Module) -> Tensors:
-    """Name, address and number of changes of every parameter and buffer."""
+    """Name, address and version counter of every parameter and buffer."""
     return tuple(
         (name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
         for name, tensor in _named_tensors(network)
@@ -53,7 +53,7 @@ def tensors_of(network: nn.Module) -> Tensors:
 
 
 def sums_of(network: nn.Module) -> Tensor:
-    """The sum of each tensor as bits, so that sums that are not a number are equal to themselves."""
+    """The sum of each tensor as bits, so that NaN sums compare equal."""
     totals = [tensor.detach().sum().to("cpu", torch.float64) for _, tensor in _named_tensors(network)]
     return torch.stack(totals).view(torch.int64)
 

@@ -12,21 +12,21 @@ from rtdetr_tool.errors import UserError
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What `train` was called with, apart from the fields of the spec."""
+    """Arguments of `train` that are not fields of the spec."""
 
     keywords: dict[str, Any]  # for the spec
     callbacks: Sequence[Any]
-    class_names: list[str] | None = None  # must be the names of the data
+    class_names: list[str] | None = None  # must match the names in the data
     run_test: bool = False
 
 
 def read_train_arguments(
     callbacks: Sequence[Any] | Mapping[str, Any], keywords: Mapping[str, Any], deprecated: Mapping[str, str]
 ) -> TrainArguments:
-    """Separate the arguments; a DeprecationWarning for those that have no effect.
+    """Separate these arguments from the keywords; DeprecationWarning for those without effect.
 
     Args:
-        deprecated: keyword -> why it has no effect.
+        deprecated: keyword -> reason why it has no effect.
     """
     if isinstance(callbacks, Mapping):
         warn_about_callbacks(callbacks)
@@ -38,18 +38,20 @@ def read_train_arguments(
             _warn(name, reason)
     names = kept.get("class_names")
     if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"class_names: {names!r} is invalid; expected a list of names, or None for those of the data")
+        raise UserError(
+            f"class_names: {names!r} is invalid; expected a list of names, or None to use those of the data"
+        )
     return TrainArguments(kept, callbacks, None if names is None else list(names), bool(kept.get("run_test")))
 
 
 def warn_about_callbacks(callbacks: Mapping[str, Any]) -> None:
-    """A DeprecationWarning for a dictionary with functions, which is ignored."""
+    """DeprecationWarning for a dictionary of functions, which is ignored."""
     if any(callbacks.values()):
         _warn("callbacks", "a dictionary of functions is ignored; pass a list of pytorch_lightning callbacks")
 
 
 def check_class_names(given: Sequence[str], names: Sequence[str]) -> None:
-    """UserError if the user's class names are not those of the data, in the order of their indices."""
+    """UserError if the user's class names are not those of the data, in index order."""
     if list(given) != list(names):
         raise UserError(
             f"class_names: {list(given)} is invalid; expected the names in the data, {list(names)}. Rename the "

@@ -1,4 +1,4 @@
-"""Training and scoring an opened detector."""
+"""Train and evaluate an opened detector."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rtdetr_tool.workflows.detection import score_split
 
 logger = logging.getLogger(__name__)
 
-OUTPUT = "output"  # folder of the results where none is given
+OUTPUT = "output"  # default results folder
 
 
 def train(
@@ -38,24 +38,24 @@ def train(
     resume: str | os.PathLike[str] | bool | None,
     arguments: TrainArguments,
 ) -> tuple[FitResult, OpenedDetector | None]:
-    """Fit from the detector's weights, or go on with a run; what was trained is opened from its best checkpoint.
+    """Train from the detector's weights, or resume a run; return the result and the detector of the best checkpoint.
 
-    After a dry run that is None.
+    The detector is None after a dry run.
     """
     if resume and resume is not True:
         changes = {**changes, "train.resume_training_checkpoint_path": os.fspath(resume)}
     spec = training_spec(opened, changes)
     if arguments.run_test:
-        read_sources(spec.dataset, "test")  # a missing test split is an error before training, not after it
+        read_sources(spec.dataset, "test")  # report a missing test split before training
     ratio = spec.dataset.augmentation.preserve_aspect_ratio
     if ratio != opened.spec.dataset.augmentation.preserve_aspect_ratio:
         logger.warning("The weights were trained with preserve_aspect_ratio %s; this run has %s", not ratio, ratio)
     folder = results_folder(spec.train, "train")
-    there = find_resume_path(folder)
-    if there and not resume:
+    earlier = find_resume_path(folder)
+    if earlier and not resume:
         raise UserError(
-            f"train: {folder} holds a run already ({there.name}). Give resume=True to go on with it, "
-            "or another output_dir to start a new one from this detector's weights."
+            f"train: {folder} already contains a run ({earlier.name}). Pass resume=True to resume it, "
+            "or another output_dir to start a new run from this detector's weights."
         )
     weights, names = opened.detector.state_dict(), known_classes(opened)
 
@@ -75,20 +75,20 @@ def train(
 
 
 def known_classes(opened: OpenedDetector) -> Classes | None:
-    """What the rows of a detector's class heads stand for: empty without names, None while they are random."""
+    """The classes of a detector's class head rows: empty without names, None if the rows are random."""
     if opened.untrained_heads:
         return None
     return opened.class_map.to_list() if opened.class_map else []
 
 
 def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:
-    """The detector's spec with the changes, for as many classes as the training data have."""
+    """The detector's spec with the changes, and the number of classes of the training data."""
     data = spec_to_dict(opened.spec)
     family, model = opened.spec.model.family, opened.spec.model
     side_changes = {f"model.{name}" for name in family.image_sides} & set(changes)
     sizes = family.default_sizes(getattr(model, family.section)) if family.section else {}
     augmentation = data["dataset"]["augmentation"]
-    for name in SIZE_FIELDS:  # default sizes follow from the changes
+    for name in SIZE_FIELDS:  # recompute default sizes
         if side_changes or (name in sizes and augmentation[name] == sizes[name]):
             del augmentation[name]
     if not {"train.results_dir", "results_dir"} & set(changes):
@@ -97,12 +97,12 @@ def training_spec(opened: OpenedDetector, changes: Settings) -> ExperimentSpec:
     spec = spec_from_dict(data, "train")
     if {"dataset.num_classes", "dataset.class_ids"} & set(changes):
         return spec
-    found = class_settings(train_categories(spec.dataset), opened.class_map)
-    return spec_from_dict(applied(data, found), "train") if found else spec
+    settings = class_settings(train_categories(spec.dataset), opened.class_map)
+    return spec_from_dict(applied(data, settings), "train") if settings else spec
 
 
 def class_settings(categories: Mapping[int, str], known: ClassMap | None) -> Settings:
-    """As many class logits as these categories need, in their order; nothing where the detector knows them."""
+    """Settings for a class head of these categories, in their order; empty if the detector knows them all."""
     if known is not None and categories.items() <= known.categories.items():
         return {}
     return {"dataset.num_classes": None, "dataset.class_ids": "contiguous"}
@@ -111,21 +111,21 @@ def class_settings(categories: Mapping[int, str], known: ClassMap | None) -> Set
 def scoring_spec(
     own: ExperimentSpec, changes: Settings, source: str, class_map: ClassMap | None, size: tuple[int, int] | None
 ) -> ExperimentSpec:
-    """A detector's spec with the changes; `size` is (height, width) where it takes no other.
+    """A detector's spec with the changes; `size` is (height, width) if the detector only supports that.
 
     Raises:
-        CheckpointError: the changes contradict the spec in what decides how images are seen and classes are numbered.
+        CheckpointError: the changes contradict the recorded preprocessing or class numbering.
     """
     known = spec_to_dict(own)
     loaded = LoadedSpec(spec_from_dict(applied(known, changes)), applied({}, changes))
     meta = {"spec": known, "classes": class_map.to_list() if class_map else []}
     resolve(Recorded(source, meta), loaded)
     sizes = loaded.spec.dataset.augmentation
-    wanted = input_size(sizes.eval_spatial_size, sizes.preserve_aspect_ratio)
-    if size is not None and wanted != size:
+    requested = input_size(sizes.eval_spatial_size, sizes.preserve_aspect_ratio)
+    if size is not None and requested != size:
         raise UserError(
-            f"evaluate: {source} takes inputs of {size[0]} x {size[1]} (height x width) only, but eval_spatial_size "
-            f"asks for {wanted[0]} x {wanted[1]}; leave it out"
+            f"evaluate: {source} only supports inputs of {size[0]} x {size[1]} (height x width), but eval_spatial_size "
+            f"is {requested[0]} x {requested[1]}; remove it"
         )
     return loaded.spec
 

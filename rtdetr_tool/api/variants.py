@@ -19,7 +19,7 @@ class ApiModule(Protocol):
 
 
 def named_class(name: str) -> type[Detector] | None:
-    """The public class of this name, None where no family has one."""
+    """The public class with this name, or None."""
     module = next((module for module in map(_module, all_families()) if name in module.__all__), None)
     return None if module is None else cast("type[Detector]", getattr(module, name))
 

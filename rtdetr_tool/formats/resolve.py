@@ -132,7 +132,7 @@ def _fixed_size(
     size: tuple[int, int],
 ) -> AugmentationSpec:
     """The sizes with the one (height, width) that a graph takes."""
-    takes = f"{path} takes inputs of {size[0]} x {size[1]} (height x width) only"
+    takes = f"{path} only supports inputs of {size[0]} x {size[1]} (height x width)"
     if augmentation.preserve_aspect_ratio and size[0] != size[1]:
         raise CheckpointError(
             f"{takes}, but with {RATIO} images are padded to a square. Remove it, or export a square input."

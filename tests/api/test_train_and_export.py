@@ -83,7 +83,7 @@ def test_keywords_set_fields_under_all_their_names():
     [
         ({"epoch": 3}, "train has no keyword epoch; did you mean epochs"),
         ({"lr": 1, "learning": 2, "batchsize": 3}, "(?s)keyword learning.*batchsize; did you mean batch_size"),
-        ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is given twice, the second time as num_epochs"),
+        ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is set twice, the second time as num_epochs"),
         ({"group_detr": 3}, "train has no keyword group_detr: it belongs to the model"),
         ({"device": "tpu"}, "device: 'tpu' is invalid; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"),
     ],
@@ -163,7 +163,7 @@ def test_a_run_is_only_resumed_on_request(trained, sample):
     output = trained[2]
     again = {**sample.keywords, "output_dir": output, "device": "cpu", "wandb": False, "multi_scale": False}
     detector = copy.copy(trained[0])
-    with pytest.raises(UserError, match=r"holds a run already \(model_epoch_000.pth\). Give resume=True"):
+    with pytest.raises(UserError, match=r"already contains a run \(model_epoch_000.pth\). Pass resume=True"):
         detector.train(**again, epochs=2)
     result = detector.train(**again, batch_size=3, epochs=2, resume=True)
     assert result.resumed_from.name == "model_epoch_000.pth" and result.latest_path.name == "model_epoch_001.pth"
@@ -210,7 +210,7 @@ def test_an_exported_file_can_be_loaded_as_a_detector(trained, sample, tmp_path)
     expected = detector.predict(sample.image(1), threshold=0.0)
     found = deployed.predict(sample.image(1), threshold=0.0)
     assert np.allclose(found.confidence, expected.confidence, atol=1e-4)
-    with pytest.raises(UserError, match=r"takes inputs of 64 x 64 \(height x width\) only"):
+    with pytest.raises(UserError, match=r"only supports inputs of 64 x 64 \(height x width\)"):
         deployed.predict(sample.image(1), shape=(96, 96))
     with pytest.raises(UserError, match=r"train: .*rtdetr-resnet_18.onnx is a deployed file"):
         deployed.train(epochs=1)
@@ -251,7 +251,7 @@ def test_names_in_roboflows_bundle_are_at_their_class_index(tmp_path, rfdetr, mo
 
 
 def test_only_rfdetr_can_be_exported_for_roboflow(trained, tmp_path):
-    with pytest.raises(UserError, match="Roboflow does not accept RT-DETR"):
+    with pytest.raises(UserError, match="Roboflow does not support RT-DETR"):
         trained[0].export_for_roboflow(tmp_path)
 
 
@@ -264,8 +264,8 @@ def test_only_rfdetr_can_be_exported_for_roboflow(trained, tmp_path):
         (lambda: RTDETR("resnet_51"), "model.backbone: 'resnet_51' is invalid"),
         (lambda: RFDETRNano(pretrain_weights=None, resolution=100), "resolution: 100 is invalid.*96 or 128"),
         (lambda: RFDETRNano(pretrain_weights=None, layers=3), "RFDETRNano has no keyword layers"),
-        (lambda: RTDETR("resnet_18", device="cuda:99"), "device: 'cuda:99' cannot be used here"),
-        (lambda: RTDETR("resnet_18", device="mps"), r"device: 'mps' cannot be used here \(.{1,200}\); allowed"),
+        (lambda: RTDETR("resnet_18", device="cuda:99"), "device: 'cuda:99' is not available"),
+        (lambda: RTDETR("resnet_18", device="mps"), r"device: 'mps' is not available \(.{1,200}\); expected"),
         (lambda: RFDETRNano("no/such.pth"), "no/such.pth does not exist"),
         (lambda: Detector.from_checkpoint("no/such.onnx"), "There is no ONNX file at no/such.onnx"),
     ],

@@ -321,9 +321,9 @@ class TestForeignFiles:
 
     def test_another_input_size_than_that_of_the_graph_is_refused(self, copied, capsys):
         assert self.evaluate(copied, copied.file, "dataset.augmentation.eval_spatial_size=[96,96]") == 2
-        assert "takes inputs of 64 x 64" in capsys.readouterr().err
+        assert "only supports inputs of 64 x 64" in capsys.readouterr().err
         assert self.evaluate(copied, copied.file, "evaluate.input_height=96", "evaluate.input_width=96") == 2
-        assert "takes inputs of 64 x 64" in capsys.readouterr().err
+        assert "only supports inputs of 64 x 64" in capsys.readouterr().err
 
     @pytest.mark.parametrize("command", ["evaluate", "inference"])
     def test_a_missing_provider_is_reported(self, command, copied, capsys):
