@@ -46,7 +46,7 @@ def _add_completers(parser: argparse.ArgumentParser, command: Command) -> None:
     }
     for action in parser._actions:
         if action.dest in completers:
-            action.completer = completers[action.dest]  # type: ignore[attr-defined]
+            action.completer = completers[action.dest]  # type: ignore[attr-defined]  # read by argcomplete
 
 
 def override_completions(command: Command, prefix: str) -> list[str]:

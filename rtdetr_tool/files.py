@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 _JUST_CREATED, _ONE_DAY = 2.0, 86_400.0  # seconds; a file is locked a moment after it was created
 

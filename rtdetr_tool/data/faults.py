@@ -21,7 +21,7 @@ from rtdetr_tool.files import open_regular
 try:
     import resource
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # a module elsewhere
 
 T = TypeVar("T")
 

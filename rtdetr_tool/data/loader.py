@@ -40,7 +40,7 @@ def start_worker(worker_id: int) -> None:
     A batch that cannot be sent ends the worker; torch would only print the reason and the main process would hang.
     """
     torch.set_num_threads(1)
-    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]  # private
 
 
 _CANNOT_SEND = 71  # exit code of a worker; EX_OSERR of sysexits.h

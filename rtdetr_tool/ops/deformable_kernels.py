@@ -20,15 +20,15 @@ Sizes = tuple[int, ...]  # height, width of each level, one after another
 
 
 @triton.jit
-def _token(x, y, width, height, start, used):  # type: ignore[no-untyped-def]
+def _token(x, y, width, height, start, used):  # type: ignore[no-untyped-def]  # Triton compiles it
     """Index of a pixel among the tokens, and the used lanes if it is inside its level, else none."""
     spread = used.to(tl.int32)  # comparisons of scalars alone are no mask in Triton's interpreter
     x, y = x * spread, y * spread
     return start + y * width + x, used & (x >= 0) & (x < width) & (y >= 0) & (y < height)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+def _forward_kernel(  # type: ignore[no-untyped-def]  # Triton compiles it
     value, locations, weights, levels, out, tokens, queries,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, DISCRETE: tl.constexpr,
 ):  # fmt: skip
@@ -64,8 +64,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + row * CHANNELS + lane, total.to(out.dtype.element_ty), mask=used)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+def _backward_kernel(  # type: ignore[no-untyped-def]  # Triton compiles it
     grad, value, locations, weights, levels, grad_value, grad_locations, grad_weights, tokens, queries,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, DISCRETE: tl.constexpr,
 ):  # fmt: skip

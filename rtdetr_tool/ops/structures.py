@@ -17,6 +17,7 @@ from torch import Tensor
 _Self = TypeVar("_Self", bound="_Movable")
 
 
+@dataclass
 class _Movable:
     """Moves all tensor fields of a dataclass between devices; other fields are unchanged."""
 
@@ -30,8 +31,8 @@ class _Movable:
                 return [visit(item) for item in value]
             return value
 
-        values = {field.name: visit(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **values)  # type: ignore[type-var]
+        values = {field.name: visit(getattr(self, field.name)) for field in fields(self)}
+        return replace(self, **values)
 
     def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

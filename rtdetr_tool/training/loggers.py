@@ -94,11 +94,18 @@ def _reason(error: Exception) -> str:
     return mask_secrets(first_line(error, limit=1000))
 
 
+@runtime_checkable
+class TitledLogger(Protocol):
+    """A logger whose messages use another name than that of its class."""
+
+    title: str
+
+
 class FailureGuard:
     """Wraps the methods of a logger. After the first failure, which is logged, they do nothing."""
 
     def __init__(self, target: Logger) -> None:
-        self.title = getattr(target, "title", type(target).__name__)
+        self.title = target.title if isinstance(target, TitledLogger) else type(target).__name__
         self.failed = False
         for name in _METHODS:
             if hasattr(target, name):
@@ -130,7 +137,7 @@ def guard_loggers(loggers: Sequence[Logger]) -> list[Logger]:
             logger.warning("Skipping %s: %s", type(target).__name__, _reason(error))
             continue
         if not isinstance(getattr(target, "failure_guard", None), FailureGuard):
-            target.failure_guard = FailureGuard(target)  # type: ignore[attr-defined]
+            target.failure_guard = FailureGuard(target)  # type: ignore[attr-defined]  # kept on the logger itself
         guarded.append(target)
     return guarded
 

@@ -78,15 +78,15 @@ class CudaTensor(torch.Tensor):
         return wrapper
 
     __torch_function__ = torch._C._disabled_torch_function_impl
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _dispatch(func, args, kwargs or {})
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:
         return f"CudaTensor({tuple(self.shape)}, {self.dtype})"
 
     def _read(self) -> Tensor:
@@ -136,7 +136,7 @@ class CudaTensor(torch.Tensor):
                 copied = CudaTensor(self.elem.clone())
             copied.requires_grad_(self.requires_grad)
             if getattr(self, "_is_param", False):
-                copied._is_param = True  # type: ignore[attr-defined]  # what torch.nn.Parameter is recognized by
+                copied._is_param = True  # what torch.nn.Parameter is recognized by
             memo[id(self)] = copied
         return memo[id(self)]
 
@@ -230,7 +230,7 @@ def _place() -> str:
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):
             return f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "outside the package"
 
 
@@ -331,7 +331,7 @@ class _Event:
 _AUTOCAST = torch.autocast
 
 
-class _CpuAutocast(_AUTOCAST):  # type: ignore[misc, valid-type]
+class _CpuAutocast(_AUTOCAST):
     """C++ takes pretended tensors for the CPU's; its autocast lists are close to CUDA's."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:

@@ -132,7 +132,7 @@ class OnDevice:
         outside |= {"log_dict": lambda values, **kw: [self.log(key, value, **kw) for key, value in values.items()]}
         outside |= {"_main_rate": lambda: 1e-4}
         base = type(module)
-        module.__class__ = type(  # type: ignore[assignment]
+        module.__class__ = type(
             base.__name__, (base,), {name: property(lambda self, value=value: value) for name, value in outside.items()}
         )
         to_cuda(module)
@@ -155,7 +155,7 @@ class OnDevice:
 
     def transfer(self) -> Batch:
         """The batch on the device, as training moves it."""
-        moved: Batch = DetectionDataModule.transfer_batch_to_device(None, self.batch, CUDA, 0)  # type: ignore[arg-type]
+        moved: Batch = DetectionDataModule.transfer_batch_to_device(None, self.batch, CUDA, 0)
         return moved
 
     def train(self, dtype: torch.dtype | None = None) -> Cost:
@@ -173,7 +173,7 @@ class OnDevice:
             loss.backward()
             module.guard.finish_step(optimizer)
             parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
             nn.utils.clip_grads_with_norm_(parameters, 0.1, norm)
             module.guard.check_gradient(optimizer, norm)
         kernels, events = count.kernels, dict(count.events)
@@ -190,7 +190,7 @@ class OnDevice:
         categories = [{"id": index, "name": f"class {index}"} for index in range(CLASSES)]
         truth = {"images": images, "annotations": [], "categories": categories}
         for _ in range(2):
-            module._scores = Scores(module.spec, CocoEvaluator(truth, CLASS_MAP))  # type: ignore[assignment]
+            module._scores = Scores(module.spec, CocoEvaluator(truth, CLASS_MAP))
             with self.device.count() as count:
                 module.validation_step(self.transfer(), 0)
         return Cost(count.kernels, 0, dict(count.events))

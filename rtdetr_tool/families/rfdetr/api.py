@@ -48,7 +48,7 @@ class RFDETR(Detector):
             2XLarge).
     """
 
-    variant: ClassVar[str]
+    variant: ClassVar[str] = ""  # empty in the base class, which stands for every variant
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RFDETR(Detector):
         **keywords: Any,
     ) -> None:
         where = type(self).__name__
-        if not hasattr(self, "variant"):
+        if not self.variant:
             raise UserError(
                 "RFDETR is the base class of RFDETRNano, RFDETRSmall, ...; create one of these, or open a file with "
                 "RFDETR.from_checkpoint"

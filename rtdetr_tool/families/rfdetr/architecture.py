@@ -77,10 +77,11 @@ def architecture_of_rfdetr(
         raise CheckpointError(f"{source} is not a complete RF-DETR: it lacks {error.args[0]}.") from error
     row = _nearest_variant(seen, given, source)
     rfdetr: dict[str, Any] = {"variant": row.name, **_sampling(weights, row, seen, given, source)}
-    rfdetr |= {name: value for name, value in seen.items() if value != _plain(getattr(row, name, None))}
+    published = row._asdict()
+    rfdetr |= {name: value for name, value in seen.items() if value != _plain(published.get(name))}
     for name in (*_STATED, "drop_path"):
         value = given.get(name)
-        if value is not None and name not in seen and value != _plain(getattr(row, name, name in _ON)):
+        if value is not None and name not in seen and value != _plain(published.get(name, name in _ON)):
             rfdetr[name] = value
     indices, maps = rfdetr.get("out_feature_indexes", row.out_feature_indexes), _feature_maps(weights, seen)
     if len(indices) != maps:
@@ -142,7 +143,8 @@ def _nearest_variant(seen: Mapping[str, Any], given: Mapping[str, Any], source: 
         return RFDETR_VARIANTS[given["variant"]]
 
     def agreement(row: RfdetrVariant) -> int:
-        return sum(_plain(getattr(row, name)) == value for name, value in seen.items() if hasattr(row, name))
+        published = row._asdict()
+        return sum(_plain(published[name]) == value for name, value in seen.items() if name in published)
 
     fitting = [row for row in RFDETR_VARIANTS.values() if row.patch_size == seen["patch_size"]]
     if not fitting:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 from rtdetr_tool.errors import UserError
@@ -48,7 +49,7 @@ def _notes(value: Any) -> Settings:
 
 
 def _multi_scale(mode: Any) -> Settings:
-    mode = getattr(mode, "value", mode)
+    mode = mode.value if isinstance(mode, Enum) else mode
     if mode in (True, "per-batch"):
         return {}
     if mode in (False, "off"):

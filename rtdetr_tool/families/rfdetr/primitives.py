@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from rtdetr_tool.api.keywords import applied, model_settings, train_settings
@@ -83,11 +84,11 @@ CONFIGS["RFDETRLargeDeprecatedConfig"] = CONFIGS["RFDETRLarge2025Config"]  # its
 def config_of(spec: ExperimentSpec, changes: dict[str, Any]) -> ModelConfig:
     """The `ModelConfig` of a detector, with other values for some fields."""
     kind = next(kind for kind in CONFIGS.values() if kind.variant == spec.model.rfdetr.variant)
-    variant, full = RFDETR_VARIANTS[kind.variant], resolve_rfdetr(spec.model.rfdetr)
+    published, full = RFDETR_VARIANTS[kind.variant]._asdict(), asdict(resolve_rfdetr(spec.model.rfdetr))
     fields = {
         name: value
         for name in MODEL_TABLE
-        if (value := getattr(full, name, None)) is not None and value != _as_list(getattr(variant, name, ...))
+        if (value := full.get(name)) is not None and value != _as_list(published.get(name, ...))
     }
     rows = spec.dataset.num_classes
     known = {} if rows is None else {"num_classes": rows - 1}

@@ -214,7 +214,8 @@ def resolve_rfdetr(config: RfdetrSpec) -> ResolvedRfdetrSpec:
     """The section with every null replaced by the variant's value."""
     row = RFDETR_VARIANTS[config.variant]
     given = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    filled = {name: _plain(getattr(row, name, None)) if value is None else value for name, value in given.items()}
+    published = row._asdict()
+    filled = {name: _plain(published.get(name)) if value is None else value for name, value in given.items()}
     from_resolution = row.positional_encoding_size * row.patch_size == row.resolution
     if config.positional_encoding_size is None and config.resolution is not None and from_resolution:
         filled["positional_encoding_size"] = config.resolution // filled["patch_size"]

@@ -78,7 +78,7 @@ def build_engine(
     if not settings.allow_tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     profile = add_profile(builder, network, config, settings, messages)
-    set_targets(trt, config, targets, messages)
+    set_targets(loaded, config, targets, messages)
     cache = TimingCache(settings.timing_cache, loaded)
     cache.attach(config, messages)
     memory = builder.build_serialized_network(network, config)
@@ -165,14 +165,14 @@ def add_profile(
     return shapes
 
 
-def set_targets(trt: Any, config: Any, targets: Sequence[str], messages: Messages) -> None:
-    """Name the compute capabilities; without any TensorRT-RTX makes an engine for Ampere and later."""
-    if not hasattr(config, "num_compute_capabilities") or tuple(targets) == (AMPERE_PLUS,):
+def set_targets(loaded: LoadedLibrary, config: Any, targets: Sequence[str], messages: Messages) -> None:
+    """Set the compute capabilities to build for; without any, TensorRT-RTX builds for Ampere and later."""
+    if not loaded.library.ahead_of_time or tuple(targets) == (AMPERE_PLUS,):
         return
     names = tuple(targets) or ("CURRENT",)
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
-        capability = getattr(trt.ComputeCapability, name)
+        capability = getattr(loaded.module.ComputeCapability, name)
         made(config.set_compute_capability(capability, index), f"building for {name}", messages)
 
 

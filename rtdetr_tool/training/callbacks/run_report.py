@@ -83,7 +83,7 @@ class RunReport(Callback):
         from rtdetr_tool.reports.facts import duration_text
         from rtdetr_tool.reports.run import TrainingReport
 
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`, not declared
         if self._dataset_sections is None:
             datasets = {"train": data.dataset("train")}
             if trainer.limit_val_batches:

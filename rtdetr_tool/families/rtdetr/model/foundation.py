@@ -139,7 +139,7 @@ class FrozenRadio(nn.Module):
         """Called by `to`, `cuda`, `float` and similar methods; without weights there is nothing to move."""
         if self.loaded_from is not None:
             self.vit._apply(fn)  # type: ignore[no-untyped-call]  # not annotated in torch
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # not annotated in torch
 
 
 class ImageQueryDecoder(TransformerDecoder):

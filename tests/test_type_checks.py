@@ -1,0 +1,52 @@
+"""mypy is strict for every module, and each exception to it names its error and its reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+tomllib = pytest.importorskip("tomllib")
+
+ROOT = Path(__file__).parents[1]
+MYPY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+IGNORE = re.compile(r"# type: ignore(.*)")
+EXPLAINED = re.compile(r"\[[a-z-]+(, [a-z-]+)*\]  # \S")
+
+
+def unexplained(text: str) -> list[str]:
+    """The lines with a `type: ignore` without an error code or a reason."""
+    return [
+        line.strip()
+        for line in text.splitlines()
+        if (match := IGNORE.search(line)) is not None and not EXPLAINED.match(match[1])
+    ]
+
+
+def test_every_module_is_checked_strictly():
+    assert MYPY["strict"] is True and MYPY["files"] == ["rtdetr_tool"]
+    assert "exclude" not in MYPY
+    loosened = {name for row in MYPY["overrides"] for name in row if name != "module"}
+    assert loosened == {"implicit_reexport", "ignore_missing_imports"}
+
+
+def test_only_named_libraries_may_lack_types():
+    rows = [row for row in (MYPY, *MYPY["overrides"]) if row.get("ignore_missing_imports")]
+    names = [name for row in rows for name in row.get("module", ["*"])]
+    assert names and not any(name.startswith(("*", "rtdetr_tool")) for name in names)
+
+
+@pytest.mark.parametrize("folder", ["rtdetr_tool", "scripts", "tests"])
+def test_each_ignored_error_is_explained(folder):
+    files = [path for path in (ROOT / folder).rglob("*.py") if path != Path(__file__)]
+    found = {str(path.relative_to(ROOT)): unexplained(path.read_text(encoding="utf-8")) for path in files}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["x = 1  # type: ignore", "x = 1  # type: ignore[misc]", "x = 1  # type: ignore[]  # y"]
+)
+def test_a_comment_without_code_or_reason_is_recognized(line):
+    assert unexplained(line) == [line]
+    assert unexplained("x = 1  # type: ignore[misc, no-any-return]  # the reason") == []
