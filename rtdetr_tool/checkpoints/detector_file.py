@@ -19,12 +19,12 @@ from rtdetr_tool.checkpoints.identify import OURS, identify, with_native_names
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata
 from rtdetr_tool.checkpoints.published import weights_path
+from rtdetr_tool.checkpoints.transformers_files import CONFIG
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.spec.queries import fields_not_in_weights
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 DIRECTORY_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 

@@ -49,6 +49,8 @@ class Family(ABC):
     # The training recipe: dotted field of the spec -> default for this family, where the schema's is another one's.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     recipe_source: ClassVar[str] = "the schema's defaults"  # where the recipe comes from, in messages
+    # The section of `model` with the fields `freeze_norm` and `freeze_at`; "" = in `model`; None = there are none.
+    freezing: ClassVar[str | None] = None
     # Keywords of the Python API that another package has for models of this family.
     train_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})
     deprecated_keywords: ClassVar[Mapping[str, str]] = MappingProxyType({})  # of `train`, ignored -> the reason
@@ -57,6 +59,18 @@ class Family(ABC):
     def module(self, name: str) -> ModuleType:
         """A module of the family's package: `build`, `weights`, `api`. This imports torch."""
         return import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
+
+    def recipe_of(self, section: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The training recipe for these unchecked values of the family's section; it always has the same fields."""
+        return self.recipe
+
+    def is_frozen_by_recipe(self, model: ModelSpec, start: str) -> bool:
+        """Whether the reference recipe freezes the stem and all batch norms of the backbone.
+
+        Args:
+            start: what the run starts from, `catalog.FROM_BACKBONE` or `FROM_DETECTOR`.
+        """
+        return False
 
     @abstractmethod
     def variant(self, model: ModelSpec) -> str:

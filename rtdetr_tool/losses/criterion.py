@@ -136,11 +136,11 @@ class SetCriterion(nn.Module):
         names = [f"_dn_{i}" for i in range(len(logits))]
         if not self.aux_loss:
             logits, boxes, names = logits[-1:], boxes[-1:], names[-1:]
-        matches = _denoising_matches(denoising, len(logits))
+        matches = denoising_matches(denoising, len(logits))
         return self._losses(logits.float(), boxes, matches, targets, count * denoising.groups, names)
 
 
-def _denoising_matches(denoising: DenoisingPredictions, stages: int) -> Matches:
+def denoising_matches(denoising: DenoisingPredictions, stages: int) -> Matches:
     """Match each positive query with the object it was created from, at every stage."""
     device = denoising.logits.device
     image = torch.cat([torch.full((len(index),), i) for i, index in enumerate(denoising.object_index)])

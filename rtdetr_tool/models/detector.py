@@ -73,8 +73,8 @@ class Detector(nn.Module):
         parts = self.backbone.freezable_parts
         if parts is None and (norms or stages >= 0):
             raise UserError(
-                "model.freeze_norm and model.freeze_at are only supported with ResNets; use train.freeze to freeze "
-                "modules by name"
+                "model.freeze_norm and model.freeze_at are only supported with backbones that consist of a stem and "
+                "stages, such as ResNets; use train.freeze to freeze modules by name"
             )
         if parts is not None and stages >= 0:
             self.freeze(f"backbone.{name}" for part in parts[: stages + 1] for name in part)

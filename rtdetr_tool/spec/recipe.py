@@ -24,7 +24,7 @@ def with_recipe(data: Mapping[str, Any], family: Family | None = None) -> dict[s
         family = family_of(model.get("arch") if isinstance(model, Mapping) else None)
     aliases = {field: name for name, field in FIELD_ALIASES.items()}
     result = dict(data)
-    for field, value in family.recipe.items():
+    for field, value in _recipe_for(data, family).items():
         if not _is_given(data, field) and not _is_given(data, aliases.get(field, field)):
             _set(result, field, value)
     return result
@@ -47,13 +47,21 @@ def recipe_line(spec: ExperimentSpec) -> str:
     """Which recipe a run follows, and what its spec changes in it."""
     family, values = spec.model.family, spec_to_dict(spec)
     schema = {name: default_of(entry) for name, entry, _ in walk_fields()}
+    recipe = _recipe_for(values, family)
     changes = []
     for field in dict.fromkeys(name for each in all_families() for name in each.recipe):
-        default, value = family.recipe.get(field, schema[field]), _value(values, field)
+        default, value = recipe.get(field, schema[field]), _value(values, field)
         if value != default:
             changes.append(f"{field} {_shown(value)} instead of {_shown(default)}")
     text = f"Training recipe: {family.title}, {family.recipe_source}"
     return f"{text}, with {', '.join(changes)}" if changes else text
+
+
+def _recipe_for(data: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
+    """The recipe of the model that spec data describe."""
+    model = data.get("model")
+    section = model.get(family.section) if isinstance(model, Mapping) and family.section else None
+    return family.recipe_of(section if isinstance(section, Mapping) else {})
 
 
 def _shown(value: Any) -> str:

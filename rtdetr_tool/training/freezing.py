@@ -1,33 +1,44 @@
-"""Freeze parts of a detector: `model.freeze_norm` and `model.freeze_at` (or the reference recipe), `train.freeze`."""
+"""Freeze parts of a detector: `freeze_norm` and `freeze_at` of its family (or the reference recipe), `train.freeze`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from rtdetr_tool.catalog import FREEZING, FROM_BACKBONE, FROM_DETECTOR
+from rtdetr_tool.catalog import FROM_BACKBONE, FROM_DETECTOR
 from rtdetr_tool.models.detector import Detector
-from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.spec.queries import reads
+from rtdetr_tool.spec import ExperimentSpec, ModelSpec
 
 _STAGES = ("the stem", "the stem and the first stage", "the stem and the first two stages")
 
 
 def resolve_freezing(spec: ExperimentSpec, pretrained: bool = False) -> ExperimentSpec:
-    """Fill in `model.freeze_norm` and `model.freeze_at` from the reference recipe where they are not set.
+    """Fill in the family's `freeze_norm` and `freeze_at` from the reference recipe where they are not set.
 
     Args:
         pretrained: the run starts from the weights of a whole detector that is not in the spec.
     """
     model = spec.model
+    section = freezing_section(model)
+    if section is None:
+        return spec
     start = FROM_BACKBONE if model.pretrained_backbone_path else None
     if pretrained or spec.train.pretrained_model_path:
         start = FROM_DETECTOR
-    frozen = reads(model.arch, "model.freeze_norm") and model.backbone in FREEZING.get(start or "", ())
-    norm = frozen if model.freeze_norm is None else model.freeze_norm
-    at = (0 if frozen else -1) if model.freeze_at is None else model.freeze_at
-    resolved: dict[str, Any] = {"freeze_norm": norm, "freeze_at": at}
+    frozen = start is not None and model.family.is_frozen_by_recipe(model, start)
+    resolved: dict[str, Any] = {
+        "freeze_norm": frozen if section.freeze_norm is None else section.freeze_norm,
+        "freeze_at": (0 if frozen else -1) if section.freeze_at is None else section.freeze_at,
+    }
+    if name := model.family.freezing:
+        resolved = {name: replace(section, **resolved)}
     return replace(spec, model=replace(model, **resolved))
+
+
+def freezing_section(model: ModelSpec) -> Any:
+    """The part of `model` that has the fields `freeze_norm` and `freeze_at`; None if the family has none."""
+    name = model.family.freezing
+    return None if name is None else getattr(model, name) if name else model
 
 
 def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec) -> str:
@@ -40,24 +51,26 @@ def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec)
     Raises:
         UserError: the backbone does not have these parts, or no module has a name in `train.freeze`.
     """
-    model, parts = spec.model, []
+    model, parts, by_recipe = spec.model, [], False
+    section = freezing_section(model)
     if not model.train_backbone:
         parts.append("the backbone (model.train_backbone: false)")
-    elif reads(model.arch, "model.freeze_norm"):
-        stages = -1 if model.freeze_at is None else model.freeze_at
-        count = detector.freeze_backbone(bool(model.freeze_norm), stages)
+    elif section is not None:
+        prefix = f"model.{model.family.freezing}." if model.family.freezing else "model."
+        stages = -1 if section.freeze_at is None else section.freeze_at
+        count = detector.freeze_backbone(bool(section.freeze_norm), stages)
         if stages >= 0:
-            parts.append(f"{_stages(stages)} of the backbone (model.freeze_at: {model.freeze_at})")
-        if model.freeze_norm:
-            parts.append(f"the {count} batch norms of the backbone (model.freeze_norm: true)")
-    unset = None in (unresolved.model.freeze_norm, unresolved.model.freeze_at)
-    by_recipe = bool(parts) and model.train_backbone and unset
+            parts.append(f"{_stages(stages)} of the backbone ({prefix}freeze_at: {section.freeze_at})")
+        if section.freeze_norm:
+            parts.append(f"the {count} batch norms of the backbone ({prefix}freeze_norm: true)")
+        given = freezing_section(unresolved.model)
+        by_recipe = bool(parts) and None in (given.freeze_norm, given.freeze_at)
     detector.freeze(spec.train.freeze or ())
     parts += [f"{name} (train.freeze)" for name in spec.train.freeze or ()]
     if not parts:
         return "Frozen: nothing; training all weights"
-    recipe = f" (fields that are not set follow the reference recipe of {model.backbone})" if by_recipe else ""
-    return f"Frozen: {', '.join(parts)}{recipe}"
+    recipe = f" (fields that are not set follow the reference recipe of {model.family.variant(model)})"
+    return f"Frozen: {', '.join(parts)}{recipe if by_recipe else ''}"
 
 
 def _stages(at: int) -> str:

@@ -14,6 +14,7 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import DEFAULT_FAMILY, all_families
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.training.freezing import freezing_section
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,17 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
             )
         for difference in differences(spec, file.meta, ignored=orientation if _square_inputs(spec) else ()):
             logger.warning("This run differs from that of %s: %s", path, difference)
-        trained_with = section_of(file.meta, "spec.model").get("freeze_norm")
-        if trained_with not in (None, spec.model.freeze_norm):
-            logger.info(
-                "%s was trained with model.freeze_norm %s, this run uses %s", path, trained_with, spec.model.freeze_norm
-            )
+        if (section := freezing_section(spec.model)) is not None:
+            where = ".".join(filter(None, ("model", spec.model.family.freezing)))
+            trained_with = section_of(file.meta, f"spec.{where}").get("freeze_norm")
+            if trained_with not in (None, section.freeze_norm):
+                logger.info(
+                    "%s was trained with %s.freeze_norm %s, this run uses %s",
+                    path,
+                    where,
+                    trained_with,
+                    section.freeze_norm,
+                )
         names = file.meta["classes"]
         report = load_into(detector, file.weights, source=path, strict=False, classes=classes, file_classes=names)
         if spec.model.pretrained_backbone_path:

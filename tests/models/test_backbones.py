@@ -232,7 +232,7 @@ def test_a_backbone_without_freezable_parts_says_so(name):
     assert detector.freeze_backbone(norms=False, stages=-1) == 0
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     for norms, stages in ((True, -1), (False, 0)):
-        with pytest.raises(UserError, match=r"only supported with ResNets.* train\.freeze"):
+        with pytest.raises(UserError, match=r"only supported with backbones.* train\.freeze"):
             detector.freeze_backbone(norms, stages)
 
 

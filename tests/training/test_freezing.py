@@ -109,7 +109,7 @@ def test_frozen_parts_are_logged(make_spec, caplog, changes, message):
 
 @pytest.mark.parametrize("field", [{"model__freeze_norm": True}, {"model__freeze_at": 0}])
 def test_freezing_a_backbone_other_than_a_resnet_is_refused(make_spec, caplog, field):
-    with pytest.raises(UserError, match=r"only supported with ResNets"):
+    with pytest.raises(UserError, match=r"only supported with backbones"):
         module_of(make_spec, caplog, **field)
 
 

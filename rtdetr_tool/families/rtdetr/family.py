@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rtdetr_tool.catalog import FREEZING
 from rtdetr_tool.families.base import Family, OutsideWeights
 from rtdetr_tool.families.rtdetr.checks import SIZE_MULTIPLE, rtdetr_problems
 from rtdetr_tool.families.rtdetr.spec import RtdetrFields, rtdetr_fields
@@ -21,6 +22,7 @@ class RtdetrFamily(Family):
     fields_type = RtdetrFields
     class_heads = ("enc_score_head.", "dec_score_head.")
     class_embeddings = ("denoising_class_embed.",)
+    freezing = ""
     orientation_fields = ("pe_order",)
     recipe_source = "NVIDIA TAO's defaults"
 
@@ -41,6 +43,9 @@ class RtdetrFamily(Family):
         if not frozen.enabled:
             return None
         return OutsideWeights("frozen_fm.checkpoint", frozen.checkpoint, "the frozen foundation model", frozen.backbone)
+
+    def is_frozen_by_recipe(self, model: ModelSpec, start: str) -> bool:
+        return rtdetr_fields(model).backbone in FREEZING[start]
 
     def has_background(self, names: Sequence[str | None] | None) -> bool:
         """Only if the last class row has no class in the dataset."""

@@ -84,7 +84,13 @@ _REFUSED = {"decoder.tgt_embed.": "learned initial queries (learn_query_content,
 
 def is_official_rtdetr(names: Mapping[str, Tensor]) -> bool:
     """Whether these are names of the official repository that differ from ours."""
-    return any(name.startswith("backbone.res_layers.") for name in names) or is_version_2(names)
+    known = any(name.startswith("backbone.res_layers.") for name in names) or is_version_2(names)
+    return known and not has_gates(names)
+
+
+def has_gates(names: Mapping[str, Tensor]) -> bool:
+    """Whether the decoder's layers have gates, with which these are names of another design built on this one."""
+    return any(".gateway." in name for name in names)
 
 
 def is_official_backbone(names: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Convert `config.json` and `preprocessor_config.json` of Hugging Face transformers' RT-DETR to spec fields and back.
+"""Convert `config.json` of Hugging Face transformers' RT-DETR to spec fields and back.
 
 The keys are those of `RTDetrConfig` and `RTDetrV2Config`; the third column of the table is their default, because files
 may omit default values.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdetr_tool.catalog import BACKBONES, FREEZING, FROM_DETECTOR
+from rtdetr_tool.checkpoints.transformers_files import label_fields, unlike
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr.architecture import RESNETS
 
@@ -70,7 +71,6 @@ _FIXED_BACKBONE: dict[str, tuple[Any, ...]] = {
 }
 _WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
 _ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu")
-PE_ORDER = "rows"  # of transformers since version 5
 
 
 def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     version = config.get("model_type")
     if version not in (V1, V2):
         raise CheckpointError(f"{source} has model_type {version!r}; expected {V1} or {V2} (RT-DETR).")
-    problems = _unlike(config, _FIXED)
+    problems = unlike(config, _FIXED)
     fields = {native: config.get(foreign, default) for foreign, native, default in TABLE}
     if version == V2:
         fields |= {native: config.get(foreign, default) for foreign, native, default in TABLE_V2}
@@ -103,32 +103,6 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     return fields
 
 
-def class_names(config: Mapping[str, Any]) -> dict[int, str]:
-    """Class index -> name; {} if the file only has transformers' placeholders (LABEL_0, LABEL_1, ...)."""
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-    placeholders = all(name == f"LABEL_{index}" for index, name in names.items())
-    return {} if placeholders else names
-
-
-def input_fields(preprocessor: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of our `dataset.augmentation` section for a `preprocessor_config.json`, and warnings about differences."""
-    size, notes = preprocessor.get("size") or {}, []
-    fields: dict[str, Any] = {}
-    if {"height", "width"} <= set(size):
-        fields["eval_spatial_size"] = [size["height"], size["width"]]
-        fields["preserve_aspect_ratio"] = False
-    elif size:
-        notes.append(f"it was trained with images resized by the rule {dict(size)}, which is not supported")
-    factor = preprocessor.get("rescale_factor", 1 / 255)
-    if preprocessor.get("do_rescale") is False or not (isinstance(factor, float) and abs(factor * 255 - 1) < 1e-3):
-        notes.append("it was trained on pixels that are not scaled to 0..1; here they are, so scores will be lower")
-    if preprocessor.get("do_pad"):
-        notes.append("it was trained on padded images; here they are not padded, so scores may be lower")
-    if preprocessor.get("do_normalize"):
-        notes.append("it was trained on images normalized by mean and std; here they are not, so scores will be lower")
-    return fields, notes
-
-
 def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: int, version: str) -> dict[str, Any]:
     """A `config.json` for our `model` section.
 
@@ -140,7 +114,6 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"The RT-DETR of Hugging Face transformers does not support:\n{lines}")
-    labels = {index: names.get(index, f"class_{index}" if names else f"LABEL_{index}") for index in range(num_classes)}
     channels = BACKBONES[model["backbone"]].channels
     filled = {**model, "dec_hidden_dim": model.get("dec_hidden_dim") or model["hidden_dim"],
               "dec_dim_feedforward": model.get("dec_dim_feedforward") or model["dim_feedforward"],
@@ -156,28 +129,8 @@ def config_for(model: Mapping[str, Any], names: Mapping[int, str], num_classes: 
         "decoder_n_points": model["num_points"][0],
         "decoder_attention_heads": model["nheads"],
         "encoder_in_channels": [channels[index] for index in model["return_interm_indices"]],
-        "id2label": {str(index): name for index, name in labels.items()},
-        "label2id": {name: index for index, name in labels.items()},
+        **label_fields(names, num_classes),
     }
-
-
-def preprocessor_for(augmentation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A `preprocessor_config.json` for our `dataset.augmentation` section, and warnings about differences."""
-    height, width = augmentation["eval_spatial_size"]
-    notes = []
-    if augmentation.get("preserve_aspect_ratio"):
-        notes.append("transformers stretches images, but this detector was trained with preserve_aspect_ratio")
-    return {
-        "image_processor_type": "RTDetrImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 2,  # bilinear
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": False,
-        "do_pad": False,
-        "format": "coco_detection",
-    }, notes
 
 
 def freezes_norms(model: Mapping[str, Any]) -> bool:
@@ -238,8 +191,8 @@ def _backbone(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         inner = {**options, "model_type": kind, "backbone": config.get("backbone")}
     if inner.get("model_type") == TIMM_BACKBONE:
         return _timm_backbone(inner, problems)
-    if unlike := _unlike(inner, _FIXED_BACKBONE, "backbone_config."):
-        problems += unlike
+    if wrong := unlike(inner, _FIXED_BACKBONE, "backbone_config."):
+        problems += wrong
         return {}
     kind, depths = inner.get("layer_type", "bottleneck"), tuple(inner.get("depths", (3, 4, 6, 3)))
     widths = list(inner.get("hidden_sizes", _WIDTHS["bottleneck"]))
@@ -261,11 +214,3 @@ def _timm_backbone(inner: Mapping[str, Any], problems: list[str]) -> dict[str, A
         problems.append(f"backbone_config.backbone: {inner.get('backbone')!r}; expected a ResNet of timm")
         return {}
     return {"backbone": row.name, "return_interm_indices": [i - 1 for i in inner.get("out_indices") or [2, 3, 4]]}
-
-
-def _unlike(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], prefix: str = "") -> list[str]:
-    return [
-        f"{prefix}{name}: {config[name]!r}; expected {' or '.join(map(repr, values))}"
-        for name, values in fixed.items()
-        if name in config and config[name] is not None and config[name] not in values
-    ]

@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.renames import to_foreign, to_native
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.checkpoints.transformers_files import join_projections, separate_projections
+from rtdetr_tool.families.rtdetr.official import has_gates
 
 # (transformers, ours): prefixes of names, in which `*` stands for a number; the rest of the name is kept.
 _RESNET_D: tuple[tuple[str, str], ...] = (
@@ -100,19 +100,17 @@ _IN_FILES = (
 POINT_SHARES = ".n_points_scale"  # constants of version 2, from which the points per level can be read
 # The heads under their second name; published files have one or both.
 _SECOND_NAME = re.compile(r"^(class_embed|bbox_embed)\.")
-_PROJECTION = re.compile(r"^(.+\.self_attn\.)([qkv])_proj\.(weight|bias)$")
-_JOINED = re.compile(r"^(.+\.self_attn\.)in_proj_(weight|bias)$")
 
 
 def is_transformers_rtdetr(names: Mapping[str, Tensor]) -> bool:
     """Whether these are names of transformers' RT-DETR."""
-    return any(name.startswith("model.backbone.model.") for name in names) and "model.enc_score_head.weight" in names
+    known = any(name.startswith("model.backbone.model.") for name in names) and "model.enc_score_head.weight" in names
+    return known and not has_gates(names)
 
 
 def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace transformers' names by ours; CheckpointError if a name has no counterpart."""
-    joined: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}
+    plain: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         if name.endswith(POINT_SHARES):
             continue
@@ -122,28 +120,14 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 continue
         for pattern, new in _RENAMED:
             name = pattern.sub(new, name)
-        if found := _PROJECTION.match(name):
-            parts.setdefault(f"{found[1]}in_proj_{found[3]}", {})[found[2]] = tensor
-        else:
-            joined[name] = tensor
-    for name, projections in parts.items():
-        if len(projections) != 3:
-            raise CheckpointError(f"the query, key or value projection of {name.rsplit('.', 1)[0]} is missing")
-        joined[name] = torch.cat([projections[part] for part in "qkv"])
-    return to_native(joined, (*_RESNET_D, *_TIMM, *_NECK))
+        plain[name] = tensor
+    return to_native(join_projections(plain), (*_RESNET_D, *_TIMM, *_NECK))
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace our names by transformers' names in memory (since version 5); CheckpointError if there is none."""
-    separate: dict[str, Tensor] = {}
     backbone = _RESNET_D if "backbone.conv1.0.weight" in state_dict else _TIMM
-    for name, tensor in to_foreign(state_dict, (*backbone, *_NECK)).items():
-        if found := _JOINED.match(name):
-            for part, projection in zip("qkv", tensor.chunk(3), strict=True):
-                separate[f"{found[1]}{part}_proj.{found[2]}"] = projection.clone()
-        else:
-            separate[name] = tensor
-    return separate
+    return separate_projections(to_foreign(state_dict, (*backbone, *_NECK)))
 
 
 def to_transformers_file(state_dict: Mapping[str, Tensor], point_shares: Tensor | None = None) -> dict[str, Tensor]:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.backbone_names import native_backbone_names
-from rtdetr_tool.checkpoints.detector_file import CONFIG, DIRECTORY_WEIGHTS, PREPROCESSOR, DetectorFile, weights_file
+from rtdetr_tool.checkpoints.detector_file import DIRECTORY_WEIGHTS, DetectorFile, weights_file
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
 from rtdetr_tool.checkpoints.identify import BARE, TAO, Identified, detector_weights, require_tensors
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weights
+from rtdetr_tool.checkpoints.transformers_files import (
+    CONFIG,
+    PE_ORDER,
+    PREPROCESSOR,
+    class_names,
+    input_fields,
+    read_json,
+)
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr import official, transformers_config, transformers_names
 from rtdetr_tool.families.rtdetr.architecture import architecture_of, describe_model, points_per_level
 from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
-from rtdetr_tool.files import parse_json, read_limited
 from rtdetr_tool.spec import ModelSpec
 from rtdetr_tool.spec.queries import architecture_fields
 
 __all__ = ["FORMATS", "WRITERS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
 OFFICIAL, TRANSFORMERS = "official", "transformers"
-LARGEST_CONFIG = 16 << 20  # bytes
 _SUFFIXES = {1: "", 2: "v2"}
 
 
@@ -55,7 +60,7 @@ WRITERS = {TRANSFORMERS: write_transformers}
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:
     """Whether these tensors with our names are an RT-DETR."""
-    return any(name.startswith("decoder.decoder.layers.") for name in weights)
+    return any(name.startswith("decoder.decoder.layers.") for name in weights) and not official.has_gates(weights)
 
 
 def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,19 +81,19 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     """Fill in what follows from the shapes and the files next to the weights."""
     identified, config, preprocessor = contents.identified, {}, {}
     if identified.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
-        config = _read_json(contents.path.parent / CONFIG, required=contents.from_directory)
-        preprocessor = _read_json(contents.path.parent / PREPROCESSOR)
+        config = read_json(contents.path.parent / CONFIG, required=contents.from_directory)
+        preprocessor = read_json(contents.path.parent / PREPROCESSOR)
     known: dict[str, Any] = {}
     if config:
         known = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
     if identified.kind == TRANSFORMERS:
-        known["pe_order"] = given.get("pe_order", transformers_config.PE_ORDER)
+        known["pe_order"] = given.get("pe_order", PE_ORDER)
     model, classes = architecture_of(file.weights, {**given, **known}, file.source, _points(identified))
     _check_agreement(known, model, file.source)
     dataset: dict[str, Any] = {"num_classes": classes}
     if preprocessor:
-        dataset["augmentation"], file.notes = transformers_config.input_fields(preprocessor)
-    names = transformers_config.class_names(config)
+        dataset["augmentation"], file.notes = input_fields(preprocessor)
+    names = class_names(config)
     file.meta = build_metadata(
         "", {"model": {**model, **known}, "dataset": dataset},
         [{"index": index, "id": None, "name": name} for index, name in sorted(names.items()) if index < classes],
@@ -119,22 +124,6 @@ def _check_agreement(known: Mapping[str, Any], model: Mapping[str, Any], source:
     ]
     if wrong:
         raise CheckpointError(f"{source}: weights and configuration do not match: {'; '.join(wrong)}.")
-
-
-def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise CheckpointError(
-                f"{path} does not exist, but is required for the architecture of a transformers model."
-            )
-        return {}
-    try:
-        content = parse_json(read_limited(path, LARGEST_CONFIG))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a valid JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not valid; expected a JSON object.")
-    return content
 
 
 def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
