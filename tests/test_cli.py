@@ -112,7 +112,7 @@ class TestWrongInput:
         [
             ("train: [", "not valid YAML, line"),
             ("", "the file is empty"),
-            ("- a\n- b\n", "a mapping of sections is expected, found list"),
+            ("- a\n- b\n", "expected a mapping of sections, but got list"),
             ("a: 1\na: 2\n", "duplicate key a"),
         ],
     )

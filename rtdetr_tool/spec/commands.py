@@ -1,4 +1,4 @@
-"""The table of commands: what each does, where it is implemented, which sections it reads and what it requires."""
+"""The table of commands: summary, module, sections of the spec and required values of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rtdetr_tool.formats.table import exported_formats, titles
 
 @dataclass(frozen=True)
 class Requirement:
-    """A value that a command cannot do without: one of `fields`, unless another field has a certain value."""
+    """A required value of a command: one of `fields`, unless another field has a certain value."""
 
     fields: tuple[str, ...]
     unless: tuple[str, str] | None = None
@@ -22,7 +22,7 @@ class Command:
     Args:
         sections: top-level entries of its default spec; empty = the command has arguments instead of a spec.
         exclusive: it resumes from its results folder, so two runs must not share one.
-        available: False for a command of TAO whose section is checked, but which is not part of this version.
+        available: False for a command of TAO that is not implemented; its section is still checked.
     """
 
     name: str
@@ -51,8 +51,8 @@ _TRAINING_DATA = (
     _one_of("dataset.val_data_sources", "dataset.dataset_dir"),
 )
 
-# Where there is a checkpoint, architecture, classes and sizes are its own, and a spec that gives them too must agree
-# with it. So the sections of such a command do not include `model`.
+# Commands that read a checkpoint take architecture, classes and sizes from it, and a spec must not contradict it. So
+# their sections do not include `model`.
 _COMMANDS = (
     Command(
         "train",
@@ -101,7 +101,7 @@ _COMMANDS = (
     ),
     Command(
         "distill",
-        "train a small detector (the student) to follow a larger one (the teacher)",
+        "train a small detector (the student) to imitate a larger one (the teacher)",
         "rtdetr distill -e specs/distill_demo.yaml -r results "
         "distill.pretrained_teacher_model_path=teacher/train/rtdetr_model_best.pth",
         ("results_dir", "wandb", "mlflow", "model", "dataset", "train", "distill"),

@@ -1,6 +1,6 @@
-"""Between plain data (dicts, lists, numbers, strings) and the dataclasses of a spec.
+"""Convert plain data (dicts, lists, numbers, strings) to the dataclasses of a spec and back.
 
-Every problem found on the way is collected as one line of text that starts with the field's dotted name.
+Problems are collected, each as one line that starts with the field's dotted name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def spec_to_dict(spec: Any) -> dict[str, Any]:
 
 
 def from_plain(cls: Any, data: dict[str, Any], problems: list[str], prefix: str = "") -> Any:
-    """An instance of the dataclass `cls`; every problem is appended and its field keeps the default."""
+    """An instance of the dataclass `cls`; fields with problems keep their default, and the problems are appended."""
     hints, values = hints_of(cls), {}
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     for key, value in data.items():
@@ -47,7 +47,7 @@ def from_plain(cls: Any, data: dict[str, Any], problems: list[str], prefix: str 
             problems.append(f"{name}: no such field{suggestion(name)}")
             continue
         if key in values:
-            problems.append(f"{name}: given twice, under two spellings")
+            problems.append(f"{name}: set twice, in two spellings")
             continue
         try:
             values[key] = _convert(value, hints[key], known[key], name, problems)
@@ -57,7 +57,7 @@ def from_plain(cls: Any, data: dict[str, Any], problems: list[str], prefix: str 
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it, shortened: `null`, `true`, `'text'`."""
+    """A value in YAML syntax, shortened: `null`, `true`, `'text'`."""
     text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, (bool, type(None))) else None
     text = text or repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
@@ -86,7 +86,7 @@ def _convert(value: Any, hint: Any, entry: dataclasses.Field[Any], name: str, pr
     if isinstance(value, str) and value == MISSING:
         default = default_of(entry)
         if default not in (MISSING, None, ""):
-            raise _Wrong(value, f"{expected_text(entry, hint)}; leave the field out for its default")
+            raise _Wrong(value, f"{expected_text(entry, hint)}; omit the field to use its default")
         return default
     origin = typing.get_origin(hint)
     if origin is list:
@@ -183,7 +183,7 @@ _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a t
 
 
 def expected_text(entry: dataclasses.Field[Any], hint: Any, found: Any = None) -> str:
-    """What the field accepts, in words, with the option nearest to `found`."""
+    """The accepted values as text, with the option nearest to `found`."""
     rules = entry.metadata
     if isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint):
         inner = next(a for a in typing.get_args(hint) if a is not type(None))
@@ -203,14 +203,14 @@ def expected_text(entry: dataclasses.Field[Any], hint: Any, found: Any = None) -
 
 
 def options_text(entry: dataclasses.Field[Any]) -> str:
-    """The options in a row, with the prefix that makes others of them: `a, b, x/NAME`; nothing without options."""
+    """The options as text, with the accepted prefix: `a, b, x/NAME`; empty without options."""
     rules = entry.metadata
     names = [str(option) or '""' for option in rules["options"] or ()]
     return ", ".join([*names, f"{rules['prefix']}NAME"] if rules["prefix"] else names)
 
 
 def bounds_text(entry: dataclasses.Field[Any]) -> str:
-    """` from 1 to 4`, ` of at least 1`, ` above 0`, or nothing."""
+    """` from 1 to 4`, ` of at least 1`, ` above 0`, or an empty string."""
     low, high, above = (entry.metadata[key] for key in ("min", "max", "above"))
     high = None if high is not None and math.isinf(high) else high
     if above is not None:
@@ -221,7 +221,7 @@ def bounds_text(entry: dataclasses.Field[Any]) -> str:
 
 
 def changed_from_default(name: str, spec: ExperimentSpec) -> bool:
-    """Whether the field with this dotted name has another value than its default; False inside an absent section."""
+    """Whether the field with this dotted name differs from its default; False inside an absent section."""
     *sections, leaf = name.split(".")
     section: Any = spec
     for part in sections:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rtdetr_tool.spec.fields import MISSING, field
 from rtdetr_tool.spec.model import ModelSpec
 
-# Outputs of a detector that a binding of `distill` can name, besides the modules of the network. A prediction goes with
-# the same prediction; IOU has a meaning for some of them only.
+# Outputs of a detector that a binding of `distill` can name in addition to modules of the network. A prediction can
+# only be bound to the same prediction; IOU is defined for some outputs only.
 FEATURES = ("srcs", "dsrcs", "bb_feats")
 PREDICTIONS = ("pred_logits", "pred_boxes")
 BINDING_CRITERIA: dict[str, tuple[str, ...]] = {
@@ -83,16 +83,16 @@ _WITH_IOU = [name for name, criteria in BINDING_CRITERIA.items() if "IOU" in cri
 
 
 def distill_problems(distill: DistillSpec, num_epochs: int) -> Iterator[str]:
-    """Bindings that have no meaning, and a decay that would never begin."""
+    """Invalid bindings, and a decay that would never begin."""
     for index, binding in enumerate(distill.bindings):
         name = f"distill.bindings[{index}]"
         teacher, student = (getattr(binding, end) for end in ENDS)
         if {teacher, student} & set(PREDICTIONS) and teacher != student:
-            yield f"{name}: {teacher} of the teacher and {student} of the student; expected the same prediction of both"
+            yield f"{name}: {teacher} cannot be bound to the student's {student}; expected the same prediction of both"
         for end in dict.fromkeys((teacher, student)):
             allowed = BINDING_CRITERIA.get(end, OTHER_CRITERIA)
             if end not in (MISSING, "") and binding.criterion not in (*allowed, MISSING, ""):
-                more = f" (IOU goes with {', '.join(_WITH_IOU)})" if binding.criterion == "IOU" else ""
+                more = f" (IOU is supported for {', '.join(_WITH_IOU)})" if binding.criterion == "IOU" else ""
                 text = f"{binding.criterion} is invalid; expected, with {end}, one of {', '.join(allowed)}{more}"
                 yield f"{name}.criterion: {text}"
         if binding.weight < 0:
@@ -105,7 +105,7 @@ def distill_problems(distill: DistillSpec, num_epochs: int) -> Iterator[str]:
 
 
 def missing_bindings(distill: DistillSpec) -> Iterator[str]:
-    """What `rtdetr distill` cannot do without."""
+    """Missing values that `rtdetr distill` requires."""
     if not distill.bindings:
         yield (
             "distill.bindings: [] is invalid; expected at least one pair of outputs, such as "

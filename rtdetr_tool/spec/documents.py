@@ -1,8 +1,8 @@
-"""Spec files as plain data: YAML and JSON from anybody, read safely and within limits.
+"""Read untrusted spec files (YAML and JSON) as plain data, safely and within limits.
 
-A file can ask for more than it holds: an alias of YAML stands for everything its anchor holds, and aliases of aliases
-for exponentially much. So size, depth and the number of values with every alias written out are bounded before
-anything is built. Only plain data comes out: no tag makes an object of Python.
+A small file can expand to a large one: a YAML alias stands for the whole content of its anchor, and aliases of aliases
+grow exponentially. So size, depth and the number of values after expanding aliases are limited before anything is
+built. The result is plain data; no tag creates Python objects.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rtdetr_tool.errors import SpecError
 from rtdetr_tool.files import open_regular, parse_json
 from rtdetr_tool.messages import first_line
 
-LARGEST_FILE = 1 << 20  # bytes; the longest spec of this package's own, with all comments, has 30 thousand
-DEEPEST = 32  # sections and lists in one another
-MOST_VALUES = 10_000  # with every alias written out; the whole spec of this package has 500
+LARGEST_FILE = 1 << 20  # bytes; the longest default spec has 30 thousand, with all comments
+DEEPEST = 32  # nesting of sections and lists
+MOST_VALUES = 10_000  # after expanding aliases; a complete spec has 500
 MOST_REFERENCES = 1_000  # ${...}
 LARGEST_INTEGER = 2**63
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file, interpolations untouched."""
+    """The mapping in a YAML or JSON file; references are not resolved."""
     text = _text(path)
     kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
     try:
@@ -41,12 +41,12 @@ def read_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        what = "it is nested too deep" if isinstance(error, RecursionError) else getattr(error, "problem", None)
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None)
         raise SpecError(f"not valid {kind}{where}: {what or error}", str(path)) from None
     if data is None:
         raise SpecError("the file is empty", str(path))
     if not isinstance(data, dict):
-        raise SpecError(f"a mapping of sections is expected, found {type(data).__name__}", str(path))
+        raise SpecError(f"expected a mapping of sections, but got {type(data).__name__}", str(path))
     problems = unusual(data)
     if problems:
         raise SpecError(problems, str(path))
@@ -65,16 +65,16 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise SpecError(f"the file cannot be read: {error.strerror or error}", str(path)) from None
     if len(data) > LARGEST_FILE:
-        raise SpecError(f"the file has more than {LARGEST_FILE} bytes: it is no spec", str(path))
+        raise SpecError(f"the file is larger than the limit of {LARGEST_FILE} bytes", str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError(f"the file cannot be read: {error.reason} at byte {error.start}; UTF-8 is expected",
+        raise SpecError(f"the file cannot be read: {error.reason} at byte {error.start}; expected UTF-8",
                         str(path)) from None  # fmt: skip
 
 
 def _loader() -> type[yaml.SafeLoader]:
-    """OmegaConf's loader (safe; 1e-4 is a number; a key given twice is an error), with limits."""
+    """OmegaConf's loader (safe; 1e-4 is a number; a duplicate key is an error), with limits."""
     from omegaconf._utils import get_yaml_loader
 
     class Loader(get_yaml_loader()):  # type: ignore[misc]  # OmegaConf makes the class when it is called
@@ -83,7 +83,11 @@ def _loader() -> type[yaml.SafeLoader]:
         def compose_node(self, parent: Any, index: Any) -> yaml.Node:
             self.depth, self.values = self.depth + 1, self.values + 1
             if self.depth > DEEPEST or self.values > MOST_VALUES:
-                what = f"nested more than {DEEPEST} deep" if self.depth > DEEPEST else f"more than {MOST_VALUES} values"
+                what = (
+                    f"nested more than {DEEPEST} levels deep"
+                    if self.depth > DEEPEST
+                    else f"more than {MOST_VALUES} values"
+                )
                 raise yaml.composer.ComposerError(None, None, what, self.peek_event().start_mark)
             node = super().compose_node(parent, index)
             self.depth -= 1
@@ -102,26 +106,26 @@ def _loader() -> type[yaml.SafeLoader]:
                 kind = node.tag.rpartition(":")[2]
                 shown = str(node.value)[:40]
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{shown!r} is no {kind}", node.start_mark
+                    None, None, f"{shown!r} is not a valid {kind}", node.start_mark
                 ) from None
 
     return Loader
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in a node with aliases written out, `known` by identity; ComposerError for too many."""
+    """Values in a node after expanding aliases, cached in `known` by identity; ComposerError for too many."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in known:
         if not known[id(node)]:
-            raise yaml.composer.ComposerError(None, None, "an anchor holds itself", node.start_mark)
+            raise yaml.composer.ComposerError(None, None, "an anchor contains itself", node.start_mark)
         return known[id(node)]
     known[id(node)] = 0
     inner = (part for pair in node.value for part in pair) if isinstance(node, yaml.MappingNode) else node.value
     known[id(node)] = count = 1 + sum(_count(part, known) for part in inner)
     if count > MOST_VALUES:
         raise yaml.composer.ComposerError(
-            None, None, f"more than {MOST_VALUES} values, with every alias written out", node.start_mark
+            None, None, f"more than {MOST_VALUES} values after expanding aliases", node.start_mark
         )
     return count
 
@@ -135,9 +139,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unusual(data: Any) -> list[str]:
-    """What plain data must not hold, one line each: too many values, too deep, texts that no file or path can hold.
+    """Problems of plain data, one line each: too many values, too deep, strings that are invalid in files or paths.
 
-    Parts that occur several times count each time.
+    Shared parts count each time they occur.
     """
     problems: list[str] = []
     left = MOST_VALUES
@@ -166,11 +170,11 @@ def unusual(data: Any) -> list[str]:
             problems.append(f"{name[:60]}...: nested more than {DEEPEST} deep")
 
     visit(data, "", 0)
-    return problems if left >= 0 else [f"more than {MOST_VALUES} values, with every reference written out"]
+    return problems if left >= 0 else [f"more than {MOST_VALUES} values after expanding references"]
 
 
 def wrong_value(value: Any) -> str | None:
-    """Why no field can hold this scalar, or None."""
+    """Why this scalar is invalid in any field, or None."""
     if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
         return "an integer of more than 64 bits is not supported"
     if not isinstance(value, str):
@@ -185,7 +189,7 @@ def wrong_value(value: Any) -> str | None:
 
 
 def _check_references(data: dict[str, Any], text: str, source: str) -> None:
-    """OmegaConf must be able to hold the data: no malformed ${...}, no keys or values of unknown kinds."""
+    """Check that OmegaConf accepts the data: no malformed ${...}, no keys or values of unsupported types."""
     from omegaconf import OmegaConf
 
     if text.count("${") > MOST_REFERENCES:

@@ -1,7 +1,7 @@
-"""Which environment variables a spec may read: those that name places, ranks, sizes and jobs.
+"""Environment variables that a spec may read: those for paths, ranks, sizes and jobs.
 
-The values of a spec are written into results and checkpoints, so an unknown variable is refused rather than
-compared with a list of words that secrets go by. A name with such a word in it is refused in any case.
+The values of a spec are written to results and checkpoints, so only known kinds of variables are allowed. Names that
+contain a word for a secret are always refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ KNOWN = (
     "HOME", "USER", "LOGNAME", "HOSTNAME", "PWD", "TMPDIR", "TMP", "TEMP", "SCRATCH", "WORK", "RANK", "LOCAL_RANK",
     "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "SEED",
 )  # fmt: skip
-PREFIXES = (OWN_PREFIX, "SLURM_", "PBS_", "LSB_", "SM_CHANNEL_")  # ours, schedulers, SageMaker's folders of data
-# The end of a name: a place, with or without `_` before it; or a last word that says a number or a name.
+PREFIXES = (OWN_PREFIX, "SLURM_", "PBS_", "LSB_", "SM_CHANNEL_")  # ours, schedulers, SageMaker's data folders
+# The end of a name: a word for a path, with or without `_` before it, or a last word for a number or a name.
 _PLACE = re.compile(
     r"(?:DIR|DIRS|DIRECTORY|FOLDER|ROOT|PATH|HOME|FILE|SPEC|DATA|DATASET|DATASETS|IMAGES|LABELS|ANNOTATIONS|RESULTS|"
     r"OUTPUT|OUTPUTS|CHECKPOINT|CHECKPOINTS|WEIGHTS|MODELS|SCRATCH|STORAGE|WORKSPACE|PREFIX)$",
@@ -29,8 +29,9 @@ _NUMBER_OR_NAME = re.compile(
     re.I,
 )
 RULE = (
-    f"variables that begin with {OWN_PREFIX}, that end in a place (..._DIR, ..._ROOT, ..._PATH, ..._DATA) or in a "
-    "number or name (..._RANK, ..._SIZE, ..._SEED, ..._NAME), those of SLURM, and HOME, USER, HOSTNAME, TMPDIR, SCRATCH"
+    f"variables that begin with {OWN_PREFIX}, that end in a word for a path (..._DIR, ..._ROOT, ..._PATH, ..._DATA) or "
+    "for a number or name (..._RANK, ..._SIZE, ..._SEED, ..._NAME), those of SLURM, and HOME, USER, HOSTNAME, TMPDIR, "
+    "SCRATCH"
 )
 
 
@@ -42,7 +43,7 @@ def may_be_read(name: str) -> bool:
 
 
 def variable(name: str, otherwise: str | None) -> str | None:
-    """The value of `${oc.env:NAME,otherwise}`; ValueError, which says why, where there is none."""
+    """The value of `${oc.env:NAME,otherwise}`; ValueError with the reason if there is none."""
     if not may_be_read(name):
         raise ValueError(_refusal(name))
     if name in os.environ:
@@ -57,8 +58,8 @@ def variable(name: str, otherwise: str | None) -> str | None:
 
 def _refusal(name: str) -> str:
     if names_secret(name):
-        return f"{name} names a secret, and the values of a spec are written into results and checkpoints"
+        return f"{name} names a secret, and the values of a spec are written to results and checkpoints"
     return (
-        f"a spec may not read the environment variable {name}, because its values are written into results and "
-        f"checkpoints. It may read {RULE}. Rename it to {OWN_PREFIX}{name} if it is no secret"
+        f"a spec may not read the environment variable {name}, because its values are written to results and "
+        f"checkpoints. It may read {RULE}. Rename it to {OWN_PREFIX}{name} if it is not a secret"
     )

@@ -1,6 +1,6 @@
-"""The declaration of a spec field: its default, help and bounds, who uses it and what it means for weights and files.
+"""The declaration of a spec field: default, help, bounds, and its effect on weights and files.
 
-Nothing else in the package lists fields by name: what others need is a query over these declarations (`queries`).
+Nothing else in the package lists fields by name; all lists are queries over these declarations (`queries`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-MISSING = "???"  # a value the user must give before the command that needs it runs
+MISSING = "???"  # a value that the user must set for the commands that require it
 
 INF = float("inf")
 
@@ -19,15 +19,15 @@ Reaction = Literal["refused", "warned", "elsewhere"]
 
 
 class Recorded(NamedTuple):
-    """What happens when a user gives another value than the file of a model records.
+    """What happens if the user sets another value than a model's file records.
 
     `elsewhere`: another comparison handles it (sizes of commands, numbering of classes).
     """
 
-    decides: str  # what the value decides, for the message
+    decides: str  # what the value determines, for the message
     weights: Reaction = "refused"  # for a weights file
-    graph: Reaction = "refused"  # for an ONNX file, a TFLite file or an engine, which has most settings built in
-    only_fewer: bool = False  # a larger number changes nothing
+    graph: Reaction = "refused"  # for an ONNX file, a TFLite file or an engine, in which most settings are fixed
+    only_fewer: bool = False  # a larger number has no effect
 
 
 def field(
@@ -63,20 +63,21 @@ def field(
         above: exclusive lower bound.
         options: accepted values, of each item for lists.
         prefix: text with this prefix is accepted in addition to the options.
-        names: words that stand for a value, which may be outside the bounds.
+        names: words for values, which may be outside the bounds.
         origin: `tao` (schema of nvidia-tao-core), `seed` (TAO's documentation only) or `ours`.
         family: the only model family (`model.arch`) that reads the field or section; None = all.
-        architecture: the field decides what the weights mean, so a spec and its checkpoint must agree on it.
-        in_weights: False where no tensor's name or shape shows the value, so a foreign checkpoint cannot supply it.
-        size: how the field makes a network larger: a number of layers (depth), a width of which layers hold squares
-            (width), a number that goes with one width (breadth), a factor on the width (factor), or numbers that go
-            with one width together (total).
-        unlimited: the number makes nothing larger, so a file may record any.
-        parameter_groups: the field decides which groups of parameters the optimizer keeps a state for.
-        path: the field names a file or folder that is read or written, or a folder of results.
-        recorded: the file of a model records the value, which applies unless the user gives another one.
-        commands: the commands that take the field from their spec; empty = all commands that have the section.
-        unused: why the field is accepted and has no effect.
+        architecture: the field determines the meaning of the weights, so a spec and its checkpoint must agree on it.
+        in_weights: False if the value does not follow from names and shapes of tensors, so that checkpoints of other
+            programs do not have it.
+        size: how the field affects the size of a network: a number of layers (depth), a width of square weights
+            (width), a number multiplied with one width (breadth), a factor on the width (factor), or numbers whose
+            sum is multiplied with one width (total).
+        unlimited: the number does not affect the size, so a file may record any value.
+        parameter_groups: the field determines the optimizer's parameter groups.
+        path: the field names a file or folder that is read or written, or a results folder.
+        recorded: a model's file records the value, which applies unless the user sets another one.
+        commands: the commands that read the field from their spec; empty = all commands that have the section.
+        unused: why the field is accepted without effect.
         unsupported: why any value but the default is refused.
     """
     metadata = {
@@ -119,7 +120,7 @@ def default_of(entry: dataclasses.Field[Any]) -> Any:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value counts as not given: null, empty, `???`, or a mapping or list of only those."""
+    """Whether a value counts as not set: null, empty, `???`, or a mapping or list of only those."""
     if isinstance(value, dict):
         return all(is_blank(item) for item in value.values())
     if isinstance(value, (list, tuple)):

@@ -23,7 +23,7 @@ class InferenceSpec(RunModelSpec):
     conf_threshold: float = field(0.5, "Minimum score of detections that are drawn and written.", min=0.0, max=1.0)
     class_thresholds: dict[str, float] | None = field(
         None,
-        "Smallest score of single classes, by class name; other classes use thresholds_from or conf_threshold.",
+        "Minimum score of individual classes, by class name; other classes use thresholds_from or conf_threshold.",
         origin="ours",
     )
     thresholds_from: str | None = field(

@@ -18,7 +18,7 @@ from rtdetr_tool.spec.tables import (
 
 
 def json_schema(command: str) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a spec; all sections are allowed, those of `command` come with its needs."""
+    """JSON Schema (draft 2020-12) of a spec; all sections are allowed, and values that `command` needs are required."""
     schema = _schema_of_section(ExperimentSpec)
     requirements = [
         {"anyOf": [_require(name.split(".")) for name in needed.fields]} for needed in WITH_SPEC[command].requires
@@ -54,7 +54,7 @@ def _schema_of_field(hint: Any, entry: dataclasses.Field[Any]) -> dict[str, Any]
     elif entry.name in SOURCE_KEYS:
         schema = _schema_of_source(entry.name)
         if typing.get_origin(hint) is list:
-            schema = {"anyOf": [schema, {"type": "array", "items": schema}]}  # one source stands for a list of one
+            schema = {"anyOf": [schema, {"type": "array", "items": schema}]}  # a single source is a list of one
     elif typing.get_origin(hint) is list:
         items = _schema_of_item(arguments[0], entry)
         schema = {"type": "array", "items": items}
@@ -67,7 +67,7 @@ def _schema_of_field(hint: Any, entry: dataclasses.Field[Any]) -> dict[str, Any]
         schema = {**schema, "default": default}
     if default == MISSING:
         schema = {"anyOf": [schema, {"type": "null"}], "default": default}
-    if default in (MISSING, None, ""):  # what the loader takes for "not given"
+    if default in (MISSING, None, ""):  # what the loader treats as not set
         schema = {"anyOf": [*schema.pop("anyOf", [schema]), {"const": MISSING}], **schema}
     return schema
 

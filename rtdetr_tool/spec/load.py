@@ -1,4 +1,4 @@
-"""From a spec file and overrides on the command line to a checked `ExperimentSpec`. Hydra and OmegaConf stop here."""
+"""Load a spec file with command-line overrides as a checked `ExperimentSpec`; the only module that uses Hydra."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from rtdetr_tool.spec.sources import with_sources
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes
 
-LONGEST_OVERRIDES = 20_000  # characters; Hydra's parser takes time with the square of what it reads
+LONGEST_OVERRIDES = 20_000  # characters; the time of Hydra's parser grows quadratically
 MOST_PARTS = 1_000  # items of lists and mappings
-# A value that Hydra's grammar does not know (it is ASCII with few signs) and that can only be meant as text.
+# A value outside of Hydra's grammar (which is ASCII with few special characters) that can only be meant as text.
 _PLAIN_TEXT = re.compile(r"([^=]+)=(?=.*[^\w\s./:+%@?|*-]|.*[^\x00-\x7f])([^=,\[\]{}()'\"\\$\x00-\x1f]+)", re.S)
 
 
 @dataclass(frozen=True)
 class LoadedSpec:
-    """A spec and what is known about where it came from."""
+    """A spec, and the values that the user set."""
 
     spec: ExperimentSpec
-    explicit: dict[str, Any] = field(default_factory=dict)  # nested plain data: only what the user gave
+    explicit: dict[str, Any] = field(default_factory=dict)  # nested plain data: only the values that the user set
     notes: list[str] = field(default_factory=list)  # one line per accepted field without effect
     source: str | None = None
 
     def with_value(self, name: str, value: Any) -> LoadedSpec:
-        """As if the user had given `value` for the field with this dotted name."""
+        """A copy in which the user has set `value` for the field with this dotted name."""
         data, explicit = spec_to_dict(self.spec), copy.deepcopy(self.explicit)
         *sections, field = name.split(".")
         inner, given = data, explicit
@@ -51,17 +51,17 @@ class LoadedSpec:
 
 
 def load_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> ExperimentSpec:
-    """The checked spec of a YAML or JSON file with Hydra overrides applied; `SpecError` names every problem at once."""
+    """The checked spec of a YAML or JSON file with Hydra overrides; `SpecError` reports all problems at once."""
     return read_spec(path, overrides, command).spec
 
 
 def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str | None = None) -> ExperimentSpec:
-    """The checked spec of plain data, for example from a checkpoint."""
+    """The checked spec from plain data, for example from a checkpoint."""
     return _checked(data, [], command, source)
 
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
-    """The spec of `data`; `SpecError` with `problems` and all that are found here."""
+    """The spec from `data`; `SpecError` with `problems` and those found here."""
     spec = from_plain(ExperimentSpec, with_recipe(_with_sizes(_with_devices(with_sources(data)))), problems)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:
@@ -70,7 +70,7 @@ def _checked(data: dict[str, Any], problems: list[str], command: str | None, sou
 
 
 def _not_following(later: list[str], earlier: list[str]) -> list[str]:
-    """The `later` problems without those that speak of a field already found wrong, whose value is only a stand-in."""
+    """The `later` problems without those about fields with an earlier problem, which have a placeholder value."""
     wrong = tuple(f"{re.split(r'[:[ ]', problem)[0]}." for problem in earlier)
 
     def follows(line: str) -> bool:
@@ -81,7 +81,7 @@ def _not_following(later: list[str], earlier: list[str]) -> list[str]:
 
 
 def _with_devices(data: dict[str, Any]) -> dict[str, Any]:
-    """Where a section gives `num_gpus` or `gpu_ids` alone, the other one follows from it, as in TAO."""
+    """If a section sets only `num_gpus` or only `gpu_ids`, derive the other one, as TAO does."""
     data = dict(data)
     for name in ("train", "evaluate", "inference"):
         section = data.get(name)
@@ -96,7 +96,7 @@ def _with_devices(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
-    """Sizes of images that are not given follow from the section of a family that says them."""
+    """Derive image sizes that are not set from the family's section, if it determines them."""
     model, dataset = data.get("model"), data.get("dataset", {})
     if not (isinstance(model, dict) and isinstance(dataset, dict)):
         return data
@@ -106,7 +106,7 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
     section, augmentation = model.get(family.section, {}), dataset.get("augmentation", {})
     if not (isinstance(section, dict) and isinstance(augmentation, dict)):
         return data
-    wrong: list[str] = []  # named when the whole spec is converted
+    wrong: list[str] = []  # reported when the whole spec is converted
     scales = augmentation.get("multi_scales")
     given_scales = scales if isinstance(scales, list) else None
     sizes = family.default_sizes(from_plain(family.section_type, section, wrong), given_scales)
@@ -114,7 +114,7 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> LoadedSpec:
-    """`load_spec`, with what the user gave explicitly and notes on fields without effect."""
+    """`load_spec`, with the values that the user set and notes on fields without effect."""
     source = None if path is None else str(path)
     given = (override.partition("=") for override in overrides)
     remember_secrets({name: value.strip("'\"") for name, _, value in given})
@@ -123,8 +123,8 @@ def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: s
     problems: list[str] = []
     composed = _compose(data, overrides, problems)
     plain = resolve(composed, spec_to_dict(ExperimentSpec()), problems)
-    if found := unusual(plain):
-        raise SpecError([*problems, *found], source)
+    if invalid := unusual(plain):
+        raise SpecError([*problems, *invalid], source)
     plain = _without_sharing(plain)
     remember_secrets(plain)
     spec = _checked(plain, problems, command, source)
@@ -132,14 +132,14 @@ def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: s
 
 
 def _without_sharing(value: Any) -> Any:
-    """A copy in which what several references name is there several times, so that one can be changed alone."""
+    """A copy without shared parts, so that each can be changed separately."""
     if isinstance(value, dict):
         return {key: _without_sharing(inner) for key, inner in value.items()}
     return [_without_sharing(inner) for inner in value] if isinstance(value, list) else value
 
 
 def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpec:
-    """`<command>.results_dir` as given, else `results_dir/<command>`."""
+    """Set `<command>.results_dir` to `results_dir/<command>` if it is not set."""
     if command not in WITH_SPEC:
         return spec
     section = getattr(spec, command)
@@ -165,7 +165,7 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]
     if not accepted:
         return data
-    # Unknown to us, but Hydra would act on them.
+    # Not fields of ours, but Hydra would act on them.
     special: dict[str, Any] = {key: data[key] for key in ("defaults", "hydra") if key in data}
     node = _canonical({key: value for key, value in data.items() if key not in special})
     ConfigStore.instance().store(name="experiment", node=OmegaConf.create(node))
@@ -183,7 +183,7 @@ def _canonical(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`data` with other spellings of fields replaced, so that an override of the field wins over the file."""
     names = {key: FIELD_ALIASES.get(f"{prefix}{key}", f"{prefix}{key}")[len(prefix) :] for key in data}
     if len(set(names.values())) < len(names):
-        return data  # both spellings are given: found and named later
+        return data  # both spellings are set: reported later
     return {
         names[key]: _canonical(value, f"{prefix}{key}.") if isinstance(value, dict) else value
         for key, value in data.items()
@@ -191,7 +191,7 @@ def _canonical(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _accepted(override: str, problems: list[str]) -> str | None:
-    """The override in Hydra's force-add form, or None with the problem noted."""
+    """The override in Hydra's force-add form, or None if it is invalid (the problem is appended)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -219,13 +219,13 @@ def _accepted(override: str, problems: list[str]) -> str | None:
 
 
 def _with_quotes(override: str) -> str:
-    """The override with its value in quotes where it can only be text, such as a path that is not ASCII."""
+    """The override with its value in quotes if it can only be text, such as a path that is not ASCII."""
     found = _PLAIN_TEXT.fullmatch(override)
     return f"{found[1]}='{found[2]}'" if found else override
 
 
 def _is_field(name: str) -> bool:
-    """Whether a dotted name is a field or lies inside a free-form field (a mapping or a list)."""
+    """Whether a dotted name is a field or is inside a free-form field (a mapping or a list)."""
     if name in field_names():
         return True
     free = [n for n, _, hint in walk_fields() if "dict" in str(hint) or "list" in str(hint)]

@@ -1,7 +1,7 @@
-"""The `model` section: what all families share, and the fields that each family declares.
+"""The `model` section: the shared fields, and those that each family declares.
 
-A family's fields are in a section of its own, or directly in `model` (RT-DETR's, as in TAO's specs). Both come from the
-table of families, so that this module knows none of them.
+A family's fields are in its own section, or directly in `model` (RT-DETR's, as in TAO's specs). Both come from the
+table of families; this module names none of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _arch_help() -> str:
 
 @dataclass(frozen=True)
 class SharedModelSpec:
-    """Architecture of the detector, and how its predictions are matched and scored."""
+    """Architecture of the detector, and weights of matching and losses."""
 
     pretrained_backbone_path: str | None = field(
         None,
@@ -95,12 +95,12 @@ class SharedModelSpec:
 
     @property
     def kind(self) -> str:
-        """What the model is called in messages and file names: `rtdetr-resnet_50`, `rfdetr-nano`."""
+        """The name of the model in messages and file names: `rtdetr-resnet_50`, `rfdetr-nano`."""
         return f"{self.arch}-{self.family.variant(self._whole)}"
 
     @property
     def _whole(self) -> ModelSpec:
-        """This with the fields of all families; there are no other instances."""
+        """Cast to the complete section with the fields of all families; there are no other instances."""
         return cast("ModelSpec", self)
 
     @property
@@ -114,7 +114,7 @@ class SharedModelSpec:
 
     @property
     def query_count(self) -> int:
-        """How many objects the model can find in an image."""
+        """The number of objects that the model can detect per image."""
         return self.family.query_count(self._whole)
 
     @property
@@ -124,7 +124,7 @@ class SharedModelSpec:
 
 
 def _fields_of_families() -> list[tuple[str, Any, Any]]:
-    """(name, type, field) of what the families add to the shared fields."""
+    """(name, type, field) of the fields that families add."""
     found: list[tuple[str, Any, Any]] = []
     for family in all_families():
         if family.fields_type is not None:
@@ -150,7 +150,7 @@ def _of_family(entry: dataclasses.Field[Any], family: str) -> Any:
 if TYPE_CHECKING:
 
     class ModelSpec(SharedModelSpec):
-        """The shared fields and those of all families, which families read by types of their own."""
+        """The shared fields and those of all families, which families access through their own types."""
 
         def __init__(self, **fields: Any) -> None: ...
 

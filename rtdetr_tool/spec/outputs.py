@@ -1,6 +1,6 @@
-"""The files that a spec names to be written, in addition to those in the results folders.
+"""Check the output files that a spec names outside of the results folders.
 
-A command must not overwrite what it reads, nor one of its files with another.
+A command must not overwrite its inputs, nor one output with another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rtdetr_tool.spec.queries import path_fields
 
 
 def output_problems(spec: ExperimentSpec, command: str) -> Iterator[str]:
-    """One line for each file to write that is also another file of the command."""
+    """One line for each output file that is also another file of the command."""
     written = path_fields(command, "written")
     if not written:
         return

@@ -1,4 +1,4 @@
-"""The `quantize` section, which is checked although the command is not part of this version."""
+"""The `quantize` section, which is checked although the command is not implemented."""
 
 from __future__ import annotations
 

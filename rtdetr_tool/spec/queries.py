@@ -1,4 +1,4 @@
-"""Queries over the declarations of all fields: the names of those with a property, wherever they are declared.
+"""Queries over the declarations of all fields: the names of fields with a property.
 
 Names are dotted, as in `model.rfdetr.hidden_dim`, in the order of the schema.
 """
@@ -15,7 +15,7 @@ from rtdetr_tool.spec.schema import section_type, walk_fields
 
 @cache
 def names_with(key: str, *values: object) -> tuple[str, ...]:
-    """Fields whose declaration has one of these values for `key`; without values, anything but the default."""
+    """Fields whose declaration has one of these values for `key`; without values, any but the default."""
     return tuple(
         name
         for name, entry, _ in walk_fields()
@@ -25,13 +25,13 @@ def names_with(key: str, *values: object) -> tuple[str, ...]:
 
 @cache
 def architecture_fields(section: str) -> tuple[str, ...]:
-    """Fields of one section (without its sections) that decide what the weights mean, by their own names."""
+    """Fields of one section (without subsections) that determine the meaning of the weights, by their last names."""
     return _in(section, names_with("architecture", True))
 
 
 @cache
 def architecture_sections() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Each section of a model's own spec with its architecture fields; a teacher's are checked as a model's."""
+    """Each section of a model's spec with its architecture fields; those of a teacher are checked as a model's."""
     names = (name for name in names_with("architecture", True) if not name.startswith("distill."))
     sections = dict.fromkeys(name.rpartition(".")[0] for name in names)
     return tuple((section, architecture_fields(section)) for section in sections)
@@ -62,33 +62,33 @@ def reads(family: str, name: str) -> bool:
 
 @cache
 def fields_not_in_weights(family: str) -> tuple[str, ...]:
-    """Fields of `model` that a family reads and no tensor of a foreign checkpoint shows, by their own names."""
+    """Fields of `model` that a family reads and that do not follow from tensors, by their last names."""
     return tuple(name for name in _in("model", names_with("in_weights", False)) if reads(family, f"model.{name}"))
 
 
 @cache
 def size_fields(family: str, kind: SizeKind) -> tuple[str, ...]:
-    """Dotted names of the fields of `model` that make a network of this family larger in this way."""
+    """Dotted names of the fields of `model` that affect the size of a network of this family in this way."""
     names = names_with("size", kind)
     return tuple(name for name in names if name.startswith("model.") and family_of(name) == family)
 
 
 @cache
 def parameter_group_fields() -> tuple[str, ...]:
-    """Dotted names of the fields that decide which groups of parameters an optimizer keeps a state for."""
+    """Dotted names of the fields that determine the optimizer's parameter groups."""
     return tuple(name for name in names_with("parameter_groups", True) if not name.startswith("distill."))
 
 
 @cache
 def recorded_fields() -> Mapping[str, Recorded]:
-    """Dotted name -> what happens when the user gives another value than a file records."""
+    """Dotted name -> what happens if the user sets another value than a file records."""
     rules = {name: entry.metadata["recorded"] for name, entry, _ in walk_fields() if entry.metadata["recorded"]}
     return MappingProxyType({name: rule for name, rule in rules.items() if not name.startswith("distill.")})
 
 
 @cache
 def unlimited_fields() -> tuple[str, ...]:
-    """Dotted names of the numbers that make nothing larger."""
+    """Dotted names of the numbers that do not affect the size of the network."""
     return names_with("unlimited", True)
 
 

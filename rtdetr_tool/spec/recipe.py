@@ -1,4 +1,4 @@
-"""The training recipe of a model family: its default values of fields, and what a spec changes in it."""
+"""The training recipe of a model family: its defaults, and the changes that a spec makes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rtdetr_tool.spec.tables import FIELD_ALIASES
 
 
 def with_recipe(data: Mapping[str, Any], family: Family | None = None) -> dict[str, Any]:
-    """Spec data with the family's defaults for the fields that are not given.
+    """Spec data with the family's defaults for the fields that are not set.
 
     Args:
-        family: of the model; None = the family that `model.arch` names.
+        family: None = the family named by `model.arch`.
     """
     if family is None:
         model = data.get("model")
@@ -44,7 +44,7 @@ def without_values(data: Mapping[str, Any], fields: Mapping[str, Any], given: Ma
 
 
 def recipe_line(spec: ExperimentSpec) -> str:
-    """Which recipe a run follows, and what its spec changes in it."""
+    """A log line: the recipe of a run, and the changes that its spec makes."""
     family, values = spec.model.family, spec_to_dict(spec)
     schema = {name: default_of(entry) for name, entry, _ in walk_fields()}
     recipe = _recipe_for(values, family)
@@ -75,7 +75,7 @@ def _value(data: Any, field: str) -> Any:
 
 
 def _is_given(data: Any, field: str) -> bool:
-    """Whether the field has a value, or one of its sections is something else than a section (an error of its own)."""
+    """Whether the field has a value, or one of its sections is not a mapping (a separate error)."""
     for part in field.split("."):
         if not isinstance(data, Mapping):
             return True

@@ -100,7 +100,7 @@ def _reference_row(entry: dataclasses.Field[Any], hint: Any) -> str:
 
 
 def _type_text(hint: Any) -> str:
-    """`list[int] or null`; a section is called so."""
+    """`list[int] or null`; `section` for a section."""
     arguments = typing.get_args(hint)
     if type(None) in arguments:
         return f"{_type_text(next(a for a in arguments if a is not type(None)))} or null"

@@ -1,9 +1,9 @@
-"""References in a spec: `${results_dir}/train` for another field, `${oc.env:HOME}` for a variable of the environment.
+"""References in a spec: `${results_dir}/train` for another field, `${oc.env:HOME}` for an environment variable.
 
-OmegaConf's notation with these two forms only, so that a spec computes nothing and its size stays bounded:
+OmegaConf's notation, restricted to these two forms, so that a spec cannot compute anything and its size is bounded:
 
     ${a.b}  ${a.b[0]}  ${.sibling}  ${..uncle}     a field, of the file, the command line or the defaults
-    ${oc.env:NAME}  ${oc.env:NAME,otherwise}       a variable that names a place, a rank or the like (`environment`)
+    ${oc.env:NAME}  ${oc.env:NAME,otherwise}       an environment variable (see `environment`)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rtdetr_tool.spec.environment import variable
 from rtdetr_tool.spec.fields import MISSING
 
-LONGEST_TEXT = 10_000  # characters of a text with its references written out
+LONGEST_TEXT = 10_000  # characters of a string with its references expanded
 
 _FIELD = re.compile(r"\.*[\w-]+(?:\.[\w-]+|\[\d+\])*")
 _ENVIRONMENT = re.compile(r"oc\.env:\s*(\w+)\s*(?:,(.*))?", re.S)
@@ -24,21 +24,21 @@ _NOTHING = object()
 
 
 class _Unresolved(Exception):
-    """Says why, in words."""
+    """The message is the reason."""
 
 
 def resolve(data: dict[str, Any], defaults: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """`data` with every reference replaced by its value; one that has none is a problem, and its key is left out."""
+    """`data` with every reference replaced by its value; one without a value is a problem, and its key is dropped."""
     return dict(_Resolver(_merged(defaults, data), problems).expand(data, ()))
 
 
 class _Resolver:
     def __init__(self, full: dict[str, Any], problems: list[str]) -> None:
         self.full, self.problems = full, problems
-        self.known: dict[tuple[str | int, ...], Any] = {}  # by place: the value, or why there is none
+        self.known: dict[tuple[str | int, ...], Any] = {}  # by location: the value, or the reason why there is none
 
     def expand(self, value: Any, place: tuple[str | int, ...]) -> Any:
-        """A part of the user's data; what several references name is shared, not copied."""
+        """A part of the user's data with references expanded; targets of several references are shared, not copied."""
         if isinstance(value, dict):
             items = ((key, self.expand(inner, (*place, key))) for key, inner in value.items())
             return {key: inner for key, inner in items if inner is not _NOTHING}
@@ -53,7 +53,7 @@ class _Resolver:
             return _NOTHING if isinstance(place[-1], str) else MISSING
 
     def value_at(self, place: tuple[str | int, ...]) -> Any:
-        """The value at a place of the full spec, with its own references written out."""
+        """The value at a location of the full spec, with its references expanded."""
         if place not in self.known:
             self.known[place] = _Unresolved("it refers to itself")
             try:
@@ -61,18 +61,18 @@ class _Resolver:
             except _Unresolved as why:
                 self.known[place] = why
             except RecursionError:
-                self.known[place] = _Unresolved("too many references follow one another")
-        found = self.known[place]
-        if isinstance(found, _Unresolved):
-            raise _Unresolved(str(found))
-        return found
+                self.known[place] = _Unresolved("the chain of references is too long")
+        value = self.known[place]
+        if isinstance(value, _Unresolved):
+            raise _Unresolved(str(value))
+        return value
 
     def _raw(self, place: tuple[str | int, ...]) -> Any:
         value: Any = self.full
         for key in place:
             is_index = isinstance(value, list) and isinstance(key, int) and key < len(value)
             if not is_index and not (isinstance(value, dict) and key in value):
-                raise _Unresolved(f"there is no {_name(place)}")
+                raise _Unresolved(f"{_name(place)} does not exist")
             value = value[key]
         return value
 
@@ -84,7 +84,7 @@ class _Resolver:
         return self._text(value, place) if isinstance(value, str) and "${" in value else value
 
     def _text(self, text: str, place: tuple[str | int, ...]) -> Any:
-        """A text with its references replaced; a reference alone keeps its value's type. `\\${` stands for `${`."""
+        """A string with its references expanded; a lone reference keeps its value's type. `\\${` stands for `${`."""
         parts: list[Any] = []
         position = 0
         while (start := text.find("${", position)) >= 0:
@@ -101,10 +101,10 @@ class _Resolver:
         if len(single) == 1:
             return single[0]
         if any(isinstance(part, (dict, list)) for part in parts):
-            raise _Unresolved("a section or list cannot stand within a text")
+            raise _Unresolved("a section or list cannot be part of a string")
         joined = "".join(map(str, parts))
         if len(joined) > LONGEST_TEXT:
-            raise _Unresolved(f"written out it has more than {LONGEST_TEXT} characters")
+            raise _Unresolved(f"the result has more than {LONGEST_TEXT} characters")
         return joined
 
     def _referred(self, reference: str, place: tuple[str | int, ...]) -> Any:
@@ -118,16 +118,16 @@ class _Resolver:
             raise _Unresolved(f"${{{reference}}} is invalid; expected a field or oc.env:NAME")
         up = len(reference) - len(reference.lstrip("."))
         if up > len(place):
-            raise _Unresolved(f"${{{reference}}} leads out of the spec")
+            raise _Unresolved(f"${{{reference}}} is outside of the spec")
         keys = re.findall(r"[\w-]+", reference)
         target = self._place(place[: len(place) - up] if up else (), keys)
-        found = self.value_at(target)
-        if isinstance(found, str) and found == MISSING:
-            raise _Unresolved(f"{_name(target)} has no value")
-        return found
+        value = self.value_at(target)
+        if isinstance(value, str) and value == MISSING:
+            raise _Unresolved(f"{_name(target)} is not set")
+        return value
 
     def _place(self, start: tuple[str | int, ...], keys: list[str]) -> tuple[str | int, ...]:
-        """Keys as the spec has them: numbers where it has a list."""
+        """The location of these keys, with integers as indices of lists."""
         value: Any = self.full
         for key in start:
             value = value[key]
@@ -143,7 +143,7 @@ class _Resolver:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the reference that starts here ends; others may stand inside it."""
+    """End of the reference that starts here; it may contain others."""
     depth = 0
     for mark in re.finditer(r"\$\{|\}", text[start:]):
         depth += 1 if mark.group() == "${" else -1
@@ -153,7 +153,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _merged(defaults: Any, given: Any) -> Any:
-    """The user's values over the defaults; lists as a whole."""
+    """The defaults, overridden by the user's values; lists are replaced as a whole."""
     if not (isinstance(defaults, dict) and isinstance(given, dict)):
         return given
     return {**defaults, **{key: _merged(defaults.get(key), value) for key, value in given.items()}}

@@ -1,4 +1,4 @@
-"""What the `evaluate` and `inference` sections share: devices, the runtime and batches."""
+"""The fields that `evaluate` and `inference` share: devices, runtime and batches."""
 
 from __future__ import annotations
 

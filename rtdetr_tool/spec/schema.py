@@ -34,7 +34,7 @@ def item_type(hint: Any) -> type | None:
 
 
 def walk_fields(cls: type = ExperimentSpec, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """(dotted name, field, type) of every field and section, in order; `name[].` leads to the items of a list."""
+    """(dotted name, field, type) of every field and section, in order; `name[].` is the prefix of list items."""
     for entry in dataclasses.fields(cls):
         hint = hints_of(cls)[entry.name]
         yield prefix + entry.name, entry, hint

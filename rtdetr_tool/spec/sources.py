@@ -1,4 +1,4 @@
-"""The data sources of a spec: what follows from `dataset.dataset_dir`, and the checks of each source."""
+"""The data sources of a spec: defaults that follow from `dataset.dataset_dir`, and checks of each source."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SPLITS = {"train_data_sources": "train", "val_data_sources": "val", "test_data_
 
 
 def with_sources(data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data of a spec with the sources that `dataset.dataset_dir` stands for.
+    """Plain data of a spec with the sources that follow from `dataset.dataset_dir`.
 
-    Where a data set is named by its folder, the number of classes that nobody gave is that of the data.
+    With a dataset folder, the number of classes defaults to that of the data.
     """
     dataset = data.get("dataset")
     if not isinstance(dataset, dict):
@@ -34,7 +34,7 @@ def with_sources(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def source_problems(dataset: DatasetSpec) -> Iterator[str]:
-    """What is wrong with the sources of a `dataset` section."""
+    """Problems of the sources of a `dataset` section."""
     for field in SOURCE_KEYS:
         value = getattr(dataset, field)
         if isinstance(value, list):
@@ -46,8 +46,8 @@ def source_problems(dataset: DatasetSpec) -> Iterator[str]:
     named = [entry.get("dataset_dir") for name in _SPLITS for entry in _entries(getattr(dataset, name))]
     if place and not is_blank(place) and place not in named:
         yield (
-            f"dataset.dataset_dir: {shown(place)} is not used, because train_, val_ and test_data_sources are all "
-            "given; leave it out, or them"
+            f"dataset.dataset_dir: {shown(place)} has no effect, because train_, val_ and test_data_sources are "
+            "all set; remove it or one of them"
         )
     if dataset.format != "auto" and not any(named):
         yield (
@@ -63,7 +63,7 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
         if key not in (*needed, *optional):
             yield f"{name}.{key}: no such field; expected {' or '.join(', '.join((*n, *o)) for n, o in forms)}"
     if is_blank(source):
-        return  # as if it were not there: only a command that needs it asks for it
+        return  # an empty source counts as not set: only commands that need it require it
     for key in needed:
         if is_blank(source.get(key)):
             yield f"{name}.{key}: required, but not set"
@@ -73,9 +73,9 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
             yield f"{name}.{key}: {shown(value)} is invalid; expected a path{' or a list of paths' * several}"
     split = source.get("split")
     if isinstance(split, str) and not re.fullmatch(r"\w[\w.-]*|", split):
-        yield f"{name}.split: {shown(split)} is invalid; expected the name of a split, as train, val, test"
+        yield f"{name}.split: {shown(split)} is invalid; expected the name of a split, such as train, val or test"
 
 
 def _entries(sources: Any) -> list[dict[str, Any]]:
-    """The sources of a field as a list; what is no mapping is left out."""
+    """The sources of a field as a list, without values that are not mappings."""
     return [entry for entry in (sources if isinstance(sources, list) else [sources]) if isinstance(entry, dict)]

@@ -1,11 +1,11 @@
-"""Literal tables: where the schema differs from TAO's, other names of fields and values."""
+"""Literal tables: differences from TAO's schema, and aliases of fields and values."""
 
 from __future__ import annotations
 
 from rtdetr_tool.catalog import BACKBONE_ALIASES
 
-# Field -> (what differs from nvidia-tao-core 6.25.11, why), held against that package by a test. Bounds that it states
-# only as text (`> 0`) count as stated. What is said of `model` holds for `distill.teacher` too.
+# Field -> (what differs from nvidia-tao-core 6.25.11, why). A test compares this with the package. Bounds that it
+# states only as text (`> 0`) count as stated. Rows of `model` also apply to `distill.teacher`.
 DIFFERENCES: dict[str, tuple[str, str]] = {
     "model.backbone": ("options", "convnextv2 of TAO's documentation, edgenext of its code and ResNet-d are added"),
     "model.num_select": ("max", "the documentation has none; a detector never returns more than it has"),
@@ -56,7 +56,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "quantize.layers[].activations.dtype": ("options", "only the documented types"),
 }
 
-# Field -> (what differs from the tables of TAO's documentation, why the package's or our value is taken instead).
+# Field -> (what differs from the tables of TAO's documentation, why we use the package's or our own value).
 DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "model.backbone": ("options", "efficientvit of the package, edgenext of TAO's code and ResNet-d are added"),
     "model.frozen_fm.enabled": ("default", "false, as in the package; true would require weights that are not set"),
@@ -67,7 +67,7 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "dataset.workers": ("min", "0 loads in the main process, as in PyTorch"),
     "train.optim.lr_scheduler": ("options", "Cosine is added"),
     "dataset.eval_class_ids": ("default", "null (all classes), as the package's value; [1] would score one class only"),
-    "export.opset_version": ("min", "the operators of the models begin at 12"),
+    "export.opset_version": ("min", "the models' operators require at least 12"),
     "inference.input_width": ("default", "null = the trained width; 960 would stretch every model's input"),
     "inference.input_height": ("default", "null = the trained height; 544 would stretch every model's input"),
     "export.input_width": ("default", "null = the trained width; the documentation's example has 640, its table 960"),
@@ -75,7 +75,7 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "train.precision": ("options", "auto is added"),
 }
 
-# Other spellings of fields (TAO's documentation has them) -> the field.
+# Other spellings of fields (in TAO's documentation) -> the field.
 FIELD_ALIASES: dict[str, str] = {
     "evaluate.nput_width": "evaluate.input_width",
 }
@@ -87,7 +87,7 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "quantize.backend": {"modelopt": "modelopt.pytorch"},
 }
 
-# Data source of the `dataset` section -> its forms: (keys it needs, keys it may have). The first key tells which.
+# Data source of the `dataset` section -> its forms: (required keys, optional keys). The first key identifies the form.
 _LABELLED = ((("image_dir", "json_file"), ()), (("dataset_dir",), ("split",)))
 SOURCE_KEYS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "train_data_sources": _LABELLED,

@@ -171,7 +171,7 @@ class TrainSpec:
     tf32: str = field(
         "auto",
         "What a GPU since Ampere computes in TF32 (float32 with 10 bits of mantissa). auto: convolutions, and in mixed "
-        "precision the matrix products that stay in float32. on: matrix products, too. off: nothing.",
+        "precision the matrix products that stay in float32. on: all matrix products as well. off: nothing.",
         options=("auto", "on", "off"),
         origin="ours",
     )

@@ -1,4 +1,4 @@
-"""Checks between fields: lengths that must agree, indices that must exist, values a command needs."""
+"""Checks across fields: lengths that must agree, indices that must exist, values that a command requires."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rtdetr_tool.spec.train import TrainSpec
 
 
 def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]:
-    """Every disagreement between fields, and what `command` needs and does not have."""
+    """All inconsistencies between fields, and missing values that `command` requires."""
     problems = [*_model(spec.model, "model"), *_dataset(spec.dataset, spec.model.size_multiple), *_train(spec.train)]
     if spec.distill is not None:
         problems += _model(spec.distill.teacher, "distill.teacher")
@@ -47,7 +47,7 @@ def inert_notes(spec: ExperimentSpec) -> list[str]:
     models = {"model": spec.model, **({"distill.teacher": spec.distill.teacher} if spec.distill else {})}
     for section, model in models.items():
         unread = fields_of_other_families(model.arch, section)
-        without_effect |= dict.fromkeys(unread, f"{section}.arch {model.arch} does not read it")
+        without_effect |= dict.fromkeys(unread, f"{section}.arch {model.arch} does not use it")
     return [
         f"{name} has no effect: {reason}" for name, reason in without_effect.items() if changed_from_default(name, spec)
     ]
@@ -120,7 +120,7 @@ def _train(train: TrainSpec) -> Iterator[str]:
     if train.optim.warmup_steps and train.optim.warmup_epochs:
         yield "train.optim.warmup_steps, train.optim.warmup_epochs: both are set; expected only one of them"
     if train.optim.optimizer == "AdamW" and train.optim.momentum >= 1.0:
-        yield "train.optim.momentum: invalid value 1.0; expected a value below 1 for AdamW, whose beta1 it is"
+        yield "train.optim.momentum: invalid value 1.0; expected a value below 1 for AdamW, which uses it as beta1"
     if train.drop_path_epochs > train.num_epochs:
         yield (
             f"train.drop_path_epochs: {train.drop_path_epochs} is invalid; expected at most train.num_epochs "
@@ -137,7 +137,7 @@ def _devices(section: Any, name: str) -> Iterator[str]:
             f"{name}.num_gpus, which is {section.num_gpus}"
         )
     if len(set(section.gpu_ids)) != len(section.gpu_ids):
-        yield f"{name}.gpu_ids: {section.gpu_ids} names a GPU twice"
+        yield f"{name}.gpu_ids: {section.gpu_ids} contains a GPU twice"
 
 
 def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
@@ -158,7 +158,7 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
             f"{trt.min_batch_size}, {trt.opt_batch_size}, {trt.max_batch_size}; expected ascending"
         )
     if spec.gen_trt_engine.batch_size == 0:
-        yield "gen_trt_engine.batch_size: 0 is invalid; expected -1 (as the ONNX file says) or at least 1"
+        yield "gen_trt_engine.batch_size: 0 is invalid; expected -1 (that of the ONNX file) or at least 1"
 
 
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
@@ -179,7 +179,9 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
         for name, model in models.items():
             outside = model.family.outside_weights(model)
             if outside is not None and is_blank(outside.path):
-                yield (f"{name}.{outside.field}: required, but not set; {outside.name} needs a file with its weights")
+                yield (
+                    f"{name}.{outside.field}: required, but not set; {outside.name} requires a file with its weights"
+                )
     if command == "distill" and spec.distill is not None:
         yield from missing_bindings(spec.distill)
     section = getattr(spec, command, None)

@@ -146,7 +146,7 @@ def test_validate_data_distinguishes_errors_from_warnings(project, folders, name
                 "dataset.dataset_dir={folder}/voc",
                 *(f"dataset.{name}_data_sources={{{{dataset_dir: a, split: b}}}}" for name in ("train", "val", "test")),
             ],
-            "is not used, because train_, val_ and test_data_sources are all given",
+            "has no effect, because train_, val_ and test_data_sources are all set",
         ),
         (["dataset.format=yolo"], "no source has a dataset_dir"),
         (["dataset.train_data_sources=[{{dataset_dir: {folder}/yolo, json_file: a}}]"], "json_file: no such field"),

@@ -213,10 +213,10 @@ def test_predictions_of_a_teacher_with_other_classes_are_refused(project, distil
     ("overrides", "problem"),
     [
         ([bindings("srcs", "pred_logits", "L2")],
-         "distill.bindings[0]: srcs of the teacher and pred_logits of the student; expected the same prediction of "),
+         "distill.bindings[0]: srcs cannot be bound to the student's pred_logits; expected the same prediction"),
         ([bindings("bb_feats", "bb_feats")],
-         "distill.bindings[0].criterion: IOU is invalid; expected, with bb_feats, one of L1, L2, KL (IOU goes with "
-         "srcs, dsrcs, pred_boxes)"),
+         "distill.bindings[0].criterion: IOU is invalid; expected, with bb_feats, one of L1, L2, KL (IOU is supported "
+         "for srcs, dsrcs, pred_boxes)"),
         ([bindings("pred_boxes", "pred_boxes", "KL")],
          "distill.bindings[0].criterion: KL is invalid; expected, with pred_boxes, one of L1, L2, IOU"),
         ([bindings(weight=-1)], "distill.bindings[0].weight: -1.0 is invalid; expected at least 0"),

@@ -46,9 +46,9 @@ def refusal(tmp_path, text: str | bytes, suffix: str = ".yaml", overrides=()) ->
         (MERGED_LAUGHS, ["line", f"more than {MOST_VALUES} values"]),
         (REFERRING_LAUGHS, [f"more than {MOST_VALUES} values"]),
         (GROWING_TEXT, ["more than 10000 characters"]),
-        ("train: &a {seed: *a}\n", ["line 1", "holds itself"]),
+        ("train: &a {seed: *a}\n", ["line 1", "contains itself"]),
         (f"a: [{'1,' * (MOST_VALUES + 1)}]\n", ["line 1", f"more than {MOST_VALUES} values"]),
-        (f"results_dir: {'x' * LARGEST_FILE}\n", [f"more than {LARGEST_FILE} bytes"]),
+        (f"results_dir: {'x' * LARGEST_FILE}\n", [f"limit of {LARGEST_FILE} bytes"]),
         (f"results_dir: '{'${model_name}' * (MOST_REFERENCES + 1)}'\n", [f"more than {MOST_REFERENCES} references"]),
     ],
     ids=["aliases", "merge keys", "references", "text", "itself", "values", "bytes", "many references"],
@@ -60,7 +60,7 @@ def test_a_small_file_that_stands_for_a_large_one_is_refused(text, words, tmp_pa
 
 @pytest.mark.parametrize("opening", ["[", "- ", "? ", "{a: "])
 def test_yaml_of_great_depth_is_refused_with_the_line(opening, tmp_path):
-    assert f"nested more than {DEEPEST} deep" in refusal(tmp_path, f"a:\n  {opening * 20_000}")
+    assert f"nested more than {DEEPEST} levels deep" in refusal(tmp_path, f"a:\n  {opening * 20_000}")
 
 
 @pytest.mark.parametrize("text", ['{"a":' * 100_000, '{"a":' * 40 + "1" + "}" * 40])
@@ -84,13 +84,13 @@ def test_the_depth_and_aliases_that_people_use_are_fine(tmp_path):
         ("!!python/name:os.system", ["line 2", "python/name:os.system"]),
         ("!!python/module:os", ["line 2"]),
         ("!mine x", ["line 2", "!mine"]),
-        ("!!bool perhaps", ["line 2", "'perhaps' is no bool"]),
-        ("!!int ''", ["line 2", "'' is no int"]),
-        ("!!timestamp x", ["line 2", "'x' is no timestamp"]),
+        ("!!bool perhaps", ["line 2", "'perhaps' is not a valid bool"]),
+        ("!!int ''", ["line 2", "'' is not a valid int"]),
+        ("!!timestamp x", ["line 2", "'x' is not a valid timestamp"]),
         ('"a\\0b"', ["results_dir", "zero byte"]),
         ('"\\ud800"', ["results_dir", "UTF-8"]),
         (f"0x{'f' * 10_000}", ["results_dir", "64 bits"]),
-        ("9" * 10_000, ["line 2", "is no int"]),
+        ("9" * 10_000, ["line 2", "is not a valid int"]),
     ],
 )
 def test_a_value_of_another_kind_is_refused_with_its_place(value, words, tmp_path):

@@ -88,7 +88,7 @@ class TestFiles:
             ("train:\n  seed: 1\n  num_epochs: 2\n  seed: 3\n", "line 4"),
             ("train:\n  results_dir: ${\n", "cannot be read"),
             ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
-            ("train: &a {seed: *a}\n", "holds itself"),
+            ("train: &a {seed: *a}\n", "contains itself"),
         ],
     )
     def test_what_is_not_a_mapping_in_yaml_is_one_clear_problem(self, write, text, words):
@@ -272,7 +272,7 @@ trian: {}
 
     def test_a_field_given_under_two_spellings_is_a_problem(self, write):
         path = write("evaluate: {nput_width: 320, input_width: 320, input_height: 320}\n")
-        assert "given twice" in only_problem(path)
+        assert "set twice" in only_problem(path)
 
     def test_an_override_of_the_field_wins_over_its_other_spelling_in_the_file(self, write):
         path = write("evaluate: {nput_width: 320, input_height: 320}\n")
@@ -470,7 +470,7 @@ class TestWithoutEffect:
     def test_training_with_a_foundation_model_needs_the_file_of_its_weights(self, write):
         path = write("model: {frozen_fm: {enabled: true}}\n" + SOURCES)
         assert only_problem(path, command="train") == (
-            "model.frozen_fm.checkpoint: required, but not set; radio_v2-l needs a file with its weights"
+            "model.frozen_fm.checkpoint: required, but not set; radio_v2-l requires a file with its weights"
         )
 
 

@@ -24,7 +24,7 @@ def test_every_declared_family_exists():
 def test_a_field_of_another_family_is_noted_for_model_and_teacher(section):
     overrides = [f"{section}.arch=rfdetr", f"{section}.dec_layers=2", f"{section}.rfdetr.dec_layers=2"]
     notes = read_spec(None, [*overrides, "distill.pretrained_teacher_model_path=x.pth"]).notes
-    assert notes == [f"{section}.dec_layers has no effect: {section}.arch rfdetr does not read it"]
+    assert notes == [f"{section}.dec_layers has no effect: {section}.arch rfdetr does not use it"]
 
 
 def test_what_no_tensor_shows_belongs_to_the_family():

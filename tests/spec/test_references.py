@@ -56,7 +56,7 @@ def test_relative_references_count_from_where_they_stand():
     problems: list[str] = []
     optim = resolve(data, DEFAULTS, problems)["train"]["optim"]
     assert (optim["a"], optim["b"], optim["c"][1]) == (0.1, 7, 0.1)
-    assert problems == ["train.optim.c[0]: '${.lr}' cannot be resolved: there is no train.optim.c.lr"]
+    assert problems == ["train.optim.c[0]: '${.lr}' cannot be resolved: train.optim.c.lr does not exist"]
 
 
 def test_a_section_may_be_taken_over_with_its_missing_values():
@@ -66,14 +66,14 @@ def test_a_section_may_be_taken_over_with_its_missing_values():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("${nowhere}", "there is no nowhere"),
-        ("${train.seed.deeper}", "there is no train.seed.deeper"),
-        ("${items[7]}", "there is no items[7]"),
-        ("${evaluate.checkpoint}", "evaluate.checkpoint has no value"),
+        ("${nowhere}", "nowhere does not exist"),
+        ("${train.seed.deeper}", "train.seed.deeper does not exist"),
+        ("${items[7]}", "items[7] does not exist"),
+        ("${evaluate.checkpoint}", "evaluate.checkpoint is not set"),
         ("${x}", "it refers to itself"),
-        ("a${train}", "a section or list cannot stand within a text"),
+        ("a${train}", "a section or list cannot be part of a string"),
         ("${train.seed", "a reference is not closed"),
-        ("${....seed}", "leads out of the spec"),
+        ("${....seed}", "is outside of the spec"),
         ("${oc.env:RTDETR_UNSET}", "the environment variable RTDETR_UNSET is not set"),
         ("${eval:1+1}", "expected a field or oc.env:NAME"),
         ("${oc.decode:1}", "expected a field or oc.env:NAME"),
@@ -106,7 +106,7 @@ def test_a_variable_that_names_a_secret_is_refused_also_with_something_to_fall_b
 def test_a_variable_that_nobody_knows_is_refused(name, monkeypatch):
     monkeypatch.setenv(name, "abcdef123456")
     message = problem(f"${{oc.env:{name},x}}")
-    assert "abcdef123456" not in message and "written into results and checkpoints" in message
+    assert "abcdef123456" not in message and "written to results and checkpoints" in message
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_sizes_that_are_not_given_are_the_variants(variant):
 
 def test_fields_of_the_other_family_are_named():
     notes = read_spec(None, [ARCH, "model.num_queries=100"]).notes
-    assert notes == ["model.num_queries has no effect: model.arch rfdetr does not read it"]
+    assert notes == ["model.num_queries has no effect: model.arch rfdetr does not use it"]
     notes = read_spec(None, ["model.rfdetr.dec_layers=4"]).notes
-    assert notes == ["model.rfdetr.dec_layers has no effect: model.arch rtdetr does not read it"]
+    assert notes == ["model.rfdetr.dec_layers has no effect: model.arch rtdetr does not use it"]
     assert read_spec(None, [ARCH]).notes == []

@@ -120,7 +120,7 @@ def nested(assignments: list[str]) -> dict:
             "train.validation_interval: 3 is invalid; expected at most train.num_epochs (2)",
         ),
         (["train.optim.lr_steps=[9,3]"], "train.optim.lr_steps: [9, 3] is invalid; expected ascending epochs"),
-        (["inference.gpu_ids=[1,1]"], "inference.gpu_ids: [1, 1] names a GPU twice"),
+        (["inference.gpu_ids=[1,1]"], "inference.gpu_ids: [1, 1] contains a GPU twice"),
         (
             ["evaluate.batch_size=0"],
             "evaluate.batch_size: 0 is invalid; expected -1 (dataset.batch_size) or at least 1",
