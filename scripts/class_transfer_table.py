@@ -119,7 +119,7 @@ def without_names(path: Path) -> Path:
 
 
 def aps(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix("val_AP/"): value for name, value in metrics.items() if name.startswith("val_AP/")}
+    return {name.removeprefix("val/AP/"): value for name, value in metrics.items() if name.startswith("val/AP/")}
 
 
 def from_file(spec: ExperimentSpec, start: Path) -> dict[str, float]:

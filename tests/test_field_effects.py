@@ -824,6 +824,7 @@ def test_every_field_is_accounted_for():
     seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
     in_recipe = ("compute_val_loss", "log_per_class_metrics", "effective_batch_size", "notes")
     seen |= {f"train.{field}" for field in in_recipe}  # training/test_recipe.py
+    seen |= {"train.compute_test_loss", "train.early_stopping.use_ema"}  # training/test_logged_keys.py
     seen |= {f"model.frozen_fm.{field}" for field in ("enabled", "backbone", "checkpoint")}
     seen |= {f"{command}.{field}" for command, field, _ in COMMAND_ROWS} | COMMAND_ROWS_ELSEWHERE | OF_DISTILL
     unaccounted = [

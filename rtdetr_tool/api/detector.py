@@ -272,10 +272,6 @@ class Detector:
         result, trained = train(opened, settings, resume, arguments)
         if trained is not None:
             self._opened, self.source = trained, str(result.best_path or result.latest_path)
-        if arguments.run_test and trained is not None:
-            data = {name: value for name, value in settings.items() if name.startswith("dataset.")}
-            scores = self.evaluate("test", **data)
-            result.metrics.update({"test_mAP": scores.map, "test_mAP50": scores.map50})
         return result
 
     def evaluate(self, split: str = "test", conf_threshold: float = 0.0, **keywords: Any) -> CocoResult:

@@ -67,7 +67,7 @@ def train(
         logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report.summary())
         return module
 
-    result = fit(spec, arguments.callbacks, build_module)
+    result = fit(spec, arguments.callbacks, build_module, run_test=arguments.run_test)
     path = result.best_path or result.latest_path
     outside = spec.model.family.outside_weights(spec.model)
     explicit = {} if outside is None else applied({}, {f"model.{outside.field}": outside.path})

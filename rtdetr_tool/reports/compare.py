@@ -19,6 +19,7 @@ from rtdetr_tool.reports.charts import Series
 from rtdetr_tool.reports.history import Curve, read_history
 from rtdetr_tool.reports.page import Block, Page, Section, Table, Text
 from rtdetr_tool.reports.run import spec_text
+from rtdetr_tool.spec.metric_names import VAL_MAP
 
 TRAINING, EVALUATION = ("train", "distill"), "evaluate"
 _MAX_RESULTS_BYTES = 64 << 20
@@ -72,7 +73,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     sections = [
         Section("Scores", _score_blocks(runs)),
         Section("Validation", _curves(runs, _is_score)),
-        Section("Losses", _curves(runs, lambda name: name.endswith(("loss", "loss_epoch")))),
+        Section("Losses", _curves(runs, lambda name: name.endswith("/loss"))),
         Section("By class", _class_blocks(runs)),
         Section("Spec", [_spec_table(runs)]),
     ]
@@ -110,13 +111,12 @@ def _flat_spec(text: str) -> dict[str, str]:
 
 
 def _is_score(name: str) -> bool:
-    return "mAP" in name and name.startswith(("val_", "val/"))
+    return "mAP" in name and name.startswith("val/")
 
 
 def _main_score(run: Run) -> Curve | None:
-    """The curve of the boxes' mAP, however the run names it."""
-    names = ("val_mAP", "val/mAP_50_95")
-    return next((run.history[name] for name in names if name in run.history), None)
+    """The curve of the boxes' mAP."""
+    return run.history.get(VAL_MAP)
 
 
 def _best(run: Run) -> float | None:

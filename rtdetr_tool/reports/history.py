@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rtdetr_tool.files import read_limited
+from rtdetr_tool.spec.metric_names import logged_name
 
 _MAX_BYTES = 256 << 20
 
@@ -40,7 +41,7 @@ def read_history(folder: Path) -> dict[str, Curve]:
                 continue
             for name, text in row.items():
                 if name not in ("step", "epoch") and (value := _number(text)) is not None:
-                    curves.setdefault(name, Curve()).add(step, epoch, value)
+                    curves.setdefault(logged_name(name), Curve()).add(step, epoch, value)
     return curves
 
 

@@ -17,7 +17,7 @@ def training_sections(history: Mapping[str, Curve]) -> list[Section]:
     """The curves of a run; `history` is by metric name, as the CSV files of a run have it."""
     train, val = _phase(history, "train"), _phase(history, "val")
     losses: list[Block] = [
-        *_chart("train_loss", "Training loss", _pick(train, lambda name: name in ("loss_step", "loss_epoch", "loss"))),
+        *_chart("train_loss", "Training loss", _pick(train, lambda name: name in ("loss_step", "loss"))),
         *_chart("val_loss", "Validation loss", _pick(val, lambda name: name == "loss")),
         *_chart("train_loss_terms", "Training loss by term", _pick(train, _is_term)),
         *_chart("val_loss_terms", "Validation loss by term", _pick(val, _is_term)),
@@ -29,7 +29,7 @@ def training_sections(history: Mapping[str, Curve]) -> list[Section]:
             "val_ap_by_class", "Validation AP by class", _pick(val, lambda name: name.startswith("AP/")), limits=True
         ),
     ]
-    rates = _pick(history, lambda name: name == "lr" or name.startswith(("lr-", "lr_", "lr/")))
+    rates = _pick(history, lambda name: name == "train/lr" or name.startswith(("lr-", "lr_", "lr/")))
     return [
         Section("Validation scores", scores),
         Section("Losses", losses),
@@ -38,13 +38,13 @@ def training_sections(history: Mapping[str, Curve]) -> list[Section]:
 
 
 def _phase(history: _Curves, phase: str) -> dict[str, Curve]:
-    """The metrics of a phase, without its prefix (`train_` or `train/`)."""
-    length = len(phase) + 1
-    return {name[length:]: curve for name, curve in history.items() if name[:length] in (f"{phase}_", f"{phase}/")}
+    """The metrics of a phase, without its prefix."""
+    prefix = f"{phase}/"
+    return {name.removeprefix(prefix): curve for name, curve in history.items() if name.startswith(prefix)}
 
 
 def _is_term(name: str) -> bool:
-    return name.startswith("loss_") and name not in ("loss_step", "loss_epoch")
+    return name.startswith("loss_") and name != "loss_step"
 
 
 def _is_score(name: str) -> bool:

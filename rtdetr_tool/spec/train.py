@@ -38,8 +38,8 @@ class EmaSpec:
     )
     validate_both: bool = field(
         False,
-        "Validate both the average and the weights being trained (val_raw_mAP), keep the best checkpoint of each, and "
-        "save the better of the two as rtdetr_model_best.pth.",
+        "Validate both the weights being trained (val/mAP_50_95) and the average (val/ema_mAP_50_95), keep the best "
+        "checkpoint of each, and save the better of the two as rtdetr_model_best.pth. Each image is then scored twice.",
         origin="ours",
     )
 
@@ -48,9 +48,12 @@ class EmaSpec:
 class EarlyStoppingSpec:
     """Early stopping of a run that no longer improves."""
 
-    enabled: bool = field(False, "Stop when val_mAP has not improved for `patience` validations.", origin="ours")
+    enabled: bool = field(False, "Stop when val/mAP_50_95 has not improved for `patience` validations.", origin="ours")
     patience: int = field(10, "Validations without improvement.", min=1, unit="validations", origin="ours")
     min_delta: float = field(0.001, "Minimum increase that counts as an improvement.", min=0.0, max=1.0, origin="ours")
+    use_ema: bool = field(
+        False, "With ema.validate_both: the score of the average counts, not the better of both.", origin="ours"
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,8 @@ class TrainSpec:
     drop_path_epochs: int = field(0, "See drop_path_schedule.", min=0, max=INF, unit="epochs", origin="ours")
     early_stopping: EarlyStoppingSpec = field(EarlyStoppingSpec, "Early stopping of a run that no longer improves.")
     compute_val_loss: bool = field(True, "Also compute the losses in validation.", origin="ours")
-    log_per_class_metrics: bool = field(False, "Log the AP of each class as val_AP/<class>.", origin="ours")
+    compute_test_loss: bool = field(True, "Also compute the losses when Lightning tests.", origin="ours")
+    log_per_class_metrics: bool = field(False, "Log the AP of each class as val/AP/<class>.", origin="ours")
     sync_bn: bool = field(
         True, "With several devices: compute batch norms over the images of all devices.", origin="ours"
     )

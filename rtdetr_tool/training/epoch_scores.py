@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytorch_lightning import LightningModule, Trainer
@@ -16,12 +16,16 @@ from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.postprocess import detection_rows, split_rows
 from rtdetr_tool.ops.structures import Batch, Predictions
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.metric_names import averaged_name, tao_name
 from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.distributed import gather_objects, rank
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "model.model."  # of the names of the detector's tensors in a checkpoint
+_STATS = {"mAP_50_95": "AP", "mAP_50": "AP50", "mAP_75": "AP75"}  # name -> key of `CocoResult.stats`
+# Metrics that are also logged under TAO's name for callbacks, such as `val_mAP`.
+_WITH_TAO_NAME = ("mAP_50_95", "mAP_50", "segm_mAP_50_95", "segm_mAP_50")
 
 
 class Evaluation(NamedTuple):
@@ -37,10 +41,18 @@ class EpochScores:
     Args:
         dataset: what is scored. Its image and category ids may differ from the training data's, its class indices not.
         raw_weights: the trained weights of the detector if its averaged weights are in place and both are to be scored.
+        averaged: the detector has its averaged weights.
     """
 
-    def __init__(self, dataset: Any, spec: ExperimentSpec, raw_weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        spec: ExperimentSpec,
+        raw_weights: Mapping[str, Tensor] | None = None,
+        averaged: bool = False,
+    ) -> None:
         self.spec = spec
+        self._averaged = averaged
         self._raw_weights = dict(raw_weights or {})
         self._evaluator = build_evaluator(dataset, spec)
         self._raw_evaluator = build_evaluator(dataset, spec) if self._raw_weights else None
@@ -61,14 +73,21 @@ class EpochScores:
         evaluator.update([target.image_id for target in batch.targets], detections)
 
     def compute(self, trainer: Trainer, phase: str) -> dict[str, float | None]:
-        """The metrics over all processes, the same on each. A score without ground truth is None (undefined)."""
+        """The metrics over all processes, the same on each. A score without ground truth is None (undefined).
+
+        If two sets of weights are scored, the scores of the averaged weights have the prefix `ema_`. If only the
+        averaged weights are, their mAP and mAR have both names.
+        """
         scores = self._compute(self._evaluator, phase)
         self.evaluation = self._latest
         if self._raw_evaluator is not None:
-            scores |= self._compute(self._raw_evaluator, f"{phase}_raw")
+            averaged = {averaged_name(name): value for name, value in scores.items()}
+            scores = self._compute(self._raw_evaluator, phase) | averaged
+        elif self._averaged:
+            scores |= {averaged_name(name): value for name, value in scores.items() if "mA" in name}
         return trainer.strategy.broadcast(scores, 0)
 
-    def _compute(self, evaluator: CocoEvaluator, prefix: str) -> dict[str, float | None]:
+    def _compute(self, evaluator: CocoEvaluator, phase: str) -> dict[str, float | None]:
         """The metrics of all processes' detections on rank 0, empty on the others."""
         states = gather_objects([evaluator.state()])
         if rank() != 0:
@@ -77,13 +96,15 @@ class EpochScores:
         result = evaluator.compute()
         self._latest = Evaluation(evaluator, result)
         best = result.best
-        scores = {"mAP": result.map, "mAP50": result.map50}
+        recall = f"ARmax{result.max_dets}"
+        scores = {name: result.stats[key] for name, key in _STATS.items()} | {"mAR": result.stats[recall]}
         scores |= {"F1": best.f1, "precision": best.precision, "recall": best.recall, "threshold": best.threshold}
         if result.masks is not None:
-            scores |= {"segm_mAP": result.masks["AP"], "segm_mAP50": result.masks["AP50"]}
+            scores |= {f"segm_{name}": result.masks[key] for name, key in _STATS.items()}
+            scores |= {"segm_mAR": result.masks[recall]}
         if self.spec.train.log_per_class_metrics:
             scores |= {f"AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
-        return {f"{prefix}_{name}": value for name, value in scores.items()}
+        return {f"{phase}/{name}": value for name, value in scores.items()}
 
 
 class ScoredModule(LightningModule):
@@ -115,12 +136,20 @@ class ScoredModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish_scoring("test")
 
+    def log_losses(self, phase: str, losses: Mapping[str, Tensor], terms: Iterable[str], size: Any) -> None:
+        """Log the loss and some of its terms as means of the epoch, the loss for callbacks also under TAO's name."""
+        means = {f"{phase}/{name}": losses[name] for name in ("loss", *terms) if name in losses}
+        options = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
+        self.log_dict(means, **options)
+        self.log(f"{phase}_loss", losses["loss"], **options, logger=False)
+
     def _start_scoring(self, loaders: Any) -> None:
         loader = loaders[0] if isinstance(loaders, Sequence) else loaders
         average = average_of(self.trainer)
         raw = average.set_aside if average is not None else {}
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in raw.items() if name.startswith(PREFIX)}
-        self._scores = EpochScores(loader.dataset, self.spec, weights)
+        averaged = average is not None and average.is_swapped_in
+        self._scores = EpochScores(loader.dataset, self.spec, weights, averaged)
 
     def _finish_scoring(self, phase: str) -> None:
         """Log the scores of all processes, except undefined ones, so that no placeholder counts as a score."""
@@ -130,6 +159,8 @@ class ScoredModule(LightningModule):
         self._report_undefined(phase)
         defined = {name: value for name, value in self.metrics.items() if value is not None}
         self.log_dict(defined, rank_zero_only=False, sync_dist=False)
+        known = {tao_name(name): defined[name] for part in _WITH_TAO_NAME if (name := f"{phase}/{part}") in defined}
+        self.log_dict(known, logger=False, rank_zero_only=False, sync_dist=False)
         self._scores = None
 
     def _report_undefined(self, phase: str) -> None:

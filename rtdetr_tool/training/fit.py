@@ -16,6 +16,7 @@ from pytorch_lightning import Callback, Trainer
 from rtdetr_tool.errors import Preempted
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, logged_name
 from rtdetr_tool.spec.recipe import recipe_line
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.auto_batch_size import AUTO, resolve_batch_size
@@ -39,21 +40,24 @@ def fit(
     spec: ExperimentSpec,
     callbacks: Sequence[Callback] = (),
     build_module: Callable[[ExperimentSpec, ClassMap], DetectorModule] = DetectorModule,
+    run_test: bool = False,
     **trainer_kwargs: Any,
 ) -> FitResult:
     """Train a model, resuming from `train.resume_training_checkpoint_path` or the results folder's latest checkpoint.
 
-    `build_module` builds the Lightning module; distillation passes its own. With `train.is_dry_run`, everything is
-    built and one batch passes forwards and backwards through the model, but nothing is trained or written.
+    `build_module` builds the module; distillation passes its own. With `run_test`, the best weights are tested
+    afterwards. With `train.is_dry_run`, everything is built and one batch passes forwards and backwards through the
+    model, but nothing is trained or written.
     """
     with quiet_lightning():
-        return _fit(spec, callbacks, build_module, **trainer_kwargs)
+        return _fit(spec, callbacks, build_module, run_test, **trainer_kwargs)
 
 
 def _fit(
     spec: ExperimentSpec,
     callbacks: Sequence[Callback],
     build_module: Callable[[ExperimentSpec, ClassMap], DetectorModule],
+    run_test: bool,
     **trainer_kwargs: Any,
 ) -> FitResult:
     logger.info("%s", recipe_line(spec))
@@ -78,7 +82,11 @@ def _fit(
         _log_resume(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
     with explain_out_of_memory(spec), forward_signals(trainer), log_thread_failures():
         trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
-    result = _result(trainer, module, resume)
+        result = _result(trainer, module, resume)
+        if run_test:
+            best = result.best_path or result.latest_path
+            trainer.test(module, datamodule, ckpt_path=str(best) if best else None, verbose=False)
+            result.metrics.update(_metrics(trainer, module))
     show_result(result)
     return result
 
@@ -107,13 +115,13 @@ def dry_run(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionD
         loss = module.compute_losses(batch)["loss"]
     loss.backward()
     module.zero_grad(set_to_none=True)
-    metrics: dict[str, float | None] = {"train_loss": loss.item()}
+    metrics: dict[str, float | None] = {TRAIN_LOSS: loss.item()}
     if spec.dataset.val_data_sources:
         module.eval()
         batch = next(iter(datamodule.loader("val"))).to(device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             predictions = module.detector(module.prepare_images(batch, multi_scale=False))
-            metrics["val_loss"] = module.criterion(predictions, batch.targets)["loss"].item()
+            metrics[VAL_LOSS] = module.criterion(predictions, batch.targets)["loss"].item()
     logger.info("Dry run: built everything and ran one batch (%s); nothing was trained or written", metrics)
     return FitResult(metrics=metrics, dry_run=True)
 
@@ -125,10 +133,15 @@ def _log_resume(path: Path, explicit: bool) -> None:
     logger.info(message)
 
 
+def _metrics(trainer: Trainer, module: DetectorModule) -> dict[str, float | None]:
+    """The latest metrics, with undefined scores as None."""
+    logged = trainer.callback_metrics
+    return {name: float(value) for name, value in logged.items() if logged_name(name) == name} | module.metrics
+
+
 def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> FitResult:
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     result = FitResult(
-        metrics={**metrics, **module.metrics}, latest_path=resume, resumed_from=resume, epochs=trainer.current_epoch
+        metrics=_metrics(trainer, module), latest_path=resume, resumed_from=resume, epochs=trainer.current_epoch
     )
     saver = checkpoints_of(trainer)
     if saver is None:  # with a sharded strategy

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from rtdetr_tool.log import console
+from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP
 from rtdetr_tool.training.distributed import rank
 
 
@@ -37,9 +38,9 @@ def show_result(result: FitResult) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     if result.best_score is not None:
-        monitor = "val_segm_mAP" if "val_segm_mAP" in result.metrics else "val_mAP"
+        monitor = VAL_MASK_MAP if VAL_MASK_MAP in result.metrics else VAL_MAP
         table.add_row(f"Best {monitor}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
-    for name in ("val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50", "val_loss", "train_loss"):
+    for name in (VAL_MAP, "val/mAP_50", VAL_MASK_MAP, "val/segm_mAP_50", VAL_LOSS, TRAIN_LOSS):
         if name in result.metrics:
             value = result.metrics[name]
             table.add_row(f"Last {name}", "-" if value is None else f"{value:.4f}")

@@ -143,26 +143,27 @@ class DetectorModule(ScoredModule):
         finite = guard.check_loss(loss)  # epoch means ignore losses that are not finite
         self.last_loss = torch.where(finite, loss.detach(), 0.0 if self.last_loss is None else self.last_loss)
         size = cast(int, finite * len(batch))  # a tensor, so that the host does not wait for it
-        self.log("train_loss", self.last_loss, on_step=True, on_epoch=True, batch_size=size, sync_dist=False)
+        self.log("train/loss_step", self.last_loss, on_step=True, on_epoch=False, batch_size=size)
         terms = {name: losses[name].detach() for name in self.logged_terms if name in losses}
-        terms = {f"train_{name}": torch.where(finite, term, 0.0) for name, term in terms.items()}
-        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        means = {name: torch.where(finite, term, 0.0) for name, term in terms.items()}
+        self.log_losses("train", {**means, "loss": self.last_loss}, self.logged_terms, size)
         rate = torch.full((), self._main_rate(), device=self.device)  # Lightning would copy a number, and wait for it
-        self.log("lr", rate, on_step=True, on_epoch=False, batch_size=len(batch))
+        self.log("train/lr", rate, on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = self.prepare_images(batch, multi_scale=False)
         predictions = self.detector(images)
         if self.spec.train.compute_val_loss:
-            losses = self.criterion(predictions, batch.targets)
-            terms = {f"val_{name}": losses[name] for name in ("loss", *self.criterion.main_terms) if name in losses}
-            self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+            self.log_losses("val", self.criterion(predictions, batch.targets), self.criterion.main_terms, len(batch))
         self.scores.add(batch, predictions)
         self.scores.add_raw(batch, self.detector, images)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.scores.add(batch, self.detector(self.prepare_images(batch, multi_scale=False)))
+        predictions = self.detector(self.prepare_images(batch, multi_scale=False))
+        if self.spec.train.compute_test_loss:
+            self.log_losses("test", self.criterion(predictions, batch.targets), self.criterion.main_terms, len(batch))
+        self.scores.add(batch, predictions)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         predictions = self.detector(self.prepare_images(batch, multi_scale=False))

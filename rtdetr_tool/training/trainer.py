@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.ops.tf32 import set_tf32
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.metric_names import VAL_MAP, VAL_MASK_MAP
 from rtdetr_tool.training.callbacks.batch_preview import BatchPreview
 from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
 from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
@@ -109,7 +110,7 @@ def choose_strategy(requested: str | Strategy, several: bool, accelerator: str) 
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     """The callbacks of a run, in the order in which they must act."""
     train = spec.train
-    monitor = "val_segm_mAP" if spec.model.predicts_masks else "val_mAP"
+    monitor = VAL_MASK_MAP if spec.model.predicts_masks else VAL_MAP
     callbacks: list[Callback] = [EpochResume()]
     if train.enable_ema:
         callbacks.append(
@@ -126,7 +127,7 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
         callbacks.append(RunReport(folder, "Distillation" if spec.distill is not None else "Training"))
     callbacks += [ProgressReport(), StatusReport()]  # after reports, which take time that is not training
     if train.early_stopping.enabled:
-        callbacks.append(EarlyStopping(train.early_stopping.patience, train.early_stopping.min_delta, monitor))
+        callbacks.append(EarlyStopping.from_spec(train.early_stopping, monitor))
     if train.drop_path_schedule != "constant":
         callbacks.append(DropPathSchedule(train.drop_path_schedule, train.drop_path_epochs))
     if train.save_dataset_grids:

@@ -30,7 +30,8 @@ OTHER = {
     "aug_config": {}, "scale_jitter": False, "save_dataset_grids": True, "notes": {"a": 1}, "accelerator": "cpu",
     "clip_max_norm": 1.0, "seed": 3, "sync_bn": True, "strategy": "fsdp", "devices": 2, "num_nodes": 2,
     "lr_scheduler": "cosine", "lr_scheduler_kwargs": {"lr_drop": 7}, "optimizer": "sgd",
-    "optimizer_kwargs": {"betas": (0.8, 0.999)}, "compute_val_loss": False, "pin_memory": False,
+    "optimizer_kwargs": {"betas": (0.8, 0.999)}, "compute_val_loss": False, "compute_test_loss": False,
+    "pin_memory": False, "early_stopping_use_ema": True,
 }  # fmt: skip
 ELSEWHERE = {"class_names", "run_test"}  # read by `Detector.train`
 
@@ -143,7 +144,9 @@ def test_training_with_another_resolution_class_names_and_a_test(rfdetr, sample,
         eval_batch_size=1,
     )  # fmt: skip
     assert detector.input_size == (96, 96) and detector.spec.model.rfdetr.resolution == 96
-    assert "test_mAP" in result.metrics
+    assert result.metrics["test/mAP_50_95"] is not None and result.metrics["test/loss"] > 0
+    logged = next((tmp_path / "c").rglob("metrics.csv")).read_text()
+    assert "test/mAP_50_95" in logged and "val/mAP_50_95" in result.metrics
 
 
 def test_the_encoder_can_be_frozen_and_gradients_checkpointed():

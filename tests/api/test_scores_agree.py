@@ -108,4 +108,4 @@ def test_predictions_of_files_score_like_validation_and_evaluate(detector, pictu
     module.start_from(detector.network.state_dict(), "test", detector.class_map.to_list())
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     trainer.validate(module, DetectionDataModule(spec), verbose=False)
-    assert module.metrics["val_mAP"] == pytest.approx(expected, abs=1e-6)
+    assert module.metrics["val/mAP_50_95"] == pytest.approx(expected, abs=1e-6)

@@ -92,7 +92,7 @@ def test_the_rest_of_the_section_reaches_the_loss(project, distill, monkeypatch)
 
     def seen(*arguments):
         result = original(*arguments)
-        losses.append(result.metrics["train_loss"])
+        losses.append(result.metrics["train/loss"])
         return result
 
     monkeypatch.setattr(fitting, "dry_run", seen)

@@ -13,7 +13,7 @@ from rtdetr_tool.reports.compare import comparison_page, read_run, run_names
 def make_run(folder, rate: float, score: float, evaluated: bool = True) -> None:
     logs = folder / "train" / "csv_logs" / "version_0"
     logs.mkdir(parents=True)
-    (logs / "metrics.csv").write_text(f"epoch,step,train_loss_epoch,val_mAP\n0,9,3.0,{score / 2}\n1,19,2.0,{score}\n")
+    (logs / "metrics.csv").write_text(f"epoch,step,train/loss,val/mAP_50_95\n0,9,3.0,{score / 2}\n1,19,2.0,{score}\n")
     (folder / "train" / "experiment.yaml").write_text(
         f"results_dir: {folder}\ntrain:\n  optim: {{lr: {rate}}}\n  num_epochs: 2\n"
     )
@@ -52,7 +52,7 @@ def test_scores_classes_and_differing_fields_are_side_by_side(runs):
     assert found["By class"] == [[["cat", "0.2500", "0.5000"], ["dog", "-", "-"]]]
     assert found["Spec"] == [[["train.optim.lr", "0.0001", "0.001"]]]
     assert ("best run", "fast") in page.tiles
-    assert [chart.name for chart in page.charts] == ["val_mAP", "train_loss_epoch"]
+    assert [chart.name for chart in page.charts] == ["val_mAP_50_95", "train_loss"]
 
 
 def test_the_command_writes_a_page_and_names_it(runs, capsys):
@@ -60,7 +60,7 @@ def test_the_command_writes_a_page_and_names_it(runs, capsys):
     assert main(["report", str(runs / "slow"), str(runs / "fast" / "train"), "-o", str(target)]) == 0
     html = (target / "report.html").read_text()
     assert "train.optim.lr" in html and "slow" in html
-    assert (target / "plots" / "val_mAP.png").is_file()
+    assert (target / "plots" / "val_mAP_50_95.png").is_file()
     assert "report.html" in capsys.readouterr().err
 
 

@@ -14,8 +14,8 @@ def test_a_resumed_run_continues_the_curve_and_replaces_what_it_repeats(tmp_path
     write(tmp_path, 9, "epoch,step,train_loss\n0,9,3.0\n0,19,2.0\n1,29,1.5\n")
     write(tmp_path, 10, "epoch,step,train_loss,val_mAP\n0,19,2.5,\n1,29,1.0,\n1,29,,0.25\n")
     curves = read_history(tmp_path)
-    assert curves["train_loss"].steps == [9, 19, 29] and curves["train_loss"].values == [3.0, 2.5, 1.0]
-    assert curves["val_mAP"].epochs == [1] and curves["val_mAP"].values == [0.25]
+    assert curves["train/loss"].steps == [9, 19, 29] and curves["train/loss"].values == [3.0, 2.5, 1.0]
+    assert curves["val/mAP_50_95"].epochs == [1] and curves["val/mAP_50_95"].values == [0.25]
 
 
 def test_damaged_rows_and_values_are_skipped(tmp_path):

@@ -263,8 +263,8 @@ def test_each_binding_is_logged_and_the_teacher_runs_only_with_a_weight(make_dis
     run(spec, callbacks=[watch])
     assert sorted(set(watch.epochs)) == [0, 1]
     csv = next(Path(spec.train.results_dir).glob("csv_logs/version_0/metrics.csv")).read_text().splitlines()[0]
-    for name in ("train_loss_distillation", "train_loss_distillation_srcs_IOU",
-                 "train_loss_distillation_pred_logits_KL", "train_loss_vfl", "val_mAP"):  # fmt: skip
+    for name in ("train/loss_distillation", "train/loss_distillation_srcs_IOU",
+                 "train/loss_distillation_pred_logits_KL", "train/loss_vfl", "val/mAP_50_95"):  # fmt: skip
         assert name in csv.split(",")
 
 
@@ -331,12 +331,12 @@ def test_encoder_and_decoder_can_start_from_the_teacher(make_distill, caplog):
 
 def test_a_dry_run_runs_teacher_and_student(make_distill):
     result = run(make_distill(train__is_dry_run=True))
-    assert result.dry_run and result.metrics["train_loss"] > 0
+    assert result.dry_run and result.metrics["train/loss"] > 0
 
 
 def test_distillation_works_with_bf16(make_distill):
     result = run(make_distill([SRCS, bind("pred_logits", "KL")], train__precision="bf16"))
-    assert result.metrics["train_loss_distillation"] > 0
+    assert result.metrics["train/loss_distillation"] > 0
 
 
 def test_the_distillation_loss_falls_with_training(make_distill):

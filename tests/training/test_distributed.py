@@ -81,7 +81,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(make_spec, tmp_path):
     result = _train(two, tmp_path, "two")
     assert result["losses"] == pytest.approx(losses.values, rel=1e-4) and len(losses.values) == 6
     # three validation images in two processes: one is repeated, but counts once
-    assert result["metrics"]["val_mAP"] == pytest.approx(metrics["val_mAP"], abs=1e-6)
+    assert result["metrics"]["val/mAP_50_95"] == pytest.approx(metrics["val/mAP_50_95"], abs=1e-6)
     names = sorted(path.name for path in (tmp_path / "one").glob("*.pth"))
     assert names == sorted(path.name for path in (tmp_path / "two").glob("*.pth"))
     for name in ("model_epoch_002.pth", "model_epoch_002-EMA.pth"):

@@ -50,10 +50,11 @@ def test_a_run_writes_checkpoints_links_and_results(make_spec):
     assert os.readlink(folder / "rtdetr_model_latest.pth") == "model_epoch_002-EMA.pth"
     assert result.latest_path == folder / "model_epoch_002-EMA.pth"
     assert result.best_path == folder / "rtdetr_model_best.pth"
-    assert set(result.metrics) >= {"train_loss", "train_loss_vfl", "val_loss", "val_mAP", "val_mAP50", "lr"}
+    expected = {"train/loss", "train/loss_vfl", "train/lr", "val/loss", "val/mAP_50_95", "val/mAP_50"}
+    assert expected <= set(result.metrics) and not any("_mAP" in name for name in result.metrics if "ema_" not in name)
     best = load_checkpoint(result.best_path)
     assert best["rtdetr_tool"]["weights"] == "ema" and best["epoch"] == result.best_epoch
-    assert best["rtdetr_tool"]["metrics"]["val_mAP"] == pytest.approx(result.best_score)
+    assert best["rtdetr_tool"]["metrics"]["val/mAP_50_95"] == pytest.approx(result.best_score)
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
@@ -179,7 +180,7 @@ def test_a_pretrained_timm_backbone_is_loaded_and_its_norms_are_frozen(make_spec
 def test_a_dry_run_builds_everything_and_writes_nothing(make_spec):
     spec = make_spec(train__is_dry_run=True)
     result = fit(spec)
-    assert result.dry_run and result.metrics["train_loss"] > 0 and result.metrics["val_loss"] > 0
+    assert result.dry_run and result.metrics["train/loss"] > 0 and result.metrics["val/loss"] > 0
     assert not Path(spec.train.results_dir).exists()
 
 

@@ -32,7 +32,7 @@ def test_a_run_prints_nothing_of_lightning(make_spec, capsys, caplog, monkeypatc
         fit(make_spec())
         build_trainer(make_spec())
     written = capsys.readouterr().err
-    assert "Best val_mAP" in written
+    assert "Best val/mAP_50_95" in written
     for words in ("Tip", "GPU available", "Trainer", "pytorch_lightning", "UserWarning"):
         assert words not in written
     assert any("GPU available" in record.getMessage() for record in caplog.records)  # root handlers still receive it

@@ -30,7 +30,7 @@ def test_without_tensorboard_only_csv_is_written(make_spec):
     fit(spec, log_every_n_steps=1)
     folder = Path(spec.train.results_dir)
     rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").read_text().splitlines()))
-    assert any(row["val_mAP"] for row in rows)
+    assert any(row["val/mAP_50_95"] for row in rows)
     assert not list(folder.rglob("events.*"))
 
 
@@ -147,7 +147,7 @@ def test_a_new_csv_file_is_started_when_its_folder_is_deleted(make_spec, caplog)
     result = fit(spec, log_every_n_steps=1, callbacks=[Deleting(folder / "csv_logs")])
     assert result.epochs == 3
     rows = list(csv.DictReader((folder / "csv_logs/version_0/metrics.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in rows if row["val_mAP"]] == ["1", "2"]
+    assert [row["epoch"] for row in rows if row["val/mAP_50_95"]] == ["1", "2"]
     assert "failed" not in caplog.text
 
 
@@ -217,15 +217,15 @@ class TestRealMlflow:
         assert experiment.artifact_location == (Path(spec.train.results_dir) / "mlflow_artifacts").as_uri()
         (run,) = client.search_runs([experiment.experiment_id])
         assert run.info.run_name == "first" and run.data.tags["who"] == "me" and run.info.status == "FINISHED"
-        assert run.data.metrics["val_mAP"] == pytest.approx(result.metrics["val_mAP"])
-        losses = client.get_metric_history(run.info.run_id, "train_loss_step")
+        assert run.data.metrics["val/mAP_50_95"] == pytest.approx(result.metrics["val/mAP_50_95"])
+        losses = client.get_metric_history(run.info.run_id, "train/loss_step")
         assert [point.step for point in losses] == [0, 1]
         assert list((tmp_path / "elsewhere").iterdir()) == []
 
         again = make_spec(mlflow__enable=True, mlflow__run_id=run.info.run_id)
         (service,) = (x for x in build_loggers(again, Path(spec.train.results_dir)) if isinstance(x, MLflow))
-        service.log_metrics({"val_mAP": 0.5}, step=2)
-        assert client.get_run(run.info.run_id).data.metrics["val_mAP"] == 0.5
+        service.log_metrics({"val/mAP_50_95": 0.5}, step=2)
+        assert client.get_run(run.info.run_id).data.metrics["val/mAP_50_95"] == 0.5
 
     def test_an_unreachable_server_is_reported_without_its_password(self, make_spec, monkeypatch, caplog, tmp_path):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

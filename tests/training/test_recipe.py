@@ -66,9 +66,9 @@ class Steps(pl.Callback):
 @both_families
 def test_both_families_train_validate_and_save(family, tiny_vit, make_spec):
     result = fit(make_spec(**FAMILIES[family], train__enable_ema=True))
-    term = "train_loss_vfl" if family == "rtdetr" else "train_loss_ce"
-    assert result.metrics[term] > 0 and result.metrics["val_loss"] > 0
-    assert {"val_mAP", "val_F1", "val_precision", "val_recall", "val_threshold"} <= set(result.metrics)
+    term = "train/loss_vfl" if family == "rtdetr" else "train/loss_ce"
+    assert result.metrics[term] > 0 and result.metrics["val/loss"] > 0
+    assert {"val/mAP_50_95", "val/F1", "val/precision", "val/recall", "val/threshold"} <= set(result.metrics)
     assert load_checkpoint(result.best_path)["rtdetr_tool"]["spec"]["model"]["arch"] == family
 
 
@@ -220,14 +220,14 @@ def test_averaged_and_trained_weights_are_both_validated(family, tiny_vit, make_
     result = fit(make_spec(**changes, train__ema__validate_both=True, train__ema__decay=1.0, train__ema__tau=0.0))
     alone = fit(make_spec(**changes, train__ema__validate_original_weights=True, train__ema__decay=1.0,
                           train__results_dir=str(Path(result.best_path).parent / "alone")))  # fmt: skip
-    assert result.metrics["val_raw_mAP50"] == pytest.approx(alone.metrics["val_mAP50"])
-    assert result.metrics["val_raw_F1"] == pytest.approx(alone.metrics["val_F1"])
+    assert result.metrics["val/mAP_50"] == pytest.approx(alone.metrics["val/mAP_50"])
+    assert result.metrics["val/F1"] == pytest.approx(alone.metrics["val/F1"])
 
 
 def test_validation_can_skip_losses_and_log_ap_per_class(make_spec):
     result = fit(make_spec(train__compute_val_loss=False, train__log_per_class_metrics=True))
-    assert "val_loss" not in result.metrics
-    assert {"val_AP/red", "val_AP/green"} <= set(result.metrics)
+    assert "val/loss" not in result.metrics
+    assert {"val/AP/red", "val/AP/green"} <= set(result.metrics)
 
 
 def test_the_first_batches_are_saved_with_their_boxes(make_spec):
@@ -257,7 +257,7 @@ def test_the_best_checkpoint_has_the_better_kind_of_weights(family, tiny_vit, ma
     }
     assert kinds["best_regular"] == "raw" and kinds["best_ema"] == "ema"
     scores = load_checkpoint(folder / "rtdetr_model_best.pth")["rtdetr_tool"]["metrics"]
-    assert kinds["best"] == ("ema" if scores["val_mAP"] > scores["val_raw_mAP"] else "raw")
+    assert kinds["best"] == ("ema" if scores["val/ema_mAP_50_95"] > scores["val/mAP_50_95"] else "raw")
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(100, (8, 1)), (4, (4, 2)), (3, (2, 4))])

@@ -113,7 +113,7 @@ def test_skipped_steps_leave_the_state_unchanged_and_are_counted(make_spec, capl
     weights = Weights()
     spec = make_spec(**CHANGES, train__non_finite_loss="skip")
     result = fit(spec, callbacks=[fault(2, 4, 6), weights], logger=False)
-    assert result.epochs == 2 and torch.isfinite(torch.tensor(result.metrics["train_loss"]))
+    assert result.epochs == 2 and torch.isfinite(torch.tensor(result.metrics["train/loss"]))
     same = unchanged(weights)
     if fault is NanImages:
         assert same == [2, 4, 6]

@@ -212,18 +212,20 @@ def test_module_and_datamodule_validate_test_and_predict(make_spec):
     trainer = build_trainer(spec)
     (validated,) = trainer.validate(module, datamodule, verbose=False)
     (tested,) = trainer.test(module, datamodule, verbose=False)
-    assert {"val_mAP", "val_mAP50", "val_loss"} <= set(validated) and {"test_mAP", "test_mAP50"} <= set(tested)
+    assert {"val/mAP_50_95", "val/mAP_50", "val/loss"} <= set(validated)
+    assert {name.replace("val/", "test/") for name in validated} == set(tested)
     predicted = trainer.predict(module, datamodule.val_dataloader())
     assert [len(batch) for batch in predicted] == [3] and len(predicted[0][0].scores) == 10
 
 
-def test_metrics_are_logged_with_tao_names(make_spec):
+def test_metrics_are_logged_by_phase_and_name(make_spec):
     spec = make_spec(train__num_epochs=2)
     run(spec, log_every_n_steps=1)
     file = Path(spec.train.results_dir, "csv_logs", "version_0", "metrics.csv")
     rows = list(csv.DictReader(file.read_text().splitlines()))
-    expected = {"train_loss_step", "train_loss_epoch", "train_loss_vfl", "train_loss_bbox", "train_loss_giou", "lr"}
-    assert expected | {"val_loss", "val_loss_vfl", "val_mAP", "val_mAP50", "epoch", "step"} <= set(rows[0])
+    expected = {"train/loss", "train/loss_step", "train/loss_vfl", "train/loss_bbox", "train/loss_giou", "train/lr"}
+    expected |= {"val/loss", "val/loss_vfl", "val/mAP_50_95", "val/mAP_50", "epoch", "step"}
+    assert expected <= set(rows[0]) and not any("_mAP" in name for name in rows[0])
     assert list(Path(spec.train.results_dir, "lightning_logs", "version_0").glob("events.*"))
 
 

@@ -39,21 +39,22 @@ def test_an_undefined_score_is_ignored_by_best_checkpoint_and_early_stopping(und
     assert run.trainer.current_epoch == 3  # with patience 1, a score without improvement would end it earlier
     assert checkpoints_of(run.trainer).best_score is None and checkpoints_of(run.trainer).best_path is None
     assert not (folder / "rtdetr_model_best.pth").exists() and (folder / "model_epoch_002.pth").exists()
-    assert run.module.metrics["val_mAP"] is None and run.module.metrics["val_threshold"] is None
-    assert "val_mAP" not in run.trainer.callback_metrics and "val_loss" in run.trainer.callback_metrics
+    assert run.module.metrics["val/mAP_50_95"] is None and run.module.metrics["val/threshold"] is None
+    assert not {"val_mAP", "val/mAP_50_95"} & set(run.trainer.callback_metrics)
+    assert {"val_loss", "val/loss"} <= set(run.trainer.callback_metrics)
     rows = list(csv.DictReader(next(folder.rglob("metrics.csv")).read_text().splitlines()))
-    assert "val_mAP" not in rows[0] and any(row["val_loss"] for row in rows)
+    assert "val/mAP_50_95" not in rows[0] and any(row["val/loss"] for row in rows)
     stored = torch.load(folder / "model_epoch_002.pth", weights_only=True)["rtdetr_tool"]["metrics"]
-    assert "val_mAP" not in stored
-    assert run.log.count("val data has no objects to score val_mAP") == 1
+    assert "val/loss" not in stored and "val/mAP_50_95" not in stored
+    assert run.log.count("val data has no objects to score val/mAP_50_95") == 1
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("-inf")])
 def test_early_stopping_ignores_a_non_finite_score(score):
     callback = EarlyStopping(patience=1)
     trainer = SimpleNamespace(
-        callback_metrics={"val_mAP": torch.tensor(score)}, state=SimpleNamespace(fn="fit"), sanity_checking=False,
-        should_stop=False,
+        callback_metrics={"val/mAP_50_95": torch.tensor(score)}, state=SimpleNamespace(fn="fit"), sanity_checking=False,
+        callbacks=[], should_stop=False,
     )  # fmt: skip
     for _ in range(3):
         callback.on_validation_end(trainer, None)

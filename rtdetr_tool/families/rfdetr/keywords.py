@@ -181,8 +181,7 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("early_stopping", False, "works", "train.early_stopping.enabled"),
     Keyword("early_stopping_patience", 10, "works", "train.early_stopping.patience"),
     Keyword("early_stopping_min_delta", 0.001, "works", "train.early_stopping.min_delta"),
-    Keyword("early_stopping_use_ema", False, "warned", note="with EMA, early stopping always follows the score of the "
-            "averaged weights"),
+    Keyword("early_stopping_use_ema", False, "works", "train.early_stopping.use_ema"),
     Keyword("progress_bar", None, "warned", note="there is one built-in progress bar, which is always shown"),
     Keyword("tensorboard", True, "works", "train.tensorboard"),
     Keyword("wandb", False, "works", "wandb.enable"),
@@ -237,7 +236,7 @@ TRAIN: tuple[Keyword, ...] = (
                                    False: {"train.compute_val_loss": False}}, "Loss of the validation data."),
         "train.compute_val_loss",
     ),
-    Keyword("compute_test_loss", True, "warned", note="the loss of the test data is not computed"),
+    Keyword("compute_test_loss", True, "works", "train.compute_test_loss"),
     Keyword("pin_memory", None, "works", _if_given("dataset.pin_memory"), "dataset.pin_memory"),
     Keyword("persistent_workers", None, "warned", note="loader processes always persist between epochs"),
     Keyword("prefetch_factor", None, "warned", note="loader processes prefetch two batches each"),

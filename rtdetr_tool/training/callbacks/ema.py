@@ -129,6 +129,15 @@ class ExponentialMovingAverage(Callback):
             self._originals = None
 
     @property
+    def validates_both(self) -> bool:
+        return self.validate_both and not self.validate_original_weights
+
+    @property
+    def is_swapped_in(self) -> bool:
+        """Whether the module has the averages now."""
+        return self._originals is not None
+
+    @property
     def set_aside(self) -> dict[str, Tensor]:
         """The trained weights while the averages are in the module and both are to be validated; otherwise empty."""
         if self._originals is None or not self.validate_both:

@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from rtdetr_tool.spec.metric_names import VAL_MAP, averaged_name, logged_name
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.callbacks.lookup import find_callback
@@ -29,10 +30,10 @@ class PeriodicCheckpoint(Checkpoint):
     """Write the checkpoint files of a run to `folder`, its results folder."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], interval: int = 1, unit: str = "epoch", monitor: str = "val_mAP"
+        self, folder: str | os.PathLike[str], interval: int = 1, unit: str = "epoch", monitor: str = VAL_MAP
     ) -> None:
         self.folder = Path(folder)
-        self.interval, self.unit, self.monitor = interval, unit, monitor
+        self.interval, self.unit, self.monitor = interval, unit, logged_name(monitor)
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.best_of_each: dict[str, float] = {}  # by kind of weights, with train.ema.validate_both
@@ -102,8 +103,8 @@ class PeriodicCheckpoint(Checkpoint):
         """
         ema = average_of(trainer)
         names = {"raw" if ema is None or ema.validate_original_weights else "ema": self.monitor}
-        if ema is not None and ema.validate_both and "ema" in names:
-            names = {"raw": self.monitor.replace("val_", "val_raw_"), **names}
+        if ema is not None and ema.validates_both:
+            names = {"raw": self.monitor, "ema": averaged_name(self.monitor)}
         logged = {kind: trainer.callback_metrics.get(name) for kind, name in names.items()}
         scores = {kind: float(score) for kind, score in logged.items() if score is not None}
         return {kind: score for kind, score in scores.items() if math.isfinite(score)}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rtdetr_tool.log import console as package_console
+from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP
 from rtdetr_tool.training.distributed import world_size
 from rtdetr_tool.training.step_guard import guard_of
 
@@ -127,9 +128,9 @@ class ProgressReport(ProgressBar):
         if not self.active:
             return
         metrics, module = trainer.callback_metrics, cast("DetectorModule", pl_module)
-        names = ["train_loss"]
+        names = [TRAIN_LOSS]
         if module.validated_epoch == trainer.current_epoch:
-            names += ["val_loss", "val_mAP", "val_mAP50", "val_segm_mAP", "val_segm_mAP50"]
+            names += [VAL_LOSS, VAL_MAP, "val/mAP_50", VAL_MASK_MAP, "val/segm_mAP_50"]
         undefined = [name for name in names if module.metrics.get(name, 0.0) is None]
         parts = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
         parts += [f"{name} undefined" for name in undefined]

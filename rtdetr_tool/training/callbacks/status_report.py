@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, cast
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
+from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP, tao_name
 from rtdetr_tool.status import current_status
 
 if TYPE_CHECKING:
     from rtdetr_tool.training.module import DetectorModule
 
-_VALIDATION = ("val_mAP", "val_mAP50", "val_segm_mAP", "val_loss")
+_TRAINING = (TRAIN_LOSS, "train/loss_distillation")
+_VALIDATION = (VAL_MAP, "val/mAP_50", VAL_MASK_MAP, VAL_LOSS)
 
 
 class StatusReport(Callback):
-    """Write TAO's status lines: metrics as numbers, and on each epoch's line the metrics of that epoch."""
+    """Write TAO's status lines: metrics by TAO's names, and on each epoch's line the metrics of that epoch."""
 
     def __init__(self) -> None:
         self._epoch_started = 0.0
@@ -34,7 +36,7 @@ class StatusReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             metrics = cast("DetectorModule", pl_module).metrics
-            undefined = {name: None for name in _VALIDATION if metrics.get(name, 0.0) is None}
+            undefined = {tao_name(name): None for name in _VALIDATION if metrics.get(name, 0.0) is None}
             current_status().running("Eval metrics generated.", kpi=_logged(trainer, _VALIDATION) | undefined)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,7 +45,7 @@ class StatusReport(Callback):
         epoch, steps = trainer.current_epoch, int(trainer.num_training_batches)
         epochs = trainer.max_epochs or epoch + 1
         status = current_status()
-        status.running("Train metrics generated.", kpi=_logged(trainer, ("train_loss", "train_loss_distillation")))
+        status.running("Train metrics generated.", kpi=_logged(trainer, _TRAINING))
         status.running(
             "Training loop in progress",
             epoch=epoch,
@@ -60,4 +62,5 @@ class StatusReport(Callback):
 
 
 def _logged(trainer: Trainer, names: tuple[str, ...]) -> dict[str, float | None]:
-    return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+    metrics = trainer.callback_metrics
+    return {tao_name(name): float(metrics[name]) for name in names if name in metrics}
