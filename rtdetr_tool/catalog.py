@@ -31,6 +31,10 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Losses of RT-DETR that a spec can choose: varifocal (classes), and L1 and GIoU (boxes).
+LOSS_TYPES = ("vfl", "boxes")
+
+
 class Backbone(NamedTuple):
     """A backbone and the weights that are published for it."""
 

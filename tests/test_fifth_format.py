@@ -5,71 +5,44 @@ The row is added at run time before the spec is imported, so everything runs in 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from toy_run import run_with_row
 
-TESTS = Path(__file__).parent
-
-PROGRAM = """
-import json, sys
-from pathlib import Path
-
+ROW = """
 from rtdetr_tool.formats.table import FORMATS, Format, Packages
 
 FORMATS["toy"] = Format("toy", "Toy", (".toy",), "toy_format", exported=True, extra="toys")
 missing = Packages(("no_such_package",), 'pip install "rtdetr-tool[toys]"')
 FORMATS["needy"] = Format("needy", "Needy", (".needy",), "toy_format", exported=True, to_export=missing)
-
+"""
+PROGRAM = """
 import numpy as np
-from commands.conftest import Project
 from rtdetr_tool import Detector
 from rtdetr_tool.cli import main
+from toy_run import evaluate
 
-folder = Path(sys.argv[1])
-project = Project(folder)
-project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "enable_ema": False}
-project.spec["dataset"]["batch_size"] = 6  # one step
-project.write()
-weights, toy = folder / "results/train/rtdetr_model_latest.pth", folder / "model.toy"
-results = {}
-
-
-def scores(name, *overrides):
-    code = project.run("evaluate", f"evaluate.results_dir={folder / name}", *overrides)
-    return code, json.loads((folder / name / "predictions.json").read_text())
-
-
+toy = folder / "model.toy"
 results["train"] = project.run("train")
 export = ["export", f"export.checkpoint={weights}", f"export.onnx_file={folder / 'model.onnx'}"]
 results["export"] = project.run(*export, "export.format=toy")
 results["report"] = json.loads((folder / "results/export/export.json").read_text())
 results["needy"] = project.run(*export, "export.format=needy")
 results["topk"] = project.run(*export, "export.format=toy", "export.include_postprocess=true")
-results["torch"] = scores("in_torch", f"evaluate.checkpoint={weights}")
-results["toy"] = scores("in_toy", f"evaluate.checkpoint={toy}")
+results["torch"] = evaluate(project, "in_torch", weights)
+results["toy"] = evaluate(project, "in_toy", toy)
 results["precision"] = project.run("evaluate", f"evaluate.checkpoint={toy}", "evaluate.precision=bf16")
 results["inference"] = project.run("inference", f"inference.checkpoint={toy}")
 detector = Detector.from_checkpoint(toy)
 results["api"] = [repr(detector), len(detector.predict([np.zeros((64, 64, 3), np.uint8)] * 2, threshold=0.0))]
 results["unknown"] = project.run("evaluate", "evaluate.checkpoint=model.caffemodel")
 results["page"] = main(["default_specs", "export"])
-(folder / "results.json").write_text(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, cwd=folder)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text()), " ".join((done.stdout + done.stderr).split())
+    results, done = run_with_row(ROW, PROGRAM, tmp_path_factory.mktemp("toy"))
+    return results, " ".join((done.stdout + done.stderr).split())
 
 
 def test_export_writes_it_with_its_suffix_and_a_static_batch(run):
@@ -81,7 +54,7 @@ def test_export_writes_it_with_its_suffix_and_a_static_batch(run):
 
 def test_it_detects_what_the_checkpoint_detects(run):
     results, _ = run
-    (code, expected), (toy_code, detections) = results["torch"], results["toy"]
+    (code, expected, _), (toy_code, detections, _) = results["torch"], results["toy"]
     assert code == toy_code == 0 and len(detections) == len(expected) > 0
     for one, other in zip(expected, detections, strict=True):
         assert one["image_id"] == other["image_id"]
@@ -113,8 +86,3 @@ def test_help_and_messages_list_it(run):
     assert "Toy (.toy), " in output
     assert "toy needs the extra `toys`. One of: onnx, tflite, toy, needy." in output
     assert "1 for TFLite, Toy or Needy, which do not support dynamic sizes" in output
-
-
-def test_the_toy_is_known_nowhere_in_the_package():
-    package = TESTS.parent / "rtdetr_tool"
-    assert [path for path in package.rglob("*.py") if "toy" in path.read_text(encoding="utf-8").lower().split()] == []

@@ -15,12 +15,15 @@ from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.checkpoints.spec_merge import merge_spec, refuse
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families import Family
+from rtdetr_tool.families.base import QUERY_COUNT
 from rtdetr_tool.formats.base import Recorded
 from rtdetr_tool.formats.description import NORMALISATION
 from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.formats.requested_size import FILE_SIZE, RequestedSize
 from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec, ExperimentSpec, LoadedSpec, spec_to_dict
+from rtdetr_tool.spec.queries import reads, recorded_fields
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def resolve(
     if interface is None:
         return _with_dataset(spec, augmentation=augmentation), class_map
     num_classes = _fixed_classes(file, spec.dataset, given, class_map, interface)
-    _check_queries(file, given, interface)
+    _check_queries(file, spec.model.family, given, interface)
     augmentation = _fixed_size(augmentation, file.source, given, size, interface.size)
     return _with_dataset(spec, augmentation=augmentation, num_classes=num_classes), class_map
 
@@ -116,12 +119,14 @@ def _fixed_classes(
     return classes
 
 
-def _check_queries(file: Recorded, given: Mapping[str, Any], interface: GraphInterface) -> None:
-    queries = value_at(given, "model.num_queries")
-    if not file.meta and None not in (queries, interface.queries) and queries != interface.queries:
-        raise CheckpointError(
-            f"{file.source} has {interface.queries} queries built in, but model.num_queries is {queries}. Remove it."
-        )
+def _check_queries(file: Recorded, family: Family, given: Mapping[str, Any], interface: GraphInterface) -> None:
+    """CheckpointError for another number of queries than a graph has that records none."""
+    for name, rule in recorded_fields().items():
+        queries = value_at(given, name) if rule == QUERY_COUNT and reads(family.name, name) else None
+        if not file.meta and None not in (queries, interface.queries) and queries != interface.queries:
+            raise CheckpointError(
+                f"{file.source} has {interface.queries} queries built in, but {name} is {queries}. Remove it."
+            )
 
 
 def _fixed_size(

@@ -10,19 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.catalog import LOSS_TYPES
 from rtdetr_tool.losses.functional import sum_by_stage, varifocal_loss
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
 from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
-
-LOSS_TYPES = ("vfl", "boxes")
 
 
 class SetCriterion(nn.Module):
     """The losses of a batch.
 
     Args:
-        loss_types: subset of `vfl`, `boxes`.
+        loss_types: subset of `LOSS_TYPES`.
         weights: coefficient of `loss_vfl`, `loss_bbox`, `loss_giou`.
         aux_loss: also supervise the earlier decoder layers and the encoder's selected tokens. Denoising queries are
             supervised in all layers with it, in the last layer without.

@@ -136,6 +136,14 @@ def test_a_graph_without_description_says_what_is_assumed(caplog):
         resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None, ["model.num_queries=300"]))
 
 
+def test_the_queries_of_every_family_must_be_those_of_a_graph_without_description():
+    """RF-DETR's field is in a section of its own."""
+    rfdetr = ["model.arch=rfdetr", "model.rfdetr.variant=nano"]
+    resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None, [*rfdetr, "model.rfdetr.num_queries=50"]))
+    with pytest.raises(CheckpointError, match=r"50 queries built in, but model.rfdetr.num_queries is 300"):
+        resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None, [*rfdetr, "model.rfdetr.num_queries=300"]))
+
+
 def test_pixels_that_do_not_go_with_the_names_of_the_graph_are_refused():
     other = {**describe(META, (64, 96)), "normalisation": NORMALISATION[True]}
     with pytest.raises(CheckpointError, match=r"is described as taking RGB.*deviation 0.229"):

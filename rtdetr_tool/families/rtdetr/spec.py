@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from rtdetr_tool.catalog import ACTIVATIONS, BACKBONES, FOUNDATION_MODELS, TIMM
+from rtdetr_tool.catalog import ACTIVATIONS, BACKBONES, FOUNDATION_MODELS, LOSS_TYPES, TIMM
 from rtdetr_tool.families.base import QUERY_COUNT
 from rtdetr_tool.spec.fields import INF, Recorded, field
 
@@ -260,7 +260,7 @@ class RtdetrFields:
     vfl_loss_coef: float = field(1.0, "Weight of the varifocal (class) loss.", min=0.0, max=INF, unlimited=True)
     alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0)
     gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0)
-    loss_types: list[str] = field(["vfl", "boxes"], "Losses to use.", options=("vfl", "boxes"))
+    loss_types: list[str] = field(list(LOSS_TYPES), "Losses to use.", options=LOSS_TYPES)
     frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model next to the backbone.")
 
 
