@@ -98,7 +98,10 @@ def _deformable_sample(
         from rtdetr_tool.ops import deformable_kernels
 
         return deformable_kernels.forward(value, tuple(sizes), locations, weights, tuple(points), discrete)
-    return _on_cpu(value, sizes, locations, weights, points, discrete)
+    shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
+    if discrete:
+        return bags_of_pixels(value, pixel_index(shapes, locations, points), weights)
+    return sample_by_bags(value, shapes, locations, weights, points)
 
 
 @torch.library.custom_op("rtdetr::deformable_sample_backward", mutates_args=())
@@ -115,28 +118,7 @@ def _deformable_sample_backward(
         from rtdetr_tool.ops import deformable_kernels
 
         return deformable_kernels.backward(grad, value, tuple(sizes), locations, weights, tuple(points), discrete)
-    return _backward_on_cpu(grad, value, sizes, locations, weights, points, discrete)
-
-
-def _on_cpu(
-    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, points: Sequence[int], discrete: bool
-) -> Tensor:
-    shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
-    if discrete:
-        return bags_of_pixels(value, pixel_index(shapes, locations, points), weights)
-    return sample_by_bags(value, shapes, locations, weights, points)
-
-
-def _backward_on_cpu(
-    grad: Tensor,
-    value: Tensor,
-    sizes: Sequence[int],
-    locations: Tensor,
-    weights: Tensor,
-    points: Sequence[int],
-    discrete: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients written out, since there is no autograd inside an operator."""
+    # The gradients written out, since there is no autograd inside an operator.
     batch, _, heads, channels = value.shape
     shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
     if discrete:
@@ -182,21 +164,13 @@ def _inside(coordinate: Tensor, size: Tensor, step: int) -> Tensor:
 
 
 @_deformable_sample.register_fake
-def _(
-    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, points: Sequence[int], discrete: bool
-) -> Tensor:
+def _(value: Tensor, sizes: Sequence[int], locations: Tensor, *_others: object) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
 @_deformable_sample_backward.register_fake
 def _(
-    grad: Tensor,
-    value: Tensor,
-    sizes: Sequence[int],
-    locations: Tensor,
-    weights: Tensor,
-    points: Sequence[int],
-    discrete: bool,
+    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, *_others: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
 

@@ -6,6 +6,9 @@ pass. Sums are float32, whatever the dtype of the values.
 Shape legend: B batch, S tokens of all levels, H heads, D channels of a head, Q queries, N points of all levels.
 """
 
+# Triton has no types, and compiles functions whose arguments are its own values.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -20,37 +23,52 @@ Sizes = tuple[int, ...]  # height, width of each level, one after another
 
 
 @triton.jit
-def _token(x, y, width, height, start, used):  # type: ignore[no-untyped-def]  # Triton compiles it
+def _first_value(row, tokens, queries, HEADS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Offset of the first token's channels, for the image and head of a row."""
+    image = (row // (HEADS * queries)).to(tl.int64)
+    return image * tokens * HEADS * CHANNELS + (row % HEADS) * CHANNELS
+
+
+@triton.jit
+def _point(locations, levels, at, point):
+    """Width, height and first token of the level of a point, and its location in pixels."""
+    width, height = tl.load(levels + 3 * point), tl.load(levels + 3 * point + 1)
+    start = tl.load(levels + 3 * point + 2)
+    return width, height, start, tl.load(locations + 2 * at) * width, tl.load(locations + 2 * at + 1) * height
+
+
+@triton.jit
+def _nearest(x, y, width, height, start):
+    """The token of the pixel at a location; those outside belong to the border."""
+    column = tl.minimum(tl.maximum(tl.floor(x + 0.5), 0.0), width - 1.0).to(tl.int32)
+    line = tl.minimum(tl.maximum(tl.floor(y + 0.5), 0.0), height - 1.0).to(tl.int32)
+    return start + line * width + column
+
+
+@triton.jit
+def _token(x, y, width, height, start, used):
     """Index of a pixel among the tokens, and the used lanes if it is inside its level, else none."""
     spread = used.to(tl.int32)  # comparisons of scalars alone are no mask in Triton's interpreter
     x, y = x * spread, y * spread
     return start + y * width + x, used & (x >= 0) & (x < width) & (y >= 0) & (y < height)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
-def _forward_kernel(  # type: ignore[no-untyped-def]  # Triton compiles it
+@triton.jit
+def _forward_kernel(
     value, locations, weights, levels, out, tokens, queries,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, DISCRETE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)  # (image * Q + query) * H + head
     lane = tl.arange(0, BLOCK)
     used = lane < CHANNELS
-    value += (row // (HEADS * queries)).to(tl.int64) * tokens * HEADS * CHANNELS + (row % HEADS) * CHANNELS
+    value += _first_value(row, tokens, queries, HEADS, CHANNELS)
     total = tl.zeros((BLOCK,), tl.float32)
     for point in range(POINTS):
         at = row * POINTS + point
         weight = tl.load(weights + at)
-        width, height, start = (
-            tl.load(levels + 3 * point),
-            tl.load(levels + 3 * point + 1),
-            tl.load(levels + 3 * point + 2),
-        )
-        x = tl.load(locations + 2 * at) * width
-        y = tl.load(locations + 2 * at + 1) * height
+        width, height, start, x, y = _point(locations, levels, at, point)
         if DISCRETE:
-            column = tl.minimum(tl.maximum(tl.floor(x + 0.5), 0.0), width - 1.0).to(tl.int32)
-            line = tl.minimum(tl.maximum(tl.floor(y + 0.5), 0.0), height - 1.0).to(tl.int32)
-            token = start + line * width + column
+            token = _nearest(x, y, width, height, start)
             total += weight * tl.load(value + token * HEADS * CHANNELS + lane, mask=used, other=0.0).to(tl.float32)
         else:
             left, top = tl.floor(x - 0.5), tl.floor(y - 0.5)
@@ -64,32 +82,24 @@ def _forward_kernel(  # type: ignore[no-untyped-def]  # Triton compiles it
     tl.store(out + row * CHANNELS + lane, total.to(out.dtype.element_ty), mask=used)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
-def _backward_kernel(  # type: ignore[no-untyped-def]  # Triton compiles it
+@triton.jit
+def _backward_kernel(
     grad, value, locations, weights, levels, grad_value, grad_locations, grad_weights, tokens, queries,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, DISCRETE: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
+    row = tl.program_id(0)  # (image * Q + query) * H + head
     lane = tl.arange(0, BLOCK)
     used = lane < CHANNELS
-    base = (row // (HEADS * queries)).to(tl.int64) * tokens * HEADS * CHANNELS + (row % HEADS) * CHANNELS
+    base = _first_value(row, tokens, queries, HEADS, CHANNELS)
     value += base
     grad_value += base
     outer = tl.load(grad + row * CHANNELS + lane, mask=used, other=0.0).to(tl.float32)
     for point in range(POINTS):
         at = row * POINTS + point
         weight = tl.load(weights + at)
-        width, height, start = (
-            tl.load(levels + 3 * point),
-            tl.load(levels + 3 * point + 1),
-            tl.load(levels + 3 * point + 2),
-        )
-        x = tl.load(locations + 2 * at) * width
-        y = tl.load(locations + 2 * at + 1) * height
+        width, height, start, x, y = _point(locations, levels, at, point)
         if DISCRETE:
-            column = tl.minimum(tl.maximum(tl.floor(x + 0.5), 0.0), width - 1.0).to(tl.int32)
-            line = tl.minimum(tl.maximum(tl.floor(y + 0.5), 0.0), height - 1.0).to(tl.int32)
-            offset = (start + line * width + column) * HEADS * CHANNELS + lane
+            offset = _nearest(x, y, width, height, start) * HEADS * CHANNELS + lane
             pixel = tl.load(value + offset, mask=used, other=0.0).to(tl.float32)
             tl.atomic_add(grad_value + offset, weight * outer, mask=used)
             tl.store(grad_weights + at, tl.sum(outer * pixel, axis=0))
