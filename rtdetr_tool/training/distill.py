@@ -72,7 +72,9 @@ class DistillModule(DetectorModule):
         factor = weight_factor(self._distill, self.current_epoch, self.spec.train.num_epochs)
         factor *= self.spec.model.distillation_loss_coef
         if factor == 0:
-            return super().compute_losses(batch)
+            losses = super().compute_losses(batch)
+            unused = [0.0 * parameter.sum() for parameter in self.distillation.parameters()]  # DDP waits for gradients
+            return {**losses, "loss": sum(unused, losses["loss"])}
         images = self.prepare_images(batch, multi_scale=True)
         with capture_outputs(self.detector, self.names) as features:
             predictions = self.detector(images, batch.targets)

@@ -52,7 +52,9 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     folder = Path(train.results_dir or ".")
     requested = trainer_kwargs.pop("strategy", None)
     kind = trainer_kwargs.get("accelerator", accelerator)
-    strategy = choose_strategy(requested or train.distributed_strategy, several or requested is not None, kind)
+    strategy = choose_strategy(
+        requested or train.distributed_strategy, several or requested is not None, kind, train.grad_accum_steps
+    )
     check_skipping(strategy, train.non_finite_loss)
     callbacks = [*built_in_callbacks(spec, folder), *checked_callbacks(trainer_kwargs.pop("callbacks", None))]
     callbacks = callbacks_for(strategy, _one_progress_bar(callbacks))
@@ -93,17 +95,23 @@ def check_precision(precision: str, accelerator: str) -> None:
         raise SpecError("train.precision: fp16 is not supported on a CPU; use bf16 or fp32")
 
 
-def choose_strategy(requested: str | Strategy, several: bool, accelerator: str) -> str | Strategy:
+def choose_strategy(
+    requested: str | Strategy, several: bool, accelerator: str, grad_accum_steps: int = 1
+) -> str | Strategy:
     """A configured strategy for `ddp` and `fsdp` (`auto` for one process); other strategies are returned as they are.
 
-    `find_unused_parameters` is needed because the spec (`aux_loss`, `loss_types`) decides which weights a step uses.
+    Every trained weight has a gradient in every step, whatever the spec's losses and the batch's objects, so DDP need
+    not search for weights without one.
     """
     if requested == "fsdp" and accelerator == "cpu":
         raise SpecError("train.distributed_strategy: fsdp is not supported on CPUs; use ddp")
     if requested == "fsdp":
         return SafeFSDP() if several else "auto"
     if requested == "ddp":
-        return DDPStrategy(find_unused_parameters=True) if several else "auto"
+        if not several:
+            return "auto"
+        static = grad_accum_steps == 1  # a static graph reduces the gradients of its first batch at once
+        return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True, static_graph=static)
     return requested
 
 
