@@ -51,8 +51,11 @@ def draw_detections(
     colors: Mapping[str, Color] | None = None,
     outline_width: int = 3,
     labels: bool = True,
+    prefixes: Sequence[str] | None = None,
 ) -> Image.Image:
     """A copy of `image` (RGB) with boxes, masks if there are any, and with `labels` a caption such as `name 0.87`.
+
+    `prefixes` has the beginning of each caption, such as `#3 `.
 
     Detections with low scores are drawn first, so that high scores stay on top. Captions are drawn after all boxes, so
     that no line crosses text.
@@ -61,13 +64,15 @@ def draw_detections(
     order = sorted(range(len(boxes)), key=scores.__getitem__)
     names = [name_of(classes[index]) for index in order]
     paints = [(colors or {}).get(name, palette_color(classes[index])) for index, name in zip(order, names, strict=True)]
+    starts = prefixes or [""] * len(order)
+    captions = [f"{starts[index]}{name} {scores[index]:.2f}" for index, name in zip(order, names, strict=True)]
     if detections.masks is not None:
         image = _tinted(image.convert("RGB"), detections.masks.select(order), paints)
     return draw_boxes(
         image,
         [boxes[index] for index in order],
         paints,
-        [f"{name} {scores[index]:.2f}" for index, name in zip(order, names, strict=True)] if labels else [],
+        captions if labels else [],
         outline_width,
     )
 

@@ -762,6 +762,7 @@ COMMAND_ROWS_ELSEWHERE = {
 } | {
     "train.report", "evaluate.report",  # commands/test_reports.py
     "inference.class_thresholds", "inference.thresholds_from",  # commands/test_thresholds.py
+    "inference.tracker", "inference.stream_attempts",  # workflows/test_video.py, commands/test_inference_videos.py
 }  # fmt: skip
 # Commands whose tests show the effect of every field: the file sets each as `field=value`.
 COMMANDS_WITH_OWN_TESTS = ("benchmark", "export", "gen_trt_engine", "distill", "validate_data")

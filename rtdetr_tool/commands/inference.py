@@ -1,24 +1,22 @@
-"""`rtdetr inference`: detect objects in folders of images."""
+"""`rtdetr inference`: detect objects in images and videos."""
 
 from __future__ import annotations
 
 import logging
 
-from rich.progress import track
-
 from rtdetr_tool.commands.session import record_spec
-from rtdetr_tool.data.build import build_inference_dataset
-from rtdetr_tool.formats.detection_loop import LoopTimes, detect
-from rtdetr_tool.log import console
+from rtdetr_tool.data.inference_sources import read_inference_sources
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
-from rtdetr_tool.training.distributed import gather_objects, rank
+from rtdetr_tool.training.distributed import rank
 from rtdetr_tool.visualize import parse_color_map
 from rtdetr_tool.workflows.detection import as_run, open_for
-from rtdetr_tool.workflows.inference import Writer, finish, resolve_classes
+from rtdetr_tool.workflows.inference import Writer, detect_images, raise_for_problems, resolve_classes
 from rtdetr_tool.workflows.thresholds import score_thresholds
+from rtdetr_tool.workflows.tracking import require_tracker
+from rtdetr_tool.workflows.video import VideoDetector, detect_videos
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +33,15 @@ def run(loaded: LoadedSpec) -> None:
     if unknown:
         logger.warning("Ignoring inference.color_map of %s, which are not among the classes", first_of(unknown))
     thresholds = score_thresholds(section, class_map)
-    dataset = build_inference_dataset(spec.dataset)
-    writer = Writer(results_folder(section, "inference"), section, class_map, colors, dataset)
-    loader, times = detecting.loader(dataset), LoopTimes()
-    for batch, detections in track(
-        detect(runtime, loader, spec.model.num_select, times), "Detecting", len(loader), console=console()
-    ):
-        for failure in batch.failures:
-            writer.fail(failure.path, failure.message)
-        for target, image_detections in zip(batch.targets, detections, strict=True):
-            writer.write(target, image_detections.above(thresholds))
-    writer.wait()
-
-    results = gather_objects([(writer.results, writer.failures)])
+    require_tracker(section.tracker)
+    augmentation, folder = spec.dataset.augmentation, results_folder(section, "inference")
+    sources = read_inference_sources(
+        spec.dataset.infer_data_sources or {}, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
+    )
+    writer = Writer(folder, section, class_map, colors, sources.images)
+    unreadable = detect_images(detecting, writer, sources.images, thresholds)
+    problems: list[str] = []
+    if sources.videos:
+        problems = detect_videos(VideoDetector(runtime, spec, class_map, thresholds, colors, folder), sources.videos)
     if rank() == 0:
-        finish(writer, results, times, runtime.name)
+        raise_for_problems(folder, len(sources.images), unreadable, problems)

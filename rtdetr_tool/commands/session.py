@@ -26,7 +26,15 @@ logger = logging.getLogger(__name__)
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, Preempted.exit_code
 
-WRITTEN_FILES = ("experiment.yaml", "status.json", "results.json", "predictions.json", "images.json", "report.html")
+WRITTEN_FILES = (
+    "experiment.yaml",
+    "status.json",
+    "results.json",
+    "predictions.json",
+    "images.json",
+    "videos.json",
+    "report.html",
+)
 WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlflow_artifacts", "dataset_grids")
 
 

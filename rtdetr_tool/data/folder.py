@@ -17,6 +17,8 @@ from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.faults import check_folder, retried, walked
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
 from rtdetr_tool.data.preprocess import load_image
+from rtdetr_tool.data.video_formats import EXTENSIONS as VIDEO_EXTENSIONS
+from rtdetr_tool.data.video_formats import is_video
 from rtdetr_tool.errors import DataError, MachineError, MissingData
 from rtdetr_tool.files import read_limited
 from rtdetr_tool.messages import first_of
@@ -29,37 +31,47 @@ LARGEST_CLASSMAP = 16 << 20  # bytes
 
 @dataclass
 class FolderContents:
-    """The image files in folders and the other, skipped files; hidden files are in neither list."""
+    """The image files in folders, the videos and the other, skipped files; hidden files are in none of the lists."""
 
     images: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
-def search(folders: str | Iterable[str]) -> FolderContents:
+def search(folders: str | Iterable[str], videos: bool = False) -> FolderContents:
     """Find all files in folders and their subfolders, without duplicates; the extension decides what is an image.
 
     Folders keep their order, and the files of each are sorted by path. An entry may also be a single image file with
-    any name. Links to folders are not followed; they count as skipped.
+    any name. Links to folders are not followed; they count as skipped, and without `videos` so do videos.
 
     Raises:
-        DataError: a folder does not exist, or none of them contains an image.
+        DataError: a folder does not exist, or none of them contains an image (with `videos`: or a video).
         MachineError: a folder cannot be read.
     """
     contents = FolderContents()
     for folder in [folders] if isinstance(folders, (str, os.PathLike)) else folders:
         if os.path.isfile(folder):
-            contents.images.append(os.fspath(folder))
+            path = os.fspath(folder)
+            (contents.videos if videos and is_video(path) else contents.images).append(path)
         elif os.path.isdir(folder):
             for path in _walk(os.fspath(folder)):
-                (contents.images if is_image(path) else contents.skipped).append(path)
+                _list_of(path, contents, videos).append(path)
         else:
             raise MissingData(f"The image directory {os.fspath(folder)!r} does not exist.")
-    if not contents.images:
+    if not contents.images and not contents.videos:
         others = f". {skipped_line(contents.skipped)}" if contents.skipped else ""
-        raise DataError(
-            f"{folders} contains no images; expected files with the extensions {' '.join(EXTENSIONS)}{others}"
-        )
-    return FolderContents(list(dict.fromkeys(contents.images)), list(dict.fromkeys(contents.skipped)))
+        kinds = "images or videos" if videos else "images"
+        extensions = " ".join((*EXTENSIONS, *(VIDEO_EXTENSIONS if videos else ())))
+        raise DataError(f"{folders} contains no {kinds}; expected files with the extensions {extensions}{others}")
+    return FolderContents(
+        *(list(dict.fromkeys(paths)) for paths in (contents.images, contents.videos, contents.skipped))
+    )
+
+
+def _list_of(path: str, contents: FolderContents, videos: bool) -> list[str]:
+    if is_image(path):
+        return contents.images
+    return contents.videos if videos and is_video(path) else contents.skipped
 
 
 def find_images(folders: str | Iterable[str]) -> list[str]:

@@ -47,19 +47,27 @@ class LoopTimes:
 
 
 def detect(
-    runtime: Runtime, loader: Iterable[BatchT], num_select: int, times: LoopTimes | None = None
+    runtime: Runtime,
+    loader: Iterable[BatchT],
+    num_select: int,
+    times: LoopTimes | None = None,
+    ahead: int | None = None,
 ) -> Iterator[tuple[BatchT, list[Detections]]]:
-    """Each batch of the loader with its detections, on the CPU; `times` is filled as the loop goes on."""
+    """Each batch of the loader with its detections, on the CPU; `times` is updated after each batch.
+
+    `ahead` is the number of batches that may run while the next one is loaded; None = 1 on a GPU, else 0.
+    """
+    if ahead is None:
+        ahead = 1 if runtime.device.type == "cuda" else 0
     workers = loader.num_workers if isinstance(loader, DataLoader) else 0
     with explain_dead_worker(f"dataset.workers (now {workers})"):
-        yield from _detect(runtime, loader, num_select, LoopTimes() if times is None else times)
+        yield from _detect(runtime, loader, num_select, LoopTimes() if times is None else times, ahead)
 
 
 def _detect(
-    runtime: Runtime, loader: Iterable[BatchT], num_select: int, times: LoopTimes
+    runtime: Runtime, loader: Iterable[BatchT], num_select: int, times: LoopTimes, ahead: int
 ) -> Iterator[tuple[BatchT, list[Detections]]]:
     """On a GPU, a batch is read back after the next one has been launched, so that the host never idles with it."""
-    ahead = 1 if runtime.device.type == "cuda" else 0
     running: deque[_Launched[BatchT]] = deque()
     clock = _Clock()
     for batch in loader:

@@ -74,7 +74,7 @@ _COMMANDS = (
     ),
     Command(
         "inference",
-        "detect objects in folders of images: annotated images, KITTI labels, COCO results",
+        "detect objects in images and videos: annotated files, KITTI labels, COCO results, JSON lines",
         "rtdetr inference -e specs/demo.yaml -r results inference.checkpoint=results/train/rtdetr_model_best.pth "
         "inference.conf_threshold=0.4",
         ("results_dir", "dataset", "inference"),

@@ -115,8 +115,9 @@ class DatasetSpec:
     )
     infer_data_sources: dict[str, Any] | None = field(
         None,
-        "Images for inference {image_dir, classmap}: a folder or a list of folders, and a text file with one class "
-        "name per line (optional if the checkpoint has class names).",
+        "Images and videos for inference {image_dir, video, classmap}: a folder or a list of folders with images and "
+        "videos; a video file, the URL of a stream, the index of a camera, or a list of them; and a text file with one "
+        "class name per line (optional if the checkpoint has class names).",
         commands=("inference", "benchmark"),
     )
     quant_calibration_data_sources: dict[str, str] | None = field(

@@ -1,4 +1,4 @@
-"""The `inference` section: detect objects in folders of images."""
+"""The `inference` section: detect objects in images and videos."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from rtdetr_tool.spec.fields import MISSING, field
 from rtdetr_tool.spec.run_model import RunModelSpec
 
+TRACKERS = ("none", "bytetrack")
+
 
 @dataclass(frozen=True)
 class InferenceSpec(RunModelSpec):
-    """Detect objects in folders of images."""
+    """Detect objects in images and videos."""
 
     checkpoint: str = field(MISSING, "Model to use: a checkpoint, an ONNX file or a TFLite file.", path="read")
     trt_engine: str | None = field(None, "TensorRT engine to use instead of a checkpoint.", path="read")
@@ -36,3 +38,16 @@ class InferenceSpec(RunModelSpec):
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
     outline_width: int = field(3, "Width of the box outline.", min=1, unit="pixels")
+    tracker: str = field(
+        "none",
+        "Follow objects over the frames of a video and number them: none or bytetrack (requires the extra `tracking`).",
+        options=TRACKERS,
+        origin="ours",
+    )
+    stream_attempts: int = field(
+        5,
+        "How often in a row a lost stream or camera is opened again before inference ends; 0 = never.",
+        min=0,
+        max=100_000,
+        origin="ours",
+    )

@@ -77,6 +77,8 @@ def _schema_of_source(name: str) -> dict[str, Any]:
     properties: dict[str, Any] = {key: {"type": "string"} for key in keys}
     if name == "infer_data_sources":
         properties["image_dir"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        one = {"type": ["string", "integer"]}
+        properties["video"] = {"anyOf": [one, {"type": "array", "items": one}, {"type": "null"}]}
         properties["classmap"] = {"type": ["string", "null"]}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

@@ -58,7 +58,8 @@ def source_problems(dataset: DatasetSpec) -> Iterator[str]:
 
 def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
     forms = SOURCE_KEYS[field]
-    needed, optional = next((form for form in forms if form[0][0] in source), forms[0])
+    given = [form for form in forms if not is_blank(source.get(form[0][0]))]
+    needed, optional = next(iter(given), next((form for form in forms if form[0][0] in source), forms[0]))
     for key in source:
         if key not in (*needed, *optional):
             yield f"{name}.{key}: no such field; expected {' or '.join(', '.join((*n, *o)) for n, o in forms)}"
@@ -68,12 +69,20 @@ def _source(source: dict[str, Any], field: str, name: str) -> Iterator[str]:
         if is_blank(source.get(key)):
             yield f"{name}.{key}: required, but not set"
     for key, value in source.items():
-        several = isinstance(value, list) and key == "image_dir" and field == "infer_data_sources"
-        if not all(item is None or isinstance(item, str) for item in (value if several else [value])):
-            yield f"{name}.{key}: {shown(value)} is invalid; expected a path{' or a list of paths' * several}"
+        yield from _value(value, key, field, f"{name}.{key}")
     split = source.get("split")
     if isinstance(split, str) and not re.fullmatch(r"\w[\w.-]*|", split):
         yield f"{name}.split: {shown(split)} is invalid; expected the name of a split, such as train, val or test"
+
+
+def _value(value: Any, key: str, field: str, name: str) -> Iterator[str]:
+    several = isinstance(value, list) and key in ("image_dir", "video") and field == "infer_data_sources"
+    items = value if several else [value]
+    if key == "video":
+        if not all(item is None or isinstance(item, str) or type(item) is int for item in items):
+            yield f"{name}: {shown(value)} is invalid; expected a path, a URL, the index of a camera, or a list of them"
+    elif not all(item is None or isinstance(item, str) for item in items):
+        yield f"{name}: {shown(value)} is invalid; expected a path{' or a list of paths' * several}"
 
 
 def _entries(sources: Any) -> list[dict[str, Any]]:

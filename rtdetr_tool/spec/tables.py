@@ -93,6 +93,6 @@ SOURCE_KEYS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "train_data_sources": _LABELLED,
     "val_data_sources": _LABELLED,
     "test_data_sources": _LABELLED,
-    "infer_data_sources": ((("image_dir",), ("classmap",)),),
+    "infer_data_sources": ((("image_dir",), ("video", "classmap")), (("video",), ("image_dir", "classmap"))),
     "quant_calibration_data_sources": ((("image_dir",), ("json_file",)),),
 }

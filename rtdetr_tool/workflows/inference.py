@@ -1,8 +1,8 @@
-"""Detect objects in folders of images and write the detections.
+"""Write the detections of images and videos.
 
 The results folder contains `images_annotated/` (images with boxes), `labels/` (KITTI), `predictions.json` (COCO
 results) and `images.json`, the list of images, which also lists files that are not images and images that could not be
-read. Masks are drawn, and written as run lengths.
+read. Masks are drawn, and written as run lengths. For videos see `workflows.video`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from PIL import Image
+from rich.progress import track
+from torch import Tensor
 
 from rtdetr_tool.data.folder import ImageFolder, read_classmap
 from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import make_folder_below, replacing, write_atomically
-from rtdetr_tool.formats.detection_loop import LoopTimes
+from rtdetr_tool.formats.detection_loop import LoopTimes, detect
+from rtdetr_tool.log import console
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
-from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.spec import DatasetSpec, InferenceSpec
 from rtdetr_tool.status import current_status
+from rtdetr_tool.training.distributed import gather_objects, rank
 from rtdetr_tool.visualize import Color, draw_detections
-from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
+from rtdetr_tool.workflows.detection import Detecting
+from rtdetr_tool.workflows.kitti import CocoRow, coco_rows, kitti_lines, output_stems, with_category
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +71,10 @@ def resolve_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
     return class_map
 
 
-class MaskPart(TypedDict, total=False):
-    segmentation: Mapping[str, Any]  # COCO's run lengths, for models with masks
-
-
-class ResultRow(MaskPart):
-    """A detection in `predictions.json`, COCO's format of results."""
+class ResultRow(CocoRow):
+    """A detection in `predictions.json`."""
 
     image_id: int
-    category_id: int | None
-    bbox: list[float]  # x, y, width, height in pixels
-    score: float
 
 
 Failure = tuple[str, str]  # path and message of an image that could not be read
@@ -131,28 +128,14 @@ class Writer:
 
     def write(self, target: Target, detections: Detections) -> None:
         """Keep the results of an image; its files are written by another thread (see `wait`)."""
-        keep = [self.class_map.category_id_of(label) is not None for label in detections.labels.tolist()]
-        detections = detections.select(keep)
+        detections = with_category(detections, self.class_map)
         label_file, image_file = self.output_paths(target.path)
         self._make_folders(label_file.parent, image_file.parent)
         while len(self._running) >= 4 * _THREADS:
             self._running.popleft().result()
         self._running.append(self._threads.submit(self._write_files, target, detections, label_file, image_file))
-        masks: list[MaskPart] = [{}] * len(detections)
-        if detections.masks is not None:
-            size = detections.masks.size
-            masks = [{"segmentation": to_coco(counts, size)} for counts in encode_masks(detections.masks)]
-        columns = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks)
-        for (left, top, right, bottom), score, label, mask in zip(*columns, strict=True):
-            self.results.append(
-                {
-                    "image_id": target.image_id,
-                    "category_id": self.class_map.category_id_of(label),
-                    "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
-                    "score": round(score, 6),
-                    **mask,
-                }
-            )
+        rows = coco_rows(detections, self.class_map)
+        self.results += [{"image_id": target.image_id, **row} for row in rows]
 
     def _write_files(self, target: Target, detections: Detections, label_file: Path, image_file: Path) -> None:
         lines = kitti_lines(detections, self.class_map.name_of)
@@ -190,10 +173,27 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, quality=92)
 
 
-def finish(
+def detect_images(detecting: Detecting, writer: Writer, dataset: ImageFolder, thresholds: Tensor) -> list[str]:
+    """Write the results of all images; returns why some could not be read."""
+    runtime, spec, times = detecting.model.runtime, detecting.spec, LoopTimes()
+    if len(dataset):
+        loader = detecting.loader(dataset)
+        for batch, detections in track(
+            detect(runtime, loader, spec.model.num_select, times), "Detecting", len(loader), console=console()
+        ):
+            for failure in batch.failures:
+                writer.fail(failure.path, failure.message)
+            for target, image_detections in zip(batch.targets, detections, strict=True):
+                writer.write(target, image_detections.above(thresholds))
+    writer.wait()
+    results = gather_objects([(writer.results, writer.failures)])
+    return _write_results(writer, results, times, runtime.name) if rank() == 0 else []
+
+
+def _write_results(
     writer: Writer, parts: Sequence[tuple[list[ResultRow], list[Failure]]], times: LoopTimes, runtime: str
-) -> None:
-    """Write the results of all processes, then raise `DataError` if some images could not be read."""
+) -> list[str]:
+    """Write the results of all processes; returns why images could not be read."""
     results = sorted((row for part, _ in parts for row in part), key=lambda row: row["image_id"])
     failures = sorted(row for _, part in parts for row in part)
     write_atomically(writer.folder / "predictions.json", json.dumps(results) + "\n")
@@ -202,21 +202,32 @@ def finish(
     kpi = {"images": done, "detections": len(results)}
     if failures or writer.skipped:
         kpi |= {"images_unreadable": len(failures), "files_skipped": len(writer.skipped)}
-    current_status().running("Inference finished.", kpi=kpi)
-    logger.info("Runtime %s: %s", runtime, times.summary())
-    logger.info(
-        "%d detections in %d images; wrote annotated images to %s",
-        len(results),
-        done,
-        writer.folder / "images_annotated",
-    )
-    if failures:
-        lines = "\n".join(f"  - {message}" for _, message in failures[:NAMED])
-        more = f"\n  - ... and {len(failures) - NAMED} more (see images.json)" if len(failures) > NAMED else ""
-        raise DataError(
-            f"{len(failures)} of {len(writer.paths)} images could not be read; wrote the results of all others to "
-            f"{writer.folder}:\n{lines}{more}"
+    current_status().running("Inference on images finished.", kpi=kpi)
+    if writer.paths:
+        logger.info("Runtime %s: %s", runtime, times.summary())
+        logger.info(
+            "%d detections in %d images; wrote annotated images to %s",
+            len(results),
+            done,
+            writer.folder / "images_annotated",
         )
+    return [message for _, message in failures]
+
+
+def raise_for_problems(folder: Path, images: int, unreadable: Sequence[str], problems: Sequence[str]) -> None:
+    """`DataError` if images could not be read, or videos not completely; everything else is written by then."""
+    heads = []
+    if unreadable:
+        heads.append(f"{len(unreadable)} of {images} images could not be read")
+    if problems:
+        heads.append("videos could not be read completely")
+    if not heads:
+        return
+    lines = [*unreadable[:NAMED], *problems[:NAMED]]
+    more = len(unreadable) + len(problems) - len(lines)
+    text = "".join(f"\n  - {line}" for line in lines)
+    rest = f"\n  - ... and {more} more (see images.json and videos.json)" if more else ""
+    raise DataError(f"{' and '.join(heads)}; wrote all other results to {folder}:{text}{rest}")
 
 
 def image_list(writer: Writer, failures: Sequence[Failure]) -> dict[str, Sequence[Any]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
+from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections
 
 
@@ -23,6 +26,41 @@ def kitti_lines(detections: Detections, name_of: Callable[[int], str]) -> list[s
         corners = " ".join(f"{value:.3f}" for value in box)
         lines.append(f"{name} 0.00 0 0.00 {corners} 0.00 0.00 0.00 0.00 0.00 0.00 0.00 {score:.3f}")
     return lines
+
+
+class MaskPart(TypedDict, total=False):
+    segmentation: Mapping[str, Any]  # COCO's run lengths, for models with masks
+
+
+class CocoRow(MaskPart):
+    """A detection in COCO's format of results, without the image."""
+
+    category_id: int | None
+    bbox: list[float]  # x, y, width, height in pixels
+    score: float
+
+
+def coco_rows(detections: Detections, class_map: ClassMap) -> list[CocoRow]:
+    """The detections as COCO results without `image_id`; all must have a category."""
+    masks: list[MaskPart] = [{}] * len(detections)
+    if detections.masks is not None:
+        size = detections.masks.size
+        masks = [{"segmentation": to_coco(counts, size)} for counts in encode_masks(detections.masks)]
+    columns = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks)
+    return [
+        {
+            "category_id": class_map.category_id_of(label),
+            "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)],
+            "score": round(score, 6),
+            **mask,
+        }
+        for (left, top, right, bottom), score, label, mask in zip(*columns, strict=True)
+    ]
+
+
+def with_category(detections: Detections, class_map: ClassMap) -> Detections:
+    """The detections of classes that have a category: an unused output of the network is no class."""
+    return detections.select([class_map.category_id_of(label) is not None for label in detections.labels.tolist()])
 
 
 def output_stems(paths: Sequence[str]) -> dict[str, str]:

@@ -157,17 +157,17 @@ def test_an_unreadable_image_is_exit_code_2_and_all_others_are_written(project, 
     """1 is our own failure; a damaged file is the input's."""
     images = project.folder / "images"
     (images / "2.png").write_bytes(b"damaged")
-    (images / "clip.mp4").write_bytes(b"video")
+    (images / "notes.txt").write_bytes(b"text")
     assert project.run("inference", weights, "inference.conf_threshold=0") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "Error: 1 of 6 images could not be read" in said and f"Cannot read image {images}/2.png" in said
-    assert "Skipping 1 file that is not an image (1 .mp4)" in said and f"{images}/clip.mp4" in said
+    assert "Skipping 1 file that is not an image (1 .txt)" in said and f"{images}/notes.txt" in said
     names = ["1", "3", "4", "5", "6"]
     assert list(outputs(project, "labels")) == [f"{name}.txt" for name in names]
     assert list(outputs(project, "images_annotated")) == [f"{name}.png" for name in names]
     root = project.folder / "results" / "inference"
     listed = json.loads((root / "images.json").read_text())
-    assert len(listed["images"]) == 6 and listed["skipped"] == [f"{images}/clip.mp4"]
+    assert len(listed["images"]) == 6 and listed["skipped"] == [f"{images}/notes.txt"]
     (unreadable,) = listed["unreadable"]
     assert unreadable["file_name"] == f"{images}/2.png" and "it is not an image" in unreadable["reason"]
     number_of = {image["file_name"]: image["id"] for image in listed["images"]}

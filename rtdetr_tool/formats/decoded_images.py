@@ -1,0 +1,59 @@
+"""Detect objects in images that are already decoded: frames of a video, or images handed over in Python."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.data.preprocess import prepare_image
+from rtdetr_tool.formats.base import Runtime
+from rtdetr_tool.formats.detection_loop import LoopTimes, detect
+from rtdetr_tool.ops.structures import Batch, Detections, Target
+
+
+class Decoded(Protocol):
+    """Anything with pixels."""
+
+    @property
+    def image(self) -> Tensor:
+        """uint8 RGB [3, H, W]."""
+        ...
+
+
+T = TypeVar("T", bound=Decoded)
+
+
+def detect_decoded(
+    runtime: Runtime,
+    lists: Iterable[Sequence[T]],
+    spatial_size: Sequence[int],
+    preserve_aspect_ratio: bool,
+    num_select: int,
+    times: LoopTimes | None = None,
+    name: str = "",
+    ahead: int | None = None,
+) -> Iterator[tuple[T, Detections]]:
+    """Each item with its detections, in order; only the items of the running batches are kept.
+
+    Args:
+        lists: the items of each batch.
+        name: of their source, for errors.
+        ahead: number of batches that may run while the next one is prepared; None = what is fastest.
+    """
+    running: deque[T] = deque()
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
+    def batches() -> Iterator[Batch]:
+        for items in lists:
+            running.extend(items)
+            prepared = [prepare_image(item.image, spatial_size, preserve_aspect_ratio) for item in items]
+            targets = [Target(*nothing, 0, one.original_size, one.box_scale, name) for one in prepared]
+            yield Batch(torch.stack([one.image for one in prepared]), targets)
+
+    for _, results in detect(runtime, batches(), num_select, times, ahead):
+        for detections in results:
+            yield running.popleft(), detections
