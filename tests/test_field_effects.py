@@ -310,6 +310,24 @@ def callbacks(spec):
     return seen
 
 
+def ranking(spec):
+    """The names under which three epochs with given scores are kept, and whether they replace other checkpoints."""
+    from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
+    from rtdetr_tool.training.trainer import build_trainer
+
+    built = checkpoints_of(build_trainer(spec, logger=False)).ranking
+    if built is None:
+        return None
+    for epoch, score in enumerate((0.3, 0.1, 0.2)):
+        built.admit({"val_mAP": score, "val_loss": score + 1}, epoch, 4 * epoch, validated=True)
+    return built.state(), str(built.folder), built.replaces_periodic
+
+
+def sampling(spec):
+    """How deformable attention would sample on a GPU."""
+    return [module.precise for module in detector_of(spec).modules() if hasattr(module, "precise")]
+
+
 def optimizer(spec):
     from rtdetr_tool.training.module import DetectorModule
 
@@ -483,7 +501,7 @@ ROWS: list[tuple] = [
     ("wandb__enable", True, wanted_loggers),
     *((f"wandb__{name}", value, wandb_settings) for name, value in (
         ("project", "p"), ("entity", "e"), ("tags", ["t"]), ("sync_tensorboard", True), ("save_code", True),
-        ("name", "n"), ("run_id", "i"))),
+        ("name", "n"), ("run_id", "i"), ("group", "g"))),
     ("mlflow__enable", True, wanted_loggers),
     *((f"mlflow__{name}", value, mlflow_settings) for name, value in (
         ("tracking_uri", "https://host"), ("experiment", "e"), ("run_name", "n"), ("tags", {"a": "b"}),
@@ -491,6 +509,7 @@ ROWS: list[tuple] = [
     ("model__pretrained_backbone_path", "/no/such.pth", started),
     ("model__backbone", "resnet_34", parts),
     ("model__train_backbone", False, trainable),
+    ("model__precise_msda", True, sampling),
     ("model__freeze_norm", True, trainable),
     ("model__freeze_at", 1, trainable),
     ("model__num_queries", 20, lambda spec: len(output(spec)[0])),
@@ -592,6 +611,11 @@ ROWS: list[tuple] = [
     ("train__num_epochs", 3, trainer),
     ("train__checkpoint_interval", 2, callbacks),
     ("train__checkpoint_interval_unit", "step", callbacks),
+    ("train__checkpointer__enable_topk", True, ranking),
+    *((f"train__checkpointer__{name}", value, ranking, {"train__checkpointer__enable_topk": True}) for name, value in (
+        ("replace_periodic", True), ("monitor", "val_loss"), ("mode", "min"), ("save_top_k", 2), ("filename", "a"),
+        ("dirpath", "/tmp/elsewhere"), ("auto_insert_metric_name", True),
+    )),
     ("train__validation_interval", 2, trainer),
     ("train__resume_training_checkpoint_path", "/no/such.pth", resumed),
     ("train__results_dir", "/tmp/elsewhere", results_dir),

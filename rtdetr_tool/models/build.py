@@ -13,6 +13,7 @@ from rtdetr_tool.models.backbones.fan import FanBackbone
 from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 from rtdetr_tool.models.backbones.timm_staged import ConvNextBackbone, EfficientVitBackbone, StagedBackbone
+from rtdetr_tool.models.decoder_layer import DeformableAttention
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ModelSpec
 
@@ -85,6 +86,9 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
     """
     build = cast(BuildModule, spec.family.module("build"))
     detector = build.build_detector(spec, num_classes, activation_checkpoint)
+    for module in detector.modules():
+        if isinstance(module, DeformableAttention):
+            module.precise = spec.precise_msda
     if not spec.train_backbone:
         detector.freeze(["backbone"])
     return detector

@@ -71,8 +71,11 @@ class DeformableAttention(nn.Module):
         method: `default` (bilinear) or `discrete` (whole pixels, RT-DETRv2), with which the offsets are not trained.
         offset_scale: an offset of P units is `offset_scale` times the side of the box.
         projected: project values and output; D-FINE samples the levels as they are.
+
+    With `precise`, gradients are the same in every run (`ops.deformable`).
     """
 
+    precise = False
     unit: Tensor
 
     def __init__(
@@ -123,7 +126,7 @@ class DeformableAttention(nn.Module):
         weights = F.softmax(self.attention_weights(query).float().view(spread), dim=-1)
         center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
         locations = center + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
-        sampled = deformable_sample(value, shapes, locations, weights, self.points, self.discrete)
+        sampled = deformable_sample(value, shapes, locations, weights, self.points, self.discrete, self.precise)
         output: Tensor = self.output_proj(sampled)
         return output
 

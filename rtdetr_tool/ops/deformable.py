@@ -19,7 +19,13 @@ Shapes = Sequence[tuple[int, int]]  # (height, width) per level
 
 
 def deformable_sample(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int], discrete: bool = False
+    value: Tensor,
+    shapes: Shapes,
+    locations: Tensor,
+    weights: Tensor,
+    points: Sequence[int],
+    discrete: bool = False,
+    precise: bool = False,
 ) -> Tensor:
     """Weighted sum of sampled values.
 
@@ -30,25 +36,28 @@ def deformable_sample(
         points: number of points per level; their sum is N.
         discrete: take the pixel at `floor(location * size + 0.5)`, clamped to the map, instead of a bilinear sample.
             No gradient to `locations`; exports without `grid_sample`.
+        precise: sum gradients in a fixed order, so that a step gives the same bits again. The fused kernels and
+            `grid_sample` add them up atomically on CUDA.
 
     Returns:
         [B, Q, H * D] in the dtype of `value`.
 
     The way depends on the device. CPU: `embedding_bag`, which takes a third of the time of `grid_sample` forward (half
     with backward). CUDA: fused Triton kernels, if they run there (`deformable_fused.is_usable`). Otherwise, and in
-    exported and compiled graphs: `grid_sample`. All agree up to float rounding.
+    exported and compiled graphs: `grid_sample`. With `precise`: `embedding_bag` on every device. All agree up to float
+    rounding.
     """
     in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    on_cpu = value.device.type == "cpu" and not in_graph
-    if value.device.type == "cuda" and not in_graph:
+    in_bags = (precise or value.device.type == "cpu") and not in_graph
+    if value.device.type == "cuda" and not in_graph and not precise:
         from rtdetr_tool.ops import deformable_fused  # imports this module
 
         if deformable_fused.is_usable(value.device):
             return deformable_fused.fused_sample(value, shapes, locations, weights, points, discrete)
     if discrete:
         index = pixel_index(shapes, locations, points)
-        return (bags_of_pixels if on_cpu else gather_pixels)(value, index, weights)
-    return (sample_by_bags if on_cpu else sample_by_grid)(value, shapes, locations, weights, points)
+        return (bags_of_pixels if in_bags else gather_pixels)(value, index, weights)
+    return (sample_by_bags if in_bags else sample_by_grid)(value, shapes, locations, weights, points)
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
@@ -76,7 +85,7 @@ def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
     Row indices are computed in float32, which is exact up to 2^24 tokens per image.
     """
-    width, height, start = _per_point(shapes, points)
+    width, height, start = (values.to(value.device) for values in _per_point(shapes, points))
     x, y = locations.float().unbind(-1)  # [B, Q, H, N] each
     left, right, share_left, share_right = _neighbors(x, width)
     top, bottom, share_top, share_bottom = _neighbors(y, height)

@@ -31,6 +31,7 @@ class WandbSpec:
     save_code: bool = field(False, "Save the calling script with the run.")
     name: str = field("TAO Toolkit training experiment", "Name of the run.")
     run_id: str = field("", "Id of a run to resume.")
+    group: str | None = field("", "Group of runs that the service shows together.")
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class SharedModelSpec:
     distillation_loss_coef: float = field(
         1.0, "distill: weight of the sum of all binding losses.", min=0.0, unlimited=True
     )
+    precise_msda: bool = field(
+        False,
+        "Deformable attention on a GPU with operators whose gradients are the same in every run, instead of the faster "
+        "kernels that add them up in any order. On a CPU they always are. Combine with train.cudnn.deterministic.",
+    )
     arch: str = field(DEFAULT_FAMILY, _arch_help(), options=tuple(FAMILIES), origin="ours", architecture=True)
 
     @property

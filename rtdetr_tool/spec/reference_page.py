@@ -15,8 +15,10 @@ from rtdetr_tool.spec.queries import reasons
 from rtdetr_tool.spec.schema import hints_of, item_type, section_type
 from rtdetr_tool.spec.tables import (
     DIFFERENCES,
+    DIFFERENCES_OF_VERSION,
     DOCUMENTATION_DIFFERENCES,
     FIELD_ALIASES,
+    TAO_VERSIONS,
     VALUE_ALIASES,
 )
 
@@ -28,8 +30,8 @@ def reference_page() -> str:
         "",
         "Generated from `rtdetr_tool/spec` by `python scripts/generate_spec_reference.py`; do not edit.",
         "",
-        "Origin: blank = TAO's schema (nvidia-tao-core 6.25.11); *seed* = TAO's documentation only; *ours* = added "
-        "here. `???` = required by the commands that use it. "
+        f"Origin: blank = TAO's schema (nvidia-tao-core {' or '.join(TAO_VERSIONS)}); *seed* = TAO's documentation "
+        "only; *ours* = added here. `???` = required by the commands that use it. "
         f"Sections that are checked, but not used by a command yet: {', '.join(WITH_SPEC.keys() - AVAILABLE.keys())}.",
     ]
     _reference_section(ExperimentSpec, "", "Top level", lines)
@@ -44,7 +46,8 @@ def reference_page() -> str:
     ]
     lines += [f"| `{name}` | {reason} |" for name, reason in unused_fields().items()]
     for title, table in (
-        ("Differences from nvidia-tao-core 6.25.11", DIFFERENCES),
+        ("Differences from nvidia-tao-core", DIFFERENCES),
+        *((f"Differences from version {version} only", table) for version, table in DIFFERENCES_OF_VERSION.items()),
         ("Differences from TAO's documentation", DOCUMENTATION_DIFFERENCES),
     ):
         lines += ["", f"## {title}", "", "| field | what differs | reason |", "|---|---|---|"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from rtdetr_tool.catalog import BACKBONE_ALIASES
 
-# Field -> (what differs from nvidia-tao-core 6.25.11, why). A test compares this with the package. Bounds that it
-# states only as text (`> 0`) count as stated. Rows of `model` also apply to `distill.teacher`.
+# The versions of nvidia-tao-core whose specs load: the last one before its numbering changed, and the current one.
+TAO_VERSIONS = ("6.25.11", "7.3.0")
+
+# Field -> (what differs from both versions, why), checked by a test. Bounds that the package states only as text
+# (`> 0`) count as stated. What a row says about `model` also applies to `distill.teacher`.
 DIFFERENCES: dict[str, tuple[str, str]] = {
     "model.backbone": ("options", "convnextv2 of TAO's documentation, edgenext of its code and ResNet-d are added"),
     "model.num_select": ("max", "the documentation has none; a detector never returns more than it has"),
@@ -29,9 +32,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "train.num_epochs": ("automl", "AutoML may vary it according to the documentation"),
     "train.clip_grad_norm": ("min", "0 (not clipped) is documented; the package's text says > 0"),
     "train.precision": ("options", "auto is added"),
-    "train.ema.decay": ("max", "a decay is in (0, 1]"),
     "train.optim.lr_scheduler": ("options", "Cosine is added"),
-    "train.optim.momentum": ("max", "a momentum is in (0, 1]"),
     "train.optim.weight_decay": ("min", "0 (no decay) is usual; the package's text says > 0"),
     "train.optim.lr_steps": ("min", "an epoch cannot be negative"),
     "evaluate.gpu_ids": ("min", "a GPU index cannot be negative"),
@@ -54,6 +55,25 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "quantize.layers[].module_name": ("default", "a pattern is required; the package's empty default matches nothing"),
     "quantize.layers[].weights.dtype": ("options", "only the documented types"),
     "quantize.layers[].activations.dtype": ("options", "only the documented types"),
+}
+
+_SINCE_73 = "the maximum exists only since 7.3, and a spec of 6.25.11 must still load"
+# The differences from one version only.
+DIFFERENCES_OF_VERSION: dict[str, dict[str, tuple[str, str]]] = {
+    "6.25.11": {
+        "train.ema.decay": ("max", "a decay is in (0, 1]"),
+        "train.optim.momentum": ("max", "a momentum is in (0, 1]"),
+    },
+    "7.3.0": {
+        "results_dir": ("default", "/results, as in the documentation; 7.3 has an empty text"),
+        "model.enc_layers": ("max", _SINCE_73),
+        "model.dec_layers": ("max", _SINCE_73),
+        "train.optim.lr": ("max", _SINCE_73),
+        "train.optim.lr_backbone": ("max", _SINCE_73),
+        "train.optim.weight_decay": ("min max", f"0 (no decay) is usual; {_SINCE_73}"),
+        "train.optim.lr_step_size": ("max", _SINCE_73),
+        "train.optim.lr_decay": ("max", _SINCE_73),
+    },
 }
 
 # Field -> (what differs from the tables of TAO's documentation, why we use the package's or our own value).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rtdetr_tool.spec.checkpointer import CheckpointerSpec
 from rtdetr_tool.spec.fields import INF, field
 
 SCHEDULERS = ("MultiStep", "StepLR", "Cosine")
@@ -87,7 +88,7 @@ class OptimSpec:
     lr_steps: list[int] = field(
         [1000], "MultiStep: epochs at which the learning rate is multiplied by lr_decay.", min=0, unit="epochs"
     )
-    lr_step_size: int = field(1000, "StepLR: epochs between decays.", above=0, unit="epochs", automl=True)
+    lr_step_size: int = field(1000, "StepLR: epochs between decays.", min=1, unit="epochs", automl=True)
     lr_decay: float = field(0.1, "Factor of each decay.", above=0.0, automl=True)
     warmup_steps: int = field(
         0, "Steps over which the learning rate increases linearly from zero.", min=0, max=INF, unit="steps"
@@ -140,6 +141,7 @@ class TrainSpec:
     num_epochs: int = field(10, "Epochs to train.", min=1, max=INF, unit="epochs", automl=True)
     checkpoint_interval: int = field(1, "Epochs (or steps) between checkpoints; the last epoch is always saved.", min=1)
     checkpoint_interval_unit: str = field("epoch", "Unit of checkpoint_interval.", options=("epoch", "step"))
+    checkpointer: CheckpointerSpec = field(CheckpointerSpec, "The best checkpoints by a metric.")
     validation_interval: int = field(1, "Epochs between validations.", min=1, unit="epochs")
     resume_training_checkpoint_path: str | None = field(
         None,

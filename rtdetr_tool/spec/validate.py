@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families import all_families
+from rtdetr_tool.spec.checkpointer import CheckpointerSpec, checkpointer_problems
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import changed_from_default, shown
 from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
@@ -48,6 +50,9 @@ def inert_notes(spec: ExperimentSpec) -> list[str]:
     for section, model in models.items():
         unread = fields_of_other_families(model.arch, section)
         without_effect |= dict.fromkeys(unread, f"{section}.arch {model.arch} does not use it")
+    if not spec.train.checkpointer.enable_topk:
+        of_ranking = (f"train.checkpointer.{entry.name}" for entry in fields(CheckpointerSpec))
+        without_effect |= dict.fromkeys(of_ranking, "train.checkpointer.enable_topk is false")
     return [
         f"{name} has no effect: {reason}" for name, reason in without_effect.items() if changed_from_default(name, spec)
     ]
@@ -107,6 +112,7 @@ def _nearest(sides: Sequence[Any], multiple: int) -> str:
 
 
 def _train(train: TrainSpec) -> Iterator[str]:
+    yield from checkpointer_problems(train.checkpointer)
     if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
         yield (
             f"train.checkpoint_interval: {train.checkpoint_interval} is invalid; expected at most "

@@ -8,6 +8,7 @@
     rtdetr_model_best.pth          the best validation mAP so far; not a link, so the others may be deleted
     rtdetr_model_best_ema.pth      with train.ema.validate_both: the best averaged weights
     rtdetr_model_best_regular.pth  and the best trained weights; rtdetr_model_best.pth is the better of the two
+    model_best_007.pth             with train.checkpointer.enable_topk: the best by a metric; the name is in the spec
     rtdetr_model_latest.pth        link to the newest checkpoint (the twin if there is one)
 
 The files are written in this order, the link last. A run that is killed in between resumes from the previous

@@ -146,7 +146,7 @@ def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> Fi
     saver = checkpoints_of(trainer)
     if saver is None:  # with a sharded strategy
         return result
-    if trainer.global_step and saver.latest_path is None and resume is not None:
+    if trainer.global_step and not saver.ended_epochs and saver.latest_path is None and resume is not None:
         stopping = find_callback(trainer, EarlyStopping)
         if stopping is not None and stopping.stopped:
             reason = f"early stopping ended the run of {resume}. Raise train.early_stopping.patience to train longer."

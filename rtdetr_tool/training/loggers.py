@@ -266,6 +266,7 @@ def wandb_arguments(settings: WandbSpec, folder: Path) -> dict[str, Any]:
         "project": mask_secrets(settings.project),
         "entity": settings.entity or None,
         "name": mask_secrets(settings.name),
+        "group": mask_secrets(settings.group) if settings.group else None,
         "id": settings.run_id or None,
         "tags": without_secrets(settings.tags),
         "save_code": settings.save_code,

@@ -25,6 +25,7 @@ from rtdetr_tool.training.callbacks.preemption import PreemptionSave
 from rtdetr_tool.training.callbacks.progress import ProgressReport
 from rtdetr_tool.training.callbacks.run_report import RunReport
 from rtdetr_tool.training.callbacks.status_report import StatusReport
+from rtdetr_tool.training.checkpoint_ranking import CheckpointRanking
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices, resolve_precision
 from rtdetr_tool.training.lightning_output import quiet_lightning
@@ -140,7 +141,10 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
         callbacks.append(DropPathSchedule(train.drop_path_schedule, train.drop_path_epochs))
     if train.save_dataset_grids:
         callbacks.append(BatchPreview(folder / "dataset_grids"))
-    callbacks.append(PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor))
+    ranking = CheckpointRanking(folder, train.checkpointer, monitor) if train.checkpointer.enable_topk else None
+    callbacks.append(
+        PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor, ranking)
+    )
     callbacks.append(PreemptionSave())
     return callbacks
 

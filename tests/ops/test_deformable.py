@@ -133,3 +133,21 @@ def test_on_a_large_map_half_precision_does_not_round_locations():
     for sample in (sample_by_bags, sample_by_grid):
         found = sample(column.bfloat16(), [(1, 200)], locations, weights, [1]).float().flatten()
         torch.testing.assert_close(found, column.flatten(), atol=0.6, rtol=0)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_precise_sampling_takes_bags_on_every_device(monkeypatch, discrete):
+    from rtdetr_tool.ops import deformable, deformable_fused
+
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda:0")
+
+    called = []
+    monkeypatch.setattr(deformable_fused, "is_usable", lambda device: True)
+    monkeypatch.setattr(deformable_fused, "fused_sample", lambda *inputs: called.append("fused"))
+    for name in ("sample_by_bags", "bags_of_pixels"):
+        monkeypatch.setattr(deformable, name, lambda *inputs: called.append("bags"))
+    value, locations, weights = make_inputs()
+    for precise in (False, True):
+        deformable_sample(value.as_subclass(OnCuda), SHAPES, locations, weights, POINTS, discrete, precise)
+    assert called == ["fused", "bags"]

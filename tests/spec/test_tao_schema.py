@@ -1,158 +1,139 @@
-"""Our schema against NVIDIA's, field by field."""
+"""Our schema compared with NVIDIA's, field by field, for each version whose specs load."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import typing
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from rtdetr_tool.spec import ExperimentSpec, spec_from_dict, spec_to_dict
 from rtdetr_tool.spec.fields import default_of
-from rtdetr_tool.spec.schema import item_type, section_type, walk_fields
-from rtdetr_tool.spec.tables import DIFFERENCES
-
-pytest.importorskip("nvidia_tao_core", reason="nvidia-tao-core (dev dependency) is not installed")
-from nvidia_tao_core.config.rtdetr import default_config as tao
+from rtdetr_tool.spec.schema import section_type, walk_fields
+from rtdetr_tool.spec.tables import DIFFERENCES, DIFFERENCES_OF_VERSION, TAO_VERSIONS
 
 INF = float("inf")
+ROOT = Path(__file__).parents[2]
+TABLES = Path(__file__).parent / "tao_schemas"
+Table = dict[str, dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What a schema says about one field."""
-
-    type: str
-    default: object
-    min: float | None
-    max: float | None
-    options: tuple | None
-    automl: bool
+def script() -> ModuleType:
+    location = importlib.util.spec_from_file_location("tao_schema_table", ROOT / "scripts" / "tao_schema_table.py")
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
 
 
-ABSENT_SECTION = Rules("section or null", None, None, None, None, False)
+SCRIPT = script()
 
 
-def tao_fields() -> dict[str, Rules]:
-    found = {}
-
-    def walk(instance, prefix):
-        for entry in dataclasses.fields(instance):
-            name, value = prefix + entry.name, getattr(instance, entry.name)
-            section, items = section_type(entry.type), item_type(entry.type)
-            if value is None and section:
-                found[name] = ABSENT_SECTION
-                value = section()
-            if dataclasses.is_dataclass(value):
-                walk(value, f"{name}.")
-                continue
-            # model_name is filled in by TAO's __post_init__; its schema default is None
-            found[name] = tao_rules(entry, None if name == "model_name" else value)
-            if items:
-                walk(items(), f"{name}[].")
-
-    walk(tao.ExperimentConfig(), "")
-    return found
+def tao_table(version: str) -> Table:
+    return json.loads((TABLES / f"{version}.json").read_text(encoding="utf-8"))
 
 
-def tao_rules(entry: dataclasses.Field, value: object) -> Rules:
-    metadata = entry.metadata
-    low, high = _bound(metadata.get("valid_min")), _bound(metadata.get("valid_max"))
-    condition = re.fullmatch(r"\s*>\s*([\d.]+)\s*", metadata.get("math_cond") or "")
-    if condition and low is None:
-        low = f"above {float(condition.group(1))}"
-    kind = type_text(entry.type)
-    options = metadata.get("valid_options") or None
-    if options:
-        options = tuple(int(o) if kind.startswith("int") else o for o in options.split(","))
-    return Rules(kind, value, low, high, options, metadata.get("automl_enabled") == "TRUE")
-
-
-def our_fields() -> dict[str, Rules]:
-    found = {}
+def our_table() -> Table:
+    table = {}
     for name, entry, hint in walk_fields():
         rules = entry.metadata
         if section_type(hint):
             if default_of(entry) is None:
-                found[name] = ABSENT_SECTION
+                table[name] = SCRIPT.ABSENT_SECTION
             continue
-        low = rules["min"] if rules["above"] is None else f"above {float(rules['above'])}"
-        high = None if rules["max"] == INF else rules["max"]
-        found[name] = Rules(type_text(hint), default_of(entry), low, high, rules["options"], rules["automl"])
-    return found
+        table[name] = {
+            "type": SCRIPT.type_text(hint),
+            "default": default_of(entry),
+            "min": rules["min"] if rules["above"] is None else f"above {float(rules['above'])}",
+            "max": None if rules["max"] == INF else rules["max"],
+            "options": None if rules["options"] is None else list(rules["options"]),
+            "automl": rules["automl"],
+        }
+    return table
 
 
-def _bound(value):
-    return None if value in ("", None, "inf") else value
-
-
-def type_text(hint) -> str:
-    """One spelling for `Optional[List[str]]` and `list[str] | None`; items of lists are walked on their own."""
-    arguments = typing.get_args(hint)
-    if type(None) in arguments:
-        return f"{type_text(next(a for a in arguments if a is not type(None)))} or null"
-    if arguments:
-        return f"{typing.get_origin(hint).__name__}[{', '.join(map(type_text, arguments))}]"
-    return "section" if dataclasses.is_dataclass(hint) else "Any" if hint is typing.Any else hint.__name__
-
-
-def compare(theirs: dict[str, Rules], ours: dict[str, Rules]) -> dict[str, set[str]]:
-    """Field -> the aspects in which ours is not theirs."""
+def compare(theirs: Table, ours: Table) -> dict[str, set[str]]:
+    """Field -> the aspects in which ours differs."""
     result = {}
-    for name, rules in theirs.items():
-        if name in ours:
-            different = {
-                aspect.name
-                for aspect in dataclasses.fields(Rules)
-                if getattr(rules, aspect.name) != getattr(ours[name], aspect.name)
-            }
-            if different:
-                result[name] = different
+    for name in theirs.keys() & ours.keys():
+        if different := {aspect for aspect, value in theirs[name].items() if value != ours[name][aspect]}:
+            result[name] = different
     return result
 
 
-def table_of(differences: dict[str, tuple[str, str]]) -> dict[str, set[str]]:
-    return {name: set(aspects.split()) for name, (aspects, _) in differences.items()}
+def stated_differences(version: str) -> dict[str, set[str]]:
+    rows = {**DIFFERENCES, **DIFFERENCES_OF_VERSION[version]}
+    stated = {name: set(aspects.split()) for name, (aspects, _) in rows.items()}
+    return stated | {f"distill.teacher.{name[6:]}": aspects for name, aspects in stated.items() if name[:6] == "model."}
 
 
-def test_no_field_of_tao_is_missing():
-    assert not tao_fields().keys() - our_fields().keys()
+@pytest.mark.parametrize("version", TAO_VERSIONS)
+def test_no_field_of_tao_is_missing(version):
+    assert not tao_table(version).keys() - our_table().keys()
 
 
 def test_every_field_beyond_tao_is_marked():
-    beyond = our_fields().keys() - tao_fields().keys()
+    beyond = our_table().keys() - set().union(*map(tao_table, TAO_VERSIONS))
     marked = {name for name, entry, _ in walk_fields() if entry.metadata["origin"] != "tao"}
     assert beyond == marked
 
 
-def test_types_defaults_bounds_options_and_automl_are_those_of_tao_but_for_the_table():
-    model = {name: aspects for name, aspects in table_of(DIFFERENCES).items() if name.startswith("model.")}
-    expected = table_of(DIFFERENCES) | {f"distill.teacher.{name[6:]}": aspects for name, aspects in model.items()}
-    assert compare(tao_fields(), our_fields()) == expected
+@pytest.mark.parametrize("version", TAO_VERSIONS)
+def test_types_defaults_bounds_options_and_automl_are_those_of_tao_but_for_the_tables(version):
+    assert compare(tao_table(version), our_table()) == stated_differences(version)
 
 
-def test_a_changed_default_bound_or_option_would_be_noticed():
-    theirs, ours = tao_fields(), our_fields()
-    for aspect, value in [
-        ("default", 7),
-        ("min", -5),
-        ("max", 9),
-        ("options", (1,)),
-        ("automl", False),
-        ("type", "str"),
-    ]:
-        changed = {**ours, "dataset.batch_size": dataclasses.replace(ours["dataset.batch_size"], **{aspect: value})}
-        assert compare(theirs, changed)["dataset.batch_size"] == {aspect}
-    assert theirs["train.optim.lr"].min == "above 0.0"
+@pytest.mark.parametrize(
+    ("aspect", "value"),
+    [("default", 7), ("min", -5), ("max", 9), ("options", [1]), ("automl", False), ("type", "str")],
+)
+def test_a_changed_default_bound_or_option_would_be_noticed(aspect, value):
+    theirs, ours = tao_table("7.3.0"), our_table()
+    changed = {**ours, "dataset.batch_size": {**ours["dataset.batch_size"], aspect: value}}
+    assert compare(theirs, changed)["dataset.batch_size"] == {aspect}
+    assert theirs["train.optim.lr"]["min"] == "above 0.0"
 
 
-def test_the_default_spec_of_tao_loads_and_equals_ours():
-    from omegaconf import OmegaConf
+def test_the_table_of_the_installed_version_is_what_the_package_says():
+    pytest.importorskip("nvidia_tao_core", reason="nvidia-tao-core (dev dependency) is not installed")
+    table = json.loads(json.dumps(SCRIPT.table_of_package()))
+    assert table == tao_table(importlib.metadata.version("nvidia-tao-core"))
 
-    from rtdetr_tool.spec import ExperimentSpec, spec_from_dict, spec_to_dict
 
-    data = OmegaConf.to_container(OmegaConf.structured(tao.ExperimentConfig))
+def whole_spec(table: Table) -> dict[str, Any]:
+    """The spec with every field of a version at its default."""
+    data: dict[str, Any] = {}
+    for name, facts in table.items():
+        *sections, leaf = name.split(".")
+        if "[]" in name:
+            continue
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+            if place is None:
+                break
+        else:
+            place[leaf] = facts["default"]
+    return data
+
+
+@pytest.mark.parametrize("version", TAO_VERSIONS)
+def test_the_default_spec_of_tao_loads_and_equals_ours(version):
+    data = whole_spec({name: facts for name, facts in tao_table(version).items() if not name.startswith("distill.")})
     theirs, ours = spec_to_dict(spec_from_dict(data)), spec_to_dict(ExperimentSpec())
     for side in ("input_width", "input_height"):
         assert (theirs["export"].pop(side), ours["export"].pop(side)) == (640, None)
+    assert theirs.pop("results_dir") == ("" if version == "7.3.0" else "/results")
+    assert ours.pop("results_dir") == "/results"
     assert theirs == ours
+
+
+def test_the_teacher_takes_every_field_of_the_model_in_tao_73():
+    table = tao_table("7.3.0")
+    teacher = whole_spec({name[8:]: facts for name, facts in table.items() if name.startswith("distill.teacher.")})
+    spec = spec_from_dict({"distill": {"teacher": teacher["teacher"], "pretrained_teacher_model_path": "a.pth"}})
+    assert dataclasses.asdict(spec.distill.teacher) == dataclasses.asdict(ExperimentSpec().model)

@@ -16,6 +16,7 @@ from rtdetr_tool.spec.metric_names import VAL_MAP, averaged_name, logged_name
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.callbacks.lookup import find_callback
+from rtdetr_tool.training.checkpoint_ranking import KINDS, CheckpointRanking
 from rtdetr_tool.training.checkpointing import BEST, BEST_BY_KIND, LATEST, point_link, share_file
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,18 @@ def checkpoints_of(trainer: Trainer) -> PeriodicCheckpoint | None:
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Write the checkpoint files of a run to `folder`, its results folder."""
+    """Write the checkpoint files of a run to `folder`, its results folder, and those of a `ranking`."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], interval: int = 1, unit: str = "epoch", monitor: str = VAL_MAP
+        self,
+        folder: str | os.PathLike[str],
+        interval: int = 1,
+        unit: str = "epoch",
+        monitor: str = VAL_MAP,
+        ranking: CheckpointRanking | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.interval, self.unit, self.monitor = interval, unit, logged_name(monitor)
+        self.interval, self.unit, self.monitor, self.ranking = interval, unit, logged_name(monitor), ranking
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.best_of_each: dict[str, float] = {}  # by kind of weights, with train.ema.validate_both
@@ -44,6 +50,7 @@ class PeriodicCheckpoint(Checkpoint):
         self._last_step = 0
         self._saved_step: int | None = None
         self._validated_epoch = -1
+        self.ended_epochs = 0  # since the start or the resume
 
     @property
     def best_path(self) -> Path | None:
@@ -58,8 +65,8 @@ class PeriodicCheckpoint(Checkpoint):
         if self.unit != "step" or step == self._last_step:
             return
         self._last_step = step
-        if step % self.interval == 0:
-            self._save_periodic(trainer, f"model_epoch_{trainer.current_epoch:03d}_step_{step:05d}")
+        if step % self.interval == 0 and not self._replaced:
+            self._save_resumable(trainer, self.folder / f"model_epoch_{trainer.current_epoch:03d}_step_{step:05d}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -67,20 +74,48 @@ class PeriodicCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
-        improved = self._update_best(trainer, epoch)
+        self.ended_epochs += 1
+        improved, ranked = self._update_best(trainer, epoch), self._rank(trainer, epoch)
+        if ranked is not None and self._replaced:
+            self._save_resumable(trainer, ranked, improved)
+        elif self._is_due(trainer, epoch):
+            self._save_resumable(trainer, self.folder / f"model_epoch_{epoch:03d}", improved, ranked)
+        else:
+            if ranked is not None:
+                self._save_ranked(trainer, ranked, {})
+            if improved:
+                self._save_best(trainer, {})
+        if ranked is not None and self.ranking is not None and trainer.is_global_zero:
+            self.ranking.remove_dropped()
+
+    @property
+    def _replaced(self) -> bool:
+        """Whether the ranked checkpoints replace those at intervals."""
+        return self.ranking is not None and self.ranking.replaces_periodic
+
+    def _is_due(self, trainer: Trainer, epoch: int) -> bool:
+        """Whether the end of this epoch is saved regardless of its scores. The end of a run is, unless others replace
+        it."""
         last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
-        due = self.unit == "epoch" and (epoch + 1) % self.interval == 0
-        if due or last or trainer.should_stop:
-            self._save_periodic(trainer, f"model_epoch_{epoch:03d}", improved)
-        elif improved:
-            self._save_best(trainer, {})
+        if last or trainer.should_stop:
+            return not (self._replaced and self.ranking is not None and self.ranking.entries)
+        return self.unit == "epoch" and (epoch + 1) % self.interval == 0 and not self._replaced
+
+    def _rank(self, trainer: Trainer, epoch: int) -> Path | None:
+        """The path, without suffix, of the checkpoint of this epoch if it is among the best."""
+        if self.ranking is None:
+            return None
+        name = self.ranking.admit(
+            trainer.callback_metrics, epoch, trainer.global_step, validated=self._validated_epoch == epoch
+        )
+        return None if name is None else self.ranking.folder / name
 
     def save_now(self, trainer: Trainer) -> Path:
         """Save the current state unless it is saved already; the path of the newest checkpoint."""
         epoch, step = trainer.current_epoch, trainer.global_step
         if self._saved_step == step and self.latest_path is not None:
             return self.latest_path
-        return self._save_periodic(trainer, f"model_epoch_{epoch:03d}_step_{step:05d}")
+        return self._save_resumable(trainer, self.folder / f"model_epoch_{epoch:03d}_step_{step:05d}")
 
     def _update_best(self, trainer: Trainer, epoch: int) -> bool:
         """Whether this epoch was validated and is better than all before it."""
@@ -115,19 +150,33 @@ class PeriodicCheckpoint(Checkpoint):
                 self.best_of_each[kind] = score
                 self._save(trainer, self.folder / BEST_BY_KIND[kind], averages=kind == "ema")
 
-    def _save_periodic(self, trainer: Trainer, stem: str, improved: bool = False) -> Path:
-        """Write the checkpoint, its EMA twin, the best file if `improved`, and the latest link."""
-        saved = {"raw": self._save(trainer, self.folder / f"{stem}.pth", averages=False)}
-        if average_of(trainer) is not None:
-            saved["ema"] = self._save(trainer, self.folder / f"{stem}-EMA.pth", averages=True)
+    def _save_resumable(self, trainer: Trainer, stem: Path, improved: bool = False, ranked: Path | None = None) -> Path:
+        """Write the checkpoint, its EMA twin, the best file if `improved`, the ranked files and the latest link."""
+        saved = self._save_kinds(trainer, stem)
         if improved:
             self._save_best(trainer, saved)
+        if ranked is not None:
+            self._save_ranked(trainer, ranked, saved)
         latest = self.latest_path = saved.get("ema", saved["raw"])
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             _link(point_link, self.folder / LATEST, latest)
             self._link_other_names()
         return latest
+
+    def _save_kinds(self, trainer: Trainer, stem: Path) -> dict[str, Path]:
+        """Write the checkpoint, and its EMA twin if there is an average; their paths by kind of weights."""
+        kinds = ("raw", "ema") if average_of(trainer) is not None else ("raw",)
+        paths = {kind: stem.with_name(f"{stem.name}{KINDS[kind]}") for kind in kinds}
+        return {kind: self._save(trainer, path, averages=kind == "ema") for kind, path in paths.items()}
+
+    def _save_ranked(self, trainer: Trainer, stem: Path, saved: Mapping[str, Path]) -> None:
+        """Write the files of a ranked checkpoint, as links to files that are `saved` already."""
+        if not saved:
+            self._save_kinds(trainer, stem)
+        elif trainer.is_global_zero:
+            for kind, file in saved.items():
+                _link(lambda path, target: share_file(target, path), stem.with_name(f"{stem.name}{KINDS[kind]}"), file)
 
     def _link_other_names(self) -> None:
         files = {"latest": self.folder / LATEST, "best": self.folder / BEST, self._best_kind: self.folder / BEST}
@@ -162,16 +211,21 @@ class PeriodicCheckpoint(Checkpoint):
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "best_of_each": dict(self.best_of_each),
+            "ranked": [] if self.ranking is None else self.ranking.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_of_each = dict(state_dict.get("best_of_each", {}))
+        if self.ranking is not None:
+            self.ranking.restore(state_dict.get("ranked", []))
 
 
 def _link(create: Callable[[Path, Path], None], path: Path, saved: Path) -> None:
     """Create a link (or a copy) of a checkpoint. If the folder was deleted since the save, the next save creates it."""
     try:
+        if saved.is_file():  # perhaps in another folder
+            path.parent.mkdir(parents=True, exist_ok=True)
         create(path, saved)
     except FileNotFoundError:
         current_status().confirm_folder()
