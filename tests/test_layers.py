@@ -43,7 +43,7 @@ VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 DECLARATIONS = ("__init__", "family", "spec", "checks", "recipe", "keywords")
 
 
-IN_THE_API = ("api", "roboflow", "primitives")  # modules of a family that belong to `api`
+IN_THE_API = ("api", "configs", "primitives", "roboflow", "run_files")  # modules of a family that belong to `api`
 
 
 def component_of(path: Path) -> str:

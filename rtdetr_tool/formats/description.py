@@ -18,6 +18,7 @@ from rtdetr_tool.checkpoints.recorded_fields import names_in
 from rtdetr_tool.formats.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.redaction import mask_secrets
 
+ROBOFLOW_NOTES = "rfdetr_notes"  # the key of notes in files of Roboflow's package
 NORMALISATION = {
     False: "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation",
     True: "RGB, float32, (pixel / 255 - mean) / deviation, mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
@@ -57,6 +58,7 @@ def describe(
         "rtdetr_version": meta.get("version", ""),
         "spec_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
         "notes": mask_secrets(notes or ""),
+        **({ROBOFLOW_NOTES: mask_secrets(notes)} if notes and layout == "rfdetr" else {}),
         KEY: {**{name: meta[name] for name in ("version", "format", "weights") if name in meta}, "spec": kept,
               "classes": [dict(entry) for entry in meta["classes"]]},
     }  # fmt: skip

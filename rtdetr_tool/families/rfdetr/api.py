@@ -170,13 +170,13 @@ class RFDETR(Detector):
 
     def get_model_config(self, **fields: Any) -> Any:
         """A `ModelConfig` of this detector, with other values for some fields."""
-        from rtdetr_tool.families.rfdetr.primitives import config_of
+        from rtdetr_tool.families.rfdetr.configs import config_of
 
         return config_of(self.spec, fields)
 
     def get_train_config(self, **fields: Any) -> Any:
         """A `TrainConfig` with these fields."""
-        from rtdetr_tool.families.rfdetr.primitives import TrainConfig
+        from rtdetr_tool.families.rfdetr.configs import TrainConfig
 
         return TrainConfig(**fields)
 
@@ -190,15 +190,16 @@ class RFDETR(Detector):
         resume: str | os.PathLike[str] | bool | None = None,
         **keywords: Any,
     ) -> FitResult:
-        """`Detector.train`, which also names the checkpoints as Roboflow's package does."""
-        from rtdetr_tool.families.rfdetr.primitives import FILE_NAMES
-        from rtdetr_tool.training.callbacks.checkpoint_names import CheckpointNames
+        """`Detector.train`, which also writes the files of Roboflow's package (docs/rfdetr.md)."""
+        from rtdetr_tool.families.rfdetr.run_files import RunFiles
+        from rtdetr_tool.training.callbacks.compatible_checkpoints import CompatibleCheckpoints
 
+        files = CompatibleCheckpoints(RunFiles(keywords))
         if isinstance(callbacks, (list, tuple)):
-            callbacks = [*callbacks, CheckpointNames(FILE_NAMES)]
+            callbacks = [*callbacks, files]
         elif isinstance(callbacks, Mapping):
             warn_about_callbacks(callbacks)
-            callbacks = [CheckpointNames(FILE_NAMES)]
+            callbacks = [files]
         return super().train(callbacks, resume, **keywords)
 
     def _check_patch_size(self, where: str, patch_size: int | None) -> None:

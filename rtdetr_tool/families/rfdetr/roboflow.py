@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
+from rtdetr_tool.families.rfdetr.run_files import index_names
 from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.opening import OpenedDetector
@@ -32,18 +32,12 @@ def write_bundle(opened: OpenedDetector, folder: Path) -> None:
 
 
 def class_names(opened: OpenedDetector) -> list[str]:
-    """Names by class index, with `class_<index>` for an index without a class; UserError without names.
-
-    For COCO these are its 80 names only, as in the published files, in which the class index is the category id.
-    """
+    """Names by class index; UserError without names."""
     if opened.class_map is None:
         raise UserError(
             "export_for_roboflow: the classes have no names; train this detector, or load a file with names"
         )
-    entries = opened.class_map.entries
-    if {entry.index: entry.name for entry in entries} == COCO_CATEGORIES:
-        return [entry.name for entry in entries]
-    return [opened.class_map.name_of(index) for index in range(entries[-1].index + 1)]
+    return index_names(opened.class_map)
 
 
 def _roboflow_settings(opened: OpenedDetector, names: list[str]) -> dict[str, Any]:

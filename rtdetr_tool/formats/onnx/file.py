@@ -17,6 +17,7 @@ import onnx
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing_with_companion
 from rtdetr_tool.formats.base import OpenRequest
+from rtdetr_tool.formats.description import ROBOFLOW_NOTES
 from rtdetr_tool.formats.graph_file import GraphFile
 from rtdetr_tool.formats.graph_interface import GraphInterface, Shape, read_interface
 from rtdetr_tool.formats.onnx.limits import check_cost, check_external_data
@@ -25,6 +26,7 @@ from rtdetr_tool.messages import first_line
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf has this limit
 WEIGHTS_SUFFIX = ".data"
+_TEXTS = ("notes", ROBOFLOW_NOTES, "rtdetr_version")  # keys of the description that are not JSON
 SMALLEST_EXTERNAL = 1024  # bytes of a tensor that goes into the weights file
 
 
@@ -158,7 +160,7 @@ def description_of(model: onnx.ModelProto) -> dict[str, Any]:
     description: dict[str, Any] = {}
     for entry in model.metadata_props:
         try:
-            value = parse_json(entry.value) if entry.key not in ("notes", "rtdetr_version") else entry.value
+            value = entry.value if entry.key in _TEXTS else parse_json(entry.value)
         except ValueError:
             value = entry.value
         description[entry.key] = value

@@ -85,6 +85,7 @@ class PeriodicCheckpoint(Checkpoint):
                 self._save_ranked(trainer, ranked, {})
             if improved:
                 self._save_best(trainer, {})
+                self._link_other_names(trainer)
         if ranked is not None and self.ranking is not None and trainer.is_global_zero:
             self.ranking.remove_dropped()
 
@@ -161,7 +162,7 @@ class PeriodicCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             _link(point_link, self.folder / LATEST, latest)
-            self._link_other_names()
+        self._link_other_names(trainer)
         return latest
 
     def _save_kinds(self, trainer: Trainer, stem: Path) -> dict[str, Path]:
@@ -178,7 +179,9 @@ class PeriodicCheckpoint(Checkpoint):
             for kind, file in saved.items():
                 _link(lambda path, target: share_file(target, path), stem.with_name(f"{stem.name}{KINDS[kind]}"), file)
 
-    def _link_other_names(self) -> None:
+    def _link_other_names(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
         files = {"latest": self.folder / LATEST, "best": self.folder / BEST, self._best_kind: self.folder / BEST}
         files |= {kind: file for kind, name in BEST_BY_KIND.items() if (file := self.folder / name).is_file()}
         for role, name in self.other_names.items():
@@ -186,12 +189,23 @@ class PeriodicCheckpoint(Checkpoint):
                 _link(point_link, self.folder / name, files[role])
 
     def _save_best(self, trainer: Trainer, saved: Mapping[str, Path]) -> None:
-        """Write the best file: the weights that were validated or, if both were, the better ones."""
-        kind, best = self._best_kind, self.folder / BEST
+        """Write the best file: the weights that were validated or, if both were, the better ones.
+
+        If only the averaged weights were validated and the trained ones have another name as well, these of the same
+        epoch are written next to them.
+        """
+        self._place(trainer, self.folder / BEST, self._best_kind, saved)
+        average = average_of(trainer)
+        if average is not None and not average.validates_both and {"raw", "ema"} <= set(self.other_names):
+            other = "raw" if self._best_kind == "ema" else "ema"
+            self._place(trainer, self.folder / BEST_BY_KIND[other], other, saved)
+
+    def _place(self, trainer: Trainer, path: Path, kind: str, saved: Mapping[str, Path]) -> None:
+        """Write the current weights of this kind to `path`, or share the file that has them already."""
         if kind not in saved:
-            self._save(trainer, best, averages=kind == "ema")
+            self._save(trainer, path, averages=kind == "ema")
         elif trainer.is_global_zero:
-            _link(lambda path, target: share_file(target, path), best, saved[kind])
+            _link(lambda path, target: share_file(target, path), path, saved[kind])
 
     def _save(self, trainer: Trainer, path: Path, averages: bool) -> Path:
         if trainer.is_global_zero:
