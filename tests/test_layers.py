@@ -40,7 +40,7 @@ VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
 
 # Modules of a family that belong to `spec`: what it declares, without its network.
-DECLARATIONS = ("__init__", "family", "spec", "checks", "recipe", "keywords")
+DECLARATIONS = ("__init__", "family", "spec", "resolved", "checks", "recipe", "keywords", "keyword_rules")
 
 
 IN_THE_API = ("api", "configs", "primitives", "roboflow", "run_files")  # modules of a family that belong to `api`

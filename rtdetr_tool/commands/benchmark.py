@@ -18,7 +18,8 @@ from rtdetr_tool.reports.run import spec_text
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
-from rtdetr_tool.workflows.benchmark import benchmark_images, candidates, describe_network, measure, to_dict
+from rtdetr_tool.workflows.benchmark import benchmark_images, candidates, describe_network, to_dict
+from rtdetr_tool.workflows.benchmark_steps import measure
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from rtdetr_tool.training.checkpointing import find_resume_path, remove_unfinish
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit_result import FitResult, show_result
 from rtdetr_tool.training.lightning_output import quiet_lightning
-from rtdetr_tool.training.loggers import log_thread_failures
+from rtdetr_tool.training.logger_failures import log_thread_failures
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.out_of_memory import explain_out_of_memory
 from rtdetr_tool.training.trainer import build_trainer, seed_run

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,16 +18,13 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from rtdetr_tool.data.preprocess import decode_content
-from rtdetr_tool.messages import first_line
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
 from rtdetr_tool.status import current_status, process_rank
+from rtdetr_tool.training.logger_failures import reason_of
 
 logger = logging.getLogger(__name__)
 
-# The methods of a logger that Lightning calls during a run.
-_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "log_encoded_images", "save", "finalize",
-            "after_save_checkpoint")  # fmt: skip
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31 at the latest
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 # By default, MLflow logs to the console, sends usage statistics, and waits for a server for minutes.
@@ -75,7 +70,7 @@ def _create_logger(title: str, package: str, kind: type[Logger], **arguments: An
     except ModuleNotFoundError as error:
         reason = f"it requires {error.name or 'a package'}: pip install {package}"
     except Exception as error:  # the services have no common base class
-        reason = _reason(error)
+        reason = reason_of(error)
     logger.warning("Skipping %s: %s", title, reason)
     return []
 
@@ -88,74 +83,6 @@ def _arguments_without_secrets() -> Iterator[None]:
         yield
     finally:
         sys.argv = original
-
-
-def _reason(error: Exception) -> str:
-    return mask_secrets(first_line(error, limit=1000))
-
-
-@runtime_checkable
-class TitledLogger(Protocol):
-    """A logger whose messages use another name than that of its class."""
-
-    title: str
-
-
-class FailureGuard:
-    """Wraps the methods of a logger. After the first failure, which is logged, they do nothing."""
-
-    def __init__(self, target: Logger) -> None:
-        self.title = target.title if isinstance(target, TitledLogger) else type(target).__name__
-        self.failed = False
-        for name in _METHODS:
-            if hasattr(target, name):
-                setattr(target, name, self._guarded(getattr(target, name)))
-
-    def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def guarded(*arguments: Any, **options: Any) -> Any:
-            if self.failed:
-                return None
-            try:
-                return call(*arguments, **options)
-            except Exception as error:
-                self.failed = True
-                logger.warning("%s failed, continuing without it: %s", self.title, _reason(error))
-                logger.debug("traceback", exc_info=error)
-                return None
-
-        return guarded
-
-
-def guard_loggers(loggers: Sequence[Logger]) -> list[Logger]:
-    """The loggers, none of which can end a run anymore. A logger that cannot start is skipped with a warning."""
-    guarded = []
-    for target in loggers:
-        try:
-            _ = getattr(target, "experiment", None)  # connects and creates folders; otherwise done when the run begins
-        except Exception as error:
-            logger.warning("Skipping %s: %s", type(target).__name__, _reason(error))
-            continue
-        if not isinstance(getattr(target, "failure_guard", None), FailureGuard):
-            target.failure_guard = FailureGuard(target)  # type: ignore[attr-defined]  # kept on the logger itself
-        guarded.append(target)
-    return guarded
-
-
-@contextmanager
-def log_thread_failures() -> Iterator[None]:
-    """Log tracebacks of the loggers' threads instead of printing them. The call that needs the thread fails as well."""
-    original = threading.excepthook
-
-    def log(failure: threading.ExceptHookArgs) -> None:
-        name = failure.thread.name if failure.thread else "?"
-        logger.debug("The thread %s failed", name, exc_info=failure.exc_value)
-
-    threading.excepthook = log
-    try:
-        yield
-    finally:
-        threading.excepthook = original
 
 
 class CsvTable(CSVLogger):

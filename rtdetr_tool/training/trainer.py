@@ -29,7 +29,8 @@ from rtdetr_tool.training.checkpoint_ranking import CheckpointRanking
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.devices import choose_devices, resolve_precision
 from rtdetr_tool.training.lightning_output import quiet_lightning
-from rtdetr_tool.training.loggers import build_loggers, guard_loggers
+from rtdetr_tool.training.logger_failures import guard_loggers
+from rtdetr_tool.training.loggers import build_loggers
 from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
 

@@ -10,7 +10,7 @@ import pytest
 from rtdetr_tool.cli import main
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.workflows.benchmark import Job, check_layers, measure_here
+from rtdetr_tool.workflows.benchmark_steps import Job, check_layers, measure_here
 
 FAST = ("benchmark.seconds=0.05", "benchmark.warmup=1", "benchmark.threads=1", "benchmark.on_cpu=true")
 

@@ -4,7 +4,8 @@ import pytest
 
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.families.rfdetr.spec import RfdetrSpec, resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.spec import read_spec
 
 ARCH = "model.arch=rfdetr"

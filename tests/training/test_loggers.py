@@ -16,7 +16,8 @@ from pytorch_lightning.loggers import CSVLogger
 
 from rtdetr_tool.spec import WandbSpec
 from rtdetr_tool.training.fit import fit
-from rtdetr_tool.training.loggers import MLflow, build_loggers, guard_loggers, is_wandb_enabled, mlflow_arguments
+from rtdetr_tool.training.logger_failures import guard_loggers
+from rtdetr_tool.training.loggers import MLflow, build_loggers, is_wandb_enabled, mlflow_arguments
 
 SECRET = "s3cr3tv4lue9876543210"
 

@@ -21,7 +21,8 @@ from torch import nn
 from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.errors import SpecError, UserError
-from rtdetr_tool.families.rfdetr.spec import RfdetrSpec, default_sizes
+from rtdetr_tool.families.rfdetr.resolved import default_sizes
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.models.build import build_backbone, build_detector
 from rtdetr_tool.spec import ModelSpec, read_spec
 from rtdetr_tool.training import auto_batch_size

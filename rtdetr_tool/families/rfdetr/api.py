@@ -18,7 +18,7 @@ from rtdetr_tool.api.train_arguments import warn_about_callbacks
 from rtdetr_tool.catalog import COCO_CATEGORIES, RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.published import weights_path
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
 from rtdetr_tool.spec import ModelSpec
 
 __all__ = [

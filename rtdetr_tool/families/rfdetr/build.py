@@ -10,7 +10,7 @@ from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
 from rtdetr_tool.families.rfdetr.model.detector import RFDETR
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
-from rtdetr_tool.families.rfdetr.spec import ResolvedRfdetrSpec, resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfdetr
 from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.spec import ModelSpec

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from rtdetr_tool.catalog import DINOV2
 from rtdetr_tool.errors import nearest_multiples
-from rtdetr_tool.families.rfdetr.spec import RfdetrSpec, resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 
 def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import Family, family_named
 from rtdetr_tool.families.keywords import Keyword, Settings
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_TABLE
-from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
 from rtdetr_tool.spec import ExperimentSpec, spec_from_dict
 
 _FAMILY: Family = family_named("rfdetr")

@@ -9,12 +9,8 @@ from rtdetr_tool.families.base import Family
 from rtdetr_tool.families.rfdetr.checks import rfdetr_problems
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
-from rtdetr_tool.families.rfdetr.spec import (
-    RfdetrSpec,
-    default_sizes,
-    resolve_rfdetr,
-    size_multiple,
-)
+from rtdetr_tool.families.rfdetr.resolved import default_sizes, resolve_rfdetr, size_multiple
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec

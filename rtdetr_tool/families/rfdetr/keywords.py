@@ -6,119 +6,22 @@ which compares names and defaults with the installed package.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Any
-
-from rtdetr_tool.errors import UserError
-from rtdetr_tool.families.keywords import Keyword, Rule, Settings, keyword_table
-
-FieldOf = Callable[[Any], tuple[str, Any]]  # a value -> the spec field that it sets, and its value there
+from rtdetr_tool.families.keywords import Keyword, keyword_table
+from rtdetr_tool.families.rfdetr.keyword_rules import (
+    aug_config,
+    if_given,
+    multi_scale,
+    notes,
+    only,
+    optimizer,
+    optimizer_kwargs,
+    scheduler,
+    scheduler_kwargs,
+)
 
 _KEYPOINTS = "keypoint models are not supported"
 _SAME_METRICS = "there is one implementation of the COCO metrics"
 _AUGMENTATION = "augmentation has one implementation, set by the fields of dataset.augmentation"
-
-
-def _only(name: str, accepted: dict[Any, Settings], alternative: str) -> Rule:
-    """A rule that maps the accepted values to fields, and refuses any other."""
-
-    def rule(value: Any) -> Settings:
-        for known, fields in accepted.items():
-            if value == known and type(value) is type(known):
-                return dict(fields)
-        names = ", ".join(map(repr, accepted))
-        raise UserError(f"{name}: {value!r} is not supported; expected one of {names}. {alternative}")
-
-    return rule
-
-
-def _if_given(field: str) -> Rule:
-    """A rule for a field whose None means the default."""
-    return lambda value: {} if value is None else {field: value}
-
-
-def _notes(value: Any) -> Settings:
-    if value is None or isinstance(value, str):
-        return {"train.notes": value}
-    try:
-        return {"train.notes": json.dumps(value)}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"notes: {type(value).__name__} is invalid; expected text or a JSON value ({error})") from None
-
-
-def _multi_scale(mode: Any) -> Settings:
-    mode = mode.value if isinstance(mode, Enum) else mode
-    if mode in (True, "per-batch"):
-        return {}
-    if mode in (False, "off"):
-        return {"dataset.augmentation.multi_scales": []}
-    raise UserError(f"multi_scale: {mode!r} is not supported; expected 'per-batch' or 'off' (one size per batch)")
-
-
-def _aug_config(config: Any) -> Settings:
-    if config is None:
-        return {}
-    flip = config.get("HorizontalFlip") if isinstance(config, dict) and set(config) <= {"HorizontalFlip"} else False
-    if isinstance(config, dict) and not config:
-        return {"dataset.augmentation.flip_prob": 0.0}
-    if isinstance(flip, dict) and set(flip) <= {"p"}:
-        return {"dataset.augmentation.flip_prob": flip.get("p", 0.5)}
-    raise UserError(
-        "aug_config: expected {} (no flip) or {'HorizontalFlip': {'p': ...}}; Albumentations is not used. Set "
-        "distortion_prob, zoom_out_prob, iou_crop_prob, scale_jitter_prob and flip_prob instead."
-    )
-
-
-def _scheduler(name: Any) -> Settings:
-    if not isinstance(name, str):
-        raise UserError("lr_scheduler: expected 'step' or 'cosine'; pass a schedule of your own in a DetectorModule")
-    kind = {"cosine": "Cosine", "step": "MultiStep"}.get(name.strip().lower(), name)
-    if kind not in ("Cosine", "MultiStep", "StepLR"):
-        raise UserError(
-            f"lr_scheduler: {name!r} is not supported; expected 'step', 'cosine' or 'StepLR'. Override "
-            "DetectorModule.configure_optimizers for other schedules."
-        )
-    return {"train.optim.lr_scheduler": kind}
-
-
-def _scheduler_kwargs(values: Any) -> Settings:
-    fields: dict[str, FieldOf] = {
-        "lr_drop": lambda v: ("train.optim.lr_steps", [v]),
-        "min_factor": lambda v: ("train.optim.lr_min_factor", v),
-    }
-    _check_names("lr_scheduler_kwargs", values, fields)
-    return dict(fields[name](value) for name, value in values.items())
-
-
-def _optimizer(name: Any) -> Settings:
-    known = {"adamw": "AdamW", "sgd": "SGD", "torch.optim.adamw": "AdamW", "torch.optim.sgd": "SGD"}
-    if not isinstance(name, str) or name.strip().lower() not in known:
-        raise UserError(
-            f"optimizer: {name!r} is not supported; expected 'adamw' or 'sgd' (or torch.optim.AdamW, torch.optim.SGD). "
-            "Override DetectorModule.configure_optimizers for other optimizers."
-        )
-    return {"train.optim.optimizer": known[name.strip().lower()]}
-
-
-def _optimizer_kwargs(values: Any) -> Settings:
-    fields: dict[str, FieldOf] = {
-        "lr": lambda v: ("train.optim.lr", v),
-        "weight_decay": lambda v: ("train.optim.weight_decay", v),
-        "momentum": lambda v: ("train.optim.momentum", v),
-        "betas": lambda v: ("train.optim.momentum", v[0]),
-    }
-    _check_names("optimizer_kwargs", values, fields)
-    if "betas" in values and (len(values["betas"]) != 2 or values["betas"][1] != 0.999):
-        raise UserError("optimizer_kwargs: betas must be (beta1, 0.999); only beta1 can be set")
-    return dict(fields[name](value) for name, value in values.items())
-
-
-def _check_names(where: str, values: Any, fields: Mapping[str, FieldOf]) -> None:
-    unknown = sorted(set(values) - set(fields)) if isinstance(values, dict) else [repr(values)]
-    if unknown:
-        raise UserError(f"{where}: {', '.join(unknown)} is not supported; expected {', '.join(fields)}")
 
 
 TRAIN: tuple[Keyword, ...] = (
@@ -153,7 +56,7 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("keypoint_oks_sigmas", None, "refused", note=_KEYPOINTS),
     Keyword(
         "dataset_file", "roboflow", "works",
-        _only("dataset_file", {"roboflow": {}, "coco": {"dataset.format": "coco"}, "yolo": {"dataset.format": "yolo"}},
+        only("dataset_file", {"roboflow": {}, "coco": {"dataset.format": "coco"}, "yolo": {"dataset.format": "yolo"}},
               "Convert other datasets to COCO."),
         "dataset.format; o365 and webdataset are refused",
     ),
@@ -161,7 +64,7 @@ TRAIN: tuple[Keyword, ...] = (
             "pads them"),
     Keyword("dataset_dir", ..., "works", "dataset.dataset_dir"),
     Keyword("output_dir", "output", "works", "train.results_dir"),
-    Keyword("multi_scale", "per-batch", "works", _multi_scale, "augmentation.multi_scales; per-sample is refused"),
+    Keyword("multi_scale", "per-batch", "works", multi_scale, "augmentation.multi_scales; per-sample is refused"),
     Keyword("expanded_scales", True, "works", "model.rfdetr.expanded_scales"),
     Keyword("use_ema", True, "works", "train.enable_ema"),
     Keyword("ema_update_interval", 1, "works", "train.ema.every_n_steps"),
@@ -172,7 +75,7 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("weight_decay", 1e-4, "works", "train.optim.weight_decay"),
     Keyword(
         "amp_dtype", "auto", "works",
-        _only("amp_dtype", {"auto": {"train.precision": "auto"}, "bf16": {"train.precision": "bf16"},
+        only("amp_dtype", {"auto": {"train.precision": "auto"}, "bf16": {"train.precision": "bf16"},
                             "fp16": {"train.precision": "fp16"}, None: {"train.precision": "fp32"}},
               "FP8 training is not supported."),
         "train.precision; fp8 is refused",
@@ -199,30 +102,30 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("log_per_class_metrics", False, "works", "train.log_per_class_metrics"),
     Keyword("eval_backend", "vernier", "warned", note=_SAME_METRICS),
     Keyword("eval_masks_head_resolution", False, "refused", note="masks are scored at the size of the image"),
-    Keyword("aug_config", None, "works", _aug_config, "{} and HorizontalFlip set dataset.augmentation.flip_prob; other "
+    Keyword("aug_config", None, "works", aug_config, "{} and HorizontalFlip set dataset.augmentation.flip_prob; other "
             "Albumentations are refused"),
     Keyword("scale_jitter", True, "works", lambda on: {} if on else {"dataset.augmentation.scale_jitter_prob": 0.0},
             "dataset.augmentation.scale_jitter_prob"),
     Keyword("augmentation_backend", "cpu", "warned", note=_AUGMENTATION),
     Keyword("save_dataset_grids", False, "works", "train.save_dataset_grids"),
-    Keyword("notes", None, "works", _notes, "train.notes; values that are not text are stored as JSON"),
+    Keyword("notes", None, "works", notes, "train.notes; values that are not text are stored as JSON"),
     Keyword("accelerator", "auto", "works", lambda name: {"train.accelerator": "gpu" if name == "cuda" else name},
             "train.accelerator"),
     Keyword("clip_max_norm", 0.1, "works", "train.clip_grad_norm"),
-    Keyword("seed", None, "works", _if_given("train.seed"), "train.seed; the default here is 1234"),
+    Keyword("seed", None, "works", if_given("train.seed"), "train.seed; the default here is 1234"),
     Keyword("sync_bn", False, "works", "train.sync_bn"),
     Keyword("strategy", "auto", "works", lambda name: {} if name == "auto" else {"train.distributed_strategy": name},
             "train.distributed_strategy"),
     Keyword("devices", 1, "works", "train.num_gpus"),
     Keyword("num_nodes", 1, "works", "train.num_nodes"),
     Keyword("fp16_eval", False, "refused", note="validation uses the precision of training; set amp_dtype"),
-    Keyword("lr_scheduler", "step", "works", _scheduler, "train.optim.lr_scheduler; step, cosine and StepLR"),
-    Keyword("lr_scheduler_kwargs", {}, "works", _scheduler_kwargs, "lr_drop: train.optim.lr_steps, min_factor: "
+    Keyword("lr_scheduler", "step", "works", scheduler, "train.optim.lr_scheduler; step, cosine and StepLR"),
+    Keyword("lr_scheduler_kwargs", {}, "works", scheduler_kwargs, "lr_drop: train.optim.lr_steps, min_factor: "
             "train.optim.lr_min_factor"),
     Keyword("lr_scheduler_interval", "step", "refused", note="schedules are advanced after every step"),
     Keyword("lr_scheduler_monitor", "val/loss", "warned", note="no schedule watches a metric"),
-    Keyword("optimizer", "adamw", "works", _optimizer, "train.optim.optimizer; AdamW and SGD"),
-    Keyword("optimizer_kwargs", {}, "works", _optimizer_kwargs, "lr, weight_decay, momentum, betas"),
+    Keyword("optimizer", "adamw", "works", optimizer, "train.optim.optimizer; AdamW and SGD"),
+    Keyword("optimizer_kwargs", {}, "works", optimizer_kwargs, "lr, weight_decay, momentum, betas"),
     Keyword("dont_save_weights", False, "refused", note="a run always saves checkpoints; delete output_dir afterwards"),
     Keyword("train_log_sync_dist", False, "warned", note="logged losses are always averaged over processes per epoch"),
     Keyword("train_log_on_step", False, "warned", note="the total loss is always logged per step, its terms per epoch"),
@@ -232,12 +135,12 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("num_sanity_val_steps", 0, "refused", note="there is no sanity check before training; use is_dry_run=True"),
     Keyword(
         "compute_val_loss", "auto", "works",
-        _only("compute_val_loss", {"auto": {}, True: {"train.compute_val_loss": True},
+        only("compute_val_loss", {"auto": {}, True: {"train.compute_val_loss": True},
                                    False: {"train.compute_val_loss": False}}, "Loss of the validation data."),
         "train.compute_val_loss",
     ),
     Keyword("compute_test_loss", True, "works", "train.compute_test_loss"),
-    Keyword("pin_memory", None, "works", _if_given("dataset.pin_memory"), "dataset.pin_memory"),
+    Keyword("pin_memory", None, "works", if_given("dataset.pin_memory"), "dataset.pin_memory"),
     Keyword("persistent_workers", None, "warned", note="loader processes always persist between epochs"),
     Keyword("prefetch_factor", None, "warned", note="loader processes prefetch two batches each"),
     Keyword("pack_targets", True, "warned", note="targets are never packed"),

@@ -9,8 +9,8 @@ from typing import Any
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
 from rtdetr_tool.families.rfdetr.run_files import index_names
-from rtdetr_tool.families.rfdetr.spec import resolve_rfdetr
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.spec import spec_to_dict
