@@ -8,31 +8,30 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rtdetr_tool.api.images import to_pixels
 from rtdetr_tool.api.keywords import data_settings, train_settings
 from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_weights, with_size
-from rtdetr_tool.api.results import result_of
+from rtdetr_tool.api.prediction import Prediction, check_batch_size, check_shape, check_threshold, is_lazy
 from rtdetr_tool.api.runtime_cache import RuntimeCache
 from rtdetr_tool.api.train_arguments import read_train_arguments
-from rtdetr_tool.data.preprocess import input_size, prepare_image
-from rtdetr_tool.errors import DataError, UserError, nearest_multiples
+from rtdetr_tool.data.preprocess import input_size
+from rtdetr_tool.data.video_container import require_video
+from rtdetr_tool.data.video_formats import video_source
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import Runtime
-from rtdetr_tool.formats.detection_loop import detect
 from rtdetr_tool.formats.opening import OpenedDetector, OpenedModel, format_of, open_model
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.formats.torch.traced_runtime import DTYPES, TracedRuntime
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.spec import ExperimentSpec
 
 if TYPE_CHECKING:
+    from rtdetr_tool.data.video import VideoFrame
     from rtdetr_tool.metrics.result import CocoResult
     from rtdetr_tool.training.fit_result import FitResult
 
@@ -128,73 +127,83 @@ class Detector:
         shape: Sequence[int] | None = None,
         *,
         include_source_image: bool = True,
+        batch_size: int | None = None,
     ) -> Any:
-        """Detect objects in an image, or in each image of a list.
+        """Detect objects in an image, in each image of a list, or in each image of an iterator.
 
         Args:
-            images: one or a list of paths, http(s) addresses, PIL images, arrays [H, W, 3] or tensors [3, H, W]; RGB,
-                uint8 or floats 0..1.
+            images: one, a list or an iterator of paths, http(s) addresses, PIL images, arrays [H, W, 3] or tensors
+                [3, H, W]; RGB, uint8 or floats 0..1.
             threshold: minimum score.
             shape: (height, width) to which images are resized, instead of `input_size`.
             include_source_image: return the image in `metadata["source_image"]`.
+            batch_size: images per step; None = the spec's for a list, and 1 for an iterator, whose results then come
+                before the next image is taken.
 
         Returns:
             `supervision.Detections` if that package is installed, else `PlainDetections` with the same fields; a list
-            of them for a list of images, even of one image.
+            of them for a list of images, even of one image, and a generator of them for an iterator or generator.
 
         Raises:
             DataError: an image cannot be read, or an object is not an image.
         """
-        if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-            raise UserError(f"predict: threshold {threshold!r} is invalid; expected 0 to 1")
+        if is_lazy(images):
+            one_by_one = batch_size is None and self._traced is None
+            count = 1 if one_by_one else batch_size
+            prediction = self._prediction("predict", threshold, shape, include_source_image, count)
+            return prediction.of_images(images, None, 0 if one_by_one else None)
         several = isinstance(images, (list, tuple))
-        originals: dict[int, Tensor] = {}
-        batches = self._batches(list(images) if several else [images], self._shape(shape), originals)
-        results = []
-        for batch, detections in detect(self.runtime, batches, self.spec.model.num_select):
-            for target, one in zip(batch.targets, detections, strict=True):
-                pixels = originals.pop(target.image_id)
-                source = pixels.permute(1, 2, 0).numpy() if include_source_image else None
-                results.append(result_of(one.above(threshold), self.class_map, target.original_size, source))
+        images = list(images) if several else [images]
+        prediction = self._prediction("predict", threshold, shape, include_source_image, batch_size)
+        results = list(prediction.of_images(images, len(images)))
         return results if several else results[0]
 
-    def _batches(self, images: Sequence[Any], shape: tuple[int, int], originals: dict[int, Tensor]) -> Iterator[Batch]:
-        """Batches of preprocessed images, decoded on demand; `originals` gets the decoded images by index."""
-        count = self._traced["shape"][0] if self._traced else self.spec.dataset.batch_size
-        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-        for start in range(0, len(images), count):
-            prepared, targets = [], []
-            for index, image in enumerate(images[start : start + count], start):
-                try:
-                    pixels = originals[index] = to_pixels(image)
-                except UserError as error:
-                    place = f"Image {index} of {len(images)}: " if len(images) > 1 else ""
-                    kind = type(error) if isinstance(error, DataError) else DataError
-                    raise kind(f"{place}{error}") from error
-                one = prepare_image(pixels, shape, self.spec.dataset.augmentation.preserve_aspect_ratio)
-                prepared.append(one.image)
-                path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
-                targets.append(Target(*nothing, index, one.original_size, one.box_scale, path))
-            yield Batch(torch.stack(prepared), targets)
+    def predict_video(
+        self,
+        source: str | os.PathLike[str] | int,
+        threshold: float = 0.5,
+        shape: Sequence[int] | None = None,
+        *,
+        include_source_image: bool = True,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[VideoFrame, Any]]:
+        """Detect objects in a video file, a stream (URL) or a camera (its index), frame by frame.
+
+        Memory does not depend on the length of the video. What is wrong with a damaged file is logged at the end.
+
+        Yields:
+            Each frame (`index`, `time` in seconds, `image` as a tensor [3, H, W]) with its detections as in `predict`.
+
+        Raises:
+            DataError: the source does not exist or has no video.
+            UserError: the package `av` is not installed.
+        """
+        try:
+            video = video_source(source if isinstance(source, int) else os.fspath(source))
+        except ValueError as error:
+            raise UserError(f"predict_video: {error}") from None
+        require_video()
+        return self._prediction("predict_video", threshold, shape, include_source_image, batch_size).of_video(video)
+
+    def _prediction(
+        self, method: str, threshold: float, shape: Sequence[int] | None, include_source: bool, batch_size: int | None
+    ) -> Prediction:
+        """The checked arguments of `predict`; without `batch_size`, that of the traced network or of the spec."""
+        threshold, size = check_threshold(method, threshold), self._shape(shape)
+        if batch_size is None:
+            batch_size = self._traced["shape"][0] if self._traced else self.spec.dataset.batch_size
+        keep_ratio = self.spec.dataset.augmentation.preserve_aspect_ratio
+        return Prediction(
+            self.runtime, self.class_map, size, keep_ratio, self.spec.model.num_select, threshold, include_source,
+            check_batch_size(method, batch_size),
+        )  # fmt: skip
 
     def _shape(self, shape: Sequence[int] | None) -> tuple[int, int]:
-        """The requested (height, width), or else `input_size`; UserError if the detector does not support it."""
+        """The requested (height, width), or else `input_size`."""
         if shape is None:
             height, width = self.spec.dataset.augmentation.eval_spatial_size
             return height, width
-        pair = isinstance(shape, (tuple, list)) and len(shape) == 2
-        if not pair or not all(isinstance(side, int) and side > 0 for side in shape):
-            raise UserError(f"shape: {shape!r} is invalid; expected (height, width) in pixels")
-        height, width = shape
-        fixed = self.runtime.input_size
-        if fixed is not None and (height, width) != fixed:
-            raise UserError(f"shape: {self.source} only supports inputs of {fixed[0]} x {fixed[1]} (height x width)")
-        multiple = self.spec.model.size_multiple
-        for side in (height, width):
-            if side % multiple:
-                near = nearest_multiples(side, multiple)
-                raise UserError(f"shape: {side} is invalid; expected a multiple of {multiple}, nearest: {near}")
-        return height, width
+        return check_shape(shape, self.runtime, self.spec.model.size_multiple, self.source)
 
     @property
     def runtime(self) -> Runtime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -34,14 +34,14 @@ def detect_decoded(
     preserve_aspect_ratio: bool,
     num_select: int,
     times: LoopTimes | None = None,
-    name: str = "",
+    name_of: Callable[[T], str] = lambda item: "",
     ahead: int | None = None,
 ) -> Iterator[tuple[T, Detections]]:
     """Each item with its detections, in order; only the items of the running batches are kept.
 
     Args:
         lists: the items of each batch.
-        name: of their source, for errors.
+        name_of: what an item is called in errors.
         ahead: number of batches that may run while the next one is prepared; None = what is fastest.
     """
     running: deque[T] = deque()
@@ -51,7 +51,11 @@ def detect_decoded(
         for items in lists:
             running.extend(items)
             prepared = [prepare_image(item.image, spatial_size, preserve_aspect_ratio) for item in items]
-            targets = [Target(*nothing, 0, one.original_size, one.box_scale, name) for one in prepared]
+            names = [name_of(item) for item in items]
+            targets = [
+                Target(*nothing, 0, one.original_size, one.box_scale, name)
+                for one, name in zip(prepared, names, strict=True)
+            ]
             yield Batch(torch.stack([one.image for one in prepared]), targets)
 
     for _, results in detect(runtime, batches(), num_select, times, ahead):

@@ -111,7 +111,8 @@ class VideoDetector:
         augmentation, times = self.spec.dataset.augmentation, LoopTimes()
         yield from detect_decoded(
             self.runtime, lists, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio,
-            self.spec.model.num_select, times, source.shown,
+            self.spec.model.num_select, times,
+            lambda frame: f"{source.shown}, frame {frame.index}",
         )  # fmt: skip
 
     def _write(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from video_files import write_video
 
 from rtdetr_tool.api import RFDETRNano
 from rtdetr_tool.api.keywords import TRAIN
@@ -61,6 +62,7 @@ def folder(sample, tmp_path_factory):
         shutil.copytree(sample.images, place / "data" / split)
         (place / "data" / split / "_annotations.coco.json").write_text(json.dumps(sample.coco))
     shutil.copy(sample.image(1), place / "street.jpg")
+    write_video(place / "street.mp4", 3)
     (place / "train.yaml").write_text(yaml.safe_dump(small_spec()))
     torch.manual_seed(0)
     network = lively(RFDETRNano(pretrain_weights=None, num_classes=90, device="cpu", **SMALL_RFDETR)).network

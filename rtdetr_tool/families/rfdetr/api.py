@@ -93,6 +93,7 @@ class RFDETR(Detector):
         shape: Sequence[int] | None = None,
         patch_size: int | None = None,
         include_source_image: bool = True,
+        batch_size: int | None = None,
         **keywords: Any,
     ) -> Any:
         """`Detector.predict`, but a list of one image gives its detections without a list, as in Roboflow's package.
@@ -104,7 +105,9 @@ class RFDETR(Detector):
         self._check_patch_size("predict", patch_size)
         if keywords:
             logger.warning("predict: %s has no effect", ", ".join(sorted(keywords)))
-        results = super().predict(images, threshold, shape, include_source_image=include_source_image)
+        results = super().predict(
+            images, threshold, shape, include_source_image=include_source_image, batch_size=batch_size
+        )
         return results[0] if isinstance(results, list) and len(results) == 1 else results
 
     def export(
