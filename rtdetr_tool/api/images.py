@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.download import is_url, public_url, read_url
-from rtdetr_tool.data.preprocess import decode_content, decode_image, decode_pil_image
+from rtdetr_tool.data.decoding import decode_content, decode_image, decode_pil_image
 from rtdetr_tool.errors import DataError, NotAnImage
 
 MAX_BYTES = 64_000_000  # of an image at a URL

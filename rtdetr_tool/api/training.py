@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rtdetr_tool.api.keywords import applied
 from rtdetr_tool.api.train_arguments import TrainArguments, check_class_names
 from rtdetr_tool.checkpoints.class_rows import Classes
-from rtdetr_tool.data.build import read_sources, train_categories
+from rtdetr_tool.data.build_sources import read_sources, train_categories
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.base import SIZE_FIELDS

@@ -2,15 +2,19 @@
 
 In: the `dataset` section. Out: datasets and loaders of `Batch` (`ops/structures`), a `ClassMap`, findings of checks.
 
-    build, loader, collate           from the section to datasets, samplers and loaders
+    build_sources, build             from the section to sources, then to datasets and loaders
+    loader, collate                  batches from worker processes
     source, dataset_folder           what a source is, and the table of formats (`FORMATS`)
     coco, coco_folder, yolo, voc     one reader per format; each gives a `Source` with the same records
     joining                          the classes of a run over all its sources and splits
-    preprocess, window, transforms   the one opener of images, resizing, augmentation in one window
+    decoding, preprocess             the one opener of images, and resizing
+    window, transforms               augmentation in one window
     sampling, serialized             which image comes next; records in memory that the workers share
-    inspection, findings, repairs    checks before training and in `validate_data`, and what was repaired
+    inspection, file_check           checks before training and in `validate_data`, of annotations and of image files
+    findings, repairs                what was found, and what was repaired
     faults                           faults of the machine, apart from damage in a file
 
 The augmentation of sample i in epoch e depends on (seed, e, i) only, so workers, ranks and resuming do not change it.
-May import `ops`, `spec` (in `build` only) and the layers below; imports no other package of its own layer.
+May import `ops`, `spec` (in `build` and `build_sources` only) and the layers below; imports no other package of its own
+layer.
 """

@@ -1,21 +1,22 @@
-"""Build datasets and loaders from the `dataset` section of a spec; no other module of `data` reads a spec."""
+"""Build datasets and loaders from the `dataset` section of a spec.
+
+No other module of `data` but `build_sources` reads a spec.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import overload
 
 import torch
 
-from rtdetr_tool.data.coco import read_source
+from rtdetr_tool.data.build_sources import read_sources, sources_with_classes
 from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
-from rtdetr_tool.data.dataset_folder import read_dataset_folder
-from rtdetr_tool.data.folder import ImageFolder, find_images, search, skipped_line
-from rtdetr_tool.data.joining import decide_classes, joined_categories, match_classes, needs_other_splits
+from rtdetr_tool.data.folder import ImageFolder, search, skipped_line
+from rtdetr_tool.data.joining import joined_categories, match_classes
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
@@ -26,7 +27,6 @@ from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.families import all_families
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
@@ -38,7 +38,7 @@ ALWAYS_REPLACED = 10  # number of bad training images that is always accepted
 
 def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -> TrainDataset:
     """All training sources as one dataset, optionally with masks; a negative seed means a random seed."""
-    sources = _sources_with_classes(spec, "train", masks)
+    sources = sources_with_classes(spec, "train", masks)
     max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
     missing = sum(drop_missing_images(source, spec.on_bad_image) for source in sources)
     if missing > max_bad:
@@ -73,11 +73,6 @@ def largest_bad_count(images: int, share: float) -> int:
     return max(ALWAYS_REPLACED, int(images * share))
 
 
-def train_categories(spec: DatasetSpec) -> dict[int, str]:
-    """Category id -> name of all training sources, independent of `num_classes`."""
-    return joined_categories(_sources_with_classes(spec, "train"))
-
-
 def build_eval_dataset(
     spec: DatasetSpec, split: str = "val", class_map: ClassMap | None = None, masks: bool = False
 ) -> EvalDataset:
@@ -86,7 +81,7 @@ def build_eval_dataset(
     With `class_map` (from the training data or a checkpoint) the categories of the source must be among its classes;
     otherwise they are numbered as the spec specifies. `masks` also reads the masks of objects.
     """
-    sources = (_sources_with_classes if class_map is None else read_sources)(spec, split, masks)
+    sources = (sources_with_classes if class_map is None else read_sources)(spec, split, masks)
     if len(sources) != 1:
         raise DataError(f"dataset.{split}_data_sources: expected one data source, but got {len(sources)}")
     source = sources[0]
@@ -102,44 +97,6 @@ def build_eval_dataset(
     )
     logger.info("%s data: %d images, %s", split.capitalize(), len(dataset), class_map.describe())
     return dataset
-
-
-def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
-    """The annotations of every source of `train`, `val` or `test`, in any format.
-
-    Raises:
-        DataError: `masks` is set, but a source has no masks.
-    """
-    entries = _entries(spec, split)
-    if not entries:
-        raise DataError(
-            f"dataset.{split}_data_sources: required, but not set; expected image_dir and json_file, or dataset_dir"
-        )
-    sources = [_read(entry, split, spec.format, masks) for entry in entries]
-    for source in sources:
-        objects = sum(len(image.rows) for image in source.images.values())
-        if masks and objects and not source.has_masks:
-            raise DataError(
-                f"{source.name} (dataset.{split}_data_sources) has {objects} objects, but none has a mask, which a "
-                "segmentation head requires. Use COCO files with `segmentation` or YOLO labels with polygons, or train "
-                f"only boxes ({' or '.join(filter(None, (family.without_masks() for family in all_families())))})."
-            )
-    return sources
-
-
-def source_images(spec: DatasetSpec, split: str) -> list[str]:
-    """Image files of `train`, `val`, `test` or `infer`: all in an image_dir, or those of the split in a dataset_dir."""
-    paths: dict[str, None] = {}
-    for entry in _entries(spec, split):
-        if entry.get("dataset_dir"):
-            source = _read(entry, split, spec.format)
-            drop_missing_images(source, "skip")
-            paths.update(dict.fromkeys(image.path for image in source.images.values()))
-        elif entry.get("image_dir"):
-            paths.update(dict.fromkeys(find_images(entry["image_dir"])))
-    if not paths:
-        raise DataError(f"dataset.{split}_data_sources has no images; expected at least one.")
-    return list(paths)
 
 
 def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
@@ -213,48 +170,6 @@ def build_loader(
         persistent_workers=spec.workers > 0,
         worker_init_fn=start_worker,
     )
-
-
-def _read(entry: Mapping[str, Any], split: str, data_format: str, masks: bool = False) -> Source:
-    """A source `{image_dir, json_file}` or `{dataset_dir, split}`."""
-    if entry.get("dataset_dir"):
-        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format, masks)
-    else:
-        missing = [key for key in ("image_dir", "json_file") if not entry.get(key)]
-        if missing:
-            raise DataError(
-                f"dataset.{split}_data_sources: {' and '.join(missing)} required, but not set in {dict(entry)}"
-            )
-        source = read_source(entry["image_dir"], entry["json_file"], masks)
-    if not source.images:
-        raise DataError(f"{source.name} (dataset.{split}_data_sources) has no images; expected at least one.")
-    return source
-
-
-def _sources_with_classes(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
-    """The sources of a split, with classes decided over all splits of the spec."""
-    sources = read_sources(spec, split, masks)
-    if needs_other_splits(sources):
-        decide_classes(sources, _other_splits(spec, split))
-    return sources
-
-
-def _other_splits(spec: DatasetSpec, split: str) -> list[Source]:
-    """The sources of the other splits, without duplicates; unreadable ones are reported when they are loaded."""
-    read, sources = _entries(spec, split), []
-    for other in ("train", "val", "test"):
-        for entry in _entries(spec, other):
-            if entry in read:
-                continue
-            read.append(entry)
-            with contextlib.suppress(DataError):
-                sources.append(_read(entry, other, spec.format))
-    return sources
-
-
-def _entries(spec: DatasetSpec, split: str) -> list[Mapping[str, Any]]:
-    value = getattr(spec, f"{split}_data_sources")
-    return [value] if isinstance(value, Mapping) else list(value or [])
 
 
 def _class_map(spec: DatasetSpec, categories: Mapping[int, str]) -> ClassMap:

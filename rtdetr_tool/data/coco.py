@@ -5,32 +5,25 @@ Harmless problems are repaired and counted in `Repairs`; anything that makes lab
 
 from __future__ import annotations
 
-import gc
 import glob
-import json
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from rtdetr_tool.data.faults import retried
+from rtdetr_tool.data.coco_json import json_kind, load_json, without_garbage_collection
+from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.joining import add_categories
-from rtdetr_tool.data.preprocess import image_size
-from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
 from rtdetr_tool.data.units import XYWH, BoxUnits
 from rtdetr_tool.errors import DataError, MissingData
-from rtdetr_tool.files import read_limited
 from rtdetr_tool.messages import encodable, first_of, shortened
 from rtdetr_tool.ops.class_names import unique_names
-from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.ops.masks import UNKNOWN, compact, counts_of, to_coco
+from rtdetr_tool.ops.masks import UNKNOWN, counts_of
 
-LARGEST_FILE = 8 << 30  # bytes; COCO's files have 0.5 GB, those of Objects365 less than 5
 _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
 
 
@@ -50,70 +43,6 @@ def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
     return source
 
 
-def load_json(path: str, masks: bool = False) -> dict[str, Any]:
-    """The object in a JSON file, without `segmentation` entries unless `masks`; DataError for anything else.
-
-    The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-    """
-    try:
-        with _without_garbage_collection():
-            content = json.loads(_read_text(path), object_hook=_with_compact_masks if masks else _without_masks)
-    except RecursionError as error:
-        raise DataError(f"Annotation file {path} is nested too deeply for a COCO file.") from error
-    except DataError:
-        raise
-    except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
-        raise DataError(f"Annotation file {path} is not valid JSON or is truncated: {error}.") from error
-    if not isinstance(content, dict):
-        raise DataError(
-            f"Annotation file {path} contains {_kind(content)}; expected an object with images, annotations and "
-            "categories" + (" (this looks like a detection results file)." if isinstance(content, list) else ".")
-        )
-    return content
-
-
-def _read_text(path: str) -> str:
-    try:
-        data = retried(lambda: read_limited(path, LARGEST_FILE), path)
-        text = data.decode(json.detect_encoding(data))
-    except FileNotFoundError as error:
-        raise MissingData(f"Annotation file not found: {path}") from error
-    except OSError as error:
-        raise DataError(f"Cannot read annotation file {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"Annotation file {path} is not valid UTF-8 ({error.reason} at byte {error.start}). If it has another "
-            "encoding, convert it, for example: iconv -f latin1 -t utf-8"
-        ) from error
-    if not text.strip("\ufeff\0 \t\r\n"):
-        raise DataError(f"Annotation file {path} is empty.")
-    return text
-
-
-def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop masks while parsing: in COCO's files they take most of the memory."""
-    entry.pop("segmentation", None)
-    return entry
-
-
-def _with_compact_masks(entry: dict[str, Any]) -> dict[str, Any]:
-    if "segmentation" in entry:
-        entry["segmentation"] = compact(entry["segmentation"])
-    return entry
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection, which would repeatedly scan millions of new objects without finding garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 class _Reader:
     """Validates one file and adds its content to a source."""
 
@@ -131,8 +60,10 @@ class _Reader:
                     f"Annotation file {self.path} has no {key!r}; expected images, annotations and categories."
                 )
             if not isinstance(content[key], list):
-                raise DataError(f"{key!r} in annotation file {self.path} is {_kind(content[key])}; expected a list.")
-        with _without_garbage_collection():
+                raise DataError(
+                    f"{key!r} in annotation file {self.path} is {json_kind(content[key])}; expected a list."
+                )
+        with without_garbage_collection():
             self._categories(content.pop("categories"))
             self._images(content.pop("images"))
             self._annotations(content.pop("annotations"))
@@ -283,7 +214,7 @@ class _Reader:
 
     def _object(self, entry: Any, where: str) -> Mapping[str, Any]:
         if not isinstance(entry, dict):
-            raise DataError(f"{where} in {self.path} is {_kind(entry)}; expected an object.")
+            raise DataError(f"{where} in {self.path} is {json_kind(entry)}; expected an object.")
         return entry
 
     def _id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
@@ -300,40 +231,6 @@ class _Reader:
             return number
         problem = "missing" if key not in entry else shortened(value)
         raise DataError(f"{where}.{key} in {self.path} is {problem}; expected a 64-bit integer.")
-
-
-def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> dict[str, list[dict[str, Any]]]:
-    """The records as a plain COCO dict, with the original image and category ids, repaired boxes and crowd regions.
-
-    Annotations are renumbered from 1, because pycocotools treats an annotation with id 0 as unmatched.
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    id_of = {entry.index: entry.category_id for entry in class_map.entries}
-    for record in records:
-        images.append({"id": record.image_id, "file_name": record.path, "width": record.width, "height": record.height})
-        columns = (record.boxes.tolist(), record.labels.tolist(), record.iscrowd.tolist(), record.area.tolist())
-        masks = record.masks or [UNKNOWN] * len(record)
-        for (x1, y1, x2, y2), label, crowd, area, counts in zip(*columns, masks, strict=True):
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": record.image_id,
-                "category_id": id_of[label],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            if counts != UNKNOWN:
-                annotation["segmentation"] = to_coco(counts, (record.height, record.width))
-            annotations.append(annotation)
-    categories = [{"id": entry.category_id, "name": entry.name} for entry in class_map.entries]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _kind(value: Any) -> str:
-    """The JSON type of a value, with its article."""
-    names = {list: "a list", dict: "an object", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else names[type(value)]
 
 
 def _number(value: Any) -> float:

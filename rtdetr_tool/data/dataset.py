@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from rtdetr_tool.data.coco import coco_ground_truth
 from rtdetr_tool.data.collate import FailedImage
+from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder
-from rtdetr_tool.data.preprocess import decode_image, input_size, letterbox_size, prepare_image
+from rtdetr_tool.data.ground_truth import coco_ground_truth
+from rtdetr_tool.data.preprocess import input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.transforms import to_relative

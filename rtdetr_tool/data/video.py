@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdetr_tool.data.preprocess import MAX_PIXELS
+from rtdetr_tool.data.decoding import MAX_PIXELS
 from rtdetr_tool.data.video_container import av_library, open_container, reason_of, require_video
 from rtdetr_tool.data.video_formats import VideoSource
 from rtdetr_tool.errors import DataError

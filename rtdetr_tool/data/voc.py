@@ -12,9 +12,9 @@ import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
+from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.faults import names_in, retried
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_companion, is_image
-from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import (
     LARGEST_LIST,
     LARGEST_SIDE,
@@ -27,6 +27,7 @@ from rtdetr_tool.data.source import (
     spellings,
 )
 from rtdetr_tool.data.units import XYXY, BoxUnits
+from rtdetr_tool.data.voc_xml import number_of, parse_xml, text_of
 from rtdetr_tool.errors import DataError, MissingSplit
 
 LOOKED_FOR = "Annotations/*.xml with JPEGImages/, or folders train, valid, test of images with *.xml (Pascal VOC)"
@@ -169,7 +170,7 @@ class _Reader:
         return stems
 
     def _add(self, stem: str, path: str | None, label: str | None) -> None:
-        root = None if label is None else _parse(label)
+        root = None if label is None else parse_xml(label)
         path = path or self._named(root, stem)
         image = AnnotatedImage(path, 0, 0)
         self.source.images[len(self.source.images) + 1] = image
@@ -183,12 +184,12 @@ class _Reader:
 
     def _named(self, root: ElementTree.Element | None, stem: str) -> str:
         """The image path from the XML file's `filename`, for an XML file without a matching image."""
-        name = "" if root is None else _text(root, "filename").replace("\\", "/").rpartition("/")[2]
+        name = "" if root is None else text_of(root, "filename").replace("\\", "/").rpartition("/")[2]
         return os.path.join(self.files.images, name or f"{stem}.*")
 
     def _size(self, root: ElementTree.Element | None, image: AnnotatedImage) -> None:
         if root is not None:
-            width, height = (_number(root, f"size/{side}") or 0 for side in ("width", "height"))
+            width, height = (number_of(root, f"size/{side}") or 0 for side in ("width", "height"))
             if 1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE:
                 image.width, image.height = int(width), int(height)
                 return
@@ -199,7 +200,7 @@ class _Reader:
             return
 
     def _object(self, entry: ElementTree.Element, image: AnnotatedImage, where: str) -> None:
-        repairs, name = self.source.repairs, _text(entry, "name")
+        repairs, name = self.source.repairs, text_of(entry, "name")
         if not name:
             raise DataError(f"{where} has no <name>; expected a class name.")
         if self.order is not None and name not in self.order:
@@ -207,7 +208,7 @@ class _Reader:
                 f"{where} has the class {name!r}, which is not in {self.names_file}. Fix the name, or add the class."
             )
         number = self.numbers.setdefault(name, len(self.numbers))
-        xmin, ymin, xmax, ymax = [_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        xmin, ymin, xmax, ymax = [number_of(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
         if xmin is None or ymin is None or xmax is None or ymax is None:
             repairs.add("box_malformed", where)
             return
@@ -216,7 +217,7 @@ class _Reader:
         box = fitted_box((xmin - 1, ymin - 1, xmax, ymax), image, repairs, where)
         if box is None:
             return
-        difficult = _text(entry, "difficult") not in ("", "0")
+        difficult = text_of(entry, "difficult") not in ("", "0")
         if difficult:
             repairs.add("object_difficult", where)
         image.rows.append((*box, number, difficult, area_of(box)))
@@ -243,32 +244,3 @@ def _stem(path: str) -> str:
 def _by_stem(paths: list[str], extensions: tuple[str, ...]) -> dict[str, str]:
     """Files with one of the extensions, by name without extension; the first file of each name."""
     return {_stem(path): path for path in reversed(paths) if path.lower().endswith(extensions)}
-
-
-class _PlainTree(ElementTree.TreeBuilder):
-    """Refuses document types, because entities declared there can expand to gigabytes."""
-
-    def doctype(self, *_: object) -> None:
-        raise DataError("a document type (<!DOCTYPE ...>) is not supported; remove it")
-
-
-def _parse(path: str) -> ElementTree.Element:
-    data = read_bytes(path, "The annotation file")
-    try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
-    except (DataError, ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise DataError(f"{path} is not a valid Pascal VOC annotation: {error}.") from error
-    if root.tag != "annotation":
-        raise DataError(f"{path} is not a valid Pascal VOC annotation: expected the root element <annotation>.")
-    return root
-
-
-def _text(entry: ElementTree.Element, name: str) -> str:
-    return (entry.findtext(name) or "").strip()
-
-
-def _number(entry: ElementTree.Element, name: str) -> float | None:
-    try:
-        return float(_text(entry, name))
-    except ValueError:
-        return None

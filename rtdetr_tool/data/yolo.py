@@ -12,10 +12,10 @@ import os
 
 import numpy as np
 
+from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
 from rtdetr_tool.data.image_formats import is_companion
-from rtdetr_tool.data.preprocess import image_size
 from rtdetr_tool.data.source import (
     LARGEST_LIST,
     AnnotatedImage,

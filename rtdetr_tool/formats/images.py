@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdetr_tool.data.build import source_images
+from rtdetr_tool.data.build_sources import source_images
 from rtdetr_tool.data.folder import find_images
 from rtdetr_tool.data.preprocess import load_image, to_float
 from rtdetr_tool.errors import DataError

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_tool.data.preprocess import SizeMismatch, decode_image
+from rtdetr_tool.data.decoding import SizeMismatch, decode_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.ops.classes import ClassMap

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from rtdetr_tool.data.preprocess import decode_content
+from rtdetr_tool.data.decoding import decode_content
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
 from rtdetr_tool.status import current_status, process_rank

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rtdetr_tool.data.build import source_images
+from rtdetr_tool.data.build_sources import source_images
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.formats.opening import format_of, open_detector

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdetr_tool.data.preprocess import decode_image, prepare_image, to_float
+from rtdetr_tool.data.decoding import decode_image
+from rtdetr_tool.data.preprocess import prepare_image, to_float
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.opening import open_detector, open_model

@@ -20,8 +20,8 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.folder import ImageFolder, read_classmap
-from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import make_folder_below, replacing, write_atomically
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect

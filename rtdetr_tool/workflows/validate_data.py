@@ -11,8 +11,9 @@ from rich.progress import track
 
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.dataset import DetectionDataset
+from rtdetr_tool.data.file_check import FileCheck, read_files
 from rtdetr_tool.data.findings import Findings
-from rtdetr_tool.data.inspection import FileCheck, SplitCounts, check_boxes, read_files
+from rtdetr_tool.data.inspection import SplitCounts, check_boxes
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import DataError, MissingSplit
 from rtdetr_tool.log import console

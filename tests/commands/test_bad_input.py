@@ -179,7 +179,7 @@ def test_inference_reports_a_bad_image_and_processes_the_others(how, project, ca
 
 def test_unusual_images_load_correctly(project):
     """16-bit, CMYK, palette, gray and a picture turned by EXIF: all readable, all the right size."""
-    from rtdetr_tool.data.preprocess import decode_image
+    from rtdetr_tool.data.decoding import decode_image
 
     ramp = np.tile(np.linspace(0, 65535, SIDE, dtype=np.uint16), (48, 1))
     gray = Image.fromarray((ramp // 257).astype(np.uint8))

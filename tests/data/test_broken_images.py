@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rtdetr_tool.data import preprocess
-from rtdetr_tool.data.preprocess import MAX_PIXELS, decode_image, image_header, image_size
+from rtdetr_tool.data import decoding
+from rtdetr_tool.data.decoding import MAX_PIXELS, decode_image, image_header, image_size
 from rtdetr_tool.errors import DataError
 
 from .broken_images import broken_images, pictures, png
 
-PACKAGE = Path(preprocess.__file__).parents[1]
+PACKAGE = Path(decoding.__file__).parents[1]
 # Harmless damage: what is broken in these is not needed for the pixels, or the format has no way to notice it.
 READABLE = {"exif-garbage.jpg", "exif-loop.jpg", "exif-text.jpg", "exif-ninety.jpg", "exif-cut.jpg", "data-bomb.png"}
 MEGABYTES_ALLOWED = 2000
@@ -130,7 +130,7 @@ def test_images_are_opened_in_one_place_only() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "torchvision.io", "cv2.imread")
     }
-    assert found == {"data/preprocess.py"}
+    assert found == {"data/decoding.py"}
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "F"])
@@ -145,7 +145,7 @@ def test_an_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, m
     exif[0x0112] = 6
     picture.save(tmp_path / "a.tif", exif=exif)
     at_once = decode_image(tmp_path / "a.tif")
-    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 7 * 30)
+    monkeypatch.setattr(decoding, "_STRIP_PIXELS", 7 * 30)
     assert at_once.shape == (3, 30, 40) and bool((decode_image(tmp_path / "a.tif") == at_once).all())
 
 
@@ -195,7 +195,7 @@ def test_random_corruption_gives_an_image_or_a_data_error_many_times(tmp_path_fa
 
 LARGEST = """
 import re, sys
-from rtdetr_tool.data.preprocess import decode_image
+from rtdetr_tool.data.decoding import decode_image
 image = decode_image(sys.argv[1])
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]  # getrusage counts the parent, too
 print(tuple(image.shape), int(peak) // 1024)

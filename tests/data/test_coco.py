@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from rtdetr_tool.data.coco import coco_ground_truth, read_source
+from rtdetr_tool.data.coco import read_source
+from rtdetr_tool.data.ground_truth import coco_ground_truth
 from rtdetr_tool.data.repairs import KINDS, Repairs
 from rtdetr_tool.data.source import drop_missing_images
 from rtdetr_tool.errors import DataError

@@ -17,10 +17,10 @@ from PIL import Image
 
 from rtdetr_tool.data import faults
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, build_train_dataset, largest_bad_count
+from rtdetr_tool.data.decoding import decode_image, decode_pil_image, image_size
 from rtdetr_tool.data.faults import exists, names_in, retried
+from rtdetr_tool.data.file_check import read_files
 from rtdetr_tool.data.folder import ImageFolder, find_images, read_classmap
-from rtdetr_tool.data.inspection import read_files
-from rtdetr_tool.data.preprocess import decode_image, decode_pil_image, image_size
 from rtdetr_tool.data.source import read_bytes
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.formats.calibration import read_array

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset, source_images
+from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
+from rtdetr_tool.data.build_sources import source_images
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.classes import ClassMap

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from rtdetr_tool.data.coco import read_source
+from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.folder import find_images, search
 from rtdetr_tool.data.image_formats import EXTENSIONS, FORMATS, is_image
-from rtdetr_tool.data.preprocess import decode_image
 from rtdetr_tool.data.voc import read_split as read_voc
 from rtdetr_tool.data.yolo import read_split as read_yolo
 from rtdetr_tool.errors import DataError, MachineError

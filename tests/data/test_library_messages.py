@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetr_tool.data.preprocess import decode_image, decode_pil_image
+from rtdetr_tool.data.decoding import decode_image, decode_pil_image
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_messages_of_libtiff_are_logged_and_not_printed(damaged, capfd, caplog):
 
 def test_a_separate_process_prints_nothing(damaged, without_exif):
     script = (
-        "import sys; from PIL import Image; from rtdetr_tool.data.preprocess import decode_image, image_header\n"
+        "import sys; from PIL import Image; from rtdetr_tool.data.decoding import decode_image, image_header\n"
         "from rtdetr_tool.errors import DataError\n"
         "for path in sys.argv[1:]:\n"
         "    try: image_header(path); decode_image(path)\n"

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rtdetr_tool.data.decoding import decode_image, image_size
 from rtdetr_tool.data.preprocess import (
-    decode_image,
     draw_scale,
-    image_size,
     input_size,
     letterbox_size,
     load_image,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rtdetr_tool import status as status_module
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.data.inspection import read_files
+from rtdetr_tool.data.file_check import read_files
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.files import write_atomically

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from rtdetr_tool.data import coco, yolo_yaml
+from rtdetr_tool.data import coco, coco_json, yolo_yaml
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import read_classmap
 from rtdetr_tool.errors import CheckpointError, DataError, UserError
@@ -63,9 +63,9 @@ def sparse_file(path, size):
 
 
 def test_files_beyond_their_limits_are_refused_without_being_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(coco, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(coco_json, "LARGEST_FILE", 1 << 20)
     with pytest.raises(DataError, match="larger than the limit of 1048576 bytes"):
-        coco.load_json(str(sparse_file(tmp_path / "a.json", 1 << 21)))
+        coco_json.load_json(str(sparse_file(tmp_path / "a.json", 1 << 21)))
     with pytest.raises(DataError, match="than"):
         read_classmap(str(sparse_file(tmp_path / "names.txt", 1 << 30)))
     sparse_file(tmp_path / "m.engine.json", 1 << 30)
@@ -169,7 +169,7 @@ def test_no_reader_waits_for_a_pipe(tmp_path):
         (read_engine_file, "m.engine", CheckpointError),
         (read_engine_file, "n.engine", CheckpointError),
         (read_classmap, "names.txt", DataError),
-        (coco.load_json, "a.json", DataError),
+        (coco_json.load_json, "a.json", DataError),
     ):
         with pytest.raises(error):
             read(str(tmp_path / name))

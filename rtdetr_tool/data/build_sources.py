@@ -1,0 +1,101 @@
+"""Read the data sources of the `dataset` section of a spec, with classes decided over all splits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from rtdetr_tool.data.coco import read_source
+from rtdetr_tool.data.dataset_folder import read_dataset_folder
+from rtdetr_tool.data.folder import find_images
+from rtdetr_tool.data.joining import decide_classes, joined_categories, needs_other_splits
+from rtdetr_tool.data.source import Source, drop_missing_images
+from rtdetr_tool.errors import DataError
+from rtdetr_tool.families import all_families
+from rtdetr_tool.spec import DatasetSpec
+
+
+def train_categories(spec: DatasetSpec) -> dict[int, str]:
+    """Category id -> name of all training sources, independent of `num_classes`."""
+    return joined_categories(sources_with_classes(spec, "train"))
+
+
+def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+    """The annotations of every source of `train`, `val` or `test`, in any format.
+
+    Raises:
+        DataError: `masks` is set, but a source has no masks.
+    """
+    entries = _entries(spec, split)
+    if not entries:
+        raise DataError(
+            f"dataset.{split}_data_sources: required, but not set; expected image_dir and json_file, or dataset_dir"
+        )
+    sources = [_read(entry, split, spec.format, masks) for entry in entries]
+    for source in sources:
+        objects = sum(len(image.rows) for image in source.images.values())
+        if masks and objects and not source.has_masks:
+            raise DataError(
+                f"{source.name} (dataset.{split}_data_sources) has {objects} objects, but none has a mask, which a "
+                "segmentation head requires. Use COCO files with `segmentation` or YOLO labels with polygons, or train "
+                f"only boxes ({' or '.join(filter(None, (family.without_masks() for family in all_families())))})."
+            )
+    return sources
+
+
+def source_images(spec: DatasetSpec, split: str) -> list[str]:
+    """Image files of `train`, `val`, `test` or `infer`: all in an image_dir, or those of the split in a dataset_dir."""
+    paths: dict[str, None] = {}
+    for entry in _entries(spec, split):
+        if entry.get("dataset_dir"):
+            source = _read(entry, split, spec.format)
+            drop_missing_images(source, "skip")
+            paths.update(dict.fromkeys(image.path for image in source.images.values()))
+        elif entry.get("image_dir"):
+            paths.update(dict.fromkeys(find_images(entry["image_dir"])))
+    if not paths:
+        raise DataError(f"dataset.{split}_data_sources has no images; expected at least one.")
+    return list(paths)
+
+
+def _read(entry: Mapping[str, Any], split: str, data_format: str, masks: bool = False) -> Source:
+    """A source `{image_dir, json_file}` or `{dataset_dir, split}`."""
+    if entry.get("dataset_dir"):
+        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format, masks)
+    else:
+        missing = [key for key in ("image_dir", "json_file") if not entry.get(key)]
+        if missing:
+            raise DataError(
+                f"dataset.{split}_data_sources: {' and '.join(missing)} required, but not set in {dict(entry)}"
+            )
+        source = read_source(entry["image_dir"], entry["json_file"], masks)
+    if not source.images:
+        raise DataError(f"{source.name} (dataset.{split}_data_sources) has no images; expected at least one.")
+    return source
+
+
+def sources_with_classes(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+    """The sources of a split, with classes decided over all splits of the spec."""
+    sources = read_sources(spec, split, masks)
+    if needs_other_splits(sources):
+        decide_classes(sources, _other_splits(spec, split))
+    return sources
+
+
+def _other_splits(spec: DatasetSpec, split: str) -> list[Source]:
+    """The sources of the other splits, without duplicates; unreadable ones are reported when they are loaded."""
+    read, sources = _entries(spec, split), []
+    for other in ("train", "val", "test"):
+        for entry in _entries(spec, other):
+            if entry in read:
+                continue
+            read.append(entry)
+            with contextlib.suppress(DataError):
+                sources.append(_read(entry, other, spec.format))
+    return sources
+
+
+def _entries(spec: DatasetSpec, split: str) -> list[Mapping[str, Any]]:
+    value = getattr(spec, f"{split}_data_sources")
+    return [value] if isinstance(value, Mapping) else list(value or [])
