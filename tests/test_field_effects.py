@@ -845,11 +845,18 @@ def test_every_field_of_a_command_is_set_in_its_tests(command):
     assert unset == []
 
 
+OF_TORCH_CLASSES = (
+    "optim.optimizer_kwargs", "optim.lr_scheduler_kwargs", "optim.lr_scheduler_interval",
+    "optim.lr_scheduler_monitor", "best_metric", "skip_best_epochs", "num_sanity_val_steps",
+)  # fmt: skip
+
+
 def test_every_field_is_accounted_for():
     seen = {row[0].replace("__", ".") for row in ROWS} | {"train.verbose"}
     in_recipe = ("compute_val_loss", "log_per_class_metrics", "effective_batch_size", "notes")
     seen |= {f"train.{field}" for field in in_recipe}  # training/test_recipe.py
     seen |= {"train.compute_test_loss", "train.early_stopping.use_ema"}  # training/test_logged_keys.py
+    seen |= {f"train.{field}" for field in OF_TORCH_CLASSES}  # training/test_torch_classes.py
     seen |= {f"model.frozen_fm.{field}" for field in ("enabled", "backbone", "checkpoint")}
     seen |= {f"{command}.{field}" for command, field, _ in COMMAND_ROWS} | COMMAND_ROWS_ELSEWHERE | OF_DISTILL
     unaccounted = [

@@ -16,6 +16,12 @@ _LOGGED_SCORES = {name: tao for tao, name in _TAO_SCORES.items()}
 _TAO_NAME = re.compile(r"(train|val|test)_(.+)")
 
 
+def best_score_name(metric: str, masks: bool) -> str:
+    """The validation score that decides the best checkpoint, for a value of `train.best_metric`."""
+    name = {"mAP": MAP, "mAR": "mAR"}[metric]
+    return f"val/segm_{name}" if masks else f"val/{name}"
+
+
 def logged_name(name: str) -> str:
     """The name under which a metric is logged: `val/mAP_50_95` for it and for TAO's `val_mAP`."""
     match = _TAO_NAME.fullmatch(name)

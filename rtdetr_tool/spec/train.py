@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec
 from rtdetr_tool.spec.fields import INF, field
 
 SCHEDULERS = ("MultiStep", "StepLR", "Cosine")
 PRECISIONS = ("bf16", "fp32", "fp16")
+OPTIMIZER_PREFIX, SCHEDULER_PREFIX = "torch.optim.", "torch.optim.lr_scheduler."  # of classes by dotted name
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,16 @@ class EarlyStoppingSpec:
 class OptimSpec:
     """Optimizer and learning-rate schedule."""
 
-    optimizer: str = field("AdamW", "Optimizer.", options=("AdamW", "SGD"), parameter_groups=True)
+    optimizer: str = field(
+        "AdamW",
+        "Optimizer; others of torch by dotted name, such as torch.optim.RAdam.",
+        options=("AdamW", "SGD"),
+        prefix=OPTIMIZER_PREFIX,
+        parameter_groups=True,
+    )
+    optimizer_kwargs: dict[str, Any] = field(
+        {}, "Further keyword arguments of the optimizer, such as {eps: 1.0e-7}.", origin="ours"
+    )
     monitor_name: str = field(
         "val_loss",
         "Accepted for old specs; neither schedule watches a metric.",
@@ -82,8 +93,22 @@ class OptimSpec:
     lr_scheduler: str = field(
         "MultiStep",
         "MultiStep: multiply by lr_decay at each epoch in lr_steps. StepLR: multiply by lr_decay every lr_step_size "
-        "epochs. Cosine: half a cosine down to lr_min_factor at the last step.",
+        "epochs. Cosine: half a cosine down to lr_min_factor at the last step. Others of torch by dotted name, such as "
+        "torch.optim.lr_scheduler.OneCycleLR.",
         options=SCHEDULERS,
+        prefix=SCHEDULER_PREFIX,
+    )
+    lr_scheduler_kwargs: dict[str, Any] = field(
+        {}, "Keyword arguments of a schedule by dotted name, such as {gamma: 0.9}.", origin="ours"
+    )
+    lr_scheduler_interval: str = field(
+        "step",
+        "When a schedule by dotted name advances; ReduceLROnPlateau always advances per validated epoch.",
+        options=("step", "epoch"),
+        origin="ours",
+    )
+    lr_scheduler_monitor: str = field(
+        "val/loss", "The metric that torch.optim.lr_scheduler.ReduceLROnPlateau follows.", origin="ours"
     )
     lr_steps: list[int] = field(
         [1000], "MultiStep: epochs at which the learning rate is multiplied by lr_decay.", min=0, unit="epochs"
@@ -207,6 +232,23 @@ class TrainSpec:
         origin="ours",
     )
     drop_path_epochs: int = field(0, "See drop_path_schedule.", min=0, max=INF, unit="epochs", origin="ours")
+    best_metric: str = field(
+        "mAP",
+        "The score that decides the best checkpoint and early stopping (of the masks, if the model has them).",
+        options=("mAP", "mAR"),
+        origin="ours",
+    )
+    skip_best_epochs: int = field(
+        0,
+        "First epochs that can neither be the best one nor count for early stopping.",
+        min=0,
+        max=INF,
+        unit="epochs",
+        origin="ours",
+    )
+    num_sanity_val_steps: int = field(
+        0, "Validation batches to run before training, to find errors early.", min=0, unit="batches", origin="ours"
+    )
     early_stopping: EarlyStoppingSpec = field(EarlyStoppingSpec, "Early stopping of a run that no longer improves.")
     compute_val_loss: bool = field(True, "Also compute the losses in validation.", origin="ours")
     compute_test_loss: bool = field(True, "Also compute the losses when Lightning tests.", origin="ours")

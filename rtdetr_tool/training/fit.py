@@ -31,6 +31,7 @@ from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.logger_failures import log_thread_failures
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.out_of_memory import explain_out_of_memory
+from rtdetr_tool.training.torch_classes import check_classes
 from rtdetr_tool.training.trainer import build_trainer, seed_run
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def _fit(
     **trainer_kwargs: Any,
 ) -> FitResult:
     logger.info("%s", recipe_line(spec))
+    check_classes(spec.train.optim)
     seed_run(spec.train.seed)
     datamodule = DetectionDataModule(spec)
     datamodule.setup("fit")
@@ -157,6 +159,7 @@ def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> Fi
         result,
         best_score=saver.best_score,
         best_epoch=saver.best_epoch,
+        best_metric=saver.monitor,
         best_path=saver.best_path,
         latest_path=saver.latest_path or resume,
     )

@@ -23,6 +23,7 @@ class FitResult:
     metrics: dict[str, float | None] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int | None = None
+    best_metric: str = VAL_MAP  # what best_score is
     best_path: Path | None = None
     latest_path: Path | None = None
     resumed_from: Path | None = None
@@ -38,8 +39,7 @@ def show_result(result: FitResult) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     if result.best_score is not None:
-        monitor = VAL_MASK_MAP if VAL_MASK_MAP in result.metrics else VAL_MAP
-        table.add_row(f"Best {monitor}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
+        table.add_row(f"Best {result.best_metric}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
     for name in (VAL_MAP, "val/mAP_50", VAL_MASK_MAP, "val/segm_mAP_50", VAL_LOSS, TRAIN_LOSS):
         if name in result.metrics:
             value = result.metrics[name]

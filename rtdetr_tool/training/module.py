@@ -205,9 +205,10 @@ class DetectorModule(ScoredModule):
         train, optim = self.spec.train, self.spec.train.optim
         groups = self.parameter_groups()
         fused = resolve_precision(train) != "fp16" and self.device.type in ("cpu", "cuda")
-        optimizer = build_optimizer(optim.optimizer, groups, momentum=optim.momentum, fused=fused)
-        schedule = build_schedule(train, optimizer, self._total_steps())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = build_optimizer(
+            optim.optimizer, groups, momentum=optim.momentum, fused=fused, keywords=optim.optimizer_kwargs
+        )
+        return {"optimizer": optimizer, "lr_scheduler": build_schedule(train, optimizer, self._total_steps())}
 
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run, or 0 if the schedule does not need them or there is no trainer."""

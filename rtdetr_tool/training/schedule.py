@@ -8,16 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec.metric_names import VAL_LOSS, logged_name
 from rtdetr_tool.spec.train import SCHEDULERS, TrainSpec
+from rtdetr_tool.training.torch_classes import create, schedule_class
 
 
-def build_schedule(train: TrainSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> StagedSchedule:
-    """The schedule of a run with `total_steps` optimizer steps (0 if the schedule does not need them)."""
+def build_schedule(train: TrainSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
+    """The schedule of a run with `total_steps` optimizer steps (0 if the schedule does not need them), for Lightning.
+
+    Its keys are `scheduler`, `interval` and, for a schedule that follows a metric, `monitor`.
+    """
     optim = train.optim
-    return StagedSchedule(
+    if optim.lr_scheduler not in SCHEDULERS:
+        return _schedule_of_torch(train, optimizer, total_steps)
+    schedule = StagedSchedule(
         optimizer,
         kind=optim.lr_scheduler,
         decay=optim.lr_decay,
@@ -27,6 +34,29 @@ def build_schedule(train: TrainSpec, optimizer: torch.optim.Optimizer, total_ste
         total_steps=total_steps,
         min_factor=optim.lr_min_factor,
     )
+    return {"scheduler": schedule, "interval": "step"}
+
+
+def _schedule_of_torch(train: TrainSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
+    optim = train.optim
+    kind = schedule_class(optim.lr_scheduler)
+    schedule = create("lr_scheduler_kwargs", kind, optimizer, optim.lr_scheduler_kwargs)
+    warmup = optim.warmup_steps or int(optim.warmup_epochs * total_steps / train.num_epochs)
+    follows_metric = isinstance(schedule, ReduceLROnPlateau)
+    if warmup and (follows_metric or optim.lr_scheduler_interval == "epoch"):
+        raise SpecError(
+            f"train.optim.warmup_steps and warmup_epochs are not supported with lr_scheduler={optim.lr_scheduler}, "
+            "unless it advances per step; set them to 0"
+        )
+    if follows_metric:
+        monitor = logged_name(optim.lr_scheduler_monitor)
+        if monitor == VAL_LOSS and not train.compute_val_loss:
+            raise SpecError("train.optim.lr_scheduler_monitor: val/loss requires train.compute_val_loss=true")
+        return {"scheduler": schedule, "interval": "epoch", "monitor": monitor, "frequency": train.validation_interval}
+    if warmup:
+        ramp = LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
+        schedule = SequentialLR(optimizer, [ramp, schedule], [warmup])
+    return {"scheduler": schedule, "interval": optim.lr_scheduler_interval}
 
 
 class StagedSchedule(LRScheduler):

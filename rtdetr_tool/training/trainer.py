@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.ops.tf32 import set_tf32
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.spec.metric_names import VAL_MAP, VAL_MASK_MAP
+from rtdetr_tool.spec.metric_names import best_score_name
 from rtdetr_tool.training.callbacks.batch_preview import BatchPreview
 from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
 from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
@@ -73,7 +73,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         "check_val_every_n_epoch": train.validation_interval,
         "gradient_clip_val": train.clip_grad_norm or None,
         "gradient_clip_algorithm": "norm",
-        "num_sanity_val_steps": 0,
+        "num_sanity_val_steps": train.num_sanity_val_steps,
         "use_distributed_sampler": False,
         "log_every_n_steps": 10,
         "enable_model_summary": False,
@@ -120,7 +120,7 @@ def choose_strategy(
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     """The callbacks of a run, in the order in which they must act."""
     train = spec.train
-    monitor = VAL_MASK_MAP if spec.model.predicts_masks else VAL_MAP
+    monitor = best_score_name(train.best_metric, spec.model.predicts_masks)
     callbacks: list[Callback] = [EpochResume()]
     if train.enable_ema:
         callbacks.append(
@@ -137,14 +137,21 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
         callbacks.append(RunReport(folder, "Distillation" if spec.distill is not None else "Training"))
     callbacks += [ProgressReport(), StatusReport()]  # after reports, which take time that is not training
     if train.early_stopping.enabled:
-        callbacks.append(EarlyStopping.from_spec(train.early_stopping, monitor))
+        callbacks.append(EarlyStopping.from_spec(train.early_stopping, monitor, train.skip_best_epochs))
     if train.drop_path_schedule != "constant":
         callbacks.append(DropPathSchedule(train.drop_path_schedule, train.drop_path_epochs))
     if train.save_dataset_grids:
         callbacks.append(BatchPreview(folder / "dataset_grids"))
     ranking = CheckpointRanking(folder, train.checkpointer, monitor) if train.checkpointer.enable_topk else None
     callbacks.append(
-        PeriodicCheckpoint(folder, train.checkpoint_interval, train.checkpoint_interval_unit, monitor, ranking)
+        PeriodicCheckpoint(
+            folder,
+            train.checkpoint_interval,
+            train.checkpoint_interval_unit,
+            monitor,
+            ranking,
+            skip_epochs=train.skip_best_epochs,
+        )
     )
     callbacks.append(PreemptionSave())
     return callbacks

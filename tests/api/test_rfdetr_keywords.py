@@ -31,7 +31,8 @@ OTHER = {
     "clip_max_norm": 1.0, "seed": 3, "sync_bn": True, "strategy": "fsdp", "devices": 2, "num_nodes": 2,
     "lr_scheduler": "cosine", "lr_scheduler_kwargs": {"lr_drop": 7}, "optimizer": "sgd",
     "optimizer_kwargs": {"betas": (0.8, 0.999)}, "compute_val_loss": False, "compute_test_loss": False,
-    "pin_memory": False, "early_stopping_use_ema": True,
+    "pin_memory": False, "early_stopping_use_ema": True, "best_model_metric": "mar", "skip_best_epochs": 2,
+    "num_sanity_val_steps": 2, "lr_scheduler_interval": "epoch", "lr_scheduler_monitor": "val/mAP_50",
 }  # fmt: skip
 ELSEWHERE = {"class_names", "run_test"}  # read by `Detector.train`
 
@@ -104,9 +105,10 @@ def test_a_field_of_the_model_works_warns_or_is_refused(row, caplog):
         ({"amp_dtype": "fp8"}, "amp_dtype: 'fp8' is not supported"),
         ({"multi_scale": "per-sample"}, "multi_scale: 'per-sample'"),
         ({"aug_config": {"Blur": {}}}, "aug_config: expected"),
-        ({"lr_scheduler": "torch.optim.lr_scheduler.CyclicLR"}, "lr_scheduler: .* is not supported"),
+        ({"lr_scheduler": "mine.Schedule"}, "lr_scheduler: .* is not supported"),
+        ({"best_model_metric": "loss"}, "best_model_metric: 'loss' is not supported"),
         ({"optimizer": "lion"}, "optimizer: 'lion' is not supported"),
-        ({"optimizer_kwargs": {"eps": 1}}, "optimizer_kwargs: eps is not supported"),
+        ({"optimizer_kwargs": 1}, "optimizer_kwargs: 1 is invalid"),
         ({"square_resize_div_64": False}, "preserve_aspect_ratio"),
         ({"notes": object()}, "notes: object is invalid"),
     ],

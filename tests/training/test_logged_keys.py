@@ -126,7 +126,11 @@ def test_early_stopping_follows_the_better_weights_or_the_average(use_ema, waite
     for raw, averaged in ((0.1, 0.5), (0.6, 0.4)):
         metrics = {"val/mAP_50_95": torch.tensor(raw), "val/ema_mAP_50_95": torch.tensor(averaged)}
         trainer = SimpleNamespace(
-            callback_metrics=metrics, state=SimpleNamespace(fn="fit"), sanity_checking=False, callbacks=[average]
+            callback_metrics=metrics,
+            state=SimpleNamespace(fn="fit"),
+            sanity_checking=False,
+            callbacks=[average],
+            current_epoch=0,
         )
         callback.on_validation_end(trainer, None)
     assert callback.waited == waited and callback.best == pytest.approx(0.5 if use_ema else 0.6)

@@ -147,5 +147,5 @@ def test_an_unknown_schedule_or_optimizer_is_a_spec_error():
     weight = nn.Parameter(torch.ones(1))
     with pytest.raises(SpecError, match="MultiStep, StepLR, Cosine"):
         StagedSchedule(torch.optim.SGD([weight], lr=1.0), kind="Plateau")
-    with pytest.raises(SpecError, match="AdamW or SGD"):
+    with pytest.raises(SpecError, match="AdamW, SGD or an optimizer of torch"):
         build_optimizer("Lion", [{"params": [weight], "lr": 1.0}], momentum=0.9)

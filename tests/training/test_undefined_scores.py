@@ -54,7 +54,7 @@ def test_early_stopping_ignores_a_non_finite_score(score):
     callback = EarlyStopping(patience=1)
     trainer = SimpleNamespace(
         callback_metrics={"val/mAP_50_95": torch.tensor(score)}, state=SimpleNamespace(fn="fit"), sanity_checking=False,
-        callbacks=[], should_stop=False,
+        callbacks=[], should_stop=False, current_epoch=0,
     )  # fmt: skip
     for _ in range(3):
         callback.on_validation_end(trainer, None)

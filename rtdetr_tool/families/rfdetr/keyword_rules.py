@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.keywords import Rule, Settings
-
-FieldOf = Callable[[Any], tuple[str, Any]]  # a value -> the spec field that it sets, and its value there
+from rtdetr_tool.spec.train import OPTIMIZER_PREFIX, SCHEDULER_PREFIX
 
 
 def only(name: str, accepted: dict[Any, Settings], alternative: str) -> Rule:
@@ -65,49 +63,48 @@ def aug_config(config: Any) -> Settings:
 
 def scheduler(name: Any) -> Settings:
     if not isinstance(name, str):
-        raise UserError("lr_scheduler: expected 'step' or 'cosine'; pass a schedule of your own in a DetectorModule")
+        raise UserError("lr_scheduler: expected a name; pass a schedule of your own in a DetectorModule")
+    if name.startswith(SCHEDULER_PREFIX):
+        return {"train.optim.lr_scheduler": name}
     kind = {"cosine": "Cosine", "step": "MultiStep"}.get(name.strip().lower(), name)
     if kind not in ("Cosine", "MultiStep", "StepLR"):
         raise UserError(
-            f"lr_scheduler: {name!r} is not supported; expected 'step', 'cosine' or 'StepLR'. Override "
-            "DetectorModule.configure_optimizers for other schedules."
+            f"lr_scheduler: {name!r} is not supported; expected 'step', 'cosine', 'StepLR' or a dotted name from "
+            "torch.optim.lr_scheduler. Override DetectorModule.configure_optimizers for other schedules."
         )
     return {"train.optim.lr_scheduler": kind}
 
 
 def scheduler_kwargs(values: Any) -> Settings:
-    fields: dict[str, FieldOf] = {
-        "lr_drop": lambda v: ("train.optim.lr_steps", [v]),
-        "min_factor": lambda v: ("train.optim.lr_min_factor", v),
-    }
-    _check_names("lr_scheduler_kwargs", values, fields)
-    return dict(fields[name](value) for name, value in values.items())
+    """`lr_drop` and `min_factor` belong to the schedules `step` and `cosine`, all others to one by dotted name."""
+    values = _keywords("lr_scheduler_kwargs", values)
+    fields: Settings = {}
+    if "lr_drop" in values:
+        fields["train.optim.lr_steps"] = [values.pop("lr_drop")]
+    if "min_factor" in values:
+        fields["train.optim.lr_min_factor"] = values.pop("min_factor")
+    return {**fields, **({"train.optim.lr_scheduler_kwargs": values} if values else {})}
 
 
 def optimizer(name: Any) -> Settings:
     known = {"adamw": "AdamW", "sgd": "SGD", "torch.optim.adamw": "AdamW", "torch.optim.sgd": "SGD"}
-    if not isinstance(name, str) or name.strip().lower() not in known:
-        raise UserError(
-            f"optimizer: {name!r} is not supported; expected 'adamw' or 'sgd' (or torch.optim.AdamW, torch.optim.SGD). "
-            "Override DetectorModule.configure_optimizers for other optimizers."
-        )
-    return {"train.optim.optimizer": known[name.strip().lower()]}
+    if isinstance(name, str) and name.strip().lower() in known:
+        return {"train.optim.optimizer": known[name.strip().lower()]}
+    if isinstance(name, str) and name.startswith(OPTIMIZER_PREFIX):
+        return {"train.optim.optimizer": name}
+    raise UserError(
+        f"optimizer: {name!r} is not supported; expected 'adamw', 'sgd' or the dotted name of one in torch.optim. "
+        "Override DetectorModule.configure_optimizers for other optimizers."
+    )
 
 
 def optimizer_kwargs(values: Any) -> Settings:
-    fields: dict[str, FieldOf] = {
-        "lr": lambda v: ("train.optim.lr", v),
-        "weight_decay": lambda v: ("train.optim.weight_decay", v),
-        "momentum": lambda v: ("train.optim.momentum", v),
-        "betas": lambda v: ("train.optim.momentum", v[0]),
-    }
-    _check_names("optimizer_kwargs", values, fields)
-    if "betas" in values and (len(values["betas"]) != 2 or values["betas"][1] != 0.999):
-        raise UserError("optimizer_kwargs: betas must be (beta1, 0.999); only beta1 can be set")
-    return dict(fields[name](value) for name, value in values.items())
+    values = _keywords("optimizer_kwargs", values)
+    fields = {f"train.optim.{name}": values.pop(name) for name in ("lr", "weight_decay") if name in values}
+    return {**fields, **({"train.optim.optimizer_kwargs": values} if values else {})}
 
 
-def _check_names(where: str, values: Any, fields: Mapping[str, FieldOf]) -> None:
-    unknown = sorted(set(values) - set(fields)) if isinstance(values, dict) else [repr(values)]
-    if unknown:
-        raise UserError(f"{where}: {', '.join(unknown)} is not supported; expected {', '.join(fields)}")
+def _keywords(where: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"{where}: {values!r} is invalid; expected a dictionary of keyword arguments")
+    return dict(values)

@@ -40,8 +40,7 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("ema_tau", 100, "works", "train.ema.tau"),
     Keyword("checkpoint_interval", 10, "works", "train.checkpoint_interval", "the default here is 1, so that a run can "
             "be resumed from every epoch"),
-    Keyword("skip_best_epochs", 0, "refused", note="every validated epoch can become the best one; start with a "
-            "validation later through eval_interval"),
+    Keyword("skip_best_epochs", 0, "works", "train.skip_best_epochs"),
     Keyword("smooth_alpha", 0.0, "refused", note="the best epoch is chosen by its own score"),
     Keyword("warmup_epochs", 0.0, "works", "train.optim.warmup_epochs"),
     Keyword("lr_vit_layer_decay", 0.8, "works", "train.optim.lr_layer_decay"),
@@ -80,7 +79,12 @@ TRAIN: tuple[Keyword, ...] = (
               "FP8 training is not supported."),
         "train.precision; fp8 is refused",
     ),
-    Keyword("best_model_metric", "map", "refused", note="the best checkpoint is the one with the highest mAP"),
+    Keyword(
+        "best_model_metric", "map", "works",
+        only("best_model_metric", {"map": {"train.best_metric": "mAP"}, "mar": {"train.best_metric": "mAR"}},
+              "For other metrics, keep checkpoints with train.checkpointer.monitor."),
+        "train.best_metric",
+    ),
     Keyword("early_stopping", False, "works", "train.early_stopping.enabled"),
     Keyword("early_stopping_patience", 10, "works", "train.early_stopping.patience"),
     Keyword("early_stopping_min_delta", 0.001, "works", "train.early_stopping.min_delta"),
@@ -89,7 +93,8 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("tensorboard", True, "works", "train.tensorboard"),
     Keyword("wandb", False, "works", "wandb.enable"),
     Keyword("mlflow", False, "works", "mlflow.enable"),
-    Keyword("clearml", False, "refused", note="ClearML is not supported; use wandb, mlflow or tensorboard"),
+    Keyword("clearml", False, "refused", note="ClearML is not supported, as in the package; use wandb, mlflow or "
+            "tensorboard"),
     Keyword("project", None, "works",
             lambda name: {} if name is None else {"wandb.project": name, "mlflow.experiment": name},
             "wandb.project and mlflow.experiment"),
@@ -118,21 +123,24 @@ TRAIN: tuple[Keyword, ...] = (
             "train.distributed_strategy"),
     Keyword("devices", 1, "works", "train.num_gpus"),
     Keyword("num_nodes", 1, "works", "train.num_nodes"),
-    Keyword("fp16_eval", False, "refused", note="validation uses the precision of training; set amp_dtype"),
-    Keyword("lr_scheduler", "step", "works", scheduler, "train.optim.lr_scheduler; step, cosine and StepLR"),
-    Keyword("lr_scheduler_kwargs", {}, "works", scheduler_kwargs, "lr_drop: train.optim.lr_steps, min_factor: "
-            "train.optim.lr_min_factor"),
-    Keyword("lr_scheduler_interval", "step", "refused", note="schedules are advanced after every step"),
-    Keyword("lr_scheduler_monitor", "val/loss", "warned", note="no schedule watches a metric"),
-    Keyword("optimizer", "adamw", "works", optimizer, "train.optim.optimizer; AdamW and SGD"),
-    Keyword("optimizer_kwargs", {}, "works", optimizer_kwargs, "lr, weight_decay, momentum, betas"),
+    Keyword("fp16_eval", False, "warned", note="validation uses the precision of training, as in the package"),
+    Keyword("lr_scheduler", "step", "works", scheduler, "train.optim.lr_scheduler; step, cosine, StepLR and others of "
+            "torch.optim.lr_scheduler"),
+    Keyword("lr_scheduler_kwargs", {}, "works", scheduler_kwargs, "train.optim.lr_scheduler_kwargs; lr_drop: "
+            "train.optim.lr_steps, min_factor: train.optim.lr_min_factor"),
+    Keyword("lr_scheduler_interval", "step", "works", "train.optim.lr_scheduler_interval", "of a schedule by dotted "
+            "name"),
+    Keyword("lr_scheduler_monitor", "val/loss", "works", "train.optim.lr_scheduler_monitor", "of ReduceLROnPlateau"),
+    Keyword("optimizer", "adamw", "works", optimizer, "train.optim.optimizer; AdamW, SGD and others of torch.optim"),
+    Keyword("optimizer_kwargs", {}, "works", optimizer_kwargs, "train.optim.optimizer_kwargs; lr and weight_decay set "
+            "train.optim.lr and weight_decay"),
     Keyword("dont_save_weights", False, "refused", note="a run always saves checkpoints; delete output_dir afterwards"),
     Keyword("train_log_sync_dist", False, "warned", note="logged losses are always averaged over processes per epoch"),
     Keyword("train_log_on_step", False, "warned", note="the total loss is always logged per step, its terms per epoch"),
     Keyword("compact_train_metrics", True, "warned", note="the terms of the last layer are logged"),
     Keyword("compute_train_metrics", False, "refused", note="metrics are computed on validation and test data; "
             "pass the training data to evaluate()"),
-    Keyword("num_sanity_val_steps", 0, "refused", note="there is no sanity check before training; use is_dry_run=True"),
+    Keyword("num_sanity_val_steps", 0, "works", "train.num_sanity_val_steps"),
     Keyword(
         "compute_val_loss", "auto", "works",
         only("compute_val_loss", {"auto": {}, True: {"train.compute_val_loss": True},

@@ -26,18 +26,24 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self, patience: int = 10, min_delta: float = 0.001, monitor: str = VAL_MAP, use_ema: bool = False
+        self,
+        patience: int = 10,
+        min_delta: float = 0.001,
+        monitor: str = VAL_MAP,
+        use_ema: bool = False,
+        skip_epochs: int = 0,
     ) -> None:
         self.patience, self.min_delta, self.monitor, self.use_ema = patience, min_delta, logged_name(monitor), use_ema
+        self.skip_epochs = skip_epochs  # whose scores do not count
         self.best: float | None = None
         self.waited = 0
 
     @classmethod
-    def from_spec(cls, section: EarlyStoppingSpec, monitor: str) -> EarlyStopping:
-        return cls(section.patience, section.min_delta, monitor, section.use_ema)
+    def from_spec(cls, section: EarlyStoppingSpec, monitor: str, skip_epochs: int = 0) -> EarlyStopping:
+        return cls(section.patience, section.min_delta, monitor, section.use_ema, skip_epochs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.current_epoch < self.skip_epochs:
             return
         average = average_of(trainer)
         names = [self.monitor]

@@ -37,9 +37,11 @@ class PeriodicCheckpoint(Checkpoint):
         unit: str = "epoch",
         monitor: str = VAL_MAP,
         ranking: CheckpointRanking | None = None,
+        skip_epochs: int = 0,
     ) -> None:
         self.folder = Path(folder)
         self.interval, self.unit, self.monitor, self.ranking = interval, unit, logged_name(monitor), ranking
+        self.skip_epochs = skip_epochs  # which cannot be the best one
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.best_of_each: dict[str, float] = {}  # by kind of weights, with train.ema.validate_both
@@ -121,7 +123,7 @@ class PeriodicCheckpoint(Checkpoint):
     def _update_best(self, trainer: Trainer, epoch: int) -> bool:
         """Whether this epoch was validated and is better than all before it."""
         scores = self._scores(trainer)
-        if not scores or self._validated_epoch != epoch:
+        if not scores or self._validated_epoch != epoch or epoch < self.skip_epochs:
             return False
         if len(scores) > 1:
             self._save_best_of_each(trainer, scores)

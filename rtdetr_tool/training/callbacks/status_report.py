@@ -34,7 +34,7 @@ class StatusReport(Callback):
         self._epoch_started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             metrics = cast("DetectorModule", pl_module).metrics
             undefined = {tao_name(name): None for name in _VALIDATION if metrics.get(name, 0.0) is None}
             current_status().running("Eval metrics generated.", kpi=_logged(trainer, _VALIDATION) | undefined)
