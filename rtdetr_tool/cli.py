@@ -56,6 +56,8 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
         return parser
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", required=True, help="spec file, YAML or JSON")
     parser.add_argument("-r", "--results_dir", metavar="DIR", help="root of all results; same as results_dir=DIR")
+    parser.add_argument("-g", "--gpus", type=int, metavar="N", help="number of GPUs, as in TAO's launcher")
+    parser.add_argument("-k", "--key", metavar="KEY", help="accepted for TAO's launcher; files are not encrypted")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -107,10 +109,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(command: str, options: argparse.Namespace, last: bool = False) -> int:
     """Check the spec, then import the command and run it in a session; `last`: the process ends afterwards."""
     from rtdetr_tool.spec import read_spec
+    from rtdetr_tool.spec.launcher import gpu_overrides
 
     overrides = list(options.overrides)
     if options.results_dir is not None:
         overrides.append(f"results_dir={quoted(options.results_dir)}")
+    if options.key is not None:
+        overrides.append(f"encryption_key={quoted(options.key)}")
+    if options.gpus is not None:
+        overrides += gpu_overrides(command, options.gpus, options.experiment_spec_file, overrides)
     loaded = read_spec(options.experiment_spec_file, overrides, command)
     from rtdetr_tool.commands.session import run_session
 

@@ -7,14 +7,22 @@ import json
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.log import drop_stdout
+from rtdetr_tool.log import drop_stdout, showable
 from rtdetr_tool.spec.commands import WITH_SPEC
-from rtdetr_tool.spec.default_spec import default_data, default_yaml
+from rtdetr_tool.spec.default_spec import default_data, default_yaml, whole_yaml
 from rtdetr_tool.spec.json_schema import json_schema
+from rtdetr_tool.spec.launcher import whole_spec_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("spec_command", metavar="command", choices=sorted(WITH_SPEC), help=", ".join(WITH_SPEC))
+    command = parser.add_argument(
+        "arguments",
+        metavar="command",
+        nargs="+",
+        help=f"{', '.join(WITH_SPEC)}; or TAO's `module_name=rtdetr results_dir=DIR`, which writes the fields of all "
+        "commands to DIR/experiment.yaml",
+    )
+    command.completer = lambda **_: [*WITH_SPEC, "module_name=rtdetr"]  # type: ignore[attr-defined]  # for argcomplete
     parser.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of the terminal")
     parser.add_argument("--json", action="store_true", help="JSON instead of YAML")
     parser.add_argument("--schema", action="store_true", help="the JSON Schema instead of the default values")
@@ -22,7 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    command = options.spec_command
+    if "=" in options.arguments[0]:
+        path = whole_spec_path(options.arguments)
+        _write(path, whole_yaml())
+        print(showable(f"Wrote {path}"))
+        return 0
+    command = options.arguments[0]
+    if len(options.arguments) > 1 or command not in WITH_SPEC:
+        raise UserError(
+            f"'{' '.join(options.arguments)}' is invalid; expected one of {', '.join(WITH_SPEC)}, or TAO's "
+            "module_name=rtdetr results_dir=DIR"
+        )
     if options.schema:
         text = json.dumps(json_schema(command), indent=2) + "\n"
     elif options.json:
@@ -35,6 +53,11 @@ def main(options: argparse.Namespace) -> int:
     path = Path(options.output)
     if path.exists() and not options.force:
         raise UserError(f"{path} exists; use --force to overwrite it")
+    _write(path, text)
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
     from rtdetr_tool.files import write_atomically
 
     try:
@@ -42,7 +65,6 @@ def main(options: argparse.Namespace) -> int:
         write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    return 0
 
 
 def _print(text: str) -> None:

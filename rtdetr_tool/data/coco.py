@@ -28,19 +28,32 @@ _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
 
 
 def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
-    """Read `json_file` (a path, or a glob pattern whose files are joined) with images in `image_dir`.
+    """Read `json_file` with images in `image_dir`.
 
+    `json_file` may also be a glob pattern, or a folder with JSON files; the files are joined, in order of their names.
     Masks are read only on request, because they are most of a file.
     """
     if not os.path.isdir(image_dir):
         raise MissingData(f"The image directory {image_dir!r} does not exist (image_dir of json_file {json_file!r}).")
-    paths = sorted(glob.glob(json_file)) if glob.has_magic(json_file) and not os.path.exists(json_file) else [json_file]
-    if not paths:
-        raise DataError(f"No annotation file matches {json_file!r}.")
+    paths = _annotation_files(json_file)
     source = Source(json_file)
     for path in paths:
         _Reader(path, image_dir, source, masks).read()
     return source
+
+
+def _annotation_files(json_file: str) -> list[str]:
+    if os.path.isdir(json_file):
+        paths = sorted(glob.glob(os.path.join(glob.escape(json_file), "*.json")))
+        if not paths:
+            raise DataError(f"The folder {json_file!r} (json_file) has no annotation file; expected *.json in it.")
+        return paths
+    if os.path.exists(json_file) or not glob.has_magic(json_file):
+        return [json_file]
+    paths = sorted(glob.glob(json_file))
+    if not paths:
+        raise DataError(f"No annotation file matches {json_file!r}.")
+    return paths
 
 
 class _Reader:
@@ -127,6 +140,11 @@ class _Reader:
             name.encode()
         except UnicodeEncodeError:
             raise DataError(f"{where} in {self.path} has a file_name that is not valid text: {name!r}.") from None
+        if name.startswith("h5://"):
+            raise DataError(
+                f"{where} in {self.path} is a frame of an HDF5 file, {name!r}; expected an image file, because frames "
+                "of HDF5 files are not supported. Extract them to image files and change file_name to their names."
+            )
         plain = PurePosixPath(name.replace("\\", "/") if os.sep == "/" else name)
         outside = plain.is_absolute() or ".." in plain.parts or re.match(r"[A-Za-z]:|[^/]+:/", name)
         if outside or not plain.parts:

@@ -9,10 +9,14 @@ from rtdetr_tool.formats.table import exported_formats, titles
 
 @dataclass(frozen=True)
 class Requirement:
-    """A required value of a command: one of `fields`, unless another field has a certain value."""
+    """A required value of a command: one of `fields`, unless another field has a certain value.
+
+    With `null_is_default`, null is a value: the command then has a default, which is not that of a field left out.
+    """
 
     fields: tuple[str, ...]
     unless: tuple[str, str] | None = None
+    null_is_default: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ _COMMANDS = (
         ("results_dir", "gen_trt_engine"),
         (
             _one_of("gen_trt_engine.onnx_file"),
-            Requirement(("gen_trt_engine.trt_engine",), unless=("gen_trt_engine.backend", "none")),
+            Requirement(("gen_trt_engine.trt_engine",), ("gen_trt_engine.backend", "none"), null_is_default=True),
         ),
     ),
     Command(

@@ -74,6 +74,16 @@ def default_yaml(command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def whole_yaml() -> str:
+    """The commented spec with the fields of all commands, as TAO's `default_specs` writes it."""
+    data = _section_data(ExperimentSpec)
+    data["distill"] = None
+    _drop_inert(data, "")
+    lines = ["# Default spec of all commands of `rtdetr`. ??? marks required values."]
+    _yaml_section(data, ExperimentSpec, 0, lines)
+    return "\n".join(lines) + "\n"
+
+
 def _yaml_section(data: dict[str, Any], cls: type, depth: int, lines: list[str]) -> None:
     pad = "  " * depth
     entries = {entry.name: entry for entry in dataclasses.fields(cls)}
@@ -99,7 +109,7 @@ def _yaml_value(value: Any) -> str:
 
 
 def comment_of(entry: dataclasses.Field[Any]) -> str:
-    """Help, unit, options and bounds in one line."""
+    """Help, options, bounds, unit and what AutoML may vary, in one line."""
     rules = entry.metadata
     parts = [rules["help"]]
     if rules["options"]:
@@ -109,4 +119,6 @@ def comment_of(entry: dataclasses.Field[Any]) -> str:
         parts.append(f"Allowed: {bounds}.")
     if rules["unit"]:
         parts.append(f"Unit: {rules['unit']}.")
+    if rules["automl"]:
+        parts.append("AutoML may vary it (automl_enabled).")
     return " ".join(parts)

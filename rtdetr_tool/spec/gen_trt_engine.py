@@ -43,7 +43,9 @@ class GenTrtEngineSpec:
     )
     gpu_id: int = field(0, "Device to build on.", min=0)
     onnx_file: str = field(MISSING, "ONNX file to read.", path="read")
-    trt_engine: str | None = field(MISSING, "Engine file to write.", path="written")
+    trt_engine: str | None = field(
+        MISSING, "Engine file to write; null = named after onnx_file, in results_dir.", path="written"
+    )
     timing_cache: str | None = field(None, "Timing cache file, which is read and updated.", path="written")
     batch_size: int = field(-1, "Batch size of the engine; -1 = that of the ONNX file.", min=-1)
     verbose: bool = field(False, "Log what TensorRT does.")

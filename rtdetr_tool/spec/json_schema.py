@@ -21,7 +21,8 @@ def json_schema(command: str) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a spec; all sections are allowed, and values that `command` needs are required."""
     schema = _schema_of_section(ExperimentSpec)
     requirements = [
-        {"anyOf": [_require(name.split(".")) for name in needed.fields]} for needed in WITH_SPEC[command].requires
+        {"anyOf": [_require(name.split("."), needed.null_is_default) for name in needed.fields]}
+        for needed in WITH_SPEC[command].requires
     ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -31,14 +32,20 @@ def json_schema(command: str) -> dict[str, Any]:
     }
 
 
-def _require(path: list[str]) -> dict[str, Any]:
-    inner = {"not": {"type": "null"}} if len(path) == 1 else _require(path[1:])
+def _require(path: list[str], null: bool) -> dict[str, Any]:
+    if len(path) == 1 and null:
+        return {"required": path}
+    inner = {"not": {"type": "null"}} if len(path) == 1 else _require(path[1:], null)
     return {"required": [path[0]], "properties": {path[0]: inner}}
 
 
 def _schema_of_section(cls: Any) -> dict[str, Any]:
     properties = {
-        entry.name: {"description": entry.metadata["help"], **_schema_of_field(hints_of(cls)[entry.name], entry)}
+        entry.name: {
+            "description": entry.metadata["help"],
+            **_schema_of_field(hints_of(cls)[entry.name], entry),
+            **({} if dataclasses.is_dataclass(default_of(entry)) else {"automl_enabled": entry.metadata["automl"]}),
+        }
         for entry in dataclasses.fields(cls)
     }
     return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -17,6 +17,7 @@ from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
+from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.recipe import with_recipe
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields
@@ -63,6 +64,7 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec from `data`; `SpecError` with `problems` and those found here."""
     spec = from_plain(ExperimentSpec, with_recipe(_with_sizes(_with_devices(with_sources(data)))), problems)
+    spec = _with_engine_path(spec, command)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:
         raise SpecError(list(dict.fromkeys(problems)), source)
@@ -146,6 +148,17 @@ def fill_results_dir(spec: ExperimentSpec, command: str | None) -> ExperimentSpe
     if section is None or section.results_dir:
         return spec
     return replace(spec, **{command: replace(section, results_dir=str(Path(str(spec.results_dir)) / command))})
+
+
+def _with_engine_path(spec: ExperimentSpec, command: str | None) -> ExperimentSpec:
+    """With `trt_engine: null`, the engine is named after the ONNX file, in the results folder; TAO writes it to a
+    temporary one."""
+    section = spec.gen_trt_engine
+    folder = section.results_dir or (spec.results_dir and str(Path(spec.results_dir) / "gen_trt_engine"))
+    if command != "gen_trt_engine" or section.trt_engine is not None or is_blank(section.onnx_file) or not folder:
+        return spec
+    engine = str(Path(folder) / f"{Path(section.onnx_file).stem}.engine")
+    return replace(spec, gen_trt_engine=replace(section, trt_engine=engine))
 
 
 def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def reference_page() -> str:
         "Generated from `rtdetr_tool/spec` by `python scripts/generate_spec_reference.py`; do not edit.",
         "",
         f"Origin: blank = TAO's schema (nvidia-tao-core {' or '.join(TAO_VERSIONS)}); *seed* = TAO's documentation "
-        "only; *ours* = added here. `???` = required by the commands that use it. "
+        "only; *ours* = added here. AutoML: TAO's `automl_enabled`. `???` = required by the commands that use it. "
         f"Sections that are checked, but not used by a command yet: {', '.join(WITH_SPEC.keys() - AVAILABLE.keys())}.",
     ]
     _reference_section(ExperimentSpec, "", "Top level", lines)
@@ -71,7 +71,7 @@ def _reference_section(cls: Any, prefix: str, title: str, lines: list[str]) -> N
     if prefix == "distill.teacher.":
         lines += ["The fields of `model`, with the same defaults."]
         return
-    lines += ["| field | type | default | allowed | origin | meaning |", "|---|---|---|---|---|---|"]
+    lines += ["| field | type | default | allowed | AutoML | origin | meaning |", "|---|---|---|---|---|---|---|"]
     inner = []
     for entry in dataclasses.fields(cls):
         hint = hints_of(cls)[entry.name]
@@ -96,6 +96,7 @@ def _reference_row(entry: dataclasses.Field[Any], hint: Any) -> str:
         _type_text(hint),
         f"`{json.dumps(default_of(entry))}`",
         (allowed + unit).strip(),
+        "yes" if rules["automl"] else "",
         origin,
         rules["help"],
     )

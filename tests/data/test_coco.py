@@ -85,7 +85,7 @@ def test_text_of_another_encoding_is_an_error_that_says_how_to_convert_it(make_s
         (coco() | {"images": [{"id": 1, "file_name": "a/../../secret.png"}]}, "relative to the image directory"),
         (coco() | {"images": [{"id": 1, "file_name": "..\\secret.png"}]}, "relative to the image directory"),
         (coco() | {"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "relative to the image directory"),
-        (coco() | {"images": [{"id": 1, "file_name": "h5://file:3"}]}, "relative to the image directory"),
+        (coco() | {"images": [{"id": 1, "file_name": "h5://file:3"}]}, "frame of an HDF5 file"),
         (coco() | {"images": [{"id": 1, "file_name": "C:\\a.png"}]}, "relative to the image directory"),
         (coco() | {"images": [{"id": 1, "file_name": "."}]}, "relative to the image directory"),
         (coco() | {"images": [{"id": 1, "file_name": "a\0.png"}]}, "no file_name"),
@@ -131,7 +131,9 @@ def test_a_file_that_is_not_text_is_a_readable_error(make_source) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused_without_waiting(make_source, tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
-    for path, message in ((tmp_path / "pipe.json", "it is a pipe"), (tmp_path, "it is a directory"), ("a\0", "found")):
+    (tmp_path / "empty").mkdir()
+    folder = (tmp_path / "empty", "no annotation file")
+    for path, message in ((tmp_path / "pipe.json", "it is a pipe"), folder, ("a\0", "found")):
         with pytest.raises(DataError, match=message):
             read_source(make_source()["image_dir"], str(path))
 

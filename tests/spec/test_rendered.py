@@ -137,7 +137,7 @@ def test_a_comment_says_options_bounds_and_unit():
     comments = {name: comment_of(entry) for name, entry, _ in walk_fields()}
     assert comments["train.precision"].endswith("One of: bf16, fp32, fp16, auto.")
     assert comments["model.num_feature_levels"].endswith("Allowed: from 1 to 4.")
-    assert comments["train.optim.lr"].endswith("Allowed: above 0.")
+    assert comments["train.optim.lr"].endswith("Allowed: above 0. AutoML may vary it (automl_enabled).")
     assert comments["gen_trt_engine.tensorrt.workspace_size"].endswith("Unit: MB.")
 
 
