@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.log import drop_failing_output, drop_stdout, showable
 from rtdetr_tool.redaction import mask_secrets
-from rtdetr_tool.spec.commands import AVAILABLE, COMMANDS
+from rtdetr_tool.spec.commands import COMMANDS
 from rtdetr_tool.version import package_version
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    width = max(map(len, AVAILABLE))
-    overview = "\n".join(f"  {name:{width}}  {row.summary}" for name, row in AVAILABLE.items())
+    width = max(map(len, COMMANDS))
+    overview = "\n".join(f"  {name:{width}}  {row.summary}" for name, row in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="rtdetr",
         usage="rtdetr <command> -e SPEC [-r RESULTS_DIR] [key=value ...]",
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_command_parser(command: str) -> argparse.ArgumentParser:
-    row = AVAILABLE[command]
+    row = COMMANDS[command]
     parser = argparse.ArgumentParser(
         prog=f"rtdetr {command}",
         description=f"{row.summary[0].upper()}{row.summary[1:]}.",
@@ -86,12 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build_parser().print_help()
         return 0 if options.version else 2
     command, rest = arguments[0], arguments[1:]
-    if command not in AVAILABLE:
+    if command not in COMMANDS:
         return _fail(_unknown_command(command))
     options = build_command_parser(command).parse_intermixed_args(rest)
     try:
-        if not AVAILABLE[command].has_spec:
-            return int(importlib.import_module(AVAILABLE[command].module).main(options))
+        if not COMMANDS[command].has_spec:
+            return int(importlib.import_module(COMMANDS[command].module).main(options))
         if program:
             drop_failing_output("stdout")  # a session's results are files
         return run_command(command, options, last=program)
@@ -122,7 +122,7 @@ def run_command(command: str, options: argparse.Namespace, last: bool = False) -
     from rtdetr_tool.commands.session import run_session
 
     def run(loaded: LoadedSpec) -> int | None:
-        code: int | None = importlib.import_module(AVAILABLE[command].module).run(loaded)
+        code: int | None = importlib.import_module(COMMANDS[command].module).run(loaded)
         return code
 
     return run_session(loaded, command, run, last)
@@ -135,14 +135,9 @@ def quoted(text: str) -> str:
 
 
 def _unknown_command(command: str) -> str:
-    if command in COMMANDS and not COMMANDS[command].available:
-        return (
-            f"'{command}' is not available in this version, which only checks its section of the spec; expected one of "
-            f"{', '.join(AVAILABLE)}"
-        )
-    near = difflib.get_close_matches(command, AVAILABLE, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return f"command '{command}' is invalid; expected one of {', '.join(AVAILABLE)}{hint}"
+    return f"command '{command}' is invalid; expected one of {', '.join(COMMANDS)}{hint}"
 
 
 def _fail(message: str) -> int:

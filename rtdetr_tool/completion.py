@@ -11,7 +11,7 @@ import argcomplete
 from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from argcomplete.shell_integration import shellcode
 
-from rtdetr_tool.spec.commands import AVAILABLE, Command
+from rtdetr_tool.spec.commands import COMMANDS, Command
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.schema import section_type, walk_fields
 
@@ -26,7 +26,7 @@ def complete(build_parser: Callable[[str], argparse.ArgumentParser]) -> None:
     """
     parser = argparse.ArgumentParser(prog="rtdetr", allow_abbrev=False)
     commands: Any = parser.add_subparsers()
-    for name, row in AVAILABLE.items():
+    for name, row in COMMANDS.items():
         nested = build_parser(name)
         _add_completers(nested, row)
         commands.add_parser(name, help=row.summary, parents=[nested], add_help=False, allow_abbrev=False)

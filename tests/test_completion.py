@@ -12,7 +12,7 @@ import pytest
 
 from rtdetr_tool import cli
 from rtdetr_tool.completion import override_completions
-from rtdetr_tool.spec.commands import AVAILABLE
+from rtdetr_tool.spec.commands import COMMANDS
 
 
 def completions(line: str, folder=None) -> list[str]:
@@ -41,7 +41,7 @@ def completions(line: str, folder=None) -> list[str]:
 
 def test_commands_complete():
     found = {text.strip() for text in completions("rtdetr ")}
-    assert set(AVAILABLE) <= found
+    assert set(COMMANDS) <= found
     assert {text.strip() for text in completions("rtdetr exp")} == {"export"}
 
 
@@ -70,7 +70,7 @@ def test_specs_complete_as_files(tmp_path):
 
 
 def test_every_option_of_a_field_completes_and_nothing_else():
-    train = AVAILABLE["train"]
+    train = COMMANDS["train"]
     assert override_completions(train, "train.enable_ema=") == ["train.enable_ema=true", "train.enable_ema=false"]
     assert override_completions(train, "train.enable_ema=t") == ["train.enable_ema=true"]
     assert override_completions(train, "train.num_epochs=") == []

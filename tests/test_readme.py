@@ -26,12 +26,12 @@ def blocks(language: str) -> list[str]:
 
 def commands(program: str) -> list[list[str]]:
     lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
-    examples = [shlex.split(row.example) for row in cli.AVAILABLE.values()]
+    examples = [shlex.split(row.example) for row in cli.COMMANDS.values()]
     return [line for line in lines + examples if line and line[0] == program]
 
 
 def test_the_readme_shows_both_ways():
-    assert len(commands("rtdetr")) - len(cli.AVAILABLE) >= 4
+    assert len(commands("rtdetr")) - len(cli.COMMANDS) >= 4
     assert len(commands("make")) >= 2
     assert len(blocks("python")) >= 2
 
@@ -41,7 +41,7 @@ def test_a_command_parses_and_its_spec_is_valid(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = cli.build_command_parser(words[1]).parse_intermixed_args(words[2:])
     if words[1] == "default_specs":
-        assert options.arguments[0] in cli.AVAILABLE
+        assert options.arguments[0] in cli.COMMANDS
         return
     if words[1] in ("completion", "download", "init", "models", "report"):
         return

@@ -18,7 +18,7 @@ from rtdetr_tool.spec.required import required, results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import build_settings, open_source
 from rtdetr_tool.workflows.engine_precision import build_variants
-from rtdetr_tool.workflows.engine_scores import check_drop, score_variants
+from rtdetr_tool.workflows.engine_scores import ENGINE_GATE, score_variants
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def run(loaded: LoadedSpec) -> None:
     report["scores"] = {variant.precision: variant.scores for variant in variants}
     write_atomically(folder / "precision.json", json.dumps(report, indent=2) + "\n")
     show_scores(variants)
-    check_drop(variants, section.max_score_drop)
+    ENGINE_GATE.check(variants, section.max_score_drop)
 
     chosen = variants[-1]
     if backend is None:

@@ -38,9 +38,9 @@ def show_kept(precision: str, graph: PrecisionGraph) -> None:
     reasons: dict[str, list[KeptNode]] = {}
     for node in graph.kept:
         reasons.setdefault(f"{node.precision}: {kind_of(node.reason)}", []).append(node)
-    counts = f"{graph.converted} nodes in FP16, {len(graph.kept)} kept higher"
-    eight = f"{graph.quantized} nodes in INT8, " if precision == "INT8" else ""
-    table = Table("precision: reason", title=f"{precision}: {eight}{counts}")
+    counts = [(graph.quantized, "in 8 bits"), (graph.converted, "in FP16"), (len(graph.kept), "kept higher")]
+    title = ", ".join(f"{count} nodes {where}" for count, where in counts if count)
+    table = Table("precision: reason", title=f"{precision}: {title}")
     table.add_column("nodes", justify="right")
     table.add_column("largest value", justify="right")
     table.add_column("example")

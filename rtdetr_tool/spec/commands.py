@@ -26,7 +26,6 @@ class Command:
     Args:
         sections: top-level entries of its default spec; empty = the command has arguments instead of a spec.
         exclusive: it resumes from its results folder, so two runs must not share one.
-        available: False for a command of TAO that is not implemented; its section is still checked.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Command:
     sections: tuple[str, ...] = ()
     requires: tuple[Requirement, ...] = ()
     exclusive: bool = False
-    available: bool = True
 
     @property
     def module(self) -> str:
@@ -114,11 +112,11 @@ _COMMANDS = (
     ),
     Command(
         "quantize",
-        "quantize a checkpoint after training",
-        "",
+        "quantize a trained detector to INT8 or FP8, scored before it is written",
+        "rtdetr quantize -e specs/demo.yaml -r results quantize.model_path=results/train/rtdetr_model_best.pth "
+        "quantize.mode=static_ptq",
         ("results_dir", "dataset", "quantize"),
         (_one_of("quantize.model_path"),),
-        available=False,
     ),
     Command(
         "benchmark",
@@ -178,6 +176,5 @@ _COMMANDS = (
     ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
-AVAILABLE: dict[str, Command] = {name: command for name, command in COMMANDS.items() if command.available}
 # Commands with a section of their own in the spec.
 WITH_SPEC: dict[str, Command] = {name: command for name, command in COMMANDS.items() if command.has_spec}

@@ -101,12 +101,12 @@ class DatasetSpec:
         None,
         "Training sets, each {image_dir, json_file}: a folder of images and a COCO annotation file; or each "
         "{dataset_dir, split}: a dataset folder and its split (without split, the folder is a dataset without splits).",
-        commands=(*TRAINING, "export", "gen_trt_engine", "validate_data"),
+        commands=(*TRAINING, "export", "gen_trt_engine", "quantize", "validate_data"),
     )
     val_data_sources: dict[str, str] | None = field(
         None,
         "Validation set {image_dir, json_file} or {dataset_dir, split}.",
-        commands=(*TRAINING, "export", "gen_trt_engine", "validate_data", "benchmark"),
+        commands=(*TRAINING, "export", "gen_trt_engine", "quantize", "validate_data", "benchmark"),
     )
     test_data_sources: dict[str, str] | None = field(
         None,
@@ -124,7 +124,6 @@ class DatasetSpec:
         None,
         "Calibration images for quantize {image_dir, json_file}; json_file is optional.",
         commands=("quantize",),
-        unused="only quantize uses it, which is not available in this version",
     )
     batch_size: int = field(
         4,

@@ -82,7 +82,7 @@ class ExportSpec:
     is_quantized: bool = field(
         False,
         "The checkpoint is the output of quantize.",
-        unsupported="quantized checkpoints are not part of this version",
+        unsupported="quantize writes an ONNX file itself, from a checkpoint or an exported ONNX file",
     )
     overwrite: bool = field(False, "Replace onnx_file if it exists.", origin="ours")
     include_postprocess: bool = field(

@@ -7,7 +7,6 @@ import json
 import typing
 from typing import Any
 
-from rtdetr_tool.spec.commands import AVAILABLE, WITH_SPEC
 from rtdetr_tool.spec.convert import bounds_text, options_text
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import default_of
@@ -31,8 +30,7 @@ def reference_page() -> str:
         "Generated from `rtdetr_tool/spec` by `python scripts/generate_spec_reference.py`; do not edit.",
         "",
         f"Origin: blank = TAO's schema (nvidia-tao-core {' or '.join(TAO_VERSIONS)}); *seed* = TAO's documentation "
-        "only; *ours* = added here. AutoML: TAO's `automl_enabled`. `???` = required by the commands that use it. "
-        f"Sections that are checked, but not used by a command yet: {', '.join(WITH_SPEC.keys() - AVAILABLE.keys())}.",
+        "only; *ours* = added here. AutoML: TAO's `automl_enabled`. `???` = required by the commands that use it.",
     ]
     _reference_section(ExperimentSpec, "", "Top level", lines)
     lines += [

@@ -37,6 +37,5 @@ class RunModelSpec:
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
     is_quantized: bool = field(
         False,
-        "The checkpoint is the output of quantize.",
-        unsupported="quantized checkpoints are not part of this version",
+        "The checkpoint must be an output of quantize; such a file is recognized in any case.",
     )

@@ -17,7 +17,9 @@ from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect
-from rtdetr_tool.formats.opening import OpenedModel, open_model
+from rtdetr_tool.formats.onnx.file import read_onnx
+from rtdetr_tool.formats.opening import OpenedModel, format_of, open_model
+from rtdetr_tool.formats.precision import is_quantized
 from rtdetr_tool.formats.requested_size import RequestedSize
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.build import build_evaluator
@@ -55,11 +57,18 @@ def open_for(loaded: LoadedSpec, section: EvaluateSpec | InferenceSpec) -> Detec
     device = start_processes(section.num_gpus, section.gpu_ids, section.num_nodes)
     if section.batch_size > 0:
         loaded = loaded.with_value("dataset.batch_size", section.batch_size)
-    command = "evaluate" if isinstance(section, EvaluateSpec) else "inference"
     size = RequestedSize(section.input_height, section.input_width, command)
     path, name = (section.trt_engine, "tensorrt") if section.trt_engine else (section.checkpoint, "")
+    if section.is_quantized and not section.trt_engine:
+        check_is_quantized(path, f"{command}.is_quantized")
     model = open_model(path, loaded, device, section.onnx_provider, size, section.precision, section.compile, name)
     return Detecting(model, model.spec)
+
+
+def check_is_quantized(path: str, field: str) -> None:
+    """UserError if a file that the spec declares to be quantized (`is_quantized`) is not."""
+    if format_of(path).name != "onnx" or not is_quantized(read_onnx(path, weights=False)):
+        raise UserError(f"{field}: {path} is not quantized; expected a file that `rtdetr quantize` wrote")
 
 
 def as_run(spec: ExperimentSpec, command: str) -> ExperimentSpec:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.formats.onnx.file import OnnxFile, parsed, read_onnx
+from rtdetr_tool.formats.precision import is_quantized
 from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.formats.table import FORMATS, FULL
 from rtdetr_tool.formats.tensorrt.export import BuildSettings
@@ -32,6 +33,11 @@ def open_source(loaded: LoadedSpec) -> Source:
             f"gen_trt_engine.onnx_file: {path} is invalid; expected an ONNX file (.onnx) of `rtdetr export`"
         )
     file = parsed(path, read_onnx(path, weights=loaded.spec.gen_trt_engine.tensorrt.data_type != FULL))
+    if loaded.spec.gen_trt_engine.tensorrt.data_type == "INT8" and is_quantized(file.model):
+        raise UserError(
+            f"gen_trt_engine.tensorrt.data_type: {path} is already quantized; expected FP32 or FP16, the precision of "
+            "its other layers"
+        )
     check_input(loaded, file.interface, path)
     spec, class_map = resolve(file.recorded, loaded)
     return Source(file, spec, class_map)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 
@@ -21,7 +22,46 @@ from rtdetr_tool.workflows.engine_precision import Variant
 logger = logging.getLogger(__name__)
 
 
-def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
+@dataclass(frozen=True)
+class ScoreGate:
+    """A command's limit on the loss of mAP, `<section>.max_score_drop`.
+
+    Args:
+        remedy: what did not happen, and what to do about it.
+    """
+
+    section: str
+    remedy: str
+
+    def check(self, variants: list[Variant], allowed: float) -> None:
+        """RtdetrError if the last precision loses more than `allowed` mAP compared with the first, FP32."""
+        first, last = variants[0].scores, variants[-1].scores
+        if first is None or last is None:
+            return
+        if first["mAP"] is None or last["mAP"] is None:
+            logger.warning(
+                "%s.max_score_drop cannot be checked: the %d scored images have no objects to score, so mAP is "
+                "undefined. Score more images (%s.score_images) or others (dataset.val_data_sources).",
+                self.section, last["images"], self.section,
+            )  # fmt: skip
+            return
+        drop = first["mAP"] - last["mAP"]
+        if drop > allowed:
+            raise RtdetrError(
+                f"{variants[-1].precision} loses {100 * drop:.2f} points of mAP ({first['mAP']:.4f} to "
+                f"{last['mAP']:.4f}); expected at most {100 * allowed:.2f} ({self.section}.max_score_drop). "
+                f"{self.remedy}"
+            )
+
+
+ENGINE_GATE = ScoreGate(
+    "gen_trt_engine",
+    "No engine was built. Keep more layers in a higher precision (tensorrt.layers_precision), calibrate on more "
+    "images, or raise the limit.",
+)
+
+
+def score_variants(variants: list[Variant], source: Source, limit: int, gate: ScoreGate = ENGINE_GATE) -> None:
     """Measure mAP and speed of each precision in ONNX Runtime on (a part of) the validation set, if there is one."""
     spec = source.spec
     if limit == 0 or not spec.dataset.val_data_sources:
@@ -45,8 +85,7 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
             if variant is variants[0]:
                 raise
             raise RtdetrError(
-                f"{variant.file} does not run on the validation images: {error}. No engine was built. Keep more layers "
-                "in a higher precision (tensorrt.layers_precision), or calibrate on more images"
+                f"{variant.precision} does not run on the validation images: {error}. {gate.remedy}"
             ) from error
         result = evaluator.compute()
         variant.scores = {
@@ -58,24 +97,3 @@ def score_variants(variants: list[Variant], source: Source, limit: int) -> None:
         }
     kpi = {f"mAP_{variant.precision}": variant.scores["mAP"] for variant in variants if variant.scores}
     current_status().running("Precision scored.", kpi=kpi)
-
-
-def check_drop(variants: list[Variant], allowed: float) -> None:
-    """Fail if the requested precision loses more than `allowed` mAP compared with FP32."""
-    first, last = variants[0].scores, variants[-1].scores
-    if first is None or last is None:
-        return
-    if first["mAP"] is None or last["mAP"] is None:
-        logger.warning(
-            "gen_trt_engine.max_score_drop cannot be checked: the %d scored images have no objects to score, so mAP is "
-            "undefined. Score more images (gen_trt_engine.score_images) or others (dataset.val_data_sources).",
-            last["images"],
-        )
-        return
-    drop = first["mAP"] - last["mAP"]
-    if drop > allowed:
-        raise RtdetrError(
-            f"{variants[-1].precision} loses {100 * drop:.2f} points of mAP ({first['mAP']:.4f} to {last['mAP']:.4f}); "
-            f"expected at most {100 * allowed:.2f} (gen_trt_engine.max_score_drop). No engine was built. Keep more "
-            "layers in a higher precision (tensorrt.layers_precision), calibrate on more images, or raise the limit."
-        )

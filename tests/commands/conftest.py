@@ -61,6 +61,18 @@ class Project:
     def run(self, command: str, *overrides: str) -> int:
         return main([command, "-e", str(self.spec_file), *overrides])
 
+    def label_best_detections(self) -> None:
+        """Use the three best detections of each image as its labels, so that a random detector scores high on them."""
+        rows = json.loads((self.folder / "results" / "evaluate" / "predictions.json").read_text())
+        rows.sort(key=lambda row: -row["score"])
+        best = [row for number in range(1, 7) for row in [row for row in rows if row["image_id"] == number][:3]]
+        self.coco["annotations"] = [
+            {"id": number, "image_id": row["image_id"], "category_id": row["category_id"], "bbox": row["bbox"],
+             "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+            for number, row in enumerate(best, start=1)
+        ]  # fmt: skip
+        self.write()
+
     def status(self, command: str) -> list[dict]:
         path = self.folder / "results" / command / "status.json"
         return [json.loads(line) for line in path.read_text().splitlines()]

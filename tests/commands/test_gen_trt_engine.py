@@ -18,18 +18,6 @@ from rtdetr_tool.workflows.engine import build_settings, open_source
 from rtdetr_tool.workflows.engine_precision import calibration_images
 
 
-def best_found(project) -> list[dict]:
-    """The three best detections of each image as its labels, so that a random detector scores high on them."""
-    rows = json.loads((project.folder / "results" / "evaluate" / "predictions.json").read_text())
-    rows.sort(key=lambda row: -row["score"])
-    best = [row for number in range(1, 7) for row in [row for row in rows if row["image_id"] == number][:3]]
-    return [
-        {"id": number, "image_id": row["image_id"], "category_id": row["category_id"], "bbox": row["bbox"],
-         "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-        for number, row in enumerate(best, start=1)
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, make_project):
     """A project with a graph of a lively detector."""
@@ -38,8 +26,7 @@ def exported(tmp_path_factory, make_project):
     overrides = [f"export.checkpoint={weights}", f"export.onnx_file={project.file}", "export.notes=for line 3"]
     assert project.run("export", *overrides) == 0
     assert project.run("evaluate", f"evaluate.checkpoint={weights}") == 0
-    project.coco["annotations"] = best_found(project)
-    project.write()
+    project.label_best_detections()
     static = ExportModel(open_detector(str(weights), read_spec(None)).detector).eval()
     project.static = project.folder / "static.onnx"
     onnx.save(export_graph(static, (64, 64), batch=2, opset=17), project.static)

@@ -254,7 +254,7 @@ def test_what_costs_too_much_stays_out_of_int8_and_the_cache_remembers_it(tmp_pa
     found = to_int8(model, pictures, cache_file=file)
     assert found.quantized == 1
     spared = {node.name: node for node in found.kept if node.op_type == "Conv"}
-    assert set(spared) == {"uneven"} and spared["uneven"].reason.startswith("cost: INT8 from uneven to uneven alone")
+    assert set(spared) == {"uneven"} and spared["uneven"].reason.startswith("cost: quantizing uneven to uneven alone")
     assert to_int8(model, (), cache_file=file).model == found.model
 
 

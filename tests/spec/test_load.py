@@ -462,10 +462,10 @@ class TestWithoutEffect:
     def test_the_default_value_leaves_none(self, write):
         assert read_spec(write("model: {backbone_names: [backbone.0], clip_max_norm: 0.1}\n")).notes == []
 
-    def test_a_feature_of_a_later_version_is_an_error_for_commands_that_would_use_it(self, write):
-        path = write("inference: {is_quantized: true, checkpoint: a.pth}\n" + SOURCES)
-        problems = problems_of(path, [], "inference")
-        assert any("inference.is_quantized: quantized checkpoints are not part" in problem for problem in problems)
+    def test_an_unsupported_value_is_an_error_for_commands_that_would_use_it(self, write):
+        path = write("export: {is_quantized: true, checkpoint: a.pth, onnx_file: a.onnx}\n" + SOURCES)
+        problems = problems_of(path, [], "export")
+        assert any("export.is_quantized: quantize writes an ONNX file itself" in problem for problem in problems)
 
     def test_training_with_a_foundation_model_needs_the_file_of_its_weights(self, write):
         path = write("model: {frozen_fm: {enabled: true}}\n" + SOURCES)

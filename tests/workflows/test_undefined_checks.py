@@ -15,7 +15,7 @@ from rtdetr_tool.data.scoring import Scoring, check_scoring
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.workflows.engine_precision import Variant
-from rtdetr_tool.workflows.engine_scores import check_drop
+from rtdetr_tool.workflows.engine_scores import ENGINE_GATE
 
 
 def variants(before: float | None, after: float | None) -> list[Variant]:
@@ -25,15 +25,15 @@ def variants(before: float | None, after: float | None) -> list[Variant]:
 
 def test_a_loss_that_cannot_be_measured_is_a_warning_and_not_zero(caplog):
     with caplog.at_level(logging.WARNING, "rtdetr_tool"):
-        check_drop(variants(None, None), 0.01)
+        ENGINE_GATE.check(variants(None, None), 0.01)
     assert "gen_trt_engine.max_score_drop cannot be checked: the 4 scored images have no objects" in caplog.text
 
 
 def test_a_loss_above_the_limit_builds_no_engine(caplog):
-    check_drop(variants(0.5, 0.495), 0.01)
+    ENGINE_GATE.check(variants(0.5, 0.495), 0.01)
     assert caplog.text == ""
     with pytest.raises(RtdetrError, match=r"INT8 loses 5\.00 points of mAP .* expected at most 1\.00"):
-        check_drop(variants(0.5, 0.45), 0.01)
+        ENGINE_GATE.check(variants(0.5, 0.45), 0.01)
 
 
 def kinds(masks, scoring: Scoring, split: str = "val") -> list[str]:

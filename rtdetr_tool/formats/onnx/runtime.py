@@ -18,7 +18,7 @@ from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
 from rtdetr_tool.formats.onnx.file import OnnxFile, load_weights
 from rtdetr_tool.formats.onnx.half_emulation import HALF, emulate_half
-from rtdetr_tool.formats.onnx.session import explain_memory, new_session
+from rtdetr_tool.formats.onnx.session import explain_memory, new_session, options_for
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import ExperimentSpec
@@ -56,7 +56,7 @@ class OnnxRuntime:
     ) -> None:
         chosen = choose_provider(provider, torch.device(device))
         half = emulated_half(file) if chosen == "cpu" else None
-        options = options or onnxruntime.SessionOptions()
+        options = options or options_for(file.model)
         options.log_severity_level = 4  # errors come back as exceptions
         if threads:
             options.intra_op_num_threads = threads

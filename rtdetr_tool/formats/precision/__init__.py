@@ -1,8 +1,8 @@
 """Precision in the graph: which nodes of an ONNX graph run in FP16 or INT8, decided by measurement.
 
 TensorRT 11 and TensorRT-RTX use the types of a graph as they are, so precision is written into the graph: casts and
-FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16` and `to_int8` write, `emulate_half` makes a
-graph whose score on a CPU is that of FP16, under `scoring_options`.
+FP16 weights, or Q/DQ nodes. `audit_precision` measures, `to_mixed_fp16`, `to_int8` and `to_quantized` write,
+`emulate_half` makes a graph whose score on a CPU is that of FP16, under `scoring_options`.
 """
 
 from rtdetr_tool.formats.onnx.half_emulation import emulate_half
@@ -11,6 +11,7 @@ from rtdetr_tool.formats.precision.audit_report import Audit, GroupCost, NodeAud
 from rtdetr_tool.formats.precision.int8 import to_int8
 from rtdetr_tool.formats.precision.mixed import to_mixed_fp16
 from rtdetr_tool.formats.precision.observe import scoring_options
+from rtdetr_tool.formats.precision.post_training import is_quantized, to_quantized
 from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph
 from rtdetr_tool.formats.precision.rules import LayerRules, parse_layers_precision
 
@@ -23,8 +24,10 @@ __all__ = [
     "PrecisionGraph",
     "audit_precision",
     "emulate_half",
+    "is_quantized",
     "parse_layers_precision",
     "scoring_options",
     "to_int8",
     "to_mixed_fp16",
+    "to_quantized",
 ]

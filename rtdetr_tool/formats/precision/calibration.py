@@ -1,10 +1,11 @@
-"""INT8 ranges of a graph: from the cache, or measured on images, with the method that moves the detections least."""
+"""Ranges of quantized tensors: cached, or measured on images with the method that changes the detections least."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -16,10 +17,10 @@ from rtdetr_tool.formats.precision.audit import regions
 from rtdetr_tool.formats.precision.cache import Calibration, graph_hash, read_cache, write_cache
 from rtdetr_tool.formats.precision.cost import CostMeter
 from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.number_formats import NUMBER_FORMATS, NodeFormats
 from rtdetr_tool.formats.precision.observe import open_session
 from rtdetr_tool.formats.precision.quantize_nodes import place, quantizable, residual_inputs, scale_name, scale_of
 from rtdetr_tool.formats.precision.ranges import METHODS, collect
-from rtdetr_tool.formats.precision.rules import LayerRules
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +28,34 @@ PICTURES_FOR_COST = 8
 TOLERATED_COST = 0.05
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How to quantize the chosen nodes.
+
+    Args:
+        half: the rest of the graph runs in FP16.
+        formats: of nodes that are not INT8.
+        requested: nodes that the user wants quantized, whatever it costs.
+        methods: ways to cut the tails of ranges, of which the one with the lowest cost is used.
+        fixed: activation -> the method for it.
+        remedy: the field that keeps layers in a higher precision.
+    """
+
+    half: bool = True
+    formats: Mapping[str, NodeFormats] = field(default_factory=dict)
+    requested: frozenset[str] = frozenset()
+    methods: Sequence[str] = tuple(METHODS)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = "gen_trt_engine.tensorrt.layers_precision"
+
+
 def calibrated(
     graph: Graph,
     model: onnx.ModelProto,
     feeds: Iterable[np.ndarray],
     chosen: set[str],
-    rules: LayerRules,
     cache_file: str | os.PathLike[str] | None,
-    half: bool,
+    plan: Plan,
 ) -> tuple[Calibration, bool]:
     """Ranges from the cache where there is one, else measured (and kept there); whether the cache was used."""
     tensors = _activations(graph)
@@ -45,15 +66,18 @@ def calibrated(
     first: list[np.ndarray] = []
     histograms, count = collect(graph.model, tensors, feeds, first, PICTURES_FOR_COST)
     meter = CostMeter(model, first)
-    limits = {method: {name: cut(h) for name, h in histograms.items()} for method, cut in METHODS.items()}
-    costs, failures = _method_costs(graph, meter, chosen, limits, half)
+    limits = {
+        method: {name: METHODS[plan.fixed.get(name, method)](histogram) for name, histogram in histograms.items()}
+        for method in plan.methods
+    }
+    costs, failures = _method_costs(graph, meter, chosen, limits, plan)
     if not costs:
         raise RtdetrError(
-            f"the graph runs with INT8 ranges of no method; it stops at {next(iter(failures.values()))}. Keep layers "
-            "in a higher precision (gen_trt_engine.tensorrt.layers_precision), or choose FP16"
+            f"the quantized graph runs with the ranges of no method; it stops at {next(iter(failures.values()))}. Keep "
+            f"layers in a higher precision ({plan.remedy})"
         )
     best = min(costs, key=costs.__getitem__)
-    kept = _too_dear(graph, meter, chosen, limits[best], costs[best], rules, half)
+    kept = _too_dear(graph, meter, chosen, limits[best], costs[best], plan)
     calibration = Calibration(sha, best, count, limits[best], costs, kept)
     if cache_file:
         write_cache(cache_file, calibration)
@@ -61,23 +85,30 @@ def calibrated(
 
 
 def _method_costs(
-    graph: Graph, meter: CostMeter, chosen: set[str], limits: Mapping[str, Mapping[str, float]], half: bool
+    graph: Graph, meter: CostMeter, chosen: set[str], limits: Mapping[str, Mapping[str, float]], plan: Plan
 ) -> tuple[dict[str, float], dict[str, str]]:
     """What the ranges of each method cost, or what failed; one graph serves all, its scales are inputs."""
-    model = place(graph, chosen, next(iter(limits.values())), half)
-    scales = {name: scale_name(name) for name in _activations(graph)}
+    model = place(graph, chosen, next(iter(limits.values())), plan.half, plan.formats)
     made = {tensor.name for tensor in model.graph.initializer}
-    scales = {name: scale for name, scale in scales.items() if scale in made}
+    scales = {
+        (name, number_format): scale
+        for name in _activations(graph)
+        for number_format in NUMBER_FORMATS.values()
+        if (scale := scale_name(name, number_format)) in made
+    }
     model.graph.input.extend(helper.make_tensor_value_info(scale, FLOAT, []) for scale in scales.values())
     session = open_session(model)
     costs, failures = {}, {}
     for method, found in limits.items():
-        cost, failure = meter.attempt(session, {scale: scale_of(found[name], half) for name, scale in scales.items()})
+        values = {
+            scale: scale_of(found[name], plan.half, number_format) for (name, number_format), scale in scales.items()
+        }
+        cost, failure = meter.attempt(session, values)
         if failure is None:
             costs[method] = cost
         else:
             failures[method] = failure
-            logger.warning("INT8 with the ranges of %s does not run; it stops at %s", method, failure)
+            logger.warning("The ranges of %s do not run; it stops at %s", method, failure)
     return costs, failures
 
 
@@ -95,35 +126,28 @@ def _too_dear(
     chosen: Collection[str],
     limits: Mapping[str, float],
     cost: float,
-    rules: LayerRules,
-    half: bool,
+    plan: Plan,
 ) -> dict[str, str]:
-    """Nodes to leave out of INT8, dearest stretch of the graph first, until the cost is tolerable; at most half."""
+    """Nodes not to quantize, dearest stretch of the graph first, until the cost is tolerable; at most half."""
     kept: dict[str, str] = {}
 
     def attempt(names: Collection[str]) -> tuple[float, str | None]:
-        return meter.attempt(open_session(emulate_half(place(graph, names, limits, half))))
+        return meter.attempt(open_session(emulate_half(place(graph, names, limits, plan.half, plan.formats))))
 
     if cost <= TOLERATED_COST:
         return kept
     prices = []
     for label, names in regions(graph, set(chosen)):
-        names = {name for name in names if not _asked_for(graph, name, rules)}
+        names = set(names) - plan.requested
         if names:
             prices.append((*attempt(names), label, names))
     prices.sort(key=lambda row: -row[0])
     for price, failure, label, names in prices:
         if failure is None and (cost <= TOLERATED_COST or len(kept) + len(names) > len(chosen) / 2):
             break
-        reason = f"cost: INT8 from {label} alone moves detections by {price:.1%}"
+        reason = f"cost: quantizing {label} alone moves detections by {price:.1%}"
         if failure is not None:
-            reason = f"does not run: INT8 from {label} stops at {failure}"
+            reason = f"does not run: quantizing {label} stops at {failure}"
         kept |= dict.fromkeys(names, reason)
         cost, _ = attempt(set(chosen) - set(kept))
     return kept
-
-
-def _asked_for(graph: Graph, name: str, rules: LayerRules) -> bool:
-    """Whether the user wants this node in INT8, whatever it costs."""
-    rule = rules.match(name, graph.by_name[name].op_type)
-    return rule is not None and rule.precision == "int8"

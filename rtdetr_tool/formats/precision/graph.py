@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.version_converter
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from rtdetr_tool.errors import UserError
@@ -179,3 +180,24 @@ def backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], 
         found[node.name] = node
         stack.extend(name for name in node.input if graph.is_float(name))
     return list(found.values())
+
+
+def at_opset(model: onnx.ModelProto, needed: int, what: str) -> tuple[Graph, list[str]]:
+    """The graph at operator set `needed` or later, which `what` needs; and a note if it was raised.
+
+    Raises:
+        UserError: onnx cannot raise it.
+    """
+    opset = opset_of(model)
+    graph = Graph(model)
+    if opset >= needed:
+        return graph, []
+    try:
+        raised = onnx.version_converter.convert_version(graph.model, needed)
+    except Exception as error:  # the converter raises RuntimeError and C++ exceptions of its own
+        raise UserError(
+            f"{what} needs ONNX operator set {needed}; the graph has {opset} and onnx cannot "
+            f"raise it ({error}). Export it with export.opset_version={needed}"
+        ) from error
+    raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(list(raised.opset_import)))
+    return Graph(raised), [f"operator set raised from {opset} to {needed}: {what} does not exist before"]

@@ -11,19 +11,19 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
-import onnx.version_converter
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.precision.audit import judge
 from rtdetr_tool.formats.precision.audit_report import Audit
-from rtdetr_tool.formats.precision.calibration import calibrated
+from rtdetr_tool.formats.precision.calibration import Plan, calibrated
 from rtdetr_tool.formats.precision.casting import half_nodes, write_half
-from rtdetr_tool.formats.precision.graph import Graph, opset_of
+from rtdetr_tool.formats.precision.graph import Graph, at_opset
+from rtdetr_tool.formats.precision.number_formats import INT8
 from rtdetr_tool.formats.precision.quantize_nodes import place, quantizable
 from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph, apply_rules, kept_nodes
 from rtdetr_tool.formats.precision.rules import LayerRules
 
-OPSET_OF_CHANNEL_SCALES, OPSET_OF_HALF_SCALES = 13, 19  # per-channel Q/DQ; Q/DQ from and to FP16
+OPSET_OF_HALF_SCALES = 19  # Q/DQ from and to FP16
 
 
 def to_int8(
@@ -42,12 +42,15 @@ def to_int8(
     Raises:
         UserError: for no images, rules that match nothing, a cache of another graph, a graph that cannot be raised.
     """
-    graph, notes = _prepared(model, half)
+    needed, what = (OPSET_OF_HALF_SCALES, "INT8 with FP16") if half else (INT8.opset, "INT8 per channel")
+    graph, notes = at_opset(model, needed, what)
     rules = rules or LayerRules()
     rows = judge(graph) if audit is None else audit.nodes
     reasons, risks = apply_rules(graph, rows, rules)
     chosen, spared = _choose(graph, rules, reasons)
-    calibration, reused = calibrated(graph, model, feeds, chosen, rules, cache_file, half)
+    requested = {name for name in chosen if _requested(rules, graph, name)}
+    plan = Plan(half, requested=frozenset(requested))
+    calibration, reused = calibrated(graph, model, feeds, chosen, cache_file, plan)
     spared |= {name: why for name, why in calibration.kept.items() if name in chosen}
     chosen -= set(spared)
     quantized = Graph(place(graph, chosen, calibration.ranges, half))
@@ -66,22 +69,10 @@ def to_int8(
     )
 
 
-def _prepared(model: onnx.ModelProto, half: bool) -> tuple[Graph, list[str]]:
-    """The graph at an operator set that Q/DQ can be written in."""
-    opset = opset_of(model)
-    needed, what = (OPSET_OF_HALF_SCALES, "INT8 with FP16") if half else (OPSET_OF_CHANNEL_SCALES, "INT8 per channel")
-    graph = Graph(model)
-    if opset >= needed:
-        return graph, []
-    try:
-        raised = onnx.version_converter.convert_version(graph.model, needed)
-    except Exception as error:  # the converter raises RuntimeError and C++ exceptions of its own
-        raise UserError(
-            f"{what} needs ONNX operator set {needed}; the graph has {opset} and onnx cannot "
-            f"raise it ({error}). Export it with export.opset_version={needed}"
-        ) from error
-    raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(list(raised.opset_import)))
-    return Graph(raised), [f"operator set raised from {opset} to {needed}: {what} does not exist before"]
+def _requested(rules: LayerRules, graph: Graph, name: str) -> bool:
+    """Whether the user wants this node in INT8, whatever it costs."""
+    rule = rules.match(name, graph.by_name[name].op_type)
+    return rule is not None and rule.precision == "int8"
 
 
 def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tuple[set[str], dict[str, str]]:

@@ -12,7 +12,7 @@ import torch
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.onnx.half_emulation import FLOAT
-from rtdetr_tool.formats.onnx.session import explain_memory, new_session
+from rtdetr_tool.formats.onnx.session import explain_memory, new_session, plain_options
 from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.messages import first_line
 
@@ -25,9 +25,7 @@ def scoring_options() -> onnxruntime.SessionOptions:
     onnxruntime's fused integer kernels for CPUs round and saturate in their own way, TensorRT's do not. FP16 graphs
     need `emulate_half` besides; no option makes them honest.
     """
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return options
+    return plain_options()
 
 
 def open_session(model: onnx.ModelProto, optimize: bool = True) -> onnxruntime.InferenceSession:

@@ -1,6 +1,7 @@
 """Q/DQ nodes where TensorRT fuses them: before convolutions and linear layers, on their weights, on residual inputs.
 
 Activations are symmetric per tensor (zero point 0), weights symmetric per output channel, biases stay floating point.
+Nodes are quantized to INT8 unless `NodeFormats` are given for them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.number_formats import INT8, INT8_NODE, NodeFormats, NumberFormat
 
-LEVELS = 127
 SMALLEST_SCALE = 2.0**-20  # exact to 3 digits in FP16
 
 
@@ -75,25 +76,34 @@ def residual_inputs(graph: Graph, chosen: Collection[str]) -> dict[str, int]:
     return found
 
 
-def place(graph: Graph, chosen: Collection[str], limits: Mapping[str, float], half: bool = False) -> onnx.ModelProto:
+def place(
+    graph: Graph,
+    chosen: Collection[str],
+    limits: Mapping[str, float],
+    half: bool = False,
+    formats: Mapping[str, NodeFormats] | None = None,
+) -> onnx.ModelProto:
     """The model with Q/DQ around the nodes `chosen`; `limits` are magnitudes covered per activation.
 
-    With `half` the scales are such that FP16 holds them exactly.
+    With `half` the scales are such that FP16 holds them exactly. Nodes without `formats` are INT8.
     """
     writer = _Writer(graph, limits, half)
     candidates = quantizable(graph)
-    residual = {k: slot for k, slot in residual_inputs(graph, chosen).items() if graph.by_name[k].input[slot] in limits}
+    formats = formats or {}
+    whole = {name for name in chosen if formats.get(name, INT8_NODE).activations is INT8}
+    residual = {k: slot for k, slot in residual_inputs(graph, whole).items() if graph.by_name[k].input[slot] in limits}
     nodes: list[NodeProto] = []
     for original in graph.nodes:
         node = NodeProto()
         node.CopyFrom(original)
         if node.name in chosen:
-            target = candidates[node.name]
-            node.input[0] = writer.activation(target.activation)
-            node.input[1] = writer.weight(target.weight, target.axis)
+            target, own = candidates[node.name], formats.get(node.name, INT8_NODE)
+            if own.activations is not None:
+                node.input[0] = writer.activation(target.activation, own.activations)
+            node.input[1] = writer.weight(target.weight, target.axis, own.weights)
         elif node.name in residual:
             slot = residual[node.name]
-            node.input[slot] = writer.activation(node.input[slot])
+            node.input[slot] = writer.activation(node.input[slot], INT8)
         nodes += [*writer.take_new(), node]
     result = onnx.ModelProto()
     result.CopyFrom(graph.model)
@@ -110,13 +120,14 @@ def place(graph: Graph, chosen: Collection[str], limits: Mapping[str, float], ha
     return result
 
 
-def scale_name(activation: str) -> str:
-    return activation + "/scale"
+def scale_name(activation: str, number_format: NumberFormat = INT8) -> str:
+    return f"{activation}/scale" if number_format is INT8 else f"{activation}/{number_format.name}/scale"
 
 
-def scale_of(limit: float | np.ndarray, half: bool) -> np.ndarray:
-    """Step of INT8 for the magnitudes 0 to `limit`; with `half` one that FP16 holds exactly."""
-    scale = np.maximum(np.asarray(limit, np.float32) / np.float32(LEVELS), np.float32(SMALLEST_SCALE))
+def scale_of(limit: float | np.ndarray, half: bool, number_format: NumberFormat = INT8) -> np.ndarray:
+    """Step of a format for the magnitudes 0 to `limit`; with `half` one that FP16 holds exactly."""
+    step = np.asarray(limit, np.float32) / np.float32(number_format.largest)
+    scale = np.maximum(step, np.float32(SMALLEST_SCALE))
     return np.asarray(scale.astype(np.float16) if half else scale, np.float32)
 
 
@@ -125,7 +136,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, limits: Mapping[str, float], half: bool) -> None:
         self.graph, self.limits, self.half = graph, limits, half
-        self.made: dict[tuple[str] | tuple[str, int], str] = {}
+        self.made: dict[tuple[str | int, ...], str] = {}
         self.new: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
         self.replaced: set[str] = set()
@@ -134,35 +145,38 @@ class _Writer:
         new, self.new = self.new, []
         return new
 
-    def activation(self, name: str) -> str:
-        if (name,) not in self.made:
-            scale = self._constant(scale_name(name), scale_of(self.limits[name], self.half))
-            zero = self._constant(name + "/zero", np.asarray(0, np.int8))
-            short, back = name + "/int8", name + "/quantised"
+    def activation(self, name: str, number_format: NumberFormat) -> str:
+        key = (name, number_format.name)
+        if key not in self.made:
+            scale_tensor = scale_name(name, number_format)
+            stem = scale_tensor.removesuffix("/scale")
+            scale = self._constant(scale_tensor, scale_of(self.limits[name], self.half, number_format))
+            zero = self._constant(f"{stem}/zero", np.zeros((), number_format.dtype))
+            short, back = f"{name}/{number_format.name}", f"{stem}/quantised"
             self.new.append(helper.make_node("QuantizeLinear", [name, scale, zero], [short], name=short))
             self.new.append(helper.make_node("DequantizeLinear", [short, scale, zero], [back], name=back))
-            self.made[name,] = back
-        return self.made[name,]
+            self.made[key] = back
+        return self.made[key]
 
-    def weight(self, name: str, axis: int) -> str:
-        if (name, axis) not in self.made:
+    def weight(self, name: str, axis: int, number_format: NumberFormat) -> str:
+        key = (name, axis, number_format.name)
+        if key not in self.made:
             values = self.graph.constant(name)
             assert values is not None  # `quantizable` nodes have constant weights
             others = tuple(i for i in range(values.ndim) if i != axis)
-            scales = scale_of(np.abs(values).max(others), self.half)
+            scales = scale_of(np.abs(values).max(others), self.half, number_format)
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-            whole = np.clip(np.rint(values / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
-            stem = name if (name, 1 - axis) not in self.made else f"{name}/{axis}"
+            stem = name if name not in self.replaced else f"{name}/{axis}/{number_format.name}"
             inputs = [
-                self._constant(stem + "/int8", whole),
-                self._constant(stem + "/scale", scales),
-                self._constant(stem + "/zero", np.zeros(len(scales), np.int8)),
+                self._constant(f"{stem}/{number_format.name}", number_format.rounded(values / scales.reshape(shape))),
+                self._constant(f"{stem}/scale", scales),
+                self._constant(f"{stem}/zero", np.zeros(len(scales), number_format.dtype)),
             ]
-            back = stem + "/quantised"
+            back = f"{stem}/quantised"
             self.new.append(helper.make_node("DequantizeLinear", inputs, [back], name=back, axis=axis))
-            self.made[name, axis] = back
+            self.made[key] = back
             self.replaced.add(name)
-        return self.made[name, axis]
+        return self.made[key]
 
     def _constant(self, name: str, value: np.ndarray) -> str:
         self.tensors.append(numpy_helper.from_array(np.asarray(value), name))
