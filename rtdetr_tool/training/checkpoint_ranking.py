@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec, checkpoint_name, metrics_in
 from rtdetr_tool.spec.metric_names import logged_name
 
@@ -30,6 +31,12 @@ class CheckpointRanking:
         self.settings = settings
         self.monitor = settings.monitor or monitor
         self.mode = settings.mode or ("min" if "loss" in self.monitor else "max")
+        existing = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise SpecError(
+                f"train.checkpointer.dirpath: {self.folder} is invalid; expected a folder that can be written, but "
+                f"{existing} {'cannot be' if existing.is_dir() else 'is a file'}"
+            )
         self.entries: list[tuple[str, float]] = []  # name without suffix and score, best first
         self._dropped: list[str] = []
         self._missing: set[str] = set()

@@ -81,7 +81,9 @@ class SafeCheckpointIO(CheckpointIO):
 
 
 def find_resume_path(folder: str | os.PathLike[str], explicit: str | None = None) -> Path | None:
-    """The explicit path, else the target of the latest link in `folder`, else its newest numbered checkpoint."""
+    """The explicit path, else the target of the latest link in `folder`, else its newest checkpoint if the link is
+    dangling. Without a link, a run starts from scratch: that is how users of TAO ask for it.
+    """
     if explicit:
         return Path(explicit)
     latest = Path(folder) / LATEST
@@ -89,9 +91,18 @@ def find_resume_path(folder: str | os.PathLike[str], explicit: str | None = None
         return latest.resolve() if latest.is_symlink() else latest
     numbered = [file for file in Path(folder).glob("model_epoch_*.pth") if _NUMBERED.fullmatch(file.name)]
     newest = max(numbered, key=_training_order, default=None)
-    if newest is not None:
-        logger.warning("%s is missing or a dangling link; using the newest checkpoint, %s", latest, newest.name)
-    return newest
+    if newest is None:
+        return None
+    if latest.is_symlink():
+        logger.warning("%s is a dangling link; using the newest checkpoint, %s", latest, newest.name)
+        return newest
+    logger.warning(
+        "%s was removed, so the run starts from scratch and replaces the other checkpoints in its folder. To resume "
+        "instead, set train.resume_training_checkpoint_path, for example to %s",
+        latest,
+        newest,
+    )
+    return None
 
 
 def _training_order(file: Path) -> tuple[int, float, bool]:

@@ -106,10 +106,15 @@ def forward_signals(trainer: Trainer) -> Iterator[None]:
 
 
 def dry_run(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:
-    """Go once through initial weights, optimizer, a training batch with gradients and a validation batch."""
+    """Go once through the checkpoint to resume from or the initial weights, the optimizer, a training batch with
+    gradients and a validation batch."""
     trainer = build_trainer(spec, logger=False)
     device = trainer.strategy.root_device if trainer.num_devices == 1 else torch.device("cpu")
-    module.load_initial_weights()
+    resume = find_resume_path(spec.train.results_dir or ".", spec.train.resume_training_checkpoint_path)
+    if resume is not None:
+        module.check_resume(resume)
+    else:
+        module.load_initial_weights()
     module.to(device).train()
     module.configure_optimizers()
     batch = next(iter(datamodule.loader("train"))).to(device)

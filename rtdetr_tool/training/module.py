@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,7 @@ from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
+from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.distributed import broadcast_object
 from rtdetr_tool.training.epoch_scores import ScoredModule
@@ -263,6 +265,13 @@ class DetectorModule(ScoredModule):
             weights="ema" if RAW_KEY in checkpoint else "raw",
             metrics=self.metrics,
         )
+
+    def check_resume(self, path: Path) -> None:
+        """Raise CheckpointError if the run cannot resume from this file."""
+        checkpoint = SafeCheckpointIO().load_checkpoint(path)
+        sizes = [len(group["params"]) for group in self.parameter_groups()]
+        check_checkpoint(checkpoint, self.spec, self.class_map, str(path), sizes, resuming=True)
+        logger.info("The run would resume from %s", path)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits this run. Training continues from its trained, not its averaged weights."""

@@ -142,6 +142,13 @@ def test_an_invalid_pattern_is_named(pattern, tmp_path):
         read_spec(tmp_path / "spec.json")
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_training(make_spec, tmp_path):
+    (tmp_path / "file").touch()
+    section = CheckpointerSpec(enable_topk=True, dirpath=str(tmp_path / "file" / "best"))
+    with pytest.raises(SpecError, match=r"train\.checkpointer\.dirpath: .*file is a file"):
+        fit(make_spec(train__checkpointer=section, train__is_dry_run=True))
+
+
 def test_fields_without_enable_topk_are_reported():
     notes = read_spec(None, ["train.checkpointer.save_top_k=3"]).notes
     assert notes == ["train.checkpointer.save_top_k has no effect: train.checkpointer.enable_topk is false"]

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.errors import Preempted
+from rtdetr_tool.errors import CheckpointError, Preempted
 from rtdetr_tool.training.checkpointing import LATEST, find_resume_path, remove_unfinished
 from rtdetr_tool.training.fit import fit as fit_and_log
 
@@ -191,11 +191,39 @@ def test_a_dangling_link_falls_back_to_the_newest_checkpoint(tmp_path, caplog):
     for name in ("model_epoch_001.pth", "model_epoch_002_step_00010.pth", "model_epoch_002_step_00009-EMA.pth",
                  "model_epoch_002_step_00010-EMA.pth", "model_epoch_x.pth"):  # fmt: skip
         (tmp_path / name).touch()
+    (tmp_path / LATEST).symlink_to("model_epoch_007.pth")
     assert find_resume_path(tmp_path).name == "model_epoch_002_step_00010-EMA.pth"
     (tmp_path / "model_epoch_002.pth").touch()
+    (tmp_path / LATEST).unlink()
     (tmp_path / LATEST).symlink_to("model_epoch_007.pth")
     assert find_resume_path(tmp_path).name == "model_epoch_002.pth"
     assert "dangling link" in caplog.text
+
+
+def test_without_the_latest_checkpoint_a_run_starts_from_scratch(make_spec, tmp_path, caplog):
+    spec = make_spec(**{**CHANGES, "train__num_epochs": 1}, train__results_dir=str(tmp_path / "run"))
+    fit(spec)
+    first = (tmp_path / "run" / "model_epoch_000.pth").stat().st_mtime_ns
+    (tmp_path / "run" / LATEST).unlink()
+    caplog.clear()
+    result = fit(spec)
+    assert result.resumed_from is None
+    assert "was removed, so the run starts from scratch" in caplog.text
+    assert (tmp_path / "run" / "model_epoch_000.pth").stat().st_mtime_ns > first
+    assert fit(spec).resumed_from.name == "model_epoch_000-EMA.pth"
+
+
+def test_a_dry_run_checks_the_checkpoint_to_resume_from(make_spec, tmp_path, caplog):
+    changes = {**CHANGES, "train__num_epochs": 1, "train__results_dir": str(tmp_path / "run")}
+    path = "train__resume_training_checkpoint_path"
+    with pytest.raises(CheckpointError, match=r"gone\.pth"):
+        fit(make_spec(**changes, train__is_dry_run=True, **{path: str(tmp_path / "gone.pth")}))
+    fit(make_spec(**changes))
+    file = str(tmp_path / "run" / "model_epoch_000.pth")
+    fit(make_spec(**changes, train__is_dry_run=True, **{path: file}))
+    assert f"The run would resume from {file}" in caplog.text
+    with pytest.raises(CheckpointError, match="dec_layers"):
+        fit(make_spec(**changes, train__is_dry_run=True, model__dec_layers=3, **{path: file}))
 
 
 def test_only_unfinished_files_of_a_killed_run_are_removed(tmp_path):
