@@ -1,14 +1,9 @@
-"""COCO detection metrics, computed with hotcoco; the numbers equal those of pycocotools.
-
-Shape legend of the accumulated arrays: T IoU thresholds .50:.05:.95, R recall points, K categories, A area ranges
-(all, small, medium, large), M limits of detections per class and image (`result.detection_limits`).
-"""
+"""COCO detection metrics, computed with hotcoco; the numbers equal those of pycocotools."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import hotcoco
 import numpy as np
@@ -16,34 +11,15 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
-from rtdetr_tool.metrics.operating_point import ClassDetections, best_operating_point, match_detections
-from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, Stats, detection_limits, stat_names
+from rtdetr_tool.metrics.coco_stats import IOU_50, coco_stats, curves, defined_mean
+from rtdetr_tool.metrics.image_matches import ImageDetections, ImageMatches, match_images
+from rtdetr_tool.metrics.operating_point import ClassDetections, best_operating_point
+from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, detection_limits
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import encode, encode_masks, rasterize, to_coco
 from rtdetr_tool.ops.structures import Detections
 
-_AREAS = {"all": 0, "s": 1, "m": 2, "l": 3}
-_IOU_50, _IOU_75 = 0, 5
 _NONE = (np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
-
-
-class ImageDetections(NamedTuple):
-    """Detections of one image, in COCO's format."""
-
-    rows: NDArray[np.float64]  # [K, 6] x, y, width, height, score, category id
-    masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` per detection, if the model has masks
-
-
-@dataclass(frozen=True)
-class ImageMatches:
-    """The detections of one image, matched with its objects at IoU 0.5."""
-
-    image_id: int
-    scores: NDArray[np.float64]  # [K]
-    categories: NDArray[np.float64]  # [K] category ids
-    correct: NDArray[np.bool_]  # [K]
-    counted: NDArray[np.bool_]  # [K], false on crowd regions
-    objects: int  # of the scored categories, without crowd regions
 
 
 class CocoEvaluator:
@@ -145,16 +121,16 @@ class CocoEvaluator:
 
     def compute(self) -> CocoResult:
         """Compute the metrics of all detections so far, over all images of the ground truth."""
-        precision, recall = _curves(self.evaluation())
+        precision, recall = curves(self.evaluation())
         count = sum(len(detections.rows) for detections in self._detections.values())
         masks = None
         if any(detections.masks is not None for detections in self._detections.values()):
             results = [self._numbered(result) for result in self.results_json()]
-            masks = _stats(*_curves(self._evaluated(self._true_masks(), results, "segm")), self.max_dets)
+            masks = coco_stats(*curves(self._evaluated(self._true_masks(), results, "segm")), self.max_dets)
         detections = self.class_detections()
         return CocoResult(
-            _stats(precision, recall, self.max_dets), self._per_class(precision, recall, detections), len(self.images),
-            count, best_operating_point(detections), masks, self.max_dets,
+            coco_stats(precision, recall, self.max_dets), self._per_class(precision, recall, detections),
+            len(self.images), count, best_operating_point(detections), masks, self.max_dets,
         )  # fmt: skip
 
     def evaluation(self) -> Any:
@@ -212,19 +188,7 @@ class CocoEvaluator:
 
     def matches(self) -> list[ImageMatches]:
         """Each image's detections matched at IoU 0.5, by a separate matching: reading hotcoco's takes too long."""
-        truth: dict[int, list[Any]] = {}
-        for annotation in self.annotations:
-            truth.setdefault(annotation["image_id"], []).append(annotation)
-        matches = []
-        for image_id, (rows, _) in self._detections.items():
-            objects = truth.get(image_id, [])
-            boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
-            categories = np.array([a["category_id"] for a in objects])
-            crowd = np.array([bool(a.get("iscrowd")) for a in objects], dtype=bool)
-            correct, counted = match_detections(rows[:, :4], rows[:, 4], rows[:, 5], boxes, categories, crowd)
-            scored = sum(a["category_id"] in self.category_ids and not a.get("iscrowd") for a in objects)
-            matches.append(ImageMatches(image_id, rows[:, 4], rows[:, 5], correct, counted, scored))
-        return matches
+        return match_images(self._detections, self.annotations, self.category_ids)
 
     def class_detections(self) -> dict[int, ClassDetections]:
         """The matched detections by category id."""
@@ -264,9 +228,9 @@ class CocoEvaluator:
                 index=index_of.get(category_id),
                 category_id=category_id,
                 name=names[category_id],
-                ap=_mean(precision[:, :, k, 0, -1]),
-                ap50=_mean(precision[_IOU_50, :, k, 0, -1]),
-                ar=_mean(recall[:, k, 0, -1]),
+                ap=defined_mean(precision[:, :, k, 0, -1]),
+                ap50=defined_mean(precision[IOU_50, :, k, 0, -1]),
+                ar=defined_mean(recall[:, k, 0, -1]),
                 objects=objects[category_id],
                 best=best_operating_point({category_id: detections[category_id]}),
             )
@@ -277,26 +241,3 @@ class CocoEvaluator:
 def _numbers(ids: Iterable[int]) -> dict[int, int]:
     """Consecutive numbers from 1 for the ids, in their order."""
     return {id_: number for number, id_ in enumerate(sorted(set(ids)), start=1)}
-
-
-def _curves(evaluation: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M] of hotcoco's evaluation; -1 without ground truth."""
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-
-
-def _stats(precision: NDArray[np.float64], recall: NDArray[np.float64], max_dets: int) -> Stats:
-    values = {
-        "AP": _mean(precision[:, :, :, 0, -1]),
-        "AP50": _mean(precision[_IOU_50, :, :, 0, -1]),
-        "AP75": _mean(precision[_IOU_75, :, :, 0, -1]),
-        **{f"AP{size}": _mean(precision[:, :, :, _AREAS[size], -1]) for size in "sml"},
-        **{f"ARmax{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(detection_limits(max_dets))},
-        **{f"AR{size}": _mean(recall[:, :, _AREAS[size], -1]) for size in "sml"},
-    }
-    return {name: values[name] for name in stat_names(max_dets)}
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean of the defined values (COCO marks undefined ones with -1); None if there are none."""
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else None

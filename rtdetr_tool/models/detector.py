@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.backbones.base import ImageBackbone
-from rtdetr_tool.ops.layers import fix_batch_norms
+from rtdetr_tool.ops.batch_norm import fix_batch_norms
 from rtdetr_tool.ops.structures import Predictions, Target
 
 

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from rtdetr_tool.metrics.analysis import Calibration, Confusion, ErrorType
+from rtdetr_tool.reports.drawing import GRAY, INK, SIZE, Drawing, literal, shortened, styled
 from rtdetr_tool.reports.page import Chart
 
-SIZE = (7.0, 4.2)  # inches
-_DPI, _PIXELS_PER_INCH = 160, 80  # of the file, and on the page
 _LABELED = 12  # curves with a legend entry; further ones are drawn in gray
 _CELLS = 30  # classes up to which a confusion matrix shows its counts and names
-_GRAY, _INK = "#b8c0cc", "#1c2430"
-_COLORS = [
-    "#1f6feb", "#d1570a", "#1a7f4b", "#a32cc4", "#c42b45", "#007c8a", "#8a6d00", "#5b5fc7", "#d6408f", "#4d7a1e",
-    "#7a4b2a", "#3c4a5c",
-]  # fmt: skip
-_STYLE: Any = {
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8b95a3",
-    "axes.labelcolor": "#5b6675",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6eaf0",
-    "xtick.color": "#5b6675",
-    "ytick.color": "#5b6675",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-    "figure.constrained_layout.use": True,
-    "axes.prop_cycle": cycler(color=_COLORS),
-}  # fmt: skip
-
-
-_styled = matplotlib.rc_context(_STYLE)  # as a decorator
 
 
 @dataclass(frozen=True)
@@ -63,33 +28,7 @@ class Series:
     marked: bool = False
 
 
-class _Drawing:
-    """A figure in our style; `chart()` renders it."""
-
-    def __init__(self, title: str, size: tuple[float, float] = SIZE) -> None:
-        self.title = title
-        self.figure = Figure(figsize=size)
-        self.axes: Axes = self.figure.subplots()
-        self.axes.set_title(literal(title))
-
-    def chart(self, name: str) -> Chart:
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as boxes
-            self.figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-        return Chart(name, self.title, buffer.getvalue(), width=round(self.figure.get_figwidth() * _PIXELS_PER_INCH))
-
-
-def literal(text: str) -> str:
-    """Text that matplotlib draws as it is: `$` would start a formula."""
-    return text.replace("$", r"\$")
-
-
-def shortened(name: str, length: int = 28) -> str:
-    return literal(name if len(name) <= length else f"{name[: length - 1]}…")
-
-
-@_styled
+@styled
 def lines(
     name: str,
     title: str,
@@ -102,12 +41,12 @@ def lines(
     whole_x: bool = False,
 ) -> Chart:
     """Curves over a common axis."""
-    drawing = _Drawing(title)
+    drawing = Drawing(title)
     axes = drawing.axes
     for number, line in enumerate(series):
         style: dict[str, Any] = {"label": shortened(line.name)}
         if number >= _LABELED:
-            style = {"color": _GRAY, "linewidth": 0.8, "zorder": 1}
+            style = {"color": GRAY, "linewidth": 0.8, "zorder": 1}
         axes.plot(line.x, line.y, marker="o" if line.marked and len(line.x) <= 60 else None, markersize=3.5, **style)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -122,7 +61,7 @@ def lines(
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def bars(
     name: str,
     title: str,
@@ -134,7 +73,7 @@ def bars(
 ) -> Chart:
     """Horizontal bars, one group per label with one bar per entry of `values`."""
     height = max(SIZE[1] * 0.6, 0.9 + (0.14 + 0.16 * len(values)) * len(labels))
-    drawing = _Drawing(title, (SIZE[0], min(height, 40.0)))
+    drawing = Drawing(title, (SIZE[0], min(height, 40.0)))
     axes, thickness = drawing.axes, 0.8 / max(1, len(values))
     rows = np.arange(len(labels))
     for number, (group, numbers) in enumerate(values.items()):
@@ -150,7 +89,7 @@ def bars(
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def histogram(
     name: str,
     title: str,
@@ -162,7 +101,7 @@ def histogram(
     whole: bool = False,
 ) -> Chart:
     """Distributions of several groups over the same bins, each as a share of its group; `whole` for counts."""
-    drawing = _Drawing(title)
+    drawing = Drawing(title)
     pooled = np.concatenate([*values.values(), np.zeros(0)])
     pooled = pooled[np.isfinite(pooled) & (pooled > 0 if log_x else True)]
     low, high = (float(pooled.min()), float(pooled.max())) if pooled.size else (0.0, 1.0)
@@ -189,10 +128,10 @@ def histogram(
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def heat(name: str, title: str, grid: NDArray[np.float64], x_label: str, y_label: str) -> Chart:
     """A density over the unit square, (0, 0) at the upper left."""
-    drawing = _Drawing(title, (SIZE[1] + 0.8, SIZE[1]))
+    drawing = Drawing(title, (SIZE[1] + 0.8, SIZE[1]))
     drawing.axes.grid(visible=False)
     drawing.axes.imshow(grid, cmap="Blues", extent=(0, 1, 1, 0), aspect="equal", interpolation="nearest")
     drawing.axes.set_xlabel(x_label)
@@ -200,14 +139,14 @@ def heat(name: str, title: str, grid: NDArray[np.float64], x_label: str, y_label
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def confusion(name: str, confusion: Confusion) -> Chart:
     """A confusion matrix: colors are shares of each row, numbers are counts."""
     matrix = confusion.matrix
     labels = [*(shortened(label, 18) for label in confusion.names), "background"]
     named = len(labels) <= _CELLS + 1
     side = min(14.0, 2.2 + 0.42 * len(labels)) if named else 8.0
-    drawing = _Drawing(f"Confusion at score {confusion.threshold:.2f}", (max(side, 4.6), max(side * 0.9, 4.0)))
+    drawing = Drawing(f"Confusion at score {confusion.threshold:.2f}", (max(side, 4.6), max(side * 0.9, 4.0)))
     axes = drawing.axes
     axes.grid(visible=False)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -218,16 +157,16 @@ def confusion(name: str, confusion: Confusion) -> Chart:
         axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(labels)), labels)
         for row, column in zip(*np.nonzero(matrix), strict=True):
-            color = "white" if shares[row, column] > 0.55 else _INK
+            color = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=color, fontsize=8)
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def reliability(name: str, calibration: Calibration) -> Chart:
     """Share of correct detections against score, by bins."""
     ece = "-" if calibration.ece is None else f"{calibration.ece:.3f}"
-    drawing = _Drawing(f"Calibration (ECE {ece})")
+    drawing = Drawing(f"Calibration (ECE {ece})")
     axes, filled = drawing.axes, calibration.counts > 0
     widths = np.diff(calibration.edges)
     axes.bar(
@@ -253,10 +192,10 @@ def reliability(name: str, calibration: Calibration) -> Chart:
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def points(name: str, title: str, values: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> Chart:
     """Named points (x, y)."""
-    drawing = _Drawing(title)
+    drawing = Drawing(title)
     for label, (x, y) in values.items():
         drawing.axes.plot(x, y, "o", markersize=7)
         drawing.axes.annotate(shortened(label), (x, y), (7, 4), textcoords="offset points", fontsize=8.5)
@@ -267,10 +206,10 @@ def points(name: str, title: str, values: Mapping[str, tuple[float, float]], x_l
     return drawing.chart(name)
 
 
-@_styled
+@styled
 def error_types(name: str, errors: Sequence[ErrorType], descriptions: Mapping[str, str]) -> Chart:
     """What AP50 would gain without each of TIDE's error types."""
-    drawing = _Drawing("Error types (TIDE)", (SIZE[0], 3.2))
+    drawing = Drawing("Error types (TIDE)", (SIZE[0], 3.2))
     axes, rows = drawing.axes, np.arange(len(errors))
     axes.barh(rows, [error.gain for error in errors], 0.65)
     axes.set_yticks(rows, [f"{descriptions[error.name]} ({error.name})" for error in errors])

@@ -20,8 +20,8 @@ from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.ops.batch_norm import count_batch, count_together
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.ops.layers import count_batch, count_together
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict

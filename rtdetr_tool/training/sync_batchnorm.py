@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from rtdetr_tool.ops.layers import UncountedBatchNorm2d
+from rtdetr_tool.ops.batch_norm import UncountedBatchNorm2d
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.metrics.coco import CocoEvaluator, ImageDetections
+from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.metrics.image_matches import ImageDetections
 from rtdetr_tool.metrics.operating_point import OperatingPoint
 from rtdetr_tool.metrics.result import score_text, stat_names
 from rtdetr_tool.ops.structures import Detections

@@ -9,7 +9,7 @@ from torch import nn
 
 from rtdetr_tool.models.backbones.timm_resnet import STAGES, ResNetBackbone
 from rtdetr_tool.models.detector import Detector
-from rtdetr_tool.ops.layers import fix_batch_norms
+from rtdetr_tool.ops.batch_norm import fix_batch_norms
 
 TINY = {"channels": (8, 16, 24, 32), "layers": (1, 2, 1, 1)}
 

@@ -7,17 +7,14 @@ import torch
 from torch import nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.batch_norm import FixedBatchNorm2d, count_batch, count_together, fix_batch_norms
 from rtdetr_tool.ops.layers import (
     ACTIVATIONS,
     MLP,
     ConvNorm,
     CSPRepLayer,
-    FixedBatchNorm2d,
     RepVggBlock,
     build_activation,
-    count_batch,
-    count_together,
-    fix_batch_norms,
     fold_batch_norms,
     fuse_reparameterized,
 )

@@ -19,7 +19,7 @@ from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.matcher import HungarianMatcher
 from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
 from rtdetr_tool.models.hybrid_encoder import HybridEncoder
-from rtdetr_tool.ops.layers import fix_batch_norms
+from rtdetr_tool.ops.batch_norm import fix_batch_norms
 from rtdetr_tool.ops.structures import Target
 
 transformers = pytest.importorskip("transformers")

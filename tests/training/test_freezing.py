@@ -15,7 +15,7 @@ from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.ops.layers import FixedBatchNorm2d
+from rtdetr_tool.ops.batch_norm import FixedBatchNorm2d
 from rtdetr_tool.spec import ExperimentSpec, spec_from_dict
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit import fit

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run_with_recompute
-from rtdetr_tool.ops.layers import FixedBatchNorm2d, fold_batch_norms, fold_into
+from rtdetr_tool.ops.batch_norm import FixedBatchNorm2d, fold_into
+from rtdetr_tool.ops.layers import fold_batch_norms
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
