@@ -51,3 +51,9 @@ class BenchmarkSpec:
         min=1,
         origin="ours",
     )
+    num_queries: list[int] = field(
+        [],
+        "Also measure the weights with n queries, for each n: the encoder then selects fewer.",
+        min=1,
+        origin="ours",
+    )

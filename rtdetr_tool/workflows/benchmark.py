@@ -18,7 +18,15 @@ from rtdetr_tool.formats.opening import format_of, open_detector
 from rtdetr_tool.formats.table import FORMATS, exported_formats
 from rtdetr_tool.spec import BenchmarkSpec, ExperimentSpec, LoadedSpec
 from rtdetr_tool.spec.fields import is_blank
-from rtdetr_tool.workflows.benchmark_steps import EAGER, OPTIMIZED, Candidate, Measurement, requested_size
+from rtdetr_tool.workflows.benchmark_steps import (
+    EAGER,
+    LAYERS,
+    OPTIMIZED,
+    QUERIES,
+    Candidate,
+    Measurement,
+    requested_size,
+)
 from rtdetr_tool.workflows.export import export_detector
 
 _IMAGES = 32  # files that are used in turn
@@ -53,8 +61,9 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
     section = loaded.spec.benchmark
     row = format_of(section.checkpoint)
     if not row.trainable:
-        if section.decoder_layers:
-            raise UserError(f"benchmark.decoder_layers requires weights, but {section.checkpoint} is {row.title}")
+        for name in ("decoder_layers", "num_queries"):
+            if getattr(section, name):
+                raise UserError(f"benchmark.{name} requires weights, but {section.checkpoint} is {row.title}")
         return [_candidate(row.name, section.checkpoint)], []
     found = [
         Candidate(EAGER, section.checkpoint, eager=True),
@@ -62,7 +71,11 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
         replace(_candidate(f"{OPTIMIZED} bf16", section.checkpoint), precision="bf16"),
     ]
     for layers in section.decoder_layers:
-        found.append(replace(_candidate(f"{OPTIMIZED}, {layers} decoder layers", section.checkpoint), layers=layers))
+        name = f"{OPTIMIZED}, {layers} decoder layers"
+        found.append(replace(_candidate(name, section.checkpoint), reduced=(LAYERS, layers - 1)))
+    for queries in section.num_queries:
+        name = f"{OPTIMIZED}, {queries} queries"
+        found.append(replace(_candidate(name, section.checkpoint), reduced=(QUERIES, queries)))
     skipped = []
     for other in exported_formats():
         try:

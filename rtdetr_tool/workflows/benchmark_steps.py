@@ -38,7 +38,7 @@ PARTS = ("decode", "preprocess", "model", "postprocess")
 EAGER, OPTIMIZED = "torch eager", "torch"
 _FEWEST = 10  # steps, however long they take
 _MOST = 20_000
-_LAYERS = "model.eval_idx"
+LAYERS, QUERIES = "model.eval_idx", "model.num_queries"  # spec fields that make trained weights faster
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Candidate:
     path: str
     eager: bool = False
     precision: str = "fp32"
-    layers: int | None = None  # decoder layers to keep
+    reduced: tuple[str, int] | None = None  # a spec field (LAYERS or QUERIES) and its value
     megabytes: float | None = None
 
 
@@ -127,21 +127,26 @@ def measure_here(job: Job) -> Measurement:
 def _open(candidate: Candidate, loaded: LoadedSpec, device: torch.device) -> tuple[Runtime, ExperimentSpec]:
     section = loaded.spec.benchmark
     size = requested_size(section)
-    if candidate.layers is not None:
-        loaded = loaded.with_value(_LAYERS, candidate.layers - 1)
+    loaded = with_reduction(candidate, loaded)
     if candidate.eager:
         opened = open_detector(candidate.path, loaded, size)
         return _Eager(opened.detector.eval().to(device), opened.class_map, device), opened.spec
     model = open_model(candidate.path, loaded, device, "auto", size, candidate.precision)
-    if candidate.layers is not None:
-        check_layers(model.spec)
+    if candidate.reduced is not None:
+        check_reduction(model.spec, candidate.reduced[0])
     return model.runtime, model.spec
 
 
-def check_layers(spec: ExperimentSpec) -> None:
-    """UserError for a model that cannot predict with fewer decoder layers; it would be measured whole."""
-    if not reads(spec.model.arch, _LAYERS):
-        raise UserError(f"benchmark.decoder_layers is not supported with {spec.model.family.title}; set it to []")
+def with_reduction(candidate: Candidate, loaded: LoadedSpec) -> LoadedSpec:
+    """The spec with fewer decoder layers or queries, if the candidate has them."""
+    return loaded if candidate.reduced is None else loaded.with_value(*candidate.reduced)
+
+
+def check_reduction(spec: ExperimentSpec, name: str) -> None:
+    """UserError for a model that cannot predict with fewer decoder layers or queries; it would be measured whole."""
+    if not reads(spec.model.arch, name):
+        field = {LAYERS: "decoder_layers", QUERIES: "num_queries"}[name]
+        raise UserError(f"benchmark.{field} is not supported with {spec.model.family.title}; set it to []")
 
 
 class _Eager:
@@ -207,8 +212,7 @@ def _scores(candidate: Candidate, loaded: LoadedSpec, device: torch.device) -> d
     section = loaded.spec.benchmark
     if candidate.eager:
         return {}  # those of the optimized network
-    if candidate.layers is not None:
-        loaded = loaded.with_value(_LAYERS, candidate.layers - 1)
+    loaded = with_reduction(candidate, loaded)
     model = open_model(candidate.path, loaded, device, "auto", requested_size(section), candidate.precision)
     result = score_split(model, "test", 0.0).evaluator.compute()
     return {"mAP": result.map, "mAP50": result.map50}

@@ -10,7 +10,7 @@ import pytest
 from rtdetr_tool.cli import main
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.workflows.benchmark_steps import Job, check_layers, measure_here
+from rtdetr_tool.workflows.benchmark_steps import LAYERS, QUERIES, Job, check_reduction, measure_here
 
 FAST = ("benchmark.seconds=0.05", "benchmark.warmup=1", "benchmark.threads=1", "benchmark.on_cpu=true")
 
@@ -31,10 +31,11 @@ def test_every_runtime_is_measured_and_scores_what_evaluate_scores(project, in_p
     checkpoint = project.checkpoint(lively=True)
     assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
     scores = json.loads((project.folder / "results" / "evaluate" / "results.json").read_text())
-    options = ("benchmark.batch_sizes=[1,2]", "benchmark.score=true", "benchmark.decoder_layers=[1]")
+    reduced = ("benchmark.decoder_layers=[1]", "benchmark.num_queries=[4]")
+    options = ("benchmark.batch_sizes=[1,2]", "benchmark.score=true", *reduced)
     assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *options, *FAST) == 0
     found = {row["name"]: row for row in content(project)["runtimes"]}
-    measured = ["torch eager", "torch", "torch bf16", "torch, 1 decoder layers", "onnx"]
+    measured = ["torch eager", "torch", "torch bf16", "torch, 1 decoder layers", "torch, 4 queries", "onnx"]
     assert [name for name in found if not found[name]["skipped"]] == measured
     for name in measured:
         assert [timing["batch"] for timing in found[name]["timings"]] == [1, 2]
@@ -44,6 +45,7 @@ def test_every_runtime_is_measured_and_scores_what_evaluate_scores(project, in_p
             assert timing["images_per_second"] == pytest.approx(1000 * timing["batch"] / timing["median"])
     for name in ("torch", "onnx", "torch, 1 decoder layers"):
         assert found[name]["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
+    assert found["torch, 4 queries"]["scores"]["mAP"] is not None
     network = content(project)["network"]
     assert network["input"] == [64, 64] and network["parameters"] > 10_000 and network["gflops"] > 0
     html = (project.folder / "results" / "benchmark" / "report.html").read_text()
@@ -82,14 +84,26 @@ def test_size_and_layers_are_those_of_the_spec(project, in_process):
     assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *with_layers, *FAST) == 2
 
 
-def test_fewer_layers_are_refused_where_they_would_have_no_effect(project, in_process, capsys):
-    check_layers(spec_from_dict({"model": {"arch": "rtdetr"}}))
-    with pytest.raises(UserError, match=r"benchmark\.decoder_layers is not supported with RF-DETR"):
-        check_layers(spec_from_dict({"model": {"arch": "rfdetr"}}))
+def test_fewer_queries_score_as_evaluate_does_with_them(project, in_process):
+    checkpoint = project.checkpoint(lively=True)
+    fields = ("model.num_queries=3", "model.num_select=3")
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}", *fields) == 0
+    scores = json.loads((project.folder / "results" / "evaluate" / "results.json").read_text())
+    options = ("benchmark.score=true", "benchmark.num_queries=[3]", "benchmark.runtimes=['torch, 3 queries']")
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *options, *FAST) == 0
+    (row,) = content(project)["runtimes"]
+    assert row["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("field", "name"), [("decoder_layers", LAYERS), ("num_queries", QUERIES)])
+def test_a_reduction_is_refused_where_it_would_have_no_effect(field, name, project, in_process, capsys):
+    check_reduction(spec_from_dict({"model": {"arch": "rtdetr"}}), name)
+    with pytest.raises(UserError, match=rf"benchmark\.{field} is not supported with RF-DETR"):
+        check_reduction(spec_from_dict({"model": {"arch": "rfdetr"}}), name)
     file = project.folder / "model.onnx"
     assert project.run("export", f"export.checkpoint={project.checkpoint()}", f"export.onnx_file={file}") == 0
-    assert project.run("benchmark", f"benchmark.checkpoint={file}", "benchmark.decoder_layers=[1]", *FAST) == 2
-    assert "benchmark.decoder_layers requires weights" in capsys.readouterr().err
+    assert project.run("benchmark", f"benchmark.checkpoint={file}", f"benchmark.{field}=[1]", *FAST) == 2
+    assert f"benchmark.{field} requires weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
