@@ -26,8 +26,10 @@ ALLOWED = {
     "cli.py": "the program's name",
     "commands/convert.py": "the program's name, a layout of files",
     "completion.py": "the program's name",
+    "formats/description.py": "a layout of graphs, and the key of its notes",
     "reports/facts.py": "the program's name",
     "spec/experiment.py": "the program's name, an experiment of MLflow",
+    "spec/launcher.py": "the program's name in TAO's launcher",
     "rfdetr.py": "public names",
     "workflows/convert.py": "the program's name, a layout of files",
 }
