@@ -286,6 +286,18 @@ def trainer(spec):
     )  # fmt: skip
 
 
+def compiled_parts(spec):
+    from types import SimpleNamespace
+
+    from rtdetr_tool.training.module import DetectorModule
+
+    module = DetectorModule(spec, classes(spec))
+    accelerator = SimpleNamespace(name=lambda: "cpu")
+    module._trainer = SimpleNamespace(world_size=1, ckpt_path="x", accelerator=accelerator, strategy="auto")
+    module.setup("fit")
+    return [name for name, part in module.detector.named_children() if part._compiled_call_impl is not None]
+
+
 def synchronized(spec):
     """Whether several processes on a CPU share their batch norms."""
     from types import SimpleNamespace
@@ -607,6 +619,7 @@ ROWS: list[tuple] = [
     ("train__cudnn__deterministic", False, trainer),
     ("train__tf32", "on", trainer),
     ("train__tf32", "off", trainer),
+    ("train__compile", True, compiled_parts),
     ("train__num_epochs", 3, trainer),
     ("train__checkpoint_interval", 2, callbacks),
     ("train__checkpoint_interval_unit", "step", callbacks),

@@ -100,15 +100,20 @@ class HybridEncoder(nn.Module):
         return tokens.transpose(1, 2).reshape(level.shape[0], self.hidden_dim, height, width)
 
     def _position(self, height: int, width: int, like: Tensor) -> Tensor:
-        """[1, h * w, D], cached per size: any input size works in training and in eval mode."""
+        """[1, h * w, D], cached per size: any input size works in training and in eval mode.
+
+        A compiled graph computes it, because a table from the cache would make one graph per size.
+        """
+        if torch.compiler.is_compiling():
+            return self._build_position(height, width, like.device)
         key = (height, width, like.device)
         if key not in self._positions:
             with torch.inference_mode(False):  # training must be able to use a table cached during inference
-                table = sincos_position_2d(
-                    height, width, self.hidden_dim, self.pe_temperature, like.device, self.pe_order
-                )
-            self._positions[key] = table[None]
+                self._positions[key] = self._build_position(height, width, like.device)
         return self._positions[key]
+
+    def _build_position(self, height: int, width: int, device: torch.device) -> Tensor:
+        return sincos_position_2d(height, width, self.hidden_dim, self.pe_temperature, device, self.pe_order)[None]
 
     def _fuse(self, levels: list[Tensor]) -> list[Tensor]:
         """Top-down, then bottom-up fusion. The lists of blocks are ordered coarse to fine and fine to coarse."""

@@ -29,10 +29,15 @@ def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
 
 def resize_matrix(old: int, new: int) -> Tensor:
     """Weights [new, old] float32 of the old pixels in each new pixel; rows sum to 1."""
-    return torch.from_numpy(_weights(old, new))
+    compute = _weights if torch.compiler.is_compiling() else _cached_weights  # graphs trace NumPy, but no cache
+    return torch.from_numpy(compute(old, new))
 
 
 @lru_cache(maxsize=64)
+def _cached_weights(old: int, new: int) -> NDArray[np.float32]:
+    return _weights(old, new)
+
+
 def _weights(old: int, new: int) -> NDArray[np.float32]:
     scale = old / new
     stretch = max(scale, 1.0)  # downsampling widens the kernel to avoid aliasing

@@ -205,6 +205,12 @@ class TrainSpec:
         options=("auto", "on", "off"),
         origin="ours",
     )
+    compile: bool = field(
+        False,
+        "Compile the backbone and the encoder with torch.compile: the first steps take minutes, later ones have fewer "
+        "kernels.",
+        origin="ours",
+    )
     distributed_strategy: str = field(
         "ddp", "With several devices: ddp copies the model to each, fsdp shards it.", options=("ddp", "fsdp")
     )

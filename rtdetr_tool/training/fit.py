@@ -25,6 +25,7 @@ from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
 from rtdetr_tool.training.callbacks.lookup import find_callback
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.checkpointing import find_resume_path, remove_unfinished
+from rtdetr_tool.training.compilation import explain_compilation
 from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit_result import FitResult, show_result
 from rtdetr_tool.training.lightning_output import quiet_lightning
@@ -82,7 +83,7 @@ def _fit(
     resume = find_resume_path(folder, spec.train.resume_training_checkpoint_path)
     if resume:
         _log_resume(resume, explicit=bool(spec.train.resume_training_checkpoint_path))
-    with explain_out_of_memory(spec), forward_signals(trainer), log_thread_failures():
+    with explain_out_of_memory(spec), explain_compilation(), forward_signals(trainer), log_thread_failures():
         trainer.fit(module, datamodule, ckpt_path=str(resume) if resume else None)
         result = _result(trainer, module, resume)
         if run_test:

@@ -28,6 +28,7 @@ from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
+from rtdetr_tool.training.compilation import compile_network
 from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.distributed import broadcast_object
 from rtdetr_tool.training.epoch_scores import ScoredModule
@@ -94,6 +95,8 @@ class DetectorModule(ScoredModule):
         if sharding == "fsdp":  # FSDP restores optimizer state in the wrong order for channels_last
             self.detector.to(memory_format=torch.contiguous_format)
         self.run_seed = broadcast_object(self.run_seed)
+        if stage == "fit" and self.spec.train.compile:
+            compile_network(self.detector)
 
     def on_fit_start(self) -> None:
         """Load the initial weights unless the run resumes, which Lightning only knows from here on."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
 def run_with_recompute(module: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
-    """`module(*inputs)`; with `recompute` its activations are recomputed in the backward pass instead of stored."""
+    """`module(*inputs)`; with `recompute` its activations are recomputed in the backward pass instead of stored.
+
+    A compiled graph updates statistics in its forward part only, so there is nothing to keep.
+    """
     output: Tensor
-    if recompute:
+    if recompute and torch.compiler.is_compiling():
+        output = checkpoint(module, *inputs, use_reentrant=False)
+    elif recompute:
         contexts = nullcontext(), _FrozenStatistics(module)
         output = checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
     else:
