@@ -620,6 +620,7 @@ ROWS: list[tuple] = [
     ("train__tf32", "on", trainer),
     ("train__tf32", "off", trainer),
     ("train__compile", True, compiled_parts),
+    ("train__preset", "fast", trainer),
     ("train__num_epochs", 3, trainer),
     ("train__checkpoint_interval", 2, callbacks),
     ("train__checkpoint_interval_unit", "step", callbacks),

@@ -18,6 +18,7 @@ from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
+from rtdetr_tool.spec.preset import with_preset
 from rtdetr_tool.spec.recipe import with_recipe
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields
@@ -63,7 +64,9 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec from `data`; `SpecError` with `problems` and those found here."""
-    spec = from_plain(ExperimentSpec, with_recipe(_with_sizes(_with_devices(with_sources(data)))), problems)
+    spec = from_plain(
+        ExperimentSpec, with_recipe(with_preset(_with_sizes(_with_devices(with_sources(data))))), problems
+    )
     spec = _with_engine_path(spec, command)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:

@@ -192,6 +192,13 @@ class TrainSpec:
     enable_ema: bool = field(False, "Maintain an exponential moving average of the weights.")
     ema: EmaSpec = field(EmaSpec, "Exponential moving average.")
     optim: OptimSpec = field(OptimSpec, "Optimizer and learning-rate schedule.")
+    preset: str = field(
+        "tao",
+        "Values of the fields that the spec does not set. tao: TAO's, which are reproducible and save memory. fast: "
+        "precision auto, tf32 on, activation_checkpoint false, cudnn.deterministic false and cudnn.benchmark true.",
+        options=("tao", "fast"),
+        origin="ours",
+    )
     precision: str = field(
         "fp32",
         "fp32, or mixed precision with bf16 or fp16 (fp16 needs a GPU). auto: fp32 on a CPU; on a GPU bf16 if it "

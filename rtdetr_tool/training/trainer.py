@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.ops.tf32 import set_tf32
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.metric_names import best_score_name
+from rtdetr_tool.spec.preset import slow_line
 from rtdetr_tool.training.callbacks.batch_preview import BatchPreview
 from rtdetr_tool.training.callbacks.drop_path_schedule import DropPathSchedule
 from rtdetr_tool.training.callbacks.early_stopping import EarlyStopping
@@ -34,6 +36,8 @@ from rtdetr_tool.training.loggers import build_loggers
 from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
 from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
 
+logger = logging.getLogger(__name__)
+
 
 def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     """A trainer configured by the `train` section of a spec.
@@ -48,6 +52,8 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     accelerator, devices = choose_devices(train.num_gpus, train.gpu_ids, train.accelerator)
     precision = resolve_precision(train)
     check_precision(precision, accelerator)
+    if accelerator == "gpu" and (line := slow_line(train)):
+        logger.info("%s", line)
     several = (devices if isinstance(devices, int) else len(devices)) * train.num_nodes > 1
     set_tf32(train.tf32, mixed_precision=precision != "fp32")
     torch.backends.cudnn.deterministic = train.cudnn.deterministic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
@@ -257,3 +259,13 @@ def test_several_processes_need_a_strategy():
     assert choose_strategy("deepspeed_stage_2", True, "gpu") == "deepspeed_stage_2"
     with pytest.raises(SpecError, match="fsdp is not supported on CPUs; use ddp"):
         choose_strategy("fsdp", True, "cpu")
+
+
+@pytest.mark.parametrize(("accelerator", "lines"), [("gpu", 1), ("cpu", 0)])
+def test_a_run_on_a_gpu_logs_one_line_about_slow_settings(make_spec, monkeypatch, caplog, accelerator, lines):
+    monkeypatch.setattr("rtdetr_tool.training.trainer.choose_devices", lambda *args: (accelerator, 1))
+    with caplog.at_level(logging.INFO), contextlib.suppress(MisconfigurationException):  # there is no GPU
+        build_trainer(make_spec(), logger=False)
+    messages = [record.getMessage() for record in caplog.records if "slow down" in record.getMessage()]
+    assert len(messages) == lines
+    assert all("train.precision=fp32" in message and "train.preset" in message for message in messages)
