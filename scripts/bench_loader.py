@@ -38,6 +38,7 @@ def main() -> None:
     source = {"image_dir": options.images, "json_file": options.annotations}
     datasets = {
         "ours": build(source),
+        "ours, from the cache": build(source, cache="ram"),
         "ours, no distortion": build(source, distortion_prob=0.0),
         "ours, no distortion, no crop": build(source, distortion_prob=0.0, iou_crop_prob=0.0),
     }
@@ -46,6 +47,8 @@ def main() -> None:
         name: lambda index, dataset=dataset: dataset[(0, index)] for name, dataset in datasets.items()
     }
     samples["torchvision v2"] = torchvision_sample(datasets["ours"])
+    for index in range(count):
+        datasets["ours, from the cache"].sample((0, index))
     rates: dict[str, list[float]] = {name: [] for name in samples}
     for _ in range(options.turns):
         for name, sample in samples.items():
@@ -54,8 +57,8 @@ def main() -> None:
         print(f"{name:32s} {statistics.median(measured):7.1f} images/s of one core")
 
 
-def build(source: dict[str, str], **augmentation: Any) -> TrainDataset:
-    dataset = {"train_data_sources": [source], "augmentation": {"multi_scales": [], **augmentation}}
+def build(source: dict[str, str], cache: str = "none", **augmentation: Any) -> TrainDataset:
+    dataset = {"train_data_sources": [source], "cache": cache, "augmentation": {"multi_scales": [], **augmentation}}
     return build_train_dataset(spec_from_dict({"results_dir": "unused", "dataset": dataset}).dataset, seed=0)
 
 

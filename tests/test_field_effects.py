@@ -199,6 +199,15 @@ def default_scales(spec):
     return spec.model.family.default_sizes(spec.model.rfdetr)["multi_scales"]
 
 
+def cached_bytes(spec):
+    from rtdetr_tool.data.build import build_train_dataset
+
+    dataset = build_train_dataset(spec.dataset)
+    for index in range(len(dataset)):
+        dataset.sample(index)
+    return None if dataset.cache is None else int(dataset.cache._used)
+
+
 def train_sample(spec):
     from rtdetr_tool.data.build import build_train_dataset
 
@@ -609,6 +618,9 @@ ROWS: list[tuple] = [
     ("dataset__augmentation__preserve_aspect_ratio", True, train_sample),
     ("dataset__augmentation__preserve_aspect_ratio", True, eval_sample),
     ("dataset__class_ids", "contiguous", class_list),
+    ("dataset__cache", "ram", cached_bytes),
+    ("dataset__cache", "disk", cached_bytes),
+    ("dataset__cache_gb", 1e-5, cached_bytes, {"dataset__cache": "ram"}),
     ("dataset__on_bad_image", "error", bad_image),
     ("dataset__max_bad_share", 0.5, replaced_images),
     ("train__num_gpus", 2, trainer),

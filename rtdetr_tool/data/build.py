@@ -16,6 +16,7 @@ from rtdetr_tool.data.build_sources import read_sources, sources_with_classes
 from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
 from rtdetr_tool.data.folder import ImageFolder, search, skipped_line
+from rtdetr_tool.data.image_cache import ImageCache
 from rtdetr_tool.data.joining import joined_categories, match_classes
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
@@ -63,7 +64,10 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         flip_prob=augmentation.flip_prob,
         scale_jitter_prob=augmentation.scale_jitter_prob,
     )
-    dataset = TrainDataset(records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing)
+    cache = None if spec.cache == "none" else ImageCache(spec.cache, int(spec.cache_gb * 1e9), len(records))
+    dataset = TrainDataset(
+        records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing, cache
+    )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
 

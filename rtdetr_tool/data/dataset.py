@@ -17,6 +17,7 @@ from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder
 from rtdetr_tool.data.ground_truth import coco_ground_truth
+from rtdetr_tool.data.image_cache import ImageCache
 from rtdetr_tool.data.preprocess import input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
@@ -56,6 +57,7 @@ class DetectionDataset(Dataset[Sample | FailedImage]):
     main process.
     """
 
+    cache: ImageCache | None = None
     max_bad: int | None = None  # maximum number of unreadable images that are replaced; None means no limit
 
     def __init__(
@@ -89,9 +91,10 @@ class DetectionDataset(Dataset[Sample | FailedImage]):
     def sample(self, index: Any) -> Sample:
         raise NotImplementedError
 
-    def _decode(self, record: ImageRecord) -> Tensor:
+    def _decode(self, record: ImageRecord, index: int) -> Tensor:
+        size = (record.width, record.height) if record.width else None
         try:
-            return decode_image(record.path, (record.width, record.height) if record.width else None)
+            return decode_image(record.path, size) if self.cache is None else self.cache.read(index, record.path, size)
         except DataError:
             check_folder(record.path)
             raise
@@ -117,6 +120,7 @@ class TrainDataset(DetectionDataset):
         on_bad_image: `skip` warns once about an unreadable image and replaces it with another one, which also depends
             on (seed, e, i) only; `error` raises.
         max_bad: maximum number of different images that may be replaced, `DataError` above; None means no limit.
+        cache: of decoded images, by index; None = images are decoded every time.
     """
 
     def __init__(
@@ -129,8 +133,10 @@ class TrainDataset(DetectionDataset):
         repairs: Repairs | None = None,
         with_masks: bool = False,
         max_bad: int | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         super().__init__(records, class_map, repairs, with_masks)
+        self.cache = cache
         self.transform, self.max_bad = transform, max_bad
         self.seed = seed if seed >= 0 else int.from_bytes(os.urandom(4), "little")
         self.on_bad_image = on_bad_image
@@ -151,7 +157,7 @@ class TrainDataset(DetectionDataset):
         for _ in range(_MAX_ATTEMPTS):
             record = self.records[candidate]
             try:
-                image = self._decode(record)
+                image = self._decode(record, candidate)
             except DataError as error:
                 if self.on_bad_image == "error":
                     raise
@@ -231,7 +237,7 @@ class EvalDataset(DetectionDataset):
 
     def sample(self, index: int) -> Sample:
         record = self.records[index]
-        image, keep = self._decode(record), ~record.iscrowd
+        image, keep = self._decode(record, index), ~record.iscrowd
         prepared = prepare_image(image, self.spatial_size, self.preserve_aspect_ratio)
         across, down = prepared.box_scale
         boxes = to_relative(torch.from_numpy(record.boxes[keep]), (down, across))

@@ -193,6 +193,24 @@ class DatasetSpec:
         recorded=Recorded("which category each class index means", "elsewhere", "elsewhere"),
         commands=(*TRAINING, "validate_data"),
     )
+    cache: str = field(
+        "none",
+        "Keep decoded training images for the next epochs, shared by the workers. ram: in memory (/dev/shm); disk: in "
+        "a temporary file (in TMPDIR). Both disappear with the run.",
+        options=("none", "ram", "disk"),
+        origin="ours",
+        commands=TRAINING,
+    )
+    cache_gb: float = field(
+        16.0,
+        "Maximum size of the cache of each process of a run; images that no longer fit are decoded every time. An "
+        "image of 640 x 480 pixels needs 0.9 MB.",
+        above=0.0,
+        max=INF,
+        unit="GB",
+        origin="ours",
+        commands=TRAINING,
+    )
     on_bad_image: str = field(
         "skip",
         "What training does with an image that cannot be read. skip: warn once and use another image; error: stop. "
