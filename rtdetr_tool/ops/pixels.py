@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB 0..1
@@ -18,4 +19,5 @@ def denormalize(images: Tensor) -> Tensor:
 
 
 def _per_channel(images: Tensor, values: tuple[float, float, float]) -> Tensor:
-    return images.new_tensor(values).view(1, 3, 1, 1)
+    constants = torch.tensor(values, dtype=images.dtype).to(images.device, non_blocking=True)  # no wait for a GPU
+    return constants.view(1, 3, 1, 1)

@@ -17,6 +17,7 @@ from rtdetr_tool.status import process_rank
 from rtdetr_tool.training.devices import choose_devices, resolve_precision
 from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
 from rtdetr_tool.training.module import DetectorModule
+from rtdetr_tool.training.out_of_memory import exhausted_memory
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,9 @@ def _fits_gpu(module: DetectorModule, count: int, device: torch.device) -> bool:
     torch.cuda.reset_peak_memory_stats(device)
     try:
         _step(module, count, device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # cuBLAS and cuDNN have no exception type of their own
+        if exhausted_memory(error) != "GPU":
+            raise
         return False
     finally:
         module.zero_grad(set_to_none=True)

@@ -26,7 +26,10 @@ def choose_devices(
         available = torch.cuda.device_count()
         missing = [index for index in ids if not 0 <= index < available]
         if missing:
-            raise SpecError(f"gpu_ids: {missing} do not exist; this machine has {available} GPU(s), numbered from 0")
+            raise SpecError(
+                f"gpu_ids: {missing} do not exist; this process sees {available} GPU(s), numbered from 0. A launcher "
+                "must show all GPUs of a machine to each process (SLURM: --gpus-per-node instead of --gpus-per-task)"
+            )
         return "gpu", ids
     processes = f" with {num_gpus} processes" if num_gpus > 1 else ""
     logger.info("%s on the CPU%s", "Running" if accelerator == "cpu" else "No GPU available; running", processes)

@@ -26,13 +26,13 @@ def explain_out_of_memory(spec: ExperimentSpec) -> Iterator[None]:
         ):
             yield
     except (RuntimeError, MemoryError) as error:
-        memory = _exhausted_memory(error)
+        memory = exhausted_memory(error)
         if memory is None:
             raise
         raise UserError(f"The {memory} ran out of memory ({_first_sentence(error)}). {memory_advice(spec)}") from error
 
 
-def _exhausted_memory(error: RuntimeError | MemoryError) -> str | None:
+def exhausted_memory(error: RuntimeError | MemoryError) -> str | None:
     """`GPU`, `machine`, or None for another error. Only torch's GPU allocator has an exception type of its own."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or any(message in text for message in _GPU_ERRORS):

@@ -62,7 +62,9 @@ class OnnxRuntime:
             options.intra_op_num_threads = threads
         index = torch.device(device).index or 0
         order = FALLBACKS[chosen]
-        providers = [(ONNX_PROVIDERS[each], {} if each == "cpu" else {"device_id": str(index)}) for each in order]
+        if chosen != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+            onnxruntime.preload_dlls()  # those of torch, where onnxruntime finds no other CUDA libraries
+        providers = [(ONNX_PROVIDERS[each], provider_options(each, index)) for each in order]
         try:
             self.session = new_session(half or str(file.path), options, providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
@@ -113,6 +115,15 @@ def emulated_half(file: OnnxFile) -> bytes | None:
         return None
     content: bytes = emulate_half(load_weights(file)).SerializeToString()
     return content
+
+
+def provider_options(name: str, index: int) -> dict[str, str]:
+    """Options of a provider on the GPU `index`.
+
+    cuDNN's heuristics replace onnxruntime's default, an exhaustive search that it repeats for every new batch size.
+    """
+    device = {} if name == "cpu" else {"device_id": str(index)}
+    return {**device, "cudnn_conv_algo_search": "HEURISTIC"} if name == "cuda" else device
 
 
 def choose_provider(name: str, device: torch.device) -> str:
