@@ -17,6 +17,7 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.spec import spec_from_dict
+from rtdetr_tool.training import compilation
 from rtdetr_tool.training.distill import DistillModule
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.trainer import choose_strategy
@@ -128,3 +129,20 @@ def test_gradients_are_views_of_buckets_and_the_graph_is_static_unless_gradients
 @pytest.mark.parametrize("cases", [CASES, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["some", "others"])
 def test_two_processes_learn_the_same_weights_as_with_a_search_for_unused_parameters(tmp_path: Path, cases):
     torch.multiprocessing.spawn(compare, args=(str(tmp_path / "store"), cases), nprocs=2)
+
+
+def compare_compiled(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    module = build_module({"model": TINY, "train": {"activation_checkpoint": True}})
+    reference = train(copy.deepcopy(module), rank, ddp_options(1))
+    compilation.BACKEND = "aot_eager"
+    compilation.compile_network(module.detector)
+    for key, tensor in train(module, rank, ddp_options(1)).items():
+        torch.testing.assert_close(tensor, reference[key], rtol=1e-4, atol=1e-5, msg=key)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_compiled_network_learn_the_same_weights(tmp_path: Path):
+    torch.multiprocessing.spawn(compare_compiled, args=(str(tmp_path / "store"),), nprocs=2)
