@@ -28,6 +28,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rtdetr"
 
 
+def roboflow_folder() -> Path:
+    """The folder of weights that Roboflow's package has downloaded."""
+    return Path("~/.roboflow/models").expanduser().absolute()
+
+
 def weights_path(name: str | os.PathLike[str]) -> Path:
     """The path `name` itself, or for a published name the path in the cache, after a download if it is missing.
 
@@ -41,10 +46,17 @@ def weights_path(name: str | os.PathLike[str]) -> Path:
 def download_published(row: PublishedWeights) -> Path:
     """The path of published weights in the cache, after a download if it is missing.
 
+    A file that Roboflow's package has downloaded is used if it is complete.
+
     Raises:
         CheckpointError: the file cannot be downloaded, or the cached one has another hash.
     """
     path = cache_folder() / row.file
+    existing = roboflow_folder() / row.file
+    if not path.exists() and not os.environ.get("RF_HOME") and row.md5 is not None and existing.is_file():
+        if md5_of(existing) == row.md5:
+            return existing
+        logger.warning("Ignoring %s: its MD5 is not that of the published file", existing)
     if not path.exists():
         _get(row, path)
     elif row.md5 is not None and (actual := md5_of(path)) != row.md5:

@@ -132,5 +132,5 @@ def test_a_detector_gives_its_configs():
     detector = names.RFDETRNano(None, 2, "cpu", **SMALL_RFDETR)
     config = detector.get_model_config(num_queries=50)
     assert (config.resolution, config.num_queries, config.num_classes) == (64, 50, 2)
-    assert detector.model_config.dec_layers == 1 and detector.model is detector.network
+    assert detector.model_config.dec_layers == 1 and detector.model.model is detector.network
     assert detector.get_train_config(dataset_dir="data", epochs=3).epochs == 3

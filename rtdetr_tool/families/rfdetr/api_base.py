@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
 
 from rtdetr_tool.api.detector import Detector
 from rtdetr_tool.api.opening import RANDOM, open_random, open_weights
@@ -21,6 +20,8 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
 
 if TYPE_CHECKING:
+    from rtdetr_tool.families.rfdetr.configs import ModelConfig
+    from rtdetr_tool.families.rfdetr.context import ModelContext
     from rtdetr_tool.training.fit_result import FitResult
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,12 @@ class RFDETR(Detector):
     @property
     def size(self) -> str:
         """The name of the model as in Roboflow's package, such as `rfdetr-seg-nano`."""
-        return f"rfdetr-{self.spec.model.rfdetr.variant.replace('_', '-')}"
+        variant = self.spec.model.rfdetr.variant
+        return "rfdetr-large" if variant == "large_2025" else f"rfdetr-{variant.replace('_', '-')}"
 
     @property
     def name(self) -> str:
-        return self.size
+        return f"rfdetr-{self.spec.model.rfdetr.variant.replace('_', '-')}"
 
     @property
     def class_names(self) -> list[str]:
@@ -154,9 +156,11 @@ class RFDETR(Detector):
         )
 
     @property
-    def model(self) -> nn.Module | None:
-        """The network."""
-        return self.network
+    def model(self) -> ModelContext:
+        """The network, as `model.model`, with its settings and postprocessing."""
+        from rtdetr_tool.families.rfdetr.context import context_of
+
+        return context_of(self)
 
     @property
     def model_config(self) -> Any:
@@ -167,7 +171,17 @@ class RFDETR(Detector):
         """A `ModelConfig` of this detector, with other values for some fields."""
         from rtdetr_tool.families.rfdetr.configs import config_of
 
-        return config_of(self.spec, fields)
+        weights = None if self.source == RANDOM else self.source
+        return config_of(self.spec, {"pretrain_weights": weights, **fields})
+
+    def get_model(self, config: ModelConfig) -> ModelContext:
+        """The model of a `ModelConfig`, with its `pretrain_weights`; this detector does not change."""
+        from rtdetr_tool.families.rfdetr.api import VARIANTS
+
+        given = {name: value for name, value in config.given.items() if name not in ("pretrain_weights", "num_classes")}
+        device = given.pop("device", self.device)
+        classes = config.given.get("num_classes")
+        return VARIANTS[config.variant](config.pretrain_weights, classes, device, **given).model
 
     def get_train_config(self, **fields: Any) -> Any:
         """A `TrainConfig` with these fields."""
@@ -201,6 +215,29 @@ class RFDETR(Detector):
         own = resolve_rfdetr(self.spec.model.rfdetr).patch_size
         if patch_size not in (None, own):
             raise UserError(f"{where}: patch_size {patch_size!r} is invalid; the model's is {own}, or leave it out")
+
+    def deploy_to_roboflow(
+        self,
+        workspace: str,
+        project_id: str,
+        version: int | str | None = None,
+        api_key: str | None = None,
+        size: str | None = None,
+    ) -> None:
+        """Upload the weights to a project of Roboflow, through its package (`pip install roboflow`).
+
+        Args:
+            version: of the project; None = the newest one.
+            api_key: None = `$ROBOFLOW_API_KEY`.
+            size: a name as in `size`; None = that of this detector.
+
+        Raises:
+            UserError: there is no key, the package is missing, or it reports a failure.
+        """
+        from rtdetr_tool.families.rfdetr.roboflow import deploy
+
+        opened = self._trainable("deploy_to_roboflow")
+        deploy(opened, workspace, project_id, version, api_key, size or self.size)
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         from rtdetr_tool.families.rfdetr.roboflow import write_bundle

@@ -1,0 +1,65 @@
+"""The network of a detector with what belongs to it, as Roboflow's package has it in `RFDETR.model`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE
+from rtdetr_tool.ops.postprocess import postprocess
+from rtdetr_tool.ops.structures import Predictions, Target
+
+if TYPE_CHECKING:
+    from rtdetr_tool.families.rfdetr.api_base import RFDETR
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """Turns predictions into detections in pixels."""
+
+    num_select: int
+
+    def __call__(self, predictions: Predictions, target_sizes: Tensor) -> list[dict[str, Tensor]]:
+        """`scores`, `labels` (class indices) and `boxes` (xyxy pixels) of each image.
+
+        Args:
+            target_sizes: (height, width) of the original images, [B, 2].
+        """
+        empty = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        targets = [
+            Target(*empty, index, (int(height), int(width)), (float(width), float(height)))
+            for index, (height, width) in enumerate(target_sizes.tolist())
+        ]
+        return [
+            {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
+            for found in postprocess(predictions, targets, self.num_select)
+        ]
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """A network, `model(images)`, and its settings. Images are [B, 3, H, W], RGB 0..1."""
+
+    model: nn.Module | None  # None for a deployed file
+    postprocess: PostProcess
+    device: torch.device
+    resolution: int
+    args: argparse.Namespace  # the fields of `ModelConfig`
+    class_names: list[str]
+
+
+def context_of(detector: RFDETR) -> ModelContext:
+    """The context of a detector. It shares the network."""
+    settings = {name: getattr(detector.model_config, name) for name in MODEL_TABLE}
+    return ModelContext(
+        detector.network,
+        PostProcess(detector.spec.model.num_select),
+        detector.device,
+        detector.input_size[0],
+        argparse.Namespace(**settings),
+        detector.class_names,
+    )
