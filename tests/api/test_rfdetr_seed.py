@@ -6,6 +6,7 @@ The pages are not part of the repository; without them the tests are skipped.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -14,7 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import pytorch_lightning
 import torch
+from pytorch_lightning.loggers import CSVLogger
 
 import rtdetr_tool.rfdetr as names
 from rtdetr_tool.catalog import DINOV2, PUBLISHED_WEIGHTS, RFDETR_VARIANTS, Dinov2
@@ -22,18 +25,13 @@ from rtdetr_tool.checkpoints.download import md5_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
 from tests.api.small import Sample
+from tests.api.snippets import snippets
 
 SEEDS = Path(os.environ.get("RTDETR_SEEDS", Path(__file__).parents[3] / "shared" / "seeds"))
 PAGES = sorted(SEEDS.glob("000_*.txt"))
+OTHER_PAGES = sorted(SEEDS.glob("00[12]_*.txt"))
+VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 needs_page = pytest.mark.skipif(not PAGES, reason="needs the page of the training API")
-
-
-def snippet(first: str, last: str, number: int = 0) -> str:
-    """The lines from the `number`-th one that starts with `first` to the next one that is `last`, imports changed."""
-    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
-    start = [index for index, line in enumerate(lines) if line.startswith(first)][number]
-    end = next(index for index in range(start, len(lines)) if lines[index] == last)
-    return re.sub(r"from rfdetr[.\w]* import", "from rtdetr_tool.rfdetr import", "\n".join(lines[start : end + 1]))
 
 
 @pytest.fixture
@@ -46,6 +44,7 @@ def place(tmp_path, monkeypatch):
         ca_nheads=4, num_queries=8,
     )  # fmt: skip
     monkeypatch.setitem(RFDETR_VARIANTS, "medium", small)
+    monkeypatch.setitem(RFDETR_VARIANTS, "small", small._replace(name="small", dec_layers=2))
     sample = Sample(tmp_path / "sample")
     for split in ("train", "valid", "test"):
         shutil.copytree(sample.images, tmp_path / "path" / "to" / "dataset" / split)
@@ -68,50 +67,104 @@ def place(tmp_path, monkeypatch):
     os.environ.update(environment)
 
 
-def run(text: str, given: dict) -> dict:
-    exec(compile(text, "seed", "exec"), given)
+def run(code: str, given: dict) -> dict:
+    exec(compile(code, "seed", "exec"), given)
     return given
 
 
+class Neptune(CSVLogger):
+    """Stands in for a service that needs an account."""
+
+    def __init__(self, project: str) -> None:
+        super().__init__("neptune", name=project)
+
+
+# The 10 snippets of the page "Custom Training API", by what they begin with and how often that was before. Those that
+# resume need files of the page's previous runs.
 @needs_page
-def test_the_training_primitives_of_the_page_run(place):
-    given = run(snippet("from rfdetr.config import", "trainer.fit(module, datamodule)", 1), {})
-    assert {"last.ckpt", "checkpoint_best_ema.pth", "checkpoint_best_total.pth"} <= set(os.listdir("output"))
-    assert names.RFDETR.from_checkpoint("output/checkpoint_best_total.pth").class_names == ["cat", "dog"]
+def test_every_snippet_of_the_training_page_runs(place, monkeypatch):
+    monkeypatch.setattr(pytorch_lightning.loggers, "NeptuneLogger", Neptune, raising=False)
+    cut = [snippet.code for snippet in snippets(PAGES[0])]
+    assert len(cut) == 10
+    given: dict = {}
+    order = [1, 2, 0, 3, 4, 5, 6, 7, 8, 9]  # the first one uses the configs of the second one
+    for index in order:
+        if "last.ckpt" in cut[index]:
+            assert {"last.ckpt", "checkpoint_best_ema.pth", "checkpoint_best_total.pth"} <= set(os.listdir("output"))
+            opened = names.RFDETR.from_checkpoint("output/checkpoint_best_total.pth")
+            assert opened.class_names == ["cat", "dog"]
+            write_legacy_checkpoint(given["module"], Path("output/checkpoint.pth"))
+            given["trainer"] = names.build_trainer(given["train_config"], given["model_config"], max_epochs=2)
+        if "convert_legacy_checkpoint" in cut[index]:
+            write_legacy_checkpoint(given["module"], Path("old_checkpoint.pth"))
+            given["trainer"] = names.build_trainer(given["train_config"], given["model_config"], max_epochs=2)
+            given["module"] = names.RFDETRModule(given["model_config"], given["train_config"])
+        if "epochs=100" in cut[index]:  # a run of its own, as for a user who follows one example of the page
+            shutil.rmtree("output", ignore_errors=True)
+        run(cut[index], given)
+        trainer = given.get("trainer")
+        if "fast_dev_run" in cut[index]:
+            settings = (trainer.fast_dev_run, trainer.accumulate_grad_batches, trainer.log_every_n_steps)
+            assert settings == (2, 8, 10)
+        if "LearningRateMonitor" in cut[index]:
+            assert any(type(callback).__name__ == "LearningRateMonitor" for callback in trainer.callbacks)
+        if "ckpt_path" in cut[index] and "resume" not in cut[index]:
+            assert trainer.current_epoch == 2
+    assert any(Path("neptune").rglob("metrics.csv"))
     assert given["module"].spec.train.optim.lr_layer_decay == 0.8 and given["datamodule"].class_names == ["cat", "dog"]
 
-    text = snippet("from rfdetr.training import RFDETRModule", "trainer = build_trainer(train_config, model_config)")
-    run(text, given)
-    given["trainer"] = names.build_trainer(given["train_config"], given["model_config"], max_epochs=2)
-    run(snippet('trainer.fit(module, datamodule, ckpt_path="output/last.ckpt")', "# or a legacy checkpoint:"), given)
-    assert given["trainer"].current_epoch == 2
+
+def write_legacy_checkpoint(module, path: Path) -> None:
+    """A file of the package's old training loop, of its first epoch."""
+    state = {"model": to_rfdetr(module.detector.state_dict()), "args": argparse.Namespace(num_classes=10), "epoch": 0}
+    torch.save(state, path)
 
 
 @needs_page
-def test_the_module_data_module_and_trainer_of_the_page_are_built(place):
-    given = run(snippet("from rfdetr.config import", "module = RFDETRModule(model_config, train_config)"), {})
-    run(snippet("from rfdetr.training import RFDETRDataModule",
-                "datamodule = RFDETRDataModule(model_config, train_config)"), given)  # fmt: skip
-    given["build_trainer"] = names.build_trainer  # which the page imports further up
-    run(snippet("trainer = build_trainer(", ")", 1), given)
-    trainer = given["trainer"]
-    assert (trainer.fast_dev_run, trainer.accumulate_grad_batches, trainer.log_every_n_steps) == (2, 8, 10)
-    run(snippet("from pytorch_lightning.callbacks import LearningRateMonitor", ")", 0), given)
-    assert any(type(callback).__name__ == "LearningRateMonitor" for callback in given["trainer"].callbacks)
+def test_the_other_snippets_run_unless_they_need_internals_of_the_package(place):
+    """The examples with `_TinyModel` build an unfinished RFDETR from its private attributes."""
+    network = names.RFDETRSmall(pretrain_weights=None, num_classes=2, device="cpu").network
+    settings = argparse.Namespace(num_classes=2, class_names=["cat", "dog"], pretrain_weights="rf-detr-small.pth")
+    torch.save({"model": to_rfdetr(network.state_dict()), "args": settings}, "checkpoint_best_total.pth")
+    done, internal = [], []
+    for page in OTHER_PAGES:
+        for snippet in snippets(page):
+            if "_TinyModel" in snippet.code:
+                internal.append(snippet.place)
+            elif not is_signature(snippet.code):
+                given = run(snippet.code, {name: getattr(names, name) for name in ("RFDETR", "RFDETRSmall")})
+                assert type(given["model"]) is names.RFDETRSmall and given["model"].class_names == ["cat", "dog"]
+                done.append(snippet.place)
+    assert (len(done), len(internal)) == (3, 6)
+
+
+def is_signature(code: str) -> bool:
+    return "\n" not in code and re.match(r"\w+\(", code) is not None
 
 
 @needs_page
-def test_the_script_for_several_gpus_and_a_legacy_checkpoint_run(place):
-    given = run(snippet("from rfdetr.config import", "trainer.fit(module, datamodule)", 2), {})
-    network = given["module"].detector
-    state = {"model": to_rfdetr(network.state_dict()), "args": argparse.Namespace(num_classes=10), "epoch": 0}
-    torch.save(state, "old_checkpoint.pth")
-    given["trainer"] = names.build_trainer(given["train_config"], given["model_config"], max_epochs=2)
-    given["module"] = names.RFDETRModule(given["model_config"], given["train_config"])
-    text = snippet("from rfdetr.training import convert_legacy_checkpoint",
-                   'trainer.fit(module, datamodule, ckpt_path="new_checkpoint.ckpt")')  # fmt: skip
-    run(text, given)
-    assert given["trainer"].current_epoch == 2
+def test_the_methods_of_the_classes_have_the_documented_parameters():
+    """Names, order and defaults. `export` refuses `simplify` and `force` of older versions with a reason."""
+    checked = set()
+    for page in OTHER_PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            match = re.fullmatch(r"(\w+)(\(.*\))", line)
+            method = getattr(names.RFDETR, match[1], None) if match else None
+            if method is None or not callable(method):
+                continue
+            scope: dict = {"torch": torch}
+            exec(f"def documented{match[2]}: pass", scope)
+            expected, ours = inspect.signature(scope["documented"]).parameters, inspect.signature(method).parameters
+            shared = [name for name in expected if name in ours and expected[name].kind is not VAR_KEYWORD]
+            assert [name for name in ours if name in shared] == shared, match[1]
+            for name in shared:
+                required = expected[name].default is inspect.Parameter.empty
+                assert required or str(ours[name].default) == str(expected[name].default), (match[1], name)
+            missing = {name for name, entry in expected.items() if entry.kind is not VAR_KEYWORD} - set(shared)
+            assert missing <= {"simplify", "force"}, match[1]
+            assert not missing or any(entry.kind is VAR_KEYWORD for entry in ours.values())
+            checked.add(match[1])
+    assert len(checked) == 12
 
 
 def test_configs_have_the_values_of_the_package():
