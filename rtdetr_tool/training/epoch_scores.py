@@ -14,7 +14,7 @@ from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.postprocess import detection_rows, split_rows
-from rtdetr_tool.ops.structures import Batch, Predictions
+from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.metric_names import averaged_name, tao_name
 from rtdetr_tool.training.callbacks.ema import average_of
@@ -59,18 +59,20 @@ class EpochScores:
         self._latest: Evaluation | None = None
         self.evaluation: Evaluation | None = None  # after `compute`, in the first process
 
-    def add(self, batch: Batch, predictions: Predictions) -> None:
-        self._add(self._evaluator, batch, predictions)
+    def add(self, batch: Batch, predictions: Predictions) -> list[Detections]:
+        """Score predictions. Returns their detections, on the CPU."""
+        return self._add(self._evaluator, batch, predictions)
 
     def add_raw(self, batch: Batch, detector: nn.Module, images: Tensor) -> None:
         """Predict with the trained weights as well, if they are to be scored."""
         if self._raw_evaluator is not None:
             self._add(self._raw_evaluator, batch, functional_call(detector, self._raw_weights, (images,)))
 
-    def _add(self, evaluator: CocoEvaluator, batch: Batch, predictions: Predictions) -> None:
+    def _add(self, evaluator: CocoEvaluator, batch: Batch, predictions: Predictions) -> list[Detections]:
         rows, query = detection_rows(predictions, batch.targets, self.spec.model.num_select)
         detections = split_rows(rows.cpu(), query, predictions.masks, batch.targets)
         evaluator.update([target.image_id for target in batch.targets], detections)
+        return detections
 
     def compute(self, trainer: Trainer, phase: str) -> dict[str, float | None]:
         """The metrics over all processes, the same on each. A score without ground truth is None (undefined).

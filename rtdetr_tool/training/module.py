@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.batch_norm import count_batch, count_together
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.postprocess import postprocess
-from rtdetr_tool.ops.structures import Batch, Detections, Predictions
+from rtdetr_tool.ops.structures import Batch, Detections, Predictions, Target
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
@@ -44,6 +44,13 @@ from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
+
+
+class StepOutput(TypedDict):
+    """What validation and test steps return."""
+
+    results: list[Detections]  # of each image
+    targets: list[Target]
 
 
 class DetectorModule(ScoredModule):
@@ -156,19 +163,21 @@ class DetectorModule(ScoredModule):
         self.log("train/lr", rate, on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        """Score a batch. Callbacks get its detections and targets."""
         images = self.prepare_images(batch, multi_scale=False)
         predictions = self.detector(images)
         if self.spec.train.compute_val_loss:
             self.log_losses("val", self.criterion(predictions, batch.targets), self.criterion.main_terms, len(batch))
-        self.scores.add(batch, predictions)
+        detections = self.scores.add(batch, predictions)
         self.scores.add_raw(batch, self.detector, images)
+        return {"results": detections, "targets": batch.targets}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         predictions = self.detector(self.prepare_images(batch, multi_scale=False))
         if self.spec.train.compute_test_loss:
             self.log_losses("test", self.criterion(predictions, batch.targets), self.criterion.main_terms, len(batch))
-        self.scores.add(batch, predictions)
+        return {"results": self.scores.add(batch, predictions), "targets": batch.targets}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         predictions = self.detector(self.prepare_images(batch, multi_scale=False))

@@ -220,6 +220,26 @@ def test_module_and_datamodule_validate_test_and_predict(make_spec):
     assert [len(batch) for batch in predicted] == [3] and len(predicted[0][0].scores) == 10
 
 
+def test_callbacks_get_the_detections_of_validation_and_test_batches(make_spec):
+    class Seen(pl.Callback):
+        outputs = ()
+
+        def on_validation_batch_end(self, trainer, pl_module, outputs, *args):
+            self.outputs = (*self.outputs, outputs)
+
+        on_test_batch_end = on_validation_batch_end
+
+    spec, seen = make_spec(), Seen()
+    datamodule = DetectionDataModule(spec)
+    module, trainer = DetectorModule(spec, datamodule.class_map), build_trainer(spec, callbacks=[seen])
+    trainer.validate(module, datamodule, verbose=False)
+    trainer.test(module, datamodule, verbose=False)
+    assert len(seen.outputs) == 2
+    for output in seen.outputs:
+        assert [target.image_id for target in output["targets"]] == [1, 2, 3]
+        assert [len(detections) for detections in output["results"]] == [10, 10, 10]
+
+
 def test_metrics_are_logged_by_phase_and_name(make_spec):
     spec = make_spec(train__num_epochs=2)
     run(spec, log_every_n_steps=1)

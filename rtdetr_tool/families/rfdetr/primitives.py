@@ -6,6 +6,7 @@ from typing import Any
 
 from rtdetr_tool.families.rfdetr.configs import ModelConfig, TrainConfig, spec_of
 from rtdetr_tool.families.rfdetr.run_files import RunFiles
+from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.training import build_trainer as build_trainer_of_spec
 from rtdetr_tool.training.callbacks.compatible_checkpoints import CompatibleCheckpoints
 from rtdetr_tool.training.datamodule import DetectionDataModule
@@ -27,6 +28,13 @@ class RFDETRModule(DetectorModule):
         spec = spec_of(model_config, train_config)
         super().__init__(spec, DetectionDataModule(spec).class_map)
         self.model_config, self.train_config = model_config, train_config
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """A dictionary per image with `scores`, `labels` and `boxes` (xyxy pixels), as in Roboflow's package."""
+        return [
+            {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
+            for found in super().predict_step(batch, batch_idx)
+        ]
 
 
 def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any) -> Any:
