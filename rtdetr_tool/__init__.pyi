@@ -1,6 +1,12 @@
+from .api import DFINE as DFINE
 from .api import RFDETR as RFDETR
 from .api import RTDETR as RTDETR
 from .api import Detector as Detector
+from .api import DFINELarge as DFINELarge
+from .api import DFINEMedium as DFINEMedium
+from .api import DFINENano as DFINENano
+from .api import DFINESmall as DFINESmall
+from .api import DFINEXLarge as DFINEXLarge
 from .api import PlainDetections as PlainDetections
 from .api import RFDETR2XLarge as RFDETR2XLarge
 from .api import RFDETRBase as RFDETRBase

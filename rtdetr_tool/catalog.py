@@ -285,6 +285,42 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
 }
 
 
+class DfineVariant(NamedTuple):
+    """Hyper-parameters of a D-FINE as published; the spec's `model.dfine` fields have the same names."""
+
+    name: str
+    backbone: str  # a network of timm
+    indices: tuple[int, ...]  # stages of the backbone
+    hidden_dim: int
+    dim_feedforward: int
+    expansion: float
+    depth_mult: float
+    dec_hidden_dim: int
+    dec_dim_feedforward: int
+    dec_layers: int
+    num_points: tuple[int, ...]
+    reg_scale: float
+    frozen: bool  # stem and batch norms of the backbone are frozen in training
+    parameters: int  # with 80 classes
+    weights: str = ""  # file name under which they are published
+    license: str = ""  # of these weights
+
+
+DFINE_HEADS = 8  # of all attention
+_FINE, _POINTS = (1, 2, 3), (3, 6, 3)
+
+DFINE_VARIANTS: dict[str, DfineVariant] = {
+    row.name: row._replace(weights=f"dfine_{row.name}_coco.pth", license=_APACHE)
+    for row in (
+        DfineVariant("n", "hgnetv2_b0", (2, 3), 128, 512, 0.34, 0.5, 128, 512, 3, (6, 6), 4.0, False, 3_782_691),
+        DfineVariant("s", "hgnetv2_b0", _FINE, 256, 1024, 0.5, 0.34, 256, 1024, 3, _POINTS, 4.0, False, 10_321_875),
+        DfineVariant("m", "hgnetv2_b2", _FINE, 256, 1024, 1.0, 0.67, 256, 1024, 4, _POINTS, 4.0, False, 19_590_062),
+        DfineVariant("l", "hgnetv2_b4", _FINE, 256, 1024, 1.0, 1.0, 256, 1024, 6, _POINTS, 4.0, True, 31_289_846),
+        DfineVariant("x", "hgnetv2_b5", _FINE, 384, 2048, 1.0, 1.0, 256, 1024, 6, _POINTS, 8.0, True, 62_715_478),
+    )
+}
+
+
 class RestrictedLicence(NamedTuple):
     """A license of weights that must be accepted before they are used."""
 
@@ -302,7 +338,7 @@ class PublishedWeights(NamedTuple):
 
     file: str
     url: str | None  # None: not to be had without accepting a license elsewhere
-    md5: str | None  # of the content, as the publisher states it
+    md5: str | None  # of the content, as the publisher states it; None: none is stated
     license: str
 
 
@@ -332,6 +368,16 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
         row.license,
     )
     for row in RFDETR_VARIANTS.values()
+}
+
+_PETERANDE = "https://github.com/Peterande/storage/releases/download/dfinev1.0/"
+# Trained on COCO, or on Objects365 and then COCO, as the official repository links them.
+PUBLISHED_WEIGHTS |= {
+    file: PublishedWeights(file, _PETERANDE + file, None, _APACHE)
+    for file in (
+        *(row.weights for row in DFINE_VARIANTS.values()),
+        *(f"dfine_{name}.pth" for name in ("s_obj2coco", "m_obj2coco", "l_obj2coco_e25", "x_obj2coco")),
+    )
 }
 
 PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # size of a level relative to the ViT's map

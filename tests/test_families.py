@@ -14,7 +14,7 @@ from rtdetr_tool.families import FAMILIES, all_families, family_named, family_of
 from rtdetr_tool.spec import ModelSpec
 
 PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
-NAMES = re.compile(r"rfdetr|families\.(rt|rf)detr|[\"']rtdetr[\"']|arch\s*(==|!=|in)\s*[\"'(]", re.IGNORECASE)
+NAMES = re.compile(r"rfdetr|dfine|families\.(rt|rf)detr|[\"']rtdetr[\"']|arch\s*(==|!=|in)\s*[\"'(]", re.IGNORECASE)
 
 # Files outside of `families` that name one -> why.
 ALLOWED = {
@@ -90,4 +90,4 @@ class TestEachFamily:
 
 
 def test_a_name_that_is_no_family_stands_for_the_default_one():
-    assert family_of("dfine").name == family_of(None).name == family_of(["rfdetr"]).name == "rtdetr"
+    assert family_of("detr").name == family_of(None).name == family_of(["rfdetr"]).name == "rtdetr"

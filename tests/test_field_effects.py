@@ -509,6 +509,9 @@ def consent(spec):
 
 RFDETR = {"model__arch": "rfdetr", "model__rfdetr__num_queries": 12, "model__rfdetr__group_detr": 2}
 SEGMENTING = {**RFDETR, "model__rfdetr__segmentation_head": True}
+DFINE = {
+    "model__arch": "dfine", "model__dfine__variant": "n", "model__dfine__num_queries": 12, "model__dfine__dn_number": 6,
+}  # fmt: skip
 LEVELS = {
     "model__num_feature_levels": 2, "model__return_interm_indices": [2, 3], "model__feat_strides": [16, 32],
     "model__feat_channels": [16, 16], "model__use_encoder_idx": [1],
@@ -592,6 +595,22 @@ ROWS: list[tuple] = [
     ("model__rfdetr__accept_platform_model_license", True, consent, RFDETR),
     ("model__rfdetr__cls_loss_coef", 3.0, losses, RFDETR),
     ("model__rfdetr__focal_alpha", 0.9, losses, RFDETR),
+    ("model__dfine__variant", "s", parts, DFINE),
+    *((f"model__dfine__{name}", value, parts, DFINE) for name, value in (
+        ("hidden_dim", 64), ("dim_feedforward", 64), ("expansion", 0.5), ("depth_mult", 1.0), ("dec_hidden_dim", 64),
+        ("dec_dim_feedforward", 64), ("dec_layers", 2), ("num_points", [2, 4]), ("reg_max", 16))),
+    ("model__dfine__layer_scale", 2.0, parts, {**DFINE, "model__dfine__eval_idx": 0}),
+    ("model__dfine__eval_idx", 0, output, DFINE),
+    ("model__dfine__reg_scale", 8.0, lambda spec: detector_of(spec).eval()(picture()).boxes.tolist(), DFINE),
+    ("model__dfine__num_queries", 20, lambda spec: len(output(spec)[0]), DFINE),
+    ("model__dfine__pe_order", "rows", wide_output, DFINE),
+    ("model__dfine__freeze_norm", True, trainable, DFINE),
+    ("model__dfine__freeze_at", 1, trainable, DFINE),
+    ("model__dfine__dn_number", 0, losses, DFINE),
+    ("model__dfine__label_noise_ratio", 2.0, denoised, DFINE),
+    ("model__dfine__box_noise_scale", 0.5, denoised, DFINE),
+    *((f"model__dfine__{name}", value, losses, DFINE) for name, value in (
+        ("vfl_loss_coef", 3.0), ("alpha", 0.3), ("gamma", 1.0), ("fgl_loss_coef", 3.0), ("ddf_loss_coef", 3.0))),
     ("dataset__dataset_dir", "/no/such/folder", class_list),
     ("dataset__format", "yolo", class_list),
     ("dataset__train_data_sources", [SOURCE], class_list),

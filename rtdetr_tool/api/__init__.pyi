@@ -1,3 +1,9 @@
+from ..families.dfine.api import DFINE as DFINE
+from ..families.dfine.api import DFINELarge as DFINELarge
+from ..families.dfine.api import DFINEMedium as DFINEMedium
+from ..families.dfine.api import DFINENano as DFINENano
+from ..families.dfine.api import DFINESmall as DFINESmall
+from ..families.dfine.api import DFINEXLarge as DFINEXLarge
 from ..families.rfdetr.api import RFDETR as RFDETR
 from ..families.rfdetr.api import RFDETR2XLarge as RFDETR2XLarge
 from ..families.rfdetr.api import RFDETRBase as RFDETRBase

@@ -61,7 +61,7 @@ def read_url(url: str, *, max_bytes: int, seconds: float) -> bytes:
 
 
 def download(
-    url: str, path: str | os.PathLike[str], *, md5: str, seconds: float = 3600.0, stall: float = STALL
+    url: str, path: str | os.PathLike[str], *, md5: str | None, seconds: float = 3600.0, stall: float = STALL
 ) -> Path:
     """Download a URL to the file `path`, which appears once it is complete and verified.
 
@@ -69,7 +69,7 @@ def download(
     Processes that download the same file wait for the first one.
 
     Args:
-        md5: expected MD5 of the content, in hexadecimal digits.
+        md5: expected MD5 of the content, in hexadecimal digits; None if its publisher states none.
         seconds: time limit of all attempts together.
         stall: seconds without a byte after which a connection counts as broken.
 
@@ -94,7 +94,7 @@ def download(
     return path
 
 
-def _complete(url: str, file: Path, md5: str, end: float, stall: float) -> None:
+def _complete(url: str, file: Path, md5: str | None, end: float, stall: float) -> None:
     """Append to `file` until it has the whole content at `url`, in several attempts."""
     for attempt in range(ATTEMPTS):
         try:
@@ -108,7 +108,7 @@ def _complete(url: str, file: Path, md5: str, end: float, stall: float) -> None:
     raise DownloadError(f"{public_url(url)} cannot be downloaded: {reason}; the partial file is kept as {file}")
 
 
-def _resume(url: str, file: Path, md5: str, end: float, stall: float) -> None:
+def _resume(url: str, file: Path, md5: str | None, end: float, stall: float) -> None:
     """One attempt: request the rest of the content and append it."""
     have = file.stat().st_size
     with _open(url, end, stall, have) as response:
@@ -119,7 +119,7 @@ def _resume(url: str, file: Path, md5: str, end: float, stall: float) -> None:
         with file.open("ab") as stream:
             for part in _parts(response, end):
                 stream.write(part)
-    if (actual := md5_of(file)) != md5:
+    if md5 is not None and (actual := md5_of(file)) != md5:
         os.truncate(file, 0)
         if have:
             raise _Interrupted("the partial file does not match the content")

@@ -26,7 +26,7 @@ TAO_MODEL = {"tao_model": "rtdetr"}  # TAO's marker in checkpoints, which we wri
 _CONTAINERS = ("state_dict", "model", "module", "weights")
 # Prefixes of wrappers around the detector, longest first; one only counts if a known part follows it.
 _PREFIXES = (TAO_PREFIX, "model.student.", "module.model.", "model.", "module.", "")
-_SUPPORTED_MODELS = "only weights of RT-DETR and RF-DETR are supported"
+_SUPPORTED_MODELS = f"only weights of {', '.join(family.title for family in all_families())} are supported"
 _USE_AS_BACKBONE = "use it as model.pretrained_backbone_path"
 # (what it is, start of a name that only these files have, what to do)
 _NOT_DETECTORS = (

@@ -87,17 +87,20 @@ def _acceptance(license: str) -> str:
 
 
 def _get(row: PublishedWeights, path: Path) -> None:
-    if row.url is None or row.md5 is None:
+    if row.url is None:
         raise CheckpointError(
             f"{row.file} cannot be downloaded automatically, because it is published under "
             f"{RESTRICTED[row.license].title} ({row.license}). If you have obtained it under that license, save it as "
             f"{path} or give its path, and set {_acceptance(row.license)}."
         )
     logger.info("Downloading %s (license %s) from %s to %s", row.file, row.license, public_url(row.url), path.parent)
+    if row.md5 is None:
+        logger.info("The publisher of %s states no hash, so the file is not verified", row.file)
+    hash_note = f" (MD5 {row.md5})" if row.md5 else ""
     try:
         download(row.url, path, md5=row.md5)
     except DownloadError as error:
         raise CheckpointError(
             f"{row.file} is missing and could not be downloaded: {error}. Without a network, download {row.url} "
-            f"elsewhere and save it as {path} (MD5 {row.md5}), or give the path of a weights file."
+            f"elsewhere and save it as {path}{hash_note}, or give the path of a weights file."
         ) from error

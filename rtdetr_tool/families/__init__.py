@@ -29,6 +29,7 @@ __all__ = ["DEFAULT_FAMILY", "FAMILIES", "Family", "all_families", "family_named
 FAMILIES: dict[str, str] = {
     "rtdetr": "rtdetr_tool.families.rtdetr",
     "rfdetr": "rtdetr_tool.families.rfdetr",
+    "dfine": "rtdetr_tool.families.dfine",
 }
 DEFAULT_FAMILY = "rtdetr"  # of specs and files without `model.arch`
 

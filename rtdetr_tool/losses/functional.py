@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rtdetr_tool.ops.precision import at_least_float32
+
 
 def varifocal_loss(
     logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor, alpha: float = 0.75, gamma: float = 2.0
@@ -20,10 +22,11 @@ def varifocal_loss(
         quality: [P], IoU of the matched boxes: target and weight of positive entries. All other entries have target 0
             and weight alpha * p^gamma.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
+    quality = quality.to(logits.dtype)
     with torch.no_grad():
-        target = torch.zeros_like(logits).index_put(positive, quality.float())
-        weight = (alpha * logits.sigmoid() ** gamma).index_put(positive, quality.float())
+        target = torch.zeros_like(logits).index_put(positive, quality)
+        weight = (alpha * logits.sigmoid() ** gamma).index_put(positive, quality)
     losses = F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none")
     return losses.flatten(1).sum(1)
 

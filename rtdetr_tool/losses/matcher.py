@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rtdetr_tool.losses.assignment import assign_batch
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_box_iou
+from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Target
 
 Stack = tuple[Tensor, Tensor]  # logits [S, B, Q, C], boxes [S, B, Q, 4] cxcywh 0..1
@@ -91,8 +92,9 @@ class HungarianMatcher:
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
         """Matching cost [S, B, Q, M]; columns of padding are meaningless."""
         index = targets.labels[None, :, None].expand(logits.shape[0], -1, logits.shape[2], -1)
-        classes = self.class_term(logits.float().gather(-1, index))
-        boxes, truth = boxes.float(), targets.boxes[None]
+        classes = self.class_term(at_least_float32(logits).gather(-1, index))
+        boxes = at_least_float32(boxes)
+        truth = targets.boxes[None].to(boxes.dtype)
         distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
         overlap = pairwise_generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth))
         return self.class_cost * classes + self.bbox_cost * distance - self.giou_cost * overlap

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.deformable import Shapes, deformable_sample
 from rtdetr_tool.ops.layers import build_activation
+from rtdetr_tool.ops.precision import at_least_float32
 
 
 class DecoderLayerBase(nn.Module):
@@ -122,8 +123,8 @@ class DeformableAttention(nn.Module):
         batch, queries, dim = query.shape
         spread = (batch, queries, self.heads, sum(self.points))
         value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
-        offsets = self.sampling_offsets(query).float().view(*spread, 2)
-        weights = F.softmax(self.attention_weights(query).float().view(spread), dim=-1)
+        offsets = at_least_float32(self.sampling_offsets(query)).view(*spread, 2)
+        weights = F.softmax(at_least_float32(self.attention_weights(query)).view(spread), dim=-1)
         center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
         locations = center + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
         sampled = deformable_sample(value, shapes, locations, weights, self.points, self.discrete, self.precise)

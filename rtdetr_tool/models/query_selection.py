@@ -20,6 +20,7 @@ from rtdetr_tool.models.denoising import DenoisingQueries, build_denoising
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP, modules_of_type
+from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Target
 
 
@@ -155,7 +156,7 @@ class QuerySelection(nn.Module):
         content = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
         logits = scores.gather(1, best.expand(-1, -1, scores.shape[-1]))
         anchor = anchors.expand(scores.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
-        reference = self.enc_bbox_head(content).float() + anchor
+        reference = at_least_float32(self.enc_bbox_head(content)) + anchor
         return content.detach(), reference.detach(), logits, reference.sigmoid()
 
 

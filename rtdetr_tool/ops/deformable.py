@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rtdetr_tool.ops.precision import at_least_float32
+
 Shapes = Sequence[tuple[int, int]]  # (height, width) per level
 
 
@@ -67,9 +69,11 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     """
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
-    grids = _split((2 * locations.float() - 1).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P, 2] each
-    shares = _split(weights.float().transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
-    levels = _split(value.float(), [height * width for height, width in shapes], 1)
+    grids = _split(
+        (2 * at_least_float32(locations) - 1).transpose(1, 2).flatten(0, 1), points, 2
+    )  # [B*H, Q, P, 2] each
+    shares = _split(at_least_float32(weights).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
+    levels = _split(at_least_float32(value), [height * width for height, width in shapes], 1)
     parts = []
     for (height, width), level, grid, share in zip(shapes, levels, grids, shares, strict=True):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
@@ -86,12 +90,12 @@ def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Row indices are computed in float32, which is exact up to 2^24 tokens per image.
     """
     width, height, start = (values.to(value.device) for values in _per_point(shapes, points))
-    x, y = locations.float().unbind(-1)  # [B, Q, H, N] each
+    x, y = at_least_float32(locations).unbind(-1)  # [B, Q, H, N] each
     left, right, share_left, share_right = _neighbors(x, width)
     top, bottom, share_top, share_bottom = _neighbors(y, height)
     top, bottom = top * width + start, bottom * width + start
     index = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1).int()
-    weights = weights.float()
+    weights = at_least_float32(weights)
     share_top, share_bottom = share_top * weights, share_bottom * weights
     share = torch.stack(
         [share_top * share_left, share_top * share_right, share_bottom * share_left, share_bottom * share_right], dim=-1
@@ -150,7 +154,7 @@ def _sum_of_bags(value: Tensor, index: Tensor, share: Tensor) -> Tensor:
     head = torch.arange(heads, dtype=torch.int32, device=value.device).view(-1, 1)
     summed = F.embedding_bag(
         (index * heads + (image + head)).view(bags, -1),
-        value.float().reshape(batch * tokens * heads, channels),
+        at_least_float32(value).reshape(batch * tokens * heads, channels),
         mode="sum",
         per_sample_weights=share.reshape(bags, -1),
     )

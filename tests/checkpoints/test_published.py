@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 import torch
 
-from rtdetr_tool.catalog import COCO_CATEGORIES, PUBLISHED_WEIGHTS, RFDETR_VARIANTS
+from rtdetr_tool.catalog import COCO_CATEGORIES, DFINE_VARIANTS, PUBLISHED_WEIGHTS, RFDETR_VARIANTS
 from rtdetr_tool.checkpoints import download as downloads
 from rtdetr_tool.checkpoints import published as published_weights
 from rtdetr_tool.checkpoints.detector_file import read_detector
@@ -73,15 +73,16 @@ def served(nano, monkeypatch):
 
 
 def test_every_variant_has_weights_and_free_ones_a_url_and_a_hash():
-    assert {row.weights for row in RFDETR_VARIANTS.values()} == set(PUBLISHED_WEIGHTS)
+    assert {row.weights for row in (*RFDETR_VARIANTS.values(), *DFINE_VARIANTS.values())} <= set(PUBLISHED_WEIGHTS)
     for row in PUBLISHED_WEIGHTS.values():
-        assert (row.url is None) == (row.md5 is None) == (row.license == "PML-1.0")
+        assert (row.url is None) == (row.license == "PML-1.0")
+        assert row.md5 is not None or row.url is None or "Peterande" in row.url  # which states no hashes
         assert row.url is None or row.url.startswith("https://")
 
 
 def test_urls_and_hashes_are_those_of_rfdetr():
     original = pytest.importorskip("rfdetr.assets.model_weights").ModelWeights
-    for row in PUBLISHED_WEIGHTS.values():
+    for row in (PUBLISHED_WEIGHTS[variant.weights] for variant in RFDETR_VARIANTS.values()):
         assert (original.get_url(row.file), original.get_md5(row.file)) == (row.url, row.md5)
 
 
@@ -138,6 +139,13 @@ def test_a_wrong_file_on_the_server_is_refused(served, cache, monkeypatch):
     with pytest.raises(CheckpointError, match="is not the published file"):
         read_detector("rf-detr-nano")
     assert not (cache / served.file).exists()
+
+
+def test_a_file_without_a_published_hash_is_downloaded_and_this_is_logged(served, cache, monkeypatch, caplog):
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, "dfine_n_coco.pth", served._replace(file="dfine_n_coco.pth", md5=None))
+    with caplog.at_level(logging.INFO):
+        assert weights_path("dfine_n_coco") == cache / "dfine_n_coco.pth"
+    assert "dfine_n_coco.pth states no hash" in caplog.text and (cache / "dfine_n_coco.pth").stat().st_size > 0
 
 
 def test_an_unknown_name_is_reported_with_the_known_ones():

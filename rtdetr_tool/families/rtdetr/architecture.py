@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
 from rtdetr_tool.checkpoints.renames import count
+from rtdetr_tool.checkpoints.sampling_points import points_from_shares
 from rtdetr_tool.errors import CheckpointError
 
 # (bottleneck blocks, blocks per stage) -> depth of a ResNet.
@@ -79,12 +80,8 @@ def architecture_of(
 
 
 def points_per_level(shares: Tensor) -> list[int]:
-    """Sampling points per level, from RT-DETRv2's buffer with the share 1/n of each of a level's n points."""
-    points, position = [], 0
-    values = shares.flatten().tolist()
-    while position < len(values):
-        points.append(max(1, round(1 / values[position])))
-        position += points[-1]
+    """Sampling points per level, as `model.num_points`: one number if it is the same for all levels."""
+    points = points_from_shares(shares)
     return points if len(set(points)) > 1 else points[:1]
 
 
