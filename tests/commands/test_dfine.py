@@ -58,7 +58,7 @@ def official_file(weights, path):
 def test_training_logs_its_own_losses(project):
     header = next((project.folder / "results/train").rglob("metrics.csv")).read_text().splitlines()[0]
     assert {"loss_vfl", "loss_bbox", "loss_giou", "loss_fgl"} <= {
-        name.removeprefix("train_") for name in header.split(",")
+        name.removeprefix("train/") for name in header.split(",")
     }
 
 

@@ -16,7 +16,7 @@ from rtdetr_tool.families.dfine.model.detector import DFINE
 from rtdetr_tool.families.dfine.spec import resolve_dfine
 from rtdetr_tool.families.dfine.transformers_config import config_for
 from rtdetr_tool.families.dfine.transformers_names import from_transformers
-from rtdetr_tool.ops.layers import fix_batch_norms
+from rtdetr_tool.ops.batch_norm import fix_batch_norms
 from rtdetr_tool.spec import ModelSpec, spec_from_dict, spec_to_dict
 
 transformers = pytest.importorskip("transformers")
