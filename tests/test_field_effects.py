@@ -828,6 +828,10 @@ COMMAND_ROWS_ELSEWHERE = {
     for command in ("evaluate", "inference")
     for field in ("batch_size", "num_nodes", "onnx_provider", "compile")  # compile: formats/test_torch_runtime.py
 } | {
+    f"{command}.tiles.{field}"  # commands/test_tiles.py
+    for command in ("evaluate", "inference")
+    for field in ("enabled", "size", "overlap", "whole_image", "merge", "threshold")
+} | {
     "train.report", "evaluate.report",  # commands/test_reports.py
     "inference.class_thresholds", "inference.thresholds_from",  # commands/test_thresholds.py
     "inference.tracker", "inference.stream_attempts",  # workflows/test_video.py, commands/test_inference_videos.py

@@ -23,7 +23,7 @@ def run(loaded: LoadedSpec) -> None:
     current_status().running(f"Loading checkpoint: {section.trt_engine or section.checkpoint}")
     model = open_for(loaded, section).model
     record_spec(as_run(model.spec, "evaluate"), "evaluate")
-    evaluator, times, dataset = score_split(model, "test", section.conf_threshold, rank(), world_size())
+    evaluator, times, dataset = score_split(model, "test", section.conf_threshold, rank(), world_size(), section.tiles)
 
     states = gather_objects([evaluator.state()])
     if rank() != 0:

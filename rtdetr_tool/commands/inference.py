@@ -12,7 +12,7 @@ from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import rank
 from rtdetr_tool.visualize import parse_color_map
-from rtdetr_tool.workflows.detection import as_run, open_for
+from rtdetr_tool.workflows.detection import as_run, open_for, tiling_for
 from rtdetr_tool.workflows.inference import Writer, detect_images, raise_for_problems, resolve_classes
 from rtdetr_tool.workflows.thresholds import score_thresholds
 from rtdetr_tool.workflows.tracking import require_tracker
@@ -34,14 +34,16 @@ def run(loaded: LoadedSpec) -> None:
         logger.warning("Ignoring inference.color_map of %s, which are not among the classes", first_of(unknown))
     thresholds = score_thresholds(section, class_map)
     require_tracker(section.tracker)
+    tiling = tiling_for(section.tiles, spec)
     augmentation, folder = spec.dataset.augmentation, results_folder(section, "inference")
-    sources = read_inference_sources(
-        spec.dataset.infer_data_sources or {}, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
-    )
+    entry, size = spec.dataset.infer_data_sources or {}, augmentation.eval_spatial_size
+    sources = read_inference_sources(entry, size, augmentation.preserve_aspect_ratio, tiling)
     writer = Writer(folder, section, class_map, colors, sources.images)
     unreadable = detect_images(detecting, writer, sources.images, thresholds)
     problems: list[str] = []
     if sources.videos:
-        problems = detect_videos(VideoDetector(runtime, spec, class_map, thresholds, colors, folder), sources.videos)
+        problems = detect_videos(
+            VideoDetector(runtime, spec, class_map, thresholds, colors, folder, tiling), sources.videos
+        )
     if rank() == 0:
         raise_for_problems(folder, len(sources.images), unreadable, problems)

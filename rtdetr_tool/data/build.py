@@ -6,9 +6,9 @@ No other module of `data` but `build_sources` reads a spec.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -26,11 +26,13 @@ from rtdetr_tool.data.sampling import EvalSampler, TrainSampler
 from rtdetr_tool.data.scoring import Scoring
 from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
+from rtdetr_tool.data.tiles import Tiling, collate_tiles
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
+from rtdetr_tool.spec.tiles import TilesSpec
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +80,13 @@ def largest_bad_count(images: int, share: float) -> int:
 
 
 def build_eval_dataset(
-    spec: DatasetSpec, split: str = "val", class_map: ClassMap | None = None, masks: bool = False
+    spec: DatasetSpec,
+    split: str = "val",
+    class_map: ClassMap | None = None,
+    masks: bool = False,
+    tiling: Tiling | None = None,
 ) -> EvalDataset:
-    """The `val` or `test` source as a dataset.
+    """The `val` or `test` source as a dataset, with `tiling` of tiled images.
 
     With `class_map` (from the training data or a checkpoint) the categories of the source must be among its classes;
     otherwise they are numbered as the spec specifies. `masks` also reads the masks of objects.
@@ -98,6 +104,7 @@ def build_eval_dataset(
         spec.augmentation.preserve_aspect_ratio,
         _report(split, [source]),
         masks,
+        tiling,
     )
     logger.info("%s data: %d images, %s", split.capitalize(), len(dataset), class_map.describe())
     return dataset
@@ -116,6 +123,16 @@ def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
     return ImageFolder(
         contents.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, contents.skipped
     )
+
+
+def tiling_of(tiles: TilesSpec, spec: DatasetSpec) -> Tiling | None:
+    """How images are cut into tiles; None if they are not. A tile has the size of the network's input by default."""
+    if not tiles.enabled:
+        return None
+    augmentation = spec.augmentation
+    height, width = tiles.size or input_size(augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    batch_size = spec.eval_batch_size or spec.batch_size
+    return Tiling((height, width), tiles.overlap, tiles.whole_image, tiles.merge, tiles.threshold, batch_size)
 
 
 def scoring_of(spec: ExperimentSpec) -> Scoring:
@@ -162,7 +179,12 @@ def build_loader(
         sampler = EvalSampler(len(dataset), rank, world_size)
         drop_last = False
     size = input_size(spec.augmentation.eval_spatial_size, spec.augmentation.preserve_aspect_ratio)
-    merge = partial(collate_inference, size=size) if isinstance(dataset, ImageFolder) else collate
+    merge: Callable[..., Any] = collate
+    if isinstance(dataset, (ImageFolder, EvalDataset)) and dataset.tiling is not None:
+        batch_size = 1  # image; its tiles are many
+        merge = partial(collate_tiles, tiling=dataset.tiling, size=size, strict=isinstance(dataset, EvalDataset))
+    elif isinstance(dataset, ImageFolder):
+        merge = partial(collate_inference, size=size)
     return DetectionLoader(
         dataset,
         batch_size=batch_size,

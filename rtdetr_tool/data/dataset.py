@@ -21,6 +21,7 @@ from rtdetr_tool.data.image_cache import ImageCache
 from rtdetr_tool.data.preprocess import input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.data.tiles import TiledSample, Tiling, tiled_sample
 from rtdetr_tool.data.transforms import to_relative
 from rtdetr_tool.data.window import Window, render_masks
 from rtdetr_tool.errors import DataError, MachineError
@@ -50,7 +51,7 @@ MIN_KEPT = 0.1  # share of boxes that augmentation should keep
 _MAX_ATTEMPTS = 20  # bad images in a row before training gives up
 
 
-class DetectionDataset(Dataset[Sample | FailedImage]):
+class DetectionDataset(Dataset[Sample | TiledSample | FailedImage]):
     """Base class of the datasets below: records, classes, and reading one image.
 
     In worker processes, a `DataError` or `MachineError` is returned as a `FailedImage`, and the loader raises it in the
@@ -80,7 +81,7 @@ class DetectionDataset(Dataset[Sample | FailedImage]):
         """All records as a plain COCO dict, see `data.coco.coco_ground_truth`."""
         return coco_ground_truth(self.records, self.class_map)
 
-    def __getitem__(self, index: Any) -> Sample | FailedImage:
+    def __getitem__(self, index: Any) -> Sample | TiledSample | FailedImage:
         try:
             return self.sample(index)
         except (DataError, MachineError) as error:
@@ -88,7 +89,7 @@ class DetectionDataset(Dataset[Sample | FailedImage]):
                 raise
             return FailedImage("", error)
 
-    def sample(self, index: Any) -> Sample:
+    def sample(self, index: Any) -> Sample | TiledSample:
         raise NotImplementedError
 
     def _decode(self, record: ImageRecord, index: int) -> Tensor:
@@ -223,8 +224,10 @@ class EvalDataset(DetectionDataset):
         preserve_aspect_ratio: bool = False,
         repairs: Repairs | None = None,
         with_masks: bool = False,
+        tiling: Tiling | None = None,
     ) -> None:
         super().__init__(records, class_map, repairs, with_masks)
+        self.tiling = tiling
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
     def sample_of(self, count: int, seed: int) -> EvalDataset:
@@ -235,17 +238,20 @@ class EvalDataset(DetectionDataset):
             records, self.class_map, self.spatial_size, self.preserve_aspect_ratio, with_masks=self.with_masks
         )
 
-    def sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample | TiledSample:
         record = self.records[index]
         image, keep = self._decode(record, index), ~record.iscrowd
         prepared = prepare_image(image, self.spatial_size, self.preserve_aspect_ratio)
         across, down = prepared.box_scale
         boxes = to_relative(torch.from_numpy(record.boxes[keep]), (down, across))
         labels = torch.from_numpy(record.labels[keep])
-        return prepared.image, Target(
+        target = Target(
             boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path,
             self._target_masks(record, keep, image),
         )  # fmt: skip
+        if self.tiling is not None:
+            return tiled_sample(image, target, self.tiling, self.spatial_size, self.preserve_aspect_ratio)
+        return prepared.image, target
 
     def _target_masks(self, record: ImageRecord, keep: NDArray[np.bool_], image: Tensor) -> Tensor | None:
         masks = self._masks(record, keep, image)

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from rtdetr_tool.data.collate import FailedImage
+from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder, retried, walked
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
-from rtdetr_tool.data.preprocess import load_image
+from rtdetr_tool.data.preprocess import prepare_image
+from rtdetr_tool.data.tiles import TiledSample, Tiling, tiled_sample
 from rtdetr_tool.data.video_formats import EXTENSIONS as VIDEO_EXTENSIONS
 from rtdetr_tool.data.video_formats import is_video
 from rtdetr_tool.errors import DataError, MachineError, MissingData
@@ -121,7 +123,7 @@ def read_classmap(path: str) -> list[str]:
     return names
 
 
-class ImageFolder(Dataset[tuple[Tensor, Target] | FailedImage]):
+class ImageFolder(Dataset[tuple[Tensor, Target] | TiledSample | FailedImage]):
     """Images at the network's size; the index in `paths` is the image id. Unreadable images become a `FailedImage`.
 
     `skipped` are the other files in the same folders.
@@ -133,17 +135,19 @@ class ImageFolder(Dataset[tuple[Tensor, Target] | FailedImage]):
         spatial_size: Sequence[int],
         preserve_aspect_ratio: bool = False,
         skipped: Sequence[str] = (),
+        tiling: Tiling | None = None,
     ) -> None:
+        self.tiling = tiling
         self.paths, self.skipped = list(paths), list(skipped)
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target] | FailedImage:
+    def __getitem__(self, index: int) -> tuple[Tensor, Target] | TiledSample | FailedImage:
         path = self.paths[index]
         try:
-            prepared = load_image(path, self.spatial_size, self.preserve_aspect_ratio)
+            image = decode_image(path)
         except (DataError, MachineError) as error:
             if isinstance(error, DataError):
                 check_folder(path)
@@ -151,4 +155,8 @@ class ImageFolder(Dataset[tuple[Tensor, Target] | FailedImage]):
                 raise
             return FailedImage(path, error)
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-        return prepared.image, Target(*nothing, index, prepared.original_size, prepared.box_scale, path)
+        prepared = prepare_image(image, self.spatial_size, self.preserve_aspect_ratio)
+        target = Target(*nothing, index, prepared.original_size, prepared.box_scale, path)
+        if self.tiling is None:
+            return prepared.image, target
+        return tiled_sample(image, target, self.tiling, self.spatial_size, self.preserve_aspect_ratio)

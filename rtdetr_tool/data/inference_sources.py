@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_tool.data.folder import FolderContents, ImageFolder, search, skipped_line
+from rtdetr_tool.data.tiles import Tiling
 from rtdetr_tool.data.video_container import INSTALL, require_video, video_supported
 from rtdetr_tool.data.video_formats import VideoSource, video_source
 from rtdetr_tool.errors import DataError
@@ -25,13 +26,14 @@ class InferenceSources:
 
 
 def read_inference_sources(
-    entry: Mapping[str, Any], spatial_size: Sequence[int], preserve_aspect_ratio: bool
+    entry: Mapping[str, Any], spatial_size: Sequence[int], preserve_aspect_ratio: bool, tiling: Tiling | None = None
 ) -> InferenceSources:
     """The images and videos in the folders of `image_dir`, and what `video` names.
 
     Args:
         entry: `dataset.infer_data_sources`.
         spatial_size, preserve_aspect_ratio: how images are resized.
+        tiling: how images are cut into tiles; None = not at all.
 
     Videos in folders are skipped with a warning if the package that decodes them is not installed.
 
@@ -54,7 +56,7 @@ def read_inference_sources(
         contents.skipped, contents.videos = sorted([*contents.skipped, *contents.videos]), []
     if contents.skipped:
         logger.warning("%s", skipped_line(contents.skipped))
-    images = ImageFolder(contents.images, spatial_size, preserve_aspect_ratio, contents.skipped)
+    images = ImageFolder(contents.images, spatial_size, preserve_aspect_ratio, contents.skipped, tiling)
     files = [VideoSource(path, "file") for path in contents.videos]
     return InferenceSources(images, list(dict.fromkeys([*files, *named])))
 

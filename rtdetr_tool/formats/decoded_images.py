@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.data.preprocess import prepare_image
+from rtdetr_tool.data.tiles import Tiling, batch_of_tiles, tiled_sample
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect
 from rtdetr_tool.ops.structures import Batch, Detections, Target
@@ -36,12 +37,14 @@ def detect_decoded(
     times: LoopTimes | None = None,
     name_of: Callable[[T], str] = lambda item: "",
     ahead: int | None = None,
+    tiling: Tiling | None = None,
 ) -> Iterator[tuple[T, Detections]]:
     """Each item with its detections, in order; only the items of the running batches are kept.
 
     Args:
         lists: the items of each batch.
         name_of: what an item is called in errors.
+        tiling: how images are cut into tiles; None = not at all.
         ahead: number of batches that may run while the next one is prepared; None = what is fastest.
     """
     running: deque[T] = deque()
@@ -56,7 +59,12 @@ def detect_decoded(
                 Target(*nothing, 0, one.original_size, one.box_scale, name)
                 for one, name in zip(prepared, names, strict=True)
             ]
-            yield Batch(torch.stack([one.image for one in prepared]), targets)
+            if tiling is None:
+                yield Batch(torch.stack([one.image for one in prepared]), targets)
+                continue
+            for item, target in zip(items, targets, strict=True):
+                sample = tiled_sample(item.image, target, tiling, spatial_size, preserve_aspect_ratio)
+                yield batch_of_tiles([sample], tiling)
 
     for _, results in detect(runtime, batches(), num_select, times, ahead):
         for detections in results:

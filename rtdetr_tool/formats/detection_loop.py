@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -67,10 +67,36 @@ def detect(
 def _detect(
     runtime: Runtime, loader: Iterable[BatchT], num_select: int, times: LoopTimes, ahead: int
 ) -> Iterator[tuple[BatchT, list[Detections]]]:
+    """Run the parts of each batch (one, unless images are tiled) and join their detections."""
+    waiting: deque[tuple[BatchT, int]] = deque()  # batches and their numbers of parts
+
+    def parts() -> Iterator[Batch]:
+        for batch in loader:
+            of_batch = batch.parts()
+            waiting.append((batch, len(of_batch)))
+            yield from of_batch
+
+    results: list[list[Detections]] = []
+    for detections in _run(runtime, parts(), num_select, times, ahead):
+        results.append(detections)
+        batch, count = waiting[0]
+        if len(results) == count:
+            waiting.popleft()
+            times.images += len(batch)
+            clock = _Clock()
+            joined = batch.joined(results)
+            times.postprocess += clock.lap(times)
+            results = []
+            yield batch, joined
+
+
+def _run(
+    runtime: Runtime, batches: Iterable[Batch], num_select: int, times: LoopTimes, ahead: int
+) -> Iterator[list[Detections]]:
     """On a GPU, a batch is read back after the next one has been launched, so that the host never idles with it."""
-    running: deque[_Launched[BatchT]] = deque()
+    running: deque[_Launched] = deque()
     clock = _Clock()
-    for batch in loader:
+    for batch in batches:
         times.load += clock.lap(times)
         running.append(_Launched(runtime, batch, num_select))
         while len(running) > ahead:
@@ -85,10 +111,10 @@ def _detect(
         clock.lap()
 
 
-class _Launched(Generic[BatchT]):
+class _Launched:
     """A batch on its way: its detections are being computed and copied to the host in one piece."""
 
-    def __init__(self, runtime: Runtime, batch: BatchT, num_select: int) -> None:
+    def __init__(self, runtime: Runtime, batch: Batch, num_select: int) -> None:
         self.batch, self.name = batch, runtime.name
         if len(batch) == 0:
             return
@@ -106,10 +132,10 @@ class _Launched(Generic[BatchT]):
         self.masks = predictions.masks  # stay on the device: only those of the detections that are kept are enlarged
         self.marks = [*marks, _mark(runtime.device)]
 
-    def read(self, times: LoopTimes) -> tuple[BatchT, list[Detections]]:
+    def read(self, times: LoopTimes) -> list[Detections]:
         """Wait for the batch, the only time that the host waits for the device."""
         if len(self.batch) == 0:
-            return self.batch, []
+            return []
         if isinstance(self.marks[-1], torch.cuda.Event):
             self.marks[-1].synchronize()
         rows = self.packed
@@ -121,8 +147,7 @@ class _Launched(Generic[BatchT]):
                 (times.preprocess, times.model, times.postprocess), self.marks, self.marks[1:], strict=False
             )
         )
-        times.images += len(self.batch)
-        return self.batch, detections
+        return detections
 
 
 def all_finite(predictions: Predictions) -> Tensor:

@@ -7,7 +7,7 @@ Boxes always state format and unit: `cxcywh 0..1` is relative to the network's i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -68,6 +68,14 @@ class Batch(_Movable):
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def parts(self) -> list[Batch]:
+        """What the network runs on, one after another."""
+        return [self]
+
+    def joined(self, detections: Sequence[Sequence[Detections]]) -> list[Detections]:
+        """The detections of each image, from those of the parts."""
+        return list(detections[0])
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rtdetr_tool.catalog import ONNX_PROVIDERS
 from rtdetr_tool.spec.fields import field
+from rtdetr_tool.spec.tiles import TilesSpec
 from rtdetr_tool.spec.train import PRECISIONS
 
 
@@ -35,6 +36,7 @@ class RunModelSpec:
         origin="ours",
     )
     batch_size: int = field(-1, "Images per step; -1 = dataset.batch_size.", min=-1)
+    tiles: TilesSpec = field(TilesSpec, "Sliced inference for large images.")
     is_quantized: bool = field(
         False,
         "The checkpoint must be an output of quantize; such a file is recognized in any case.",

@@ -19,6 +19,7 @@ from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
 from rtdetr_tool.spec.queries import fields_of_other_families, reasons
 from rtdetr_tool.spec.sources import source_problems
+from rtdetr_tool.spec.tiles import tiles_problems
 from rtdetr_tool.spec.train import TrainSpec
 
 
@@ -32,6 +33,8 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += _devices(getattr(spec, name), name)
     for name in ("evaluate", "inference", "export"):
         problems += _input_size(getattr(spec, name), name, spec.model.size_multiple)
+    for name in ("evaluate", "inference"):
+        problems += tiles_problems(getattr(spec, name).tiles, f"{name}.tiles")
     problems += _engine(spec)
     if command in ("train", "evaluate", "inference", "export"):
         problems += [

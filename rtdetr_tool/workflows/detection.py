@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
+from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of, tiling_of
 from rtdetr_tool.data.collate import InferenceBatch
 from rtdetr_tool.data.dataset import EvalDataset
 from rtdetr_tool.data.folder import ImageFolder
 from rtdetr_tool.data.loader import DetectionLoader
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.scoring import log_scoring
+from rtdetr_tool.data.tiles import Tiling
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect
@@ -26,6 +27,7 @@ from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, InferenceSpec, LoadedSpec
+from rtdetr_tool.spec.tiles import TilesSpec
 from rtdetr_tool.training.distributed import rank, start_processes, world_size
 
 
@@ -80,9 +82,22 @@ def as_run(spec: ExperimentSpec, command: str) -> ExperimentSpec:
     return replace(spec, **{command: section})
 
 
+def tiling_for(tiles: TilesSpec, spec: ExperimentSpec) -> Tiling | None:
+    """How a command cuts images into tiles; UserError for a model with masks."""
+    if tiles.enabled and spec.model.predicts_masks:
+        raise UserError(
+            "tiles.enabled is not supported for models with masks, because the masks of tiles would have to be joined; "
+            "use a model without masks, or tiles.enabled=false"
+        )
+    return tiling_of(tiles, spec.dataset)
+
+
 def evaluator_for(split: str, dataset: EvalDataset, spec: ExperimentSpec) -> CocoEvaluator:
     """The evaluator for a split; objects that are not scored are logged."""
-    log_scoring(split, dataset, scoring_of(spec))
+    scoring = scoring_of(spec)
+    if dataset.tiling is not None:
+        scoring = replace(scoring, num_select=None, num_queries=None)  # they limit a tile, not an image
+    log_scoring(split, dataset, scoring)
     return build_evaluator(dataset, spec)
 
 
@@ -104,15 +119,23 @@ def score(
 
 
 def score_split(
-    model: OpenedModel, split: str, conf_threshold: float, rank: int = 0, world_size: int = 1
+    model: OpenedModel,
+    split: str,
+    conf_threshold: float,
+    rank: int = 0,
+    world_size: int = 1,
+    tiles: TilesSpec | None = None,
 ) -> ScoredSplit:
     """Run a model on a share of the `test` or `val` source of its spec, and collect its detections.
 
     Args:
         rank, world_size: this process's share of the images; the caller merges the evaluators of all shares.
+        tiles: detect in tiles of the images, if enabled.
     """
     runtime, spec = model.runtime, model.spec
-    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=spec.model.predicts_masks)
+    tiling = tiling_for(tiles, spec) if tiles is not None else None
+    masks = spec.model.predicts_masks
+    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=masks, tiling=tiling)
     evaluator = evaluator_for(split, dataset, spec)
     loader = build_loader(dataset, spec.dataset, training=False, rank=rank, world_size=world_size)
     times = score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from rtdetr_tool.data.read_ahead import ReadAhead
+from rtdetr_tool.data.tiles import Tiling
 from rtdetr_tool.data.video import VideoFrame, VideoReader
 from rtdetr_tool.data.video_formats import VideoSource
 from rtdetr_tool.errors import DataError, Preempted, UserError
@@ -66,6 +67,7 @@ class VideoDetector:
     thresholds: Tensor  # [C] by class index
     colors: dict[str, Color]
     folder: Path
+    tiling: Tiling | None = None
     results: list[VideoResult] = field(default_factory=list)
 
     def run(self, source: VideoSource, stem: str) -> None:
@@ -73,8 +75,6 @@ class VideoDetector:
         result = VideoResult(source.shown)
         self.results.append(result)
         section = self.spec.inference
-        if not self.spec.dataset.batch_size:
-            raise DataError("dataset.batch_size: auto is supported only by `rtdetr train`; expected a number")
         try:
             reader = VideoReader(source, section.stream_attempts)
         except DataError as error:
@@ -112,7 +112,7 @@ class VideoDetector:
         yield from detect_decoded(
             self.runtime, lists, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio,
             self.spec.model.num_select, times,
-            lambda frame: f"{source.shown}, frame {frame.index}",
+            lambda frame: f"{source.shown}, frame {frame.index}", tiling=self.tiling,
         )  # fmt: skip
 
     def _write(

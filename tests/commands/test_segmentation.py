@@ -77,6 +77,14 @@ def test_a_trained_file_is_scored_and_its_masks_are_written_and_drawn(segmenting
     assert again["masks"] == pytest.approx(scores["masks"], abs=1e-6)
 
 
+def test_tiles_are_refused_with_the_reason(segmenting, capsys):
+    checkpoint = segmenting.checkpoint()
+    for command in ("evaluate", "inference"):
+        assert segmenting.run(command, f"{command}.checkpoint={checkpoint}", f"{command}.tiles.enabled=true") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "tiles.enabled is not supported for models with masks, because the masks of tiles would have" in said
+
+
 def test_the_graph_of_roboflows_layout_has_masks_as_its_third_output(segmenting):
     graph = segmenting.folder / "model.onnx"
     checkpoint = segmenting.checkpoint()

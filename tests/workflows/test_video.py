@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from rtdetr_tool.ops.structures import Detections
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.workflows import tracking
 from rtdetr_tool.workflows.tracking import build_tracker, require_tracker
-from rtdetr_tool.workflows.video import VideoDetector, video_stems
+from rtdetr_tool.workflows.video import VideoDetector, _FrameProgress, video_stems
 from rtdetr_tool.workflows.video_writer import VideoWriter
 
 pytest.importorskip("av")
@@ -150,6 +152,35 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, monkeypatch):
             writer.write(frame, nothing)
         writer.finish()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_memory_is_constant_over_5000_frames(detector, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 5000, (640, 360))
+    memory, advance = {}, _FrameProgress.advance
+
+    def measured(self) -> None:
+        advance(self)
+        if self._frames % 1000 == 0:
+            memory[self._frames] = resident_megabytes()
+
+    monkeypatch.setattr(_FrameProgress, "advance", measured)
+    result, rows = run(detector, path)
+    print(f"resident memory in MB after frames: {memory}, {result.frames_per_second} frames/s")
+    assert len(rows) == 5000 and len(probe_times(detector.folder / "videos_annotated" / "a.mp4")) == 5000
+    assert memory[5000] - memory[1000] < 30, memory  # one frame has 0.7 MB
+
+
+def resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def probe_times(path: Path) -> list[float]:
+    import av
+
+    with av.open(str(path)) as container:
+        return [frame.time for frame in container.decode(video=0)]
 
 
 def test_sources_of_one_name_get_different_files():
