@@ -14,6 +14,7 @@ from rtdetr_tool.files import open_regular
 from rtdetr_tool.redaction import mask_secrets
 
 INSTALL = 'reading videos requires av: pip install "rtdetr-tool[video]"'
+_RTSP_VERSION = 18  # of av; the FFmpeg of older wheels (tested: 15.1 to 17.0) crashes when it opens such a stream
 _TIMEOUT = 10.0  # seconds, to connect and for the next packet of a stream
 
 
@@ -51,6 +52,11 @@ def open_container(source: VideoSource) -> tuple[Any, Any]:
     if source.kind == "camera":
         place, driver = _camera(source.address)
     elif place.lower().startswith("rtsp"):
+        if int(av.__version__.split(".")[0]) < _RTSP_VERSION:
+            raise DataError(
+                f"{source.shown} cannot be opened: RTSP requires av {_RTSP_VERSION}.0 or newer (Python 3.11), but "
+                f"{av.__version__} is installed. Run pip install -U av"
+            )
         options = {"rtsp_transport": "tcp"}
     try:
         container = av.open(place, format=driver, options=options, timeout=timeout, metadata_errors="replace")

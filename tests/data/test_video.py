@@ -152,6 +152,14 @@ def test_a_camera_that_does_not_exist_is_named():
         VideoReader(video_source(99))
 
 
+def test_rtsp_is_refused_with_a_version_that_crashes(monkeypatch):
+    import av
+
+    monkeypatch.setattr(av, "__version__", "17.0.0")
+    with pytest.raises(DataError, match=r"rtsp://\*\*\*@host/a cannot be opened: RTSP requires av 18\.0 .*17\.0\.0"):
+        VideoReader(video_source("rtsp://user:secretsecret@host/a"))
+
+
 def test_a_lost_stream_is_opened_again_until_the_attempts_are_used_up(tmp_path, monkeypatch, caplog):
     content = write_video(tmp_path / "a.ts", 40).read_bytes()
     monkeypatch.setattr(video.time, "sleep", lambda seconds: None)
