@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import Table, to_native
+from rtdetr_tool.checkpoints.renames import Table, to_foreign, to_native
 
 # Classifier heads of ImageNet models, which a detector does not use.
 CLASSIFIER = ("fc.", "head.", "classifier.")
@@ -98,3 +98,30 @@ def native_backbone_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     dropped = re.compile("|".join((*map(re.escape, CLASSIFIER), *family.dropped)))
     kept = {name: tensor for name, tensor in weights.items() if not dropped.match(name)}
     return kept if family.table is None else to_native(kept, family.table)
+
+
+# Family in the catalog -> marker of TAO's names for it. Others have the same names.
+_IN_TAO = {
+    "convnext": "downsample_layers.0.",
+    "convnextv2": "downsample_layers.0.",
+    "edgenext": "downsample_layers.0.",
+    "edgenext_bn": "downsample_layers.0.",
+    "efficientvit_b": "input_stem.op_list.",
+    "efficientvit_l": "stages.0.op_list.",
+}
+
+
+def tao_backbone_names(weights: Mapping[str, Tensor], name: str, family: str) -> tuple[dict[str, Tensor], str]:
+    """The weights of a backbone under TAO's names, and what TAO has beyond them (empty: nothing)."""
+    if family == "efficientvit":
+        family = name[: len("efficientvit_b")]
+    marker = _IN_TAO.get(family)
+    if marker is None:
+        return dict(weights), "the class blocks of the backbone" if family == "fan" else ""
+    table = next(row.table for row in NAMINGS if row.marker == marker)
+    assert table is not None
+    renamed = {
+        new: tensor.reshape(1, 1, 1, -1) if ".grn." in new else tensor
+        for new, tensor in to_foreign(weights, table).items()
+    }
+    return renamed, "the last norm of the backbone" if marker == "downsample_layers.0." else ""

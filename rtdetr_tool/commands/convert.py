@@ -1,4 +1,4 @@
-"""`rtdetr convert`: convert any supported checkpoint to ours, or to a directory of Hugging Face transformers."""
+"""`rtdetr convert`: convert any supported checkpoint to ours, or to the files of the programs they come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.workflows.convert import RTDETR, SUFFIXES, TRANSFORMERS, check_room, check_target, metadata_of
+from rtdetr_tool.workflows.convert import LAYOUTS, OTHER_NAMES, RTDETR, SUFFIXES, check_room, check_target, metadata_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="OUT", help=f"file to write ({', '.join(SUFFIXES)}), or a directory for transformers"
     )
-    parser.add_argument("--to", choices=(RTDETR, TRANSFORMERS), help="format of OUT; by default determined by its name")
+    parser.add_argument(
+        "--to",
+        choices=(*LAYOUTS, *OTHER_NAMES),
+        help="program that OUT is for; by default rtdetr for a file and transformers for a directory",
+    )
     parser.add_argument("--classes", metavar="FILE", help="class names, one per line; line i (from 0) is class index i")
     parser.add_argument(
         "-e",
@@ -51,10 +55,10 @@ def main(options: argparse.Namespace) -> int:
     meta = metadata_of(opened, options.classes)
     notes: list[str] = []
     try:
-        if layout == TRANSFORMERS:
-            notes = writer_of(opened.spec.model.family, layout)(target, opened.detector.state_dict(), meta)
-        else:
+        if layout == RTDETR:
             save_detector(opened.detector.state_dict(), meta, target)
+        else:
+            notes = writer_of(opened.spec.model.family, layout)(target, opened.detector.state_dict(), meta)
     except Exception as error:  # torch and safetensors raise their own types if the disk is full
         check_room(target, opened.detector.state_dict())
         if isinstance(error, OSError):
@@ -69,5 +73,5 @@ def main(options: argparse.Namespace) -> int:
     for note in notes:
         logger.warning(note)
     named = f"{len(meta['classes'])} of {opened.spec.dataset.num_classes} classes named"
-    logger.info("Wrote %s (%s, %s)", target, "transformers" if layout == TRANSFORMERS else "rtdetr", named)
+    logger.info("Wrote %s (%s, %s)", target, layout, named)
     return 0

@@ -141,7 +141,7 @@ _COMMANDS = (
     ),
     Command(
         "convert",
-        "convert a checkpoint: NVIDIA TAO, official RT-DETR, Hugging Face transformers to ours; ours to transformers",
+        "convert a checkpoint of NVIDIA TAO, official RT-DETR, RF-DETR or Hugging Face transformers to ours, and back",
         "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
     ),
     Command(

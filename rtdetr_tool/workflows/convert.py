@@ -14,19 +14,30 @@ logger = logging.getLogger(__name__)
 
 RTDETR, TRANSFORMERS = "rtdetr", "transformers"
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+_PICKLED = (".pth", ".pt", ".ckpt")
+# Layout -> suffixes of its files; a layout without suffixes is a directory.
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    RTDETR: SUFFIXES,
+    TRANSFORMERS: (),
+    "tao": _PICKLED,
+    "official": _PICKLED,
+    "rfdetr": _PICKLED,
+}
+OTHER_NAMES = {"hf": TRANSFORMERS}  # of layouts
 
 
 def check_target(target: Path, layout: str | None, force: bool) -> str:
-    """The format to write; `UserError` if the name of the target does not match it or the target exists."""
+    """The layout to write; `UserError` if the name of the target does not match it or the target exists."""
     is_file = target.suffix.lower() in SUFFIXES
-    layout = layout or (RTDETR if is_file else TRANSFORMERS)
-    if layout == RTDETR and not is_file:
-        raise UserError(f"{target} is invalid for --to {RTDETR}; expected a file that ends in {', '.join(SUFFIXES)}")
-    if layout == TRANSFORMERS and (is_file or target.is_file()):
-        raise UserError(f"{target} is invalid for --to {TRANSFORMERS}; expected a directory")
-    if layout == RTDETR and target.is_dir():
+    layout = OTHER_NAMES.get(layout or "", layout) or (RTDETR if is_file else TRANSFORMERS)
+    suffixes = LAYOUTS[layout]
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise UserError(f"{target} is invalid for --to {layout}; expected a file that ends in {', '.join(suffixes)}")
+    if not suffixes and (is_file or target.is_file()):
+        raise UserError(f"{target} is invalid for --to {layout}; expected a directory")
+    if suffixes and target.is_dir():
         raise UserError(f"{target} is a directory; expected a file")
-    taken = target.exists() if layout == RTDETR else target.is_dir() and any(target.iterdir())
+    taken = target.exists() if suffixes else target.is_dir() and any(target.iterdir())
     if taken and not force:
         raise UserError(f"{target} exists{'' if is_file else ' and is not empty'}; use --force to overwrite it")
     return layout

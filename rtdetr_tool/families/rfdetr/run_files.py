@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.families.rfdetr.configs import CONFIGS, config_of
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
+from rtdetr_tool.families.rfdetr.package_file import index_names
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.redaction import without_secrets
@@ -88,17 +88,6 @@ def train_values(spec: ExperimentSpec, keywords: Mapping[str, Any]) -> dict[str,
         else keywords.get(name, None if row.default is ... else row.default)
         for name, row in TRAIN_TABLE.items()
     }
-
-
-def index_names(class_map: ClassMap) -> list[str]:
-    """Names by class index, with `class_<index>` for an index without a class.
-
-    For COCO these are its 80 names only, as in the published files, in which the class index is the category id.
-    """
-    entries = class_map.entries
-    if {entry.index: entry.name for entry in entries} == COCO_CATEGORIES:
-        return [entry.name for entry in entries]
-    return [class_map.name_of(index) for index in range(entries[-1].index + 1)]
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
 from rtdetr_tool.families.rfdetr.names import from_rfdetr, has_native_names, has_rfdetr_names
+from rtdetr_tool.families.rfdetr.package_file import write_rfdetr
 from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
 from rtdetr_tool.spec import ModelSpec
 
@@ -30,7 +31,7 @@ def _roboflow(tensors: Mapping[str, Tensor]) -> Recognized | None:
 
 
 FORMATS = (ForeignFormat(ROBOFLOW, _roboflow, from_rfdetr, holds_epoch=True),)
-WRITERS: Mapping[str, Writer] = {}
+WRITERS: Mapping[str, Writer] = {ROBOFLOW: write_rfdetr}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:

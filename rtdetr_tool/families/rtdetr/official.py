@@ -30,20 +30,19 @@ def backbone_table(deep_stem: bool) -> tuple[tuple[str, str], ...]:
 
     In the d variant the shortcut of downsampling stages is a pooling and a ConvNorm, which is one level deeper.
     """
-    shortcut = (("short.conv.conv", "downsample.1"), ("short.conv.norm", "downsample.2"))
+    downsampling = (("short.conv.conv", "downsample.1"), ("short.conv.norm", "downsample.2"))
     plain = (("short.conv", "downsample.0"), ("short.norm", "downsample.1"))
     same_size = (("short.conv", "downsample.1"), ("short.norm", "downsample.2"))
-    parts = (
+    branches = (
         *((f"branch2{letter}.conv", f"conv{number}") for number, letter in enumerate("abc", 1)),
         *((f"branch2{letter}.norm", f"bn{number}") for number, letter in enumerate("abc", 1)),
-        *((*shortcut, *same_size) if deep_stem else plain),
     )
     return (
         *(_DEEP_STEM if deep_stem else _PLAIN_STEM),
         *(
             (f"res_layers.{stage}.blocks.*.{foreign}.", f"layer{stage + 1}.*.{native}.")
             for stage in range(4)
-            for foreign, native in parts
+            for foreign, native in (*branches, *(plain if not deep_stem else downsampling if stage else same_size))
         ),
     )
 

@@ -25,6 +25,7 @@ from rtdetr_tool.checkpoints.transformers_files import (
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr import official, transformers_config, transformers_names
 from rtdetr_tool.families.rtdetr.architecture import architecture_of, describe_model, points_per_level
+from rtdetr_tool.families.rtdetr.other_programs import write_official, write_tao
 from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
 from rtdetr_tool.spec import ModelSpec
 from rtdetr_tool.spec.queries import architecture_fields
@@ -55,7 +56,7 @@ FORMATS = (
 )
 
 
-WRITERS = {TRANSFORMERS: write_transformers}
+WRITERS = {TRANSFORMERS: write_transformers, OFFICIAL: write_official, TAO: write_tao}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:
