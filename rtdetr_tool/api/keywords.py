@@ -21,11 +21,11 @@ def _device(device: Any) -> Settings:
     kind, _, index = str(device).partition(":")
     if kind == "auto":
         return {"train.accelerator": "auto"}
-    if kind == "cpu" and not index:
-        return {"train.accelerator": "cpu"}
+    if (kind == "cpu" and not index) or (kind == "mps" and index in ("", "0")):
+        return {"train.accelerator": kind}
     if kind in ("cuda", "gpu") and (not index or index.isdigit()):
         return {"train.accelerator": "gpu", "train.gpu_ids": [int(index or 0)]}
-    raise UserError(f"device: {device!r} is invalid; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    raise UserError(f"device: {device!r} is invalid; expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
 
 
 def _lr_drop(epoch: Any) -> Settings:

@@ -286,7 +286,7 @@ class TrainSpec:
     )
     accelerator: str = field(
         "auto",
-        "Device type; auto = a GPU if there is one, otherwise the CPU.",
-        options=("auto", "gpu", "cpu"),
+        "Device type; auto = a CUDA GPU if there is one, otherwise the CPU; mps = the GPU of an Apple computer.",
+        options=("auto", "gpu", "cpu", "mps"),
         origin="ours",
     )

@@ -99,8 +99,9 @@ def check_precision(precision: str, accelerator: str) -> None:
     """Raise SpecError for an unknown precision, or fp16 on a CPU (not faster, and not supported by every kernel)."""
     if precision not in MIXED_PRECISION:
         raise SpecError(f"train.precision: {precision!r} is invalid; expected one of {', '.join(MIXED_PRECISION)}")
-    if precision == "fp16" and accelerator == "cpu":
-        raise SpecError("train.precision: fp16 is not supported on a CPU; use bf16 or fp32")
+    if precision == "fp16" and accelerator in ("cpu", "mps"):
+        device = "a CPU" if accelerator == "cpu" else "an Apple GPU"
+        raise SpecError(f"train.precision: fp16 is not supported on {device}; use bf16 or fp32")
 
 
 def choose_strategy(
@@ -111,8 +112,9 @@ def choose_strategy(
     Every trained weight has a gradient in every step, whatever the spec's losses and the batch's objects, so DDP need
     not search for weights without one.
     """
-    if requested == "fsdp" and accelerator == "cpu":
-        raise SpecError("train.distributed_strategy: fsdp is not supported on CPUs; use ddp")
+    if requested == "fsdp" and accelerator in ("cpu", "mps"):
+        devices = "CPUs" if accelerator == "cpu" else "Apple GPUs"
+        raise SpecError(f"train.distributed_strategy: fsdp is not supported on {devices}; use ddp")
     if requested == "fsdp":
         return SafeFSDP() if several else "auto"
     if requested == "ddp":

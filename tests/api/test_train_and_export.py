@@ -85,7 +85,7 @@ def test_keywords_set_fields_under_all_their_names():
         ({"lr": 1, "learning": 2, "batchsize": 3}, "(?s)keyword learning.*batchsize; did you mean batch_size"),
         ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is set twice, the second time as num_epochs"),
         ({"group_detr": 3}, "train has no keyword group_detr: it belongs to the model"),
-        ({"device": "tpu"}, "device: 'tpu' is invalid; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": "tpu"}, "device: 'tpu' is invalid; expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'"),
     ],
 )
 def test_invalid_keywords_are_reported(keywords, message):
