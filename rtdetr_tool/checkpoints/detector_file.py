@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, family_of_tensors, weights_of
+from rtdetr_tool.checkpoints.hub import local_path
 from rtdetr_tool.checkpoints.identify import OURS, identify, with_native_names
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata
@@ -71,7 +72,7 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
     Raises:
         CheckpointError: missing, corrupted or unsafe file, another network, or tensors without a counterpart.
     """
-    path = Path(path)
+    path = local_path(path)
     file = weights_file(path)
     payload = load_checkpoint(file)
     identified = identify(payload, str(path))
@@ -98,7 +99,7 @@ def weights_file(path: str | Path) -> Path:
     Raises:
         CheckpointError: a directory without weights, or a published file that cannot be downloaded.
     """
-    path = weights_path(path)
+    path = weights_path(local_path(path))
     if not path.is_dir():
         return path
     for name in DIRECTORY_WEIGHTS:

@@ -13,6 +13,7 @@ import torch
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import is_transformers_directory
+from rtdetr_tool.checkpoints.hub import HUB_NAMES, hub_id
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import OpenRequest, Runtime, file_module, runtime_module
@@ -117,7 +118,7 @@ def build_opened(file: WeightsFile, loaded: LoadedSpec, size: RequestedSize = FI
 def format_of(path: str) -> Format:
     """The format of a file, a directory of transformers or a published name; UserError if there is none."""
     row = format_by_suffix(path)
-    if row is None and (is_transformers_directory(path) or published(path)):
+    if row is None and (is_transformers_directory(path) or published(path) or hub_id(path)):
         row = FORMATS["torch"]
     if row is None:
         raise _unknown_format(path)
@@ -126,7 +127,7 @@ def format_of(path: str) -> Format:
 
 def _unknown_format(path: str) -> UserError:
     suffixes = ", ".join(f"{row.title} ({', '.join(row.suffixes)})" for row in FORMATS.values())
-    names = ", ".join(Path(file).stem for file in PUBLISHED_WEIGHTS)
+    names = ", ".join([*(Path(file).stem for file in PUBLISHED_WEIGHTS), *HUB_NAMES])
     return UserError(
         f"{path}: not a supported file; expected {suffixes}, a directory of transformers with its config.json, or "
         f"published weights: {names}"
