@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rtdetr_tool.catalog import LOSS_TYPES
 from rtdetr_tool.losses.functional import sum_by_stage, varifocal_loss
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
-from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
+from rtdetr_tool.ops.boxes import both_ious, cxcywh_to_xyxy
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 
 
@@ -108,14 +108,14 @@ class SetCriterion(nn.Module):
         target = targets.boxes[matches.image, matches.target]
         corners, target_corners = cxcywh_to_xyxy(source), cxcywh_to_xyxy(target)
         sums: dict[str, Tensor] = {}
+        iou, overlap = both_ious(corners, target_corners)
         if "vfl" in self.loss_types:
-            quality = box_iou(corners.detach(), target_corners)
+            quality = iou.detach()
             label = targets.labels[matches.image, matches.target]
             positive = (matches.stage, matches.image, matches.query, label)
             sums[self.class_term] = self.class_loss(logits, positive, quality)
         if "boxes" in self.loss_types:
             distance = (source - target).abs().sum(-1)
-            overlap = generalized_box_iou(corners, target_corners)
             sums["loss_bbox"] = sum_by_stage(distance, matches.stage, len(names))
             sums["loss_giou"] = sum_by_stage(1 - overlap, matches.stage, len(names))
         return {

@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    center, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -46,12 +46,18 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Elementwise generalized IoU (Rezatofighi et al. 2019, arXiv:1902.09630) of xyxy boxes, -1..1, broadcasting."""
+    return both_ious(a, b)[1]
+
+
+def both_ious(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """`box_iou` and `generalized_box_iou`, which share most of their work."""
     tiny = torch.finfo(a.dtype).tiny
     intersection, union = _intersection_and_union(a, b)
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])
     hull = _product((high - low).clamp(min=0))
-    return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    iou = intersection / union.clamp(min=tiny)
+    return iou, iou - (hull - union) / hull.clamp(min=tiny)
 
 
 def pairwise_box_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -31,13 +31,13 @@ from tests.gpu_budget.scenarios import MODELS, STEPS, Cost, DeviceRuntime, OnDev
 # Kernels of a step by model: train (without the optimizer), validate, predict.
 # Deformable sampling counts as one kernel forward and one backward (the latter is two or three).
 KERNELS = {
-    "R18": (1580, 590, 340),
-    "R50 with frozen norms": (2290, 825, 540),
-    "R18 discrete": (1560, 590, 340),
-    "R18 with RADIO": (1780, 670, 400),
-    "RF-DETR Nano": (1735, 530, 310),
-    "RF-DETR Seg Nano": (2480, 720, 390),
-    "R18 distilled": (2220, 590, 340),
+    "R18": (1540, 570, 335),
+    "R50 with frozen norms": (2250, 805, 535),
+    "R18 discrete": (1520, 570, 335),
+    "R18 with RADIO": (1740, 650, 395),
+    "RF-DETR Nano": (1695, 510, 306),
+    "RF-DETR Seg Nano": (2440, 700, 388),
+    "R18 distilled": (2175, 570, 335),
 }
 OPTIMIZER_KERNELS = {"RF-DETR Nano": 90, "RF-DETR Seg Nano": 90}  # a group of weights per layer; others 30
 # Waits of the host per step: the matching (and the teacher's), and the flags of the step before, which have arrived.
