@@ -167,6 +167,7 @@ def open_log_file(path: Path) -> LogFile:
 def close_log_file(handler: LogFile) -> None:
     for name in (PACKAGE, None):
         logging.getLogger(name).removeHandler(handler)
-    logging.captureWarnings(False)
+    if not any(isinstance(other, LogFile) for other in logging.getLogger().handlers):
+        logging.captureWarnings(False)
     handler.warning_filters.__exit__(None, None, None)
     handler.close()

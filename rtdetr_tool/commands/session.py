@@ -33,6 +33,8 @@ WRITTEN_FILES = (
     "images.json",
     "videos.json",
     "report.html",
+    "automl.json",
+    "best_spec.yaml",
 )
 WRITTEN_BY_LIBRARIES = ("csv_logs", "lightning_logs", "wandb", "mlflow.db", "mlflow_artifacts", "dataset_grids")
 
@@ -71,6 +73,7 @@ def _run_in(
     except OSError as error:
         raise UserError(f"the log file {folder / 'log.txt'} cannot be written: {error.strerror}") from None
     confirm = partial(_confirm, lock, handler) if lock is not None else lambda: None
+    outer = current_status()  # of a search, whose trials are sessions as well
     status = StatusLogger(folder / "status.json", mask_secrets, write_atomically, confirm)
     set_current_status(status)
     try:
@@ -80,7 +83,7 @@ def _run_in(
         with confirming(folder, status.confirm_folder), termination_as_preemption(last) as over:
             return _report(over, loaded, command, run, folder)
     finally:
-        set_current_status(StatusLogger())
+        set_current_status(outer)
         status.close()
         if handler is not None:
             close_log_file(handler)

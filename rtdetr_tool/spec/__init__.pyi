@@ -1,3 +1,4 @@
+from .automl import AutomlSpec as AutomlSpec
 from .benchmark import BenchmarkSpec as BenchmarkSpec
 from .convert import spec_to_dict as spec_to_dict
 from .dataset import AugmentationSpec as AugmentationSpec

@@ -111,6 +111,14 @@ _COMMANDS = (
         exclusive=True,
     ),
     Command(
+        "automl",
+        "search for the field values with the best validation score, as a series of training runs",
+        "rtdetr automl -e specs/demo.yaml -r results automl.trials=20 automl.fields=[train.optim.lr]",
+        ("results_dir", "wandb", "mlflow", "model", "dataset", "train", "automl"),
+        _TRAINING_DATA,
+        exclusive=True,
+    ),
+    Command(
         "quantize",
         "quantize a trained detector to INT8 or FP8, scored before it is written",
         "rtdetr quantize -e specs/demo.yaml -r results quantize.model_path=results/train/rtdetr_model_best.pth "

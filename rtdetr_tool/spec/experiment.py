@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rtdetr_tool.spec.automl import AutomlSpec
 from rtdetr_tool.spec.benchmark import BenchmarkSpec
 from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.distill import DistillSpec
@@ -72,6 +73,7 @@ class ExperimentSpec:
     export: ExportSpec = field(ExportSpec, "How to export.")
     gen_trt_engine: GenTrtEngineSpec = field(GenTrtEngineSpec, "How to build a TensorRT engine.")
     benchmark: BenchmarkSpec = field(BenchmarkSpec, "How to measure speed.")
+    automl: AutomlSpec = field(AutomlSpec, "How to search for better values of fields.")
     distill: DistillSpec | None = field(None, "Distillation settings.")
     quantize: QuantizeSpec = field(QuantizeSpec, "How to quantize.")
     validate_data: ValidateDataSpec = field(ValidateDataSpec, "How to check datasets.")

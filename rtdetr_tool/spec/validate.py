@@ -18,6 +18,7 @@ from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
 from rtdetr_tool.spec.queries import fields_of_other_families, reasons
+from rtdetr_tool.spec.search_space import automl_problems
 from rtdetr_tool.spec.sources import source_problems
 from rtdetr_tool.spec.tiles import tiles_problems
 from rtdetr_tool.spec.train import TrainSpec
@@ -36,6 +37,8 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
     for name in ("evaluate", "inference"):
         problems += tiles_problems(getattr(spec, name).tiles, f"{name}.tiles")
     problems += _engine(spec)
+    if command == "automl":
+        problems += automl_problems(spec)
     if command in ("train", "evaluate", "inference", "export"):
         problems += [
             f"{name}: {reason}" for name, reason in reasons("unsupported").items() if changed_from_default(name, spec)

@@ -122,7 +122,7 @@ class PeriodicCheckpoint(Checkpoint):
 
     def _update_best(self, trainer: Trainer, epoch: int) -> bool:
         """Whether this epoch was validated and is better than all before it."""
-        scores = self._scores(trainer)
+        scores = self.scores(trainer)
         if not scores or self._validated_epoch != epoch or epoch < self.skip_epochs:
             return False
         if len(scores) > 1:
@@ -134,7 +134,7 @@ class PeriodicCheckpoint(Checkpoint):
         self.best_score, self.best_epoch = score, epoch
         return True
 
-    def _scores(self, trainer: Trainer) -> dict[str, float]:
+    def scores(self, trainer: Trainer) -> dict[str, float]:
         """The scores of the latest validation by kind of weights. Of equal scores, the trained weights win.
 
         Undefined scores are not logged; scores that are not finite (from a user's own metric) are ignored as well.

@@ -1,0 +1,67 @@
+"""`rtdetr automl`: search for the field values with the best validation score."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from rich.table import Table
+
+from rtdetr_tool.commands.session import run_session
+from rtdetr_tool.files import write_atomically
+from rtdetr_tool.log import console
+from rtdetr_tool.reports.files import write_page
+from rtdetr_tool.reports.run import spec_text
+from rtdetr_tool.reports.search import search_page
+from rtdetr_tool.search.loop import Search, check_outcome
+from rtdetr_tool.search.results import SearchResults, best_spec_text, value_text
+from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.metric_names import best_score_name
+from rtdetr_tool.spec.required import results_folder
+from rtdetr_tool.status import current_status
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 10
+
+
+def run(loaded: LoadedSpec) -> None:
+    spec = loaded.spec
+    folder = results_folder(spec.automl, "automl")
+    search = Search(loaded, folder, train_session)
+    search.run()
+    results = search.results()
+    results.write(folder)
+    best = "" if results.best is None else best_spec_text(loaded, results.best.values)
+    if best:
+        write_atomically(folder / "best_spec.yaml", best)
+    score_name = best_score_name(spec.train.best_metric, spec.model.predicts_masks)
+    log = [parameter.name for parameter in results.parameters if parameter.log]
+    write_page(search_page(results.to_dict(), score_name, log, best, spec_text(folder)), folder)
+    show_results(results, score_name)
+    check_outcome(results)
+    if results.best is not None:
+        current_status().running("Search finished.", kpi={"best_score": results.best.score})
+    logger.info("Wrote %s, automl.json and report.html", folder / "best_spec.yaml")
+
+
+def train_session(loaded: LoadedSpec, train: Callable[[LoadedSpec], None]) -> int:
+    """A trial's training in a session of its own, as `rtdetr train` has one."""
+    return run_session(loaded, "train", train)
+
+
+def show_results(results: SearchResults, score_name: str) -> None:
+    """Print the best trials."""
+    counts = ", ".join(f"{n} {state}" for state in ("finished", "pruned", "failed") if (n := results.count(state)))
+    table = Table(title=f"Search: {len(results.trials)} trials ({counts})", title_justify="left")
+    names = [parameter.name for parameter in results.parameters]
+    timed = results.fastest is not None
+    for column in ("trial", "state", score_name, *(["latency (ms)"] if timed else []), *names):
+        table.add_column(column.rpartition(".")[2], overflow="fold")
+    for trial in results.ranked()[:_ROWS]:
+        score = "-" if trial.score is None else f"{trial.score:.4f}"
+        latency = ["-" if trial.latency is None else f"{trial.latency:.2f}"] if timed else []
+        mark = " (best)" if trial is results.best else ""
+        values = [value_text(trial.values.get(name, "-")) for name in names]
+        table.add_row(str(trial.number), trial.state + mark, score, *latency, *values)
+    console().print(table)

@@ -1,0 +1,290 @@
+"""The search itself: choose trials, run them in this process or in several, record results, resume what was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdetr_tool.errors import MachineError, Preempted, SpecError, UserError
+from rtdetr_tool.files import make_folder_below, write_atomically
+from rtdetr_tool.messages import first_line, first_of
+from rtdetr_tool.redaction import mask_secrets
+from rtdetr_tool.search.results import SearchResults, value_text
+from rtdetr_tool.search.study import (
+    grid,
+    open_study,
+    pruner_for,
+    require_optuna,
+    sampler_for,
+    suggest,
+)
+from rtdetr_tool.search.trial import (
+    Job,
+    Outcome,
+    SearchStopped,
+    TrainingSession,
+    run_trial,
+    trial_folder,
+    trial_spec,
+)
+from rtdetr_tool.search.worker import Score, Stopped, Worker, ready, stop
+from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.search_space import search_space
+from rtdetr_tool.status import current_status
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY = ".search_id"  # a file: which trials of a shared database belong to this results folder
+OWNER, FOLDER, REASON, STARTS, PRUNED, SURPLUS = "owner", "folder", "reason", "starts", "pruned", "surplus"
+_MOST_STARTS = 3  # of a trial that is killed before its next validation
+
+
+class Search:
+    """A search in a results folder that no other process uses.
+
+    Args:
+        session: runs a trial's training, as `rtdetr train` would.
+    """
+
+    def __init__(self, loaded: LoadedSpec, folder: Path, session: TrainingSession) -> None:
+        require_optuna()
+        self.loaded, self.folder, self.session = loaded, folder, session
+        self.section = loaded.spec.automl
+        space = search_space(loaded.spec)
+        self.parameters = space.parameters
+        for parameter in space.parameters:
+            logger.info("Searching %s: %s", parameter.name, parameter.text)
+        for name, reason in space.skipped.items():
+            logger.info("Not searching %s: %s; name it in automl.parameters to search it", name, reason)
+        self.study = open_study(self.section, folder, loaded.spec, self.parameters)
+        train = loaded.spec.train
+        self.study.pruner = pruner_for(self.section, train.num_epochs // train.validation_interval)
+        self.limit = self.section.trials
+        if self.section.sampler == "grid":
+            self.limit = min(self.limit, len(grid(self.parameters, self.section.seed)))
+        self._left = self._left_behind()
+
+    @cached_property
+    def identity(self) -> str:
+        path = self.folder / _IDENTITY
+        if not path.is_file():
+            write_atomically(path, uuid.uuid4().hex + "\n")
+        return path.read_text(encoding="utf-8").strip()
+
+    def run(self) -> None:
+        """Run trials until there are as many as requested. Preempted, KeyboardInterrupt: the search can be resumed."""
+        count, gpus = self._workers()
+        with self._database_errors():
+            if count == 1:
+                while (job := self._next(None)) is not None:
+                    self._run_here(job)
+            else:
+                self._run_in_processes(count, gpus)
+
+    def results(self) -> SearchResults:
+        with self._database_errors():
+            trials = [trial for trial in self.study.get_trials() if not trial.user_attrs.get(SURPLUS)]
+            return SearchResults.of(self.study, trials, self.parameters, self.section)
+
+    def _workers(self) -> tuple[int, int]:
+        """How many trials run at the same time, and the number of GPUs that they share."""
+        import torch
+
+        gpus = torch.cuda.device_count() if self.loaded.spec.train.accelerator in ("auto", "gpu", "cuda") else 0
+        return self.section.workers or max(1, gpus), gpus
+
+    def _left_behind(self) -> list[int]:
+        """Numbers of the trials that a killed search in this folder did not finish."""
+        from optuna.trial import TrialState
+
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = [trial.number for trial in running if trial.user_attrs.get(OWNER, self.identity) == self.identity]
+        shared = self.section.storage is not None
+        return [n for n in left if not shared or self._frozen(n).user_attrs.get(OWNER) == self.identity]
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _trial(self, number: int) -> Trial:
+        from optuna.trial import Trial
+
+        return Trial(self.study, self._frozen(number)._trial_id)
+
+    def _next(self, gpu: int | None) -> Job | None:
+        """The next trial to run: one that was left behind, or a new one; None if there are enough."""
+        while True:
+            if self._left:
+                number = self._left.pop(0)
+                self.study.sampler = sampler_for(self.section, self.parameters, number)
+                trial = self._trial(number)
+                logger.info("Resuming trial %d", number)
+            else:
+                number = len(self.study.get_trials(deepcopy=False))
+                if number >= self.limit:
+                    return None
+                self.study.sampler = sampler_for(self.section, self.parameters, number)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    trial = self.study.ask()
+                trial.set_user_attr(OWNER, self.identity)
+                if trial.number >= self.limit:  # another machine was faster
+                    trial.set_user_attr(SURPLUS, True)
+                    self._tell_failure(trial, "the search already has automl.trials trials")
+                    return None
+            job = self._prepare(trial, gpu)
+            if job is not None:
+                return job
+
+    def _prepare(self, trial: Trial, gpu: int | None) -> Job | None:
+        """The job of a trial; None if it is finished already: refused, pruned before, or killed too often."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Optuna, about choices it stores as text
+            values = {parameter.name: suggest(trial, parameter) for parameter in self.parameters}
+        folder = trial_folder(self.folder, trial.number)
+        trial.set_user_attr(FOLDER, str(folder))
+        shown = ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
+        message = f"Trial {trial.number} ({trial.number + 1} of {self.limit}): {shown}"
+        logger.info(message)
+        current_status().running(message)
+        frozen = self._frozen(trial.number)
+        if frozen.user_attrs.get(PRUNED):
+            self._finish(trial, Outcome(pruned=True))
+            return None
+        count, validations = frozen.user_attrs.get(STARTS, (0, 0))
+        count = count + 1 if len(frozen.intermediate_values) == validations else 1
+        if count > _MOST_STARTS:
+            self._finish(trial, Outcome(reason=f"its process was killed {_MOST_STARTS} times without progress"))
+            return None
+        trial.set_user_attr(STARTS, [count, len(frozen.intermediate_values)])
+        chosen = values if gpu is None else {**values, "train.gpu_ids": [gpu]}
+        try:
+            spec = trial_spec(self.loaded, chosen, folder)
+        except SpecError as error:
+            self._finish(trial, Outcome(reason="; ".join(error.problems)))
+            return None
+        make_folder_below(self.folder, folder)
+        return Job(trial.number, spec, self.section.latency_runtime if self.section.has_latency else None)
+
+    def _run_here(self, job: Job) -> None:
+        trial = self._trial(job.number)
+        try:
+            outcome = run_trial(job, self.session, lambda *score: self._report(trial, Score(*score)))
+        except Preempted:
+            trial.set_user_attr(STARTS, [0, 0])
+            raise
+        self._finish(trial, outcome)
+
+    def _run_in_processes(self, count: int, gpus: int) -> None:
+        threads = None if gpus else max(1, len(os.sched_getaffinity(0)) // count)
+        workers = [Worker(self.session, threads) for _ in range(count)]
+        devices = [slot % gpus if gpus else None for slot in range(count)]
+        try:
+            while True:
+                for worker, gpu in zip(workers, devices, strict=True):
+                    if worker.job is None and (job := self._next(gpu)) is not None:
+                        worker.start(job)
+                busy = [worker for worker in workers if worker.job is not None]
+                if not busy:
+                    break
+                for worker in ready(busy):
+                    if not self._handle(worker):
+                        workers[workers.index(worker)] = Worker(self.session, threads)
+        finally:
+            stop(workers)
+
+    def _handle(self, worker: Worker) -> bool:
+        """Handle a message of a process; False if the process has ended."""
+        job = worker.job
+        assert job is not None
+        message, trial = worker.receive(), self._trial(job.number)
+        if isinstance(message, Score):
+            with contextlib.suppress(OSError):  # the process has ended: reported as its next message
+                worker.connection.send(self._report(trial, message))
+            return True
+        worker.job = None
+        if isinstance(message, Stopped):
+            raise SearchStopped(message.reason)
+        if isinstance(message, Outcome):
+            self._finish(trial, message)
+            return True
+        logger.warning("The process of trial %d %s; the trial is started again", job.number, worker.end)
+        self._left.append(job.number)
+        return False
+
+    def _report(self, trial: Trial, score: Score) -> bool:
+        """Record a score; whether to end the trial."""
+        if self.section.has_latency:
+            return False
+        if score.validation not in self._frozen(trial.number).intermediate_values:
+            trial.report(score.value, score.validation)
+        pruned = not score.last and trial.should_prune()
+        if pruned:
+            trial.set_user_attr(PRUNED, True)
+        return pruned
+
+    def _finish(self, trial: Trial, outcome: Outcome) -> None:
+        from optuna.trial import TrialState
+
+        number = trial.number
+        if outcome.reason:
+            self._tell_failure(trial, outcome.reason)
+        elif outcome.pruned:
+            self.study.tell(number, state=TrialState.PRUNED)
+            logger.info("Trial %d was pruned", number)
+        else:
+            values = [outcome.score, outcome.latency] if self.section.has_latency else [outcome.score]
+            self.study.tell(number, [float(value) for value in values if value is not None])
+            latency = "" if outcome.latency is None else f", {outcome.latency:.2f} ms"
+            logger.info("Trial %d: %.4f%s", number, outcome.score, latency)
+        results = self.results()
+        results.write(self.folder)
+        best = {} if results.best is None else {"best_score": results.best.score}
+        current_status().running(f"Trial {number} finished.", kpi=best)
+
+    def _tell_failure(self, trial: Trial, reason: str) -> None:
+        from optuna.trial import TrialState
+
+        reason = mask_secrets(reason)
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        if not self._frozen(trial.number).user_attrs.get(SURPLUS):
+            logger.warning("Trial %d failed: %s", trial.number, reason)
+
+    @contextlib.contextmanager
+    def _database_errors(self) -> Iterator[None]:
+        """MachineError for a database that fails during the search."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:
+            raise MachineError(
+                f"automl.storage: the database failed: {mask_secrets(first_line(error))}. Run the same command again "
+                "to resume the search"
+            ) from error
+
+
+def check_outcome(results: SearchResults) -> None:
+    """UserError if no trial has a score, or none is fast enough."""
+    if results.best is not None:
+        return
+    failures = [f"trial {trial.number}: {trial.reason}" for trial in results.trials if trial.reason]
+    if failures and len(failures) == len(results.trials):
+        raise UserError(f"automl: all {len(failures)} trials failed: {first_of(failures, 3)}")
+    if results.fastest is not None:
+        raise UserError(
+            f"automl.max_latency: no trial is within {results.max_latency:g} ms; the fastest has {results.fastest:.2f} "
+            "ms. Raise it, or search smaller models"
+        )
+    raise UserError("automl: no trial has finished; see automl.json for the reasons")
