@@ -49,8 +49,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_with_companion(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """Like `replacing`, for a file that may come with a companion file `<path><suffix>`.
+def replacing_with_companion(path: str | os.PathLike[str], companion_of: Callable[[Path], Path]) -> Iterator[Path]:
+    """Like `replacing`, for a file that may come with a companion file, whose path `companion_of` returns.
 
     The temporary file has the same name as `path`, in a temporary folder. Old and new files are never mixed: `path` is
     removed before its companion is replaced, and an old companion is removed if the new file has none.
@@ -62,13 +62,13 @@ def replacing_with_companion(path: str | os.PathLike[str], suffix: str) -> Itera
     ):
         temporary = Path(folder) / path.name
         yield temporary
-        written = [file for file in (_companion(temporary, suffix), temporary) if file.exists()]
+        written = [file for file in (companion_of(temporary), temporary) if file.exists()]
         for file in written:
             _flush(file)
             os.chmod(file, 0o666 & ~_umask())
-        if len(written) > 1 or _companion(path, suffix).exists():
+        if len(written) > 1 or companion_of(path).exists():
             path.unlink(missing_ok=True)
-            _companion(path, suffix).unlink(missing_ok=True)
+            companion_of(path).unlink(missing_ok=True)
             sync_directory(path.parent)
         for file in written:
             move_into_place(file, path.parent / file.name)
@@ -96,10 +96,6 @@ def move_into_place(temporary: Path, path: Path) -> None:
         if root in target.parents:
             confirm()
     os.replace(temporary, path)
-
-
-def _companion(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:

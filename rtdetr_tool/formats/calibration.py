@@ -16,8 +16,6 @@ from rtdetr_tool.files import open_regular
 from rtdetr_tool.formats.images import UNSCORED_FIRST, ImageSource, image_source_of
 from rtdetr_tool.spec import DatasetSpec
 
-NAME = "export.tflite.calibration"
-
 
 @dataclass(frozen=True)
 class ArrayImages:
@@ -34,19 +32,23 @@ class ArrayImages:
 
 
 def calibration_images_from(
-    given: str | Path | np.ndarray | None, dataset: DatasetSpec, size: tuple[int, int]
+    given: str | Path | np.ndarray | None, dataset: DatasetSpec, size: tuple[int, int], name: str
 ) -> ArrayImages | ImageSource:
-    """The images that INT8 ranges are measured on; `size` is (height, width) of the network's input.
+    """The images that INT8 ranges are measured on.
+
+    Args:
+        size: (height, width) of the network's input.
+        name: the field for messages, `export.tflite.calibration`.
 
     Raises:
         UserError: there are none, or an array does not hold images of this size.
     """
     if isinstance(given, np.ndarray):
-        return checked(given, size, f"the array for {NAME}")
+        return checked(given, size, f"the array for {name}")
     if given is not None and Path(given).suffix.lower() == ".npy":
-        return checked(read_array(Path(given)), size, f"{NAME}: {given}")
+        return checked(read_array(Path(given), name), size, f"{name}: {given}")
     if given is not None and not Path(given).is_dir():
-        raise UserError(f"{NAME}: {given} is neither a folder of images nor an array file (.npy)")
+        raise UserError(f"{name}: {given} is neither a folder of images nor an array file (.npy)")
     augmentation = dataset.augmentation
     found = image_source_of(
         dataset,
@@ -57,13 +59,13 @@ def calibration_images_from(
     )
     if found is None:
         raise UserError(
-            f"{NAME}: INT8 needs calibration images; name a folder of images or an array file (.npy) of images "
+            f"{name}: INT8 needs calibration images; name a folder of images or an array file (.npy) of images "
             f"[N, 3, {size[0]}, {size[1]}]"
         )
     return found
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: Path, name: str) -> np.ndarray:
     """An array file, mapped instead of read; objects are refused, since loading them runs code."""
 
     def read() -> np.ndarray:
@@ -74,9 +76,9 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return retried(read, path)
     except FileNotFoundError:
-        raise UserError(f"{NAME}: {path} does not exist") from None
+        raise UserError(f"{name}: {path} does not exist") from None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{NAME}: {path} is not an array file of numbers (.npy): {error}") from None
+        raise UserError(f"{name}: {path} is not an array file of numbers (.npy): {error}") from None
 
 
 def checked(images: np.ndarray, size: tuple[int, int], what: str) -> ArrayImages:

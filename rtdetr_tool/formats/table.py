@@ -107,6 +107,18 @@ _FORMATS = (
         to_export=Packages(("litert_torch", "ai_edge_quantizer"), 'pip install "rtdetr-tool[tflite]"'),
         to_run=Packages(("ai_edge_litert",), "pip install ai-edge-litert"),
     ),
+    Format(
+        "openvino",
+        "OpenVINO",
+        (".xml",),
+        "rtdetr_tool.formats.openvino",
+        exported=True,
+        dynamic_batch=True,
+        precisions=(FULL, "FP16", "BF16", "INT8"),
+        extra="openvino",
+        to_export=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
+        to_run=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
+    ),
     # Built from ONNX by gen_trt_engine. Which of two libraries an engine needs depends on it: tensorrt/library.py.
     Format("tensorrt", "TensorRT engine", (".engine", ".plan", ".trt"), "rtdetr_tool.formats.tensorrt"),
 )

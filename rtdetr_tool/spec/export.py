@@ -12,16 +12,9 @@ MIN_OPSET, MAX_OPSET = 12, 26  # of the exporter and the converter behind it
 
 
 @dataclass(frozen=True)
-class TfliteSpec:
-    """Precision of a TFLite file."""
+class LowerPrecisionSpec:
+    """Precision of a file that is not FP32."""
 
-    data_type: str = field(
-        "FP32",
-        "FP16: weights of half the size, computed in FP32. INT8: convolutions and linear layers before the decoder "
-        "compute with 8 bits, those of the decoder have 8-bit weights.",
-        options=FORMATS["tflite"].precisions,
-        origin="ours",
-    )
     calibration: str | None = field(
         None,
         "INT8: a folder of images, or an array file (.npy) of images [N, 3, height, width] or channels last, RGB, "
@@ -32,9 +25,35 @@ class TfliteSpec:
     calibration_images: int = field(100, "INT8: maximum number of calibration images.", min=1, origin="ours")
     max_cost: float = field(
         0.1,
-        "FP16, INT8: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
+        "Below FP32: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
         min=0.0,
         max=1.0,
+        origin="ours",
+    )
+
+
+@dataclass(frozen=True)
+class TfliteSpec(LowerPrecisionSpec):
+    """Precision of a TFLite file."""
+
+    data_type: str = field(
+        "FP32",
+        "FP16: weights of half the size, computed in FP32. INT8: convolutions and linear layers before the decoder "
+        "compute with 8 bits, those of the decoder have 8-bit weights.",
+        options=FORMATS["tflite"].precisions,
+        origin="ours",
+    )
+
+
+@dataclass(frozen=True)
+class OpenvinoSpec(LowerPrecisionSpec):
+    """Precision of an OpenVINO file."""
+
+    data_type: str = field(
+        "FP32",
+        "FP16: weights of half the size, computed in FP32 on a CPU. BF16: computed in bfloat16, which is fast on CPUs "
+        "with AMX or AVX-512 BF16. INT8: convolutions and linear layers compute with 8 bits.",
+        options=FORMATS["openvino"].precisions,
         origin="ours",
     )
 
@@ -110,3 +129,4 @@ class ExportSpec:
         origin="ours",
     )
     tflite: TfliteSpec = field(TfliteSpec, "With format tflite.")
+    openvino: OpenvinoSpec = field(OpenvinoSpec, "With format openvino.")

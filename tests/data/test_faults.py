@@ -84,7 +84,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "folder": lambda path: names_in(str(path.parent)),
     "search": lambda path: find_images(str(path.parent)),
     "classmap": lambda path: read_classmap(str(path)),
-    "calibration array": read_array,
+    "calibration array": lambda path: read_array(path, "export.tflite.calibration"),
     "pictures": lambda path: ImageSource((str(path),), "here", (32, 32)).load(1),
     "inference": lambda path: ImageFolder([str(path)], (32, 32))[0],
 }

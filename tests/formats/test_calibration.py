@@ -13,14 +13,14 @@ from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.formats.calibration import calibration_images_from
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
 
-SIZE = (8, 12)
+SIZE, NAME = (8, 12), "export.tflite.calibration"
 DATA = dataclasses.replace(
     DatasetSpec(), augmentation=dataclasses.replace(AugmentationSpec(), eval_spatial_size=list(SIZE))
 )
 
 
 def batches(given, count=10, batch=2) -> list[np.ndarray]:
-    return [part.numpy() for part in calibration_images_from(given, DATA, SIZE).batches(count, batch)]
+    return [part.numpy() for part in calibration_images_from(given, DATA, SIZE, NAME).batches(count, batch)]
 
 
 def test_bytes_become_0_to_1_and_floats_stay():
@@ -59,10 +59,10 @@ def test_an_array_file_and_a_folder_are_read(tmp_path):
 )
 def test_other_arrays_are_refused(pictures, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        calibration_images_from(pictures, DATA, SIZE)
+        calibration_images_from(pictures, DATA, SIZE, NAME)
     np.save(tmp_path / "pictures.npy", pictures)
     with pytest.raises(UserError, match=message):
-        calibration_images_from(str(tmp_path / "pictures.npy"), DATA, SIZE)
+        calibration_images_from(str(tmp_path / "pictures.npy"), DATA, SIZE, NAME)
 
 
 class Planted:
@@ -74,7 +74,7 @@ def test_an_array_file_with_objects_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("objects.npy", np.array([Planted()]), allow_pickle=True)
     with pytest.raises(UserError, match="not an array file of numbers"):
-        calibration_images_from("objects.npy", DATA, SIZE)
+        calibration_images_from("objects.npy", DATA, SIZE, NAME)
     assert not os.path.exists("planted")
 
 
@@ -87,9 +87,9 @@ def test_what_is_not_there_is_named(given, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.npy").write_text("numbers")
     with pytest.raises(UserError, match=message):
-        calibration_images_from(given, DATA, SIZE)
+        calibration_images_from(given, DATA, SIZE, NAME)
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no images"):
-        calibration_images_from(str(tmp_path), DATA, SIZE)
+        calibration_images_from(str(tmp_path), DATA, SIZE, NAME)

@@ -69,7 +69,11 @@ def killed_while_writing(path, folder=False):
     """What is left when the process dies inside of `replacing`."""
     pid = os.fork()
     if not pid:
-        writing = replacing_with_companion(path, ".data") if folder else replacing(path)
+        writing = (
+            replacing_with_companion(path, lambda file: file.with_name(file.name + ".data"))
+            if folder
+            else replacing(path)
+        )
         with writing as temporary:
             temporary.write_bytes(b"half")
             os.kill(os.getpid(), 9)

@@ -105,7 +105,7 @@ def replacing_onnx(path: str | Path, model: onnx.ModelProto) -> Iterator[Path]:
     If the weights go to a file of their own, `model` loses them.
     """
     remove_unfinished(path)
-    with replacing_with_companion(path, WEIGHTS_SUFFIX) as temporary:
+    with replacing_with_companion(path, _weights_path) as temporary:
         if fits_one_file(model):
             onnx.save(model, temporary)
         else:
@@ -116,8 +116,12 @@ def replacing_onnx(path: str | Path, model: onnx.ModelProto) -> Iterator[Path]:
 
 def weights_file_of(path: Path) -> Path | None:
     """The file with the weights of an ONNX file, if it has one."""
-    file = path.with_name(path.name + WEIGHTS_SUFFIX)
+    file = _weights_path(path)
     return file if file.exists() else None
+
+
+def _weights_path(path: Path) -> Path:
+    return path.with_name(path.name + WEIGHTS_SUFFIX)
 
 
 def bytes_of(path: Path) -> int:

@@ -1,0 +1,59 @@
+"""Exports in a lower precision than FP32: calibration images, and the limit on what it changes in detections."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtdetr_tool.errors import RtdetrError
+from rtdetr_tool.formats.calibration import calibration_images_from
+from rtdetr_tool.formats.export_request import ExportRequest
+from rtdetr_tool.formats.graph_tensors import to_graph
+from rtdetr_tool.formats.verification import Predict, change_of_detections
+from rtdetr_tool.spec.export import LowerPrecisionSpec
+
+logger = logging.getLogger(__name__)
+
+
+def precision_section(request: ExportRequest) -> LowerPrecisionSpec:
+    """The section `export.<format>`."""
+    section: LowerPrecisionSpec = getattr(request.section, request.format.name)
+    return section
+
+
+def calibration_feeds(request: ExportRequest) -> Iterator[NDArray[np.float32]]:
+    """Inputs as the file takes them, in its batch size; the last batch is padded with its own images."""
+    section, batch = precision_section(request), request.batch or 1
+    given = section.calibration if request.calibration is None else request.calibration
+    name = f"export.{request.format.name}.calibration"
+    source, count = calibration_images_from(given, request.dataset, request.size, name), 0
+    for part in source.batches(section.calibration_images, batch):
+        part = to_graph(part.repeat(-(-batch // len(part)), 1, 1, 1)[:batch], request.model.layout)
+        count += batch
+        yield part.contiguous().numpy()
+    logger.info("Calibration: %d images of %s", count, source.origin)
+
+
+def check_change(request: ExportRequest, predict: Predict, precision: str, size: int) -> dict[str, Any]:
+    """What a file of `size` bytes in lower precision changes in detections, for export.json.
+
+    Raises:
+        RtdetrError: more than `export.<format>.max_cost`.
+    """
+    limit = precision_section(request).max_cost
+    difference, cost = change_of_detections(request.reference, predict)
+    logger.info(
+        "%s: %.1f MB; detections change by %.1f %%, a score by up to %.1e, a relative box coordinate by up to %.1e",
+        precision, size / 1e6, 100 * cost, difference.score, difference.box,
+    )  # fmt: skip
+    if not cost <= limit:
+        raise RtdetrError(
+            f"{request.target} was not written: {precision} changes the detections by {cost:.3f} (0 = not at all, 1 = "
+            f"nothing in common), but export.{request.format.name}.max_cost is {limit}. Calibrate on images like those "
+            "of the task, use FP16, or raise max_cost."
+        )
+    return {"cost": round(cost, 4), "change": difference.to_dict()}

@@ -1,0 +1,80 @@
+"""An OpenVINO file on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.formats.base import OpenRequest
+from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
+from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
+from rtdetr_tool.formats.openvino.file import OpenvinoFile, weights_path
+from rtdetr_tool.messages import first_line
+from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.spec import ExperimentSpec
+
+if TYPE_CHECKING:
+    import openvino
+
+
+def build_runtime(
+    file: OpenvinoFile, spec: ExperimentSpec, class_map: ClassMap | None, request: OpenRequest
+) -> OpenvinoRuntime:
+    return OpenvinoRuntime(file, class_map)
+
+
+class OpenvinoRuntime:
+    """A detector's OpenVINO file; batches of a static batch size are padded and cut.
+
+    OpenVINO would compute every file in bfloat16 where the CPU has fast instructions for it. Here only files that were
+    exported as BF16 do; all others compute in FP32, INT8 ones except for their quantized layers.
+    """
+
+    def __init__(self, file: OpenvinoFile, class_map: ClassMap | None = None) -> None:
+        import openvino
+
+        self.class_map = class_map
+        self.interface, self.outputs = file.interface, names_to_run(file.interface)
+        precision = "bf16" if file.description.get("precision") == "BF16" else "f32"
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{' (bf16)' if precision == 'bf16' else ''}"
+        self.input_size = file.interface.size
+        self.limits = BatchLimits(file.interface.batch or 1, file.interface.batch)
+        self.device = torch.device("cpu")
+        self._path = file.path
+        try:
+            self._request = compiled(file.model, precision).create_infer_request()
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.name} cannot run {file.path}: {first_line(error)}") from error
+
+    def predict(self, images: Tensor) -> Predictions:
+        images = to_graph(images, self.interface.layout)
+        return predictions_of(run_in_batches(images, self.limits, self._run), self.interface)
+
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
+        feed = {self.interface.layout.input: images.to(torch.float32).contiguous().numpy()}
+        try:
+            outputs = self._request.infer(feed)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.name} cannot run {self._path}: {first_line(error)}") from error
+        return {name: torch.from_numpy(outputs[name].copy()) for name in self.outputs}
+
+
+def compiled(model: openvino.Model, precision: str) -> openvino.CompiledModel:
+    """A graph on the CPU with as many threads as torch has."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+    return openvino.Core().compile_model(model, "CPU", settings)
+
+
+def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
+    """Every output of a file with one input for `images`, which are passed as they are."""
+    import openvino
+
+    result = compiled(openvino.Core().read_model(path, weights_path(path)), "f32")(images.numpy())
+    return {port.any_name: torch.from_numpy(value.copy()) for port, value in result.items()}

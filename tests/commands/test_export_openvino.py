@@ -1,0 +1,204 @@
+"""`rtdetr export export.format=openvino`, and the commands that run what it wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from rtdetr_tool import Detector
+from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.formats.openvino.file import read, weights_path
+from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
+
+openvino = pytest.importorskip("openvino", reason="an extra: openvino")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, make_project):
+    """A project with its checkpoint as an FP32 file, and `export(name, *overrides)` that writes others."""
+    project = make_project(tmp_path_factory.mktemp("openvino"))
+    project.weights = project.checkpoint(lively=True)
+
+    def export(name: str, *overrides: str):
+        file = project.folder / name
+        options = [f"export.checkpoint={project.weights}", f"export.onnx_file={file}", "export.format=openvino"]
+        code = project.run("export", *options, *overrides)
+        return code, file.with_suffix(".xml")
+
+    def report():
+        return json.loads((project.folder / "results/export/export.json").read_text())
+
+    project.export, project.report = export, report
+    code, project.file = export("model.onnx", "export.notes='a <note> & more'")
+    assert code == 0
+    project.first = report()
+    return project
+
+
+def evaluated(project, file) -> dict:
+    assert project.run("evaluate", f"evaluate.checkpoint={file}", "evaluate.report=false") == 0
+    return json.loads((project.folder / "results/evaluate/results.json").read_text())
+
+
+def test_the_file_is_verified_at_two_batch_sizes_and_has_its_metadata(shared):
+    assert [row["batch"] for row in shared.first["differences"]] == [1, 3]
+    for row in shared.first["differences"]:
+        assert row["score"] < 1e-4 and row["box"] < 1e-4 and row["unmatched"] == 0
+    assert (shared.first["batch"], shared.first["data_type"]) == ("dynamic", "FP32")
+    size = shared.file.stat().st_size + weights_path(shared.file).stat().st_size
+    assert shared.first["bytes"] == pytest.approx(size, rel=0.01)
+    description = read(shared.file).description
+    assert description["names"] == {"1": "cat"} and description["notes"] == "a <note> & more"
+
+
+def test_commands_and_the_python_api_run_it(shared):
+    expected, found = evaluated(shared, shared.weights), evaluated(shared, shared.file)
+    assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-4)
+    assert shared.run("inference", f"inference.checkpoint={shared.file}", "inference.conf_threshold=0.0") == 0
+    assert len(list((shared.folder / "results/inference/labels").iterdir())) == 6
+    images = [str(shared.image(number)) for number in (1, 2, 3)]
+    for one, other in zip(
+        Detector.from_checkpoint(shared.file).predict(images, threshold=0.1),
+        Detector.from_checkpoint(shared.weights).predict(images, threshold=0.1),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-4)
+        np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-2)
+
+
+def test_an_rfdetr_is_verified_too(tmp_path, make_project):
+    project = make_project(tmp_path)
+    small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
+    project.spec["model"] = {"arch": "rfdetr", "rfdetr": {**small, "dim_feedforward": 32, "group_detr": 2}}
+    project.write()
+    options = (f"export.onnx_file={project.folder / 'model.xml'}", "export.format=openvino")
+    assert project.run("export", f"export.checkpoint={project.checkpoint()}", *options) == 0
+    rows = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
+    assert all(row["score"] < 1e-4 and row["box"] < 1e-4 and row["unmatched"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "precision", [pytest.param("FP16", marks=pytest.mark.slow), pytest.param("BF16", marks=pytest.mark.slow), "INT8"]
+)
+def test_a_lower_precision_states_what_it_changes(precision, shared):
+    code, file = shared.export(
+        f"{precision}.xml", f"export.openvino.data_type={precision}", "export.openvino.max_cost=1",
+        "export.openvino.calibration_images=4", f"export.openvino.calibration={shared.folder / 'images'}",
+    )  # fmt: skip
+    assert code == 0
+    report = shared.report()
+    assert report["data_type"] == precision and 0 < report["cost"] < 1
+    weights, usual = weights_path(file).stat().st_size, weights_path(shared.file).stat().st_size
+    assert {"FP16": weights < 0.6 * usual, "BF16": weights == usual, "INT8": weights < 0.6 * usual}[precision]
+    assert OpenvinoRuntime(read(file)).name.endswith("(bf16)") == (precision == "BF16")
+    if precision == "INT8":
+        assert report["calibration"]["images"] == 4 and report["quantized"] > 40
+    assert evaluated(shared, file)["mAP"] is not None
+
+
+def test_above_the_maximum_cost_no_file_is_written(shared, capsys):
+    code, file = shared.export("dear.xml", "export.openvino.data_type=BF16", "export.openvino.max_cost=0")
+    assert code == 1
+    assert "export.openvino.max_cost is 0" in capsys.readouterr().err
+    assert not file.exists() and not weights_path(file).exists()
+
+
+def test_a_static_batch_is_padded_and_an_exported_backbone_returns_features(shared):
+    code, file = shared.export("two.xml", "export.batch_size=2")
+    assert code == 0
+    runtime = OpenvinoRuntime(read(file))
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    usual = OpenvinoRuntime(read(shared.file)).predict(images)
+    torch.testing.assert_close(runtime.predict(images).logits, usual.logits, atol=1e-4, rtol=0)
+    code, file = shared.export("backbone.xml", "export.backbone_only=true")
+    assert code == 0
+    shapes = {name: tuple(level.shape) for name, level in run_once(file, torch.rand(1, 3, 64, 64)).items()}
+    assert sorted(shapes.values()) == [(1, 16, 2, 2), (1, 16, 4, 4), (1, 16, 8, 8)]
+
+
+class TestBadFiles:
+    @pytest.fixture
+    def copy(self, shared, tmp_path):
+        for file in (shared.file, weights_path(shared.file)):
+            shutil.copy(file, tmp_path / file.name)
+        return tmp_path / shared.file.name
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(CheckpointError, match="There is no OpenVINO file"):
+            read(tmp_path / "no.xml")
+
+    def test_without_its_weights(self, copy):
+        weights_path(copy).unlink()
+        with pytest.raises(CheckpointError, match=r"stores its weights in model\.bin, which does not exist"):
+            read(copy)
+
+    def test_truncated_weights(self, copy):
+        weights_path(copy).write_bytes(weights_path(copy).read_bytes()[:1000])
+        with pytest.raises(CheckpointError, match="may be corrupted"):
+            OpenvinoRuntime(read(copy))
+
+    def test_truncated_graph(self, copy):
+        copy.write_bytes(copy.read_bytes()[:20_000])
+        with pytest.raises(CheckpointError, match="may be corrupted"):
+            read(copy)
+
+    @pytest.mark.parametrize("content", [b"", b"<html></html>", b"\0" * 4096])
+    def test_not_a_graph(self, content, copy):
+        copy.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is not an OpenVINO file"):
+            read(copy)
+
+    def test_a_graph_that_is_no_detector(self, copy):
+        copy.write_bytes(copy.read_bytes().replace(b"pred_boxes", b"other_name"))
+        with pytest.raises(CheckpointError, match="other_name"):
+            read(copy)
+
+    def test_a_loop_is_refused(self, tmp_path):
+        from openvino import opset13 as ops
+
+        state = ops.parameter([1], np.float32)
+        body = openvino.Model([ops.add(state, np.float32([1])), ops.constant(True)], [state])
+        loop = ops.loop(ops.constant(np.int64(2**62)), ops.constant(True))
+        loop.set_function(body)
+        loop.set_special_body_ports([-1, 1])
+        start = ops.parameter([1], np.float32, name="inputs")
+        loop.set_merged_input(state, start.output(0), body.get_results()[0].output(0))
+        out = loop.get_iter_value(body.get_results()[0].output(0), -1)
+        openvino.save_model(openvino.Model([out], [start]), tmp_path / "loop.xml")
+        with pytest.raises(CheckpointError, match="Loop, which may never end"):
+            read(tmp_path / "loop.xml")
+
+    def test_damaged_metadata_are_ignored(self, copy):
+        text = copy.read_bytes()
+        start = text.index(b"rtdetr_tool")
+        copy.write_bytes(text[:start] + text[start:].replace(b"{", b"[", 1))
+        assert read(copy).description == {}
+
+    def test_a_precision_of_its_own(self, shared, capsys):
+        assert shared.run("evaluate", f"evaluate.checkpoint={shared.file}", "evaluate.precision=bf16") == 2
+        assert "which has a precision of its own" in capsys.readouterr().err
+
+    def test_a_missing_package_names_the_pip_command(self, shared, monkeypatch, capsys):
+        import rtdetr_tool.formats.table as table
+
+        real = table.find_spec
+        monkeypatch.setattr(table, "find_spec", lambda name: None if name == "openvino" else real(name))
+        code, _ = shared.export("x.xml")
+        assert code == 2
+        assert 'pip install "rtdetr-tool[openvino]"' in capsys.readouterr().err
+        assert shared.run("evaluate", f"evaluate.checkpoint={shared.file}") == 2
+        assert 'pip install "rtdetr-tool[openvino]"' in capsys.readouterr().err
+
+
+def test_no_usage_statistics_are_sent(shared, monkeypatch):
+    telemetry = pytest.importorskip("openvino_telemetry")
+    sent = []
+    for name in ("start_session", "send_event", "send_error", "send_stack_trace"):
+        monkeypatch.setattr(telemetry.Telemetry, name, lambda *args, **kwargs: sent.append(args))
+    code, file = shared.export("quiet.xml")
+    OpenvinoRuntime(read(file)).predict(torch.rand(1, 3, 64, 64))
+    assert code == 0 and sent == []
