@@ -339,7 +339,7 @@ def ranking(spec):
     if built is None:
         return None
     for epoch, score in enumerate((0.3, 0.1, 0.2)):
-        built.admit({"val_mAP": score, "val_loss": score + 1}, epoch, 4 * epoch, validated=True)
+        built.admit({"val/mAP_50_95": score, "val/loss": score + 1}, epoch, 4 * epoch, validated=True)
     return built.state(), str(built.folder), built.replaces_periodic
 
 

@@ -84,5 +84,5 @@ def test_help_and_messages_list_it(run):
     results, output = run
     assert results["unknown"] == 2 and results["page"] == 0
     assert "Toy (.toy), " in output
-    assert "toy needs the extra `toys`. One of: onnx, tflite, toy, needy." in output
+    assert "toy needs the extra `toys`. One of: onnx, tflite, openvino, toy, needy." in output
     assert "1 for TFLite, Toy or Needy, which do not support dynamic sizes" in output
