@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 pytest.importorskip("optuna")
 
 ROOT = Path(__file__).parents[2]
+PASSWORD = "correct-horse-battery"
 
 # Runs `rtdetr` with a signal that arrives at a known point: AT is "search" (when the second trial reports its first
 # validation to the search) or "worker" (when the process of the first trial starts it, the first time only).
@@ -100,3 +104,54 @@ def test_sigterm_ends_a_search_with_several_processes(searched):
     assert stopped.returncode == 75, stopped.stderr[-2000:]
     assert run(searched, "search", "automl.workers=2", "automl.trials=4").returncode == 0
     assert [trial["state"] for trial in content(searched)] == ["finished"] * 4
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """The URL of a database on a private PostgreSQL server, which ends with the test."""
+    programs = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]
+    binaries = next((place for place in programs if (place / "initdb").is_file()), None)
+    if binaries is None:
+        pytest.skip("requires PostgreSQL: apt-get install postgresql")
+    pytest.importorskip("psycopg")
+    home = Path(tempfile.mkdtemp(prefix="rtdetr-pg-"))  # short: the path of a socket has at most 107 characters
+    prefix: list[str] = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        shutil.chown(home, "nobody")
+        prefix = ["setpriv", "--reuid=nobody", "--clear-groups", "--"]
+    try:
+        data, secret = home / "data", home / "password"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o644)
+        server = [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", "me", "-A", "scram-sha-256"]
+        subprocess.run([*server, f"--pwfile={secret}"], check=True, capture_output=True, cwd=home)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        control = [*prefix, str(binaries / "pg_ctl"), "-D", str(data), "-w"]
+        settings = f"-p {port} -k {home} -c listen_addresses=127.0.0.1"
+        subprocess.run([*control, "-l", str(home / "log"), "-o", settings, "start"], check=True, cwd=home)
+        try:
+            yield f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd=home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_second_results_folder_share_a_search_in_postgresql(searched, postgres):
+    options = [f"automl.storage={postgres}", "automl.workers=2"]
+    first = run(searched, "nowhere", *options, "automl.trials=4")
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert [trial["state"] for trial in content(searched)] == ["finished"] * 4
+    other = searched.folder / "other"
+    second = run(searched, "nowhere", *options, "automl.trials=6", f"automl.results_dir={other}")
+    assert second.returncode == 0, second.stderr[-2000:]
+    trials = json.loads((other / "automl.json").read_text())["trials"]
+    assert [trial["number"] for trial in trials] == list(range(6))
+    assert [Path(trial["folder"]).parent for trial in trials[4:]] == [other, other]
+    assert len({json.dumps(trial["values"]) for trial in trials}) == 6
+    written = [path for path in searched.folder.rglob("*") if path.is_file() and path.suffix != ".py"]
+    assert not [path for path in written if PASSWORD.encode() in path.read_bytes()]
+    assert PASSWORD not in first.stdout + first.stderr + second.stdout + second.stderr
