@@ -77,7 +77,7 @@ def test_what_it_cannot_do_is_an_error(run):
 def test_a_missing_package_is_named_with_the_command_that_installs_it(run):
     results, output = run
     assert results["needy"] == 2
-    assert 'export.format=needy requires no_such_package, not installed here: pip install "rtdetr-tool[toys]"' in output
+    assert 'export.format=needy requires no_such_package: pip install "rtdetr-tool[toys]"' in output
 
 
 def test_help_and_messages_list_it(run):

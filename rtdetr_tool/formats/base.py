@@ -1,6 +1,6 @@
-"""Contracts of the formats: what a runtime is, and what `file` and `runtime` of a format's package provide.
+"""Interfaces of the formats: `Runtime`, and the modules `file` and `runtime` of a format's package.
 
-The contract of `export` is in `export_request`.
+The interface of `export` is in `export_request`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 class Runtime(Protocol):
     """A model that is ready to predict.
 
-    `input_size` is (height, width) where the file takes one size only, else None. Images are handed over on `device`.
+    `input_size` is (height, width) if the file supports only one size, else None. Images are passed on `device`.
     """
 
     @property
@@ -44,11 +44,11 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a file records of its detector.
+    """The metadata of a file about its detector.
 
     Args:
-        meta: as in `checkpoints/metadata.py`; of another program's file only what its tensors determine.
-        interface: of a deployed graph, whose input size and numbers of queries and classes are fixed.
+        meta: as in `checkpoints/metadata.py`; for a file of another program only what its tensors determine.
+        interface: of a deployed graph, in which input size and numbers of queries and classes are fixed.
     """
 
     source: str
@@ -61,7 +61,7 @@ class OpenRequest:
     """How to open a file: the user's spec, and how the model runs.
 
     Args:
-        precision, compiled: of weights, which run in PyTorch; a deployed file has its own precision.
+        precision, compiled: only for weights, which run in PyTorch; a deployed file has its own precision.
     """
 
     loaded: LoadedSpec
@@ -82,7 +82,7 @@ class FileModule(Protocol):
     """`file.py` of a format."""
 
     def read(self, path: str, request: OpenRequest) -> ModelFile:
-        """Read a file; CheckpointError if it is missing, damaged or no detector, UserError if it cannot run here."""
+        """Read a file; CheckpointError if it is missing, corrupted or no detector, UserError if it cannot run here."""
         ...
 
 
@@ -92,7 +92,7 @@ class RuntimeModule(Protocol):
     def build_runtime(
         self, file: Any, spec: ExperimentSpec, class_map: ClassMap | None, request: OpenRequest
     ) -> Runtime:
-        """The runtime of a file that `read` returned, for the spec and the classes that apply to it."""
+        """The runtime of a file that `read` returned, for its resolved spec and classes."""
         ...
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Smallest and largest batch of an engine; equal for a fixed one, `largest` None for no limit."""
+    """Smallest and largest batch of an engine; equal for a fixed batch size. `largest` None means no limit."""
 
     smallest: int = 1
     largest: int | None = None
@@ -24,10 +24,9 @@ class BatchLimits:
 def run_in_batches(
     images: Tensor, limits: BatchLimits, run: Callable[[Tensor], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The outputs of `run` for images [B, 3, H, W], B from 0 on; axis 0 of every output belongs to the images.
+    """The outputs of `run` for images [B, 3, H, W], B >= 0; axis 0 of every output is the image.
 
-    More images than the largest batch are split; fewer than the smallest are padded with black ones, whose outputs are
-    dropped.
+    Larger batches are split; smaller ones are padded with black images, whose outputs are dropped.
     """
     largest = limits.largest or max(len(images), limits.smallest)
     chunks = images.split(largest) if len(images) else (images,)

@@ -19,13 +19,13 @@ from rtdetr_tool.spec import DatasetSpec
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images [N, 3, H, W], RGB, uint8 0..255 or float 0..1, that have the network's size already."""
+    """Images [N, 3, H, W], RGB, uint8 0..255 or float 0..1, already at the network's size."""
 
     images: np.ndarray
     origin: str
 
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
-        """Float images [batch, 3, H, W] 0..1 of the first `count`, the last part smaller."""
+        """Float images [batch, 3, H, W] 0..1 of the first `count`; the last batch may be smaller."""
         for start in range(0, min(count, len(self.images)), batch):
             part = torch.from_numpy(np.array(self.images[start : min(start + batch, count)]))
             yield part.float() / 255 if part.dtype == torch.uint8 else part.float()
@@ -41,7 +41,7 @@ def calibration_images_from(
         name: the field for messages, `export.tflite.calibration`.
 
     Raises:
-        UserError: there are none, or an array does not hold images of this size.
+        UserError: there are none, or an array does not contain images of this size.
     """
     if isinstance(given, np.ndarray):
         return checked(given, size, f"the array for {name}")
@@ -59,14 +59,14 @@ def calibration_images_from(
     )
     if found is None:
         raise UserError(
-            f"{name}: INT8 needs calibration images; name a folder of images or an array file (.npy) of images "
+            f"{name}: INT8 requires calibration images; set a folder of images, or an array file (.npy) of images "
             f"[N, 3, {size[0]}, {size[1]}]"
         )
     return found
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """An array file, mapped instead of read; objects are refused, since loading them runs code."""
+    """An array file, memory-mapped; object arrays are refused, because loading them runs code."""
 
     def read() -> np.ndarray:
         with open_regular(path):
@@ -82,7 +82,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def checked(images: np.ndarray, size: tuple[int, int], what: str) -> ArrayImages:
-    """UserError if an array does not hold prepared images of `size` (height, width)."""
+    """UserError if an array does not contain preprocessed images of `size` (height, width)."""
     layout = f"[N, 3, {size[0]}, {size[1]}] or [N, {size[0]}, {size[1]}, 3], RGB, uint8 0..255 or float 0..1"
     if images.ndim == 4 and images.shape[1:] == (*size, 3):
         images = images.transpose(0, 3, 1, 2)
@@ -95,7 +95,7 @@ def checked(images: np.ndarray, size: tuple[int, int], what: str) -> ArrayImages
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):
         raise UserError(
-            f"{what} has values from {low:.3g} to {high:.3g}; expected images {layout} (they are normalized "
-            "where the layout wants it)"
+            f"{what} has values from {low:.3g} to {high:.3g}; expected images {layout} (normalization is "
+            "applied if the layout requires it)"
         )
     return ArrayImages(images, what)

@@ -21,9 +21,9 @@ from torch import Tensor
 from rtdetr_tool.ops.postprocess import top_pairs
 from rtdetr_tool.ops.structures import Predictions
 
-COMPARED = 100  # best detections of an image that must be found again
-CANDIDATES = 3 * COMPARED  # among which they are looked for, so that ties at the cut do not count
-NOISE, ATTEMPTS = 1e-3, 8  # change of pixels (0..1), a quarter of a gray level, and how often it is tried
+COMPARED = 100  # best detections of an image that must have a counterpart
+CANDIDATES = 3 * COMPARED  # among which counterparts are searched, so that ties at the cut do not count
+NOISE, ATTEMPTS = 1e-3, 8  # change of pixels (0..1), a quarter of a gray level, and number of attempts
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Difference:
     """The largest differences over all compared detections.
 
     score: of the probabilities; box: of the cxcywh coordinates, relative to the input; mask: of the probabilities of
-    pixels; unmatched: detections whose class does not occur on the other side at all; ambiguous: skipped images,
-    because torch itself is unstable there.
+    pixels; unmatched: detections whose class does not occur on the other side at all; ambiguous: skipped images, for
+    which PyTorch itself is unstable.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class Difference:
     mask: float = 0.0
 
     def within(self, tolerance: float) -> bool:
-        """Something was compared, and nothing differs by more; NaN is not within."""
+        """Whether anything was compared and no difference is larger; NaN counts as larger."""
         worst = (self.score, self.box, self.mask)
         return self.images > 0 and self.unmatched == 0 and all(each <= tolerance for each in worst)
 
@@ -54,7 +54,7 @@ class Difference:
 
 
 def compare_predictions(expected: Predictions, actual: Predictions) -> Difference:
-    """Each of the best detections of one side against the most similar one of its class on the other, both ways."""
+    """Compare each of the best detections of each side with the most similar one of its class on the other side."""
     worst, unmatched, count = [0.0, 0.0, 0.0], 0, 0
     for one, other in ((expected, actual), (actual, expected)):
         for found, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
@@ -91,7 +91,7 @@ def compare_on(
 
 
 def is_ambiguous(image: Tensor, run: Callable[[Tensor], Predictions], found: Predictions, tolerance: float) -> bool:
-    """Whether noise below a gray level on an image [3, H, W] changes what `run` finds by more than `tolerance`."""
+    """Whether noise below a gray level on an image [3, H, W] changes the detections by more than `tolerance`."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(ATTEMPTS):
         noise = NOISE * torch.randn(image.shape, generator=generator).to(image)
@@ -101,7 +101,7 @@ def is_ambiguous(image: Tensor, run: Callable[[Tensor], Predictions], found: Pre
 
 
 def _single(predictions: Predictions) -> list[Predictions]:
-    """One for each image of the batch."""
+    """The predictions of each image of the batch."""
     pairs = zip(predictions.logits.split(1), predictions.boxes.split(1), strict=True)
     single = [Predictions(logits, boxes) for logits, boxes in pairs]
     for index, found in enumerate(single):
@@ -133,7 +133,7 @@ class _Best(NamedTuple):
     labels: Tensor  # [K]
     boxes: Tensor  # [K, 4] cxcywh 0..1
     query: Tensor  # [K]
-    masks: Tensor  # [Q, h, w] probabilities of all queries; without a pixel where there are none
+    masks: Tensor  # [Q, h, w] probabilities of all queries; empty without masks
 
 
 def _images(predictions: Predictions, count: int) -> Iterable[_Best]:
@@ -146,7 +146,7 @@ def _images(predictions: Predictions, count: int) -> Iterable[_Best]:
 
 
 def _farthest(found: _Best, candidates: _Best) -> tuple[tuple[float, float, float], int]:
-    """Largest difference of score, box and mask to the nearest candidate of the same class; how many have none."""
+    """Largest difference of score, box and mask to the nearest candidate of the same class; number without one."""
     scores = (found.scores[:, None] - candidates.scores[None]).abs()  # [K, K']
     boxes = (found.boxes[:, None] - candidates.boxes[None]).abs().amax(-1)
     distance = torch.maximum(scores, boxes)

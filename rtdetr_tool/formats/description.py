@@ -1,7 +1,7 @@
-"""The description that a deployed file (ONNX, TFLite, engine) carries, as plain data.
+"""The description in a deployed file (ONNX, TFLite, engine), as plain data.
 
-For people and other tools: `names` (class index -> name), `input_size`, `preserve_aspect_ratio`, `normalisation`,
-`rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`, the same that a checkpoint has, without
+For users and other tools: `names` (class index -> name), `input_size`, `preserve_aspect_ratio`, `normalisation`,
+`rtdetr_version`, `spec_sha256`, `notes`; and for this package `rtdetr_tool`, as in a checkpoint but without
 paths.
 """
 
@@ -35,9 +35,9 @@ def describe(
     """The description of an exported detector.
 
     Args:
-        meta: a checkpoint's (see `metadata.py`).
+        meta: the metadata of a checkpoint (see `metadata.py`).
         size: (height, width) of the input.
-        background_added: the file has one class score more than the model.
+        background_added: the file has one more class score than the model.
     """
     spec = meta.get("spec") or {}
     dataset = spec.get("dataset") or {}

@@ -26,7 +26,7 @@ BatchT = TypeVar("BatchT", bound=Batch)
 class LoopTimes:
     """Seconds spent on each part; `load` is the wait for decoded and resized images.
 
-    On a GPU the parts overlap: preprocess, model and postprocess are its time, `load` and `elapsed` the host's.
+    On a GPU the parts overlap: preprocess, model and postprocess are GPU time, `load` and `elapsed` are host time.
     """
 
     images: int = 0
@@ -34,7 +34,7 @@ class LoopTimes:
     preprocess: float = 0.0
     model: float = 0.0
     postprocess: float = 0.0
-    elapsed: float = 0.0  # of the whole loop, without what the caller does with its results
+    elapsed: float = 0.0  # of the whole loop, without the time spent by the caller
 
     @property
     def images_per_second(self) -> float:
@@ -93,7 +93,7 @@ def _detect(
 def _run(
     runtime: Runtime, batches: Iterable[Batch], num_select: int, times: LoopTimes, ahead: int
 ) -> Iterator[list[Detections]]:
-    """On a GPU, a batch is read back after the next one has been launched, so that the host never idles with it."""
+    """On a GPU, a batch is read back after the next one has been launched, so that neither waits for the other."""
     running: deque[_Launched] = deque()
     clock = _Clock()
     for batch in batches:
@@ -112,7 +112,7 @@ def _run(
 
 
 class _Launched:
-    """A batch on its way: its detections are being computed and copied to the host in one piece."""
+    """A batch in flight: its detections are being computed and copied to the host as one tensor."""
 
     def __init__(self, runtime: Runtime, batch: Batch, num_select: int) -> None:
         self.batch, self.name = batch, runtime.name
@@ -129,11 +129,11 @@ class _Launched:
             [rows, query[..., None].to(rows.dtype), finite[:, None, None].expand_as(query[..., None])], 2
         )
         self.packed = _to_pinned(packed)
-        self.masks = predictions.masks  # stay on the device: only those of the detections that are kept are enlarged
+        self.masks = predictions.masks  # stay on the device: only masks of kept detections are resized
         self.marks = [*marks, _mark(runtime.device)]
 
     def read(self, times: LoopTimes) -> list[Detections]:
-        """Wait for the batch, the only time that the host waits for the device."""
+        """Wait for the batch; nowhere else does the host wait for the device."""
         if len(self.batch) == 0:
             return []
         if isinstance(self.marks[-1], torch.cuda.Event):
@@ -156,25 +156,25 @@ def all_finite(predictions: Predictions) -> Tensor:
 
 
 def check_finite(finite: Tensor, batch: Batch, name: str) -> None:
-    """Raise RtdetrError for NaN and infinity, which have no score; `finite` [B, K] is 0 for such images."""
+    """Raise RtdetrError for NaN and infinity, which cannot be scored; `finite` [B, K] is 0 for such images."""
     broken = (finite == 0).any(1).nonzero().flatten().tolist()
     if broken:
         target = batch.targets[broken[0]]
         raise RtdetrError(
-            f"The model in {name} gives NaN or infinite values, for example on {target.path or target.image_id}: "
-            "values overflow (FP16 ends at 65504), or the weights are damaged."
+            f"The model in {name} returns NaN or infinite values, for example on {target.path or target.image_id}: "
+            "values overflow (the FP16 maximum is 65504), or the weights are corrupted."
         )
 
 
 def _to_pinned(values: Tensor) -> Tensor:
-    """The values on the host; from a GPU they arrive later, without anybody waiting."""
+    """The values on the host; from a GPU they are copied asynchronously."""
     if not values.is_cuda:
         return values
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | float:
-    """This moment: of the device on a GPU, of the host elsewhere."""
+    """A time stamp: an event on a GPU, otherwise the host's time."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -196,7 +196,7 @@ class _Clock:
         self.start = time.perf_counter()
 
     def lap(self, times: LoopTimes | None = None) -> float:
-        """Seconds since the last lap, added to what `times` has elapsed."""
+        """Seconds since the last lap, which are also added to `times.elapsed`."""
         now = time.perf_counter()
         elapsed, self.start = now - self.start, now
         if times is not None:

@@ -1,4 +1,4 @@
-"""What is traced: a detector for inference with named tensors in and out.
+"""The module that is traced: a detector for inference with named inputs and outputs.
 
 Shape legend: B batch, H, W input size, Q queries, C classes, K detections.
 """
@@ -20,19 +20,19 @@ from rtdetr_tool.ops.postprocess import select_top
 from rtdetr_tool.ops.structures import Predictions
 
 DETECTION_OUTPUTS = ("boxes", "scores", "labels")
-NEVER = -100.0  # logit of a background that the model does not have: a score of 0 in every precision
+NEVER = -100.0  # logit of an added background: a score of 0 in every precision
 
 
 class ExportModel(nn.Module):
     """images [B, 3, H, W] -> the tensors of a layout, by name: class logits [B, Q, C] before the sigmoid, boxes
-    [B, Q, 4] cxcywh 0..1, and mask logits [B, Q, h, w] where the detector has masks.
+    [B, Q, 4] cxcywh 0..1, and mask logits [B, Q, h, w] if the detector has masks.
 
     With `num_select` also the best K detections, best first: boxes [B, K, 4] xyxy in pixels of the input, clipped to
-    it, scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs stay, so that every file can be scored.
+    it, scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs remain, so that every file can be scored.
 
     Args:
         layout: names, and whether the images are normalized instead of RGB 0..1.
-        add_background: one more class logit, which no detection ever has.
+        add_background: append a class logit that no detection ever has.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class ExportModel(nn.Module):
 
 
 class ExportFeatures(nn.Module):
-    """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in files
-    of RF-DETR's own export; `size` is (H, W)."""
+    """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in the export
+    of RF-DETR's package; `size` is (H, W)."""
 
     def __init__(self, detector: Detector, layout: Layout, size: tuple[int, int]) -> None:
         super().__init__()
         self.detector, self.layout = detector.deploy().eval(), layout
-        self.detector.decoder = nn.Identity()  # not run; its weights are not exported
+        self.detector.decoder = nn.Identity()  # never runs, so its weights are not exported
         with torch.no_grad():
             images = torch.zeros(1, 3, *size, device=next(detector.parameters()).device)
             levels = len(self.detector.features(images))
@@ -92,7 +92,7 @@ class ExportFeatures(nn.Module):
 
 
 def lacks_background(layout: Layout, family: Family, class_map: ClassMap | None) -> bool:
-    """Whether the layout's last class score belongs to no class, and the model has none to spare for that."""
+    """Whether the layout requires a background as its last class score, and the model has none."""
     return layout.background and not family.has_background(None if class_map is None else class_map.names)
 
 

@@ -1,4 +1,4 @@
-"""What an export writes and verifies, whatever the format."""
+"""What an export writes and verifies, in any format."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ExportRequest:
     Args:
         size: (height, width) of the input.
         batch: None = dynamic.
-        description: what the file records (`description.py`).
-        dataset: of the checkpoint's spec, for calibration images.
-        calibration: images [N, 3, H, W] to use instead of those that the section names.
+        description: the metadata of the file (`description.py`).
+        dataset: the section of the checkpoint's spec, for calibration images.
+        calibration: images [N, 3, H, W] to use instead of those in the section.
     """
 
     format: Format
@@ -47,7 +47,7 @@ class ExportRequest:
     calibration: NDArray[np.generic] | None = None
 
     def features_of(self, file: Path, run_once: Callable[[Path, Tensor], dict[str, Tensor]]) -> Features:
-        """A function from images RGB 0..1 to the feature maps of a file without decoder, which `run_once` runs."""
+        """A function from images RGB 0..1 to the feature maps of a file without decoder; `run_once` runs the file."""
 
         def run(images: Tensor) -> list[Tensor]:
             outputs = run_once(file, to_graph(images, self.model.layout))
@@ -77,7 +77,7 @@ class ExportModule(Protocol):
     """`export.py` of a format."""
 
     def export(self, request: ExportRequest) -> dict[str, Any]:
-        """Write `request.target` once it is verified; returns the content of `export.json`."""
+        """Verify and write `request.target`; returns the content of `export.json`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A deployed file (ONNX, TFLite, engine) that has been read: its description and its interface."""
+"""A deployed file (ONNX, TFLite, engine) in memory: its description and its interface."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rtdetr_tool.formats.graph_interface import GraphInterface
 
 @dataclass(frozen=True)
 class GraphFile:
-    """What all deployed files have; a format's own class adds what running the file takes.
+    """The common part of all deployed files; the class of a format adds what is needed to run the file.
 
     Args:
-        description: what the file records (see `description.py`); empty for files of other programs.
+        description: the metadata (see `description.py`); empty for files of other programs.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class GraphFile:
 
 
 def recorded_in(path: str | Path, description: Mapping[str, Any], interface: GraphInterface) -> Recorded:
-    """What a description records of the detector.
+    """The recorded detector in a description.
 
     Raises:
         CheckpointError: the description contradicts the graph, or its metadata are invalid.
@@ -45,10 +45,10 @@ def recorded_in(path: str | Path, description: Mapping[str, Any], interface: Gra
 
 
 def _check_pixels(path: str | Path, description: Mapping[str, Any], interface: GraphInterface) -> None:
-    """The names of inputs and outputs determine which pixels a graph takes; its description must agree."""
+    """The names of inputs and outputs determine the pixels that a graph expects; its description must agree."""
     described, expected = description.get("normalisation"), NORMALISATION[interface.layout.normalised]
     if described in NORMALISATION.values() and described != expected:
         raise CheckpointError(
-            f"{path} is described as taking {described}, but an input named {interface.layout.input} takes {expected}. "
+            f"{path} should expect {described}, but an input named {interface.layout.input} expects {expected}. "
             "The input was renamed or the description was changed; export the file again."
         )

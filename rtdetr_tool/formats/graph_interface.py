@@ -11,8 +11,8 @@ from rtdetr_tool.errors import CheckpointError
 
 Shape = tuple[int | None, ...]
 
-FEATURES = "features"  # what the outputs of a file without decoder are called: features, features_1, ...
-ADDED_BACKGROUND = "background_added"  # key of a description: the last class score is in the file, not in the model
+FEATURES = "features"  # names of the outputs of a file without decoder: features, features_1, ...
+ADDED_BACKGROUND = "background_added"  # key of a description: the last class score was added for the layout
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class GraphInterface:
     batch: int | None
     size: tuple[int, int]  # (height, width)
     queries: int | None
-    classes: int | None  # those of the model, without an added background
+    classes: int | None  # of the model, without an added background
     outputs: tuple[str, ...]
     opset: int | None = None  # operator set of an ONNX graph
 
 
 def layout_of(inputs: Iterable[str], outputs: Iterable[str]) -> Layout | None:
-    """The layout with these names; further outputs do not matter."""
+    """The layout with these names; additional outputs are allowed."""
     inputs, outputs = set(inputs), set(outputs)
     for layout in LAYOUTS.values():
         if inputs == {layout.input} and {layout.outputs["logits"], layout.outputs["boxes"]} <= outputs:
@@ -43,7 +43,7 @@ def read_interface(
     """The interface from names and shapes; `description` is the one in the file.
 
     Raises:
-        CheckpointError: naming the inputs and outputs that the graph has instead of a detector's.
+        CheckpointError: the inputs and outputs are not those of a detector.
     """
     layout = layout_of(inputs, outputs)
     if layout is None:
@@ -52,8 +52,8 @@ def read_interface(
     batch, channels, height, width = shape if len(shape) == 4 else (None, None, None, None)
     if channels != 3 or height is None or width is None:
         raise CheckpointError(
-            f"{source}: input {layout.input} is {_text(shape)}; [batch, 3, height, width] with a fixed height and "
-            "width is expected. Export it with a fixed input size."
+            f"{source}: input {layout.input} is {_text(shape)}; expected [batch, 3, height, width] with a fixed height "
+            "and width. Export it with a fixed input size."
         )
     logits = outputs[layout.outputs["logits"]]
     queries, classes = logits[1:] if len(logits) == 3 else (None, None)
@@ -65,13 +65,13 @@ def read_interface(
 def _no_detector(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], source: Any) -> str:
     found = f"{source} has inputs {_listing(inputs)} and outputs {_listing(outputs)}"
     if FEATURES in outputs:
-        return f"{found}: it was exported with export.backbone_only and detects nothing. Export the whole detector."
+        return f"{found}: it was exported with export.backbone_only and has no detections. Export the whole detector."
     known = " or ".join(
         f"input {layout.input} [batch, 3, height, width] and outputs "
         f"{layout.outputs['logits']}, {layout.outputs['boxes']} (layout {name})"
         for name, layout in LAYOUTS.items()
     )
-    return f"{found}; a detector with {known} is expected, as `rtdetr export`, TAO and RF-DETR write it."
+    return f"{found}; expected a detector with {known}, as written by `rtdetr export`, TAO and RF-DETR."
 
 
 def _listing(shapes: Mapping[str, Shape]) -> str:

@@ -1,4 +1,4 @@
-"""Between the package's tensors and those of a deployed file, whatever its layout."""
+"""Convert between the package's tensors and those of a deployed file, in any layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_graph(images: Tensor, layout: Layout) -> Tensor:
 
 
 def predictions_of(outputs: Mapping[str, Tensor], interface: GraphInterface) -> Predictions:
-    """A file's outputs, by name, as predictions in float32, without a background that the model does not have."""
+    """A file's outputs by name as predictions in float32, without an added background."""
     found = {field: outputs[name].float() for field, name in interface.layout.outputs.items() if name in outputs}
     return Predictions(**{**found, "logits": found["logits"][..., : interface.classes]})
 

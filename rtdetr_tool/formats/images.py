@@ -1,4 +1,4 @@
-"""Images for comparison and calibration, prepared exactly as for evaluation."""
+"""Images for comparison and calibration, preprocessed exactly as for evaluation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
-UNSCORED_FIRST = ("train", "infer", "test", "val")  # what is scored should not be calibrated on
+UNSCORED_FIRST = ("train", "infer", "test", "val")  # images that are scored should not be used for calibration
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Image files and the size they are resized to; `load` returns some, `batches` yields many in parts."""
+    """Image files and the size to which they are resized; `load` returns one batch, `batches` yields many."""
 
     paths: tuple[str, ...]
     origin: str
@@ -32,7 +32,7 @@ class ImageSource:
     preserve_aspect_ratio: bool = False
 
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
-        """Float images [batch, 3, H, W] 0..1 of the first `count` readable files, the last part smaller."""
+        """Float images [batch, 3, H, W] 0..1 of the first `count` readable files; the last batch may be smaller."""
         part: list[Tensor] = []
         for image in self._readable(count):
             part.append(image)
@@ -43,7 +43,7 @@ class ImageSource:
             yield to_float(torch.stack(part))
 
     def load(self, count: int) -> Tensor:
-        """The first `count` readable ones as one float batch [N, 3, H, W]."""
+        """The first `count` readable images as one float batch [N, 3, H, W]."""
         return next(self.batches(count, count))
 
     def _readable(self, count: int) -> Iterator[Tensor]:
@@ -70,9 +70,9 @@ def image_source_of(
     preserve_aspect_ratio: bool,
     order: Sequence[str] = ("val", "test", "train", "infer"),
 ) -> ImageSource | None:
-    """Images in `folders`, or else in the first data source of the spec, in this order, whose images exist.
+    """Images in `folders`, or else in the first data source, in this order, with existing images.
 
-    None if there are none. The files are shuffled with a fixed seed, so that a few represent all.
+    None if there are no images. The files are shuffled with a fixed seed, so that a few represent all.
     """
     named: list[tuple[str, Callable[[], Sequence[str]]]] = []
     if folders:
@@ -92,7 +92,7 @@ def image_source_of(
 
 
 def synthetic_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, for when there are no real images."""
+    """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, used if there are no real images."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     coarse = torch.rand(count, 3, 8, 8, generator=generator)

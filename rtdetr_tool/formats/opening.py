@@ -1,4 +1,4 @@
-"""Open a file of any format: read it, resolve the spec and the classes that apply, build what runs it."""
+"""Open a file of any format: read it, resolve spec and classes, build the runtime."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
 
 @dataclass
 class OpenedModel:
-    """A runtime and the spec that applies to it: the user's, completed by what the file records."""
+    """A runtime and its resolved spec: the user's, completed by the file's metadata."""
 
     runtime: Runtime
     spec: ExperimentSpec
     reopen: Callable[[], OpenedModel] | None = None
 
     def __reduce__(self) -> tuple[Callable[[], OpenedModel], tuple[()]]:
-        """Sessions and engines can be neither copied nor pickled, so a copy opens the file itself."""
+        """Sessions and engines can be neither copied nor pickled, so a copy opens the file again."""
         if self.reopen is None:
             raise TypeError(f"a model in {self.runtime.name} that was not opened by open_model cannot be copied")
         return self.reopen, ()
@@ -43,7 +43,7 @@ class OpenedModel:
 
 @dataclass
 class OpenedDetector:
-    """A detector with its weights, what its file records (`meta`) and the spec that applies to it."""
+    """A detector with its weights, the metadata of its file (`meta`) and its resolved spec."""
 
     detector: Detector
     meta: Mapping[str, Any]
@@ -66,13 +66,12 @@ def open_model(
 
     Args:
         size: the input size that a command's section requests.
-        precision, compiled: of weights, which run in PyTorch (`TorchRuntime`).
-        name: of the format, if not known from the suffix.
+        precision, compiled: only for weights, which run in PyTorch (`TorchRuntime`).
+        name: name of the format, if it does not follow from the suffix.
 
     Raises:
-        UserError: no format has this suffix, the file cannot run here, or it has its own precision and `precision` is
-            another.
-        CheckpointError: the file is damaged, holds no detector, or contradicts the spec.
+        UserError: the suffix is not supported, the file cannot run here, or `precision` is set for a deployed file.
+        CheckpointError: the file is corrupted, contains no detector, or contradicts the spec.
     """
     row = FORMATS[name] if name else format_of(path)
     if not row.trainable:
@@ -91,13 +90,13 @@ def _check_precision(path: str, precision: str, compiled: bool) -> None:
     if precision != "fp32" or compiled:
         given = f"precision={precision}" if precision != "fp32" else "compile=true"
         raise UserError(
-            f"{given} is not supported with {path}, which has a precision of its own; use a checkpoint, or export or "
+            f"{given} is not supported with {path}, which has a fixed precision; use a checkpoint, or export or "
             "build the file in another precision"
         )
 
 
 def open_detector(path: str, loaded: LoadedSpec, size: RequestedSize = FILE_SIZE) -> OpenedDetector:
-    """Open weights to train, convert or export them.
+    """Open weights for training, conversion or export.
 
     Raises:
         UserError: the file has no trainable weights.

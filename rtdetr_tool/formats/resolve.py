@@ -1,7 +1,7 @@
-"""Resolve the spec and the classes that apply to a file: the user's values where given, the file's elsewhere.
+"""Resolve the spec and the classes for a file: the user's values where set, otherwise the file's.
 
-`checkpoints.spec_merge` merges what weights and graphs have in common. Here follow the input size and what a graph has
-fixed. The log says what is assumed where a file records nothing.
+`checkpoints.spec_merge` handles what weights and graphs have in common; this module adds the input size and the fixed
+settings of a graph. Values that a file does not record are assumed and logged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLASS_IDS, REMAP = "dataset.class_ids", "dataset.remap_mscoco_category"
 def resolve(
     file: Recorded, loaded: LoadedSpec, size: RequestedSize = FILE_SIZE
 ) -> tuple[ExperimentSpec, ClassMap | None]:
-    """The spec that applies to a file, and its classes.
+    """The resolved spec and classes of a file.
 
     Args:
         size: the input size that a command's section requests.
@@ -62,7 +62,7 @@ def _with_dataset(spec: ExperimentSpec, **values: Any) -> ExperimentSpec:
 
 
 def _class_map(file: Recorded, given: Mapping[str, Any], num_classes: int | None) -> ClassMap | None:
-    """The classes that a file names; CheckpointError if the user's spec numbers them differently."""
+    """The classes recorded in a file; CheckpointError if the user's spec numbers them differently."""
     if not (classes := file.meta.get("classes")):
         return None
     class_map = ClassMap.from_list(classes, num_classes)
@@ -72,7 +72,7 @@ def _class_map(file: Recorded, given: Mapping[str, Any], num_classes: int | None
 
 
 def _numbering_conflicts(given: Mapping[str, Any], meta: Mapping[str, Any], class_map: ClassMap) -> list[str]:
-    """What the user's spec says about the numbering of classes and the file's list of classes contradicts."""
+    """Contradictions between the user's spec and the file's list of classes."""
     rule, remap = value_at(given, CLASS_IDS), value_at(given, REMAP)
     numbering = [(entry.index, entry.category_id) for entry in class_map.entries]
     ranks = {category_id: rank for rank, category_id in enumerate(MSCOCO_IDS)}
@@ -89,11 +89,11 @@ def _numbering_conflicts(given: Mapping[str, Any], meta: Mapping[str, Any], clas
 
 
 def _warn_of_another_size(file: Recorded, augmentation: AugmentationSpec) -> None:
-    """Weights take other sizes than they were trained for."""
+    """Weights run at other sizes than they were trained for, with a warning."""
     recorded, used = value_at(file.meta, f"spec.{SIZE}"), _size_of(augmentation)
     if recorded and used != (trained := input_size(recorded, augmentation.preserve_aspect_ratio)):
         logger.warning(
-            "Images are brought to %d x %d (height x width), but %s was trained for %d x %d: scores may differ",
+            "Images are resized to %d x %d (height x width), but %s was trained for %d x %d; scores may differ",
             *used, file.source, *trained,
         )  # fmt: skip
 
@@ -105,9 +105,9 @@ def _fixed_classes(
     class_map: ClassMap | None,
     interface: GraphInterface,
 ) -> int | None:
-    """The number of classes that a graph predicts."""
+    """The dataset section with the number of classes that a graph predicts."""
     if not file.meta:
-        logger.warning("%s does not name its classes: using those of the spec and the data", file.source)
+        logger.warning("%s has no class names; using those of the spec or dataset", file.source)
     classes = interface.classes
     if classes is None or classes == dataset.num_classes:
         return dataset.num_classes
@@ -136,7 +136,7 @@ def _fixed_size(
     requested: RequestedSize,
     size: tuple[int, int],
 ) -> AugmentationSpec:
-    """The sizes with the one (height, width) that a graph takes."""
+    """The sizes with the only (height, width) that a graph supports."""
     takes = f"{path} only supports inputs of {size[0]} x {size[1]} (height x width)"
     if augmentation.preserve_aspect_ratio and size[0] != size[1]:
         raise CheckpointError(
@@ -157,7 +157,7 @@ def _fixed_size(
 def _log_assumed(
     file: Recorded, spec: ExperimentSpec, given: Mapping[str, Any], class_map: ClassMap | None, size: RequestedSize
 ) -> None:
-    """Log the values that are used where the file records nothing."""
+    """Log the values that are used for fields that the file does not record."""
     names = [RATIO, *([] if file.interface else [SIZE]), *([] if class_map else [CLASS_IDS, REMAP])]
     requested = {SIZE} if size else set()
     lines = []
@@ -168,7 +168,7 @@ def _log_assumed(
     if file.interface and not file.meta:
         lines.append(f"pixels: {NORMALISATION[file.interface.layout.normalised]}")
     if lines:
-        logger.warning("%s does not record how its images were prepared; assuming %s", file.source, "; ".join(lines))
+        logger.warning("%s does not record its preprocessing; assuming %s", file.source, "; ".join(lines))
 
 
 def _shown(value: Any) -> str:

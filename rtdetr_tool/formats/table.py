@@ -1,7 +1,7 @@
-"""The table of formats that a detector is opened from and written as: suffixes, abilities and required packages.
+"""The table of formats that can be opened or exported: suffixes, capabilities and required packages.
 
-Everything that depends on the format asks this table: the options of `export.format`, the suffixes that `evaluate`,
-`inference` and the Python API open, and messages about missing packages. It imports no torch.
+Everything that depends on the format uses this table: the options of `export.format`, the suffixes that `evaluate`,
+`inference` and the Python API open, and messages about missing packages. It does not import torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from types import ModuleType
 
 from rtdetr_tool.errors import UserError
 
-FULL = "FP32"  # the precision that every exported file has first
+FULL = "FP32"  # the precision in which every file is exported and verified first
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Packages that a format requires and that are not installed with rtdetr-tool itself."""
+    """Packages that a format requires in addition to those of rtdetr-tool."""
 
     modules: tuple[str, ...]
     pip_command: str
@@ -29,7 +29,7 @@ class Packages:
         """UserError with the pip command if a package is missing; `what` requires them."""
         missing = [name for name in self.modules if find_spec(name) is None]
         if missing:
-            raise UserError(f"{what} requires {', '.join(missing)}, not installed here: {self.pip_command}")
+            raise UserError(f"{what} requires {', '.join(missing)}: {self.pip_command}")
 
 
 NOTHING = Packages((), "")
@@ -40,18 +40,18 @@ class Format:
     """One row.
 
     Args:
-        name: in `export.format`.
-        title: in messages and help texts.
-        suffixes: of its files, lower case; export writes the first one.
-        package: with the modules `file`, `runtime` and, if `exported`, `export`.
-        trainable: files hold weights that can be trained and exported; other files only predict.
-        exported: `rtdetr export` writes it.
-        dynamic_batch: one exported file takes every batch size.
-        detection_outputs: the exported graph can end in top-k (`export.include_postprocess`).
-        deepstream: DeepStream reads the exported file (`export.serialize_nvdsinfer`).
-        precisions: of exported files. Lower ones are chosen in the section `export.<name>`.
-        extra: of this package, for the export.
-        to_export, to_run: packages that exporting and running require.
+        name: value of `export.format`.
+        title: name in messages and help texts.
+        suffixes: suffixes of its files, lower case; export writes the first one.
+        package: package with the modules `file`, `runtime` and, if `exported`, `export`.
+        trainable: files contain weights that can be trained and exported; other files can only predict.
+        exported: `rtdetr export` writes this format.
+        dynamic_batch: an exported file can support every batch size.
+        detection_outputs: the exported graph can include top-k (`export.include_postprocess`).
+        deepstream: DeepStream supports the exported file (`export.serialize_nvdsinfer`).
+        precisions: precisions of exported files; lower ones are set in the section `export.<name>`.
+        extra: extra of this package for the export.
+        to_export, to_run: packages required for export and for running.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Format:
         return self.suffixes[0]
 
     def module(self, name: str) -> ModuleType:
-        """The module `name` of this format, imported when it is needed."""
+        """The module `name` of this format, imported on demand."""
         return import_module(f"{self.package}.{name}")
 
 
@@ -119,7 +119,7 @@ _FORMATS = (
         to_export=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
         to_run=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
     ),
-    # Built from ONNX by gen_trt_engine. Which of two libraries an engine needs depends on it: tensorrt/library.py.
+    # Built from ONNX by gen_trt_engine. Each engine requires one of two libraries: tensorrt/library.py.
     Format("tensorrt", "TensorRT engine", (".engine", ".plan", ".trt"), "rtdetr_tool.formats.tensorrt"),
 )
 FORMATS: dict[str, Format] = {row.name: row for row in _FORMATS}
@@ -136,6 +136,6 @@ def exported_formats() -> tuple[Format, ...]:
 
 
 def titles(rows: Iterable[Format]) -> str:
-    """Titles of formats as they are listed in a sentence: ONNX or TFLite."""
+    """Titles of formats for a sentence: ONNX or TFLite."""
     *first, last = [row.title for row in rows]
     return f"{', '.join(first)} or {last}" if first else last

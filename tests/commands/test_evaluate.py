@@ -155,7 +155,7 @@ def test_taos_spelling_of_the_width_works(project, weights, capsys):
     assert project.run("evaluate", weights, "evaluate.nput_width=96") == 0
     section = experiment(project, "evaluate")["evaluate"]
     assert (section["input_height"], section["input_width"]) == (64, 96)
-    assert "Images are brought to 64 x 96 (height x width)" in capsys.readouterr().err
+    assert "Images are resized to 64 x 96 (height x width)" in capsys.readouterr().err
 
 
 def test_a_class_of_the_labels_that_the_checkpoint_does_not_know_is_an_error(project, weights, capsys):

@@ -81,7 +81,7 @@ def test_an_array_file_with_objects_runs_no_code(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [("no.npy", "does not exist"), ("no_folder", "neither a folder"), ("text.npy", "not an array file"),
-     (None, "INT8 needs calibration images")],
+     (None, "INT8 requires calibration images")],
 )  # fmt: skip
 def test_what_is_not_there_is_named(given, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -95,7 +95,7 @@ def test_what_a_graph_has_built_in_can_be_changed_in_weights_only(override, capl
 def test_another_input_size_is_warned_about_for_weights_and_refused_for_a_graph(caplog):
     asked = RequestedSize(128, 128, "evaluate")
     assert opened("weights", asked=asked)[0].dataset.augmentation.eval_spatial_size == [128, 128]
-    assert "Images are brought to 128 x 128 (height x width), but model.pth was trained for 64 x 96" in caplog.text
+    assert "Images are resized to 128 x 128 (height x width), but model.pth was trained for 64 x 96" in caplog.text
     with pytest.raises(CheckpointError, match=r"64 x 96 .*, but evaluate.input_height, evaluate.input_width requests"):
         opened("graph", asked=asked)
     with pytest.raises(CheckpointError, match=r"dataset.augmentation.eval_spatial_size requests 128 x 64"):
@@ -120,7 +120,7 @@ def test_what_a_foreign_file_does_not_record_is_said_with_where_it_comes_from(ca
     spec, class_map = opened("weights", f"{RATIO}=true", meta=foreign)
     assert spec.dataset.augmentation.preserve_aspect_ratio is True and class_map is None
     for part in (
-        "model.pth does not record how its images were prepared", f"{RATIO} = true (given)",
+        "model.pth does not record its preprocessing", f"{RATIO} = true (given)",
         "eval_spatial_size = [640, 640] (default)", "dataset.class_ids = auto (default)",
     ):  # fmt: skip
         assert part in caplog.text
@@ -146,7 +146,7 @@ def test_the_queries_of_every_family_must_be_those_of_a_graph_without_descriptio
 
 def test_pixels_that_do_not_go_with_the_names_of_the_graph_are_refused():
     other = {**describe(META, (64, 96)), "normalisation": NORMALISATION[True]}
-    with pytest.raises(CheckpointError, match=r"is described as taking RGB.*deviation 0.229"):
+    with pytest.raises(CheckpointError, match=r"should expect RGB.*deviation 0.229"):
         resolve(recorded_in("a.onnx", other, GRAPH), read_spec(None))
 
 

@@ -1,8 +1,8 @@
 """Configuration files for NVIDIA DeepStream's `nvinfer`: the labels and a configuration for its TAO parser.
 
-Keys and parser are those of TAO's own export. What TAO fixes there is taken from the model instead: whether the image
-is stretched or letterboxed, how many detections are kept, from which score on. `network-mode` is FP32, because the FP16
-conversion of nvinfer knows nothing of the layers that must not be converted; use an engine of `gen_trt_engine` for it.
+Keys and parser are those of TAO's own export. Unlike there, letterboxing, the number of detections and the threshold
+are those of the model. `network-mode` is FP32, because the FP16 conversion of nvinfer does not keep nodes in FP32; use
+an engine of `gen_trt_engine` for FP16.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_side_files(
 
 
 def label_lines(class_map: ClassMap) -> Sequence[str]:
-    """A line for each output of the network, in its order; one without a class is `background` (0) or `unused_i`."""
+    """One line per class output of the network; outputs without a class are `background` (0) or `unused_i`."""
     return [
         " ".join(name.split()) if name is not None else "background" if index == 0 else f"unused_{index}"
         for index, name in enumerate(class_map.names)

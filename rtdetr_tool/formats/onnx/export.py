@@ -32,13 +32,13 @@ from rtdetr_tool.messages import first_line
 logger = logging.getLogger(__name__)
 
 OLDEST_OPSET = 12
-NATIVE_OPSET = 16  # from here on ONNX has GridSample
-NEWEST_TRACED = 20  # the exporter's own limit; newer sets are reached by ONNX's version converter
+NATIVE_OPSET = 16  # the first operator set with GridSample
+NEWEST_TRACED = 20  # the exporter's own limit; ONNX's version converter converts to newer sets
 LARGE_TENSOR = 2**20  # bytes
 
 
 def export(request: ExportRequest) -> dict[str, Any]:
-    """Write the ONNX file once it is verified; returns the content of `export.json`."""
+    """Verify and write the ONNX file; returns the content of `export.json`."""
     section, target = request.section, request.target
     graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
     attach(graph, request.description)
@@ -71,9 +71,9 @@ def export_graph(
 ) -> onnx.ModelProto:
     """The graph of `model` for inputs of `size` (height, width); `batch` None makes axis 0 dynamic.
 
-    A dynamic graph is traced with a batch of 2, so that no size-1 axis is taken for a constant. Converter, simplifier
-    and checker send graphs through protobuf, which is limited to 2 GiB: they get a larger model without its large
-    tensors.
+    A dynamic graph is traced with a batch of 2, so that no size-1 axis becomes a constant. Converter, simplifier and
+    checker serialize graphs with protobuf, which is limited to 2 GiB; the large tensors of larger models are detached
+    before.
 
     Raises:
         UserError: the exporter or the converter does not support this operator set.
@@ -90,9 +90,7 @@ def export_graph(
     name_axes(graph, batch)
     opset_found = opset_of(graph)
     if opset_found != opset:
-        raise UserError(
-            f"export.opset_version: {opset} is not supported, the exporter returned {opset_found}; use that or less"
-        )
+        raise UserError(f"export.opset_version: {opset} is not supported by the exporter; use at most {opset_found}")
     return graph
 
 
@@ -124,7 +122,7 @@ def trace(
 
 
 def detach_weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Turn the large constants into inputs, in place; returns the constants."""
+    """Replace the large constants by inputs, in place; returns the constants."""
     tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.graph.initializer]
     large = [tensor for tensor in tensors if len(tensor.raw_data) > LARGE_TENSOR]
     del graph.graph.initializer[:]
@@ -136,7 +134,7 @@ def detach_weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def attach_weights(graph: onnx.ModelProto, weights: list[onnx.TensorProto]) -> None:
-    """The reverse of `detach_weights`, for the constants that the graph still uses."""
+    """The inverse of `detach_weights`, for the constants that the graph still uses."""
     names = {tensor.name for tensor in weights}
     graph.graph.initializer.extend(
         tensor for tensor in weights if tensor.name in {value.name for value in graph.graph.input}
@@ -147,7 +145,7 @@ def attach_weights(graph: onnx.ModelProto, weights: list[onnx.TensorProto]) -> N
 
 
 def convert_opset(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Raise the operator set with ONNX's own converter."""
+    """Convert to a newer operator set with ONNX's own converter."""
     try:
         return version_converter.convert_version(graph, opset)
     except Exception as error:
@@ -158,14 +156,14 @@ def convert_opset(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def simplify(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Constants folded, shape computations and no-ops removed."""
+    """Fold constants, and remove shape computations and no-ops."""
     with quiet(False):
         slim: onnx.ModelProto = onnxslim.slim(graph)
         return slim
 
 
 def name_axes(graph: onnx.ModelProto, batch: int | None) -> None:
-    """State every axis of inputs and outputs that is known; the dynamic one is called `batch` everywhere."""
+    """Set the known axes of inputs and outputs; the dynamic axis is always named `batch`."""
     for value in (*graph.graph.input, *graph.graph.output):
         axis = value.type.tensor_type.shape.dim[0]
         axis.Clear()

@@ -41,13 +41,13 @@ def read(path: str | Path, request: OpenRequest | None = None) -> OnnxFile:
     """Read and check a detector's file, without weights in a second file.
 
     Raises:
-        CheckpointError: it is missing, damaged or no detector.
+        CheckpointError: it is missing, corrupted or not a detector.
     """
     return parsed(path, read_onnx(path, weights=False))
 
 
 def parsed(path: str | Path, model: onnx.ModelProto) -> OnnxFile:
-    """A detector's graph as a file that has been read."""
+    """An `OnnxFile` from a detector's graph in memory."""
     return OnnxFile(Path(path), description_of(model), interface_of(model, path), model)
 
 
@@ -55,7 +55,7 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
     """Read and check a file; with `weights` False those in a second file are not loaded.
 
     Raises:
-        CheckpointError: it is missing, unreadable, no ONNX file, or damaged.
+        CheckpointError: it is missing, unreadable, not an ONNX file, or corrupted.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +64,7 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
         raise CheckpointError(f"There is no ONNX file at {path}.{near}")
     try:
         if path.stat().st_size > LARGEST_MODEL:
-            raise CheckpointError(f"{path} is larger than 2 GiB, which no ONNX file can be.")
+            raise CheckpointError(f"{path} is larger than 2 GiB, the limit of ONNX files.")
         model = onnx.load(path, load_external_data=False)
         check_external_data(model, path)
         check_cost(model, path)
@@ -76,7 +76,7 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
         raise CheckpointError(f"{path} stores its weights in another file, which does not exist: {error}") from error
     except Exception as error:  # protobuf raises its own DecodeError, others come from external data
         size = path.stat().st_size
-        raise CheckpointError(f"{path} ({size} bytes) is not an ONNX file, or it is damaged or truncated.") from error
+        raise CheckpointError(f"{path} ({size} bytes) is not an ONNX file, or it is corrupted or truncated.") from error
     if not model.graph.node or not model.opset_import:
         raise CheckpointError(f"{path} is not an ONNX file with a graph: it has no nodes or no operator set.")
     return model
@@ -100,9 +100,9 @@ def fits_one_file(model: onnx.ModelProto) -> bool:
 
 @contextmanager
 def replacing_onnx(path: str | Path, model: onnx.ModelProto) -> Iterator[Path]:
-    """Write a model to a temporary file to be checked; it (and its weights file, if any) replaces `path` afterwards.
+    """Yield a temporary file with the model for checks; it (and its weights file, if any) replaces `path` afterwards.
 
-    If the weights go to a file of their own, `model` loses them.
+    If the weights are written to a separate file, they are removed from `model`.
     """
     remove_unfinished(path)
     with replacing_with_companion(path, _weights_path) as temporary:
@@ -134,7 +134,7 @@ def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
     """Inputs and outputs of a detector's graph.
 
     Raises:
-        CheckpointError: it is no detector's, or its input is not float32.
+        CheckpointError: it is not a detector, or its input is not float32.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -153,14 +153,14 @@ def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
 
 
 def attach(model: onnx.ModelProto, description: Mapping[str, Any]) -> None:
-    """Write a description into the metadata of a model, in place; strings as they are, everything else as JSON."""
+    """Store a description in the metadata of a model, in place; strings unchanged, everything else as JSON."""
     known = {entry.key: entry.value for entry in model.metadata_props}
     known |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     onnx.helper.set_model_props(model, known)
 
 
 def description_of(model: onnx.ModelProto) -> dict[str, Any]:
-    """The reverse of `attach`; metadata of other programs stay strings."""
+    """The inverse of `attach`; metadata of other programs remain strings."""
     description: dict[str, Any] = {}
     for entry in model.metadata_props:
         try:

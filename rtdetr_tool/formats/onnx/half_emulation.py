@@ -1,10 +1,10 @@
-"""FP16 graphs that keep their rounding and their overflow on a CPU.
+"""Emulate FP16 rounding and overflow of a graph on a CPU.
 
-onnxruntime's CPU provider has hardly any FP16 kernels. It runs such nodes in FP32 between casts of its own and then
-removes those casts, at every optimization level: a chain of FP16 nodes neither rounds nor overflows there, and its
-score is meaningless. Casts in the graph are kept, so `emulate_half` writes FP16 out: every tensor is passed on as
-FP32, and after each node that rounds, the result goes to FP16 and back. That is what a GPU does with FP32
-accumulation; kernels that also accumulate in FP16 can be worse.
+onnxruntime's CPU provider has hardly any FP16 kernels. It runs such nodes in FP32 between inserted casts and then
+removes these casts, at every optimization level: a chain of FP16 nodes neither rounds nor overflows, and its score is
+meaningless. Casts that are part of the graph are kept, so `emulate_half` makes FP16 explicit: every tensor is FP32, and
+the result of each node that rounds is cast to FP16 and back. A GPU with FP32 accumulation computes the same; kernels
+that also accumulate in FP16 can be worse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtdetr_tool.errors import UserError
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
-# Nodes that only move or select values: they round nothing and may run in either precision.
+# Nodes that only move or select values: they do not round and may run in either precision.
 # fmt: off
 MOVING = frozenset({
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Gather",
@@ -29,9 +29,9 @@ MOVING = frozenset({
 
 
 def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of the same inputs and outputs that computes FP16 parts in FP32 and rounds each result to FP16.
+    """A graph with the same inputs and outputs that computes FP16 parts in FP32 and rounds each result to FP16.
 
-    A graph without FP16 tensors comes back as an equal copy.
+    A graph without FP16 tensors is returned as an equal copy.
     """
     types = element_types(model)
     result = onnx.ModelProto()
@@ -94,7 +94,7 @@ def _widened(tensor: TensorProto) -> TensorProto:
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor, as far as ONNX's shape inference finds it."""
+    """Element type of every tensor, as far as ONNX's shape inference determines it."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
@@ -104,5 +104,5 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def holds_graph(node: NodeProto) -> bool:
-    """Whether a node (If, Loop, Scan) has graphs inside."""
+    """Whether a node (If, Loop, Scan) has subgraphs."""
     return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)

@@ -1,4 +1,4 @@
-"""Limits of what an ONNX file may contain: no loops, no huge constants, no weights outside of its folder."""
+"""Limits on the content of an ONNX file: no loops, no huge constants, no weights outside of its folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LOOPS = ("Loop", "Scan", "SequenceMap")
 
 
 def check_cost(model: onnx.ModelProto, path: Path) -> None:
-    """CheckpointError for what may never end or needs far more memory than the file: loops and huge constants."""
+    """CheckpointError for loops, which may never end, and constants that need far more memory than the file."""
     for node in _nodes(model):
         if node.op_type in LOOPS:
             raise CheckpointError(
-                f"{path} is refused: node {node.name!r} is a {node.op_type}, which may never end. Detectors need no "
-                "loops; export the model without them."
+                f"{path} is refused: node {node.name!r} is a {node.op_type}, which may never end. Detectors do not "
+                "need loops; export the model without them."
             )
     for tensor in _tensors(model):
         numbers = math.prod(tensor.dims)
@@ -37,15 +37,15 @@ def check_cost(model: onnx.ModelProto, path: Path) -> None:
 
 
 def check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Weights files must be in the folder of the graph or below: a graph could name any file of this machine."""
+    """CheckpointError for weights files outside of the graph's folder; a graph could name any file of this machine."""
     for tensor in _tensors(model):
         for entry in tensor.external_data:
             location = PurePosixPath(entry.value.replace("\\", "/"))
             outside = location.is_absolute() or ".." in location.parts or PureWindowsPath(entry.value).drive
             if entry.key == "location" and outside:
                 raise CheckpointError(
-                    f"{path} is refused: it names {entry.value!r} as the file of the weights {tensor.name!r}. The "
-                    "weights of a graph must be in its folder or below."
+                    f"{path} is refused: the weights {tensor.name!r} are in the file {entry.value!r}; expected a "
+                    "file in the folder of the graph or below."
                 )
 
 
@@ -54,7 +54,7 @@ def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph of a model, and all in attributes of nodes and of the model's own functions."""
+    """The graph of a model, and all subgraphs in attributes of nodes and in the model's functions."""
     functions = [entry for function in model.functions for entry in (*_attributes(function.node), *_defaults(function))]
     waiting = [model.graph, *(graph for entry in functions for graph in _graphs_of(entry))]
     for training in model.training_info:
@@ -81,7 +81,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, those in attributes, in graphs within graphs and in functions included."""
+    """Every tensor of a model, including those in attributes, subgraphs and functions."""
     for graph in _graphs(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

@@ -1,6 +1,6 @@
-"""Operators that older ONNX operator sets lack, built from operators that they have.
+"""Build operators that older ONNX operator sets lack from operators that they have.
 
-`GridSample` came with set 16, and PyTorch's exporter writes attention from set 14 on; specs of TAO ask for set 12.
+`GridSample` requires set 16 and attention set 14 of PyTorch's exporter, but TAO's specs request set 12.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @contextmanager
 def fallback_operators() -> Iterator[None]:
-    """While active, `grid_sample` and attention run (and are traced) as elementary operators, with equal results.
+    """Inside the block, `grid_sample` and attention run (and are traced) as elementary operators, with equal results.
 
-    The functions of `torch.nn.functional` are replaced for that time, in this process: a `TorchFunctionMode` would not
-    see the attention inside `multi_head_attention_forward`.
+    The functions of `torch.nn.functional` are replaced in this process, because a `TorchFunctionMode` would not see the
+    attention inside `multi_head_attention_forward`.
     """
     replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in REPLACEMENTS]
     for owner, name, function in REPLACEMENTS:

@@ -1,4 +1,4 @@
-"""An ONNX file in onnxruntime: on the CPU, with CUDA, or with TensorRT behind onnxruntime's provider."""
+"""Run an ONNX file in onnxruntime on the CPU, with CUDA, or with onnxruntime's TensorRT provider."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def build_runtime(
 
 
 class OnnxRuntime:
-    """A detector's graph; batches of a static batch size are padded and cut.
+    """A detector's graph; with a static batch size, batches are padded and cropped.
 
-    On the CPU, graphs with FP16 parts run as `emulate_half` writes them out: onnxruntime itself would compute them in
-    FP32 there, and their score would not be the one on a GPU.
+    On the CPU, graphs with FP16 parts run with `emulate_half`: onnxruntime would compute them in FP32, so that their
+    score would differ from that on a GPU.
 
     Args:
-        provider: cpu, cuda, tensorrt, or auto: CUDA where `device` is a GPU and onnxruntime can use it, else the CPU.
-        threads: threads of one operator; None = onnxruntime's choice.
+        provider: cpu, cuda, tensorrt, or auto: CUDA if `device` is a GPU and onnxruntime can use it, else the CPU.
+        threads: threads per operator; None = onnxruntime's default.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class OnnxRuntime:
         self.interface, self.outputs = file.interface, names_to_run(file.interface)
         self.input_size = file.interface.size
         self.limits = BatchLimits(file.interface.batch or 1, file.interface.batch)
-        self.device = torch.device("cpu")  # where images are handed over; the provider moves them itself
+        self.device = torch.device("cpu")  # where images are passed; the provider moves them itself
 
     def predict(self, images: Tensor) -> Predictions:
         images = to_graph(images, self.interface.layout)
@@ -99,7 +99,7 @@ class OnnxRuntime:
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
-    """Every output of a graph with one input for `images`, which are passed as they are."""
+    """All outputs of a graph with one input for `images`, which are passed unchanged."""
     session = new_session(str(path), onnxruntime.SessionOptions(), [ONNX_PROVIDERS["cpu"]])
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
@@ -107,7 +107,7 @@ def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
 
 
 def emulated_half(file: OnnxFile) -> bytes | None:
-    """The graph with its FP16 parts written out; None if it has none."""
+    """The graph with its FP16 parts emulated; None if it has none."""
     graph = file.model.graph
     constants = any(tensor.data_type == HALF for tensor in graph.initializer)
     casts = any(a.name == "to" and a.i == HALF for node in graph.node for a in node.attribute)
@@ -130,7 +130,7 @@ def choose_provider(name: str, device: torch.device) -> str:
     """cpu, cuda or tensorrt.
 
     Raises:
-        UserError: for one that this onnxruntime does not have.
+        UserError: this onnxruntime does not have the provider.
     """
     available = onnxruntime.get_available_providers()
     if name == "auto":
@@ -144,7 +144,7 @@ def choose_provider(name: str, device: torch.device) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The message of onnxruntime, without its error code and its source location."""
+    """The message of onnxruntime without error code and source location."""
     if explained := explain_memory(error):
         return explained
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())

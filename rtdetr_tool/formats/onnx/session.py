@@ -32,7 +32,7 @@ _TOO_LARGE = re.compile(r"Available memory of \d+ is smaller than requested byte
 def new_session(
     model: bytes | str, options: onnxruntime.SessionOptions, providers: Sequence[Any]
 ) -> onnxruntime.InferenceSession:
-    """A session for a serialized graph or the path of a file, within the limit of memory."""
+    """A session for a serialized graph or the path of a file, within the memory limit."""
     if _limit_memory():
         options.add_session_config_entry("session.use_env_allocators", "1")
     return onnxruntime.InferenceSession(model, options, providers=list(providers), disabled_optimizers=_WRONG_FOR_FP8)
@@ -64,20 +64,20 @@ def memory_limit() -> int:
 
 
 def explain_memory(error: Exception) -> str | None:
-    """What to say about an error of a session that reached the limit; None for any other error."""
+    """The message for an error of a session that reached the limit; None for any other error."""
     found = _TOO_LARGE.search(str(error))
     if found is None:
         return None
     needed, limit = int(found.group(1)) / 1e9, memory_limit() / 1e9
     return (
-        f"the graph needs {needed:.1f} GB for one tensor, and graphs may use {limit:.1f} GB in total "
+        f"the graph needs {needed:.1f} GB for one tensor, but graphs may use {limit:.1f} GB in total "
         f"({MEMORY_SHARE:.0%} of the memory). Use a smaller batch size, unless the graph is not a detector"
     )
 
 
 @functools.cache
 def _limit_memory() -> bool:
-    """Give onnxruntime its pool, once per process; False if it cannot be limited."""
+    """Register onnxruntime's memory pool, once per process; False if it cannot be limited."""
     try:
         memory = onnxruntime.OrtMemoryInfo(
             "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
