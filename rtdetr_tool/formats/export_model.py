@@ -70,8 +70,8 @@ class ExportModel(nn.Module):
 
 
 class ExportFeatures(nn.Module):
-    """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in the export
-    of RF-DETR's package; `size` is (H, W)."""
+    """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in the
+    export of RF-DETR's package; `size` is (H, W)."""
 
     def __init__(self, detector: Detector, layout: Layout, size: tuple[int, int]) -> None:
         super().__init__()

@@ -49,6 +49,6 @@ def _check_pixels(path: str | Path, description: Mapping[str, Any], interface: G
     described, expected = description.get("normalisation"), NORMALISATION[interface.layout.normalised]
     if described in NORMALISATION.values() and described != expected:
         raise CheckpointError(
-            f"{path} should expect {described}, but an input named {interface.layout.input} expects {expected}. "
+            f"{path} was exported for {described}, but an input named {interface.layout.input} expects {expected}. "
             "The input was renamed or the description was changed; export the file again."
         )

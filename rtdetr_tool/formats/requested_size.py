@@ -9,7 +9,7 @@ from rtdetr_tool.spec import AugmentationSpec
 
 @dataclass(frozen=True)
 class RequestedSize:
-    """The input size in a command's section; a side that is None is the file's."""
+    """The input size in a command's section; None means the file's."""
 
     height: int | None = None
     width: int | None = None
@@ -19,7 +19,7 @@ class RequestedSize:
         return bool(self.height or self.width)
 
     def applied(self, augmentation: AugmentationSpec) -> AugmentationSpec:
-        """The sizes with this one for evaluation. One side alone is that of a square if images are padded to one."""
+        """The sizes with this one for evaluation. If images are padded to a square, one side is enough."""
         if not self:
             return augmentation
         height, width = augmentation.eval_spatial_size
@@ -29,7 +29,7 @@ class RequestedSize:
 
     @property
     def name(self) -> str:
-        """The fields that request it, for messages."""
+        """The fields that request the size, for messages."""
         sides = {"input_height": self.height, "input_width": self.width}
         return ", ".join(f"{self.section}.{name}" for name, side in sides.items() if side)
 

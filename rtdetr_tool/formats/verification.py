@@ -1,4 +1,4 @@
-"""Verify a file against the detector in PyTorch on real images, before it gets its name."""
+"""Verify a file against the detector in PyTorch on real images, before it is moved into place."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 4  # at least this many are compared
-DYNAMIC_BATCHES = (1, 3)  # batch sizes at which a file with a dynamic batch is compared
+PICTURES = 4  # minimum number of compared images
+DYNAMIC_BATCHES = (1, 3)  # batch sizes for a file with a dynamic batch
 
 Predict = Callable[[Tensor], Predictions]
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -44,7 +44,7 @@ class FeatureDifference:
 
 @dataclass(frozen=True)
 class Reference:
-    """A deployed detector in torch, and images [N, 3, H, W] RGB 0..1, whole batches of every size compared."""
+    """A deployed detector in PyTorch, and images [N, 3, H, W] RGB 0..1, complete batches of every compared size."""
 
     detector: Detector
     images: Tensor
@@ -69,13 +69,13 @@ class Reference:
 
 
 def build_reference(detector: Detector, dataset: DatasetSpec, size: tuple[int, int], batch: int | None) -> Reference:
-    """Images of the spec's data, or synthetic ones; `batch` None is a dynamic one."""
+    """A reference on images of the spec's data, or synthetic ones; `batch` None is dynamic."""
     batches = (batch,) if batch else DYNAMIC_BATCHES
-    count = max(batches) * -(-PICTURES // max(batches))  # whole batches
+    count = max(batches) * -(-PICTURES // max(batches))  # complete batches
     augmentation = dataset.augmentation
     source = image_source_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     if source is None:
-        logger.warning("The spec has no folder with images: comparing the graph on synthetic ones")
+        logger.warning("The spec has no folder with images; using synthetic images for the comparison")
         return Reference(detector, synthetic_images(count, size), "drawn", batches)
     images = source.load(count)
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
@@ -83,32 +83,32 @@ def build_reference(detector: Detector, dataset: DatasetSpec, size: tuple[int, i
 
 
 def verify_detections(reference: Reference, predict: Predict, tolerance: float, name: Path) -> list[Difference]:
-    """The same objects as in torch at every batch size.
+    """Check that the detections are those of PyTorch at every batch size.
 
     Raises:
-        RtdetrError: other objects, or scores and boxes that differ by more than `tolerance`.
+        RtdetrError: the objects differ, or scores and boxes differ by more than `tolerance`.
     """
     found = [compare_on(reference.images, each, reference.predict, predict, tolerance) for each in reference.batches]
     for difference in found:
         logger.info(
-            "Against torch at batch %d: %d images, %d detections, largest difference of a score %.1e, of a relative "
-            "box coordinate %.1e",
+            "Compared with PyTorch at batch %d: %d images, %d detections, largest difference of a score %.1e, of a "
+            "relative box coordinate %.1e",
             difference.batch, difference.images, difference.detections, difference.score, difference.box,
         )  # fmt: skip
         if difference.mask:
-            logger.info("  largest difference of a pixel's probability in a mask %.1e", difference.mask)
+            logger.info("  largest difference of a mask probability %.1e", difference.mask)
         if difference.ambiguous:
-            logger.info("  Skipping %d more: noise below a gray level changes them", difference.ambiguous)
+            logger.info("  Skipping %d images: noise below a gray level changes their detections", difference.ambiguous)
     wrong = [difference for difference in found if not difference.within(tolerance)]
     if any(difference.images == 0 for difference in wrong):
         raise RtdetrError(
-            f"{name} was not written: it differs from torch, and on every image compared noise below a gray level "
-            f"changes what torch finds by more than export.tolerance ({tolerance:.1e})"
+            f"{name} was not written: its detections differ from PyTorch's, and on every image noise below a gray "
+            f"level changes PyTorch's detections by more than export.tolerance ({tolerance:.1e})"
         )
     if wrong:
         worst = wrong[0]
         raise RtdetrError(
-            f"{name} was not written: the file finds other objects than torch (batch {worst.batch}: "
+            f"{name} was not written: its detections differ from PyTorch's (batch {worst.batch}: "
             f"score {worst.score:.1e}, box {worst.box:.1e}, mask {worst.mask:.1e}, {worst.unmatched} without a "
             f"counterpart; export.tolerance is {tolerance:.1e})"
         )
@@ -116,7 +116,7 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
 
 
 def verify_features(reference: Reference, features: Features, tolerance: float, name: Path) -> list[FeatureDifference]:
-    """The same maps as in torch at every batch size; RtdetrError where they differ by more than `tolerance`."""
+    """Check that feature maps are those of PyTorch at every batch size, within `tolerance`; RtdetrError otherwise."""
     differences = []
     for batch in reference.batches:
         worst = 0.0
@@ -124,18 +124,18 @@ def verify_features(reference: Reference, features: Features, tolerance: float, 
             for expected, actual in zip(reference.features(part), features(part), strict=True):
                 worst = max(worst, float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-6)))
         differences.append(FeatureDifference(batch, len(reference.images), worst))
-        logger.info("Against torch at batch %d: largest relative difference of a feature %.1e", batch, worst)
+        logger.info("Compared with PyTorch at batch %d: largest relative difference of a feature %.1e", batch, worst)
         if not worst <= tolerance:
             raise RtdetrError(
-                f"{name} was not written: its features differ from torch (batch {batch}: by {worst:.1e} of the largest "
-                f"value; export.tolerance is {tolerance:.1e})"
+                f"{name} was not written: its features differ from PyTorch's (batch {batch}: by {worst:.1e} of the "
+                f"largest value; export.tolerance is {tolerance:.1e})"
             )
     return differences
 
 
 def change_of_detections(reference: Reference, predict: Predict) -> tuple[Difference, float]:
-    """What lower precision does to detections: the largest differences, and the cost (0 = none, 1 = nothing in common)
-    that `precision` measures too, mean over the images."""
+    """The change of detections in lower precision: the largest differences, and the cost (0 = none, 1 = nothing in
+    common) as in `precision`, mean over the images."""
     batch = reference.batches[0]
     difference = compare_on(reference.images, batch, reference.predict, predict, float("inf"))
     costs = []

@@ -177,7 +177,7 @@ def test_above_the_tolerance_no_file_is_written(export, project, capsys, monkeyp
     monkeypatch.setattr("rtdetr_tool.formats.onnx.export.export_graph", with_other_weights)
     code, file = export()
     assert code == 1
-    assert "was not written: the file finds other objects than torch" in capsys.readouterr().err
+    assert "was not written: its detections differ from PyTorch's" in capsys.readouterr().err
     assert list(file.parent.iterdir()) == []
     assert project.status("export")[-1]["status"] == "FAILURE"
 

@@ -87,7 +87,7 @@ def test_a_margin_is_kept_below_the_end_of_half_precision():
     above, below = (
         audit_precision(model, [np.full((1, 3, 8, 8), value, np.float32)]).nodes["scale"] for value in (1.0, 0.5)
     )
-    assert above.reasons == ["overflow: output up to 2e+04, FP16 ends at 65504"]
+    assert above.reasons == ["overflow: output up to 2e+04, the FP16 maximum is 65504"]
     assert below.reasons == [] and below.max_abs == 20000
 
 
@@ -103,9 +103,9 @@ def test_pictures_come_from_any_iterable_once_and_in_any_batches():
 @pytest.mark.parametrize(
     ("feeds", "message"),
     [
-        ([], "got no images"),
-        ([np.zeros((1, 3, 9, 8), np.float32)], r"Calibration images are \[1, 3, 9, 8\]; the graph takes"),
-        ([np.zeros((3, 8, 8), np.float32)], r"Calibration images are \[3, 8, 8\]"),
+        ([], "requires images"),
+        ([np.zeros((1, 3, 9, 8), np.float32)], r"Calibration images have the shape \[1, 3, 9, 8\]; the graph expects"),
+        ([np.zeros((3, 8, 8), np.float32)], r"Calibration images have the shape \[3, 8, 8\]"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(feeds, message):

@@ -82,7 +82,7 @@ def test_a_group_that_does_not_run_in_fp16_is_reported_with_its_node(sampler):
 
 def test_rules_that_put_indices_into_fp16_are_warned_about(sampler):
     graph = to_mixed_fp16(sampler, None, parse_layers_precision(["*:fp16"]))
-    assert any("that compute indices, which FP16 holds up to 2048" in note for note in graph.notes)
+    assert any("that compute indices, which are exact in FP16 only up to 2048" in note for note in graph.notes)
 
 
 # Whatever reads an index
@@ -205,7 +205,7 @@ def test_a_stretch_that_does_not_run_in_fp16_stays_in_fp32(hidden_index):
     graph = to_mixed_fp16(hidden_index, audit)
     assert run_session(open_session(graph.model), None, {"inputs": ones})[0].max() == 1.0
     forced = to_mixed_fp16(hidden_index, audit, parse_layers_precision(["MatMul:fp16"]))
-    assert any("whose values do not fit: product" in note for note in forced.notes)
+    assert any("with values out of range: product" in note for note in forced.notes)
 
 
 def test_a_graph_that_does_not_run_in_fp32_names_its_node(hidden_index):

@@ -129,7 +129,7 @@ def test_the_graph_is_valid_smaller_and_near_the_fp32_graph(quantised, steady_gr
 
 def test_a_raised_operator_set_is_said(quantised, steady_graph, cached):
     assert quantised.model.opset_import[0].version == 19
-    assert quantised.notes == ["operator set raised from 17 to 19: INT8 with FP16 does not exist before"]
+    assert quantised.notes == ["converted operator set 17 to 19, which INT8 with FP16 requires"]
     full = to_int8(steady_graph, (), cache_file=cached[1], half=False)
     assert full.model.opset_import[0].version == 17 and full.notes == [] and full.casts == 0
     assert not [tensor for tensor in full.model.graph.initializer if tensor.data_type == TensorProto.FLOAT16]
@@ -162,7 +162,7 @@ def test_a_graph_of_operator_set_12_is_raised(steady_detector, half):
     graph = export_graph(ExportModel(steady_detector).eval(), (64, 96), None, 12)
     quantised = to_int8(graph, [PICTURES[:1]], half=half)
     raised, what = (19, "INT8 with FP16") if half else (13, "INT8 per channel")
-    assert quantised.notes == [f"operator set raised from 12 to {raised}: {what} does not exist before"]
+    assert quantised.notes == [f"converted operator set 12 to {raised}, which {what} requires"]
     assert quantised.model.opset_import[0].version == raised
     onnx.checker.check_model(quantised.model, full_check=True)
     assert quantised.quantized > 20
@@ -173,7 +173,7 @@ def test_a_graph_that_cannot_be_raised_is_refused(steady_graph):
     old = onnx.ModelProto()
     old.CopyFrom(steady_graph)
     old.opset_import[0].version = 12
-    with pytest.raises(UserError, match="needs ONNX operator set 19; the graph has 12 and onnx cannot raise it"):
+    with pytest.raises(UserError, match="requires ONNX operator set 19, but the graph has 12 and cannot be converted"):
         to_int8(old, [PICTURES])
 
 
@@ -287,7 +287,7 @@ def test_a_cache_of_another_graph_is_refused(steady_graph, cached):
     other.CopyFrom(steady_graph)
     weight = next(tensor for tensor in other.graph.initializer if len(tensor.dims) == 4)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(2), weight.name))
-    with pytest.raises(UserError, match=r"ranges\.json holds the INT8 ranges of another ONNX graph"):
+    with pytest.raises(UserError, match=r"ranges\.json contains the INT8 ranges of another ONNX graph"):
         to_int8(other, [PICTURES], cache_file=cached[1])
 
 
@@ -301,7 +301,7 @@ def test_a_file_that_is_no_cache_is_refused_and_stays(steady_graph, tmp_path, co
 
 
 def test_no_pictures_and_no_cache_is_refused(steady_graph, tmp_path):
-    with pytest.raises(UserError, match="INT8 got no calibration images"):
+    with pytest.raises(UserError, match="INT8 requires calibration images"):
         to_int8(steady_graph, (), cache_file=tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
 

@@ -115,11 +115,11 @@ def test_fp32_for_all_others_leaves_only_the_named_layers(steady_graph, audit):
 
 def test_overruling_an_overflow_is_said(large_norm, large_audit):
     graph = to_mixed_fp16(large_norm, large_audit, parse_layers_precision(["*:fp16"]))
-    assert any("nodes into FP16 whose values do not fit" in note for note in graph.notes)
+    assert any("nodes into FP16 with values out of range" in note for note in graph.notes)
 
 
 def test_int8_for_a_layer_of_an_fp16_graph_is_refused(steady_graph):
-    with pytest.raises(UserError, match=r"\*:int8 needs INT8 ranges"):
+    with pytest.raises(UserError, match=r"\*:int8 requires INT8 ranges"):
         to_mixed_fp16(steady_graph, None, parse_layers_precision(["*:int8"]))
 
 

@@ -56,6 +56,8 @@ def test_every_wrong_entry_is_named_at_once():
 
 def test_a_pattern_that_matches_no_layer_is_an_error_with_near_names():
     rules = parse_layers_precision(["/decoder/layer.0/Softmax:fp32", "Softmax:fp16", "*:fp16"])
-    with pytest.raises(UserError, match=r"'/decoder/layer\.0/Softmax' matches no .*near: /decoder/layers\.0/Softmax"):
+    with pytest.raises(
+        UserError, match=r"'/decoder/layer\.0/Softmax' matches no .*did you mean /decoder/layers\.0/Softmax"
+    ):
         rules.check(NODES)
     parse_layers_precision(["/decoder/*:fp32", "*:fp16"]).check(NODES)

@@ -146,7 +146,7 @@ def test_the_queries_of_every_family_must_be_those_of_a_graph_without_descriptio
 
 def test_pixels_that_do_not_go_with_the_names_of_the_graph_are_refused():
     other = {**describe(META, (64, 96)), "normalisation": NORMALISATION[True]}
-    with pytest.raises(CheckpointError, match=r"should expect RGB.*deviation 0.229"):
+    with pytest.raises(CheckpointError, match=r"was exported for RGB.*deviation 0.229"):
         resolve(recorded_in("a.onnx", other, GRAPH), read_spec(None))
 
 

@@ -220,20 +220,20 @@ def test_what_a_build_would_refuse_is_found_before_it(rtx, toy_onnx):
     for nodes, batch, wrong, words in (
         (strange, "batch", settings(), "NoSuchOperator"),
         (None, 5, settings(1), "fixed batch of 5"),
-        (None, "batch", settings(compute_capabilities=("SM1",)), "does not know SM1"),
+        (None, "batch", settings(compute_capabilities=("SM1",)), "SM1 is invalid"),
     ):
         with pytest.raises(UserError, match=words):
             rtx.check(toy_onnx(nodes, batch), wrong)
 
 
 def test_an_unknown_compute_capability_lists_the_known_ones(rtx, toy_onnx):
-    with pytest.raises(UserError, match=r"does not know SM90\. It knows SM75, SM80, SM86, SM89, SM120"):
+    with pytest.raises(UserError, match=r"SM90 is invalid; .* supports SM75, SM80, SM86, SM89, SM120"):
         rtx.build(toy_onnx(), settings(compute_capabilities=("SM89", "SM90")))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx, toy_onnx):
-    expected = r"set gen_trt_engine\.compute_capability .*SM89"
+    expected = r"gen_trt_engine\.compute_capability: required without a GPU .*SM89"
     with pytest.raises(UserError, match=expected):
         choose_backend("auto", gpu=False)
     with pytest.raises(UserError, match=expected):
@@ -317,7 +317,7 @@ def test_a_file_that_is_no_timing_cache_is_never_overwritten(content, rtx, tmp_p
     with caplog.at_level(logging.WARNING, logger="rtdetr_tool"):
         assert with_cache(path).state == "not taken"
     assert path.read_bytes() == content
-    assert f"{path} is not used and stays as it is" in caplog.text and "Delete it to start from scratch" in caplog.text
+    assert f"{path}: it is not a timing cache" in caplog.text and "Delete it to start from scratch" in caplog.text
 
 
 def test_a_timing_cache_that_cannot_be_read_is_told(rtx, tmp_path):

@@ -82,14 +82,16 @@ def test_a_corrupted_description_is_reported(tmp_path, text):
     path = tmp_path / "model.engine"
     path.write_bytes(PLAN)
     description_path(path).write_text(text)
-    with pytest.raises(CheckpointError, match=r"model\.engine\.json .*It may also be deleted"):
+    with pytest.raises(CheckpointError, match=r"model\.engine\.json .*Replace or delete it"):
         read_engine_file(path)
 
 
 def test_missing_empty_and_directory_have_different_messages(tmp_path):
     (tmp_path / "other.engine").write_bytes(PLAN)
     (tmp_path / "empty.engine").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"There is no TensorRT engine at .*holds: empty\.engine, other\.engine"):
+    with pytest.raises(
+        CheckpointError, match=r"There is no TensorRT engine at .*contains empty\.engine, other\.engine"
+    ):
         read_engine_file(tmp_path / "model.engine")
     with pytest.raises(CheckpointError, match="is empty"):
         read_engine_file(tmp_path / "empty.engine")

@@ -75,7 +75,7 @@ def test_an_engine_of_another_version_names_both(engine, built):
     plan, description = read_engine_file(engine)
     text = refused(plan, {**description, "build": {**description["build"], "version": "1.0.0.1"}})
     assert f"built by version 1.0.0.1, but TensorRT-RTX {built.report['version']} is installed" in text
-    assert "Build it again" in text and "says" in text and "\n  - " in text
+    assert "Build it again" in text and "reports" in text and "\n  - " in text
 
 
 def test_a_file_that_is_no_engine_is_told(engine, tmp_path):
@@ -94,7 +94,9 @@ def test_an_engine_cut_short_is_told_with_its_description(engine):
 
 def test_an_unknown_library_in_the_description_is_told(engine):
     plan, description = read_engine_file(engine)
-    with pytest.raises(CheckpointError, match=r"names an unknown library 'openvino'; known: tensorrt, tensorrt_rtx"):
+    with pytest.raises(
+        CheckpointError, match=r"has the unknown library 'openvino'; expected one of tensorrt, tensorrt_rtx"
+    ):
         library_for(engine, plan, {**description, "build": {"backend": "openvino"}})
 
 

@@ -1,6 +1,6 @@
-"""The precision audit: which nodes of a graph FP16 cannot carry, by range, by resolution and by score.
+"""The precision audit: find the nodes of a graph that need FP32, by range, resolution and score.
 
-FP16 ends at 65504, loses resolution below 6.1e-5 and has nothing between 0 and 6.0e-8.
+The FP16 maximum is 65504, resolution drops below 6.1e-5, and there are no values between 0 and 6.0e-8.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rtdetr_tool.formats.precision.roles import find_roles
 
 logger = logging.getLogger(__name__)
 
-MARGIN = 4.0  # other images than the calibration images reach further
+MARGIN = 4.0  # headroom for images with larger values than the calibration images
 COARSE = 2e-3  # relative error (L2) of a tensor in FP16; rounding alone gives at most 5e-4
 PICTURES_FOR_COST = 8
 TOLERATED_COST = 0.02
@@ -37,19 +37,19 @@ _SHARP = {"Log": 0, "Div": 1, "Reciprocal": 0, "Sqrt": 0}
 def audit_precision(
     model: onnx.ModelProto, feeds: Iterable[np.ndarray], pictures_for_cost: int = PICTURES_FOR_COST
 ) -> Audit:
-    """Run an FP32 graph on images [N, 3, H, W] float32 RGB 0..1 and judge each node.
+    """Run an FP32 graph on images [N, 3, H, W] float32 RGB 0..1 and check each node.
 
     All images give the ranges, one at a time; the first `pictures_for_cost` are kept to measure what groups of nodes
     cost in FP16.
 
     Raises:
-        UserError: for no images at all, or images that do not fit the graph.
+        UserError: there are no images, or they do not fit the graph.
     """
     graph = Graph(model)
     first: list[np.ndarray] = []
     ranges, count = _ranges(graph, feeds, first, pictures_for_cost)
     if not count:
-        raise UserError("The precision audit got no images; name some in gen_trt_engine.tensorrt.calibration")
+        raise UserError("The precision audit requires images; set gen_trt_engine.tensorrt.calibration")
     audit = Audit(judge(graph, ranges), count)
     _measure_costs(graph, audit, CostMeter(graph.model, first))
     return audit
@@ -58,7 +58,7 @@ def audit_precision(
 def _ranges(
     graph: Graph, feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
 ) -> tuple[dict[str, TensorRange], int]:
-    """Range of every float tensor, and the number of images; `first` is filled with the first images."""
+    """Range of every float tensor, and the number of images; the first images are added to `first`."""
     made = [name for node in graph.nodes if node.op_type not in MOVING for name in node.output if graph.is_float(name)]
     observer = Observer(graph.model, made)
     ranges = {name: TensorRange() for name in (*graph.inputs, *made) if graph.is_float(name)}
@@ -75,7 +75,7 @@ def _ranges(
 
 
 def judge(graph: Graph, ranges: dict[str, TensorRange] | None = None) -> dict[str, NodeAudit]:
-    """A row for each node that could run in FP16, with the reasons against it that need no score."""
+    """A row for each node that could run in FP16, with the reasons against it, except those of scores."""
     ranges = dict(ranges or {})
     roles = find_roles(graph)
     for tensor in graph.initializers.values():
@@ -103,7 +103,7 @@ def judge(graph: Graph, ranges: dict[str, TensorRange] | None = None) -> dict[st
 
 
 def _inherit(ranges: dict[str, TensorRange], read: list[str], made: list[str]) -> None:
-    """The outputs of a node that only moves values range as its inputs do."""
+    """Give the outputs of a node that only moves values the ranges of its inputs."""
     known = [ranges[name] for name in read if name in ranges]
     for name in made:
         if known and name not in ranges:
@@ -124,7 +124,7 @@ def _fill(row: NodeAudit, seen: list[TensorRange]) -> None:
 def _objections(
     graph: Graph, node: onnx.NodeProto, ranges: dict[str, TensorRange], read: list[str], made: list[str]
 ) -> Iterable[str]:
-    """Reasons against FP16 in a node's own figures."""
+    """Reasons against FP16 from the ranges of a node."""
     added = _added(node)
     for name in (*read, *made):
         seen = ranges.get(name)
@@ -134,7 +134,7 @@ def _objections(
         limit = LARGEST if constant else LARGEST / MARGIN
         what = "constant" if constant else "input" if name in read else "output"
         if seen.max_abs > limit:
-            yield f"overflow: {what} up to {seen.max_abs:.3g}, FP16 ends at 65504"
+            yield f"overflow: {what} up to {seen.max_abs:.3g}, the FP16 maximum is 65504"
         moved = name in added if constant else node.op_type in MOVING
         if seen.half_error > COARSE and not moved:
             yield f"resolution: {what} loses {seen.half_error:.1%} in FP16"
@@ -145,12 +145,12 @@ def _objections(
 
 
 def _added(node: onnx.NodeProto) -> list[str]:
-    """Inputs that are summands: what a constant loses there counts only against the sum."""
+    """Inputs that are summands: rounding of a constant only matters relative to the sum."""
     return list(node.input) if node.op_type in ("Add", "Sub", "Sum") else list(node.input[2:]) * (node.op_type in HEAVY)
 
 
 def _measure_costs(graph: Graph, audit: Audit, meter: CostMeter) -> None:
-    """Fill the costs; keep in FP32 what does not run in FP16, then the dearest stretches until the rest is cheap."""
+    """Fill the costs; keep in FP32 what does not run in FP16, then the costliest regions until the rest is cheap."""
     kept = {row.name for row in audit.kept}
     groups = _kept_groups(audit)
     stretches = dict(regions(graph, set(audit.nodes) - kept))
@@ -184,7 +184,7 @@ def _finite(cost: float) -> float | None:
 
 
 def _kept_groups(audit: Audit) -> dict[str, set[str]]:
-    """The nodes that stay in FP32 for other reasons than their cost, by role."""
+    """The nodes that stay in FP32 for reasons other than cost, by role."""
     groups: dict[str, set[str]] = {}
     for row in audit.kept:
         groups.setdefault(f"role: {row.role}" if row.role else "range", set()).add(row.name)
@@ -192,7 +192,7 @@ def _kept_groups(audit: Audit) -> dict[str, set[str]]:
 
 
 def regions(graph: Graph, names: set[str]) -> list[tuple[str, set[str]]]:
-    """The nodes in stretches of the graph with about equally many heavy nodes, named after their first and last one."""
+    """The nodes in consecutive regions with about equally many heavy nodes, named after their first and last node."""
     ordered = [node for node in graph.nodes if node.name in names]
     heavy = sum(node.op_type in HEAVY for node in ordered)
     size, seen = max(1, -(-heavy // REGIONS)), 0

@@ -1,4 +1,4 @@
-"""What the precision audit found: a row for each node, and the cost of each group of nodes in FP16."""
+"""Results of the precision audit: a row for each node, and the cost of each group of nodes in FP16."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass
 class NodeAudit:
-    """What the audit saw at one node; ranges are the worst of its float inputs and outputs."""
+    """Results for one node; ranges are the worst of its float inputs and outputs."""
 
     name: str
     op_type: str
     role: str | None
-    max_abs: float | None = None  # None where nothing was measured
+    max_abs: float | None = None  # None if nothing was measured
     smallest: float | None = None
     flushed_share: float | None = None
     half_error: float | None = None
@@ -26,13 +26,13 @@ class NodeAudit:
 
 @dataclass
 class GroupCost:
-    """What the detections lose when this group of nodes alone runs in FP16."""
+    """The change of the detections if only this group of nodes runs in FP16."""
 
     group: str
     nodes: int
-    cost: float | None  # None where the graph does not run
+    cost: float | None  # None if the graph does not run
     kept: bool
-    failure: str | None = None  # the node that fails, and why
+    failure: str | None = None  # the node that fails, and the reason
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Audit:
     nodes: dict[str, NodeAudit]
     pictures: int
     groups: list[GroupCost] = field(default_factory=list)
-    cost_all_half: float | None = None  # every node in FP16; None where that does not run
+    cost_all_half: float | None = None  # every node in FP16; None if that does not run
     failure_all_half: str | None = None
     cost_kept: float | None = None  # with the nodes that the audit keeps in FP32
 

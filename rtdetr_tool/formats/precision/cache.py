@@ -20,7 +20,7 @@ FORMAT = "rtdetr INT8 ranges 1"
 
 @dataclass
 class Calibration:
-    """Magnitude that INT8 covers per tensor, how it was found, and the nodes that measurement keeps out of INT8."""
+    """Magnitude that INT8 covers per tensor, the method, and the nodes excluded from INT8 by measurement."""
 
     graph_sha256: str
     method: str
@@ -32,7 +32,7 @@ class Calibration:
 
 
 def graph_hash(model: onnx.ModelProto) -> str:
-    """SHA-256 of the graph itself; metadata and documentation do not count."""
+    """SHA-256 of the graph without metadata and documentation."""
     bare = onnx.ModelProto()
     bare.graph.CopyFrom(model.graph)
     bare.graph.doc_string = ""
@@ -41,10 +41,10 @@ def graph_hash(model: onnx.ModelProto) -> str:
 
 
 def read_cache(path: str | os.PathLike[str], graph_sha256: str, tensors: Iterable[str]) -> Calibration | None:
-    """The calibration kept in `path`; None where there is no such file.
+    """The calibration in `path`; None if the file does not exist.
 
     Raises:
-        UserError: for a file that is something else, or belongs to another graph.
+        UserError: the file is not a calibration cache, or belongs to another graph.
     """
     path = Path(path)
     if not path.exists():
@@ -58,12 +58,12 @@ def read_cache(path: str | os.PathLike[str], graph_sha256: str, tensors: Iterabl
     if not sound:
         raise UserError(
             f"{path} is not a calibration cache of this tool (TensorRT's own caches do not fit Q/DQ graphs). "
-            "Remove it, or name another gen_trt_engine.tensorrt.calibration.cal_cache_file"
+            "Remove it, or set another gen_trt_engine.tensorrt.calibration.cal_cache_file"
         )
     if found.graph_sha256 != graph_sha256 or set(tensors) - set(found.ranges):
         raise UserError(
-            f"{path} holds the INT8 ranges of another ONNX graph ({found.graph_sha256[:12]}, this one is "
-            f"{graph_sha256[:12]}). Remove it to calibrate again, or name another "
+            f"{path} contains the INT8 ranges of another ONNX graph ({found.graph_sha256[:12]}, this one is "
+            f"{graph_sha256[:12]}). Remove it to calibrate again, or set another "
             "gen_trt_engine.tensorrt.calibration.cal_cache_file"
         )
     return found

@@ -57,7 +57,7 @@ def calibrated(
     cache_file: str | os.PathLike[str] | None,
     plan: Plan,
 ) -> tuple[Calibration, bool]:
-    """Ranges from the cache where there is one, else measured (and kept there); whether the cache was used."""
+    """Ranges from the cache, or measured (and stored in it); also returns whether the cache was used."""
     tensors = _activations(graph)
     sha = graph_hash(model)
     known = read_cache(cache_file, sha, tensors) if cache_file else None
@@ -87,7 +87,7 @@ def calibrated(
 def _method_costs(
     graph: Graph, meter: CostMeter, chosen: set[str], limits: Mapping[str, Mapping[str, float]], plan: Plan
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """What the ranges of each method cost, or what failed; one graph serves all, its scales are inputs."""
+    """Cost of the ranges of each method, or the failure; one graph is used for all, with scales as inputs."""
     model = place(graph, chosen, next(iter(limits.values())), plan.half, plan.formats)
     made = {tensor.name for tensor in model.graph.initializer}
     scales = {
@@ -113,7 +113,7 @@ def _method_costs(
 
 
 def _activations(graph: Graph) -> list[str]:
-    """Every tensor that may get Q/DQ, whatever nodes are chosen."""
+    """Every tensor that may get Q/DQ nodes."""
     candidates = quantizable(graph)
     names = [target.activation for target in candidates.values()]
     residual = residual_inputs(graph, candidates).items()

@@ -1,4 +1,4 @@
-"""Writing a choice of precision per node into a graph: FP16 weights, and casts where FP16 and FP32 regions meet."""
+"""Write the precision of each node into a graph: FP16 weights, and casts where FP16 and FP32 regions meet."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class CastGraph:
     casts: int
 
 
-# Which nodes
+# Selecting nodes
 
 
 def half_nodes(graph: Graph, kept: Collection[str]) -> set[str]:
-    """Names of the nodes to run in FP16 when `kept` must not.
+    """Names of the nodes to run in FP16 if `kept` stay in FP32.
 
-    Nodes that only move values go with their neighbours, and FP16 islands without a heavy node stay in FP32: both spare
-    casts and cost nothing. Q nodes go with the node before them, DQ nodes with those after them, so that no cast stands
-    between a DQ node and what it is fused with.
+    Nodes that only move values get the precision of their neighbors, and FP16 islands without a heavy node stay in
+    FP32: both save casts at no cost. Q nodes follow the node before them, DQ nodes those after them, so that there is
+    no cast between a DQ node and the node with which it is fused.
     """
     able = {node.name for node in graph.nodes if any(graph.half_slots(node))}
     half = able - set(kept)
@@ -45,7 +45,7 @@ def half_nodes(graph: Graph, kept: Collection[str]) -> set[str]:
 
 
 def _follow(graph: Graph, half: set[str], following: set[str]) -> None:
-    """Let each follower run as its makers do; then, from the end, as all its readers do."""
+    """Give each follower the precision of its producers; then, from the end, that of its readers if all agree."""
     for node in graph.nodes:
         if node.name not in following or node.op_type == DEQUANTIZE:
             continue
@@ -82,14 +82,13 @@ def _islands(graph: Graph, half: set[str]) -> list[set[str]]:
     return islands
 
 
-# Writing them
+# Writing
 
 
 def write_half(graph: Graph, half: Collection[str]) -> CastGraph:
-    """The model with the nodes `half` in FP16; graph inputs and outputs keep type and name. `graph` stays as it is.
+    """The model with the nodes `half` in FP16; graph inputs and outputs keep type and name. `graph` is not changed.
 
-    A tensor is cast once, right after its maker, however many nodes read the other form. Weights are stored in the form
-    that is read.
+    A tensor is cast once, right after its producer, for all readers. Weights are stored in the precision that is read.
     """
     result = onnx.ModelProto()
     result.CopyFrom(graph.model)
@@ -106,14 +105,14 @@ def write_half(graph: Graph, half: Collection[str]) -> CastGraph:
 
 
 class _Writer:
-    """The names of each tensor's two forms, and which of them are read."""
+    """The names of each tensor in FP16 and FP32, and which of them are read."""
 
     def __init__(self, graph: Graph, half: set[str]) -> None:
         self.graph, self.half = graph, half
         self.made_half = {
             graph.by_name[name].output[slot] for name in half for slot in graph.half_slots(graph.by_name[name])[1]
         }
-        # These keep their name in FP32, because it is known outside the graph or inside a subgraph.
+        # These keep their name in FP32, because it is used outside of the graph or in a subgraph.
         self.public = set(graph.outputs) | {n for node in graph.nodes if holds_graph(node) for n in captured(node)}
         self.read: set[str] = set(self.public)
 
@@ -124,7 +123,7 @@ class _Writer:
         return name + "/half" if is_half else name
 
     def rewritten(self, original: NodeProto) -> NodeProto:
-        """A copy that reads and writes the forms its precision needs."""
+        """A copy of the node that reads and writes tensors of its precision."""
         node = NodeProto()
         node.CopyFrom(original)
         slots = self.graph.half_slots(original)[0] if original.name in self.half else []
@@ -138,7 +137,7 @@ class _Writer:
         return node
 
     def cast_of(self, name: str) -> list[NodeProto]:
-        """The cast from the form in which a tensor is made to the other one, if that is read."""
+        """The cast of a tensor to the other precision, if that is read."""
         if not self.graph.is_float(name) or name in self.graph.initializers:
             return []
         is_half = name in self.made_half
@@ -148,7 +147,7 @@ class _Writer:
         return [helper.make_node("Cast", [source], [target], name=CAST_PREFIX + target, to=FLOAT if is_half else HALF)]
 
     def store_weights(self, result: onnx.GraphProto) -> None:
-        """Keep FP32 weights that are read as such, add the FP16 ones."""
+        """Keep FP32 weights that are read in FP32, and add FP16 weights."""
         halves = [n for n in self.graph.initializers if self.graph.is_float(n) and self.form(n, True) in self.read]
         unread = {name for name in halves if name not in self.read}
         kept = [tensor for tensor in result.initializer if tensor.name not in unread]

@@ -1,4 +1,4 @@
-"""What lower precision costs: how far a graph's detections move from those of the FP32 graph."""
+"""The cost of lower precision: how much a graph's detections differ from those of the FP32 graph."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SMALLEST_SCORE = 0.05
 
 
 class CostMeter:
-    """Compares graphs with the FP32 graph on some images, which it holds in memory.
+    """Compares graphs with the FP32 graph on some images, which are kept in memory.
 
-    The cost is in 0..1: 0 for equal detections, 1 for none in common. It is the share by which scores and overlaps of
-    the detections change, seen as sets, weighted by score; TopK may order queries as it likes. Graphs that are no
-    detector's are compared by the relative difference of their outputs.
+    The cost is in 0..1: 0 for equal detections, 1 for none in common. It is the change of scores and overlaps of the
+    detections, compared as sets and weighted by score, so the order of queries does not matter. Graphs that are not
+    detectors are compared by the relative difference of their outputs.
     """
 
     def __init__(self, model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> None:
@@ -32,18 +32,18 @@ class CostMeter:
         self.reference = self._run(open_session(model), {})
 
     def cost(self, model: onnx.ModelProto) -> float:
-        """Mean over the images; FP16 parts of `model` are computed as a GPU would."""
+        """Mean over the images; FP16 parts of `model` are computed as on a GPU."""
         return self.measure(open_session(emulate_half(model)))
 
     def measure(self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None) -> float:
-        """The cost of an opened graph; `others` are values of further inputs."""
+        """The cost of an opened graph; `others` are values of additional inputs."""
         pairs = zip(self.reference, self._run(session, others or {}), strict=True)
         return float(np.mean([output_difference(before, after) for before, after in pairs]))
 
     def attempt(
         self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None
     ) -> tuple[float, str | None]:
-        """`measure`, or an infinite cost and what failed where the graph does not run in this precision."""
+        """`measure`, or an infinite cost and the failure if the graph does not run in this precision."""
         try:
             return self.measure(session, others), None
         except RunFailed as failed:
@@ -57,7 +57,7 @@ class CostMeter:
 
 
 def output_difference(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> float:
-    """0..1 for two results of one batch."""
+    """Difference (0..1) of two results of one batch."""
     for layout in LAYOUTS.values():
         logits, boxes = layout.outputs["logits"], layout.outputs["boxes"]
         if logits not in before or boxes not in before:
@@ -88,7 +88,7 @@ def detections(logits: np.ndarray, boxes: np.ndarray) -> DetectionArrays:
 
 
 def detection_difference(one: DetectionArrays, other: DetectionArrays) -> float:
-    """Each detection against its best counterpart of the same class in the other set, in both directions."""
+    """Compare each detection with its best counterpart of the same class in the other set, in both directions."""
     if not len(one[0]) and not len(other[0]):
         return 0.0
     if not len(one[0]) or not len(other[0]):

@@ -1,6 +1,6 @@
-"""One FP32 graph in which the rounding of FP16 can be switched on per group of nodes.
+"""An FP32 graph in which FP16 rounding can be switched on per group of nodes.
 
-What a group costs in FP16 is measured with it: a session is opened once, not once per group.
+It measures the cost of each group in FP16 with one session instead of one per group.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class GatedGraph:
     """The model with one boolean input per group; `feed` gives those inputs their values.
 
     Every node of an open group computes as in FP16: inputs, weights and results are rounded. Nodes that only
-    move values pass on what they get.
+    move values do not round.
     """
 
     def __init__(self, graph: Graph, groups: Mapping[str, set[str]]) -> None:
@@ -44,7 +44,7 @@ class GatedGraph:
         self.model.graph.input.extend(gates)
 
     def feed(self, *open_groups: str) -> dict[str, np.ndarray]:
-        """Values of the gates when these groups run in FP16."""
+        """Values of the gates if these groups run in FP16."""
         return {_gate(index): np.array(name in open_groups) for index, name in enumerate(self.groups)}
 
     def _add(self, original: NodeProto) -> None:
@@ -67,7 +67,7 @@ class GatedGraph:
             self._choose(name, original.output[slot], group)
 
     def _round(self, name: str, group: int) -> str:
-        """The tensor as this group reads it."""
+        """The tensor as read by this group."""
         if (name, group) not in self._rounded:
             self._rounded[name, group] = f"{name}/read {group}"
             self._choose(name, self._rounded[name, group], group)

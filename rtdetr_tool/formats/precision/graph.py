@@ -1,4 +1,4 @@
-"""An ONNX graph with what is needed to change it: makers and readers of each tensor, element types, node names."""
+"""An editable ONNX graph: producer and readers of each tensor, element types, node names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.onnx.file import fits_one_file
 from rtdetr_tool.formats.onnx.half_emulation import FLOAT, element_types, holds_graph
 
-# Nodes with most of the work; TensorRT fuses their neighbours into them.
+# Nodes with most of the work; TensorRT fuses their neighbors into them.
 HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
-# Nodes whose output type an attribute fixes: left as they are.
+# Nodes with an output type set by an attribute, which are not changed.
 # fmt: off
 FIXED = frozenset({
     "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform",
@@ -27,9 +27,9 @@ FIXED = frozenset({
 
 
 class Graph:
-    """A private copy of a model: `Constant` nodes are initializers, every node has a name of its own.
+    """A copy of a model in which `Constant` nodes are initializers and every node has a unique name.
 
-    Local functions are written out. `types` holds the element type of every tensor that shape inference knows.
+    Local functions are inlined. `types` has the element type of every tensor, as far as shape inference determines it.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -51,7 +51,7 @@ class Graph:
         return list(self.graph.node)
 
     def index(self) -> None:
-        """Read who makes and who reads each tensor; again after nodes were changed."""
+        """Index producer and readers of each tensor; call it again after changing nodes."""
         self.by_name = {node.name: node for node in self.graph.node}
         self.producer: dict[str, NodeProto] = {out: node for node in self.graph.node for out in node.output if out}
         self.readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
@@ -68,7 +68,7 @@ class Graph:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def sources(self, node: NodeProto) -> list[NodeProto]:
-        """The nodes that make this node's inputs."""
+        """The nodes that produce this node's inputs."""
         return [self.producer[name] for name in node.input if name in self.producer]
 
     def targets(self, node: NodeProto) -> list[NodeProto]:
@@ -76,7 +76,7 @@ class Graph:
         return [reader for name in node.output for reader, _ in self.readers.get(name, ())]
 
     def half_slots(self, node: NodeProto) -> tuple[list[int], list[int]]:
-        """Which float32 inputs and outputs of a node are float16 when it runs in FP16; ([], []) where it cannot."""
+        """The float32 inputs and outputs of a node that are float16 if it runs in FP16; ([], []) if it cannot."""
         if node.op_type in FIXED or holds_graph(node) or not onnx.defs.has(node.op_type, node.domain):
             return [], []
         try:
@@ -120,19 +120,19 @@ def _scalar_constant(node: NodeProto) -> np.ndarray | None:
 def check_size(model: onnx.ModelProto) -> None:
     if not fits_one_file(model):
         raise UserError(
-            "The ONNX graph holds more than 2 GiB of weights; FP16 and INT8 graphs can be made of at most that. "
+            "The ONNX graph has more than 2 GiB of weights, the limit for FP16 and INT8 graphs. "
             "Set gen_trt_engine.tensorrt.data_type to FP32"
         )
 
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
-    """Version of an operator set that the model imports; 1 where it does not import it."""
+    """Version of an operator set that the model imports; 1 if it does not import it."""
     same = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
     return max((entry.version for entry in model.opset_import if entry.domain in same), default=1)
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
-    """Give nodes without a name, or with one that is taken, `<operator>_<position>`."""
+    """Name nodes without a unique name `<operator>_<position>`."""
     taken = {node.name for node in graph.node}
     seen: set[str] = set()
     for position, node in enumerate(graph.node):
@@ -146,7 +146,7 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def captured(node: NodeProto) -> set[str]:
-    """Outer tensors that the graphs inside a node read."""
+    """Outer tensors that the subgraphs of a node read."""
     names: set[str] = set()
     for attribute in node.attribute:
         for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
@@ -170,7 +170,7 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
 
 
 def backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], bool]) -> list[NodeProto]:
-    """Nodes with float outputs on the way back from some tensors, up to and without those where `stop` holds."""
+    """Upstream nodes of some tensors with float outputs, up to and without those for which `stop` is true."""
     found: dict[str, NodeProto] = {}
     stack = [name for name in tensors if name]
     while stack:

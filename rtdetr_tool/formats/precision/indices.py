@@ -1,6 +1,6 @@
-"""Where a graph computes indices and conditions in floating point.
+"""Find nodes that compute indices and conditions in floating point.
 
-FP16 holds every integer up to 2048 only. Beyond that an index names another element, or one that does not exist.
+FP16 represents all integers only up to 2048. Larger indices refer to another element, or to one that does not exist.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ INTEGERS = frozenset({
     TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
     TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
 })
-# Integer outputs that depend on no value, that are the values in other units, or that have a role of their own (TopK).
+# Integer outputs that do not depend on values, are values in other units, or have a separate role (TopK).
 _NO_DECISION = frozenset({"Shape", "Size", "QuantizeLinear", "DynamicQuantizeLinear", "TopK"})
-# Arithmetic that makes integers of integers.
+# Arithmetic whose result is an integer for integer inputs.
 _CLOSED = frozenset({"Add", "Sub", "Mul", "Sum", "Mod", "Sign", "ReduceSum", "CumSum"}) | MOVING
 # fmt: on
 _ROUNDING = frozenset({"Floor", "Ceil", "Round"})
@@ -31,11 +31,11 @@ _GATHERS = frozenset({"Gather", "GatherElements", "GatherND"})
 
 
 def index_nodes(graph: Graph, stop: Stop) -> list[NodeProto]:
-    """Every node on the way to an index, a size or a condition, and every node that computes with whole numbers.
+    """Every node upstream of an index, a size or a condition, and every node that computes with whole numbers.
 
-    Found by tracing back from the nodes that turn floating point into integers or booleans, whatever reads those, up to
-    the layers where `stop` holds; forwards from whole numbers as far as they stay whole. A node that reads such a
-    tensor belongs to it too: the fraction `x - floor(x)` needs both in full.
+    Traces back from the nodes that convert floating point to integers or booleans up to the layers for which `stop` is
+    true, and forward from whole numbers as long as they remain whole. Nodes that read such a tensor are included: the
+    fraction `x - floor(x)` needs both in full precision.
     """
     deciding = [node for node in graph.nodes if decides(graph, node)]
     positions = [
@@ -60,7 +60,7 @@ def index_nodes(graph: Graph, stop: Stop) -> list[NodeProto]:
 
 
 def decides(graph: Graph, node: NodeProto) -> bool:
-    """Whether a node makes integers or booleans that are read out of floating-point values."""
+    """Whether a node converts floating-point values to integers or booleans that are read."""
     if node.op_type in _NO_DECISION or not any(graph.is_float(name) for name in node.input):
         return False
     made = [name for name in node.output if graph.types.get(name) in INTEGERS | {TensorProto.BOOL}]
@@ -68,7 +68,7 @@ def decides(graph: Graph, node: NodeProto) -> bool:
 
 
 def gathers_by_position(graph: Graph) -> list[NodeProto]:
-    """Nodes that take elements of a computed tensor at computed positions: sampling without `GridSample`."""
+    """Nodes that gather elements of a computed tensor at computed positions: sampling without `GridSample`."""
     return [
         node
         for node in graph.nodes
@@ -78,7 +78,7 @@ def gathers_by_position(graph: Graph) -> list[NodeProto]:
 
 
 def _comes_from_floats(graph: Graph, index: str) -> bool:
-    """Whether an index tensor is cast from floating point; those of `TopK` and the like are not."""
+    """Whether an index tensor is cast from floating point, unlike those of `TopK` and similar nodes."""
     seen, stack = set(), [index]
     while stack:
         node = graph.producer.get(stack.pop())

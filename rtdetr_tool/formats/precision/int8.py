@@ -1,7 +1,7 @@
 """INT8 graphs: Q/DQ nodes around convolutions and linear layers, the rest in FP16 as the audit allows.
 
-Ranges come from histograms over calibration images. How their tails are cut (maximum, percentiles, entropy, squared
-error) is chosen by what each way costs on some of the images, and stretches of the graph that cost too much stay out.
+Ranges come from histograms over calibration images. The method of clipping their tails (maximum, percentiles, entropy,
+squared error) is the one with the lowest cost on some of the images, and regions that cost too much are excluded.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def to_int8(
     audit: Audit | None = None,
     half: bool = True,
 ) -> PrecisionGraph:
-    """The graph with Q/DQ nodes; what is not INT8 runs in FP16 where the audit allows it (`half`), else in FP32.
+    """The graph with Q/DQ nodes; other nodes run in FP16 where the audit allows it (`half`), else in FP32.
 
-    `feeds` are images [N, 3, H, W] float32 RGB 0..1; they are not read when `cache_file` exists and fits the graph.
-    INT8 needs operator set 13, mixed with FP16 19: an older graph is raised to it, which `notes` records.
+    `feeds` are images [N, 3, H, W] float32 RGB 0..1; they are not read if `cache_file` exists and fits the graph.
+    INT8 requires operator set 13, with FP16 19; an older graph is converted, which `notes` records.
 
     Raises:
-        UserError: for no images, rules that match nothing, a cache of another graph, a graph that cannot be raised.
+        UserError: no images, rules without a match, a cache of another graph, or a graph that cannot be converted.
     """
     needed, what = (OPSET_OF_HALF_SCALES, "INT8 with FP16") if half else (INT8.opset, "INT8 per channel")
     graph, notes = at_opset(model, needed, what)
@@ -76,7 +76,7 @@ def _requested(rules: LayerRules, graph: Graph, name: str) -> bool:
 
 
 def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tuple[set[str], dict[str, str]]:
-    """The nodes to quantize, and why others that could be are not."""
+    """The nodes to quantize, and the reasons for those that are excluded."""
     chosen, spared = set(), {}
     for name, target in quantizable(graph).items():
         rule = rules.match(name, target.node.op_type)
@@ -91,8 +91,8 @@ def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tupl
         if wanted and not chosen & {node.name for node in wanted}:
             raise UserError(
                 f"gen_trt_engine.tensorrt.layers_precision: '{rule}' matches no layer that can run in INT8; "
-                "convolutions and products with a constant matrix can"
+                "expected convolutions or products with a constant matrix"
             )
     if not chosen:
-        raise UserError("INT8: no convolution or linear layer with constant weights is left to quantize in this graph")
+        raise UserError("INT8: this graph has no convolution or linear layer with constant weights to quantize")
     return chosen, spared

@@ -1,4 +1,4 @@
-"""How large and how small the values of a tensor are, and what FP16 makes of them."""
+"""Range of the values of a tensor, and their rounding errors in FP16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 LARGEST = 65504.0  # of FP16
-SMALLEST_NORMAL = 2.0**-14  # full resolution down to here; nothing between 0 and 2^-24
+SMALLEST_NORMAL = 2.0**-14  # full resolution down to here; no values between 0 and 2^-24
 
 
 @dataclass
@@ -16,12 +16,12 @@ class TensorRange:
     """Magnitudes of a tensor over all images; the first five figures are of finite values only."""
 
     max_abs: float = 0.0
-    smallest: float = float("inf")  # magnitude above zero
+    smallest: float = float("inf")  # smallest nonzero magnitude
     values: int = 0
     flushed: int = 0  # not zero, but zero in FP16
     squares: float = 0.0
-    error_squares: float = 0.0  # of rounding to FP16, overflow not counted
-    non_finite: int = 0  # in FP32 already
+    error_squares: float = 0.0  # of rounding to FP16, without overflow
+    non_finite: int = 0  # infinite or NaN in FP32 already
 
     def add(self, value: np.ndarray) -> None:
         given = torch.from_numpy(np.array(value, np.float32)).flatten()

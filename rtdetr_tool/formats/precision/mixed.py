@@ -1,4 +1,4 @@
-"""FP16 graphs: everything in FP16 but what the audit and the user keep."""
+"""FP16 graphs: all nodes in FP16 except those kept in FP32 by the audit or the user."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def to_mixed_fp16(
 ) -> PrecisionGraph:
     """The graph with FP16 nodes, FP32 nodes and casts between them; float32 inputs and outputs, as before.
 
-    Without an audit the operators' roles and the constants decide alone: what overflows only on images is not seen.
+    Without an audit, only roles and constants decide: overflow of activations is not detected.
 
     Raises:
-        UserError: for rules that match no node, or ask for INT8.
+        UserError: rules match no node, or request INT8.
     """
     rules = rules or LayerRules()
     eight = [str(rule) for rule in rules.rules if rule.precision == "int8"]
     if eight:
         raise UserError(
-            f"gen_trt_engine.tensorrt.layers_precision: {', '.join(eight)} needs INT8 ranges; "
-            "set gen_trt_engine.tensorrt.data_type to INT8 and name calibration images"
+            f"gen_trt_engine.tensorrt.layers_precision: {', '.join(eight)} requires INT8 ranges; "
+            "set gen_trt_engine.tensorrt.data_type to INT8 and provide calibration images"
         )
     graph = Graph(model)
     rows = judge(graph) if audit is None else audit.nodes
@@ -36,7 +36,7 @@ def to_mixed_fp16(
     half = half_nodes(graph, reasons)
     written = write_half(graph, half)
     if audit is not None and audit.cost_kept is not None and audit.cost_kept > TOLERATED_COST:
-        notes.append(f"FP16 still moves the detections on calibration images by {audit.cost_kept:.1%}")
+        notes.append(f"FP16 still changes the detections on calibration images by {audit.cost_kept:.1%}")
     return PrecisionGraph(
         written.model, kept_nodes(graph, rows, half, reasons), len(half & set(rows)), written.casts, notes=notes
     )

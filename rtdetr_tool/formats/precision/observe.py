@@ -1,4 +1,4 @@
-"""Running a graph on calibration images and looking at the tensors inside it."""
+"""Run a graph on calibration images and observe its tensors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rtdetr_tool.formats.onnx.session import explain_memory, new_session, plain_
 from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.messages import first_line
 
-MEMORY = 1 << 30  # bytes of tensors of one image that are looked at in one run
+MEMORY = 1 << 30  # bytes of tensors of one image that are observed in one run
 
 
 def scoring_options() -> onnxruntime.SessionOptions:
-    """Session options under which a CPU executes Q/DQ nodes as they stand.
+    """Session options with which a CPU executes Q/DQ nodes literally.
 
-    onnxruntime's fused integer kernels for CPUs round and saturate in their own way, TensorRT's do not. FP16 graphs
-    need `emulate_half` besides; no option makes them honest.
+    onnxruntime's fused integer kernels for CPUs round and saturate differently than TensorRT's. FP16 graphs also need
+    `emulate_half`, because there is no option for them.
     """
     return plain_options()
 
@@ -34,16 +34,16 @@ def open_session(model: onnx.ModelProto, optimize: bool = True) -> onnxruntime.I
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_ENABLE_BASIC
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # errors come back as exceptions
+    options.log_severity_level = 4  # errors are raised as exceptions
     try:
         return new_session(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own classes, one per status code
+    except Exception as error:  # onnxruntime raises one class per status code
         reason = explain_memory(error) or first_line(error)
         raise UserError(f"onnxruntime cannot load the graph: {reason}") from error
 
 
 class RunFailed(UserError):
-    """A graph that onnxruntime has loaded stopped at one of its nodes."""
+    """A loaded graph failed at one of its nodes."""
 
 
 def run_session(
@@ -52,17 +52,17 @@ def run_session(
     """The outputs `names` of an opened graph.
 
     Raises:
-        RunFailed: naming the node that cannot be computed.
+        RunFailed: a node cannot be computed; the message names it.
     """
     try:
         outputs: list[np.ndarray] = session.run(names, dict(inputs))
         return outputs
-    except Exception as error:  # onnxruntime raises its own classes, one per status code
+    except Exception as error:  # onnxruntime raises one class per status code
         raise RunFailed(failed_node(error)) from error
 
 
 def failed_node(error: Exception) -> str:
-    """What failed where, of onnxruntime's error: operator, node and reason without the place in its source."""
+    """Operator, node and reason from onnxruntime's error, without the source location."""
     found = re.search(r"running (\S+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
     if found is None:
         return first_line(error)
@@ -74,20 +74,20 @@ def failed_node(error: Exception) -> str:
 
 
 def picture_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
-    """Name and shape (None where dynamic) of the graph's one input of images [B, 3, H, W]."""
+    """Name and shape (None for dynamic axes) of the graph's only input, images [B, 3, H, W]."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != FLOAT:
         names = ", ".join(value.name for value in inputs) or "none"
-        raise UserError(f"The graph has the inputs {names}; exactly one is expected: float32 images [B, 3, H, W]")
+        raise UserError(f"The graph has the inputs {names}; expected exactly one, float32 images [B, 3, H, W]")
     dims = inputs[0].type.tensor_type.shape.dim
     return inputs[0].name, [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
 
 
 def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[np.ndarray]:
-    """Images [N, 3, H, W] in the batch size of the graph: one by one where it is dynamic.
+    """Images [N, 3, H, W] in the batch size of the graph; one by one if it is dynamic.
 
-    The last batch of a static graph is filled up with its own images.
+    The last batch of a static graph is padded with its own images.
     """
     _, shape = picture_input(model)
     batch, waiting = shape[0] or 1, []
@@ -95,7 +95,7 @@ def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[n
         feed = np.asarray(feed, np.float32)
         wrong = feed.ndim != 4 or any(s not in (None, n) for s, n in zip(shape[1:], feed.shape[1:], strict=False))
         if wrong:
-            raise UserError(f"Calibration images are {list(feed.shape)}; the graph takes {shape}")
+            raise UserError(f"Calibration images have the shape {list(feed.shape)}; the graph expects {shape}")
         for image in feed:
             waiting.append(image)
             if len(waiting) == batch:
@@ -106,7 +106,7 @@ def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[n
 
 
 class Observer:
-    """Yields named tensors of a graph for each image, in several runs where one would take too much memory."""
+    """Yields named tensors of a graph for each image, in several runs if one would need too much memory."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], memory: int = MEMORY) -> None:
         self.model = model
@@ -132,7 +132,7 @@ def exposing(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 
 
 def _parts(model: onnx.ModelProto, tensors: Sequence[str], memory: int) -> list[list[str]]:
-    """The tensors in groups of at most `memory` bytes, as far as shape inference knows their sizes."""
+    """The tensors in groups of at most `memory` bytes, as far as shape inference determines their sizes."""
     sizes = _sizes(model)
     parts: list[list[str]] = [[]]
     used = 0
@@ -147,7 +147,7 @@ def _parts(model: onnx.ModelProto, tensors: Sequence[str], memory: int) -> list[
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of each float tensor of known shape, for one image where the batch is dynamic."""
+    """Bytes of each float tensor of known shape, for one image if the batch is dynamic."""
     single = onnx.ModelProto()
     single.CopyFrom(model)
     for value in single.graph.input:

@@ -83,9 +83,9 @@ def place(
     half: bool = False,
     formats: Mapping[str, NodeFormats] | None = None,
 ) -> onnx.ModelProto:
-    """The model with Q/DQ around the nodes `chosen`; `limits` are magnitudes covered per activation.
+    """The model with Q/DQ nodes around the nodes `chosen`; `limits` are magnitudes covered per activation.
 
-    With `half` the scales are such that FP16 holds them exactly. Nodes without `formats` are INT8.
+    With `half`, scales are rounded to values that are exact in FP16. Nodes without `formats` are INT8.
     """
     writer = _Writer(graph, limits, half)
     candidates = quantizable(graph)
@@ -132,7 +132,7 @@ def scale_of(limit: float | np.ndarray, half: bool, number_format: NumberFormat 
 
 
 class _Writer:
-    """Makes each pair of Q and DQ once."""
+    """Creates each pair of Q and DQ nodes once."""
 
     def __init__(self, graph: Graph, limits: Mapping[str, float], half: bool) -> None:
         self.graph, self.limits, self.half = graph, limits, half

@@ -1,4 +1,4 @@
-"""The range that INT8 covers for each activation: histograms over calibration images, and ways to cut their tails."""
+"""INT8 ranges of activations: histograms over calibration images, and methods to clip their tails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVELS = 127  # positive values of symmetric INT8
 
 
 class Histogram:
-    """Counts of magnitudes in `BINS` equal bins from 0 to `limit`; the limit doubles when a value lies above it."""
+    """Counts of magnitudes in `BINS` equal bins from 0 to `limit`; the limit doubles when a value exceeds it."""
 
     def __init__(self) -> None:
         self.limit, self.max_abs = 0.0, 0.0
@@ -71,7 +71,7 @@ def by_squared_error(histogram: Histogram) -> float:
 def by_entropy(histogram: Histogram) -> float:
     """The range whose quantized distribution keeps most information (Kullback-Leibler divergence)."""
     counts = histogram.counts.astype(np.float64)
-    counts[0] = counts[1]  # exact zeros do not inform about the range
+    counts[0] = counts[1]  # exact zeros do not matter for the range
     best, found = np.inf, BINS
     for bins in range(LEVELS + 1, BINS + 1, 8):
         original = counts[:bins].copy()
@@ -83,7 +83,7 @@ def by_entropy(histogram: Histogram) -> float:
 
 
 def _divergence(original: np.ndarray, inside: np.ndarray) -> float:
-    """Of `original` (clipped values in its last bin) from `inside` merged into 128 levels and spread out again."""
+    """KL divergence of `original` (clipped values in its last bin) and `inside` merged into 128 levels and expanded."""
     level = np.arange(len(inside)) * (LEVELS + 1) // len(inside)
     filled = inside > 0
     total = np.bincount(level, inside, LEVELS + 1)
@@ -108,7 +108,7 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 def collect(
     model: onnx.ModelProto, tensors: Iterable[str], feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
 ) -> tuple[dict[str, Histogram], int]:
-    """A histogram per tensor, one image at a time, and the number of images; `first` gets the first `wanted`."""
+    """A histogram per tensor, and the number of images; the first `wanted` images are added to `first`."""
     names = list(tensors)
     observer = Observer(model, [name for name in names if name != _input(model)])
     histograms = {name: Histogram() for name in names}
@@ -122,7 +122,7 @@ def collect(
         for name, value in observer.observe(image):
             histograms[name].add(value)
     if not count:
-        raise UserError("INT8 got no calibration images; name gen_trt_engine.tensorrt.calibration.cal_image_dir")
+        raise UserError("INT8 requires calibration images; set gen_trt_engine.tensorrt.calibration.cal_image_dir")
     return histograms, count
 
 

@@ -1,4 +1,4 @@
-"""What the precision work hands over: the graph and an account of it."""
+"""A mixed-precision graph and its report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rtdetr_tool.formats.precision.rules import LayerRules
 
 @dataclass(frozen=True)
 class KeptNode:
-    """A node in a higher precision than requested, and why; figures are None without images."""
+    """A node in a higher precision than requested, and the reason; numbers are None without images."""
 
     name: str
     op_type: str
@@ -36,7 +36,7 @@ class PrecisionGraph:
     converted: int  # nodes in FP16
     casts: int
     quantized: int = 0  # nodes in INT8
-    notes: list[str] = field(default_factory=list)  # to be shown to the user
+    notes: list[str] = field(default_factory=list)  # messages for the user
     calibration: dict[str, Any] | None = None  # method, costs, images of INT8
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,9 +53,9 @@ class PrecisionGraph:
 
 
 def apply_rules(graph: Graph, rows: Mapping[str, NodeAudit], rules: LayerRules) -> tuple[dict[str, str], list[str]]:
-    """Why each node stays in FP32, by name, after the user's rules; and notes about rules that are risky.
+    """The reasons for nodes in FP32 by name, after applying the user's rules, and notes about risky rules.
 
-    fp32 adds to what the audit found, fp16 and int8 overrule it, int32 does not apply to a floating-point node.
+    fp32 adds to the audit, fp16 and int8 override it, int32 does not apply to floating-point nodes.
     """
     rules.check((node.name, node.op_type) for node in graph.nodes)
     reasons, overruled, indices = {}, [], []
@@ -71,7 +71,10 @@ def apply_rules(graph: Graph, rows: Mapping[str, NodeAudit], rules: LayerRules) 
         elif row.reasons:
             reasons[name] = "; ".join(row.reasons)
     notes = []
-    risks = {"whose values do not fit": overruled, "that compute indices, which FP16 holds up to 2048": indices}
+    risks = {
+        "with values out of range": overruled,
+        "that compute indices, which are exact in FP16 only up to 2048": indices,
+    }
     for what, names in risks.items():
         if names:
             some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
@@ -87,7 +90,7 @@ def kept_nodes(
     for node in graph.nodes:
         row = rows.get(node.name)
         if row is not None and node.name not in half:
-            why = reasons.get(node.name, "between nodes in FP32: spares casts")
+            why = reasons.get(node.name, "between nodes in FP32: saves casts")
             figures = row.max_abs, row.smallest, row.flushed_share, row.half_error
             kept.append(KeptNode(node.name, node.op_type, "fp32", why, *figures))
     return kept

@@ -1,12 +1,12 @@
-"""What a node does in a detection transformer, read from the graph's structure.
+"""The roles of nodes in a detection transformer, derived from the graph's structure.
 
-Names are not looked at, so graphs of other exporters work too.
+Names are not used, so graphs of other exporters work too.
 
-coordinates     box refinement and sampling positions: what lies between the last linear layer and a box or a grid
+coordinates     box refinement and sampling positions: nodes between the last linear layer and a box or a grid
 sampling        GridSample, or gathering at computed positions, and the weighted sum of the samples
-selection       class scores that decide which tokens become queries, up to TopK
-index           what becomes an index, a size or a condition, and arithmetic with whole numbers
-normalisation   layer norms, as one operator or spelled out
+selection       class scores that select the tokens for queries, up to TopK
+index           everything that becomes an index, a size or a condition, and arithmetic with whole numbers
+normalisation   layer norms, as one operator or decomposed
 softmax         attention weights
 position        sine and cosine encodings
 """
@@ -37,7 +37,7 @@ _WEIGHTED_SUM = frozenset({
 
 
 def find_roles(graph: Graph) -> dict[str, str]:
-    """Role of each node that has one, by node name. A node of several roles has the first of `ROLES`."""
+    """Role of each node that has one, by node name. A node with several roles has the first of `ROLES`."""
     found: dict[str, str] = {}
     searches = (_coordinates, _sampling, _selection, _indices, _norms, _softmaxes, _positions)
     for role, search in zip(ROLES, searches, strict=True):
@@ -77,7 +77,7 @@ def _indices(graph: Graph) -> list[NodeProto]:
 
 
 def _norms(graph: Graph) -> list[NodeProto]:
-    """Single operators, and around each square root of a mean: statistics before it, division and scale after it."""
+    """Single operators, and the nodes around each square root of a mean: statistics before, division, scale after."""
     found = [node for node in graph.nodes if node.op_type in NORMS]
     for root in (node for node in graph.nodes if node.op_type in ("Sqrt", "ReduceL2")):
         before = backwards(graph, list(root.input), lambda node: node.op_type not in _STATISTICS)

@@ -1,4 +1,4 @@
-"""`tensorrt.layers_precision`: the user's precision of single layers, TAO's `layer:precision`."""
+"""`tensorrt.layers_precision`: the precision of individual layers, as `layer:precision` (from TAO)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Rules in the user's order; of two that match a node the later one holds, `*` holds where no other matches."""
+    """Rules in the user's order; the last match applies, and `*` applies if no other rule matches."""
 
     rules: tuple[LayerRule, ...] = ()
 
     def match(self, name: str, op_type: str = "") -> LayerRule | None:
-        """The rule for a node; a pattern matches node names or for one operator, such as Softmax."""
+        """The rule for a node; a pattern matches node names, or is an operator such as Softmax."""
         others = None
         for rule in reversed(self.rules):
             if rule.pattern == OTHERS:
@@ -47,7 +47,7 @@ class LayerRules:
                 continue
             known = [name for name, _ in nodes] + sorted({op for _, op in nodes})
             near = difflib.get_close_matches(rule.pattern.replace("*", ""), known, n=3, cutoff=0.3)
-            hint = f"; near: {', '.join(near)}" if near else ""
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             problems.append(f"'{rule.pattern}' matches no layer of the graph{hint}")
         if problems:
             raise UserError(
@@ -57,10 +57,10 @@ class LayerRules:
 
 
 def parse_layers_precision(entries: Sequence[str] | None) -> LayerRules:
-    """Rules of entries `layer:precision`; the last colon separates, so that layer names may hold colons.
+    """Parse entries `layer:precision`; the last colon separates, so layer names may contain colons.
 
     Raises:
-        UserError: naming every entry that is no such pair, or has an unknown precision.
+        UserError: entries have another form or an unknown precision; the message lists them.
     """
     rules, problems = [], []
     for entry in entries or ():

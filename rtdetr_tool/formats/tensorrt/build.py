@@ -1,4 +1,4 @@
-"""One build: parse an ONNX file, set profile and targets, serialize."""
+"""Build one engine: parse an ONNX file, set profile and targets, serialize."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from rtdetr_tool.formats.tensorrt.library import LoadedLibrary, Messages, made
 from rtdetr_tool.formats.tensorrt.report import layers_of_engine, layers_of_network, precisions, tensors
 from rtdetr_tool.formats.tensorrt.timing_cache import TimingCache
 
-AMPERE_PLUS = "AMPERE_PLUS"  # 8.0, 8.6, 8.9, 12.0 and later: what TensorRT-RTX builds for where nothing is named
+AMPERE_PLUS = "AMPERE_PLUS"  # 8.0, 8.6, 8.9, 12.0 and later: the default of TensorRT-RTX
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. Batch sizes that are None follow the graph: its fixed batch, or from 1 on for a dynamic one."""
+    """Build settings. Batch sizes that are None follow the graph: its fixed batch size, or from 1 if it is dynamic."""
 
     min_batch: int | None = None
     opt_batch: int | None = None
     max_batch: int | None = None
-    workspace_mb: int = 0  # MB of 2**20 bytes; 0: as much as the GPU has
+    workspace_mb: int = 0  # MiB; 0: as much as the GPU has
     timing_cache: Path | None = None
     verbose: bool = False
     gpu_id: int = 0
     compute_capabilities: tuple[str, ...] = ()
-    allow_tf32: bool = True  # FP32 products with 10 instead of 23 bits of fraction from Ampere on, as TensorRT has it
+    allow_tf32: bool = True  # TF32 for FP32 products since Ampere, the default of TensorRT
 
     def batches(self, fixed: int | None) -> tuple[int, int, int]:
-        """(min, opt, max) for a graph whose batch is `fixed`, or dynamic when that is None."""
+        """(min, opt, max) for a graph with the batch size `fixed`, or with a dynamic one if that is None."""
         given = {"min": self.min_batch, "opt": self.opt_batch, "max": self.max_batch}
         wrong = {name: value for name, value in given.items() if fixed is not None and value not in (None, fixed)}
         if wrong:
@@ -52,7 +52,7 @@ class BuildSettings:
 
 @dataclass
 class BuiltEngine:
-    """A serialized engine and what is worth knowing about it, as plain data."""
+    """A serialized engine and its description, as plain data."""
 
     plan: bytes
     report: dict[str, Any]
@@ -66,7 +66,7 @@ def build_engine(
     stop: Any,
     messages: Messages,
 ) -> BuiltEngine:
-    """From ONNX to a plan; `targets` are checked names (none: the GPU present), `stop` may end the build early."""
+    """Build a plan from ONNX; `targets` are checked names (none: the local GPU), `stop` can end the build early."""
     began, trt = time.perf_counter(), loaded.module
     builder = start(loaded, messages)
     network = parse(loaded, builder, model, messages)
@@ -108,15 +108,15 @@ def build_engine(
 
 
 def start(loaded: LoadedLibrary, messages: Messages) -> Any:
-    """The library's builder; TensorRT makes none without a driver."""
+    """The library's builder; TensorRT requires a driver for it."""
     try:
         return loaded.module.Builder(loaded.logger)
-    except TypeError as error:  # how the binding reports a null pointer
+    except TypeError as error:  # the binding raises this for a null pointer
         raise RtdetrError(f"{loaded.name} cannot start here:\n{messages.reasons()}") from error
 
 
 def parse(loaded: LoadedLibrary, builder: Any, model: Path, messages: Messages) -> Any:
-    """A strongly typed network from an ONNX file; one error names every node that the library refuses."""
+    """A strongly typed network from an ONNX file; one error lists every node that the library does not support."""
     trt = loaded.module
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, loaded.logger)
@@ -137,14 +137,14 @@ def _parser_error(error: Any) -> str:
     name, operator = error.node_name(), error.node_operator()
     where = f"node {error.node()} {name or '(no name)'} ({operator}): " if operator else ""
     reason: str = error.desc().removeprefix("Assertion failed: ")
-    _, quoted, text = reason.partition('&& "')  # an assertion of the library's source with its explanation
+    _, quoted, text = reason.partition('&& "')  # an assertion in the library's source, with an explanation
     return where + (text.rstrip('"') if quoted else reason)
 
 
 def add_profile(
     builder: Any, network: Any, config: Any, settings: BuildSettings, messages: Messages
 ) -> dict[str, dict[str, list[int]]]:
-    """The optimization profile: for each input its smallest, best and largest shape, also where they are one."""
+    """The optimization profile: smallest, best and largest shape of each input, even if they are equal."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profile, shapes, dynamic = builder.create_optimization_profile(), {}, False
     for tensor in inputs:

@@ -1,6 +1,6 @@
-"""ONNX graphs to TensorRT engines, by TensorRT or by TensorRT-RTX, through one code path.
+"""Build engines from ONNX graphs with TensorRT or TensorRT-RTX, with the same code.
 
-The networks are strongly typed: the graph alone decides the precision (casts for FP16, Q/DQ nodes for INT8).
+Networks are strongly typed: only the graph determines the precision (casts for FP16, Q/DQ nodes for INT8).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["AMPERE_PLUS", "BuildSettings", "BuiltEngine", "EngineBackend", "choo
 
 logger = logging.getLogger(__name__)
 
-PLACEHOLDERS = ("NONE", "CURRENT")  # members of the library's enumeration that name no GPU
+PLACEHOLDERS = ("NONE", "CURRENT")  # members of the library's enumeration that are not a GPU
 
 Result = TypeVar("Result")
 
 
 class EngineBackend(Protocol):
-    """What turns an ONNX file into an engine."""
+    """Builds an engine from an ONNX file."""
 
     name: str
     version: str
@@ -49,7 +49,7 @@ class EngineBackend(Protocol):
 def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = ()) -> EngineBackend:
     """The builder for `gen_trt_engine.backend`: auto, tensorrt or tensorrt_rtx.
 
-    `gpu` is whether there is a CUDA device. `auto` uses TensorRT for it, and TensorRT-RTX without a device, with named
+    `gpu` is whether there is a CUDA device. `auto` selects TensorRT for it, and TensorRT-RTX without a device, with
     compute capabilities, or if only that is installed.
 
     Raises:
@@ -73,7 +73,7 @@ def choose_backend(name: str, gpu: bool, compute_capabilities: Sequence[str] = (
     backend = LibraryBackend(load_library(name))
     if not library.ahead_of_time and not gpu:
         raise UserError(
-            f"{library.title} builds on the GPU it builds for, and there is none here (or no driver). Build on that "
+            f"{library.title} requires the GPU that it builds for, but there is none (or no driver). Build on that "
             "machine, or set gen_trt_engine.backend=tensorrt_rtx and gen_trt_engine.compute_capability"
         )
     choose_targets(backend.loaded, compute_capabilities, gpu)  # reports a wrong one before the long build
@@ -89,7 +89,7 @@ class LibraryBackend:
         self.version = loaded.version
 
     def check(self, model: Path, settings: BuildSettings) -> None:
-        """What `build` would refuse without trying: GPUs, nodes, batch sizes. Takes about a second.
+        """Check GPUs, nodes and batch sizes before `build`. Takes about a second.
 
         Raises:
             UserError: as `build` does.
@@ -101,11 +101,11 @@ class LibraryBackend:
             add_profile(builder, network, builder.create_builder_config(), settings, messages)
 
     def build(self, model: Path, settings: BuildSettings) -> BuiltEngine:
-        """Parse, optimize and serialize an ONNX file; takes seconds with TensorRT-RTX, minutes with TensorRT.
+        """Parse, optimize and serialize an ONNX file. TensorRT-RTX takes seconds, TensorRT minutes.
 
         Raises:
-            UserError: the settings and the graph, the GPU or the library do not fit each other.
-            RtdetrError: the library failed; the message holds its reasons.
+            UserError: the settings do not fit the graph, the GPU or the library.
+            RtdetrError: the library failed; the message contains its reasons.
         """
         targets = self._targets(settings)
         logger.info("%s builds for %s", self.loaded.name, ", ".join(targets) or f"GPU {settings.gpu_id}")
@@ -128,7 +128,7 @@ class LibraryBackend:
 
 
 def write_engine(path: Path, built: BuiltEngine, description: Mapping[str, Any]) -> None:
-    """The engine and `<path>.json`: `description`, the report as `build`, size and hash as `engine`."""
+    """Write the engine and `<path>.json`: `description`, the report as `build`, size and hash as `engine`."""
     write_engine_file(path, built.plan, {**description, "build": built.report})
 
 
@@ -141,26 +141,24 @@ def choose_targets(loaded: LoadedLibrary, names: Sequence[str], gpu: bool) -> tu
     if not names:
         if not gpu:
             raise UserError(
-                "There is no GPU here to build for (or no driver): set gen_trt_engine.compute_capability to the GPUs "
-                f"that the engine is for. {loaded.name} knows {allowed}"
+                "gen_trt_engine.compute_capability: required without a GPU (or driver), but not set; expected the GPUs "
+                f"that the engine is for. {loaded.name} supports {allowed}"
             )
         return ()
     wanted = tuple(dict.fromkeys(name.strip().upper() for name in names))
     wrong = [name for name in wanted if name not in (*known, AMPERE_PLUS)]
     if wrong:
         raise UserError(
-            f"gen_trt_engine.compute_capability: {loaded.name} does not know {', '.join(wrong)}. It knows {allowed}"
+            f"gen_trt_engine.compute_capability: {', '.join(wrong)} is invalid; {loaded.name} supports {allowed}"
         )
     if AMPERE_PLUS in wanted and len(wanted) > 1:
-        raise UserError(
-            f"gen_trt_engine.compute_capability: {AMPERE_PLUS} must be the only one, without {', '.join(wanted)}"
-        )
+        raise UserError(f"gen_trt_engine.compute_capability: {AMPERE_PLUS} and {', '.join(wanted)} cannot both be set")
     return wanted
 
 
 def _make_stop(trt: Any) -> Any:
     class Stop(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a library without types
-        """Ends a build at its next step once asked."""
+        """Ends a build at its next step on request."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -182,9 +180,9 @@ def _make_stop(trt: Any) -> Any:
 
 
 def interruptible(work: Callable[[], Result], stop: Callable[[], None]) -> Result:
-    """Run `work` in a thread, so that Ctrl-C and SIGTERM reach us while the library works; then `stop` it and wait.
+    """Run `work` in a thread, so that Ctrl-C and SIGTERM are handled during the build; then `stop` it and wait.
 
-    A signal inside one of the library's callbacks would end the process: exceptions cannot cross its C++.
+    A signal inside one of the library's callbacks would end the process: exceptions cannot cross its C++ code.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="engine") as pool:
         future = pool.submit(work)

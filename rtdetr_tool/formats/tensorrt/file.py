@@ -1,4 +1,4 @@
-"""Engines in their library: deserialized, with the interface that they report."""
+"""Deserialize engines and read their interface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class EngineFile(GraphFile):
-    """An engine, deserialized for one GPU; the library's runtime has to live as long as the engine."""
+    """An engine, deserialized for one GPU; the library's runtime must outlive the engine."""
 
     device: torch.device
     library: LoadedLibrary
@@ -40,8 +40,8 @@ def read_engine(path: str | Path, device: torch.device | str = "cuda") -> Engine
     """Deserialize an engine file, and read its description (empty if there is none).
 
     Raises:
-        CheckpointError: the file is missing, damaged, no engine, no detector, or does not belong to its description.
-        UserError: there is no GPU, or the library that the engine requires is not installed or of another version.
+        CheckpointError: the file is missing, corrupted, not an engine or detector, or does not match its description.
+        UserError: there is no GPU, or the required library is missing or has another version.
     """
     path = Path(path)
     plan, description = read_engine_file(path)
@@ -57,7 +57,7 @@ def read_engine(path: str | Path, device: torch.device | str = "cuda") -> Engine
 
 
 def gpu_of(device: torch.device | str, path: Path, plan: bytes, description: Mapping[str, Any]) -> torch.device:
-    """The CUDA device to run on; messages name what the engine was built for."""
+    """The CUDA device to run on; messages state what the engine was built for."""
     device = torch.device(device)
     if not description and not looks_like_plan(plan):
         raise CheckpointError(_no_engine(path, plan))
@@ -77,7 +77,7 @@ def library_for(path: Path, plan: bytes, description: Mapping[str, Any]) -> Load
         if not LIBRARIES[name].installed and major == 0:
             name = "tensorrt_rtx" if LIBRARIES["tensorrt_rtx"].installed else name
     if name not in LIBRARIES:
-        raise CheckpointError(f"{path}.json names an unknown library {name!r}; known: {', '.join(LIBRARIES)}")
+        raise CheckpointError(f"{path}.json has the unknown library {name!r}; expected one of {', '.join(LIBRARIES)}")
     try:
         return load_library(name)
     except UserError as error:
@@ -87,7 +87,7 @@ def library_for(path: Path, plan: bytes, description: Mapping[str, Any]) -> Load
 def refusal(
     library: LoadedLibrary, runtime: Any, path: Path, plan: bytes, description: Mapping[str, Any], messages: Messages
 ) -> str:
-    """Why a library rejected a plan, as far as that is known, and what to do."""
+    """The message for a plan that a library rejected: the reason, if known, and what to do."""
     if not looks_like_plan(plan):
         return _no_engine(path, plan)
     build = description.get("build") or {}
@@ -95,7 +95,7 @@ def refusal(
     gpu = torch.cuda.is_available()
     here = "SM{}{}".format(*torch.cuda.get_device_capability()) if gpu else ""
     if version is not None and version != library.version:
-        why = f"built by version {version}, but {library.name} is installed, and an engine runs on its own version only"
+        why = f"built by version {version}, but {library.name} is installed, and engines only run with the same version"
     elif not gpu:
         return _needs_gpu(path, plan, description)
     elif targets and here not in targets and "AMPERE_PLUS" not in targets:
@@ -105,13 +105,13 @@ def refusal(
     signs = ", ".join(_diagnostics(library, runtime, plan))
     return (
         f"{path} cannot be loaded: {why}. Build it again here, or install what it was built with "
-        f"({origin(plan, description)}).\n{library.library.title} says{f' ({signs})' if signs else ''}:\n"
+        f"({origin(plan, description)}).\n{library.library.title} reports{f' ({signs})' if signs else ''}:\n"
         f"{messages.reasons()}"
     )
 
 
 def origin(plan: bytes, description: Mapping[str, Any]) -> str:
-    """Where an engine comes from, in a few words."""
+    """The origin of an engine, for messages."""
     build = description.get("build") or {}
     if not build:
         version = plan_version(plan)
@@ -123,7 +123,7 @@ def origin(plan: bytes, description: Mapping[str, Any]) -> str:
 
 def _needs_gpu(path: Path, plan: bytes, description: Mapping[str, Any]) -> str:
     return (
-        f"{path} requires an NVIDIA GPU with its driver, and torch finds none here ({origin(plan, description)}). "
+        f"{path} requires an NVIDIA GPU with its driver, but PyTorch finds none here ({origin(plan, description)}). "
         "Without a GPU, use the checkpoint or the ONNX file."
     )
 
@@ -133,7 +133,7 @@ def _no_engine(path: Path, plan: bytes) -> str:
 
 
 def _diagnostics(library: LoadedLibrary, runtime: Any, plan: bytes) -> list[str]:
-    """What the header of a plan says does not fit, from libraries that can report it."""
+    """Mismatches according to the header of a plan, from libraries that can report them."""
     if not library.library.reports_validity:
         return []
     _, bits = runtime.get_engine_validity(plan)
@@ -142,7 +142,7 @@ def _diagnostics(library: LoadedLibrary, runtime: Any, plan: bytes) -> list[str]
 
 
 def _interface(trt: Any, engine: Any, description: Mapping[str, Any], path: Path) -> GraphInterface:
-    """Inputs and outputs of the engine, which must be a detector's."""
+    """Inputs and outputs of the engine, which must be those of a detector."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     for name in names:
         if engine.get_tensor_dtype(name).name not in TYPES:
@@ -159,7 +159,7 @@ def _shape(dims: Any) -> Shape:
 
 
 def _largest(engine: Any, name: str) -> Shape:
-    """The shape of an input; height and width, where dynamic, from the first optimization profile."""
+    """The shape of an input; dynamic heights and widths come from the first optimization profile."""
     shape = tuple(engine.get_tensor_shape(name))
     if -1 not in shape:
         return shape

@@ -1,8 +1,8 @@
-"""The TensorRT libraries: their differences, how they are loaded, and their messages.
+"""The TensorRT libraries: differences, loading and messages.
 
-Every call this package makes exists in TensorRT 10 and 11 and in TensorRT-RTX 1 alike (read off the Python bindings of
-10.0, 10.16, 11.0, 11.4 and 1.7); the rest is in `LIBRARIES`. All know strongly typed networks, in which the ONNX
-file alone decides the precision: an option in TensorRT 10, the only kind from TensorRT 11 on.
+All calls of this package exist in TensorRT 10 and 11 and in TensorRT-RTX 1 (according to the Python bindings of 10.0,
+10.16, 11.0, 11.4 and 1.7); differences are in `LIBRARIES`. All support strongly typed networks, in which only the ONNX
+file determines the precision: optional in TensorRT 10, mandatory since TensorRT 11.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ LEVELS = {"VERBOSE": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WAR
 
 @dataclass(frozen=True)
 class Library:
-    """One row of what sets the libraries apart."""
+    """One row of the differences between the libraries."""
 
     module: str
     title: str
     extra: str  # of this package
     oldest: int  # major version
-    ahead_of_time: bool  # builds for GPUs named by their compute capability, without one
-    timing_cache: bool  # TensorRT-RTX times nothing while it builds; its timing cache has been a no-op since 1.2
+    ahead_of_time: bool  # can build for GPUs by compute capability, without a GPU
+    timing_cache: bool  # TensorRT-RTX measures nothing during builds; its timing cache has been a no-op since 1.2
     reports_validity: bool  # has `Runtime.get_engine_validity`, which explains why an engine does not load
 
     @property
@@ -66,17 +66,17 @@ class Messages:
     verbose: bool = False
 
     def reasons(self) -> str:
-        """The errors as an indented list, without repetitions and without those that only follow from others."""
+        """The errors as an indented list, without duplicates and consequential errors."""
         texts = list(dict.fromkeys(_tidy(text) for text in self.errors))
         causes = [text for text in texts if not any(sign in text for sign in AFTERMATH)] or texts
-        return "\n".join(f"  - {text}" for text in causes) or "  - it gave no reason"
+        return "\n".join(f"  - {text}" for text in causes) or "  - no reason given"
 
 
 class LoadedLibrary:
-    """An imported library with the one logger that a process may have for it.
+    """An imported library with its logger, of which a process may have only one.
 
-    TensorRT keeps the first logger it meets for as long as anything made with it lives; `listening` therefore changes
-    where that one writes: to the log file (logger `tensorrt`), with `verbose` also to the console.
+    TensorRT keeps the first logger as long as any object created with it exists; therefore `listening` changes the
+    destination of that logger: the log file (logger `tensorrt`), with `verbose` also the console.
     """
 
     def __init__(self, library: Library, module: ModuleType) -> None:
@@ -123,10 +123,10 @@ def _make_logger(module: ModuleType, take: Any) -> Any:
 
 
 def load_library(name: str) -> LoadedLibrary:
-    """Import a library of `LIBRARIES`; the same object every time, because of its logger.
+    """Import a library of `LIBRARIES`; always returns the same object, because of its logger.
 
     Raises:
-        UserError: it is not installed, does not load here, or is too old.
+        UserError: it is not installed, cannot be loaded, or is too old.
     """
     library = LIBRARIES[name]
     if not library.installed:
@@ -144,18 +144,18 @@ def _load(library: Library) -> LoadedLibrary:
         ) from error
     if int(module.__version__.split(".")[0]) < library.oldest:
         raise UserError(
-            f"{library.title} {module.__version__} is too old: {library.oldest} or later is needed. "
+            f"{library.title} {module.__version__} is too old; expected {library.oldest} or later. "
             f"Install it with: {library.pip_command} --upgrade"
         )
-    logging.getLogger(library.module).setLevel(logging.DEBUG)  # its handlers, such as a run's log file, decide
+    logging.getLogger(library.module).setLevel(logging.DEBUG)  # filtered by its handlers, such as a run's log file
     return LoadedLibrary(library, module)
 
 
 def made(thing: Any, what: str, messages: Messages) -> Any:
-    """`thing`, unless it is None or False, as these libraries answer instead of raising.
+    """`thing`, unless it is None or False, which these libraries return instead of raising exceptions.
 
     Raises:
-        RtdetrError: with the messages of the library.
+        RtdetrError: `thing` is None or False; contains the messages of the library.
     """
     if thing is None or thing is False:
         raise RtdetrError(f"{what} failed:\n{messages.reasons()}")
@@ -163,6 +163,6 @@ def made(thing: Any, what: str, messages: Messages) -> Any:
 
 
 def _tidy(text: str) -> str:
-    """A message without source positions of the library."""
+    """A message without source locations of the library."""
     text = re.sub(r"\s+In \w+ at /\S+?:\d+", "", text.strip())
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""What an engine consists of, as plain data and as a few lines for the console."""
+"""Report the layers of an engine, as plain data and as a few lines for the console."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from rtdetr_tool.formats.tensorrt.library import LoadedLibrary, Messages, made
 
-# The library's names of number formats in the words of ONNX and torch; integers that carry shapes are no precision.
+# The library's names of data types -> those of ONNX and PyTorch; integers for shapes do not count as a precision.
 PRECISIONS = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8", "FP4": "float4", "INT8": "int8",
     "INT4": "int4",
@@ -20,7 +20,7 @@ SHOWN_TYPES = 8
 
 
 def tensors(network: Any) -> dict[str, list[dict[str, Any]]]:
-    """Inputs and outputs: name, shape (-1: dynamic), type."""
+    """Name, shape (-1: dynamic) and type of inputs and outputs."""
 
     def describe(tensor: Any) -> dict[str, Any]:
         return {"name": tensor.name, "shape": list(tensor.shape), "type": type_name(tensor.dtype)}
@@ -37,10 +37,10 @@ def type_name(kind: Any) -> str:
 
 
 def precisions(network: Any) -> dict[str, int]:
-    """How many layers of the network compute in each number format.
+    """Number of layers of the network by data type.
 
-    A product or convolution of dequantized values counts by what was quantized, since that is how it runs. Constants,
-    quantizing layers and layers on integers (shapes, indices) are skipped.
+    A product or convolution of dequantized values counts as quantized, because that is how it runs. Constants,
+    quantization layers and layers on integers (shapes, indices) are skipped.
     """
     layers = [layer for layer in _layers(network) if layer.num_outputs and layer.type.name != "CONSTANT"]
     stored = {
@@ -57,13 +57,13 @@ def precisions(network: Any) -> dict[str, int]:
 
 
 def layers_of_network(network: Any) -> dict[str, Any]:
-    """Layers as parsed, before the library fused them: what is known without the GPU that the engine is for."""
+    """Layers as parsed, before fusion: all that is known without the GPU that the engine is for."""
     types = Counter(layer.type.name.lower() for layer in _layers(network))
     return _layers_report(types, "network")
 
 
 def layers_of_engine(loaded: LoadedLibrary, plan: bytes, messages: Messages) -> dict[str, Any]:
-    """Layers of the finished engine, which is loaded for it; that also proves that it loads."""
+    """Layers of the built engine, which is loaded to get them; this also tests that it loads."""
     runtime = loaded.module.Runtime(loaded.logger)
     engine = made(runtime.deserialize_cuda_engine(plan), "loading the engine that was just built", messages)
     inspector = engine.create_engine_inspector()
@@ -84,7 +84,7 @@ def _layers(network: Any) -> list[Any]:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """A few lines for people about an engine's report."""
+    """A few lines about an engine's report, for the console."""
     layers, by_type = report["layers"], report["layers"]["by_type"]
     shown = [f"{name} {count}" for name, count in list(by_type.items())[:SHOWN_TYPES]]
     rest = layers["count"] - sum(list(by_type.values())[:SHOWN_TYPES])

@@ -1,4 +1,4 @@
-"""A detector as a TensorRT or TensorRT-RTX engine, on tensors of torch and in its streams."""
+"""Run a TensorRT or TensorRT-RTX engine on PyTorch's tensors and streams."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class EngineRuntime:
         return predictions_of(run_in_batches(images, self.limits, self._run), self.interface)
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        """One batch that the engine takes.
+        """Run one batch of a supported size.
 
-        It runs in a stream of its own, because in the default stream TensorRT synchronises the whole device; that
-        stream and the caller's wait for each other.
+        It runs in a separate stream, because TensorRT synchronizes the whole device in the default stream; the two
+        streams wait for each other.
         """
         images = images.to(self.device, TYPES[self._engine.get_tensor_dtype(self.input).name]).contiguous()
         caller = torch.cuda.current_stream(self.device)
@@ -56,7 +56,7 @@ class EngineRuntime:
             made(self._context.set_input_shape(self.input, tuple(images.shape)), f"batch {len(images)}", messages)
             outputs = {name: self._buffer(name) for name in self.outputs}
             for name, tensor in {self.input: images, **outputs}.items():
-                made(self._context.set_tensor_address(name, tensor.data_ptr()), f"handing over {name}", messages)
+                made(self._context.set_tensor_address(name, tensor.data_ptr()), f"passing {name}", messages)
             self._stream.wait_stream(caller)
             made(self._context.execute_async_v3(self._stream.cuda_stream), f"running {self.path}", messages)
             caller.wait_stream(self._stream)
@@ -68,7 +68,7 @@ class EngineRuntime:
 
 
 def _limits(engine: Any, name: str) -> BatchLimits:
-    """The batch sizes, from the first optimization profile or the fixed shape."""
+    """The supported batch sizes, from the first optimization profile or the fixed shape."""
     shape = tuple(engine.get_tensor_shape(name))
     if -1 not in shape:
         return BatchLimits(shape[0], shape[0])

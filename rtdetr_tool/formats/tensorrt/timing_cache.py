@@ -1,4 +1,4 @@
-"""TensorRT's timing cache: what it measured in earlier builds, in a file that later builds read and extend."""
+"""TensorRT's timing cache: measurements of earlier builds in a file that later builds read and extend."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ logger = logging.getLogger(__name__)
 
 
 class TimingCache:
-    """One build's use of a cache file; `state` is its result in a word or two."""
+    """The use of a cache file by one build; `state` describes the result."""
 
     def __init__(self, path: Path | None, loaded: LoadedLibrary, usable: bool | None = None) -> None:
         self.path, self.loaded = path, loaded
         self.usable = loaded.library.timing_cache if usable is None else usable
         self.state = "none"
-        self._cache: Any = None  # has to live until the build is done
+        self._cache: Any = None  # must exist until the build is done
 
     def attach(self, config: Any, messages: Messages) -> None:
-        """Hand the file's content to a build. A file that the library rejects is not changed."""
+        """Pass the file's content to a build. A file that the library rejects is not changed."""
         if self.path is None:
             return
         if not self.usable:
             self.state = f"not used by {self.loaded.library.title}"
             logger.warning(
-                "gen_trt_engine.timing_cache has no effect: %s measures nothing while it builds",
+                "gen_trt_engine.timing_cache has no effect: %s does not measure during builds",
                 self.loaded.library.title,
             )
             return
@@ -38,14 +38,14 @@ class TimingCache:
         if not self._offer(config, content, messages):
             self.state = "not taken"
             logger.warning(
-                "gen_trt_engine.timing_cache: %s is not used and stays as it is: it is no timing cache, is damaged, or "
-                "comes from another GPU or version of %s. Delete it to start from scratch, or set another file.",
+                "gen_trt_engine.timing_cache: ignoring %s: it is not a timing cache, is corrupted, or belongs to "
+                "another GPU or version of %s. Delete it to start from scratch, or set another file.",
                 self.path,
                 self.loaded.library.title,
             )
 
     def save(self, config: Any) -> None:
-        """Replace the file by what is known now. A failure costs time in later builds, never the engine."""
+        """Update the file. A failure only makes later builds slower."""
         cache = config.get_timing_cache() if self._cache is not None else None
         if cache is None or self.path is None:
             return
@@ -66,7 +66,7 @@ class TimingCache:
             raise UserError(f"gen_trt_engine.timing_cache: {path} cannot be read: {error.strerror}") from None
 
     def _offer(self, config: Any, content: bytes, messages: Messages) -> bool:
-        """Whether the library accepts the content; it replaces a damaged cache by an empty one, with a warning."""
+        """Whether the library accepts the content; it replaces a corrupted cache by an empty one, with a warning."""
         complaints = len(messages.warnings) + len(messages.errors)
         cache = config.create_timing_cache(content)
         accepted = cache is not None and config.set_timing_cache(cache, False)

@@ -1,1 +1,1 @@
-"""TFLite files, converted, quantized and run with LiteRT's tools."""
+"""Convert, quantize and run TFLite files with LiteRT's tools."""

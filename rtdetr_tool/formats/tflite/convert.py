@@ -23,9 +23,9 @@ from rtdetr_tool.messages import first_line
 
 SIGNATURE = "serving_default"
 
-# The operators with nearly all weights and work. Sampling, selection and box refinement stay in float.
+# The operators with nearly all weights and computation. Sampling, selection and box refinement stay in float.
 QUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
-EVERYWHERE, BEFORE_DECODER = ".*", ".*_(backbone|encoder)/.*"  # patterns on paths of modules in names of tensors
+EVERYWHERE, BEFORE_DECODER = ".*", ".*_(backbone|encoder)/.*"  # patterns of module paths in tensor names
 
 
 def convert(model: ExportModel | ExportFeatures, size: tuple[int, int], batch: int, verbose: bool = False) -> bytes:
@@ -45,21 +45,21 @@ def convert(model: ExportModel | ExportFeatures, size: tuple[int, int], batch: i
 
 
 def to_fp16(content: bytes) -> bytes:
-    """Weights of two bytes; the interpreter computes in FP32, or in FP16 where the device does."""
+    """Convert weights to FP16; the interpreter computes in FP32, or in FP16 if the device supports it."""
     return _quantized(content, _fp16_recipe)
 
 
 def to_int8(content: bytes, feeds: Iterable[NDArray[np.float32]], input_name: str) -> bytes:
-    """Convolutions and linear layers before the decoder compute in INT8, those of the decoder have INT8 weights.
+    """Run convolutions and linear layers before the decoder in INT8; those of the decoder only have INT8 weights.
 
     Args:
-        feeds: inputs in the file's own shape, for the ranges of the activations.
+        feeds: inputs in the shape of the file, for the ranges of the activations.
     """
     return _quantized(content, _int8_recipe, [{input_name: feed} for feed in feeds])
 
 
 class _Named(nn.Module):
-    """A model with named inputs and outputs; torch.export keeps the keys of a dictionary."""
+    """A model with named inputs and outputs; torch.export keeps dictionary keys."""
 
     def __init__(self, model: ExportModel | ExportFeatures) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def _int8_recipe(manager: Any) -> None:
 
 @contextlib.contextmanager
 def _silenced(verbose: bool) -> Iterator[None]:
-    """Hide the tools' progress reports, unless verbose."""
+    """Hide the tools' progress output, unless verbose."""
     with quiet(verbose), contextlib.ExitStack() as stack:
         if not verbose:
             nowhere = stack.enter_context(tempfile.TemporaryFile("w"))

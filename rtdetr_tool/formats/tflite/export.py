@@ -20,7 +20,7 @@ from rtdetr_tool.status import current_status
 
 
 def export(request: ExportRequest) -> dict[str, Any]:
-    """Write the TFLite file once it is verified; returns the content of `export.json`."""
+    """Verify and write the TFLite file; returns the content of `export.json`."""
     section, target = request.section, request.target
     precision = section.tflite.data_type
     feeds = list(calibration_feeds(request)) if precision == "INT8" else []
@@ -44,7 +44,7 @@ def export(request: ExportRequest) -> dict[str, Any]:
 def lower_precision(
     request: ExportRequest, content: bytes, feeds: list[NDArray[np.float32]], temporary: Path
 ) -> dict[str, Any]:
-    """Replace the FP32 file by one of lower precision; returns how much that changes detections."""
+    """Replace the FP32 file by one of lower precision; returns the change of the detections."""
     precision = request.section.tflite.data_type
     current_status().running(f"Lowering the precision to {precision}.")
     lowered = to_int8(content, feeds, request.model.input_name) if precision == "INT8" else to_fp16(content)

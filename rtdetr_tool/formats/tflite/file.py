@@ -1,6 +1,6 @@
 """TFLite files of detectors: their description, and their interface as the LiteRT interpreter reports it.
 
-The description is a file `metadata.json` in a zip archive that follows the model, where TFLite's own metadata go too:
+The description is a file `metadata.json` in a zip archive that follows the model, like TFLite's own metadata:
 `unzip -p model.tflite metadata.json` shows it, and interpreters ignore it.
 """
 
@@ -26,13 +26,13 @@ from rtdetr_tool.formats.table import FORMATS
 from rtdetr_tool.messages import first_line
 
 METADATA = "metadata.json"
-LARGEST_METADATA = 2**24  # bytes; usual are some thousand
-_MARK = slice(4, 8), b"TFL3"  # of the file format, behind the offset of the model
+LARGEST_METADATA = 2**24  # bytes; usually a few thousand
+_MARK = slice(4, 8), b"TFL3"  # identifier of the file format, after the model's offset
 
 
 @dataclass(frozen=True)
 class TfliteFile(GraphFile):
-    """A detector's TFLite file in the interpreter.
+    """A detector's TFLite file, loaded into the interpreter.
 
     Args:
         runner: a function from named arrays to named arrays.
@@ -47,10 +47,10 @@ def read(path: str | Path, request: OpenRequest | None = None, threads: int | No
     """Read a detector's file and load it into the interpreter.
 
     Args:
-        threads: of the interpreter; None = as many as torch uses.
+        threads: threads of the interpreter; None = as many as PyTorch uses.
 
     Raises:
-        CheckpointError: it is missing, damaged or no detector.
+        CheckpointError: it is missing, corrupted or not a detector.
         UserError: the interpreter is not installed.
     """
     path = Path(path)
@@ -90,7 +90,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """The description in a file; empty for files of other programs.
 
     Raises:
-        CheckpointError: it is missing, unreadable or no TFLite file.
+        CheckpointError: it is missing, unreadable or not a TFLite file.
     """
     path = Path(path)
     try:
@@ -109,13 +109,13 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 
 def append_description(path: Path, description: Mapping[str, Any]) -> None:
-    """Append a description to a model that has none."""
+    """Append a description to a model without one."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(METADATA, json.dumps(dict(description)))
 
 
 def _metadata(file: IO[bytes]) -> dict[str, Any]:
-    """Empty for damaged or overlong metadata: the model may be good without them."""
+    """The metadata; empty if they are corrupted or too long, because the model may still work."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(METADATA) as content:
             found = parse_json(content.read(LARGEST_METADATA))

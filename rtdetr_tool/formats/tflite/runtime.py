@@ -1,4 +1,4 @@
-"""A TFLite file in the LiteRT interpreter, which runs on the CPU."""
+"""Run a TFLite file in the LiteRT interpreter, on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_runtime(
 
 
 class LiteRtRuntime:
-    """A detector's TFLite file, which has one batch size; batches are padded and cut to it."""
+    """A detector's TFLite file with a fixed batch size; batches are split and padded to it."""
 
     def __init__(self, file: TfliteFile, class_map: ClassMap | None = None) -> None:
         self.class_map = class_map
@@ -45,7 +45,7 @@ class LiteRtRuntime:
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
-    """Every output of a file with one input for `images`, which are passed as they are."""
+    """All outputs of a file with one input for `images`, which are passed unchanged."""
     runner, _ = load_runner(path)
     (name,) = runner.get_input_details()
     return {name: torch.from_numpy(output.copy()) for name, output in runner(**{name: images.numpy()}).items()}

@@ -1,1 +1,1 @@
-"""Weights of PyTorch: checkpoints of this project and of the programs that `checkpoints` reads."""
+"""PyTorch weights: checkpoints of this package and of the programs that `checkpoints` supports."""

@@ -1,4 +1,4 @@
-"""Weights files and the detectors that are built from them."""
+"""Read weights files and build their detectors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file that has been read.
+    """A weights file in memory.
 
     Args:
-        new_classes: its class heads are not used, nor what it records of its classes.
+        new_classes: ignore its class heads and its recorded classes.
     """
 
     contents: DetectorFile
@@ -40,7 +40,7 @@ class WeightsFile:
 
 
 def read(path: str, request: OpenRequest) -> WeightsFile:
-    """Read weights of any supported program, a directory of transformers, or a published name."""
+    """Read weights of any supported program, a directory of transformers, or published weights by name."""
     return WeightsFile(read_detector(path, request.loaded.explicit.get("model") or {}))
 
 
@@ -48,13 +48,13 @@ def build_network(file: WeightsFile, spec: ExperimentSpec) -> Detector:
     """The detector with the file's weights, in training mode and on the CPU.
 
     Raises:
-        CheckpointError: a tensor does not fit, or neither the file nor the spec has what building requires.
+        CheckpointError: a tensor does not fit, or a required value is neither in the file nor in the spec.
     """
     contents = file.contents
     if not file.new_classes:
         _log_summary(contents, spec)
         check_complete(contents, spec)
-    assert spec.dataset.num_classes is not None  # checked above, or given with the new classes
+    assert spec.dataset.num_classes is not None  # checked above, or set for the new classes
     detector = build_detector(spec.model, spec.dataset.num_classes)
     report: LoadReport = load_into(detector, contents.weights, source=contents.source, strict=not file.new_classes)
     if file.new_classes:
@@ -63,7 +63,7 @@ def build_network(file: WeightsFile, spec: ExperimentSpec) -> Detector:
 
 
 def without_classes(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file records apart from its classes, for a detector of others."""
+    """The metadata of a file without its classes, for a detector with other classes."""
     spec = dict(meta.get("spec") or {})
     spec["dataset"] = {name: value for name, value in section_of(spec, "dataset").items() if name == "augmentation"}
     return {**meta, "spec": spec, "classes": []}
@@ -79,7 +79,7 @@ def _log_summary(file: DetectorFile, spec: ExperimentSpec) -> None:
 
 
 def check_complete(file: DetectorFile, spec: ExperimentSpec) -> None:
-    """CheckpointError if neither the file nor the user's spec has what building the detector requires."""
+    """CheckpointError if a value required to build the detector is neither in the file nor in the user's spec."""
     if spec.dataset.num_classes is None:
         raise CheckpointError(f"{file.source} does not record its number of classes; set dataset.num_classes.")
     outside = spec.model.family.outside_weights(spec.model)
@@ -87,6 +87,6 @@ def check_complete(file: DetectorFile, spec: ExperimentSpec) -> None:
         section, _, name = f"spec.model.{outside.field}".rpartition(".")
         trained_with = section_of(file.meta, section).get(name)
         raise CheckpointError(
-            f"{file.source} needs the weights of {outside.name}, which are stored in another file. It was trained "
+            f"{file.source} requires the weights of {outside.name}, which are in another file. It was trained "
             f"with {trained_with}, but paths in a checkpoint are never opened; set model.{outside.field}."
         )

@@ -1,4 +1,4 @@
-"""A detector in PyTorch: RepVGG fused, eval mode, channels_last, with packed linear layers on the CPU."""
+"""Run a detector in PyTorch: folded, in eval mode and channels_last, with packed linear layers on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rtdetr_tool.spec import ExperimentSpec
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the spec's names
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by name in the spec
 
 
 def build_runtime(
@@ -32,13 +32,13 @@ def build_runtime(
 
 
 class TorchRuntime:
-    """Predicts with a copy of a detector; the detector itself does not change.
+    """Predicts with a copy of a detector; the detector itself is not changed.
 
     Args:
         dtype: of convolutions and matrix products. Coordinates, sums and norms stay float32 (autocast), so that boxes
             keep their precision.
-        compiled: compile the network with torch.compile for the size of the first batch (on a GPU as a CUDA graph). A
-            smaller batch is padded; a larger one, and another image size, is compiled again.
+        compiled: compile the network with torch.compile for the size of the first batch (on a GPU as a CUDA graph).
+            Smaller batches are padded; larger batches and other image sizes are compiled again.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -77,7 +77,7 @@ class TorchRuntime:
 
     @property
     def _packs(self) -> bool:
-        """Whether linear layers are packed for the CPU."""
+        """Whether to pack linear layers for the CPU."""
         return self.device.type == "cpu" and self.dtype == torch.float32
 
     def _computing(self) -> torch.autocast:
@@ -105,6 +105,6 @@ class TorchRuntime:
             ) from error
         copy = (
             Tensor.clone if self.device.type == "cuda" else lambda tensor: tensor
-        )  # the next run overwrites a graph's
+        )  # the next run of a CUDA graph overwrites its outputs
         masks = None if predictions.masks is None else copy(predictions.masks)
         return Predictions(copy(predictions.logits), copy(predictions.boxes), masks)

@@ -1,4 +1,4 @@
-"""A detector in PyTorch made faster for one batch shape; every other shape runs as before."""
+"""Run a detector in PyTorch, optimized for one batch shape; other shapes run unoptimized."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class TracedRuntime(TorchRuntime):
-    """A copy that computes in another number format and, with `trace`, as a traced graph for `shape`.
+    """Predicts with a copy in another data type and, with `trace`, as a traced graph for `shape`.
 
     Coordinates, sums and norms stay float32 (autocast), so that boxes keep their precision.
 
     Args:
-        shape: (batch, height, width) that the graph is made for. More images are cut into such batches; what is left
-            over, and every other size, goes through the network that was not traced.
+        shape: (batch, height, width) of the graph. More images are split into such batches; the remainder, and other
+            sizes, run through the network without tracing.
         dtype: of convolutions and matrix products.
 
     Raises:
-        UserError: this device cannot run the network in `dtype`.
+        UserError: the device does not support the network in `dtype`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TracedRuntime(TorchRuntime):
                 self.graph = _traced(self.detector, example)
 
     def _computing(self) -> torch.autocast:
-        """The number format; without a cache of casts, which a graph being traced would hold on to."""
+        """Autocast to the data type, without its cache of casts, which a traced graph would keep."""
         return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32, cache_enabled=False)
 
     @torch.inference_mode()
@@ -83,7 +83,7 @@ class TracedRuntime(TorchRuntime):
 
 
 class _Outputs(nn.Module):
-    """The detector with tensors for results, as tracing wants them."""
+    """The detector with tensors as results, as tracing requires."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -95,9 +95,9 @@ class _Outputs(nn.Module):
 
 
 def _traced(detector: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
-    """The graph, frozen, after the two runs that torch's fuser needs."""
+    """The frozen graph, after the two runs that PyTorch's fuser requires."""
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # sizes become constants, which is meant here
+        warnings.simplefilter("ignore")  # warnings about sizes that become constants, as intended
         graph: torch.jit.ScriptModule = torch.jit.freeze(
             torch.jit.trace(_Outputs(detector).eval(), example, check_trace=False)
         )
