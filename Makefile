@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything happens in .venv and, for the demo, in $(DEMO_DIR).
+# `make help` lists the targets. They only write to .venv and, for the demo, to $(DEMO_DIR).
 
 PYTHON ?= python3
 DEMO_DIR ?= demo
@@ -11,7 +11,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 DEMO_SIZES := --train 400 --val 80 --test 40 --size 256 --seed 7
 
-# specs/demo.yaml reads and writes below demo/; another DEMO_DIR moves its paths.
+# specs/demo.yaml reads and writes below demo/; these overrides replace its paths for another DEMO_DIR.
 ifneq ($(DEMO_DIR),demo)
 DEMO_OVERRIDES := -r "$(DEMO_DIR)/results" \
 	"dataset.train_data_sources=[{image_dir: '$(DEMO_DIR)/data/train', json_file: '$(DEMO_DIR)/data/annotations/instances_train.json'}]" \
@@ -26,16 +26,16 @@ endif
 .DELETE_ON_ERROR:
 .PHONY: help install install-dev demo check test test-slow lint format types site gpu-check docs lock audit clean
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-install: $(INSTALLED) ## make .venv and install the program
-install-dev: $(INSTALLED_DEV) ## and what tests and linting need
+install: $(INSTALLED) ## create .venv and install the package
+install-dev: $(INSTALLED_DEV) ## also install the packages for tests and linting
 
-# The lock holds for Python 3.11 and later; 3.10 takes the newest versions that pyproject.toml allows.
+# The lock is for Python 3.11 and later; 3.10 gets the newest versions that pyproject.toml allows.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "Python 3.10 or later is needed: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+		|| { echo "Python 3.10 or later is required: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 		$(PIP) --no-deps -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e .; \
@@ -52,7 +52,7 @@ $(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
 	fi
 	@touch $@
 
-demo: $(INSTALLED) ## train, evaluate and run a small detector on drawn pictures (under 15 minutes on 2 CPU cores)
+demo: $(INSTALLED) ## train, evaluate and run a small detector on generated images (less than 15 minutes on 2 CPU cores)
 	$(BIN)/python scripts/make_sample_dataset.py "$(DEMO_DIR)/data" $(DEMO_SIZES)
 	rm -rf "$(DEMO_DIR)/results"
 	$(BIN)/rtdetr train -e specs/demo.yaml $(DEMO_OVERRIDES)
@@ -60,45 +60,45 @@ demo: $(INSTALLED) ## train, evaluate and run a small detector on drawn pictures
 	$(BIN)/rtdetr inference -e specs/demo.yaml $(DEMO_OVERRIDES)
 	@$(BIN)/python scripts/demo_summary.py "$(DEMO_DIR)/results" --require $(DEMO_MAP50)
 
-test: $(INSTALLED_DEV) ## the tests, in two processes; ARGS="-k name" chooses
+test: $(INSTALLED_DEV) ## run the tests in two processes; ARGS="-k name" selects some
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 600 $(ARGS)
 
-test-slow: $(INSTALLED_DEV) ## the tests that take long
+test-slow: $(INSTALLED_DEV) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-gpu-check: $(INSTALLED_DEV) ## the tests that need a CUDA device, then a benchmark (gpu_benchmark.json)
+gpu-check: $(INSTALLED_DEV) ## run the tests that need a CUDA device, then a benchmark (gpu_benchmark.json)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-		|| { echo "gpu-check needs a CUDA device; this machine has none" >&2; exit 1; }
+		|| { echo "gpu-check requires a CUDA device, but this machine has none" >&2; exit 1; }
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 	$(BIN)/python scripts/bench_gpu.py --json gpu_benchmark.json
 
-check: lint types test ## what CI runs
+check: lint types test ## run lint, types and test, as CI does
 
-lint: $(INSTALLED_DEV) ## ruff: lint, and check the format
+lint: $(INSTALLED_DEV) ## check style and format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED_DEV) ## ruff: format the code and fix what can be fixed
+format: $(INSTALLED_DEV) ## format the code and apply fixes with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(INSTALLED_DEV) ## mypy
+types: $(INSTALLED_DEV) ## check types with mypy
 	$(BIN)/mypy
 
 site: $(INSTALLED_DEV) ## build the documentation site into site/
 	$(BIN)/zensical build --clean --strict
 
-docs: $(INSTALLED) ## write docs/spec.md anew
+docs: $(INSTALLED) ## generate docs/spec.md
 	$(BIN)/python scripts/generate_spec_reference.py
 
-lock: $(INSTALLED_DEV) ## write the lock files from what .venv holds
+lock: $(INSTALLED_DEV) ## write the lock files from the packages in .venv
 	$(BIN)/python scripts/lock_dependencies.py
 
-audit: ## known weaknesses of the packages in the lock files (asks PyPI or OSV)
+audit: ## check the packages in the lock files for known vulnerabilities (at PyPI or OSV)
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit \
 		&& $(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit; } \
-		|| { rm -rf $(VENV)/audit; echo "make audit needs a package index to get pip-audit from" >&2; exit 2; }
+		|| { rm -rf $(VENV)/audit; echo "make audit requires a package index to install pip-audit" >&2; exit 2; }
 	@$(PYTHON) scripts/audit_dependencies.py $(VENV)/audit/bin/pip-audit
 
-clean: ## remove .venv and the demo's files
+clean: ## remove .venv and the files of the demo
 	rm -rf $(VENV) "$(DEMO_DIR)/data" "$(DEMO_DIR)/results"

@@ -1,4 +1,4 @@
-"""Pure data: every backbone the spec can name, one row each. Spec options, documentation and builders read it."""
+"""Tables of backbones, variants, published weights and layouts, used by spec options, documentation and builders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-STRIDES = (4, 8, 16, 32)  # of the stages 0..3, of every backbone
-TIMM = "timm/"  # a backbone called `timm/<name>` is any network of timm with feature maps of these strides
+STRIDES = (4, 8, 16, 32)  # of stages 0..3, for every backbone
+TIMM = "timm/"  # prefix of any timm network with feature maps of these strides
 
 Options = Mapping[str, Any]
 
@@ -36,16 +36,16 @@ LOSS_TYPES = ("vfl", "boxes")
 
 
 class Backbone(NamedTuple):
-    """A backbone and the weights that are published for it."""
+    """A backbone and its published weights."""
 
     name: str
     family: str
-    timm_name: str | None  # the network of timm that it is made of; None = ours
+    timm_name: str | None  # the timm network it is based on; None = ours
     channels: tuple[int, int, int, int]  # of the stages 0..3
     parameters: int  # as built for the default return_interm_indices, [1, 2, 3]
-    weights: str | None  # public ImageNet weights: `timm/<name>.<tag>` is what `pretrained_backbone_path: timm` gives
+    weights: str | None  # public ImageNet weights; `timm/<name>.<tag>` for `pretrained_backbone_path: timm`
     license: str | None  # of these weights
-    options: Options = _NONE  # where it differs from the network of timm, or all of it
+    options: Options = _NONE  # differences from the timm network, or all options
     strides: tuple[int, int, int, int] = STRIDES
     origin: str = "tao"  # tao: TAO's schema; seed: TAO's documentation only; code: TAO's code only; ours: beyond TAO
 
@@ -56,7 +56,7 @@ _BASIC = (64, 128, 256, 512)
 _BOTTLENECK = (256, 512, 1024, 2048)
 _FB = "fb_in22k_ft_in1k"
 _FCMAE = "fcmae_ft_in22k_in1k"
-_TAO_CONVNEXT = (256, 512, 1024, 2048)  # TAO's convolution behind each stage gives these, whatever the network's size
+_TAO_CONVNEXT = (256, 512, 1024, 2048)  # channels of TAO's convolution after each stage, for all sizes of the network
 _TAO_EPS: Options = MappingProxyType({"norm_eps": 1e-5})  # of TAO's batch norms; timm's are 1e-7
 _VIT_L0: Options = MappingProxyType({"depths": (1, 1, 1, 4, 4), "norm_eps": 1e-5})
 
@@ -71,7 +71,7 @@ def _timm(
     options: Options = _NONE,
     origin: str = "tao",
 ) -> Backbone:
-    """A row made of the network of timm that has this name, or of `network`; `tag` None = there are no weights."""
+    """A row for the timm network with this name, or for `network`; `tag` None = there are no weights."""
     family = name.split("_")[0]
     network = network or (name.replace("_", "") if family == "resnet" else name)
     if tag is None:
@@ -132,7 +132,7 @@ _ROWS = (
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in _ROWS}
 
-# Other names of the same backbone, as TAO's code registers them.
+# Aliases of backbones in TAO's code.
 BACKBONE_ALIASES: dict[str, str] = {
     "fan_tiny_8_p4_hybrid": "fan_tiny",
     "fan_small_12_p4_hybrid": "fan_small",
@@ -141,10 +141,10 @@ BACKBONE_ALIASES: dict[str, str] = {
 }
 
 
-# What a run starts from -> the backbones of which the reference recipe then freezes the stem and all batch norms. The
-# ResNet-d are those of the official RT-DETR, whose R50 and R101 are frozen in every run, R18 and R34 never. The plain
-# ResNets are TAO's, which freezes them when it starts from a backbone's weights (model.pretrained_backbone_path) and
-# trains all of them when it starts from a detector's (train.pretrained_model_path).
+# Initial weights of a run -> backbones whose stem and batch norms are frozen in the reference recipe. The ResNet-d are
+# those of the official RT-DETR, which always freezes R50 and R101 and never R18 and R34. The plain ResNets are TAO's,
+# which freezes them when it starts from a backbone's weights (model.pretrained_backbone_path) and trains everything
+# when it starts from a detector's (train.pretrained_model_path).
 FROM_BACKBONE, FROM_DETECTOR = "backbone", "detector"
 _DEEP = ("resnet_50d", "resnet_101d")
 FREEZING: dict[str, tuple[str, ...]] = {
@@ -154,14 +154,14 @@ FREEZING: dict[str, tuple[str, ...]] = {
 
 
 class FoundationModel(NamedTuple):
-    """A frozen model next to the backbone (`model.frozen_fm`). Its weights are downloaded by the user."""
+    """A frozen model in addition to the backbone (`model.frozen_fm`). Users download its weights themselves."""
 
     name: str
     width: int
     depth: int
     num_heads: int
     parameters: int
-    weights: str  # name under which NVIDIA publishes them
+    weights: str  # NVIDIA's name of the published weights
     license: str  # of the weights
 
 
@@ -178,11 +178,11 @@ FOUNDATION_MODELS: dict[str, FoundationModel] = {
 
 
 class RfdetrVariant(NamedTuple):
-    """Hyper-parameters of an RF-DETR as published; the spec's `model.rfdetr` fields have the same names."""
+    """Hyperparameters of a published RF-DETR; the spec's `model.rfdetr` fields have the same names."""
 
     name: str
     encoder: str
-    out_feature_indexes: tuple[int, ...]  # blocks of the ViT after which its tokens become a map, from 1
+    out_feature_indexes: tuple[int, ...]  # ViT blocks (from 1) whose output becomes a feature map
     projector_scale: tuple[str, ...]
     hidden_dim: int
     dec_layers: int
@@ -201,7 +201,7 @@ class RfdetrVariant(NamedTuple):
 
 
 class Dinov2(NamedTuple):
-    """A ViT of DINOv2 as RF-DETR splits it into windows."""
+    """A DINOv2 ViT with RF-DETR's windows."""
 
     name: str
     width: int
@@ -237,7 +237,7 @@ DINOV2: dict[str, Dinov2] = {
 def _rfdetr(
     name: str, dec_layers: int, resolution: int, grid: int, parameters: int, weights: str, **others: Any
 ) -> RfdetrVariant:
-    """A row that has the architecture of Nano but for `others`."""
+    """A row with the architecture of Nano, except for `others`."""
     row = RfdetrVariant(
         name, _DINO_SMALL, _EVERY_THIRD, ("P4",), 256, dec_layers, 8, 16, 2, 300, resolution, 16, 2, grid, parameters,
         weights, _APACHE,
@@ -322,7 +322,7 @@ DFINE_VARIANTS: dict[str, DfineVariant] = {
 
 
 class RestrictedLicence(NamedTuple):
-    """A license of weights that must be accepted before they are used."""
+    """A license that must be accepted before its weights can be used."""
 
     title: str
     accepted_by: str  # field of the spec
@@ -334,16 +334,16 @@ RESTRICTED: dict[str, RestrictedLicence] = {
 
 
 class PublishedWeights(NamedTuple):
-    """A file of weights that everyone may ask for by its name, with or without its suffix."""
+    """Published weights that can be used by file name, with or without suffix."""
 
     file: str
-    url: str | None  # None: not to be had without accepting a license elsewhere
-    md5: str | None  # of the content, as the publisher states it; None: none is stated
+    url: str | None  # None: only available after accepting a license elsewhere
+    md5: str | None  # of the content, as published; None: none is stated
     license: str
 
 
 _ROBOFLOW = "https://storage.googleapis.com/rfdetr/"
-# File name -> (address below Roboflow's, MD5), as rfdetr 1.11.2 states them.
+# File name -> (path below Roboflow's URL, MD5), from rfdetr 1.11.2.
 _ROBOFLOW_FILES: dict[str, tuple[str, str]] = {
     "rf-detr-nano.pth": ("nano_coco/checkpoint_best_regular.pth", "fb6504cce7fbdc783f7a46991f07639f"),
     "rf-detr-small.pth": ("small_coco/checkpoint_best_regular.pth", "fb37061c1af7bace359c91b723a8d5c1"),
@@ -384,11 +384,11 @@ PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # size o
 
 
 class Layout(NamedTuple):
-    """What a deployed detector's input and outputs are called, and which pixels it takes."""
+    """Names of a deployed detector's input and outputs, and its pixel format."""
 
     input: str
-    outputs: Any  # field of `Predictions` -> name, in the order of the file; masks only where the detector has some
-    normalised: bool  # by the mean and standard deviation of ImageNet; otherwise RGB 0..1
+    outputs: Any  # field of `Predictions` -> name, in the order of the file; masks only if the detector has them
+    normalised: bool  # with the mean and standard deviation of ImageNet; otherwise RGB 0..1
     background: bool  # the last class score belongs to no class
 
 
@@ -411,7 +411,7 @@ COCO_CATEGORIES: dict[int, str] = {
     77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
-# The other published spelling of COCO's names, that of Pascal VOC and of transformers' RT-DETR -> COCO's own.
+# The other published spelling of COCO's names (Pascal VOC, transformers' RT-DETR) -> COCO's own.
 COCO_SPELLINGS: dict[str, str] = {
     "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
     "diningtable": "dining table", "tvmonitor": "tv",

@@ -1,6 +1,6 @@
 """Check the packages in the lock files for known vulnerabilities in PyPI or OSV: `make audit`.
 
-pip-audit skips packages that a service does not answer for, and succeeds. Here that is a failure: exit code 0 means
+pip-audit skips packages without an answer from the service, and succeeds. Here that is a failure: exit code 0 means
 that all packages were checked and have no known vulnerability, 1 that one has, 2 that not all could be checked.
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def look_up(pip_audit: str, locks: list[str], service: str) -> tuple[list[dict[str, Any]], str | None]:
-    """A row per package ({name, version, vulns} or {name, skip_reason}), and what went wrong as a whole."""
+    """A row per package ({name, version, vulns} or {name, skip_reason}), and the reason if the whole run failed."""
     files = [argument for lock in locks for argument in ("-r", lock)]
     command = [pip_audit, "--disable-pip", "--no-deps", "--format", "json", "--progress-spinner", "off", "-s", service]
     try:

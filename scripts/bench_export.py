@@ -33,7 +33,7 @@ from rtdetr_tool.spec import read_spec
 
 
 def alternate(sides: dict[str, Callable[[], object]], steps: int, warm_up: int = 3) -> dict[str, float]:
-    """Median milliseconds of each side; who goes first changes with every step."""
+    """Median milliseconds of each side; the order alternates with every step."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for step in range(steps + warm_up):
         order = list(sides) if step % 2 else list(sides)[::-1]
@@ -48,7 +48,7 @@ def alternate(sides: dict[str, Callable[[], object]], steps: int, warm_up: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("--images", nargs="*", help="image folders (default: drawn images)")
+    parser.add_argument("--images", nargs="*", help="image folders (default: generated images)")
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -60,7 +60,7 @@ def main() -> None:
     source = image_source_of(
         opened.spec.dataset, options.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
     )
-    pictures = synthetic_images(6, size) if source is None else source.load(6)
+    images = synthetic_images(6, size) if source is None else source.load(6)
 
     model, eager = ExportModel(opened.detector).eval(), TorchRuntime(opened.detector, opened.class_map)
     columns = ("batch", "opset", "nodes", "MB", "seconds", "score difference", "box difference", "at batch")
@@ -77,17 +77,17 @@ def main() -> None:
             size_mb = file.stat().st_size / 1e6
             sessions[name] = OnnxRuntime(parsed(file, graph), threads=options.threads)
         for compared in (1, 3) if batch is None else (1,):
-            found = compare_on(pictures, compared, eager.predict, sessions[name].predict, 1e-3)
+            difference = compare_on(images, compared, eager.predict, sessions[name].predict, 1e-3)
             table.add_row(
                 name, str(options.opset), str(len(graph.graph.node)), f"{size_mb:.1f}", f"{seconds:.1f}",
-                f"{found.score:.1e}", f"{found.box:.1e}", str(compared),
+                f"{difference.score:.1e}", f"{difference.box:.1e}", str(compared),
             )  # fmt: skip
     console = Console(width=120)
     console.print(table)
 
-    picture = pictures[:1]
-    sides = {"torch": lambda: eager.predict(picture)}
-    sides |= {name: lambda session=session: session.predict(picture) for name, session in sessions.items()}
+    image = images[:1]
+    sides = {"torch": lambda: eager.predict(image)}
+    sides |= {name: lambda session=session: session.predict(image) for name, session in sessions.items()}
     medians = alternate(sides, options.steps)
     for name, value in medians.items():
         ratio = "" if name == "torch" else f", {value / medians['torch']:.2f} of torch"

@@ -1,4 +1,4 @@
-"""Measure training and inference on a GPU: ours and, where installed, transformers', in turn in one run.
+"""Measure training and inference on a GPU: ours and, if installed, that of transformers, alternately in one run.
 
     python scripts/bench_gpu.py [--models r18 r50 nano] [--precisions fp32 bf16] [--batch 16] [--json FILE]
 
@@ -31,7 +31,7 @@ from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import ModelSpec, spec_from_dict
 
 CLASSES, OBJECTS = 80, 10
-MODELS: dict[str, tuple[dict[str, Any], int]] = {  # the model's section, and the side of its images
+MODELS: dict[str, tuple[dict[str, Any], int]] = {  # the `model` section, and the side of its images
     "r18": ({"backbone": "resnet_18d", "expansion": 0.5, "dec_layers": 3}, 640),
     "r50": ({"backbone": "resnet_50d"}, 640),
     "nano": ({"arch": "rfdetr", "rfdetr": {"variant": "nano"}}, 384),
@@ -45,12 +45,12 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=DTYPES)
     parser.add_argument("--batch", type=int, default=16, help="images of a training step (default 16)")
     parser.add_argument("--size", type=int, help="side of the images (default: the model's)")
-    parser.add_argument("--steps", type=int, default=10, help="steps timed per turn (default 10)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps per turn (default 10)")
     parser.add_argument("--turns", type=int, default=3, help="alternations (default 3)")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the GPU in bf16, for the utilization")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--compile", action="store_true", help="measure compiled inference, too")
-    parser.add_argument("--json", type=Path, help="where the results are written")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled inference")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(name: str, precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for ours and one for each peer, timed in turn."""
+    """One row for ours and one for each peer, measured alternately."""
     section, side = MODELS[name]
     side = options.size or side
     device, dtype = torch.device(options.device), DTYPES[precision]
@@ -139,7 +139,7 @@ def our_step(spec: ModelSpec, images: Tensor, dtype: torch.dtype) -> Step:
 
 
 def our_flops(spec: ModelSpec, image: Tensor) -> float:
-    """Of the forward pass of one image, in evaluation."""
+    """FLOPs of the forward pass of one image in eval mode."""
     detector = build_detector(spec, CLASSES).to(image.device).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         detector(image)
@@ -147,7 +147,7 @@ def our_flops(spec: ModelSpec, image: Tensor) -> float:
 
 
 def transformers_step(section: dict[str, Any], images: Tensor, dtype: torch.dtype) -> Step | None:
-    """The same step of transformers' RT-DETRv2; None if transformers is not installed."""
+    """The same step with transformers' RT-DETRv2; None if transformers is not installed."""
     try:
         import transformers
     except ImportError:
@@ -192,7 +192,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def seconds(step: Step, count: int, device: torch.device) -> float:
-    """Of one step, the mean of `count` that are queued without waiting in between."""
+    """Seconds per step, the mean of `count` steps that are queued without synchronization."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(count):

@@ -1,9 +1,9 @@
-"""Images per second of one data worker: ours, and the same steps in torchvision v2 as the official RT-DETR uses them.
+"""Images per second of one data worker: ours, and the same steps in torchvision v2 as in the official RT-DETR.
 
     python scripts/bench_loader.py IMAGES ANNOTATIONS.json [--count 100] [--turns 3]
 
-Decoding, photometric distortion, zoom-out, IoU crop, flip, resize to 640 px and collation, in turn in one process with
-one thread. Rates are of processor time, because machines are shared.
+Decoding, photometric distortion, zoom-out, IoU crop, flip, resize to 640 px and collation, alternately in one process
+with one thread. Rates are per second of CPU time, because machines are shared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", help="folder of images")
-    parser.add_argument("annotations", help="their COCO file")
+    parser.add_argument("annotations", help="COCO file of the images")
     parser.add_argument("--count", type=int, default=100, help="images per turn (default 100)")
     parser.add_argument("--turns", type=int, default=3, help="alternations (default 3)")
     options = parser.parse_args()

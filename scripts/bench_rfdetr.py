@@ -1,12 +1,12 @@
-"""Time RF-DETR Nano against Roboflow's package, in turn, in one process: inference, ONNX, a training step.
+"""Time RF-DETR Nano against Roboflow's package, alternately in one process: inference, ONNX, a training step.
 
     python scripts/bench_rfdetr.py [--variant nano] [--steps 5] [--batch 2] [--device cpu] [--threads 1 --cpu-time]
 
-Both have the same random weights, images and targets. Inference is one image: eager, ours as `evaluate` and `inference`
-run it (`TorchRuntime`), theirs as `predict()` runs it, plain and after `RFDETR.inference()` (traced); and each
-side's own ONNX file in onnxruntime. A training step is forward, loss, backward, clipping and fused AdamW.
+Both have the same random weights, images and targets. Inference is one image: eager, ours as in `evaluate` and
+`inference` (`TorchRuntime`), the package's as in `predict()`, plain and after `RFDETR.inference()` (traced); and the
+ONNX file of each in onnxruntime. A training step is forward, loss, backward, clipping and fused AdamW.
 
-Absolute times depend on the machine and its load; the medians' ratio (ours / theirs) is what to look at.
+Absolute times depend on the machine and its load; compare the ratio of the medians (ours / rfdetr).
 """
 
 from __future__ import annotations
@@ -39,32 +39,34 @@ from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.spec.model import ModelSpec
 
 CLASSES = 90
-THEIRS = {"nano": rfdetr.RFDETRNano, "small": rfdetr.RFDETRSmall, "medium": rfdetr.RFDETRMedium}
+CLASSES_OF_RFDETR = {"nano": rfdetr.RFDETRNano, "small": rfdetr.RFDETRSmall, "medium": rfdetr.RFDETRMedium}
 Run = Callable[[], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--variant", choices=THEIRS, default="nano")
-    parser.add_argument("--steps", type=int, default=5, help="alternations that are timed (default 5)")
+    parser.add_argument("--variant", choices=CLASSES_OF_RFDETR, default="nano")
+    parser.add_argument("--steps", type=int, default=5, help="timed alternations (default 5)")
     parser.add_argument("--batch", type=int, default=2, help="images of a training step (default 2)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="threads of torch and onnxruntime (default: torch's choice)")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time (a busy machine)")
+    parser.add_argument("--threads", type=int, help="threads of torch and onnxruntime (default: torch's default)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure CPU time instead of wall time (for a busy machine)"
+    )
     parser.add_argument("--only", nargs="*", choices=("eager", "onnx", "step"), default=("eager", "onnx", "step"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.getLogger("rf-detr").setLevel(logging.ERROR)
     clock = time.process_time if options.cpu_time else time.perf_counter
-    theirs, ours, spec = build_pair(options.variant, options.device)
-    size = spec.rfdetr.resolution or theirs.model_config.resolution
+    reference, ours, spec = build_pair(options.variant, options.device)
+    size = spec.rfdetr.resolution or reference.model_config.resolution
     images = torch.rand(options.batch, 3, size, size, device=options.device)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}, {size} px")
     sides = {
-        "eager": lambda: eager_inference(theirs, ours, images[:1]),
-        "onnx": lambda: onnx_inference(theirs, ours, images[:1].cpu()),
-        "step": lambda: {f"training step, batch {options.batch}": training_steps(theirs, ours, spec, images)},
+        "eager": lambda: eager_inference(reference, ours, images[:1]),
+        "onnx": lambda: onnx_inference(reference, ours, images[:1].cpu()),
+        "step": lambda: {f"training step, batch {options.batch}": training_steps(reference, ours, spec, images)},
     }
     for name in options.only:
         for title, (mine, other) in sides[name]().items():
@@ -73,25 +75,25 @@ def main() -> None:
 
 def build_pair(variant: str, device: str) -> tuple[rfdetr.RFDETR, nn.Module, ModelSpec]:
     torch.manual_seed(0)
-    theirs = THEIRS[variant](pretrain_weights=None, device=device, num_classes=CLASSES)
+    reference = CLASSES_OF_RFDETR[variant](pretrain_weights=None, device=device, num_classes=CLASSES)
     spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant))
     ours = build_detector(spec, CLASSES + 1)
-    ours.load_state_dict(from_rfdetr(theirs.model.model.state_dict()))
-    theirs.model.model.to(device)
-    return theirs, ours.to(device), spec
+    ours.load_state_dict(from_rfdetr(reference.model.model.state_dict()))
+    reference.model.model.to(device)
+    return reference, ours.to(device), spec
 
 
 def normalized(images: Tensor) -> Tensor:
-    """As they give them to the network; ours does it inside."""
+    """Images as the package passes them to its network; ours normalizes inside."""
     mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def eager_inference(theirs: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
-    network, ready = theirs.model.model.eval(), normalized(image)
+def eager_inference(reference: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
+    network, ready = reference.model.model.eval(), normalized(image)
     runtime = TorchRuntime(ours, None, image.device)
-    theirs.inference(compile=True, batch_size=1)
-    traced = theirs.model.inference_model
+    reference.inference(compile=True, batch_size=1)
+    traced = reference.model.inference_model
 
     def our_pass() -> float:
         return runtime.predict(image).logits.sigmoid().sum().item()
@@ -107,12 +109,12 @@ def eager_inference(theirs: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> di
     return {"inference, batch 1": (our_pass, their_pass), "against traced rfdetr": (our_pass, their_traced)}
 
 
-def onnx_inference(theirs: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
+def onnx_inference(reference: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
     size = (int(image.shape[2]), int(image.shape[3]))
     with tempfile.TemporaryDirectory() as folder:
         mine = Path(folder) / "ours.onnx"
         onnx.save(export_graph(ExportModel(ours.cpu(), layout=LAYOUTS["rfdetr"]), size, 1, 17), mine)
-        other = Path(theirs.export(output_dir=folder, format="onnx"))
+        other = Path(reference.export(output_dir=folder, format="onnx"))
         sessions = [session_of(path) for path in (mine, other)]
     ready = normalized(image).numpy()
 
@@ -128,11 +130,11 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def training_steps(theirs: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, images: Tensor) -> tuple[Run, Run]:
-    """One step of ours and one of theirs; each returns the loss."""
-    network = theirs.model.model.train()
+def training_steps(reference: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, images: Tensor) -> tuple[Run, Run]:
+    """A training step of each implementation; returns the loss."""
+    network = reference.model.model.train()
     settings = TrainConfig(dataset_dir=".", output_dir=".")
-    judge = build_criterion_from_config(theirs.model_config, settings)[0].train()
+    judge = build_criterion_from_config(reference.model_config, settings)[0].train()
     criterion = build_criterion(spec).train()
     ours.train()
     targets = [target.to(images.device) for target in draw_targets(len(images))]

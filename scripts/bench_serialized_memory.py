@@ -1,11 +1,11 @@
-"""Memory of the training data's records under `dataset_type` serialized and default, with 1 and 4 workers.
+"""Memory of the training records with `dataset_type` serialized and default, with 1 and 4 workers.
 
     python scripts/bench_serialized_memory.py [--images 40000] [--objects 5] [--start fork|spawn]
 
-Writes an annotation file without images, reads it as training does, starts worker processes that read every record
-twice, and adds up what the processes hold. RSS counts a shared page once per process; PSS (proportional) divides it
-among those who share it, so its sum (here without the pages of files, that is of libraries) is what the machine really
-spends. The rows `none` keep no records: what the interpreter and the parser take.
+Writes an annotation file without images, reads it as in training, starts worker processes that read every record
+twice, and adds up the memory of all processes. RSS counts a shared page once per process; PSS (proportional) divides
+it among the processes that share it, so its sum (without pages of files, such as libraries) is the memory really used.
+The rows `none` have no records: they show the interpreter and the parser.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def memory(pid: int) -> dict[str, float]:
     """RSS and PSS (private and shared memory, no files) of a process in MiB, from Linux's smaps_rollup."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         text = file.read()
-    found = {name: int(kilobytes) / 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
-    return {"Rss": found["Rss"], "Pss": found["Pss_Anon"] + found["Pss_Shmem"]}
+    sizes = {name: int(kilobytes) / 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    return {"Rss": sizes["Rss"], "Pss": sizes["Pss_Anon"] + sizes["Pss_Shmem"]}
 
 
 def read_all(records, ready, release) -> None:
@@ -109,12 +109,12 @@ def main() -> None:
         write_annotations(os.path.join(folder, "annotations.json"), args.images, args.objects)
         for kind in ("none", "serialized", "default"):
             for workers in (1, 4):
-                # A process of its own for each, so that none inherits what another left behind.
+                # Each in a separate process, so that none is affected by the memory of another.
                 command = [sys.executable, __file__, "--start", args.start, "--one", kind, str(workers), folder]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                sizes = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 print(
-                    f"{kind:<12} {workers:>7} {found['main_rss']:>9.0f} {found['worker_rss']:>10.0f}"
-                    f" {found['sum_rss']:>8.0f} {found['sum_pss']:>8.0f}"
+                    f"{kind:<12} {workers:>7} {sizes['main_rss']:>9.0f} {sizes['worker_rss']:>10.0f}"
+                    f" {sizes['sum_rss']:>8.0f} {sizes['sum_pss']:>8.0f}"
                 )
 
 

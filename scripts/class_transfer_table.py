@@ -1,11 +1,10 @@
-"""Measures what is left of a detector when a run starts from its weights and the data numbers the classes differently.
+"""Measure the score that remains if a run starts from a detector's weights and the data orders classes differently.
 
     python scripts/class_transfer_table.py /tmp/transfer
 
-draws a few images, trains an RT-DETR and an RF-DETR on them until they know them by heart, and starts runs of one epoch
-at a learning rate of 1e-9 from their files: every path that copies weights, every format, every order of classes. It
-prints a Markdown table of the mean AP over the classes that file and data share, before and after. About five
-minutes on two CPU cores.
+draws a few images, overfits an RT-DETR and an RF-DETR to them, and starts runs of one epoch at a learning rate of 1e-9
+from their files: every path that copies weights, every format, every order of classes. It prints a Markdown table of
+the mean AP over the classes that file and data share, before and after. It takes about five minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def settings(family: str, data: Path, out: Path, epochs: int, rate: float) -> di
 
 
 def write_orders(root: Path, images: int) -> dict[tuple[str, str], Path]:
-    """(format, order) -> folder with the same drawn images, whose classes are numbered in that order."""
+    """(format, order) -> folder with the same generated images and classes in that order."""
     drawn = root / "drawn"
     write_split(drawn, "train", images, 2 * SIDE, 7)
     content = json.loads((drawn / "annotations" / "instances_train.json").read_text())
@@ -101,7 +100,7 @@ def write_orders(root: Path, images: int) -> dict[tuple[str, str], Path]:
 
 
 def numbered(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A COCO dict with these categories, numbered from 1 in this order, and their objects alone."""
+    """A COCO dict with only these categories, numbered from 1 in this order, and their objects."""
     old = {category["id"]: category["name"] for category in content["categories"]}
     new = {name: index for index, name in enumerate(names, 1)}
     kept = [{**a, "category_id": new[old[a["category_id"]]]} for a in content["annotations"]
@@ -141,7 +140,7 @@ def from_detector(spec: ExperimentSpec, start: Path) -> dict[str, float]:
 
 
 def from_teacher(spec: ExperimentSpec, start: Path) -> dict[str, float]:
-    """`model.load_teacher_enc_dec`; the backbone, which it leaves alone, comes from the same file."""
+    """`model.load_teacher_enc_dec`; the backbone, which it does not copy, comes from the same file."""
     from rtdetr_tool.formats.opening import open_detector
 
     teacher = open_detector(str(start), LoadedSpec(ExperimentSpec(), {}))
@@ -170,9 +169,9 @@ def mean(scores: Mapping[str, float], names: Sequence[str]) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Scores of runs that start from weights with other class orders.")
-    parser.add_argument("out", type=Path, help="new folder to work in")
+    parser.add_argument("out", type=Path, help="new working folder")
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the epochs of the first training")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the epochs of the first training")
     options = parser.parse_args(arguments)
     logging.getLogger("rtdetr_tool").setLevel(logging.ERROR)
     folders = write_orders(options.out, options.images)

@@ -1,15 +1,15 @@
-"""Does distillation help? A teacher, then small students of the same number of steps with and without it.
+"""Does distillation help? Train a teacher, then small students with and without it for the same number of steps.
 
     python scripts/distillation_experiment.py run demo/distillation
     python scripts/distillation_experiment.py run demo/bccd --data ../shared/data/bccd --classes 3
     python scripts/distillation_experiment.py cost demo/cost
 
-`run` draws the sample set (or takes a COCO folder laid out like it), trains the teacher, then each variant with each
-seed, and scores the last weights of each run on the test split, which nothing before has seen. Variants share data,
-initial weights and augmentation of a seed. What is finished is not repeated and what was interrupted goes on, so the
-same command can be given again; `results.md` and `results.json` are written anew after each run.
+`run` draws the sample dataset (or uses a COCO folder with the same layout), trains the teacher, then each variant with
+each seed, and scores the last weights of each run on the test split, which was not used before. Variants share data,
+initial weights and augmentation of a seed. Running the same command again skips finished runs and resumes interrupted
+ones; `results.md` and `results.json` are updated after each run.
 
-`cost` measures a step of training against one of distillation: processor and wall seconds, and peak memory.
+`cost` compares a training step with a distillation step: CPU and wall seconds, and peak memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SPEC = ROOT / "specs" / "distill_demo.yaml"
-NUM_CLASSES = 5  # of the drawn sample set
+NUM_CLASSES = 5  # of the sample dataset
 
 
 def binding(name: str, criterion: str, weight: float) -> str:
@@ -34,10 +34,10 @@ def binding(name: str, criterion: str, weight: float) -> str:
 
 
 SRCS = binding("srcs", "IOU", 20)
-TOKENS = binding("decoder.enc_score_head", "L2", 1)  # class logits of every place, before queries are selected
+TOKENS = binding("decoder.enc_score_head", "L2", 1)  # class logits of all positions, before query selection
 LOGITS = (binding("pred_logits", "KL", 2), binding("pred_boxes", "IOU", 1))
 
-# What is compared: name -> bindings; none is plain training.
+# Compared variants: name -> bindings; none = plain training.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "srcs": (SRCS,),
@@ -58,12 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("run", "cost", "step"), help="step is what cost starts")
+    parser.add_argument("command", choices=("run", "cost", "step"), help="step is started by cost")
     parser.add_argument("out", type=absolute, help="folder to write to")
     parser.add_argument("--data", type=absolute, help="{train,val,test}/ and annotations/; default: drawn")
     parser.add_argument("--classes", type=int, default=NUM_CLASSES, help="dataset.num_classes")
-    parser.add_argument("--images", type=int, default=300, help="training images of the drawn set (default 300)")
-    parser.add_argument("--test-images", type=int, default=300, help="test images of the drawn set (default 300)")
+    parser.add_argument("--images", type=int, default=300, help="training images of the sample dataset (default 300)")
+    parser.add_argument("--test-images", type=int, default=300, help="test images of the sample dataset (default 300)")
     parser.add_argument("--size", type=int, default=160, help="side of the network's input (default 160)")
     parser.add_argument("--teacher", default="resnet_34d", help="backbone of the teacher (default resnet_34d)")
     parser.add_argument("--teacher-width", type=int, default=160, help="hidden_dim of the teacher (default 160)")
@@ -71,7 +71,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10, help="of each student (default 10)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "srcs", "logits"])
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="further overrides of all students")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="key=value", help="additional overrides for all students"
+    )
     parser.add_argument("--steps", type=int, default=12, help="measured steps of cost and step")
     return parser.parse_args(arguments)
 
@@ -87,7 +89,7 @@ def run_all(options: argparse.Namespace) -> int:
     data = options.data or draw(options)
     teacher = options.out / "teacher"
     rows = {"teacher": [score(options, data, teacher, 0, None)]}
-    for seed in options.seeds:  # seed by seed: whenever it is stopped, the variants can be compared
+    for seed in options.seeds:  # seed by seed, so that variants can be compared at any time
         for variant in options.variants:
             folder = options.out / variant / f"seed_{seed}"
             rows.setdefault(variant, []).append(score(options, data, folder, seed, VARIANTS[variant]))
@@ -108,7 +110,7 @@ def draw(options: argparse.Namespace) -> Path:
 def score(
     options: argparse.Namespace, data: Path, folder: Path, seed: int, bindings: Sequence[str] | None
 ) -> dict[str, float]:
-    """Train (with bindings: distill; None: the teacher) unless done, score on the test split; its figures."""
+    """Train (with bindings: distill; None: the teacher) unless done, score on the test split, and return the scores."""
     results = folder / "evaluate" / "results.json"
     if not results.exists():
         command = "distill" if bindings else "train"
@@ -120,20 +122,20 @@ def score(
         weights = folder / command / "rtdetr_model_latest.pth"
         rtdetr("evaluate", folder, [*overrides, f"evaluate.checkpoint={weights}", source(data, "test")])
         (folder / "minutes.json").write_text(json.dumps(minutes))
-    found = json.loads(results.read_text(encoding="utf-8"))
+    scores = json.loads(results.read_text(encoding="utf-8"))
     minutes = json.loads((folder / "minutes.json").read_text()) if (folder / "minutes.json").exists() else 0.0
-    return {"mAP": found["mAP"], "mAP50": found["mAP50"], "minutes": minutes}
+    return {"mAP": scores["mAP"], "mAP50": scores["mAP50"], "minutes": minutes}
 
 
 def following(teacher: Path, bindings: Sequence[str] | None) -> list[str]:
-    """Overrides for a student of this teacher; nothing without bindings."""
+    """Overrides for a student of this teacher; none without bindings."""
     if not bindings:
         return []
     return [f"distill.bindings=[{', '.join(bindings)}]", f"distill.pretrained_teacher_model_path={teacher}"]
 
 
 def settings(options: argparse.Namespace, data: Path, teacher: bool) -> list[str]:
-    """Overrides of specs/distill_demo.yaml; the learning rate falls at four fifths of the epochs."""
+    """Overrides of specs/distill_demo.yaml; the learning rate drops after four fifths of the epochs."""
     epochs = options.teacher_epochs if teacher else options.epochs
     width = options.teacher_width
     model = [
@@ -169,25 +171,25 @@ def rtdetr(command: str, folder: Path, overrides: Sequence[str]) -> None:
 
 
 def write_results(options: argparse.Namespace, rows: dict[str, list[dict[str, float]]]) -> None:
-    """Mean and spread over the seeds, and the difference to plain training seed by seed."""
+    """Write mean and spread over the seeds, and the difference from plain training per seed."""
     lines = [
         f"Teacher {options.teacher}, width {options.teacher_width}, {options.teacher_epochs} epochs; students "
         f"{options.epochs} epochs, {options.size} px; seeds {', '.join(map(str, options.seeds))}; scores of the test "
         "split.",
         "",
-        "| run | mAP | spread | mAP50 | each seed | against plain, seed by seed | minutes |",
+        "| run | mAP | spread | mAP50 | per seed | difference from plain, per seed | minutes |",
         "|---|---|---|---|---|---|---|",
     ]
     plain = [row["mAP"] for row in rows.get("plain", [])]
-    for name, found in rows.items():
-        scores = [row["mAP"] for row in found]
+    for name, runs in rows.items():
+        scores = [row["mAP"] for row in runs]
         spread = f"{statistics.stdev(scores):.3f}" if len(scores) > 1 else "-"
         gains = [a - b for a, b in zip(scores, plain, strict=False)] if name not in ("teacher", "plain") else []
         against = f"{statistics.mean(gains):+.3f} ({', '.join(f'{gain:+.3f}' for gain in gains)})" if gains else ""
         lines.append(
-            f"| {name} | {statistics.mean(scores):.3f} | {spread} | {statistics.mean(r['mAP50'] for r in found):.3f} | "
+            f"| {name} | {statistics.mean(scores):.3f} | {spread} | {statistics.mean(r['mAP50'] for r in runs):.3f} | "
             f"{', '.join(f'{value:.3f}' for value in scores)} | {against} | "
-            f"{statistics.mean(r['minutes'] for r in found):.1f} |"
+            f"{statistics.mean(r['minutes'] for r in runs):.1f} |"
         )
     (options.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (options.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -197,7 +199,7 @@ def write_results(options: argparse.Namespace, rows: dict[str, list[dict[str, fl
 
 
 def compare_cost(options: argparse.Namespace) -> int:
-    """A table of train and distill steps, each measured in a process of its own."""
+    """A table of train and distill steps, each measured in a separate process."""
     data = options.data or draw(options)
     lines = ["| step | processor s | wall s | peak memory MiB |", "|---|---|---|---|"]
     for variant in ("plain", *(name for name in options.variants if name != "plain")):
@@ -206,8 +208,8 @@ def compare_cost(options: argparse.Namespace) -> int:
         program += ["--size", str(options.size), "--teacher", options.teacher, "--set", *options.set]
         program += ["--teacher-width", str(options.teacher_width)]
         ran = subprocess.run(program, check=True, capture_output=True, text=True)
-        found = json.loads(ran.stdout.strip().splitlines()[-1])
-        lines.append(f"| {variant} | {found['processor']:.3f} | {found['wall']:.3f} | {found['peak']:.0f} |")
+        measured = json.loads(ran.stdout.strip().splitlines()[-1])
+        lines.append(f"| {variant} | {measured['processor']:.3f} | {measured['wall']:.3f} | {measured['peak']:.0f} |")
     (options.out / "cost.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     return 0

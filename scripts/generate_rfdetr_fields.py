@@ -17,7 +17,7 @@ STATUS = {"works": "works", "warned": "accepted with a warning", "refused": "ref
 
 
 def tables() -> str:
-    """Both tables with a line of counts each."""
+    """Both tables, each with a line of counts."""
     return "\n\n".join(
         f"### `{title}`\n\n{counts(rows)}\n\n{table(rows)}"
         for title, rows in (("TrainConfig", TRAIN), ("ModelConfig", MODEL))

@@ -1,4 +1,4 @@
-"""Writes docs/spec.md from the spec's dataclasses."""
+"""Write docs/spec.md from the spec's dataclasses."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Writes requirements.lock and requirements-dev.lock: exact versions of what this environment has installed.
+"""Write requirements.lock and requirements-dev.lock: exact versions of the packages in this environment.
 
     .venv/bin/python scripts/lock_dependencies.py
 
@@ -20,16 +20,16 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
-# Tests compare our schema and our RF-DETR with these packages. They come without their dependencies, which are many or
-# pin old versions; what is imported of them stands here too.
+# Tests compare our schema and our RF-DETR with these packages. They are installed without their dependencies, which are
+# many or pin old versions; imported dependencies are listed here too.
 ALONE = ("nvidia-tao-core", "rfdetr", "pyDeprecate")
 
-# Published for Linux only; torch for other systems does without.
+# Published for Linux only; torch for other systems does not need it.
 LINUX_ONLY = re.compile(r"^(nvidia-(?!tao)|cuda-|triton$|tensorrt-rtx)")
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:
-    """Name -> installed version of the requirements and of all they require here."""
+    """Name -> installed version of the requirements and of their dependencies on this system."""
     versions: dict[str, str] = {}
     seen: set[str] = set()
     waiting = [Requirement(text) for text in requirements]
@@ -67,13 +67,13 @@ def write(path: Path, purpose: str, versions: dict[str, str]) -> None:
 
 def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    build = ["setuptools"]  # builds the editable install without a download
+    build = ["setuptools"]  # for the editable install without a download
     run = closure([*project["dependencies"], *build])
     dev = closure([*project["dependencies"], *build, *project["optional-dependencies"]["dev"]])
     alone = {canonicalize_name(name): importlib.metadata.version(name) for name in ALONE}
-    write(ROOT / "requirements.lock", "Everything the program needs.", run)
+    write(ROOT / "requirements.lock", "Runtime dependencies.", run)
     extra = {name: version for name, version in {**dev, **alone}.items() if name not in run}
-    write(ROOT / "requirements-dev.lock", "What tests and linting need on top of requirements.lock.", extra)
+    write(ROOT / "requirements-dev.lock", "Dependencies of tests and linting, in addition to requirements.lock.", extra)
     return 0
 
 

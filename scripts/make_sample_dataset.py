@@ -1,11 +1,11 @@
-"""Draws a small object detection dataset: textured shapes on textured backgrounds, as COCO files.
+"""Draw a small object detection dataset: textured shapes on textured backgrounds, as COCO files.
 
     python scripts/make_sample_dataset.py demo/data --train 400 --val 80 --test 40 --size 256 --seed 7
 
-writes `{train,val,test}/*.jpg`, `annotations/instances_{train,val,test}.json` and `classmap.txt`. An image depends on
-the seed, its split and its number alone, so a larger set begins with the images of a smaller one. Objects overlap; a
-box bounds the pixels of its object that can be seen, a mask (`segmentation`, as run lengths) is exactly those, and at
-least `MIN_VISIBLE` of every drawn object can be.
+writes `{train,val,test}/*.jpg`, `annotations/instances_{train,val,test}.json` and `classmap.txt`. An image depends only
+on the seed, its split and its number, so a larger dataset begins with the images of a smaller one. Objects overlap;
+boxes bound the visible pixels of an object, masks (`segmentation`, as run lengths) are exactly these pixels, and at
+least `MIN_VISIBLE` of every object is visible.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from PIL import Image, ImageDraw, ImageFilter
 
 CLASSES = ("disc", "square", "triangle", "star", "ring")  # category ids 1..5, in this order
 SPLITS = ("train", "val", "test")
-ASPECTS = ((1.0, 1.0), (1.0, 0.75), (0.75, 1.0))  # (width, height) as shares of --size
+ASPECTS = ((1.0, 1.0), (1.0, 0.75), (0.75, 1.0))  # (width, height) relative to --size
 MAX_OBJECTS = 6
-RADIUS = (0.075, 0.21)  # of the image's shorter side
-MIN_VISIBLE = 0.45  # share of an object's area that others or the frame leave to see
+RADIUS = (0.075, 0.21)  # relative to the image's shorter side
+MIN_VISIBLE = 0.45  # minimum visible share of an object's area
 SUPERSAMPLING = 4
 
 
 @dataclass
 class DrawnObject:
     label: int  # index into CLASSES
-    mask: np.ndarray  # [H, W] bool, the pixels of the object that can be seen
-    full_area: float  # pixels the object would have with nothing before it and no frame
+    mask: np.ndarray  # [H, W] bool, visible pixels of the object
+    full_area: float  # pixels of the object without occlusion and cropping
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """x, y, width, height in pixels: the smallest that holds every visible pixel."""
+        """x, y, width, height in pixels: the smallest box that contains every visible pixel."""
         rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         x, y = int(columns[0]), int(rows[0])
         return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
@@ -65,7 +65,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """[H, W, 3] float 0..255: a slope between two muted colors, noise of several frequencies, some scratches."""
+    """[H, W, 3] float 0..255: a gradient between two muted colors, noise of several frequencies, some scratches."""
     first, second = (np.array(_color(rng, saturation=(0.0, 0.35), value=(0.2, 0.85)), np.float32) for _ in range(2))
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -105,7 +105,7 @@ def _color(
 
 
 def _add_object(rng: np.random.Generator, canvas: np.ndarray, objects: list[DrawnObject]) -> None:
-    """Draw one more object in front, at a place where it hides no other too much; give up after some tries."""
+    """Draw an object in front, at a position where it does not hide others too much; give up after some attempts."""
     height, width = canvas.shape[:2]
     low, high = (math.log(share * min(width, height)) for share in RADIUS)
     for _ in range(12):
@@ -135,7 +135,7 @@ def _add_object(rng: np.random.Generator, canvas: np.ndarray, objects: list[Draw
 def _coverage(
     label: int, center: tuple[float, float], radius: float, angle: float, squeeze: float
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Share 0..1 of each pixel that the shape covers, in a square [S, S] around it, and that square's corner x, y."""
+    """Share 0..1 of each pixel covered by the shape, in a square [S, S] around it, and the square's corner x, y."""
     margin = math.ceil(radius) + 2
     corner = (math.floor(center[0]) - margin, math.floor(center[1]) - margin)
     patch = Image.new("L", ((2 * margin + 2) * SUPERSAMPLING,) * 2)
@@ -153,7 +153,7 @@ def _coverage(
 
 
 def _outlines(name: str) -> list[tuple[list[tuple[float, float]], int]]:
-    """Polygons of a shape inside the unit circle, each with its fill: 255 adds, 0 cuts out."""
+    """Polygons of a shape in the unit circle, each with its fill: 255 adds, 0 cuts out."""
     if name == "disc":
         return [(_circle(64), 255)]
     if name == "square":
@@ -164,7 +164,7 @@ def _outlines(name: str) -> list[tuple[list[tuple[float, float]], int]]:
         return [([(x * r, y * r) for (x, y), r in zip(_circle(10), (1.0, 0.42) * 5, strict=True)], 255)]
     if name == "ring":
         return [(_circle(64), 255), ([(x * 0.55, y * 0.55) for x, y in _circle(64)], 0)]
-    raise ValueError(f"no shape is called {name}")
+    raise ValueError(f"unknown shape {name}")
 
 
 def _circle(corners: int) -> list[tuple[float, float]]:
@@ -173,7 +173,7 @@ def _circle(corners: int) -> list[tuple[float, float]]:
 
 
 def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, angle: float) -> np.ndarray:
-    """[H, W, 3] paint of an object: two colors as stripes, checks, dots, a slope, or one of them alone; with grain.
+    """[H, W, 3] colors of an object: two as stripes, checks, dots or a gradient, or only one; with grain.
 
     `x` and `y` are distances from its center in radii.
     """
@@ -218,16 +218,16 @@ def write_split(root: Path, split: str, count: int, size: int, seed: int) -> int
         _write(root / split / name, _jpeg(scene.image, quality=int(rng.integers(75, 96))))
         width, height = scene.image.size
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-        for found in scene.objects:
+        for item in scene.objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": index + 1,
-                    "category_id": found.label + 1,
-                    "bbox": list(found.box),
-                    "area": int(np.count_nonzero(found.mask)),
+                    "category_id": item.label + 1,
+                    "bbox": list(item.box),
+                    "area": int(np.count_nonzero(item.mask)),
                     "iscrowd": 0,
-                    "segmentation": _run_lengths(found.mask),
+                    "segmentation": _run_lengths(item.mask),
                 }
             )
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASSES)]
@@ -270,8 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     for split in SPLITS:
         count = getattr(options, split)
         if count:
-            found = write_split(options.out, split, count, options.size, options.seed)
-            print(f"{options.out / split}: {count} images, {found} objects")
+            objects = write_split(options.out, split, count, options.size, options.seed)
+            print(f"{options.out / split}: {count} images, {objects} objects")
     _write(options.out / "classmap.txt", "".join(f"{name}\n" for name in CLASSES).encode())
     return 0
 

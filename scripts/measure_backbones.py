@@ -1,13 +1,13 @@
-"""The catalog of backbones as measured: parameters, channels, one training step, difference of the ONNX graph.
+"""Measure the backbones of the catalog: parameters, channels, one training step, difference of the ONNX graph.
 
     python scripts/measure_backbones.py [NAME ...] [--size 320] [--batch 2] [--steps 2] [--lines FILE]
 
-Each backbone is measured in a process of its own. A step is forward, loss, backward and AdamW of the default detector
-with this backbone and 80 classes on random images: seconds of one CPU core (processor time, so that other load counts
-little), the least of the steps after the first. The ONNX difference is the largest one of any map of the backbone, eval
-mode, random weights, relative to the largest value of that map: PyTorch against onnxruntime, with a batch of 3 where 2
-was traced. `--lines` keeps one line of JSON per backbone, and backbones that it already holds are not measured again.
-The table is that of docs/backbones.md.
+Each backbone is measured in a separate process. A step is forward, loss, backward and AdamW of the default detector
+with this backbone and 80 classes on random images: seconds of one CPU core (CPU time, so that other load matters
+little), the minimum of the steps after the first. The ONNX difference is the largest one of any map of the backbone, in
+eval mode with random weights, relative to the largest value of that map: PyTorch against onnxruntime, with a batch of 3
+after tracing with 2. `--lines` stores one line of JSON per backbone; backbones in the file are not measured again. The
+table is that of docs/backbones.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def measure(name: str, size: int, batch: int, steps: int) -> dict:
 
 
 def disturb(backbone) -> None:
-    """Move norms and scales away from their first values, so that every tensor has an effect."""
+    """Randomize norms and scales, so that every tensor has an effect."""
     import torch
 
     with torch.no_grad():
@@ -62,7 +62,7 @@ def disturb(backbone) -> None:
 
 
 def training_step(detector, spec, size: int, batch: int, steps: int) -> float:
-    """Processor seconds of one step, the least without the first."""
+    """CPU seconds of one step, the minimum without the first."""
     import torch
 
     from rtdetr_tool.losses.build import build_criterion
@@ -94,21 +94,21 @@ def onnx_difference(backbone, size: int) -> float:
     images = torch.rand(3, 3, size, size)
     names = [f"map_{stride}" for stride in backbone.strides]
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        expected = [found.numpy() for found in backbone.eval()(images)]
+        expected = [level.numpy() for level in backbone.eval()(images)]
         backbone.fold_batch_norms()
-        path = os.path.join(folder, "backbone.onnx")  # a file, as more than 2 GiB do not fit into one message
+        path = os.path.join(folder, "backbone.onnx")  # a file, because a protobuf message is limited to 2 GiB
         torch.onnx.export(
             backbone, (images[:2],), path, input_names=["inputs"], output_names=names, opset_version=OPSET,
             dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,
         )  # fmt: skip
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        found = session.run(names, {"inputs": images.numpy()})
-    pairs = zip(found, expected, strict=True)
+        actual = session.run(names, {"inputs": images.numpy()})
+    pairs = zip(actual, expected, strict=True)
     return max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
 
 
 def markdown(names: list[str], rows: dict[str, dict]) -> str:
-    """The table; what was not measured is the catalog's, or a dash."""
+    """The table; values that were not measured come from the catalog, or are a dash."""
     lines = [
         "| backbone | parameters (M) | channels at stride 8, 16, 32 | step (core s) | ONNX difference | "
         "public ImageNet weights | license |",
@@ -133,7 +133,7 @@ def markdown(names: list[str], rows: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="of the catalog or timm/NAME; all of the catalog without one")
+    parser.add_argument("names", nargs="*", help="names in the catalog or timm/NAME (default: the whole catalog)")
     for name, default in (("size", 320), ("batch", 2), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lines", type=Path)

@@ -1,4 +1,4 @@
-"""What all tests share: charts that are not what a test is about are drawn but not rendered."""
+"""Shared by all tests: charts are drawn but not rendered, unless a test is about charts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIXEL = base64.b64decode(
 
 @pytest.fixture(autouse=True)
 def unrendered_charts(request, monkeypatch):
-    """Rendering takes 0.1 s per chart and every run has twenty; `@pytest.mark.charts` renders them."""
+    """Skip rendering, which takes 0.1 s for each of twenty charts per run; `@pytest.mark.charts` enables it."""
     if request.node.get_closest_marker("charts") is None and importlib.util.find_spec("matplotlib"):
         from matplotlib.figure import Figure
 

@@ -4,8 +4,8 @@ In: a path or a published name. Out: a `DetectorFile`, weights by our names with
 
     detector_file, identify          which program wrote a file, and everything known about it
     family_weights                   the contract of `families/<name>/weights.py`
-    io, safe_unpickle, limits        the only `torch.load` and save; what a file may make us do
-    metadata, recorded_fields        what our files record, and whether a spec agrees with it
+    io, safe_unpickle, limits        the only `torch.load` and `torch.save`; limits on untrusted files
+    metadata, recorded_fields        the metadata of our files, and its comparison with a spec
     loading, class_rows              copying weights into a module, class rows by name, with a report
     published, download              weights by their public name
     backbone_names, timm_weights, dinov2, renames   tensor names of backbones

@@ -1,4 +1,4 @@
-"""What a model family knows about weight files: the contract of `families/<name>/weights.py`."""
+"""How a model family reads weight files: the interface of `families/<name>/weights.py`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Tensors = Mapping[str, Tensor]
 
 
 class Recognized(NamedTuple):
-    """What a file of another program is."""
+    """The recognized format of a file of another program."""
 
-    what: str  # for people, such as "an official RT-DETRv2 checkpoint"
+    what: str  # for messages, such as "an official RT-DETRv2 checkpoint"
     version: int = 1
 
 
@@ -30,7 +30,7 @@ class ForeignFormat(NamedTuple):
 
     kind: str
     recognize: Callable[[Tensors], Recognized | None]  # by the names of the tensors
-    convert: Callable[[Tensors], dict[str, Tensor]]  # to our names; CheckpointError where a tensor has no counterpart
+    convert: Callable[[Tensors], dict[str, Tensor]]  # to our names; CheckpointError if a tensor has no counterpart
     holds_epoch: bool = False  # its checkpoints store the last completed epoch, so that training can resume
 
 
@@ -44,10 +44,10 @@ class FileContents(NamedTuple):
 
 
 class Writer(Protocol):
-    """Writes a detector as another program keeps it."""
+    """Writes a detector in the format of another program."""
 
     def __call__(self, target: Path, weights: Tensors, meta: Mapping[str, Any]) -> list[str]:
-        """Write weights by our names with complete metadata; returns what could not be carried over.
+        """Write weights with our names and complete metadata; returns messages about parts that cannot be converted.
 
         Raises:
             CheckpointError: the detector has parts that the other program does not have.
@@ -85,7 +85,7 @@ def weights_of(family: Family) -> WeightsModule:
 
 
 def writer_of(family: Family, layout: str) -> Writer:
-    """What writes the family's detectors in another program's layout; CheckpointError if nothing does."""
+    """The writer of the family's detectors for another program's format; CheckpointError if there is none."""
     writer = weights_of(family).WRITERS.get(layout)
     if writer is None:
         raise CheckpointError(

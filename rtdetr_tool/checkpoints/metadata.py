@@ -1,4 +1,4 @@
-"""The metadata in our checkpoints, and whether a spec agrees with it.
+"""The metadata in our checkpoints, and its comparison with a spec.
 
 `rtdetr_tool: {version, spec, classes, weights, metrics}` with plain types only: `spec` is the result of
 `spec_to_dict`, `classes` of `ClassMap.to_list`, `weights` is `raw` or `ema`, and `metrics` has the validation results

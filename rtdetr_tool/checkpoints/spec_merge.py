@@ -1,6 +1,6 @@
-"""Merge the user's spec with what a file records: the user's values where given, the file's elsewhere.
+"""Merge the user's spec with the metadata of a file: the user's values where set, otherwise the file's.
 
-A value that contradicts the file is an error or a warning, as `recorded_fields` says.
+A value that contradicts the file is an error or a warning, according to `recorded_fields`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def merge_spec(source: str, loaded: LoadedSpec, meta: Mapping[str, Any], graph: bool) -> ExperimentSpec:
-    """The user's spec completed by what the file records.
+    """The user's spec, completed by the metadata of the file.
 
     Args:
         meta: what the file records (`metadata.py`).
@@ -34,7 +34,7 @@ def merge_spec(source: str, loaded: LoadedSpec, meta: Mapping[str, Any], graph: 
     check_against(loaded.spec, meta, source=source, explicit=given)
     refuse(
         (
-            f"{name} is {value!r} in the spec, {stored!r} in the file, which has it built in"
+            f"{name} is {value!r} in the spec, but {stored!r} in the file, where it is fixed"
             for name, _, value, stored in other_values(given, meta, graph, REFUSED)
             if name.startswith("model.")  # `check_against` compares the others
         ),
@@ -60,7 +60,7 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
     for name, value in without_paths(stored.get("model") or {}).items():
         if name not in given_model:
             data["model"][name] = value
-        elif isinstance(value, Mapping):  # a section of which the user may give a part
+        elif isinstance(value, Mapping):  # a section of which the user may have set a part
             data["model"][name] = {**value, **given_model[name]}
     stored_dataset, given_dataset = stored.get("dataset") or {}, given.get("dataset") or {}
     for name in names_in("dataset"):
@@ -69,7 +69,7 @@ def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec
     stored_sizes, given_sizes = stored_dataset.get("augmentation") or {}, given_dataset.get("augmentation") or {}
     sizes = data["dataset"]["augmentation"]
     sides = family_of(data["model"]["arch"]).image_sides
-    if sides:  # sizes that were not given follow from the file's
+    if sides:  # sizes that are not set follow from the file's
         sizes = {name: value for name, value in sizes.items() if name in given_sizes or name not in SIZE_FIELDS}
         data["dataset"]["augmentation"] = sizes
         if any(value_at(given, f"model.{side}") is not None for side in sides):  # or from the user's

@@ -1,4 +1,4 @@
-"""Keyword arguments of another package that the Python API knows, and what each of them means here."""
+"""Keyword arguments of another package that the Python API supports, and their meaning here."""
 
 from __future__ import annotations
 

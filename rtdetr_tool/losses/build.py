@@ -1,4 +1,4 @@
-"""Builds losses from a spec; the only place in `losses` that sees one."""
+"""Build losses from a spec; the only module of `losses` that uses one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_distillation(
     teacher: Shapes,
     classes: Sequence[tuple[int, int]] | None = None,
 ) -> DistillationLoss:
-    """The bindings of `spec` between outputs of these shapes; `SpecError` names every pair that does not fit.
+    """The bindings of `spec` between outputs of these shapes; `SpecError` lists every pair that does not fit.
 
     Predictions are matched with the costs of the student's `model`; `classes` as in `DistillationLoss`.
     """
@@ -79,20 +79,20 @@ def _feature_binding(
 
 
 def _misfit(own: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]], align: str) -> str | None:
-    """Why outputs of these shapes cannot be brought together."""
+    """Why outputs of these shapes cannot be bound, or None."""
     if len(own) != len(wanted):
         return f"they have {len(own)} and {len(wanted)} levels; bind outputs with equally many"
     if any(len(a) != len(b) or len(a) not in (2, 3, 4) for a, b in zip(own, wanted, strict=True)):
-        return "their kinds differ; maps [B, C, h, w], tokens [B, N, C] and vectors [B, C] go with their like"
+        return "their kinds differ; maps [B, C, h, w], tokens [B, N, C] and vectors [B, C] must match"
     if any(len(a) == 3 and a[1] != b[1] for a, b in zip(own, wanted, strict=True)):
         return "the numbers of tokens differ; bind maps (srcs, dsrcs, bb_feats), which are interpolated, or pred_logits"
     if align == "error" and any(a[1:] != b[1:] for a, b in zip(own, wanted, strict=True)):
-        return "the shapes differ and distill.align is error; with project a learned 1x1 projection fits them together"
+        return "the shapes differ and distill.align is error; use project for a learned 1x1 projection"
     return None
 
 
 def _say(binding: BindingSpec, own: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]]) -> None:
-    """Log what is bound, and what is done where the shapes differ."""
+    """Log a binding, and how different shapes are aligned."""
     ways = []
     if any(_channels(a) != _channels(b) for a, b in zip(own, wanted, strict=True)):
         pairs = [f"{_channels(a)} to {_channels(b)}" for a, b in zip(own, wanted, strict=True)]

@@ -1,4 +1,4 @@
-"""What is behind a score: curves, confusion, calibration, kinds of errors, and the images with the most errors."""
+"""Analyze an evaluation: curves, confusion, calibration, error types, and the images with the most errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rtdetr_tool.metrics.operating_point import THRESHOLDS, threshold_curves
 from rtdetr_tool.metrics.result import CocoResult
 
 ERROR_TYPES = {  # TIDE (arXiv:2008.08115); order and wording of the report
-    "Cls": "wrong class, right place",
-    "Loc": "right class, box too inaccurate",
+    "Cls": "wrong class, correct position",
+    "Loc": "correct class, inaccurate box",
     "Both": "wrong class and inaccurate box",
     "Dupe": "second detection of an object",
     "Bkg": "detection without an object",
@@ -80,7 +80,7 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Analysis:
-    """An evaluation in detail. Curves leave out classes without objects."""
+    """An evaluation in detail. Curves do not include classes without objects."""
 
     result: CocoResult
     recall: NDArray[np.float64]  # [R] recall levels of the precision curves
@@ -127,7 +127,7 @@ def analyze(evaluator: CocoEvaluator, result: CocoResult | None = None) -> Analy
 
 
 def unique_names(names: Mapping[int, str]) -> dict[int, str]:
-    """The names by category id; one that several categories have gets its id."""
+    """The names by category id; duplicates get the id appended."""
     values = list(names.values())
     return {id_: name if values.count(name) == 1 else f"{name} ({id_})" for id_, name in names.items()}
 

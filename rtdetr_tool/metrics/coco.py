@@ -142,7 +142,7 @@ class CocoEvaluator:
         return self._category_numbers[category_id]
 
     def confusion_at(self, threshold: float) -> Any:
-        """hotcoco's evaluation of the detections from `threshold` on, without crowd regions and what lies on them."""
+        """hotcoco's evaluation of the detections from `threshold` on, without crowd regions and detections on them."""
         kept = {
             image_id: rows[(rows[:, 4] >= threshold) & match.counted]
             for (image_id, (rows, _)), match in zip(self._detections.items(), self.matches(), strict=True)

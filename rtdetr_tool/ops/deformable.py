@@ -44,8 +44,8 @@ def deformable_sample(
     Returns:
         [B, Q, H * D] in the dtype of `value`.
 
-    The way depends on the device. CPU: `embedding_bag`, which takes a third of the time of `grid_sample` forward (half
-    with backward). CUDA: fused Triton kernels, if they run there (`deformable_fused.is_usable`). Otherwise, and in
+    The implementation depends on the device. CPU: `embedding_bag`, which takes a third of the time of `grid_sample`
+    forward (half with backward). CUDA: fused Triton kernels, if they run there (`deformable_fused.is_usable`). Otherwise, and in
     exported and compiled graphs: `grid_sample`. With `precise`: `embedding_bag` on CUDA too. All agree up to float
     rounding.
     """

@@ -1,4 +1,4 @@
-"""Deformable sampling as one fused operator for CUDA, with a check on first use that it computes the right thing.
+"""Deformable sampling as one fused operator for CUDA, checked for correctness on first use.
 
 `rtdetr::deformable_sample` runs the Triton kernels of `deformable_kernels` on CUDA. On a CPU it runs `sample_by_bags`
 (or `bags_of_pixels`), for tests and for tools that trace with CPU tensors.

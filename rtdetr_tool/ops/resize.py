@@ -1,7 +1,7 @@
 """Antialiased bicubic resizing as two matrix products.
 
 `F.interpolate(mode="bicubic", antialias=True)` computes the same, but does not export to ONNX and does not run on every
-device. Here the weights are plain numbers: constants in a traced graph, with the gradients of a matrix product.
+device. Here the weights are constants in a traced graph, and gradients are those of a matrix product.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ MODES = ("auto", "on", "off")
 
 
 def set_tf32(mode: str, mixed_precision: bool) -> None:
-    """Set what this process computes in TF32, as `train.tf32` says.
+    """Set what this process computes in TF32 (`train.tf32`).
 
     auto: convolutions, which is torch's own default, and in mixed precision the products that stay in float32.
     """
@@ -22,7 +22,7 @@ def set_tf32(mode: str, mixed_precision: bool) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32 inside: what is compared with another program must be float32, or the comparison measures TF32."""
+    """Disable TF32 inside the block, because comparisons with other programs would measure it."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     set_tf32("off", mixed_precision=False)
     try:

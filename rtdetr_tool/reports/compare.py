@@ -1,4 +1,4 @@
-"""Compare runs by what their results folders hold: scores, curves, and differences of their specs."""
+"""Compare runs by the content of their results folders: scores, curves, and differences of their specs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ELSEWHERE = ("results_dir", "wandb", "mlflow")  # sections without effect on sc
 
 @dataclass(frozen=True)
 class Run:
-    """What is left of a run: curves of its training, results of its evaluation, and its flattened spec."""
+    """The results of a run: training curves, evaluation results, and the flattened spec."""
 
     name: str
     history: Mapping[str, Curve]
@@ -61,7 +61,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     """The parts of the paths that differ; the whole paths if the same folder is named twice."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise UserError("the same results folder is named twice; expected different ones")
+        raise UserError("a results folder is given twice; expected different ones")
     if len(parts) == 1:
         return [parts[0][-1]]
     shared = len(os.path.commonpath([os.path.join(*part) for part in parts]).rstrip(os.sep).split(os.sep))

@@ -21,7 +21,7 @@ _BARS = 80  # classes with a bar; a longer list stays a table
 def dataset_sections(
     datasets: Mapping[str, DetectionDataset], counts: Mapping[str, SplitCounts], samples: int = 0
 ) -> list[Section]:
-    """What the splits contain; `samples` images with their labels, spread over each split."""
+    """Statistics of the splits, and `samples` evenly spaced images of each with their labels."""
     if not datasets:
         return []
     statistics = {split: measure(dataset.records) for split, dataset in datasets.items()}

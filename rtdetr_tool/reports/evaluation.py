@@ -1,4 +1,4 @@
-"""Sections about an evaluation: scores, curves, confusion, calibration, kinds of errors, best and worst images."""
+"""Sections about an evaluation: scores, curves, confusion, calibration, error types, best and worst images."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ PAGE, CHARTS = "report.html", "plots"
 
 
 def write_page(page: Page, folder: Path) -> Path:
-    """Write `report.html` and the charts as `plots/<name>.png`; the path of the page."""
+    """Write `report.html` and the charts as `plots/<name>.png`; returns the path of the page."""
     if page.charts:
         make_folder_below(folder, folder / CHARTS)
     for chart in page.charts:

@@ -1,4 +1,4 @@
-"""The report of `validate_data`: findings with their images, and what the splits contain."""
+"""The report of `validate_data`: findings with their images, and statistics of the splits."""
 
 from __future__ import annotations
 

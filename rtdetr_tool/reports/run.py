@@ -30,10 +30,10 @@ def write_evaluation_report(
     dataset: EvalDataset,
     facts: Mapping[str, str],
 ) -> Path:
-    """Write `report.html` of an evaluation into `folder`; its path.
+    """Write `report.html` of an evaluation to `folder`; returns its path.
 
     Args:
-        facts: what to say about the run, by label.
+        facts: information about the run, by label.
     """
     analysis = analyze(evaluator, result)
     sections = [
@@ -50,7 +50,7 @@ class TrainingReport:
 
     Args:
         tiles: values at the top, before the scores, by label.
-        facts: what to say about the run, by label.
+        facts: information about the run, by label.
         evaluation: the latest validation, if there was one since the last report, of the dataset `validated`.
     """
 
@@ -62,7 +62,7 @@ class TrainingReport:
     dataset_sections: Sequence[Section]
 
     def write(self, folder: Path) -> dict[str, bytes]:
-        """Write the report into `folder`; its charts (PNG) and sample images (JPEG) by name."""
+        """Write the report to `folder`; returns its charts (PNG) and sample images (JPEG) by name."""
         sections, tiles = training_sections(read_history(folder)), list(self.tiles.items())
         if self.evaluation is not None and self.validated is not None:
             evaluator, result = self.evaluation

@@ -142,7 +142,7 @@ class WeightsAndBiases(WandbLogger):
             self.log_image(name, [image])
 
     def __init__(self, **arguments: Any) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # it prints about ten lines; ours says what matters
+        os.environ.setdefault("WANDB_SILENT", "true")  # it prints about ten lines; our message is enough
         super().__init__(**arguments)
         getattr(self, "_wandb_init", {}).pop("anonymous", None)  # always passed by Lightning; W&B warns that it is gone
         run = self.experiment  # connects

@@ -1,4 +1,4 @@
-"""A small data set, small detectors, and a server of images on this machine."""
+"""A small dataset, small detectors, and a local image server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def detector(request):
 
 @pytest.fixture
 def serve():
-    """`serve(folder)` gives the address of a server for the files in it."""
+    """`serve(folder)` returns the address of a server for the files in it."""
     servers = []
 
     class Quiet(SimpleHTTPRequestHandler):

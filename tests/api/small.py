@@ -1,4 +1,4 @@
-"""A small data set and small detectors for the tests of the Python API."""
+"""A small dataset and small detectors for the tests of the Python API."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL_RFDETR = {"resolution": SIDE, "dec_layers": 1, "num_queries": 8, "group_de
 
 
 class Sample:
-    """Six drawn images with two categories, as COCO."""
+    """Six generated images with two categories, as a COCO dataset."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.images, self.labels = folder, folder / "images", folder / "labels.json"
@@ -50,12 +50,12 @@ class Sample:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """For `train` and `evaluate`."""
+        """Keywords for `train` and `evaluate`."""
         return {"train_data_sources": [self.source], "val_data_sources": self.source, "num_workers": 0}
 
 
 def lively(detector: Detector) -> Detector:
-    """Random weights that find objects of many sizes everywhere, with scores around 0.5."""
+    """Random weights that detect objects of many sizes everywhere, with scores around 0.5."""
     generator = torch.Generator().manual_seed(0)
     spread = {"dec_bbox_head": 0.3, "dec_score_head": 0.3, "decoder.class_embed": 0.1, "decoder.bbox_embed": 0.03}
     for name, parameter in detector.network.named_parameters():

@@ -1,4 +1,4 @@
-"""`predict` takes an image in any form and gives the same detections for all of them."""
+"""`predict` accepts images in any form and returns the same detections for all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 
 @pytest.fixture(autouse=True)
 def without_supervision(monkeypatch):
-    """Our own form of results; `supervision` has a test of its own."""
+    """Test `PlainDetections`; `supervision` has a separate test."""
     monkeypatch.setattr(result_forms, "detections_class", lambda: PlainDetections)
 
 
@@ -76,7 +76,7 @@ def test_results_carry_names_sizes_and_the_image(detector, sample):
 
 def test_an_index_without_a_class_is_not_a_detection(rfdetr, sample, monkeypatch):
     everything = rfdetr.predict(sample.image(1), threshold=0.0)
-    assert set(everything.class_id) == {0, 1, 2}  # two classes and what stands for none
+    assert set(everything.class_id) == {0, 1, 2}  # two classes and the background
     monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(0, 5, "cat"), ClassEntry(1, 7, "dog")], 3))
     named = rfdetr.predict(sample.image(1), threshold=0.0)
     assert set(named.class_id) == {0, 1} and set(named["class_name"]) == {"cat", "dog"}
@@ -172,9 +172,11 @@ def test_an_optimized_detector_predicts_the_same_for_other_sizes_and_batches(det
     plain = detector.predict(images, threshold=0.0)
     small = detector.predict(images[0], threshold=0.0, shape=(64, 96))
     detector.optimize_for_inference(batch_size=2, dtype=dtype)
-    assert (detector.runtime.graph is None) == (dtype == "float32")  # there packed weights are faster
+    assert (detector.runtime.graph is None) == (dtype == "float32")  # packed weights are faster there
     try:
-        for one, other in zip(detector.predict(images, threshold=0.0), plain, strict=True):  # two, two and one
+        for one, other in zip(
+            detector.predict(images, threshold=0.0), plain, strict=True
+        ):  # batches of two, two and one
             assert np.abs(one.confidence - other.confidence).mean() < tolerance
         found = detector.predict(images[0], 0.0, (64, 96))
         assert np.abs(found.confidence - small.confidence).mean() < tolerance

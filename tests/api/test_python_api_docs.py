@@ -1,4 +1,4 @@
-"""The code in docs/python_api.md runs as it stands there, on a small data set and a small network."""
+"""The code in docs/python_api.md runs as written, on a small dataset with a small network."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "python_api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 SCRIPT = next(block for block in BLOCKS if block.startswith("# train.py"))
-NO_BACKBONE = {"model.train_backbone": False}  # the ViT has 22 million parameters: no optimizer states for them
-# What would take long in a test, and what it becomes.
+NO_BACKBONE = {"model.train_backbone": False}  # no optimizer state for the 22 million parameters of the ViT
+# Slow parts and their replacements in the test.
 SHORTER = {
     "epochs=20,": "epochs=1, num_workers=0, multi_scale=False, wandb=False, device='cpu', **NO_BACKBONE,",
     '"test", dataset_dir="data"': '"test", dataset_dir="data", num_workers=0',
@@ -45,7 +45,7 @@ def shorter(source: str) -> str:
 
 
 def small_spec() -> dict:
-    """The page's spec with few epochs of a small network."""
+    """The page's spec with few epochs and a small network."""
     spec = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL).group(1))
     spec["model"]["rfdetr"].update(SMALL_RFDETR)
     spec["model"]["train_backbone"] = False
@@ -56,7 +56,7 @@ def small_spec() -> dict:
 
 @pytest.fixture(scope="module")
 def folder(sample, tmp_path_factory):
-    """Where the page's reader stands: a data set in Roboflow's layout, a picture, and weights in the cache."""
+    """A working folder as on the page: a dataset in Roboflow's layout, an image, and weights in the cache."""
     place = tmp_path_factory.mktemp("reader")
     for split in ("train", "valid", "test"):
         shutil.copytree(sample.images, place / "data" / split)

@@ -39,7 +39,7 @@ ELSEWHERE = {"class_names", "run_test"}  # read by `Detector.train`
 
 @pytest.mark.parametrize(("rows", "name"), [(TRAIN, "TrainConfig"), (MODEL, "ModelConfig")])
 def test_the_tables_have_the_fields_and_defaults_of_the_package(rows, name):
-    config = pytest.importorskip("rfdetr.config", reason="needs the package rfdetr")
+    config = pytest.importorskip("rfdetr.config", reason="requires the package rfdetr")
     fields = getattr(config, name).model_fields
     assert [row.name for row in rows] == list(fields)
     for row in rows:

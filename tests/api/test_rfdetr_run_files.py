@@ -51,7 +51,7 @@ def test_the_settings_of_a_run_are_json(run):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_package_opens_a_file_of_a_run(run, name):
-    rfdetr = pytest.importorskip("rfdetr", reason="needs the package rfdetr")
+    rfdetr = pytest.importorskip("rfdetr", reason="requires the package rfdetr")
     path = run[1] / name
     opened = rfdetr.RFDETR.from_checkpoint(str(path), device="cpu")
     assert type(opened).__name__ == "RFDETRNano" and opened.class_names == ["cat", "dog"]

@@ -1,6 +1,6 @@
-"""Snippets of Roboflow's documentation run with their imports changed to `rtdetr_tool.rfdetr`.
+"""Snippets of Roboflow's documentation run with imports replaced by `rtdetr_tool.rfdetr`.
 
-The pages are not part of the repository; without them the tests are skipped.
+The pages are not part of the repository; without them, the tests are skipped.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SEEDS = Path(os.environ.get("RTDETR_SEEDS", Path(__file__).parents[3] / "shared"
 PAGES = sorted(SEEDS.glob("000_*.txt"))
 OTHER_PAGES = sorted(SEEDS.glob("00[12]_*.txt"))
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
-needs_page = pytest.mark.skipif(not PAGES, reason="needs the page of the training API")
+needs_page = pytest.mark.skipif(not PAGES, reason="requires the page of the training API")
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with the dataset of the page, and a small Medium whose weights are in the cache."""
+    """A folder with the dataset of the page, and the weights of a small Medium in the cache."""
     for name, row in DINOV2.items():
         monkeypatch.setitem(DINOV2, name, Dinov2(name, 32, 2, 2, row.num_registers, "", ""))
     small = RFDETR_VARIANTS["medium"]._replace(
@@ -61,7 +61,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = dict(os.environ)
     yield tmp_path
-    if torch.distributed.is_initialized():  # by the script for several GPUs, which also sets addresses and ranks
+    if torch.distributed.is_initialized():  # set by the script for several GPUs, together with addresses and ranks
         torch.distributed.destroy_process_group()
     os.environ.clear()
     os.environ.update(environment)
@@ -168,7 +168,7 @@ def test_the_methods_of_the_classes_have_the_documented_parameters():
 
 
 def test_configs_have_the_values_of_the_package():
-    config = pytest.importorskip("rfdetr.config", reason="needs the package rfdetr")
+    config = pytest.importorskip("rfdetr.config", reason="requires the package rfdetr")
     for name in ("RFDETRNanoConfig", "RFDETRMediumConfig", "RFDETRLargeConfig", "RFDETRSegNanoConfig"):
         own, reference = getattr(names, name)(), getattr(config, name).model_fields
         for field in ("resolution", "dec_layers", "hidden_dim", "out_feature_indexes", "patch_size", "num_windows"):

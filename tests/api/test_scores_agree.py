@@ -1,4 +1,4 @@
-"""One resize definition: validation, `evaluate` and what `predict` finds in the same files have one score."""
+"""Validation, `evaluate` and `predict` have the same score on the same files, because they resize in the same way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.api.small import SMALL_RFDETR, SMALL_RTDETR, lively
 
 SIZES = [(63, 47), (37, 101), (80, 33), (61, 61), (131, 240), (90, 55)]  # width, height
 CLASSES = [{"index": 0, "id": 3, "name": "cat"}, {"index": 1, "id": 7, "name": "dog"}]
-# Every token becomes a query, so that rounding does not choose among them.
+# Every token becomes a query, so that rounding does not affect their selection.
 MADE = {
     "rtdetr": lambda: RTDETR("resnet_18", num_classes=2, device="cpu", **{**SMALL_RTDETR, "num_queries": 84}),
     "rfdetr": lambda: RFDETRNano(
@@ -39,7 +39,7 @@ def without_supervision(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """JPEG files of odd sizes, one of them stored lying on its side."""
+    """JPEG files of odd sizes, one of them stored rotated by 90 degrees."""
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for number, (width, height) in enumerate(SIZES):
         coarse = Image.fromarray(rng.integers(0, 255, (7, 9, 3), dtype=np.uint8))
@@ -51,7 +51,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(params=MADE)
 def detector(request, tmp_path):
-    """Opened from a checkpoint."""
+    """A detector opened from a checkpoint."""
     torch.manual_seed(0)
     made = lively(MADE[request.param]())
     meta = build_metadata("test", spec_to_dict(made.spec), CLASSES)
@@ -65,15 +65,15 @@ def truth_from(found) -> dict:
         height, width = one.metadata["source_image"].shape[:2]
         images.append({"id": number, "file_name": f"{number}.jpg", "width": width, "height": height})
         for (x1, y1, x2, y2), label in zip(one.xyxy[::2].tolist(), one.class_id[::2].tolist(), strict=True):
-            box = [x1, y1, 0.87 * (x2 - x1), y2 - y1]  # no IoU threshold is near
-            if min(box[2:]) >= 3:  # the reader of annotations would repair it
+            box = [x1, y1, 0.87 * (x2 - x1), y2 - y1]  # not near any IoU threshold
+            if min(box[2:]) >= 3:  # the annotation reader would repair it
                 annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": CLASSES[label]["id"],
                                     "bbox": box, "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
     return {"images": images, "annotations": annotations, "categories": [{**c, "index": None} for c in CLASSES]}
 
 
 def score_by_pycocotools(truth: dict, found) -> float:
-    """COCO's AP of what `predict` gave."""
+    """COCO's AP of the results of `predict`."""
     reference = COCO()
     reference.dataset = truth
     reference.createIndex()

@@ -1,4 +1,4 @@
-"""Training, scoring and files of a `Detector`, with the commands' own parts."""
+"""Training, evaluation and export with a `Detector`, as in the commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def without_supervision(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(sample, tmp_path_factory):
-    """An RT-DETR after an epoch, and what `train` said."""
+    """An RT-DETR after one epoch, and the result of `train`."""
     torch.manual_seed(0)
     detector = lively(RTDETR("resnet_18", num_classes=7, device="cpu", **SMALL_RTDETR))
     output = tmp_path_factory.mktemp("run")
@@ -171,7 +171,7 @@ def test_a_run_is_only_resumed_on_request(trained, sample):
 
 def test_rfdetr_trains_with_one_more_logit_than_classes(sample, tmp_path):
     detector = RFDETRNano(pretrain_weights=None, device="cpu", **SMALL_RFDETR)
-    assert detector.spec.dataset.num_classes == 80  # the spec's default; nobody said how many
+    assert detector.spec.dataset.num_classes == 80  # the spec's default; the number was not set
     result = detector.train(
         **sample.keywords, epochs=1, batch_size=3, output_dir=tmp_path, device="cpu", wandb=False, multi_scale=False
     )
@@ -224,7 +224,7 @@ def test_an_rfdetr_is_exported_without_the_groups_of_training(rfdetr, tmp_path):
     dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     assert path.name == "mine.onnx" and [d.dim_value for d in dims] == [1, 3, 96, 64]
     assert (16, 256) not in {tuple(tensor.dims)[-2:] for tensor in onnx.load(path).graph.initializer}
-    assert rfdetr.network.decoder.refpoint_embed.weight.shape[0] == 16  # kept for going on with training
+    assert rfdetr.network.decoder.refpoint_embed.weight.shape[0] == 16  # kept for further training
 
 
 def test_roboflows_bundle_loads_here_and_in_roboflows_package(sample, tmp_path, rfdetr, monkeypatch):
@@ -243,7 +243,7 @@ def test_roboflows_bundle_loads_here_and_in_roboflows_package(sample, tmp_path, 
 
 
 def test_names_in_roboflows_bundle_are_at_their_class_index(tmp_path, rfdetr, monkeypatch):
-    """Category ids that count from 1 may leave index 0 without a class; the list of names has no gaps."""
+    """Category ids from 1 may leave index 0 without a class; the list of names has no gaps."""
     monkeypatch.setattr(rfdetr._opened, "class_map", ClassMap([ClassEntry(1, 1, "cat"), ClassEntry(2, 2, "dog")], 3))
     rfdetr.export_for_roboflow(tmp_path)
     again = Detector.from_checkpoint(tmp_path / "weights.pt", device="cpu")
@@ -255,7 +255,7 @@ def test_only_rfdetr_can_be_exported_for_roboflow(trained, tmp_path):
         trained[0].export_for_roboflow(tmp_path)
 
 
-# Making one
+# Construction
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Names and shapes in the files of other programs, written down from real models of theirs (random weights).
+"""Names and shapes of tensors in the files of other programs, with random weights.
 
-Compared with the state dicts of the official RT-DETR (v1 and v2, commit 068dfde, R18, R50) and of NVIDIA TAO's
-RTDETRModel (tao_pytorch_backend 6.25.10, resnet_18, resnet_50), all names and shapes equal.
+All names and shapes are equal to those of the state dicts of the official RT-DETR (v1 and v2, commit 068dfde, R18, R50)
+and of NVIDIA TAO's RTDETRModel (tao_pytorch_backend 6.25.10, resnet_18, resnet_50).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
 def random_weights(shapes: Shapes) -> dict[str, Tensor]:
-    """Tensors with which every part of a network matters, and no output overflows."""
+    """Tensors with which every part of a network has an effect, and no output overflows."""
     torch.manual_seed(0)
     weights = {}
     for name, shape in shapes.items():
@@ -37,7 +37,7 @@ def official_shapes(
     version: int, depth: int = 18, classes: int = 80, width: int = 256, inner: int = 1024, layers: int = 3,
     expansion: float = 0.5,
 ) -> Shapes:  # fmt: skip
-    """The official RT-DETR with a ResNet-d, as its model's state dict has it."""
+    """Names and shapes of the official RT-DETR with a ResNet-d."""
     shapes = {f"backbone.{name}": shape for name, shape in _presnet(depth).items()}
     shapes |= _neck(depth, classes, width, inner, layers, expansion)
     if version == 2:
@@ -50,7 +50,7 @@ def official_shapes(
 def tao_shapes(
     depth: int = 18, classes: int = 80, width: int = 256, inner: int = 1024, layers: int = 6, expansion: float = 1.0
 ) -> Shapes:
-    """NVIDIA TAO's RT-DETR with a plain ResNet, as its checkpoints have it; the backbone's norms count no batches."""
+    """Names and shapes of NVIDIA TAO's RT-DETR with a plain ResNet; the backbone's norms have no batch counters."""
     backbone = {name: shape for name, shape in _timm_resnet(depth).items() if not name.endswith("batches_tracked")}
     shapes = {f"backbone.{name}": shape for name, shape in backbone.items()}
     shapes |= _neck(depth, classes, width, inner, layers, expansion)

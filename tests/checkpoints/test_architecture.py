@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.families.rtdetr.architecture: what shapes tell, for every backbone of the catalog."""
+"""Tests of rtdetr_tool.families.rtdetr.architecture: derive the architecture of every backbone of the catalog."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ FACEBOOK, TORCHVISION, VIT_B, VIT_L, FAN = NAMINGS
 
 
 def load(name: str, payload: dict):
-    """A backbone with the weights of a file's content, and the report without what only a classifier has."""
+    """A backbone with the weights of a file's content, and the report without the classifier."""
     backbone = build_backbone(ModelSpec(backbone=name)).eval()
     report = load_into(backbone, backbone_weights(payload, "a.pth"), source="a.pth", strict=False)
     report.unused = [unused for unused in report.unused if not unused.startswith(CLASSIFIER)]

@@ -1,4 +1,4 @@
-"""Rows of class heads go where the class with their name is, or say why not."""
+"""Rows of class heads are copied by class name; otherwise the reason is reported."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_names_that_differ_in_case_or_spaces_are_different_classes_with_a_messag
 
 
 def test_rows_without_a_class_are_copied_from_rows_without_a_class():
-    """The last row of an RF-DETR, and index 0 where category ids count from 1."""
+    """The last row of an RF-DETR, and index 0 if category ids start at 1."""
     background = rows(classes("b", "a"), classes("a", "b", "c"), own_rows=3, file_rows=4)
     assert background.rows == [1, 0, 3]
     raw = rows(classes("b", "a", first=1), classes("a", "b", first=1), own_rows=3, file_rows=3)
@@ -106,7 +106,7 @@ def test_an_invalid_list_of_classes_is_an_error_of_the_file(entry):
 
 @pytest.mark.parametrize("family", TINY)
 def test_the_tensors_whose_size_follows_the_classes_are_the_class_tensors(family):
-    """None may be forgotten: its rows would be copied by position."""
+    """A missing one would be copied by position."""
     with torch.device("meta"):
         small, large = (build_detector(TINY[family], number).state_dict() for number in (3, 5))
     growing = {name for name, tensor in small.items() if tensor.shape != large[name].shape}
@@ -131,7 +131,7 @@ def test_all_class_tensors_are_matched_by_name_and_nothing_else_changes(family):
             continue
         assert torch.equal(tensor[1:4], given[name][[2, 1, 0]]), name
         assert torch.equal(tensor[0], before[name][0]), name
-        if len(tensor) > 4:  # padding of the denoising queries, or the row of no class
+        if len(tensor) > 4:  # padding of the denoising queries, or the background
             assert torch.equal(tensor[4], given[name][3]), name
     assert not (report.reinitialized or report.missing) and not report.complete  # "d" is new
     assert report.class_rows.new == ["d"]

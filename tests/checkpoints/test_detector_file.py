@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.checkpoints.detector_file: everybody's files, each in its own layout."""
+"""Tests of rtdetr_tool.checkpoints.detector_file: files of all supported programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtdetr_tool.spec import ModelSpec
 from .layouts import official_shapes, random_weights, tao_shapes
 
 SMALL = {"classes": 7, "width": 32, "inner": 48, "layers": 2}
-# What the small files must be read as.
+# The expected content of the small files.
 FIELDS = {
     "num_feature_levels": 3, "return_interm_indices": [1, 2, 3], "feat_strides": [8, 16, 32], "hidden_dim": 32,
     "feat_channels": [32, 32, 32], "enc_layers": 1, "dim_feedforward": 48, "depth_mult": 1, "dec_layers": 2,
@@ -37,7 +37,7 @@ def tao():
 
 @pytest.fixture(scope="module")
 def transformers_folder(tmp_path_factory):
-    """A random RT-DETRv2, written by transformers itself."""
+    """A random RT-DETRv2 written by transformers."""
     transformers = pytest.importorskip("transformers")
     backbone = transformers.RTDetrResNetConfig(
         depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_indices=[2, 3, 4]
@@ -56,7 +56,7 @@ def transformers_folder(tmp_path_factory):
 
 
 def fits(file) -> bool:
-    """Whether the weights are all of the detector that the file's own words describe, and nothing else."""
+    """Whether the weights are exactly those of the detector that the metadata describes."""
     spec = file.meta["spec"]
     detector = build_detector(ModelSpec(**spec["model"]), spec["dataset"]["num_classes"])
     own = {name for name in detector.state_dict() if not name.endswith("num_batches_tracked")}
@@ -230,7 +230,7 @@ def test_an_incomplete_detector_is_refused(tao, tmp_path):
 
 
 def bare(tmp_path, **fields):
-    """Weights of a small detector under our names and nothing else."""
+    """Only the weights of a small detector, with our names."""
     model = ModelSpec(backbone="resnet_18", hidden_dim=32, feat_channels=[32, 32, 32], dec_layers=1, **fields)
     save_checkpoint(build_detector(model, 2).state_dict(), tmp_path / "a.pth")
     return tmp_path / "a.pth"

@@ -1,4 +1,4 @@
-"""Downloads against a real server on this machine: whole and right, or not there and said why."""
+"""Downloads from a local server: complete and verified, or absent with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by path; what it was asked for is in `server.seen`."""
+    """Responds by path; requests are recorded in `server.seen`."""
 
     protocol_version = "HTTP/1.1"
 
@@ -39,10 +39,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_body(b"", 416)
         self.send_body(CONTENT[start:], 206 if start else 200)
 
-    def answer_whole(self):  # a server that does not know Range
+    def answer_whole(self):  # a server without support for Range
         self.send_body(CONTENT)
 
-    def answer_cut(self):  # every connection brings 400 kB more, then it breaks
+    def answer_cut(self):  # every connection sends 400 kB more and breaks
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         rest = CONTENT[start:]
         self.send_body(rest[:400_000], 206 if start else 200, stated=len(rest))
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.trickle(b"x" * 1000)
 
-    def answer_head(self):  # a head that never ends
+    def answer_head(self):  # headers that never end
         self.trickle(b"HTTP/1.1 200 OK\r\nX-Long: " + b"y" * 1000)
 
     def trickle(self, content: bytes):

@@ -21,7 +21,7 @@ DETECTOR = {
 
 
 class _RunsCode:
-    """Pickles to a call that makes a file: the proof whether anything ran."""
+    """Pickles to a call that creates a folder, which shows whether any code ran."""
 
     def __init__(self, witness):
         self.witness = witness
@@ -79,7 +79,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     with pytest.raises(CheckpointError, match=r"posix\.mkdir.*Nothing was executed"):
         load_checkpoint(path)
     assert not witness.exists()
-    torch.load(path, weights_only=False)  # the file is really dangerous: plain loading runs it
+    torch.load(path, weights_only=False)  # the file is dangerous: plain loading runs its code
     assert witness.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Weights by name: the cache, the hash, what is said without a network, and licenses."""
+"""Published weights: the cache, the hash, messages without a network, and licenses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write_weights(path, variant="nano", classes=91, **changes):
-    """A file as Roboflow publishes them, with random weights of a narrow decoder."""
+    """A file in the format of Roboflow's published ones, with random weights and a narrow decoder."""
     spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **{**FEW, **changes}))
     weights = to_rfdetr(build_detector(spec, classes).state_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def nano(tmp_path_factory):
 
 @pytest.fixture
 def served(nano, monkeypatch):
-    """The published Nano is the file of `nano`, on a server on this machine."""
+    """Serve the file of `nano` as the published Nano from a local server."""
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments):

@@ -1,4 +1,4 @@
-"""Files as Roboflow's package writes them, made of our weights by the table that tests/parity holds against it."""
+"""Files in the format of Roboflow's package, converted from our weights with the table tested in tests/parity."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_shapes_that_differ_from_the_variant_are_fields():
 
 @pytest.mark.parametrize(("hint", "variant"), [("rfdetrxlarge", "xlarge"), ("rf-detr-xxlarge.pth", "2xlarge")])
 def test_a_name_decides_between_variants_of_the_same_shapes(hint, variant):
-    weights = on_meta("xlarge", positional_encoding_size=40)  # of neither
+    weights = on_meta("xlarge", positional_encoding_size=40)  # the variant of neither
     found = architecture_of_rfdetr(weights, {"hint": hint})[0]["rfdetr"]
     assert found == {"variant": variant, "positional_encoding_size": 40, "group_detr": 13}
 

@@ -1,4 +1,4 @@
-"""Pickles that hold a program's settings beside the weights: the weights are read, the settings are not."""
+"""Pickles that contain a program's settings next to the weights: only the weights are read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_weights_are_read_and_settings_become_placeholders(tmp_path, name):
     torch.save({"model": {"a": torch.arange(3.0)}, name: SETTINGS[name], "epoch": 3}, tmp_path / "a.pth")
     payload = load_checkpoint(tmp_path / "a.pth")
     assert torch.equal(payload["model"]["a"], torch.arange(3.0)) and payload["epoch"] == 3
-    kept = {"lr": 0.1, "output": {}} if name == "args" else {}  # of a namespace the values, of all else nothing
+    kept = {"lr": 0.1, "output": {}} if name == "args" else {}  # only the values of a namespace are kept
     assert isinstance(payload[name], Placeholder) and payload[name] == kept
 
 

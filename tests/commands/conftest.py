@@ -1,4 +1,4 @@
-"""A small project as a user has it: images, labels, a spec; shared by the tests of the commands."""
+"""A small project for the tests of commands: images, labels, a spec."""
 
 from __future__ import annotations
 
@@ -78,14 +78,16 @@ class Project:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def checkpoint(self, lively: bool = False) -> Path:
-        """Untrained weights, saved as training saves them; `lively` ones find cats of many sizes everywhere."""
+        """Untrained weights, saved as in training; `lively` ones detect cats of many sizes everywhere."""
         from rtdetr_tool.checkpoints.io import save_checkpoint
         from rtdetr_tool.checkpoints.metadata import build_metadata
         from rtdetr_tool.models.build import build_detector
         from rtdetr_tool.spec import spec_from_dict, spec_to_dict
 
         spec = spec_from_dict(self.spec, "train")
-        with torch.random.fork_rng():  # the same weights whatever ran before: others may have ties in what they select
+        with (
+            torch.random.fork_rng()
+        ):  # the same weights in every order of tests; others may have ties in the query selection
             torch.manual_seed(0)
             detector = build_detector(spec.model, spec.dataset.num_classes)
         if lively:
@@ -103,7 +105,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def make_project():
-    """`make_project(folder)`, for fixtures that outlive a test."""
+    """`make_project(folder)`, for fixtures with a larger scope than a test."""
     return Project
 
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong, run as the user runs it: one clear message, the documented exit code."""
+"""Invalid input gives one clear message and the documented exit code in every command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 64
 
 
 def failed_with(capsys, *words: str) -> str:
-    """The console's text, which must hold the words and no traceback."""
+    """The console output, which must contain the words and no traceback."""
     text = capsys.readouterr().err
     flat = " ".join(text.split())
     assert "Traceback" not in text
@@ -178,7 +178,7 @@ def test_inference_reports_a_bad_image_and_processes_the_others(how, project, ca
 
 
 def test_unusual_images_load_correctly(project):
-    """16-bit, CMYK, palette, gray and a picture turned by EXIF: all readable, all the right size."""
+    """16-bit, CMYK, palette, gray and EXIF-rotated images are readable and have the right size."""
     from rtdetr_tool.data.decoding import decode_image
 
     ramp = np.tile(np.linspace(0, 65535, SIDE, dtype=np.uint16), (48, 1))

@@ -1,4 +1,4 @@
-"""`rtdetr benchmark`: figures of every runtime, scores equal to evaluate's, one message for bad input."""
+"""`rtdetr benchmark`: measurements of every runtime, the scores of evaluate, one message for bad input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAST = ("benchmark.seconds=0.05", "benchmark.warmup=1", "benchmark.threads=1", "
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Starting a process per runtime takes seconds; one test does it."""
+    """Measure in this process, because starting a process per runtime takes seconds; one test does it."""
     here = lambda candidate, loaded, images: measure_here(Job(candidate, loaded, images))  # noqa: E731
     monkeypatch.setattr("rtdetr_tool.commands.benchmark.measure", here)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # of the whole test run

@@ -1,4 +1,4 @@
-"""`rtdetr convert`: anybody's files to ours, ours to transformers and back; and foreign files in the other commands."""
+"""`rtdetr convert`: any supported file to ours, ours to transformers and back; such files in the other commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VERSIONS = {
 
 
 def lively(model):
-    """Norms and heads away from their tiny initial values: every tensor matters, and the scores differ."""
+    """Randomize norms and heads, so that every tensor has an effect and scores differ."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -46,7 +46,7 @@ def lively(model):
 
 @pytest.fixture(scope="module", params=[1, 2])
 def saved(request, tmp_path_factory):
-    """A random model of transformers and the directory that it was saved to, with its processor of pictures."""
+    """A random model of transformers and the directory with it and its image processor."""
     config_class, model_class = VERSIONS[request.param]
     backbone = transformers.RTDetrResNetConfig(
         depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_indices=[2, 3, 4]
@@ -115,7 +115,7 @@ def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path, backbone
     with torch.no_grad():
         one, other = detector(images), theirs(images)
     rows = [torch.cat(pair, -1) for pair in ((one.logits, one.boxes), (other.logits, other.pred_boxes))]
-    for ours, expected in zip(*rows, strict=True):  # in whatever order
+    for ours, expected in zip(*rows, strict=True):  # in any order
         first, second = linear_sum_assignment(torch.cdist(ours, expected))
         torch.testing.assert_close(ours[first], expected[second], atol=1e-4, rtol=1e-4)
 
@@ -271,7 +271,7 @@ def test_fields_missing_in_a_file_are_taken_from_a_spec(project, tmp_path, capsy
 
 
 class RunsCode:
-    """Pickles to a call that makes a folder."""
+    """Pickles to a call that creates a folder."""
 
     def __init__(self, witness):
         self.witness = witness
@@ -281,7 +281,7 @@ class RunsCode:
 
 
 def bad_file(kind: str, folder):
-    """A file that must not be loaded."""
+    """A file that must be refused."""
     path = folder / f"bad.{'safetensors' if kind == 'wrong header' else 'pth'}"
     if kind == "malicious":
         torch.save({"model": {"a": torch.ones(1)}, "args": RunsCode(folder / "ran")}, path)
@@ -314,7 +314,7 @@ def test_a_bad_file_is_refused_with_the_reason_and_nothing_runs(project, tmp_pat
 
 
 def found_by_transformers(model, folder, images) -> list[np.ndarray]:
-    """Rows (class, score, x1, y1, x2, y2) per picture from transformers' own processor, cut off at the picture."""
+    """Rows (class, score, x1, y1, x2, y2) per image from transformers' own processor, clipped to the image."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     rows = []
     for path in images:
@@ -330,7 +330,7 @@ def found_by_transformers(model, folder, images) -> list[np.ndarray]:
 
 
 def test_evaluate_predicts_like_transformers(saved, project):
-    """Categories are matched by name: the annotation file numbers them otherwise than the model."""
+    """Categories are matched by name, because the annotation file numbers them differently."""
     model, folder = saved
     ids = {"cat": 4, "dog": 9, "cow": 2}
     project.coco["categories"] = [{"id": number, "name": name} for name, number in ids.items()]

@@ -1,4 +1,4 @@
-"""Data sets named by their folder, through the commands: the same data in four formats, one checkpoint, one score."""
+"""Dataset folders in the commands: the same data in four formats has the same score."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ converter = _load()
 
 @pytest.fixture
 def folders(project):
-    """The project's images in every format, each with train, val and test; its spec names no data and no classes."""
+    """The project's images in every format, each with train, val and test; its spec has no data and classes."""
     content = converter.as_boxes(project.coco)
     splits = dict.fromkeys(("train", "val", "test"), content)
     images = dict.fromkeys(splits, project.folder / "images")
@@ -46,7 +46,7 @@ def test_one_checkpoint_scores_the_same_in_every_format(project, request):
     checkpoint = project.checkpoint(lively=True)
     assert project.run("inference", f"inference.checkpoint={checkpoint}", "inference.conf_threshold=0") == 0
     found = result(project, "inference", "predictions.json")
-    for annotation in project.coco["annotations"][::2]:  # labels that the weights find, so that the score is not 0
+    for annotation in project.coco["annotations"][::2]:  # labels that the weights detect, so that the score is not 0
         x, y, width, height = next(row["bbox"] for row in found if row["image_id"] == annotation["image_id"] - 1)
         annotation["bbox"] = [x, y, max(width, 1), max(height, 1)]
     scores = {}
@@ -77,7 +77,7 @@ def test_training_uses_classes_and_splits_of_the_folder_in_every_format(project,
     overrides = [f"export.checkpoint={checkpoint}", f"export.onnx_file={out}", f"dataset.dataset_dir={folders['voc']}"]
     assert project.run("export", *overrides) == 0
     assert result(project, "export", "export.json")["pictures"] == "dataset.val_data_sources"
-    project.spec["train"]["num_epochs"] = 2  # goes on where it stopped: the number of classes is the same
+    project.spec["train"]["num_epochs"] = 2  # resumes, because the number of classes is the same
     project.write()
     assert project.run("train", f"dataset.dataset_dir={folders['yolo']}") == 0
 

@@ -1,4 +1,4 @@
-"""`rtdetr distill` from the command line: what it leaves, whom it takes as teacher, what it refuses."""
+"""`rtdetr distill` on the command line: files, teachers and invalid input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtdetr_tool.spec.schema import walk_fields
 ROOT = Path(__file__).parents[2]
 BINDING = "{teacher_module_name: srcs, student_module_name: srcs, criterion: IOU, weight: 20}"
 WIDE = ("model.hidden_dim=24", "model.feat_channels=[24,24,24]")
-"""The student of these tests; the teacher is the project's own network, of width 16."""
+"""The student of these tests; the teacher is the project's network of width 16."""
 
 
 def bindings(teacher_module_name="srcs", student_module_name="srcs", criterion="IOU", weight=20) -> str:
@@ -27,7 +27,7 @@ def bindings(teacher_module_name="srcs", student_module_name="srcs", criterion="
 
 @pytest.fixture
 def distill(project):
-    """`distill(*overrides)` runs the command on the project with its own untrained checkpoint as teacher."""
+    """`distill(*overrides)` runs the command on the project with its untrained checkpoint as teacher."""
     teacher = project.checkpoint(lively=True)
 
     def run(*overrides: str, **settings: str) -> int:
@@ -60,7 +60,7 @@ def test_a_distilled_student_can_be_evaluated(project, distill):
     assert "Distillation: srcs of the student follows srcs of the teacher (IOU, weight 20), through learned" in log
     checkpoint = folder / "rtdetr_model_latest.pth"
     assert load_checkpoint(checkpoint)["rtdetr_tool"]["spec"]["distill"]["bindings"][0]["weight"] == 20.0
-    assert distill("train.num_epochs=2") == 0  # and another epoch: it goes on from there
+    assert distill("train.num_epochs=2") == 0  # another epoch: the run resumes
     assert any("Resuming from" in line.get("message", "") for line in project.status("distill"))
     assert (folder / "model_epoch_001.pth").exists()
     assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}", *WIDE) == 0
@@ -118,7 +118,7 @@ def test_load_teacher_enc_dec_is_logged(project, distill):
 def test_the_teacher_has_the_architecture_of_its_file(project):
     teacher = f"distill.pretrained_teacher_model_path={project.checkpoint()}"
     loaded = read_spec(project.spec_file, [teacher, bindings(), *WIDE], "distill")
-    assert loaded.spec.distill.teacher.hidden_dim == 256  # the default, which nobody gave
+    assert loaded.spec.distill.teacher.hidden_dim == 256  # the default, which was not set
     opened = open_teacher(loaded)
     assert opened.detector.encoder.hidden_dim == 16 and opened.class_map.name_of(1) == "cat"
 
@@ -173,7 +173,7 @@ def test_a_transformers_detector_can_be_a_teacher(project, distill, tmp_path):
     folder = tmp_path / "teacher"
     transformers.RTDetrForObjectDetection(config).save_pretrained(folder)
     predictions = bindings("pred_logits", "pred_logits", "KL")
-    assert distill(predictions, pretrained_teacher_model_path=str(folder)) == 0  # it knows cats, among others
+    assert distill(predictions, pretrained_teacher_model_path=str(folder)) == 0  # it has cats and other classes
     file = folder / "config.json"
     file.write_text(file.read_text().replace('"cat"', '"hen"'))
     assert distill(pretrained_teacher_model_path=str(folder)) == 0
@@ -182,7 +182,7 @@ def test_a_transformers_detector_can_be_a_teacher(project, distill, tmp_path):
     assert distill(predictions, pretrained_teacher_model_path=str(folder)) == 2
 
 
-# What is refused, in one message each
+# Invalid input, with one message each
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_predictions_of_a_teacher_with_other_classes_are_refused(project, distil
     project.write()
     assert distill(bindings("pred_logits", "pred_logits", "KL")) == 2
     assert "the teacher has 2 classes (1: cat), the data 2 (1: dog)" in failure(project)
-    assert distill() == 0  # its features can be used
+    assert distill() == 0  # features can be used
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_invalid_bindings_are_reported_by_the_spec(project, distill, capsys, ove
     assert f"  - {problem}" in capsys.readouterr().err
 
 
-# The specs that are shipped
+# The specs in the repository
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specs").glob("distill_*.yaml")), ids=lambda path: path.name)
@@ -245,7 +245,7 @@ def test_shipped_specs_only_require_paths(path):
 
 
 def test_the_example_of_taos_documentation_runs_at_small_sizes(project, tmp_path):
-    """Every word of its distill section, at sizes for a test; the teacher is its ConvNeXt-L with small widths."""
+    """All of its distill section at small sizes; the teacher is its ConvNeXt-L with small widths."""
     from rtdetr_tool.checkpoints.metadata import build_metadata
     from rtdetr_tool.models.build import build_detector
     from rtdetr_tool.spec import spec_from_dict, spec_to_dict

@@ -1,4 +1,4 @@
-"""`rtdetr evaluate`: its numbers, files and status lines, against pycocotools on the predictions it leaves."""
+"""`rtdetr evaluate`: files and status lines, and its numbers against pycocotools on its predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 @pytest.fixture
 def weights(project):
-    """Labels set to what untrained weights find in some images, so that the score is neither 0 nor 1."""
+    """Set labels to the detections of untrained weights in some images, so that the score is neither 0 nor 1."""
     torch.manual_seed(0)
     checkpoint = project.checkpoint()
     project.spec["model"]["num_select"] = 16

@@ -1,4 +1,4 @@
-"""`rtdetr export`, and evaluate and inference on what it wrote."""
+"""`rtdetr export`, and evaluate and inference on the exported files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rtdetr_tool.workflows.export import choose_device
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, make_project):
-    """A project with its checkpoint exported as a user would; shared, so tests copy what they change."""
+    """A project with an exported checkpoint; shared, so tests copy what they change."""
     project = make_project(tmp_path_factory.mktemp("exported"))
     project.weights, project.file = project.checkpoint(lively=True), project.folder / "out" / "model.onnx"
     overrides = [f"export.checkpoint={project.weights}", f"export.onnx_file={project.file}", "export.notes=for line 3"]
@@ -32,7 +32,7 @@ def exported(tmp_path_factory, make_project):
 
 @pytest.fixture
 def copied(exported, project):
-    """A project of one's own with the same graph."""
+    """A private copy of the project with the same graph."""
     project.file = project.folder / "model.onnx"
     project.file.write_bytes(exported.file.read_bytes())
     return project
@@ -87,12 +87,12 @@ def test_evaluate_scores_checkpoint_and_graph_equally(exported, copied):
     expected = evaluated(exported, f"evaluate.checkpoint={exported.weights}")
     data = {"workers": 0, "test_data_sources": copied.spec["dataset"]["test_data_sources"]}
     copied.spec_file.write_text(json.dumps({"results_dir": copied.spec["results_dir"], "dataset": data}))
-    # The graph itself knows architecture, classes and size.
+    # The graph contains architecture, classes and size.
     assert_same_results(evaluated(copied, f"evaluate.checkpoint={copied.file}"), expected)
 
 
 def test_a_graph_with_all_options(exported, project, capsys):
-    """Six images in steps of four on a static batch of two, with post-processing, another size and side files."""
+    """Six images in steps of four on a static batch of two, with post-processing, another size and DeepStream files."""
     file = project.folder / "all" / "model.onnx"
     options = ["batch_size=2", "include_postprocess=true", "input_height=96", "input_width=128",
                "serialize_nvdsinfer=true", f"onnx_file={file}", f"results_dir={project.folder / 'elsewhere'}",
@@ -268,7 +268,7 @@ def test_a_graph_is_not_run_on_images_prepared_in_another_way(copied, command, c
 
 
 class TestForeignFiles:
-    """ONNX files that are none, or not a detector's, or do not fit the data."""
+    """Invalid ONNX files, ONNX files without a detector, and detectors that do not fit the data."""
 
     def evaluate(self, project, file, *overrides):
         return project.run("evaluate", f"evaluate.checkpoint={file}", *overrides)
@@ -313,7 +313,7 @@ class TestForeignFiles:
     def test_more_classes_in_the_dataset_than_in_the_graph_are_refused(self, copied, capsys):
         copied.coco["categories"] += [{"id": 9, "name": "bird"}]
         copied.write()
-        assert self.evaluate(copied, copied.file) == 0  # no object is a bird
+        assert self.evaluate(copied, copied.file) == 0  # there are no birds
         copied.coco["annotations"][0]["category_id"] = 9
         copied.write()
         assert self.evaluate(copied, copied.file) == 2
@@ -332,7 +332,7 @@ class TestForeignFiles:
         assert "onnxruntime-gpu" in capsys.readouterr().err
 
     def test_an_operator_unknown_to_onnxruntime_is_reported(self, copied, capsys):
-        """TAO exports its GPU traces with a TensorRT plugin in them."""
+        """TAO's exports from a GPU contain a TensorRT plugin."""
         model = onnx.load(copied.file)
         node = next(node for node in model.graph.node if node.op_type == "GridSample")
         node.op_type = "MultiscaleDeformableAttnPlugin_TRT"

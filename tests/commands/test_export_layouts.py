@@ -1,4 +1,4 @@
-"""`export.layout` and `export.backbone_only` as a user has them, and evaluate on the files."""
+"""`export.layout` and `export.backbone_only`, and evaluate on the exported files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rtdetr_tool.spec import read_spec
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, make_project):
-    """A project with a checkpoint, and `export(name, *overrides)` that writes a file of it."""
+    """A project with a checkpoint, and `export(name, *overrides)` that exports it."""
     project = make_project(tmp_path_factory.mktemp("layouts"))
     project.weights = project.checkpoint(lively=True)
 
@@ -107,7 +107,7 @@ def test_wrong_input_is_one_message(overrides, message, shared, capsys):
 
 
 def without(monkeypatch, *packages: str) -> None:
-    """As if these were not installed."""
+    """Pretend that these are not installed."""
     from importlib.util import find_spec
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name in packages else find_spec(name))

@@ -1,4 +1,4 @@
-"""`rtdetr export export.format=tflite`, and evaluate on what it wrote; needs the extra `tflite`."""
+"""`rtdetr export export.format=tflite`, and evaluate on the exported files; requires the extra `tflite`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def shared(tmp_path_factory, make_project):
     """A project with its checkpoint as an FP32 file, and `export(name, *overrides)` that writes others."""
     project = make_project(tmp_path_factory.mktemp("tflite"))
-    project.spec["model"]["backbone"] = "resnet_18"  # large enough for its weights to make the size of a file
+    project.spec["model"]["backbone"] = "resnet_18"  # large enough for the weights to dominate the file size
     project.write()
     project.weights = project.checkpoint(lively=True)
 
@@ -100,7 +100,7 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
     assert (runtime.interface.layout.input, runtime.interface.classes, runtime.input_size) == ("input", 2, (64, 64))
     images = torch.from_numpy(pictures[:2] / 255).float()
     usual, found = LiteRtRuntime(read(shared.file)).predict(images), runtime.predict(images)
-    centers = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, found.boxes)]  # queries may change places
+    centers = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, found.boxes)]  # queries may be reordered
     assert 0 < (centers[0] - centers[1]).abs().mean() < 0.05
 
 

@@ -1,4 +1,4 @@
-"""`rtdetr gen_trt_engine`: profiles, calibration pictures, scores, and engines that TensorRT-RTX really builds."""
+"""`rtdetr gen_trt_engine`: profiles, calibration images, scores, and engines built by TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rtdetr_tool.workflows.engine_precision import calibration_images
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, make_project):
-    """A project with a graph of a lively detector."""
+    """A project with the graph of a detector with varied outputs."""
     project = make_project(tmp_path_factory.mktemp("graph"))
     weights, project.file = project.checkpoint(lively=True), project.folder / "model.onnx"
     overrides = [f"export.checkpoint={weights}", f"export.onnx_file={project.file}", "export.notes=for line 3"]
@@ -75,7 +75,7 @@ class TestSettings:
         assert self.settings(exported, exported.file, "batch_size=6").batches(None) == (6, 6, 6)
 
     def test_a_static_graph_uses_its_own_batch_size(self, exported):
-        """The schema's default profile of 1, 1, 4 is not the user's wish."""
+        """The default profile of 1, 1, 4 was not set by the user."""
         assert self.settings(exported, exported.static).batches(2) == (2, 2, 2)
         assert self.settings(exported, exported.static, "batch_size=2").batches(2) == (2, 2, 2)
 
@@ -112,7 +112,7 @@ class TestCalibrationPictures:
         assert once.min() >= 0 and once.max() <= 1 and once.max() > 0.5
 
     def test_without_a_folder_the_training_images_are_used(self, exported):
-        """Not those of the validation set, which the score is measured on."""
+        """Not those of the validation set, on which the score is measured."""
         found = self.pictures(exported, "tensorrt.data_type=FP16")
         assert found.source.origin == "dataset.train_data_sources"
         assert found.count == 6
@@ -133,7 +133,7 @@ class TestCalibrationPictures:
 
 class TestGraphs:
     def test_int8_writes_scored_graphs_and_a_report(self, generate, project, capsys):
-        """Six pictures; the graphs stand below the results folder and evaluate runs on each."""
+        """Six images; the graphs are written below the results folder, and evaluate runs on each."""
         cache = project.folder / "calibration.json"
         options = [
             "tensorrt.data_type=INT8", "backend=none", "max_score_drop=1.0",
@@ -157,7 +157,7 @@ class TestGraphs:
             file = project.results / f"model_{name}.onnx"
             assert project.run("evaluate", f"evaluate.checkpoint={file}") == 0
             found = json.loads((project.folder / "results/evaluate/results.json").read_text())
-            # onnxruntime's integer kernels for CPUs round in their own way; FP16 is emulated exactly.
+            # onnxruntime's integer kernels for CPUs round differently; FP16 is emulated exactly.
             tolerance = 0.1 if name == "int8" else 1e-9
             assert found["mAP"] == pytest.approx(report["scores"][name.upper()]["mAP"], abs=tolerance)
         assert not project.engine.exists()
@@ -191,7 +191,7 @@ class TestGraphs:
 
 
 class TestEngines:
-    """TensorRT-RTX builds ahead of time, without a GPU."""
+    """Engines built ahead of time by TensorRT-RTX, without a GPU."""
 
     @pytest.fixture(autouse=True)
     def library(self):

@@ -1,4 +1,4 @@
-"""`rtdetr inference`: what stands in its results folder."""
+"""`rtdetr inference`: the content of its results folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture
 def weights(project):
-    """Options for a checkpoint; every query of every class is kept, because untrained weights may prefer any."""
+    """Options for a checkpoint; all queries and classes are kept, because untrained weights may prefer any."""
     torch.manual_seed(0)
     project.spec["model"]["num_select"] = 16
     project.write()
@@ -154,7 +154,7 @@ def test_the_input_size_of_the_section_is_used(project, weights):
 
 
 def test_an_unreadable_image_is_exit_code_2_and_all_others_are_written(project, weights, capsys):
-    """1 is our own failure; a damaged file is the input's."""
+    """Exit code 1 would mean our failure; a corrupted file is invalid input."""
     images = project.folder / "images"
     (images / "2.png").write_bytes(b"damaged")
     (images / "notes.txt").write_bytes(b"text")

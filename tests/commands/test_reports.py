@@ -1,4 +1,4 @@
-"""The reports that `train` and `evaluate` write: the numbers of the run, and nothing lost when they fail."""
+"""The reports of `train` and `evaluate`: the numbers of the run, and failures that do not end it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def trained(project):
-    """A run of two epochs, validated after each."""
+    """A run of two epochs with a validation after each."""
     project.spec["train"] = {"accelerator": "cpu", "num_epochs": 2, "optim": {"lr": 1e-4}}
     project.write()
     return project

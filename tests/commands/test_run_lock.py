@@ -23,7 +23,7 @@ import sys, time, os
 from pathlib import Path
 from rtdetr_tool.commands.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]), "train")
-worker = os.fork()  # as a data worker: it lives on for a moment when its parent is killed
+worker = os.fork()  # like a data worker, which survives its parent for a moment
 if worker == 0:
     time.sleep(300)
 print(worker, flush=True)
@@ -33,12 +33,12 @@ time.sleep(300)
 
 @pytest.fixture
 def other_run(tmp_path):
-    """Another process that holds the folder, and the process id of its worker."""
+    """Another process that has locked the folder, and the process id of its worker."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
     yield process
     process.kill()
-    os.kill(worker, signal.SIGKILL)  # first: it holds the other end of the pipe
+    os.kill(worker, signal.SIGKILL)  # first, because it has the other end of the pipe
     process.communicate()
 
 

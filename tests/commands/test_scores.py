@@ -1,4 +1,4 @@
-"""Scores that are undefined, and images with more objects than a score counts: what each command says and writes."""
+"""Undefined scores, and images with more objects than a score counts: messages and files of each command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def scored_on(project, annotations: list[dict], **fields) -> None:
 
 
 def crowded(project, count: int) -> list[dict]:
-    """So many small objects in the first image."""
+    """This many small objects in the first image."""
     return [
         {**project.coco["annotations"][0], "id": i + 1, "bbox": [i % 20 * 3, i // 20 * 3, 2, 2], "area": 4}
         for i in range(count)
@@ -53,7 +53,9 @@ def test_an_unknown_class_to_score_is_refused_before_the_first_epoch(project, ca
 
 
 def test_evaluate_without_objects_warns_and_has_undefined_scores(project, capsys):
-    project.spec["model"]["num_select"] = 16  # all there are: untrained weights may prefer an output without a class
+    project.spec["model"]["num_select"] = (
+        16  # all detections, because untrained weights may prefer an output without a class
+    )
     checkpoint = project.checkpoint()
     scored_on(project, [])
     assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0

@@ -1,4 +1,4 @@
-"""The commands with a segmentation head: masks in, masks scored, written, drawn and exported."""
+"""The commands with a segmentation head: masks are trained, scored, written, drawn and exported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RFDETR = {
 
 @pytest.fixture
 def segmenting(project):
-    """The project with outlines of its cats, and an RF-DETR as small as DINOv2 small allows."""
+    """The project with polygons of its cats, and the smallest RF-DETR that DINOv2 small allows."""
     project.spec["model"] = {"arch": "rfdetr", "num_select": 8, "rfdetr": dict(RFDETR)}
     del project.spec["dataset"]["augmentation"]
     for annotation in project.coco["annotations"]:

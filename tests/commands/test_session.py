@@ -1,4 +1,4 @@
-"""What every command has around it."""
+"""The session around every command."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class TestARunThatFails:
         try:
             assert run_session(loaded, "train", run) == 130
         finally:
-            signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+            signal.signal(signal.SIGINT, before)  # Lightning ignores it afterwards
         assert status_of(folder)[-1]["message"] == "User/System interruption: the run was interrupted."
 
 
@@ -236,7 +236,7 @@ class TestProcesses:
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by a shell's background jobs
         )  # fmt: skip
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signum)

@@ -1,8 +1,8 @@
-"""TAO's printed example, at its own 640 px, through every command.
+"""The example of TAO's documentation, at 640 px, in every command.
 
-The spec is cut out of TAO's documentation where that lies beside the checkout. Paths are replaced, and the run is
-shortened to one epoch of four drawn images; `optim` and `augmentation`, which are printed apart, go into `train` and
-`dataset`, where TAO's schema has them.
+The spec is extracted from TAO's documentation, if that is next to the checkout. Paths are replaced, and the run is
+shortened to one epoch of four generated images; `optim` and `augmentation`, which the page shows separately, are moved
+into `train` and `dataset`, as in TAO's schema.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PRECISIONS = ("FP32", "FP16", "INT8")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not DOCUMENTATION.exists(), reason="TAO's documentation is not beside the checkout"),
+    pytest.mark.skipif(not DOCUMENTATION.exists(), reason="TAO's documentation is not next to the checkout"),
 ]
 
 
 def printed_spec() -> dict[str, Any]:
-    """Every section as it is printed: a name at the start of a line, and the indented lines below it."""
+    """Every section of the page: a name at the start of a line, and the indented lines below it."""
     spec: dict[str, Any] = {}
     for block in re.findall(r"^\w+:\n(?:[ -].*\n)+", DOCUMENTATION.read_text(), flags=re.MULTILINE):
         spec.update(yaml.safe_load(block))
@@ -64,7 +64,7 @@ def with_paths(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def write_weights(spec: dict[str, Any], folder: Path) -> None:
-    """A backbone and a teacher with the names of TAO's files, untrained."""
+    """Write an untrained backbone and teacher with the tensor names of TAO's files."""
     import timm
 
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def build(example, precision: str, *overrides: str) -> Path:
 
 
 def costs(example) -> tuple[dict[str, float], float]:
-    """What FP16 and INT8 change in the detections (0..1), and how much those of two test images differ."""
+    """Changes of the detections by FP16 and INT8 (0..1), and the difference between two test images."""
     import onnx
 
     images = [Image.open(file).convert("RGB") for file in sorted((example.folder / "data/test").iterdir())]
@@ -146,9 +146,9 @@ def costs(example) -> tuple[dict[str, float], float]:
 
 
 def test_every_precision_becomes_an_engine_that_detects_the_same(example):
-    """Compared as sets of detections: after one epoch the scores of all queries are within 0.003 of one another.
+    """Compare sets of detections: after one epoch, the scores of all queries differ by less than 0.003.
 
-    Any rounding changes their order, and with it mAP.
+    Rounding changes their order, and therefore mAP.
     """
     pytest.importorskip("tensorrt_rtx")
     for precision in PRECISIONS[:2]:

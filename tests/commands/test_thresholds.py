@@ -1,4 +1,4 @@
-"""Thresholds of single classes in `inference`, given in the spec or measured by `evaluate`."""
+"""Thresholds of individual classes in `inference`, set in the spec or measured by `evaluate`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_thresholds_of_an_evaluation_are_used(project):
     checkpoint = project.checkpoint(lively=True)
     assert project.run("inference", f"inference.checkpoint={checkpoint}", "inference.conf_threshold=0.0") == 0
     found = json.loads((project.folder / "results/inference/predictions.json").read_text())
-    for annotation in project.coco["annotations"]:  # objects where the model detects some
+    for annotation in project.coco["annotations"]:  # objects at detections of the model
         rows = [row for row in found if row["image_id"] == annotation["image_id"] - 1]
         x, y, width, height = max(rows, key=lambda row: row["score"])["bbox"]
         annotation.update(bbox=[x, y, max(width, 1), max(height, 1)], area=width * height)

@@ -1,4 +1,4 @@
-"""The commands over two processes (gloo on the CPU), started as a user starts them."""
+"""The commands with two processes (gloo on the CPU), started from the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def run(project, command: str, results: str, *overrides: str) -> None:
-    """A run of its own, so that Lightning can start the second process from the same command line."""
+    """A separate process, so that Lightning can start the second one from the same command line."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     arguments = [command, "-e", str(project.spec_file), "-r", str(project.folder / results), *overrides]
     done = subprocess.run(
@@ -23,7 +23,7 @@ def run(project, command: str, results: str, *overrides: str) -> None:
 
 @pytest.mark.slow
 def test_evaluate_has_the_same_scores_and_counts_every_image_once(project):
-    project.coco["images"].pop()  # five images: the processes have different shares
+    project.coco["images"].pop()  # five images, so that the processes have different shares
     project.coco["annotations"].pop()
     project.write()
     weights = f"evaluate.checkpoint={project.checkpoint()}"

@@ -1,4 +1,4 @@
-"""`rtdetr validate_data` as a user runs it: the table, the files it leaves, the exit code."""
+"""`rtdetr validate_data` on the command line: tables, files and exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 @pytest.fixture
 def sound(project):
-    """A project whose validation images and labels are others than those for training."""
+    """A project with different images and labels for training and validation."""
     held_out = project.folder / "held_out"
     held_out.mkdir()
     rng = np.random.default_rng(5)
@@ -235,7 +235,7 @@ def test_training_data_without_an_object_is_an_error(sound):
 @pytest.mark.parametrize(
     ("orientation", "size", "declared", "kind"),
     [
-        (6, (64, 48), (48, 64), None),  # the file is 64 wide, shown upright it is 48 wide
+        (6, (64, 48), (48, 64), None),  # the file is 64 wide, upright 48
         (6, (64, 48), (64, 48), "exif_not_applied"),
         (6, (64, 64), (64, 64), "exif_unclear"),
         (3, (64, 48), (64, 48), "exif_unclear"),

@@ -1,4 +1,4 @@
-"""A corpus of broken image files, made by code: what downloads, disks, cameras and attackers leave behind."""
+"""A generated corpus of broken image files, as from downloads, disks, cameras and attackers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUTS = (0.0, 0.01, 0.05, 0.2, 0.5, 0.9, 0.999)
 
 @cache
 def pictures() -> dict[str, bytes]:
-    """One intact file of noise (so that no part of it can be guessed) per format."""
+    """One intact file of noise per format; noise, so that no part of it can be guessed."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     found = {}
     for kind in FORMATS:
@@ -28,7 +28,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def broken_images() -> dict[str, bytes]:
-    """Name -> content; each is damaged, but some so little that a decoder may read them all the same."""
+    """Name -> content; all are corrupted, but some so little that a decoder may still read them."""
     whole = pictures()
     return dict(_cut(whole)) | dict(_wrong(whole)) | dict(_pngs()) | dict(_headers()) | dict(_exif(whole["jpeg"]))
 
@@ -56,7 +56,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, *between: bytes, data: bytes = b"", depth: int = 8, color: int = 2) -> bytes:
-    """A PNG with this header, these chunks and this (not yet compressed) data."""
+    """A PNG with this header, these chunks and this (uncompressed) data."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = chunk(b"IHDR", header) + b"".join(between) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -86,7 +86,7 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
 
 
 def _headers() -> Iterator[tuple[str, bytes]]:
-    """Sizes that no file of a few bytes can hold."""
+    """Headers with sizes far larger than the file."""
     for name, width, height in (("huge.bmp", 60_000, 60_000), ("negative.bmp", -5, -(2**31))):
         sizes = (200, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
         yield name, b"BM" + struct.pack("<IHHIIiiHHIIiiII", *sizes)

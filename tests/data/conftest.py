@@ -1,4 +1,4 @@
-"""Small datasets and images made on the spot."""
+"""Small generated datasets and images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw_image(path: Path, width: int = 64, height: int = 48, seed: int = 0) -> 
 
 
 def coco(images: int = 4, width: int = 64, height: int = 48, ids: tuple[int, ...] = (1, 2)) -> dict:
-    """`images` images named 0.png, ... (ids from 1) with two boxes each, one of them a crowd on every third."""
+    """`images` images named 0.png, ... (ids from 1) with two boxes each, one of them a crowd in every third image."""
     annotations = []
     for number in range(images):
         for k in range(2):
@@ -59,7 +59,7 @@ def coco(images: int = 4, width: int = 64, height: int = 48, ids: tuple[int, ...
 
 @pytest.fixture
 def make_source(tmp_path):
-    """Writes a COCO source and gives its {image_dir, json_file}; `content` may be text or anything JSON can hold."""
+    """Write a COCO source and return its {image_dir, json_file}; `content` is text or JSON data."""
 
     def make(content=None, images: int = 4, name: str = "set", draw: bool = True) -> dict[str, str]:
         content = coco(images) if content is None else content
@@ -89,5 +89,5 @@ def make_spec():
 @pytest.fixture
 def bccd() -> Path:
     if not BCCD.is_dir():
-        pytest.skip("the BCCD dataset is not beside this repository")
+        pytest.skip("the BCCD dataset is not next to this repository")
     return BCCD

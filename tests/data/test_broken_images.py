@@ -1,4 +1,4 @@
-"""No image file, however broken, gives anything but a image or a `DataError` with its path."""
+"""Any broken image file gives either an image or a `DataError` with its path."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rtdetr_tool.errors import DataError
 from .broken_images import broken_images, pictures, png
 
 PACKAGE = Path(decoding.__file__).parents[1]
-# Harmless damage: what is broken in these is not needed for the pixels, or the format has no way to notice it.
+# Harmless corruption: the broken part is not needed for the pixels, or the format cannot detect it.
 READABLE = {"exif-garbage.jpg", "exif-loop.jpg", "exif-text.jpg", "exif-ninety.jpg", "exif-cut.jpg", "data-bomb.png"}
 MEGABYTES_ALLOWED = 2000
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:Image size"),  # Pillow's own limit is lower than ours
+    pytest.mark.filterwarnings("ignore:Image size"),  # Pillow's limit is lower than ours
 ]
 
 
@@ -39,7 +39,7 @@ def peak_megabytes() -> float:
 
 
 def outcome(path) -> str:
-    """`read`, or the message of the DataError; other exceptions are the test's failure."""
+    """`read`, or the message of the DataError; other exceptions fail the test."""
     try:
         image = decode_image(path)
     except DataError as error:
@@ -83,7 +83,7 @@ def test_an_image_with_too_many_pixels_is_refused_before_decoding(tmp_path) -> N
         image_size(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
 def test_what_is_not_a_file_is_refused_without_waiting(tmp_path, monkeypatch) -> None:
     os.mkfifo(tmp_path / "fifo.png")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -108,7 +108,7 @@ def test_invalid_paths_are_data_errors_too(tmp_path) -> None:
             decode_image(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root can read everything")
 def test_a_file_that_may_not_be_read_reports_it(tmp_path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
@@ -150,7 +150,7 @@ def test_an_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, m
 
 
 def damage(data, contents: dict[str, bytes]) -> bytearray:
-    """A file of one of the formats with bytes changed, parts cut out, doubled or replaced."""
+    """A file of one of the formats with bytes changed, and parts removed, repeated or replaced."""
     content = bytearray(contents[data.draw(st.sampled_from(sorted(contents)))])
     for _ in range(data.draw(st.integers(1, 8))):
         at = data.draw(st.integers(0, max(0, min(len(content) - 1, data.draw(st.sampled_from([64, 512, 10**6]))))))

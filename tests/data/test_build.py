@@ -109,7 +109,7 @@ def test_the_loader_draws_no_random_numbers_before_the_first_batch(make_source, 
     spec = make_spec(train_data_sources=[make_source()], batch_size=4)
     dataset = build_train_dataset(spec, seed=1)
     loader = build_loader(dataset, spec, training=True)
-    early = iter(loader)  # as Lightning makes it when a run is resumed
+    early = iter(loader)  # as in a resumed run of Lightning
     loader.sampler.set_epoch(3)
     resumed = next(early)
     assert torch.equal(resumed.images, next(iter(loader)).images)

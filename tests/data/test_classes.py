@@ -36,7 +36,7 @@ def test_contiguous_can_be_set_if_raw_would_be_possible() -> None:
     assert classes.index_of(1) == 0
 
 
-def test_raw_refuses_an_id_equal_to_num_classes() -> None:  # TAO lets it through and crashes in CUDA indexing
+def test_raw_refuses_an_id_equal_to_num_classes() -> None:  # TAO accepts it and crashes in CUDA indexing
     with pytest.raises(DataError, match=r"category id 3 is not in 0\.\.2.*at least 4"):
         ClassMap.from_categories(names, num_classes=3, class_ids="raw")
 
@@ -114,7 +114,7 @@ def test_a_file_that_disagrees_with_the_checkpoint_is_refused_with_both_names() 
 
 
 def names_only(*names: str) -> ClassMap:
-    """Classes of a file that knows names and no category ids."""
+    """Classes of a file with names but no category ids."""
     return ClassMap.from_list([{"index": i, "id": None, "name": name} for i, name in enumerate(names)])
 
 

@@ -128,7 +128,7 @@ def test_a_file_that_is_not_text_is_a_readable_error(make_source) -> None:
         read(source)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
 def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused_without_waiting(make_source, tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "empty").mkdir()
@@ -189,7 +189,7 @@ def test_bad_boxes_are_counted_and_dropped_or_clipped(make_source) -> None:
                 [-9, -9, 5, 5],
                 [-5, -5, 15, 15],
                 [50, 40, 100, 100],
-                [44, 30, 20.3, 18.2],  # rounding of the annotation tool, left as it is
+                [44, 30, 20.3, 18.2],  # rounding by the annotation tool is not changed
             )
         )
     )

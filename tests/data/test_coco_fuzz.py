@@ -1,4 +1,4 @@
-"""Annotation files with anything in them: each is loaded, or refused with a `DataError` that names the file."""
+"""Any annotation file is either loaded or refused with a `DataError` that names the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KEYS = {
 
 @st.composite
 def coco_files(draw) -> dict:
-    """A small right file with up to six changes: values replaced, keys lost, entries doubled, lists replaced."""
+    """A small valid file with up to six changes: replaced values, missing keys, repeated entries, replaced lists."""
     content = copy.deepcopy(coco(3))
     for _ in range(draw(st.integers(1, 6))):
         part = draw(st.sampled_from(sorted(KEYS)))
@@ -69,7 +69,7 @@ def coco_files(draw) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three images that the files speak of."""
+    """The three images of the files."""
     root = tmp_path_factory.mktemp("fuzz")
     for number in range(3):
         draw_image(root / "images" / f"{number}.png", seed=number)
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 
 
 def load_everything(folder) -> None:
-    """What training, evaluation and scoring do with a file, as far as it lets them; other errors go through."""
+    """Load a file as in training, evaluation and scoring; errors other than `DataError` are raised."""
     file = str(folder / "labels.json")
     source = {"image_dir": str(folder / "images"), "json_file": file}
     spec = DatasetSpec(
@@ -111,7 +111,7 @@ def load_everything(folder) -> None:
 
 
 def validate(folder) -> None:
-    """The command on the file: it ends with 0 or 2, having said why, and leaves its report."""
+    """Run the command on the file: it exits with 0 or 2 and a reason, and writes its report."""
     results = folder / "results"
     shutil.rmtree(results, ignore_errors=True)
     source = f"{{image_dir: '{folder / 'images'}', json_file: '{folder / 'labels.json'}'}}"
@@ -132,7 +132,7 @@ def check_structure(folder, content) -> None:
 
 
 def check_damage(folder, data) -> None:
-    """A right file with bytes changed, lost, doubled or put in."""
+    """A valid file with changed, missing, repeated or inserted bytes."""
     content = bytearray(json.dumps(coco(3)).encode(data.draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-32"]))))
     for _ in range(data.draw(st.integers(1, 5))):
         at = data.draw(st.integers(0, len(content)))

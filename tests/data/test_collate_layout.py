@@ -1,4 +1,4 @@
-"""Batches are channels_last from the decoder to the network, in shared memory when a worker makes them."""
+"""Batches are channels_last from the decoder to the network, and in shared memory if a worker creates them."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_workers_do_not_change_what_is_loaded(make_source, make_spec, kind) -> N
         spec = make_spec(train_data_sources=[source], workers=workers, dataset_type=kind)
         loader = build_loader(build_train_dataset(spec, seed=5), spec, training=True)
         epochs = []
-        for epoch in range(3):  # persistent workers: the later epochs reach them while they live
+        for epoch in range(3):  # persistent workers receive the later epochs while running
             loader.sampler.set_epoch(epoch)
             epochs.append(flatten(loader))
         loaded.append(epochs)

@@ -1,4 +1,4 @@
-"""Faults of the machine end a run; only damage in a file is a bad image. The faults in these tests are real."""
+"""Machine faults end a run; only corruption of a file is a bad image. The faults in these tests are real."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from rtdetr_tool.formats.images import ImageSource
 
 from .conftest import coco, draw_image
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are made with Linux's means")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults require Linux")
 
-FAILING_DISK = "/proc/self/mem"  # a regular file that gives EIO where no memory is mapped
+FAILING_DISK = "/proc/self/mem"  # a regular file that raises EIO where no memory is mapped
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def short_pauses(monkeypatch):
 
 @contextmanager
 def no_open_files() -> Iterator[None]:
-    """No file can be opened any more: the limit is what this process has open."""
+    """No more files can be opened, because the limit is the current number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open(os.devnull, os.O_RDONLY)
     os.close(free)  # the lowest free number
@@ -52,7 +52,7 @@ def no_open_files() -> Iterator[None]:
 
 
 def in_a_child(act: Callable[[], None]) -> str:
-    """Run `act` in a forked process; the class and text of what it raises."""
+    """Run `act` in a forked process; return class and text of its exception."""
     here, there = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -73,7 +73,7 @@ def in_a_child(act: Callable[[], None]) -> str:
 @pytest.fixture
 def image(tmp_path) -> Path:
     draw_image(tmp_path / "a.png")
-    decode_image(tmp_path / "a.png")  # modules are loaded
+    decode_image(tmp_path / "a.png")  # load modules first
     return tmp_path / "a.png"
 
 
@@ -103,7 +103,7 @@ def test_a_failing_disk_does_not_count_as_a_corrupted_image() -> None:
 
 
 def test_a_decoder_that_hides_why_it_got_no_bytes_is_seen_through(image, monkeypatch) -> None:
-    def broken(*_: object, **__: object) -> None:  # what Pillow makes of an EIO that libtiff met
+    def broken(*_: object, **__: object) -> None:  # Pillow's error for an EIO in libtiff
         monkeypatch.undo()
         raise OSError("decoder error -2")
 
@@ -112,7 +112,7 @@ def test_a_decoder_that_hides_why_it_got_no_bytes_is_seen_through(image, monkeyp
     with pytest.raises(MachineError, match="Input/output error"):
         decode_image(FAILING_DISK)
     monkeypatch.setattr(Image, "open", broken)
-    with pytest.raises(DataError, match="decoder error"):  # the file itself can be read: it is the file
+    with pytest.raises(DataError, match="decoder error"):  # the file can be read, so the file is the problem
         decode_image(image)
 
 
@@ -130,7 +130,7 @@ def test_running_out_of_memory_is_a_machine_error(tmp_path) -> None:
     def read() -> None:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + (40 << 20), resource.RLIM_INFINITY))
-        hoard = []  # memory that earlier tests have freed would be reused
+        hoard = []  # otherwise memory freed by earlier tests would be reused
         with suppress(MemoryError):
             while True:
                 hoard.append(bytearray(1 << 20))
@@ -146,7 +146,7 @@ def test_an_absurd_memory_request_is_an_error_of_the_file() -> None:
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A temporary folder that other users can enter; pytest's own is closed to them."""
+    """A temporary folder that other users can access, unlike pytest's."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
@@ -235,7 +235,7 @@ def test_a_worker_that_cannot_send_its_batch_ends_the_run_instead_of_hanging(mak
     decode_image(dataset.records[0].path)
 
     class Greedy(type(dataset)):
-        """Leaves its process one file descriptor: enough to read an image, not to send it."""
+        """Leaves one file descriptor to its process: enough to read an image, but not to send it."""
 
         def sample(self, index):
             free = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]

@@ -27,7 +27,7 @@ SPLITS = {"train": 7, "val": 5}
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> tuple[dict[str, dict], dict[str, Path]]:
-    """COCO dicts and image folders of two splits; one image has no objects, and odd sizes make odd fractions."""
+    """COCO dicts and image folders of two splits; one image has no objects, and odd sizes give odd fractions."""
     root = tmp_path_factory.mktemp("drawn")
     contents = {}
     for split, count in SPLITS.items():
@@ -52,7 +52,7 @@ def dataset_spec(**fields):
 
 
 def columns(dataset) -> list[tuple]:
-    """What the records say, by file name."""
+    """The records by file name."""
     rows = [
         (Path(r.path).name, r.width, r.height, np.round(r.boxes, 9).tolist(), r.labels.tolist(), r.iscrowd.tolist(),
          np.round(r.area, 9).tolist())

@@ -1,4 +1,4 @@
-"""One list of image formats for every reader that finds images by their names."""
+"""All readers that find images by name use the same list of image formats."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from rtdetr_tool.errors import DataError, MachineError
 DOCS = (Path(__file__).parents[2] / "docs" / "validate_data.md").read_text(encoding="utf-8")
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
-SIZES = {"ICO": {"sizes": [(32, 24)]}}  # an icon would be made square
+SIZES = {"ICO": {"sizes": [(32, 24)]}}  # icons would become square
 
 
 def written_as(kind: str, path: Path) -> Path:
-    """A small image in this format, under a name that may end in any of its extensions."""
+    """A small image in this format, with any of its extensions."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(PIXELS)
     if path.suffix == ".pfm":
         image = image.convert("F")
-    with path.open("wb") as file:  # Pillow would choose the format of some extensions by itself
+    with path.open("wb") as file:  # Pillow would select another format for some extensions
         image.save(file, format="MPO" if path.suffix == ".mpo" else kind, **SIZES.get(kind, {}))
     return path
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """A folder with one image per extension, named after it, and files that are none."""
+    """A folder with one image per extension, named after it, and other files."""
     folder = tmp_path_factory.mktemp("formats") / "images"
     for kind, extensions in FORMATS.items():
         for extension in extensions:
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch)
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", denied)  # as root, permissions do not keep anyone out
+    monkeypatch.setattr(os, "scandir", denied)  # permissions do not apply to root
     with pytest.raises(MachineError, match="locked cannot be read: Permission denied"):
         find_images(str(tmp_path))
 

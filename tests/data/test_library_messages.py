@@ -1,4 +1,4 @@
-"""What the image libraries would write to the terminal goes to the log."""
+"""Messages of image libraries go to the log instead of the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rtdetr_tool.data.decoding import decode_image, decode_pil_image
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A fax image that libtiff complains about and Pillow opens nevertheless."""
+    """A fax image for which libtiff reports errors, but which Pillow opens."""
     path = tmp_path / "fax.tif"
     Image.fromarray(np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8) * 255).convert("1").save(
         path, compression="group4"
@@ -29,7 +29,7 @@ def damaged(tmp_path):
 
 @pytest.fixture
 def without_exif(tmp_path):
-    """A TIFF whose directory promises more than there is: Pillow warns."""
+    """A TIFF with an incomplete directory, for which Pillow warns."""
     path = tmp_path / "cut.tif"
     Image.new("RGB", (64, 64)).save(path, compression="tiff_lzw")
     path.write_bytes(path.read_bytes()[:-4])

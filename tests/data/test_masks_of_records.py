@@ -1,4 +1,4 @@
-"""Masks from files to targets: read only when asked for, and seen through the same window as their image."""
+"""Masks from files to targets: read only on request, and transformed like their image."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def spec_of(files, kind="default", **augmentation):
 
 
 def paint_of(image, paint):
-    """Which pixels of a rendered image are of this color."""
+    """The pixels of a rendered image with this color."""
     return (image.float() - torch.tensor(paint).float()[:, None, None]).abs().amax(0) < 64
 
 
@@ -104,7 +104,7 @@ def test_evaluation_targets_show_their_objects_where_the_image_does(files, kind,
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("keep_ratio", [False, True])
 def test_augmented_masks_boxes_and_image_stay_together(seed, keep_ratio):
-    """Whatever window, flip and size are drawn: the mask is where the color is, and the box bounds it."""
+    """With any window, flip and size, the mask covers the color and the box bounds it."""
     corners = np.array([[10, 10, 40, 40], [50, 20, 80, 50]], float)
     image, masks = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), np.zeros((2, HEIGHT, WIDTH), np.uint8)
     for (x1, y1, x2, y2), mask, paint in zip(corners.astype(int), masks, (RED, GREEN), strict=True):
@@ -126,7 +126,7 @@ def test_augmented_masks_boxes_and_image_stay_together(seed, keep_ratio):
 
 
 def test_a_rendered_mask_is_the_rendered_image_of_it():
-    """A mask drawn as a image goes through `render`; where that is clearly black or white, the mask says the same."""
+    """Render a mask as an image; where that is clearly black or white, the rendered mask is equal."""
     mask = (np.add.outer(np.arange(40), np.arange(50)) % 23 < 11).astype(np.uint8)
     for window in (Window(0, 0, 50, 40), Window(7, 5, 20, 30), Window(-10, -20, 80, 90), Window(60, 0, 10, 10)):
         for mirrored in (False, True):

@@ -236,7 +236,7 @@ def test_a_letterboxed_box_comes_back_exactly(height, width, size) -> None:
     inner = letterbox_size((height, width), side)
     assert max(inner) == side and min(inner) >= 1
     x, y = prepared.box_scale
-    # The padded image's corner of the image is the image's own corner, and the origin is the origin.
+    # The corner of the image in the padded input is the image's corner, and the origin is the origin.
     assert abs(inner[1] / side * x - width) < 1e-9 * width and abs(inner[0] / side * y - height) < 1e-9 * height
 
 
@@ -255,7 +255,7 @@ def test_to_float_only_divides_by_255() -> None:
     images = images.contiguous(memory_format=torch.channels_last)
     assert torch.equal(to_float(images), images.float() / 255)
     assert to_float(images).is_contiguous(memory_format=torch.channels_last)
-    assert images[0, 0, 15, 15] == 255  # the batch itself is untouched
+    assert images[0, 0, 15, 15] == 255  # the batch itself is not changed
 
 
 def test_the_drawn_size_depends_on_seed_and_step_alone() -> None:
@@ -271,5 +271,7 @@ def test_a_batch_is_resized_bilinearly_to_height_and_width() -> None:
     ramp = torch.linspace(0, 1, 32).expand(1, 3, 16, 32)
     bigger = resize_batch(ramp, (32, 96))
     assert bigger.shape == (1, 3, 32, 96)
-    assert (bigger[0, 0, 0].diff() >= 0).all() and len(bigger[0, 0, 0].unique()) > 64  # nearest would give 32 steps
+    assert (bigger[0, 0, 0].diff() >= 0).all() and len(
+        bigger[0, 0, 0].unique()
+    ) > 64  # nearest neighbor would give 32 steps
     assert resize_batch(ramp, (16, 32)) is ramp

@@ -67,7 +67,7 @@ def test_another_process_sees_the_same_memory(method) -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert packed[0].labels[0] == 4321  # what the other process wrote
+    assert packed[0].labels[0] == 4321  # written by the other process
 
 
 def test_handing_it_to_a_spawned_process_sends_handles_and_not_the_data() -> None:

@@ -15,7 +15,7 @@ sizes = st.tuples(st.sampled_from([64, 96, 128]), st.sampled_from([64, 96, 128])
 
 @st.composite
 def scenes(draw):
-    """An image, black but for one white rectangle, and that rectangle as xyxy pixels."""
+    """A black image with one white rectangle, and that rectangle as xyxy pixels."""
     height, width = draw(st.integers(24, 120)), draw(st.integers(24, 120))
     x1, y1 = draw(st.integers(0, width - 9)), draw(st.integers(0, height - 9))
     x2, y2 = draw(st.integers(x1 + 8, width)), draw(st.integers(y1 + 8, height))
@@ -35,7 +35,7 @@ def test_after_all_transforms_the_box_bounds_the_white_pixels(scene, size, seed,
     assert picture.dtype == torch.uint8 and found.dtype == torch.float32 and len(found) == len(labels)
     lit = (picture[0] > 127).nonzero()
     if not len(found):
-        # Removed because its center was cropped away or less than a pixel of it was left; it can only be a rest.
+        # Removed because its center was cropped or less than a pixel remained, so only a small part can be visible.
         return
     assert labels.tolist() == [3]
     x1, y1, x2, y2 = (cxcywh_to_xyxy(found[0]) * torch.tensor([width, height, width, height])).tolist()
@@ -43,10 +43,10 @@ def test_after_all_transforms_the_box_bounds_the_white_pixels(scene, size, seed,
     if len(lit):
         top, left = lit.min(dim=0).values.tolist()
         bottom, right = (lit.max(dim=0).values + 1).tolist()
-        # Half a source pixel of blur at most, which enlarging spreads.
+        # At most half a source pixel of blur, which grows with upscaling.
         assert np.abs([x1 - left, y1 - top, x2 - right, y2 - bottom]).max() <= 1.01
     else:
-        assert min(x2 - x1, y2 - y1) < 2.1  # too thin to be lit after shrinking
+        assert min(x2 - x1, y2 - y1) < 2.1  # too thin to be visible after downscaling
 
 
 @settings(max_examples=200, deadline=None)
@@ -134,7 +134,7 @@ def test_the_crop_follows_torchvisions_distribution() -> None:
     for _ in range(150):
         drawn = theirs.make_params([tv_tensors.Image(torch.zeros(3, 160, 200)), frame])
         their_areas.append(drawn["width"] * drawn["height"] / 32000 if drawn else 1.0)
-    # Kolmogorov-Smirnov: by chance alone the distance exceeds 0.17 in fewer than one of a thousand cases.
+    # Kolmogorov-Smirnov: the distance exceeds 0.17 by chance in less than one of a thousand cases.
     assert ks_2samp(ours_areas, their_areas).statistic < 0.17
 
 

@@ -1,4 +1,4 @@
-"""Boxes in another unit or form: refused where the whole file shows it, a warning in doubt, silence otherwise."""
+"""Boxes in another unit or format: an error if the whole file shows it, a warning in doubt, otherwise nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_another_format_is_refused_if_certain_and_a_warning_if_in_doubt(declared
     few = drawn(9, written, scale)
     assert f"may be {written} instead of {declared}" in judged(declared, few, shares)
     mixed = drawn(40, declared, scale) + drawn(10, written, scale)
-    judged(declared, mixed, shares)  # not certain: no error
+    judged(declared, mixed, shares)  # not certain, so no error
 
 
 def test_imprecise_boxes_do_not_count_as_another_format() -> None:
@@ -83,7 +83,7 @@ def test_imprecise_boxes_do_not_count_as_another_format() -> None:
 
 def test_some_boxes_within_the_first_pixel_are_a_warning() -> None:
     assert "2 of 42 boxes of labels.json are within the first pixel" in judged(XYWH, drawn(40) + drawn(2, XYWH, UNIT))
-    assert "within the first pixel" in judged(XYWH, [(0, 0, 1, 1)] * 20)  # whole numbers prove nothing
+    assert "within the first pixel" in judged(XYWH, [(0, 0, 1, 1)] * 20)  # integers are not conclusive
 
 
 def test_percent_and_pixels_of_smaller_copies_are_a_warning() -> None:

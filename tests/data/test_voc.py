@@ -1,4 +1,4 @@
-"""Pascal VOC datasets: layouts, boxes, difficult objects, and what each mistake is called."""
+"""Pascal VOC datasets: layouts, boxes, difficult objects, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_image(folder: Path, name: str, *objects: str, labels: Path | None = No
 
 @pytest.fixture
 def flat(tmp_path) -> Path:
-    """One image with its XML beside it."""
+    """One image with its XML file next to it."""
     write_image(tmp_path / "flat", "0", CAT)
     return tmp_path / "flat"
 
@@ -106,7 +106,7 @@ def test_trainval_of_the_challenge_is_a_split_like_others(tmp_path) -> None:
     (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_text("b c\na  -1\n")
     source = read_split(str(tmp_path), "trainval")
     assert [Path(image.path).stem for image in source.images.values()] == ["b c", "a"]
-    assert len(read_split(str(tmp_path), "").images) == 2  # all of the folder, without a list
+    assert len(read_split(str(tmp_path), "").images) == 2  # the whole folder, without a list
 
 
 def test_sizes_come_from_the_file_where_the_xml_has_none(flat) -> None:

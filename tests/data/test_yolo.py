@@ -1,4 +1,4 @@
-"""YOLO datasets: what `data.yaml` may say, what label files may hold, and what each mistake is called."""
+"""YOLO datasets: the content of `data.yaml` and label files, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = "0 0.5 0.5 0.25 0.5\n"  # of 64 x 48 pixels: 24..40, 12..36
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes a dataset with one image per entry of `labels` (None = no label file) and gives its folder."""
+    """Write a dataset with one image per entry of `labels` (None = no label file) and return its folder."""
 
     def write(labels: list[str | bytes | None], description: str | None = None, layout: str = "images/train") -> Path:
         root = tmp_path / "data"

@@ -1,4 +1,4 @@
-"""A small detector and its graph, shared by the tests of deployment."""
+"""A small detector and its graph, shared by the tests of formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="session")
 def detector():
-    """A detector of 3 classes with lively outputs (scores between 0 and 1, boxes of many sizes)."""
+    """A detector of 3 classes with varied outputs (scores between 0 and 1, boxes of many sizes)."""
     torch.manual_seed(0)
     spec = dataclasses.replace(
         ModelSpec(), backbone="resnet_18", hidden_dim=32, nheads=4, feat_channels=[32, 32, 32], dim_feedforward=64,
@@ -40,7 +40,7 @@ def export_model(detector):
 
 @pytest.fixture(scope="session")
 def steady_detector(detector):
-    """A detector that rounding does not throw off: every token is a query, boxes stay near anchors."""
+    """A detector that is robust to rounding: every token is a query, and boxes are near anchors."""
     steady = copy.deepcopy(detector)
     steady.decoder.num_queries = 1000
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Any number of images through an engine of bounded or fixed batch: nothing lost, nothing added, nothing mixed."""
+"""Any number of images with a bounded or fixed batch size gives the outputs of exactly these images, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 
 
 class Engine:
-    """Means and sums of each image; remembers its batches, and like a real one refuses those it was not built for."""
+    """Returns mean and sum of each image; records its batches, and refuses unsupported sizes like a real engine."""
 
     def __init__(self, limits):
         self.limits, self.batches = limits, []

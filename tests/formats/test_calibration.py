@@ -1,4 +1,4 @@
-"""Calibration pictures from arrays, array files and folders."""
+"""Calibration images from arrays, array files and folders."""
 
 from __future__ import annotations
 

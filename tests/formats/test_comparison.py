@@ -1,4 +1,4 @@
-"""Comparing detections as sets."""
+"""Detections are compared as sets."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_nan_is_never_within():
 
 
 def test_swapped_queries_at_the_cut_do_not_count():
-    """400 equal detections: which of them are the best is arbitrary."""
+    """400 equal detections, of which the best are arbitrary."""
     logits = torch.zeros(1, 400, 1)
     boxes = torch.full((1, 400, 4), 0.5)
     order = torch.arange(399, -1, -1)
@@ -94,19 +94,19 @@ def test_images_are_compared_in_batches_of_the_asked_size():
         return Predictions(images.flatten(1)[:, :8].view(-1, 2, 4), torch.ones(len(images), 2, 4))
 
     difference = compare_on(torch.rand(7, 3, 4, 4), 3, run, run, 1e-3)
-    assert seen == [3] * 4  # two parts, each on both sides; the seventh picture is left out
+    assert seen == [3] * 4  # two batches, each on both sides; the seventh image is skipped
     assert (difference.batch, difference.images, difference.ambiguous) == (3, 6, 0)
 
 
 def selecting(images):
-    """The brighter of the two upper pixels is selected and decides where the box is."""
+    """The brighter of the two upper pixels is selected and determines the box."""
     first = images[:, 0, 0, 0] > images[:, 0, 0, 1]
     centre = torch.where(first, 0.2, 0.8)[:, None, None]
     return Predictions(torch.ones(len(images), 1, 1), centre.expand(-1, 1, 4))
 
 
 def other_way(images):
-    """As `selecting`, but a tie falls the other way."""
+    """As `selecting`, but with the other choice in a tie."""
     return Predictions(torch.ones(len(images), 1, 1), 1 - selecting(images.flip(-1)).boxes)
 
 

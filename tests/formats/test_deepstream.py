@@ -1,4 +1,4 @@
-"""DeepStream's side files."""
+"""Configuration files for DeepStream."""
 
 import yaml
 

@@ -19,7 +19,7 @@ from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
 
 
 class FindsRed:
-    """A runtime with an exact answer: query 0 is the box around the red pixels of its input, query 1 a weak corner."""
+    """A runtime with an exact result: query 0 is the box around the red pixels, query 1 a corner with a low score."""
 
     name, class_map, input_size, device = "red", None, None, torch.device("cpu")
 

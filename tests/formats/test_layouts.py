@@ -1,4 +1,4 @@
-"""Layouts: what files are read as, and when a background has to be added."""
+"""Layouts: how files are interpreted, and when a background is added."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_both_layouts_are_told_by_their_names():
     assert (found.queries, found.classes) == (300, 91)
     found = read_interface(*OURS, {}, "a.onnx")
     assert (found.layout, found.batch, found.size) == (LAYOUTS["tao"], 2, (64, 96))
-    assert (found.queries, found.classes) == (20, 3), "labels beside boxes and scores are another thing"
+    assert (found.queries, found.classes) == (20, 3), "labels next to boxes and scores have another meaning"
 
 
 def test_an_added_background_is_no_class():
@@ -48,7 +48,7 @@ def test_other_interfaces_are_named(inputs, outputs, message):
 
 
 def test_normalised_pixels_by_hand():
-    """Of a white pixel's red: (1 - 0.485) / 0.229."""
+    """The red value of a white pixel: (1 - 0.485) / 0.229."""
     white = torch.ones(1, 3, 1, 1)
     assert to_graph(white, LAYOUTS["rfdetr"])[0, 0].item() == pytest.approx(2.248908)
     assert to_graph(white, LAYOUTS["tao"]) is white
@@ -65,10 +65,10 @@ def classes(*names: str | None) -> ClassMap:
     ("arch", "class_map", "expected"),
     [
         ("rtdetr", classes("cat", "dog"), True),
-        ("rtdetr", classes(None, "cat"), True),  # a decoder that drops the last score would drop the cat
+        ("rtdetr", classes(None, "cat"), True),  # programs that drop the last score would drop the cat
         ("rtdetr", classes("cat", None), False),
         ("rfdetr", classes("cat", "dog"), True),
-        ("rfdetr", classes("cat", None), False),  # as Roboflow's package trains
+        ("rfdetr", classes("cat", None), False),  # as trained by Roboflow's package
         ("rfdetr", classes(None, "person"), False),  # category ids, as in the weights trained on COCO
         ("rtdetr", None, True),
         ("rfdetr", None, False),

@@ -1,4 +1,4 @@
-"""Graphs in every operator set, static and dynamic, against the detector in torch."""
+"""Graphs in every operator set, static and dynamic, against the detector in PyTorch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_post_processing_in_the_graph_is_the_packages_own(detector):
 
 
 def test_pixel_boxes_by_hand():
-    """One query, two classes; logit 0 is a score of 0.5; a box that sticks out on the left is clipped."""
+    """One query, two classes; logit 0 is a score of 0.5; a box that extends beyond the left side is clipped."""
     found = Predictions(torch.tensor([[[-20.0, 0.0]]]), torch.tensor([[[0.1, 0.5, 0.4, 0.5]]]))
     boxes, scores, labels = pixel_detections(found, 1, (100, 200))
     assert boxes.tolist() == [[[0.0, 25.0, pytest.approx(60.0), 75.0]]]

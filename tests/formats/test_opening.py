@@ -1,4 +1,4 @@
-"""Opening weights files: a checkpoint of ours needs nothing else, and a spec may not contradict it."""
+"""Opening weights files: our checkpoints need no spec, and a spec must not contradict them."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 class Bomb:
-    """Runs code where it is unpickled without care."""
+    """Runs code if it is unpickled without protection."""
 
     def __init__(self, mark):
         self.mark = mark

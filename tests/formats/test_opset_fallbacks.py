@@ -1,4 +1,4 @@
-"""Elementary operators give what the real ones give."""
+"""Elementary operators give the same results as the original ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Linear layers with packed weights: the numbers of `nn.Linear`, for every shape."""
+"""Linear layers with packed weights equal `nn.Linear` for every shape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_layers_that_others_read_or_that_have_another_format_stay():
     )
     pack_linears(network)
     assert isinstance(network["plain"], PackedLinear)
-    assert isinstance(network["attention"].out_proj, nn.Linear)  # its weight goes into a fused function
+    assert isinstance(network["attention"].out_proj, nn.Linear)  # its weight is used by a fused function
     assert isinstance(network["narrow"], nn.Linear)
 
 

@@ -1,4 +1,4 @@
-"""What the audit sees: ranges, resolution, costs."""
+"""The precision audit: ranges, resolution, costs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_tensors_are_looked_at_in_parts_where_memory_is_short():
         np.testing.assert_array_equal(value, same)
 
 
-# Judgements
+# Reasons
 
 
 def test_a_denominator_that_half_precision_flushes_is_an_underflow():

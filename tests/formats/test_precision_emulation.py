@@ -1,4 +1,4 @@
-"""FP16 graphs on a CPU: overflow and rounding must be those of FP16."""
+"""FP16 graphs on a CPU have the overflow and rounding of FP16."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(model, values, level=LEVELS.ORT_ENABLE_ALL):
 
 @pytest.fixture
 def chain():
-    """x in FP16 times 3000, divided by 3000 again, back to FP32."""
+    """x in FP16, multiplied and divided by 3000, converted back to FP32."""
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
         helper.make_node("Mul", ["h", "large"], ["big"]),

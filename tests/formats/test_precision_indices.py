@@ -1,4 +1,4 @@
-"""Indices, sizes and conditions stay in FP32, whichever operator reads them; what does not run in FP16 is reported."""
+"""Indices, sizes and conditions stay in FP32, whatever reads them; nodes that fail in FP16 are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PICTURES = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(
 
 
 class Sampler(nn.Module):
-    """Deformable sampling of one map whose points reach the last pixel, between linear layers."""
+    """Deformable sampling of one map between linear layers, with points up to the last pixel."""
 
     input_name, output_names = "inputs", ["result"]
 
@@ -58,7 +58,7 @@ def run(model):
 
 
 def test_indices_above_2048_stay_exact(sampler):
-    """Before, FP16 stopped at an index that does not exist, or took another pixel."""
+    """Otherwise FP16 fails at an index that does not exist, or uses another pixel."""
     audit = audit_precision(sampler, [PICTURES], pictures_for_cost=2)
     roles = {row.role for row in audit.kept}
     assert {"index", "sampling"} <= roles
@@ -85,7 +85,7 @@ def test_rules_that_put_indices_into_fp16_are_warned_about(sampler):
     assert any("that compute indices, which are exact in FP16 only up to 2048" in note for note in graph.notes)
 
 
-# Whatever reads an index
+# All operators that read an index
 
 
 def graph_of(nodes, weights, opset=17, outputs=("result",)):
@@ -185,7 +185,7 @@ def test_quantisation_shapes_and_masks_are_no_indices():
 
 @pytest.fixture(scope="module")
 def hidden_index():
-    """An index that a matrix product gives, which no role covers: 2303 in FP32, 2304 in FP16."""
+    """An index from a matrix product, which has no role: 2303 in FP32, 2304 in FP16."""
     nodes = [
         helper.make_node("MatMul", ["inputs", "weights"], ["position"], name="product"),
         helper.make_node("Cast", ["position"], ["index"], to=TensorProto.INT64, name="to integer"),
@@ -254,7 +254,7 @@ def assert_every_precision_runs(kind: str, side: int, opset: int, calibrate: boo
     graph = export_graph(ExportModel(detector_of(kind)).eval(), (side, side), None, opset)
     audit = audit_precision(graph, [pictures], pictures_for_cost=2)
     meter = CostMeter(graph, list(pictures[:, None]))
-    # A random network has near ties in its queries: what rounding selects differs.
+    # A random network has near ties in its queries, so that rounding changes the selection.
     assert meter.cost(to_mixed_fp16(graph, audit).model) < 0.15
     if opset < 16 or "discrete" in kind:
         assert "index" in {row.role for row in audit.kept}

@@ -1,4 +1,4 @@
-"""INT8 graphs: where Q/DQ nodes stand, what ranges they cover, and the cache of ranges."""
+"""INT8 graphs: positions of Q/DQ nodes, their ranges, and the calibration cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PICTURES = synthetic_images(4, (64, 96)).numpy()
 
 @pytest.fixture(scope="module", autouse=True)
 def generous():
-    """An untrained detector loses more than a trained one; what is then left out of INT8 has a test of its own."""
+    """Tolerate the higher cost of an untrained detector; excluding nodes from INT8 has a separate test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "TOLERATED_COST", 1.0)
         yield
@@ -32,7 +32,7 @@ def generous():
 
 @pytest.fixture(scope="module")
 def cached(steady_graph, tmp_path_factory):
-    """The INT8 graph of the detector and the cache file that it left."""
+    """The INT8 graph of the detector and its cache file."""
     file = tmp_path_factory.mktemp("cache") / "ranges.json"
     return to_int8(steady_graph, [PICTURES], cache_file=file), file
 
@@ -43,7 +43,7 @@ def quantised(cached):
 
 
 class Wiring:
-    """Makers and readers of a graph's tensors."""
+    """Producers and readers of a graph's tensors."""
 
     def __init__(self, model):
         self.nodes = list(model.graph.node)
@@ -59,7 +59,7 @@ def run(model, images=PICTURES):
     return session.run(None, {"inputs": images})
 
 
-# Where Q/DQ nodes stand
+# Positions of Q/DQ nodes
 
 
 def test_convolutions_and_linear_layers_read_quantised_values_directly(quantised, steady_graph):
@@ -72,7 +72,7 @@ def test_convolutions_and_linear_layers_read_quantised_values_directly(quantised
     convolutions = sum(node.op_type == "Conv" for node in steady_graph.graph.node)
     assert Counter(node.op_type for node in quantised_nodes)["Conv"] == convolutions
     assert len(quantised_nodes) == quantised.quantized > convolutions
-    assert not [n for n in quantised_nodes if any("quantised" in name for name in n.input[2:])]  # biases stay
+    assert not [n for n in quantised_nodes if any("quantised" in name for name in n.input[2:])]  # biases are kept
 
 
 def test_scales_are_symmetric_and_per_output_channel_for_weights(quantised):
@@ -158,7 +158,7 @@ def test_rules_that_leave_nothing_for_int8_are_refused(steady_graph, entry, mess
 
 @pytest.mark.parametrize("half", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_graph_of_operator_set_12_is_raised(steady_detector, half):
-    """TAO's printed example exports with set 12."""
+    """The example in TAO's documentation exports with set 12."""
     graph = export_graph(ExportModel(steady_detector).eval(), (64, 96), None, 12)
     quantised = to_int8(graph, [PICTURES[:1]], half=half)
     raised, what = (19, "INT8 with FP16") if half else (13, "INT8 per channel")
@@ -191,7 +191,7 @@ def test_a_histogram_grows_with_its_values_and_loses_none():
     histogram = histogram_of([0.5, -1.0, 0.25], np.zeros(4), [3.0, np.inf])
     assert histogram.limit == 4.0 and histogram.max_abs == 3.0
     counts = {index: int(count) for index, count in enumerate(histogram.counts) if count}
-    assert counts == {0: 4, 128: 1, 256: 1, 511: 1, 1536: 1}  # 1.0 lay in the last bin before the limit doubled
+    assert counts == {0: 4, 128: 1, 256: 1, 511: 1, 1536: 1}  # 1.0 was in the last bin before the limit doubled
 
 
 def test_zeros_before_the_first_value_are_counted():
@@ -231,7 +231,7 @@ def test_the_cheapest_method_is_taken_and_all_costs_are_told(quantised):
 
 
 def test_what_costs_too_much_stays_out_of_int8_and_the_cache_remembers_it(tmp_path, monkeypatch):
-    """Two branches; the input of one reaches from tiny to huge values, which 8 bits cannot hold."""
+    """Two branches; the input of one has tiny and huge values, which 8 bits cannot represent."""
     rng = np.random.default_rng(0)
     make = onnx.helper.make_node
     weights = {f"weight {i}": rng.normal(size=(4, 3, 1, 1)).astype(np.float32) for i in range(2)}

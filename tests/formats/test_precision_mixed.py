@@ -1,4 +1,4 @@
-"""FP16 graphs: what is converted, what is kept and why, and that the audit saves a model that plain FP16 destroys."""
+"""FP16 graphs: converted and kept nodes with reasons, and a model that works only because of the audit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_static_batch_works_and_is_filled_up():
     static = norm_graph(1.0, batch=3)
     images = np.random.default_rng(1).random((4, 3, 8, 8), np.float32)
     audit = audit_precision(static, iter([images]))
-    assert audit.pictures == 6  # the second batch is filled up with its one picture
+    assert audit.pictures == 6  # the second batch is padded with its only image
     assert run(to_mixed_fp16(static, audit).model, images[:3])[0].shape == (3, 3, 8, 8)
 
 
@@ -110,7 +110,7 @@ def test_rules_add_to_and_overrule_what_the_audit_keeps(steady_graph, audit):
 def test_fp32_for_all_others_leaves_only_the_named_layers(steady_graph, audit):
     graph = to_mixed_fp16(steady_graph, audit, parse_layers_precision(["*:fp32", "Conv:fp16"]))
     convolutions = sum(node.op_type == "Conv" for node in steady_graph.graph.node)
-    assert convolutions <= graph.converted < convolutions + 60  # and what only moves values between them
+    assert convolutions <= graph.converted < convolutions + 60  # and nodes between them that only move values
 
 
 def test_overruling_an_overflow_is_said(large_norm, large_audit):
@@ -145,13 +145,13 @@ def test_the_account_is_plain_values(mixed, audit):
 
 
 def plain_half(model):
-    """Every node in FP16, as converters do that do not look."""
+    """Every node in FP16, as in simple converters."""
     graph = Graph(model)
     return write_half(graph, half_nodes(graph, ())).model
 
 
 def scaled(model, weight, factor):
-    """The model with the one constant matrix or vector that feeds a node `weight` multiplied."""
+    """The model with the only constant input of the node `weight` multiplied by a factor."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for tensor in result.graph.initializer:
@@ -162,7 +162,7 @@ def scaled(model, weight, factor):
 
 @pytest.fixture(scope="module")
 def large_norm(steady_graph):
-    """The same detector, but the values before the norm of the query selection are a million times as large."""
+    """The same detector with values a million times as large before the norm of the query selection."""
     nodes = {node.output[0]: node for node in steady_graph.graph.node}
     norm = next(n for n in steady_graph.graph.node if n.op_type == "LayerNormalization" and "enc_output" in n.name)
     add = nodes[norm.input[0]]
@@ -178,7 +178,7 @@ def large_audit(large_norm):
 
 def test_the_audit_saves_a_detector_that_plain_fp16_destroys(steady_graph, large_norm, large_audit):
     meter = CostMeter(large_norm, list(PICTURES[:2, None]))
-    assert meter.cost(steady_graph) < 1e-3  # a layer norm does not mind the factor
+    assert meter.cost(steady_graph) < 1e-3  # a layer norm removes the factor
     assert meter.cost(plain_half(large_norm)) > 0.5
     graph = to_mixed_fp16(large_norm, large_audit)
     assert meter.cost(graph.model) < 0.02
@@ -194,7 +194,7 @@ def test_only_pictures_show_an_overflow_of_activations(large_norm):
 
 
 def norm_graph(scale, batch="batch"):
-    """A layer norm spelled out, as exporters before operator set 17 do; inputs [B, 3, 8, 8]."""
+    """A decomposed layer norm, as from exporters before operator set 17; inputs [B, 3, 8, 8]."""
     make = helper.make_node
     nodes = [
         make("Mul", ["inputs", "scale"], ["x"], name="scaled"),

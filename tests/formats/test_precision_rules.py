@@ -1,4 +1,4 @@
-"""`layers_precision`: what the user says about single layers."""
+"""`layers_precision`: the user's precision of individual layers."""
 
 from __future__ import annotations
 

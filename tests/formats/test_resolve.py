@@ -1,4 +1,4 @@
-"""A spec may not contradict what a file records about its images and classes; what it does not record is said."""
+"""A spec must not contradict the images and classes recorded in a file; values that are not recorded are logged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RATIO = "dataset.augmentation.preserve_aspect_ratio"
 
 
 def opened(kind, *overrides, meta=META, asked=None):
-    """The spec that holds for a weights file or a graph with this metadata, and its classes."""
+    """The resolved spec and classes for a weights file or a graph with this metadata."""
     loaded, asked = read_spec(None, overrides), asked or RequestedSize()
     if kind == "weights":
         return resolve(Recorded("model.pth", meta), loaded, asked)
@@ -88,7 +88,7 @@ def test_fewer_detections_are_warned_about_and_more_are_not(kind, caplog):
 def test_what_a_graph_has_built_in_can_be_changed_in_weights_only(override, caplog):
     opened("weights", override)
     assert override.split("=")[0] in caplog.text
-    with pytest.raises(CheckpointError, match=f"(?s){override.split('=')[0]} is .*which has it built in"):
+    with pytest.raises(CheckpointError, match=f"(?s){override.split('=')[0]} is .*where it is fixed"):
         opened("graph", override)
 
 

@@ -1,4 +1,4 @@
-"""Engines from ONNX graphs: built here for real by TensorRT-RTX, which needs no GPU; and every refusal says why."""
+"""Engines from ONNX graphs, built by TensorRT-RTX without a GPU; every refusal has a reason."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rtx():
 
 @pytest.fixture(autouse=True)
 def heard(monkeypatch):
-    """Commands of other tests may have cut our logger off from the root, where pytest listens."""
+    """Connect our logger to the root logger, because commands in other tests may have disconnected it."""
     monkeypatch.setattr(logging.getLogger("rtdetr_tool"), "propagate", True)
 
 
@@ -47,7 +47,7 @@ def detector_onnx(export_model, tmp_path_factory):
 
 @pytest.fixture
 def toy_onnx(tmp_path):
-    """Writes a graph with a detector's names that builds in an instant."""
+    """Write a graph with a detector's names that is built quickly."""
 
     def write(*arguments, **options):
         path = tmp_path / "toy.onnx"
@@ -177,7 +177,7 @@ def test_a_dynamic_image_size_is_refused(rtx, toy_onnx):
         rtx.build(toy_onnx(size=("height", "width")), settings())
 
 
-# What the library refuses
+# Unsupported graphs
 
 
 def test_every_node_that_the_library_refuses_is_named(rtx, toy_onnx):
@@ -203,7 +203,7 @@ def test_what_is_no_onnx_graph_is_told(rtx, tmp_path, content):
 
 
 def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx, toy_onnx):
-    """TensorRT-RTX has no FP32 matrix products on Turing."""
+    """TensorRT-RTX does not support FP32 matrix products on Turing."""
     weight = helper.make_tensor("weight", TensorProto.FLOAT, [8, 8], [0.5] * 64)
     nodes = [
         helper.make_node("MatMul", ["inputs", "weight"], ["pred_logits"], name="product"),
@@ -211,7 +211,7 @@ def test_a_build_that_fails_gives_the_reasons_of_the_library(rtx, toy_onnx):
     ]
     with pytest.raises(RtdetrError, match=r"building the engine with TensorRT-RTX .* failed:\n  - .*Turing") as error:
         rtx.build(toy_onnx(nodes, initializers=[weight]), settings(compute_capabilities=("SM75",)))
-    assert str(error.value).count("\n") == 1, "one reason, without those that only follow from it"
+    assert str(error.value).count("\n") == 1, "one reason, without consequential errors"
 
 
 def test_what_a_build_would_refuse_is_found_before_it(rtx, toy_onnx):
@@ -263,7 +263,7 @@ def test_builds_one_after_the_other_share_the_one_logger(rtx, caplog, toy_onnx):
 
 @pytest.fixture
 def interruptible():
-    """Processes of pytest-xdist ignore SIGINT."""
+    """Handle SIGINT, which processes of pytest-xdist ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -291,7 +291,7 @@ def test_tensorrt_rtx_has_no_timing_cache_and_says_so(rtx, tmp_path, caplog, toy
 
 
 def with_cache(path: Path) -> TimingCache:
-    """A build that uses the file. TensorRT-RTX still has the calls of TensorRT, which does use its cache."""
+    """A build that uses the file, because TensorRT-RTX still has the calls of TensorRT's cache."""
     loaded = load_library("tensorrt_rtx")
     cache = TimingCache(path, loaded, usable=True)
     with loaded.listening() as messages:
@@ -303,7 +303,7 @@ def with_cache(path: Path) -> TimingCache:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_timing_cache_is_made_whole_with_its_folder(rtx, tmp_path):
-    """That the next build extends it needs a GPU: `test_tensorrt_runtime_gpu.py`."""
+    """Extending it requires a GPU: `test_tensorrt_runtime_gpu.py`."""
     path = tmp_path / "folder" / "timing.cache"
     assert with_cache(path).state == "new"
     assert path.read_bytes() and [file.name for file in path.parent.iterdir()] == [path.name]

@@ -1,4 +1,4 @@
-"""Engine files: the plan and its description are whole, belong together, and say what they are."""
+"""Engine files: the plan and its description are complete and belong together."""
 
 from __future__ import annotations
 

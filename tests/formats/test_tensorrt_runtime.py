@@ -1,4 +1,4 @@
-"""Opening engines where they cannot run: each reason has a message of its own, from the real library's refusal."""
+"""Opening engines that cannot run here: each reason has its own message, from the real library."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def engine(built, tmp_path):
 
 
 def refused(plan, description):
-    """What a library says that was handed `plan`, and our explanation of it."""
+    """The library's errors for `plan`, and our explanation."""
     loaded = load_library("tensorrt_rtx")
     with loaded.listening() as messages:
         runtime = loaded.module.Runtime(loaded.logger)
-        assert runtime.deserialize_cuda_engine(plan) is None, "the library answers with None and raises nothing"
+        assert runtime.deserialize_cuda_engine(plan) is None, "the library returns None instead of raising"
         return refusal(loaded, runtime, Path("model.engine"), plan, description, messages)
 
 

@@ -1,4 +1,4 @@
-"""Engines on a GPU: built there, run, and compared with torch."""
+"""Engines built and run on a GPU, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def backend(request):
     if not LIBRARIES[request.param].installed:
         pytest.skip(f"{request.param} is not installed")
     if request.param == "tensorrt_rtx" and torch.cuda.get_device_capability() in ((9, 0), (10, 0)):
-        pytest.skip("TensorRT-RTX is not made for data centre GPUs of these generations")
+        pytest.skip("TensorRT-RTX does not support data center GPUs of these generations")
     return choose_backend(request.param, gpu=True)
 
 
@@ -58,7 +58,7 @@ def engine(backend, detector, tmp_path_factory):
 
 
 def sorted_queries(predictions: Predictions) -> Predictions:
-    """Rounding may exchange two queries of nearly equal score: compare them in the order of one logit."""
+    """Queries sorted by one logit, because rounding may swap queries with nearly equal scores."""
     order = predictions.logits[..., 0].argsort(1)[..., None]
     logits, boxes = predictions.logits, predictions.boxes
     return Predictions(logits.gather(1, order.expand_as(logits)), boxes.gather(1, order.expand_as(boxes)))
@@ -72,7 +72,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("count", [2, 4, 1, 3, 9])
 def test_any_number_of_images_gives_what_torch_gives(engine, detector, count):
-    """2 and 4 are the profile's bounds, 1 is filled up, 9 is cut into 4, 4 and 1."""
+    """2 and 4 are the bounds of the profile, 1 is padded, 9 is split into 4, 4 and 1."""
     images = torch.rand(count, 3, *SIZE)
     runtime = EngineRuntime(read_engine(engine), CLASSES)
     found = runtime.predict(images.to(runtime.device))

@@ -1,4 +1,4 @@
-"""The PyTorch runtime: same answers as the detector it was made from, which it leaves alone."""
+"""The PyTorch runtime gives the same results as its detector, which is not changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = ClassMap([ClassEntry(0, 1, "a"), ClassEntry(1, 2, "b")])
 
 
 def trained_detector():
-    """Random weights, with batch norm statistics that a fused layer would get wrong if it ignored them."""
+    """Random weights, with batch norm statistics that matter when layers are fused."""
     torch.manual_seed(0)
     detector = build_detector(TINY, 2)
     for module in detector.modules():
@@ -37,7 +37,7 @@ def test_it_predicts_what_the_detector_does():
     with torch.no_grad():
         expected = detector.eval()(images)
     assert predictions.logits.shape == (2, 12, 2)
-    # compared as sets: rounding may exchange two queries of nearly equal score
+    # compared as sets, because rounding may swap queries with nearly equal scores
     order, expected_order = (p.logits[..., 0].argsort(1) for p in (predictions, expected))
     for ours, theirs in ((predictions.logits, expected.logits), (predictions.boxes, expected.boxes)):
         ours = ours.gather(1, order[..., None].expand_as(ours))
@@ -92,7 +92,7 @@ def test_fp16_needs_a_gpu():
 
 
 def test_a_compiled_network_fills_up_smaller_batches_and_predicts_the_same(monkeypatch):
-    """With dynamo alone: code generation takes minutes and changes only how the graph runs."""
+    """Only with dynamo, because code generation takes minutes and does not change results."""
     monkeypatch.setattr(TorchRuntime, "compile_backend", "eager")
     torch._dynamo.reset()
     detector, images = trained_detector(), torch.rand(2, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""Ten training steps in every precision, and what follows a training, on a GPU."""
+"""Ten training steps in every precision, and the commands after training, on a GPU."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_fused_kernels_agree_with_the_reference(discrete):
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["R18", "RF-DETR Nano"])
 def test_a_forward_and_backward_pass_waits_for_the_device_only_where_it_matches(name, monkeypatch, caplog):
-    """CUDA's own account of what `gpu_budget` counts on the pretended device."""
+    """CUDA's own count of what `gpu_budget` counts on the pretended device."""
     from rtdetr_tool.losses import assignment
     from tests.gpu_budget.scenarios import build_batch, build_module
 

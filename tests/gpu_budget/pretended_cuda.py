@@ -1,14 +1,14 @@
-"""A pretended CUDA device: real values on the CPU, with kernels, waits and copies counted as CUDA would have them.
+"""A pretended CUDA device: real values on the CPU, while kernels, waits and copies are counted as on CUDA.
 
-A `CudaTensor` reports the device cuda:0 and holds a CPU tensor. Within `PretendedCuda()`, every dispatched operator
+A `CudaTensor` reports the device cuda:0 and contains a CPU tensor. Within `PretendedCuda()`, every dispatched operator
 (forward, backward, optimizer) runs on the CPU and is recorded:
 
-- `kernels`: operators that launch work on the device; views and allocations are not among them.
-- `events`: what makes the host wait for the device, or crosses between the two (`WAITS`, `COPIES` and others below).
-- `mismatches`: operators with tensors of both devices that CUDA refuses.
+- `kernels`: operators that launch work on the device, without views and allocations.
+- `events`: waits of the host for the device, and transfers between the two (`WAITS`, `COPIES` and others below).
+- `mismatches`: operators with tensors of both devices, which are errors on CUDA.
 
 `FakeTensorMode` is not enough for this: without a driver it has no backward pass, and it has no values, which matching
-needs. Limits: what happens inside one ATen operator is not seen, and operators composed in C++ take their CPU route.
+needs. Limits: it does not see what happens inside an ATen operator, and operators composed in C++ use their CPU path.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class CudaTensor(torch.Tensor):
 
 
 def _allocate_like_self(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`new_zeros` and the like; C++ would allocate on the CPU."""
+    """`new_zeros` and similar; C++ would allocate on the CPU."""
 
     def new(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return function(*args, **{"dtype": self.dtype, "device": CUDA, **kwargs})
@@ -155,7 +155,7 @@ for _name in ("zeros", "ones", "empty", "full"):
 
 
 class PretendedCuda(TorchDispatchMode):
-    """See the module. `strict`: raise at the first operator that mixes devices."""
+    """See the module docstring. `strict`: raise at the first operator that mixes devices."""
 
     active: PretendedCuda | None = None
 
@@ -163,7 +163,7 @@ class PretendedCuda(TorchDispatchMode):
         super().__init__()
         self.strict, self.counting = strict, False
         self.operators: collections.Counter[str] = collections.Counter()
-        self.events: collections.Counter[tuple[str, str]] = collections.Counter()  # by kind and place
+        self.events: collections.Counter[tuple[str, str]] = collections.Counter()  # by kind and location
         self.mismatches: list[str] = []
         self._patches = contextlib.ExitStack()
 
@@ -184,7 +184,7 @@ class PretendedCuda(TorchDispatchMode):
 
     @contextlib.contextmanager
     def count(self) -> Iterator[PretendedCuda]:
-        """Count what happens inside; counters start at zero, unless already counting."""
+        """Count inside the block; counters start at zero, unless already counting."""
         if not self.counting:
             self.operators.clear()
             self.events.clear()
@@ -206,7 +206,7 @@ class PretendedCuda(TorchDispatchMode):
 
 
 def to_cuda(thing: Any) -> Any:
-    """Modules (in place), tensors and dictionaries on the pretended device, without counting."""
+    """Move modules (in place), tensors and dictionaries to the pretended device, without counting."""
     if isinstance(thing, torch.nn.Module):
         with torch.no_grad():
             for module in thing.modules():
@@ -251,7 +251,9 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_device and any(tensor.ndim for tensor in on_host) and name not in _MIXED_DEVICES and not in_backward:
         _refuse(f"{name} of tensors on different devices at {_place()}")
     result_on_device = bool(on_device) if target is None else target == "cuda"
-    if in_backward and target != "cuda":  # formulas allocate with the options of a tensor, in C++ those of the CPU
+    if (
+        in_backward and target != "cuda"
+    ):  # formulas allocate with the options of a tensor, which are those of the CPU in C++
         result_on_device = bool(on_device) or not on_host
     if name in _INDEXING or name in ("copy_", "set_"):
         result_on_device = isinstance(args[0], CudaTensor)
@@ -332,7 +334,7 @@ _AUTOCAST = torch.autocast
 
 
 class _CpuAutocast(_AUTOCAST):
-    """C++ takes pretended tensors for the CPU's; its autocast lists are close to CUDA's."""
+    """Autocast for the CPU, because C++ treats pretended tensors as such; its lists are close to CUDA's."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Detectors of every kind on the pretended device, and what a training, validation or detection step costs there."""
+"""Detectors of every kind on the pretended device, and the cost of training, validation and detection steps."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ def build_batch(size: int = SIZE, batch: int = 2, with_masks: bool = False) -> B
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step did on the device."""
+    """The cost of a step on the device."""
 
     kernels: int
     optimizer: int  # kernels of the optimizer, not in `kernels`
-    events: dict[tuple[str, str], int]  # by kind and place
+    events: dict[tuple[str, str], int]  # by kind and location
     result: Any = None
 
     def number_of(self, *kinds: str) -> int:
@@ -154,7 +154,7 @@ class OnDevice:
         return build_batch(size, with_masks=self.has_masks)
 
     def transfer(self) -> Batch:
-        """The batch on the device, as training moves it."""
+        """Move the batch to the device as in training."""
         moved: Batch = DetectionDataModule.transfer_batch_to_device(None, self.batch, CUDA, 0)
         return moved
 
@@ -206,7 +206,7 @@ class OnDevice:
 
 
 class DeviceRuntime:
-    """`TorchRuntime` without inference mode, which does not know the pretended tensors."""
+    """`TorchRuntime` without inference mode, which does not support the pretended tensors."""
 
     name, input_size, class_map, device = "pretended", None, None, CUDA
 
@@ -219,7 +219,7 @@ class DeviceRuntime:
 
 
 class Scores:
-    """`EpochScores` with an evaluator that is at hand."""
+    """`EpochScores` with a given evaluator."""
 
     def __init__(self, spec: ExperimentSpec, evaluator: CocoEvaluator) -> None:
         self._evaluator, self.spec = evaluator, spec

@@ -1,7 +1,7 @@
-"""Every kind of detector stays within its budget of kernels and waits on a GPU, which the pretended device counts.
+"""Every kind of detector stays within its budget of kernels and waits, counted on the pretended device.
 
-A change that slows the step down on GPUs fails here, on machines without one. Lower a budget when a change saves
-kernels; raise one only for a reason that the commit gives.
+A change that slows down steps on GPUs fails here, on machines without one. Lower a budget if a change saves kernels;
+raise one only with a reason in the commit message.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ KERNELS = {
     "R18 distilled": (2175, 570, 335),
 }
 OPTIMIZER_KERNELS = {"RF-DETR Nano": 90, "RF-DETR Seg Nano": 90}  # a group of weights per layer; others 30
-# Waits of the host per step: the matching (and the teacher's), and the flags of the step before, which have arrived.
-# In validation: the matching of the validation loss, and the detections. In detection: the batch before.
+# Waits of the host per step: the matching (and the teacher's), and the flags of the previous step.
+# In validation: the matching of the validation loss, and the detections. In detection: the previous batch.
 WAITS = {"train": 2, "validate": 2, "predict": 1}
 EXTRA_WAITS = {("R18 distilled", "train"): 1}
 QUICK = ("R18", "RF-DETR Nano")
@@ -80,7 +80,7 @@ def test_a_step_makes_no_blocking_copy_and_selects_by_no_mask(costs, step):
 
 
 def test_the_loss_on_the_pretended_device_is_computed(costs):
-    """The counts mean something only if the step computes the real thing."""
+    """The counts are only meaningful if the step computes the real values."""
     loss = costs[1]["train"].result
     assert isinstance(loss, CudaTensor) and loss.elem.isfinite() and loss.elem > 0
 

@@ -1,4 +1,4 @@
-"""The pretended device sees what a real one would: mixed devices, waits, copies, masks and launches."""
+"""The pretended device detects mixed devices, waits, copies, masks and launches as a real one does."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_all_problems_of_a_step_are_solved_as_scipy_does(queries, groups, thread
 @pytest.mark.parametrize(
     "degenerate",
     [
-        torch.zeros_like,  # every assignment is best
+        torch.zeros_like,  # every assignment is optimal
         lambda cost: cost.sign(),  # many ties
         lambda cost: cost[..., :1].expand_as(cost),  # equal objects
         lambda cost: cost[:, :, :1].expand_as(cost),  # equal queries

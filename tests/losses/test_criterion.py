@@ -104,7 +104,7 @@ def test_denoising_queries_are_compared_with_the_object_they_came_from():
 
 
 def test_denoising_losses_are_divided_by_the_objects_that_are_denoised():
-    """Of two objects the second one only, twice: as if the image had no other."""
+    """Denoising only the second of two objects, twice, gives the loss of an image without the first."""
     predictions = random_predictions()
     noisy = predictions.denoising
     noisy.positive_index = [torch.tensor([0, 4]), torch.zeros(0, dtype=torch.long)]
@@ -140,7 +140,7 @@ def test_outside_training_the_loss_is_that_of_the_returned_layer():
 @pytest.mark.parametrize("types", [["vfl"], ["boxes"], ["vfl", "boxes"]])
 @pytest.mark.parametrize("targets", [TARGETS, [target([], []), target([], [])]])
 def test_every_output_has_a_gradient_whatever_is_switched_off(aux_loss, types, targets):
-    """DistributedDataParallel waits for each parameter's gradient in every step."""
+    """DistributedDataParallel waits for the gradient of each parameter in every step."""
     predictions = random_predictions()
     leaves = [predictions.layer_logits, predictions.layer_boxes, predictions.encoder_logits, predictions.encoder_boxes]
     if targets is TARGETS:

@@ -33,7 +33,7 @@ from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
 from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 from rtdetr_tool.spec import BindingSpec, DistillSpec, ModelSpec
 
-KL_OF_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # of (3/4, 1/4) against (1/2, 1/2)
+KL_OF_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # (3/4, 1/4) against (1/2, 1/2)
 
 
 def target(*boxes) -> Target:
@@ -98,7 +98,7 @@ class TestQuality:
         torch.testing.assert_close(nothing, self.scores)
 
     def test_padding_is_no_object(self):
-        """Rows of padding are boxes in the middle of the image, where a query may lie."""
+        """Padding rows are boxes in the middle of the image, where a query may be."""
         boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5]]]).repeat(2, 1, 1)
         padded = PaddedTargets.of([target([0.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]), target([0.9, 0.9, 0.1, 0.1])])
         assert query_quality(torch.ones(2, 1), boxes, padded).tolist() == [[0.0], [0.0]]
@@ -110,7 +110,7 @@ MAP = torch.tensor([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]).T.reshape(1, 2, 1, 3)
 
 
 def test_the_mask_follows_the_queries_by_quality_and_is_one_at_its_strongest():
-    """Cosines 0.6, 0.2 and -0.6 after weighting; the last is raised to 0.01."""
+    """Cosines 0.6, 0.2 and -0.6 after weighting; the last one is clamped to 0.01."""
     mask = target_mask(MAP, QUERIES, QUALITY)
     torch.testing.assert_close(mask, torch.tensor([1.0, 1 / 3, 1 / 60]).view(1, 1, 1, 3))
 
@@ -137,7 +137,7 @@ def test_box_distances_are_of_cxcywh_and_iou_is_generalized():
     assert box_distance(student, teacher, "L2").item() == pytest.approx(0.3125)
     assert box_distance(student, teacher, "IOU").item() == pytest.approx(0.5)
     apart = box_distance(torch.tensor([[0.25, 0.5, 0.5, 1.0]]), torch.tensor([[0.875, 0.5, 0.25, 1.0]]), "IOU")
-    assert apart.item() == pytest.approx(1 + 0.25)  # IoU 0, a quarter of the hull lies between them
+    assert apart.item() == pytest.approx(1 + 0.25)  # IoU 0, a quarter of the hull is between them
 
 
 # Bindings
@@ -150,7 +150,7 @@ def test_a_teacher_of_other_width_and_size_is_met_by_projection_and_interpolatio
     projection.bias.data = torch.tensor([0.0, 1.0])
     student = [torch.tensor([[1.0, 2.0], [3.0, 6.0]]).view(1, 1, 2, 2)]
     aligned = alignment(student, [torch.zeros(1, 2, 1, 1)])
-    assert aligned[0].flatten().tolist() == pytest.approx([3.0, 31.0])  # the mean of the four places, times 1 and 10
+    assert aligned[0].flatten().tolist() == pytest.approx([3.0, 31.0])  # the mean of the four positions, times 1 and 10
     wider = alignment(student, [torch.zeros(1, 2, 2, 4)])[0][0, 0]
     assert wider[0].tolist() == pytest.approx([1.0, 1.25, 1.75, 2.0])
 
@@ -180,7 +180,7 @@ def test_target_aware_imitation_sums_levels_and_takes_images_without_boxes():
 
 
 def test_the_mask_is_made_where_the_teachers_queries_live():
-    """A teacher whose decoder is narrower than its encoder: maps in the width of the queries decide on the mask."""
+    """If the teacher's decoder is narrower than its encoder, the mask uses maps in the width of the queries."""
     wide = torch.ones(1, 3, 1, 3)
     teacher = Outputs(
         {"srcs": [wide]}, predictions([[[0.0]]]), Queries(QUERIES, QUALITY, torch.full((1, 2, 4), 0.5)), {"srcs": [MAP]}
@@ -211,7 +211,7 @@ def test_matched_queries_speak_of_the_same_object():
 
 
 def test_the_student_follows_with_the_query_that_the_detection_loss_trains():
-    """The teacher's box is a little off; another query of the student is nearer to it than the one at the object."""
+    """The teacher's box is slightly off, and another query of the student is nearer to it than the matched one."""
     teacher = predictions([[[3.0]]], [[[0.3, 0.2, 0.2, 0.2]]])
     student = predictions([[[0.0], [0.1]]], [[[0.3, 0.2, 0.2, 0.2], LEFT]])
     pairs = match_queries(HungarianMatcher(), student, teacher, objects(LEFT))
@@ -222,7 +222,7 @@ def test_either_may_have_fewer_queries_than_there_are_objects():
     one, two = predictions([[[1.0]]], [[LEFT]]), predictions([[[1.0], [1.0]]], [[LEFT, RIGHT]])
     for student, teacher in ((one, two), (two, one)):
         pairs = match_queries(HungarianMatcher(), student, teacher, objects(RIGHT, LEFT))
-        counted = pairs.weight > 0  # an object that the teacher has no query for weighs nothing
+        counted = pairs.weight > 0  # an object without a query of the teacher has weight 0
         torch.testing.assert_close(pairs.student_boxes[counted], torch.tensor([LEFT]))
         torch.testing.assert_close(pairs.teacher_boxes[counted], torch.tensor([LEFT]))
 
@@ -240,7 +240,7 @@ def test_every_decoder_layer_of_the_student_is_matched():
 
 
 def test_a_pair_counts_as_much_as_the_teacher_is_right():
-    """Score 3/4 with half of the object, score 1/4 with all of it."""
+    """A score of 3/4 with half of the object, and of 1/4 with all of it."""
     half = [0.2, 0.15, 0.2, 0.1]
     teacher = predictions([[[math.log(3.0)], [-math.log(3.0)]]], [[half, RIGHT]])
     student = predictions([[[0.0], [0.0]]], [[LEFT, [0.7, 0.7, 0.2, 0.5]]])

@@ -1,4 +1,4 @@
-"""Mask losses by hand; tests/parity/test_rfdetr_masks.py holds them against the package."""
+"""Mask losses computed by hand; tests/parity/test_rfdetr_masks.py compares them with the package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pairs(*rows) -> Matches:
 
 
 def test_uniform_masks_have_the_losses_of_a_single_pixel():
-    """A logit of 2 everywhere, on a mask that is all object: -log sigmoid(2), and 1 - Dice of n equal points."""
+    """A logit of 2 everywhere on a full mask: -log sigmoid(2), and 1 - Dice of n equal points."""
     loss, truth = MaskLoss(3.0, 7.0, 4), TrueMasks.of([target(everywhere())])
     stack = factors_of(torch.full((1, 1, 4, 4), 2.0))
     p, n = 1 / (1 + math.exp(-2)), 4  # 16 pixels, 4 for each point
@@ -64,7 +64,7 @@ def test_the_costs_of_half_a_mask_prefer_the_query_that_has_this_half():
 
 def test_each_stage_sums_its_own_pairs():
     loss, truth = MaskLoss(), TrueMasks.of([target(everywhere()), target(everywhere(), everywhere())])
-    features = torch.stack([torch.full((2, 1, 4, 4), value) for value in (4.0, -4.0)])  # right, then wrong
+    features = torch.stack([torch.full((2, 1, 4, 4), value) for value in (4.0, -4.0)])  # correct, then wrong
     stack = MaskFactors(features, torch.ones(2, 2, 5, 1), torch.zeros(1))
     rows = [(stage, image, query, query) for stage in range(2) for image, n in ((0, 1), (1, 2)) for query in range(n)]
     sums = loss.sums(stack, pairs(*rows), [1, 2], truth)["loss_mask_ce"]
@@ -74,7 +74,9 @@ def test_each_stage_sums_its_own_pairs():
 
 def test_three_quarters_of_the_points_lie_where_the_mask_is_undecided():
     logits = torch.full((1, 1, 16, 16), 9.0)
-    logits[..., :6] = 0.0  # over a third of the pixels, so that three times as many candidates hold enough of them
+    logits[..., :6] = (
+        0.0  # more than a third of the pixels, so that three times as many candidates contain enough of them
+    )
     torch.manual_seed(0)
     points = MaskLoss(pixels_per_point=4).sample_points(logits)
     assert points.shape == (1, 64, 2) and points.min() >= 0 and points.max() <= 1

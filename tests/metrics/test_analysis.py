@@ -1,4 +1,4 @@
-"""The analysis of an evaluation against numbers worked out by hand, and against the evaluation's own result."""
+"""The analysis of an evaluation against numbers computed by hand, and against the evaluation's result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ A, B, C = (10, 10, 20, 20), (50, 10, 20, 20), (10, 60, 20, 20)
 
 @pytest.fixture
 def scored():
-    """Image 1: a cat detected, a dog taken for a cat, a bird missed. Image 2: a crowd of dogs and a false bird."""
+    """Image 1: a detected cat, a dog detected as a cat, a missed bird. Image 2: a crowd of dogs and a false bird."""
     found = evaluator([(1, 3, A, 0), (1, 5, B, 0), (1, 9, C, 0), (2, 5, A, 1)])
     found.update([1], [detections((0, 0.95, *A), (0, 0.85, *B), (1, 0.05, 70, 70, 20, 20))])
     found.update([2], [detections((1, 0.7, *A), (2, 0.6, 60, 60, 20, 20))])
@@ -56,7 +56,7 @@ def test_the_confusion_matrix_counts_true_against_predicted_classes_from_the_bes
 
 def test_a_lower_threshold_shows_the_mix_up_and_the_crowd_stays_out(scored):
     found = scored.confusion_at(0.5).confusion_matrix(iou_thr=0.5)
-    # rows cat, dog, bird, background; the dog on the crowd region (0.7) is neither right nor wrong
+    # rows cat, dog, bird, background; the dog on the crowd region (0.7) is neither correct nor wrong
     assert found["matrix"].astype(int).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
@@ -71,7 +71,7 @@ def test_images_are_ranked_by_their_errors_at_the_best_threshold(scored):
 
 def test_calibration_compares_scores_with_the_share_of_correct_detections(scored):
     calibration = analyze(scored).calibration
-    # counted: 0.95 right, 0.85, 0.05 and 0.6 wrong; the one on the crowd region is not counted
+    # counted: 0.95 correct, 0.85, 0.05 and 0.6 wrong; the one on the crowd region is not counted
     assert calibration.counts.sum() == 4
     assert calibration.ece == pytest.approx((0.05 + 0.85 + 0.05 + 0.6) / 4)
     assert calibration.mce == pytest.approx(0.85)
@@ -80,7 +80,7 @@ def test_calibration_compares_scores_with_the_share_of_correct_detections(scored
 def test_error_types_name_the_mix_up_and_the_miss(scored):
     counts = {error.name: error.count for error in analyze(scored).errors}
     assert counts["Cls"] == 1 and counts["Bkg"] == 2 and counts["Loc"] == 0
-    assert counts["Miss"] == 1  # the bird; the dog counts as mixed up
+    assert counts["Miss"] == 1  # the bird; the dog counts as a confusion
 
 
 def test_curves_give_the_scores_of_the_result(scored):

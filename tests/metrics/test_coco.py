@@ -35,7 +35,7 @@ class Classes:
 
 
 def ground_truth(rng: np.random.Generator, images: int, ids, objects: int, crowd: float = 0.15) -> dict:
-    """Boxes from a few to a few hundred pixels, so that every area range occurs; some images stay empty."""
+    """Boxes from a few to a few hundred pixels, so that every area range occurs; some images are empty."""
     annotations = []
     for image in range(images):
         for _ in range(int(rng.integers(0, objects + 1)) if image % 4 else 0):
@@ -215,7 +215,7 @@ def test_without_detections_the_score_is_zero_and_without_objects_it_is_undefine
 
 
 def test_images_left_without_detections_keep_their_own_results() -> None:
-    # TAO drops such images from the list and so gives the later ones the ids of their neighbors
+    # TAO drops such images from the list, so that later ones get the ids of their neighbors
     truth = one_object()
     truth["annotations"][0]["image_id"] = 4
     evaluator = CocoEvaluator(truth, Classes([5]))
@@ -239,7 +239,7 @@ def test_ranks_are_joined_through_plain_data_in_any_split() -> None:
     found = detections(rng, truth, ids, 5, 10)
     alone = evaluate(truth, found, ids)
     states = []
-    for rank in range(3):  # the last image is seen by all three
+    for rank in range(3):  # the last image is processed by all three
         share = dict(itertools.islice(found.items(), rank, None, 3)) | {25: found[25]}
         states.append(pickle.loads(pickle.dumps(evaluate(truth, share, ids).state())))
     joined = CocoEvaluator(truth, Classes(ids))
@@ -316,7 +316,7 @@ def test_crowd_regions_alone_and_classes_without_objects_leave_scores_undefined(
 
 
 def many_objects(count: int) -> tuple[dict, Detections]:
-    """One image with so many objects in a grid, and perfect detections of them."""
+    """One image with this many objects in a grid, and perfect detections of them."""
     corners = [(12.0 * (i % 20), 12.0 * (i // 20)) for i in range(count)]
     truth = one_object()
     truth["annotations"] = [

@@ -1,4 +1,4 @@
-"""Mask AP against pycocotools, on drawn discs."""
+"""Mask AP against pycocotools, on generated discs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def box_of(mask):
 
 
 def scenes(rng, images):
-    """Ground truth, and detections that are its discs moved a little, as `Detections` with masks of the full size."""
+    """Ground truth, and its discs moved a little as `Detections` with masks of the full size."""
     annotations, found = [], {}
     for image_id in range(1, images + 1):
         logits, rows = [], []

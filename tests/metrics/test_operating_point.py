@@ -1,4 +1,4 @@
-"""The best confidence threshold: by hand, against hotcoco's matching, and against RF-DETR's package."""
+"""The best confidence threshold: computed by hand, against hotcoco's matching, and against RF-DETR's package."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_detections_are_matched_as_coco_matches_them(seed):
 
 
 def test_the_threshold_with_the_greatest_mean_f1_is_taken():
-    """Class 1: of two objects one is found at 0.9, a false one is at 0.4. Class 2: its object is found at 0.6."""
+    """Class 1: one of two objects is detected at 0.9, with a false detection at 0.4. Class 2: its object at 0.6."""
     classes = {
         1: ClassDetections(np.array([0.9, 0.4]), np.array([True, False]), 2),
         2: ClassDetections(np.array([0.6]), np.array([True]), 1),
@@ -63,7 +63,7 @@ def test_the_threshold_with_the_greatest_mean_f1_is_taken():
 def test_the_numbers_are_those_of_rfdetrs_package():
     package = importlib.util.find_spec("rfdetr")
     if package is None:
-        pytest.skip("the package rfdetr is the judge and is not installed")
+        pytest.skip("requires the package rfdetr")
     file = Path(package.submodule_search_locations[0], "evaluation", "f1_sweep.py")
     spec = importlib.util.spec_from_file_location("f1_sweep", file)
     judge = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""A detector small enough to build in an instant: every width 32 or less, images of 64 px."""
+"""A detector that is built quickly: every width 32 or less, images of 64 px."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def disturbed():
 
 
 def disturb(detector: RTDETR) -> RTDETR:
-    """Move what starts at zero or at the identity, so that every tensor has an effect."""
+    """Randomize tensors that start at zero or identity, so that every tensor has an effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in detector.state_dict().items():

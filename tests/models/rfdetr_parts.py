@@ -1,4 +1,4 @@
-"""An RF-DETR small enough to build in an instant: a ViT of four blocks, every width 32 or less."""
+"""An RF-DETR that is built quickly: a ViT of four blocks, every width 32 or less."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tiny_backbone(**changes) -> WindowedDinov2:
 
 
 def tiny_rfdetr(levels=("P4",), backbone=None, **decoder) -> RFDETR:
-    """Every tensor is moved away from zero or identity, so that it has an effect."""
+    """A small RF-DETR in which every tensor has an effect, because none is zero or identity."""
     torch.manual_seed(0)
     vit = tiny_backbone(**(backbone or {}))
     settings = {

@@ -1,4 +1,4 @@
-"""Every backbone of the catalog: its row, its maps, one training step, its ONNX graph."""
+"""Every backbone of the catalog: row, feature maps, one training step, ONNX graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = dataclasses.replace(
 SMALLEST = (
     "resnet_18", "convnextv2_nano", "fan_tiny", "efficientvit_b0", "edgenext_x_small", "edgenext_xx_small_bn_hs",
 )  # fmt: skip
-QUICK = (*SMALLEST, "timm/regnety_002", "timm/efficientnet_lite0")  # one cut into parts, one not
+QUICK = (*SMALLEST, "timm/regnety_002", "timm/efficientnet_lite0")  # one split into parts, one not
 
 
 def with_levels(name: str, indices: list[int]) -> ModelSpec:
@@ -42,7 +42,7 @@ def with_levels(name: str, indices: list[int]) -> ModelSpec:
 
 
 def build(name: str, indices: tuple[int, ...] = (1, 2, 3), **options) -> nn.Module:
-    """A backbone whose every tensor has an effect."""
+    """A backbone in which every tensor has an effect."""
     torch.manual_seed(0)
     return disturb(build_backbone(with_levels(name, list(indices)), **options))
 
@@ -168,7 +168,7 @@ def test_folded_norms_give_the_same_maps(images, name):
 
 @pytest.mark.parametrize("name", ["timm/regnety_002", "timm/efficientnet_lite0", "fan_tiny"])
 def test_norms_that_cannot_be_folded_stay(images, name):
-    """The first keeps its activations inside of its norms, the second is not cut into parts, the third pads."""
+    """The first has activations inside its norms, the second is not split into parts, the third pads."""
     backbone = build(name).eval()
     with torch.no_grad():
         before = backbone(images)
@@ -178,7 +178,7 @@ def test_norms_that_cannot_be_folded_stay(images, name):
 
 
 class Neck(nn.Module):
-    """A backbone with the encoder behind it, whose attention notices when the batch is fixed in the graph."""
+    """A backbone with the encoder, whose attention fails if the batch is fixed in the graph."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -191,16 +191,16 @@ class Neck(nn.Module):
 
 
 def onnx_difference(name: str) -> float:
-    """Of any map, relative to its largest value, for batches of 1 and 3 where 2 was traced."""
+    """The largest difference of any map, relative to its largest value, for batches of 1 and 3 after tracing with 2."""
     torch.manual_seed(0)
     model, images = Neck(name).eval(), torch.rand(3, 3, *SIZE)
     names = [f"map_{place}" for place in range(2 * len(model.backbone.strides))]
     largest = 0.0
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "backbone.onnx")  # with files of its own for more than 2 GiB of weights
+        file = os.path.join(folder, "backbone.onnx")  # with separate files for more than 2 GiB of weights
         expected = [found.numpy() for found in model(images)]
         model.backbone.fold_batch_norms()
-        with quiet(verbose=False):  # as the product does
+        with quiet(verbose=False):  # as in the package
             torch.onnx.export(
                 model, (images[:2],), file, input_names=["inputs"], output_names=names, opset_version=17,
                 dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,

@@ -37,7 +37,7 @@ def test_an_edge_anchor_that_is_selected_gives_finite_outputs_and_gradients():
     torch.manual_seed(0)
     decoder = RTDETRDecoder([8], 2, 8, num_queries=3, num_layers=1, num_heads=2, dim_feedforward=8, num_denoising=0)
     with torch.no_grad():
-        decoder.enc_output[0].weight.zero_()  # all tokens alike: the first, at the edge, are taken
+        decoder.enc_output[0].weight.zero_()  # all tokens are equal, so the first ones, at the edge, are selected
     found = decoder([torch.rand(1, 8, 100, 100)])
     (found.boxes.sum() + found.encoder_boxes.sum() + found.logits.sum()).backward()
     assert torch.isfinite(found.boxes).all()

@@ -1,4 +1,4 @@
-"""RT-DETRv2's options of the decoder: points per level, whole pixels, reach; a decoder narrower than the encoder."""
+"""RT-DETRv2's decoder options: points per level, discrete sampling, offset scale; a narrower decoder."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_spec_reaches_the_decoder():
 
 
 def test_the_official_r101_has_its_parameters():
-    """RT-DETR-R101: encoder of 384 and 2048, decoder of 256 and 1024. Counted on the official code's modules."""
+    """RT-DETR-R101: encoder of 384 and 2048, decoder of 256 and 1024. Numbers from the official code's modules."""
     spec = ModelSpec(
         backbone="resnet_101d",
         hidden_dim=384,

@@ -82,7 +82,7 @@ def test_positives_move_by_up_to_half_a_side_and_negatives_by_more():
     boxes = made.boxes[0].sigmoid().view(made.groups, 2, 4, 4)
     half = truth.boxes[:, [2, 3, 2, 3]] / 2
     moved = (cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(truth.boxes)).abs() / half
-    whole = (boxes[..., 2:] > 1e-3).all(-1)  # the corners of a negative may cross, which leaves no box
+    whole = (boxes[..., 2:] > 1e-3).all(-1)  # the corners of a negative may cross, so that there is no box
     positive, negative = moved[:, 0][whole[:, 0]], moved[:, 1][whole[:, 1]]
     assert positive.max() <= 1.01 and positive.min() < 0.1
     assert negative.min() >= 0.99 and negative.max() > 1.9

@@ -19,7 +19,7 @@ def test_training_gives_every_layer_the_encoder_and_the_denoising_queries(build,
     assert found.layer_logits.shape == (3, 2, 9, 3) and found.layer_boxes.shape == (3, 2, 9, 4)
     assert torch.equal(found.logits, found.layer_logits[-1]) and torch.equal(found.boxes, found.layer_boxes[-1])
     assert found.encoder_logits.shape == (2, 9, 3) and found.encoder_boxes.shape == (2, 9, 4)
-    assert found.denoising.groups == 3  # 6 wanted, at most 2 objects
+    assert found.denoising.groups == 3  # 6 requested, at most 2 objects
     assert found.denoising.logits.shape == (3, 2, 3 * 2 * 2, 3)
     assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
 
@@ -29,7 +29,7 @@ def test_evaluation_gives_the_last_layer_alone(build, images, targets):
     with torch.no_grad():
         found = detector(images)
         assert type(found) is Predictions
-        assert torch.equal(detector(images, targets).logits, found.logits)  # targets change nothing
+        assert torch.equal(detector(images, targets).logits, found.logits)  # targets have no effect
         single = detector(images[:1])
     torch.testing.assert_close(single.logits, found.logits[:1], atol=1e-4, rtol=1e-4)
 
@@ -39,7 +39,7 @@ def test_eval_idx_returns_what_that_layer_predicts_in_training(build, images, in
     detector = build(eval_idx=index).eval()
     with torch.no_grad():
         found = detector(images)
-        detector.decoder.train()  # no norm with batch statistics lies in the decoder but for input_proj
+        detector.decoder.train()  # the only norms with batch statistics in the decoder are those of input_proj
         detector.decoder.input_proj.eval()
         layers = detector(images)
     torch.testing.assert_close(found.logits, layers.layer_logits[index])
@@ -81,7 +81,7 @@ def test_a_table_made_in_inference_mode_serves_training_later(build, images, tar
 @pytest.mark.parametrize("given", ["targets", "no_objects"])
 @pytest.mark.parametrize("num_denoising", [0, 6])
 def test_every_parameter_has_a_gradient_in_every_step(build, images, request, given, num_denoising):
-    """Also without a single object in the batch, where no denoising query exists."""
+    """Also without any object in the batch, so that there are no denoising queries."""
     targets = request.getfixturevalue(given)
     detector = build(num_denoising=num_denoising)
     CRITERION(detector(images, targets), targets)["loss"].backward()
@@ -154,7 +154,7 @@ def test_freezing_an_unknown_module_names_near_ones(build):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_traced_graph_takes_any_batch_size(build, tmp_path):
-    """What the ONNX export relies on: no batch size is baked in, standard operators of opset 17 only."""
+    """As the ONNX export requires: no fixed batch size, and only standard operators of opset 17."""
     onnxruntime = pytest.importorskip("onnxruntime")
 
     class Outputs(torch.nn.Module):

@@ -36,7 +36,7 @@ def test_blocks_numbered_like_a_tap_attend_to_the_whole_image():
 
 @pytest.mark.parametrize(("out_indices", "spreads"), [((1,), False), ((1, 2), True)])
 def test_a_window_hears_of_others_only_in_a_global_block(out_indices, spreads):
-    vit = tiny_backbone(out_indices=out_indices).eval()  # block 0 is windowed, block 1 global once it is reached
+    vit = tiny_backbone(out_indices=out_indices).eval()  # block 0 is windowed, block 1 is global
     pictures = images(48, 48)
     changed = pictures.clone()
     changed[:, :, :8, :8] = 0.0  # one patch of the first window

@@ -60,9 +60,9 @@ def test_attention_tells_positions_apart_and_the_temperature_matters():
         shuffled = [torch.randn(1, 8, 4, 4)]
         moved = [shuffled[0].flip(-1)]
         a, b = encoder(shuffled).projected[0], encoder(moved).projected[0].flip(-1)
-    assert first.std(dim=(2, 3)).max() < 1e-5  # equal tokens attend to equal values, wherever they are
+    assert first.std(dim=(2, 3)).max() < 1e-5  # equal tokens attend to equal values at all positions
     assert torch.allclose(first, other, atol=1e-5)
-    assert not torch.allclose(a, b, atol=1e-4)  # the place of a token matters
+    assert not torch.allclose(a, b, atol=1e-4)  # the position of a token matters
 
 
 def test_positions_are_made_once_per_size():

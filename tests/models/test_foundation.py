@@ -1,4 +1,4 @@
-"""The frozen foundation model beside the backbone, with a tiny RADIO of random weights."""
+"""The frozen foundation model next to the backbone, with a tiny RADIO with random weights."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_summary_and_places_are_the_tokens_they_are_named_after():
 
 
 def test_positions_of_a_smaller_picture_keep_their_aspect_ratio():
-    """A table that counts rows and columns: a wide picture spans all columns, and rows at the same spacing."""
+    """With a table of row and column numbers, a wide image spans all columns, and rows with the same spacing."""
     vit = tiny_radio()
     rows, columns = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_both_features_matter_at_every_size(detector, size):
 
 
 class Recorder(torch.nn.Module):
-    """A decoder layer that keeps what it is given and gives the content back."""
+    """A decoder layer that records its inputs and returns the content."""
 
     def forward(self, content, reference, memory, shapes, position, attention_mask):
         self.seen = content, reference, position, attention_mask
@@ -276,7 +276,7 @@ def test_every_trained_parameter_gets_a_gradient(detector, images, targets):
 
 
 def test_ddp_finds_every_parameter_used(detector, images, targets, tmp_path):
-    """With `find_unused_parameters` off a parameter without gradient would stop the second step."""
+    """Without `find_unused_parameters`, a parameter without gradient would make the second step fail."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

@@ -124,7 +124,7 @@ def test_the_embedding_of_a_box_has_y_before_x():
 def test_a_deployed_copy_gives_the_same_and_has_one_group(levels, registers):
     detector = tiny_rfdetr(levels, backbone={"num_registers": registers}).eval()
     lean = detector.deploy()
-    for pictures in (images(), images(48, 48), images(48, 48)):  # the last from what it has kept
+    for pictures in (images(), images(48, 48), images(48, 48)):  # the last one from its cache
         with torch.no_grad():
             assert largest(detector(pictures), lean(pictures)) < 1e-5
     sizes = [sum(p.numel() for p in model.parameters()) for model in (detector, lean)]
@@ -144,7 +144,7 @@ def test_every_trained_parameter_has_a_gradient():
     assert [name for name, p in named if p.requires_grad and p.grad is None] == []
     frozen = {name.split(".")[1] + "." + name.split(".")[2] if "blocks" in name else name.split(".")[1]
               for name, p in named if not p.requires_grad}  # fmt: skip
-    assert frozen == {"mask_token", "blocks.3"}  # nothing reads them
+    assert frozen == {"mask_token", "blocks.3"}  # they are not used
 
 
 @pytest.mark.parametrize("size", [(50, 64), (48, 40)])

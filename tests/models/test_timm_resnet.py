@@ -39,8 +39,8 @@ def test_features_are_timms(images):
 
 
 def test_a_shallow_d_variant_projects_its_first_shortcut_and_starts_as_timms(images):
-    """The official R18 and R34 have this projection, timm's not; as the identity it changes no published weights."""
-    options = {**TINY, "stem_width": 4}  # the stem gives as many channels as the first stage has
+    """The official R18 and R34 have this projection, unlike timm's; as the identity it has no effect."""
+    options = {**TINY, "stem_width": 4}  # the stem has as many channels as the first stage
     network = timm.create_model("resnet18d", features_only=True, out_indices=(2, 3, 4), **options).eval()
     backbone = ResNetBackbone("resnet18d", (1, 2, 3), **options).eval()
     missing = backbone.load_state_dict(network.state_dict(), strict=False).missing_keys
@@ -114,7 +114,7 @@ def test_the_first_stages_are_frozen(images, stages):
     parts = [("conv1", "bn1"), *((stage,) for stage in STAGES)]
     expected = {name for part in parts[stages + 1 :] for name in part}
     before = copy.deepcopy(backbone.state_dict())
-    backbone(images)  # statistics of norms move
+    backbone(images)  # statistics of norms change
     after = backbone.state_dict()
     assert {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad} == expected
     moved = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(before[name], tensor)}

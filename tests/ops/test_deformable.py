@@ -20,14 +20,14 @@ def make_inputs(dtype=torch.float64, batch=2, queries=7, heads=3, channels=4):
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in SHAPES)
     value = torch.randn(batch, tokens, heads, channels, generator=generator, dtype=dtype)
-    # Some locations lie outside the map, where nothing is sampled.
+    # Some locations are outside of the map, where nothing is sampled.
     locations = torch.rand(batch, queries, heads, sum(POINTS), 2, generator=generator, dtype=dtype) * 1.4 - 0.2
     weights = torch.rand(batch, queries, heads, sum(POINTS), generator=generator, dtype=dtype)
     return value, locations, weights
 
 
 def by_hand(value, locations, weights, share_of_pixel):
-    """The definition, one sample at a time; `share_of_pixel(x, y, row, column, height, width)` of relative x and y."""
+    """The definition, one sample at a time; `share_of_pixel(x, y, row, column, height, width)`, x and y relative."""
     batch, queries, heads, points = weights.shape
     levels = [level for level, count in enumerate(POINTS) for _ in range(count)]
     out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
@@ -125,7 +125,7 @@ def test_bfloat16_values_are_sampled_at_full_precision_locations():
 
 
 def test_on_a_large_map_half_precision_does_not_round_locations():
-    """At 200 columns bfloat16 locations would be off by a column."""
+    """With 200 columns, bfloat16 locations would be off by a column."""
     column = torch.arange(200.0).view(1, 200, 1, 1)
     locations = ((torch.arange(200.0) + 0.5) / 200).view(1, 200, 1, 1, 1).expand(-1, -1, -1, -1, 2).clone()
     locations[..., 1] = 0.5

@@ -55,7 +55,7 @@ print(json.dumps(worst))
 
 
 def test_the_kernels_equal_the_reference_in_every_dtype():
-    """In a process of its own: Triton decides when it is imported whether to interpret."""
+    """In a separate process, because Triton decides on import whether to use the interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(CASES)], capture_output=True, text=True, env=environment, check=False

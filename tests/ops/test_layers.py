@@ -21,7 +21,7 @@ from rtdetr_tool.ops.layers import (
 
 
 def disturb(module: nn.Module) -> nn.Module:
-    """Norms with statistics and scales that matter, in eval mode."""
+    """Randomize statistics and scales of norms, in eval mode."""
     for norm in module.modules():
         if isinstance(norm, (nn.BatchNorm2d, FixedBatchNorm2d)):
             with torch.no_grad():
@@ -56,7 +56,7 @@ def test_fused_fusion_blocks_give_the_same_output(expansion):
         before = layer(x)
         fuse_reparameterized(layer)
         once = layer(x)
-        fuse_reparameterized(layer)  # a second time changes nothing
+        fuse_reparameterized(layer)  # a second call has no effect
         fold_batch_norms(layer)
     torch.testing.assert_close(once, before, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(layer(x), before, atol=1e-5, rtol=1e-5)

@@ -69,11 +69,11 @@ def test_an_unknown_mask_has_no_pixels():
 
 
 def test_predicted_masks_are_those_of_the_best_detections_at_the_size_of_the_image():
-    """Two queries of 4 x 4 masks on an input that shows a 6 x 8 image in its upper three quarters."""
+    """Two queries with 4 x 4 masks on an input with a 6 x 8 image in its upper three quarters."""
     logits = torch.tensor([[[-9.0, 2.0], [1.0, -9.0]]])
     masks = torch.full((1, 2, 4, 4), -1.0)
     masks[0, 0, :, :2] = 1.0  # left half
-    masks[0, 1, 3:] = 1.0  # in the padding alone
+    masks[0, 1, 3:] = 1.0  # only in the padding
     target = Target(torch.zeros(0, 4), torch.zeros(0), 1, (6, 8), (8.0, 8.0))
     (found,) = postprocess(Predictions(logits, torch.zeros(1, 2, 4), masks=masks), [target], 2)
     assert found.labels.tolist() == [1, 0]

@@ -1,4 +1,4 @@
-"""A tiny random RT-DETR of transformers and the same network of ours, made from its weights by the rename table."""
+"""A tiny random RT-DETR of transformers, and ours with its weights converted by the rename table."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _build_pair(
     config_class, model_class = kinds[version]
     sampling = {}
     if version == 2:
-        mean = sum(points) // len(points)  # transformers knows one number only; unequal points are put in below
+        mean = sum(points) // len(points)  # transformers supports only one number; different numbers are set below
         sampling = {"decoder_n_points": mean, "decoder_method": method, "decoder_offset_scale": offset_scale}
     config = config_class(
         backbone_config=backbone,
@@ -183,7 +183,7 @@ def _build_pair(
 
 
 def _set_points(model: nn.Module, points: tuple[int, ...]) -> None:
-    """Points per level, as in the official code: transformers' modules work with a list but are given a number."""
+    """Set points per level as in the official code; transformers' modules support a list, but get a number."""
     for layer in model.model.decoder.layers:
         attention = layer.encoder_attn
         assert sum(points) == attention.n_levels * attention.n_points
@@ -192,7 +192,7 @@ def _set_points(model: nn.Module, points: tuple[int, ...]) -> None:
 
 
 def _disturb(model: nn.Module) -> None:
-    """Let every tensor matter: transformers starts norms and projections near 0, box heads and sampling at 0."""
+    """Randomize tensors, because transformers initializes norms and projections near 0, box heads and sampling at 0."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -204,7 +204,7 @@ def _disturb(model: nn.Module) -> None:
             elif tensor.ndim > 1:
                 tensor.normal_(std=tensor[0].numel() ** -0.5)
                 if re.search(r"self_attn\.[qk]_proj", name):
-                    tensor.mul_(3)  # attention that tells tokens, and so positions, apart
+                    tensor.mul_(3)  # attention that distinguishes tokens, and therefore positions
                 elif re.search(r"bbox.*layers\.2|sampling_offsets", name):
                     tensor.mul_(0.2)
         for module in model.modules():
@@ -213,7 +213,7 @@ def _disturb(model: nn.Module) -> None:
 
 
 def _query_difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
-    """Largest difference of (logits, boxes) after pairing the queries of each image; their order means nothing."""
+    """Largest difference of (logits, boxes) after pairing the queries of each image, whose order does not matter."""
     worst = 0.0
     for a, b in zip(torch.cat(ours, -1).detach().double(), torch.cat(theirs, -1).detach().double(), strict=True):
         rows, columns = linear_sum_assignment(torch.cdist(a, b).numpy())
@@ -224,8 +224,8 @@ def _query_difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]
 def _losses_of_theirs(model, images, labels):
     """transformers' loss and terms with the gradient path of the official code.
 
-    There a layer's box passes a gradient to the box head of the layer before (and no further); transformers cuts it.
-    The values are the same, which is checked, so its own loss function can take boxes put together the official way.
+    There, a layer's box passes a gradient to the box head of the previous layer only; transformers detaches it. The
+    values are the same, which is checked, so transformers' loss function works with boxes as in the official code.
     """
     model_output = model.model(images, labels=labels)
     heads, hidden = model.model.decoder.bbox_embed, model_output.intermediate_hidden_states
@@ -263,4 +263,4 @@ def package_part(monkeypatch):
     """Imports a module of RF-DETR's package, without its COCO evaluation."""
     for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
         monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
-    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="needs the package rfdetr")
+    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="requires the package rfdetr")

@@ -1,4 +1,4 @@
-"""An RF-DETR of Roboflow's package with random weights, and ours with the same ones."""
+"""An RF-DETR of Roboflow's package with random weights, and ours with the same weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.spec import ModelSpec
 
-rfdetr_models = pytest.importorskip("rfdetr.models", reason="the package rfdetr is the judge and is not installed")
+rfdetr_models = pytest.importorskip("rfdetr.models", reason="requires the package rfdetr")
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig  # noqa: E402
 from rfdetr.models.backbone import dinov2  # noqa: E402
 
-CLASSES = 90  # of theirs; one logit more
+CLASSES = 90  # of the package, which adds one logit
 FIELDS = (
     "encoder", "out_feature_indexes", "projector_scale", "hidden_dim", "dec_layers", "sa_nheads", "ca_nheads",
     "dec_n_points", "num_queries", "resolution", "patch_size", "num_windows", "positional_encoding_size",
@@ -32,7 +32,7 @@ logging.getLogger("rf-detr").setLevel(logging.ERROR)
 
 
 def their_config(variant: str, **changes: Any) -> ModelConfig:
-    """A variant by its hyper-parameters; a name of weights keeps it from downloading DINOv2's."""
+    """A variant by its hyperparameters; naming weights prevents a download of DINOv2's."""
     row = RFDETR_VARIANTS[variant]._asdict()
     fields = {name: list(row[name]) if isinstance(row[name], tuple) else row[name] for name in FIELDS}
     return ModelConfig(**{**fields, **changes}, num_classes=CLASSES, pretrain_weights="none.pth", device="cpu")
@@ -40,7 +40,7 @@ def their_config(variant: str, **changes: Any) -> ModelConfig:
 
 def build_theirs(variant: str, **changes: Any) -> nn.Module:
     with pytest.MonkeyPatch.context() as patch:
-        # With registers its own table names two contradicting sets of outputs, and transformers 5 refuses to build it.
+        # With registers, its own table has two contradictory sets of outputs, which transformers 5 refuses.
         table = dinov2.get_config
         patch.setattr(dinov2, "get_config", lambda *size: {k: v for k, v in table(*size).items() if k != "out_indices"})
         return rfdetr_models.build_model_from_config(their_config(variant, **changes))
@@ -70,7 +70,7 @@ def normalized(images: Tensor) -> Tensor:
 
 
 def disturb(model: nn.Module) -> None:
-    """Let every tensor matter: norms away from the identity, box heads and sampling away from zero."""
+    """Randomize norms, box heads and sampling, so that every tensor has an effect."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if tensor.ndim > 1:

@@ -1,7 +1,7 @@
-"""Weights in the layouts of others, at the published shapes: our detector gives what transformers gives.
+"""Weights in the formats of other programs, with published shapes: our detector equals that of transformers.
 
-The official weights go the whole way: official names -> ours -> a directory of transformers -> its own loading. (The
-official code itself was run once beside ours, v1 and v2, R18 to R101, and gave equal outputs; it is no dependency.)
+Official weights are converted twice: official names -> ours -> a directory of transformers, which loads it. (The
+official code was compared with ours once, v1 and v2, R18 to R101, with equal outputs; it is not a dependency.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEPTHS = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3]), 101: ("
 
 @torch.no_grad()
 def difference(query_difference, detector, theirs) -> float:
-    # A square: on other maps transformers lays out the position embedding otherwise.
+    # A square, because transformers orders the position embedding differently on other maps.
     images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(5))
     ours, expected = detector.eval()(images), theirs.eval()(images)
     worst = query_difference((ours.logits, ours.boxes), (expected.logits, expected.pred_boxes))
@@ -32,7 +32,7 @@ def difference(query_difference, detector, theirs) -> float:
 
 
 def enliven(model) -> None:
-    """Norms at 1 and heads away from 0: transformers starts them where every query scores the same."""
+    """Set norms to 1 and heads to random values; with those of transformers, all queries have the same score."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

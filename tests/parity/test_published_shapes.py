@@ -1,6 +1,6 @@
-"""The whole detectors of the published RT-DETR and RT-DETRv2 files, at their own sizes, against transformers'.
+"""The complete published RT-DETR and RT-DETRv2 detectors at their input sizes, against transformers.
 
-Random weights: what is held are the shapes, the rename table and the arithmetic at full width and depth.
+With random weights, this tests shapes, the rename table and the arithmetic at full width and depth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 CLASSES = 80
 BASIC, BOTTLENECK = [64, 128, 256, 512], [256, 512, 1024, 2048]
 
-# name -> (transformers' backbone, transformers' model, ours), what differs from the defaults of each
+# name -> (transformers' backbone, transformers' model, ours), differences from the defaults of each
 PUBLISHED = {
     "R18": (
         {"depths": [2, 2, 2, 2], "hidden_sizes": BASIC, "layer_type": "basic"},

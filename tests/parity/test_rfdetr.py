@@ -1,7 +1,7 @@
 """Our RF-DETR against Roboflow's package (rfdetr 1.11) with the same random weights: outputs, losses, gradients, names.
 
-XLarge and 2XLarge are built by that package's core from their hyper-parameters. Default runs take small images and few
-queries of real variants; the variants as they are published run among the slow tests.
+XLarge and 2XLarge are built by the core of that package from their hyperparameters. By default, real variants run with
+small images and few queries; the complete published variants are slow tests.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def check_outputs(theirs, ours, images) -> float:
 
 
 def check_losses(theirs, ours, variant, images, targets, **changes) -> float:
-    """Every term and gradient; one side after the other, so that the largest variants fit into memory."""
+    """Compare every term and gradient; one side after the other, so that the largest variants fit into memory."""
     with_masks = targets[0].masks is not None
-    precision = torch.float32 if with_masks else images.dtype  # their sampling of masks knows no other
+    precision = torch.float32 if with_masks else images.dtype  # the package's mask sampling supports no other
     labels = [{"labels": t.labels, "boxes": t.boxes.to(precision)} for t in targets]
     for label, target in zip(labels, targets, strict=True):
         label |= {"masks": target.masks} if with_masks else {}
@@ -162,7 +162,10 @@ def test_a_published_variant_is_equal_in_names_outputs_and_losses(variant):
     theirs, ours = build_pair(variant)
     assert set(to_rfdetr(ours.state_dict())) == set(theirs.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
-    theirs, ours = theirs.double(), ours.double()  # or rounding would swap some of the 3900 proposals of like scores
+    theirs, ours = (
+        theirs.double(),
+        ours.double(),
+    )  # otherwise rounding would swap some of the 3900 proposals with similar scores
     images = pictures(row.resolution, row.resolution, 1).double()
     output = check_outputs(theirs, ours, images)
     loss = check_losses(theirs, ours, variant, images, make_targets(5))
@@ -171,7 +174,7 @@ def test_a_published_variant_is_equal_in_names_outputs_and_losses(variant):
 
 
 def test_a_smaller_image_in_training_keeps_each_group_to_its_own_proposals():
-    """The one difference: there the package hands the proposals of all groups to the queries of the first ones."""
+    """The only difference: the package assigns the proposals of all groups to the queries of the first groups."""
     theirs, ours = build_pair("nano", num_queries=20, group_detr=3)
     images = pictures(32, 32)  # 4 tokens
     with torch.no_grad():

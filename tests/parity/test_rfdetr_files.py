@@ -1,4 +1,4 @@
-"""Files of `export.layout: rfdetr` stand in for those of Roboflow's own export: names, order, pixels and numbers."""
+"""Files with `export.layout: rfdetr` can replace those of Roboflow's export: names, order, pixels and values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_names_order_shapes_and_numbers_are_those_of_the_package(pair, session):
 
 
 def test_code_written_for_the_package_s_files_finds_the_same_objects(pair, session):
-    """Its own preparation and decoding around our file, against its own model."""
+    """The package's preprocessing and decoding with our file, against its own model."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 255, (90, 150, 3), dtype=np.uint8))
     images = preprocess.preprocess_to_nchw(picture, SIDE, SIDE)
@@ -87,7 +87,7 @@ def test_a_file_without_decoder_gives_the_features_of_the_package_s(pair):
 
 
 def test_only_the_first_group_of_queries_is_in_a_file(pair):
-    """Of 13 groups in a checkpoint."""
+    """A checkpoint has 13 groups."""
     ours = pair[1]
     graph = export_graph(ExportModel(ours).eval(), (SIDE, SIDE), None, 17)
     in_file = sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.data_type == 1)
@@ -99,5 +99,5 @@ def test_only_the_first_group_of_queries_is_in_a_file(pair):
     ) + sum(table.weight.numel() * 12 // 13 for table in (ours.decoder.refpoint_embed, ours.decoder.query_feat))
     assert surplus > 2_700_000
     whole = sum(parameter.numel() for parameter in ours.parameters())
-    assert lean < whole - surplus  # embeddings of unused blocks and scales go as well
-    assert in_file < whole - surplus + 50_000, "positions and constants beside the weights"
+    assert lean < whole - surplus  # embeddings of unused blocks and scales are dropped as well
+    assert in_file < whole - surplus + 50_000, "positions and constants in addition to the weights"

@@ -1,6 +1,6 @@
 """Our segmentation head against Roboflow's package (rfdetr 1.11) with the same random weights: masks, losses, names.
 
-Points at which masks are compared are drawn at random, there and here; both get the same draws.
+Masks are compared at random points, which are the same in both implementations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIANTS = [name for name, row in RFDETR_VARIANTS.items() if row.segmentation_he
 
 @pytest.fixture
 def same_draws(monkeypatch):
-    """`torch.rand` of points gives every mask the same ones, so that the order of draws does not matter."""
+    """Patch `torch.rand` to return the same points for every mask, so that the order of draws does not matter."""
     real = torch.rand
 
     def draw(*size, **options):
@@ -36,7 +36,7 @@ def same_draws(monkeypatch):
 
 
 def with_masks(targets, height, width):
-    """Ellipses that fill the boxes."""
+    """Targets with ellipses that fill the boxes."""
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     for target in targets:
         cx, cy, w, h = target.boxes[:, :, None, None].unbind(1)
@@ -45,7 +45,7 @@ def with_masks(targets, height, width):
 
 
 def build_segmenting_pair(variant, **changes):
-    """With queries that give logits of a few units, as trained ones do; those of random weights exceed 100."""
+    """A pair with mask logits of a few units, as after training; with random weights they exceed 100."""
     theirs, ours = build_pair(variant, **changes)
     with torch.no_grad():
         for tensor in theirs.segmentation_head.query_features_proj.parameters():
@@ -115,11 +115,14 @@ def test_masks_that_are_multiplied_out_have_the_same_loss_as_their_factors(same_
 def test_a_published_segmentation_variant_is_equal(variant, same_draws):
     row = RFDETR_VARIANTS[variant]
     theirs, ours = build_segmenting_pair(variant)
-    # With other images rounding may decide which of two points of a mask is the more uncertain one (seed 384 does so).
+    # With other images, rounding may decide which of two points of a mask is more uncertain (as with seed 384).
     images = pictures(row.resolution, row.resolution, 1, seed=1).double()
     targets = with_masks(make_targets(5), row.resolution, row.resolution)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
-    theirs, ours = theirs.double(), ours.double()  # or rounding would swap some of the proposals of like scores
+    theirs, ours = (
+        theirs.double(),
+        ours.double(),
+    )  # otherwise rounding would swap some of the proposals with similar scores
     output = check_masks(theirs, ours, images)
     loss = check_losses(theirs, ours, variant, images, targets)
     show_variant(variant, theirs, ours, output, loss)

@@ -1,7 +1,7 @@
-"""Twenty steps of RF-DETR Nano with its recipe, by `fit` and by the parts of Roboflow's package (rfdetr 1.11).
+"""Twenty steps of RF-DETR Nano with its recipe, with `fit` and with the parts of Roboflow's package (rfdetr 1.11).
 
-Both start from the same random weights and see the same batches without augmentation. The package contributes model,
-criterion, parameter groups and its optimizer settings; its trainer adds only what does not change losses (EMA, logs).
+Both start from the same random weights and use the same batches without augmentation. The package provides model,
+criterion, parameter groups and optimizer settings; its trainer only adds features without effect on losses (EMA, logs).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_dataset(folder):
 
 
 class Record(pl.Callback):
-    """What each step saw: the batch, the loss, and the rate of every parameter."""
+    """Records the batch, the loss and the learning rate of every parameter in each step."""
 
     def __init__(self):
         self.batches, self.losses, self.rates = [], [], []
@@ -63,7 +63,7 @@ class Record(pl.Callback):
 
 
 class DoubleModule(DetectorModule):
-    """In double precision: in float32 rounding reorders the selected tokens after a few steps."""
+    """In double precision, because rounding in float32 reorders the selected tokens after a few steps."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -101,7 +101,7 @@ def train_here(weights, folder, steps):
 
 
 def train_there(model, batches, get_param_dict):
-    """Losses and rates of each step, with the optimizer that the package's `configure_optimizers` builds."""
+    """Losses and learning rates of each step, with the optimizer from the package's `configure_optimizers`."""
     args = argparse.Namespace(
         lr=1e-4, lr_encoder=1.5e-4, lr_vit_layer_decay=0.8, lr_component_decay=0.7, weight_decay=1e-4,
         out_feature_indexes=[3, 6, 9, 12],
@@ -124,7 +124,7 @@ def train_there(model, batches, get_param_dict):
 
 @pytest.fixture
 def all_double(monkeypatch):
-    """Both sides compute boxes in float32 with `Tensor.float()`, whose rounding Adam amplifies from step to step."""
+    """Replace `Tensor.float()`, with which both sides compute boxes, because Adam amplifies its rounding."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     unfused = module_parts.build_optimizer  # the fused kernel needs its step count in float32
     monkeypatch.setattr(

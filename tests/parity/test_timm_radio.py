@@ -1,6 +1,6 @@
-"""Our RADIO against timm's, with the same random weights, at several sizes.
+"""Our RADIO against timm's with the same random weights, at several sizes.
 
-timm has the later versions' (C-RADIOv3) architecture; without layer scales it is version 2's.
+timm has the architecture of later versions (C-RADIOv3), which equals version 2 without layer scales.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rtdetr_tool.families.rtdetr.model.radio import RadioViT
 
 naflexvit = pytest.importorskip("timm.models.naflexvit")
 if "pos_embed_align_corners" not in {entry.name for entry in dataclasses.fields(naflexvit.NaFlexVitCfg)}:
-    pytest.skip("this timm is from before its RADIO models", allow_module_level=True)
+    pytest.skip("this version of timm has no RADIO models", allow_module_level=True)
 
 WIDTH, DEPTH, HEADS, GRID = 32, 3, 4, 12
 

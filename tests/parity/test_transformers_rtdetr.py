@@ -1,7 +1,7 @@
 """Our RT-DETR against transformers' with the same weights: outputs, losses, gradients, one optimizer step.
 
-transformers lays out the position embedding row by row since version 5 (`pe_order="rows"`), the official code and TAO
-column by column (the default). On square maps that is the same.
+transformers orders the position embedding by rows since version 5 (`pe_order="rows"`), the official code and TAO by
+columns (the default). On square maps, both are the same.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_the_official_position_order_is_another_one_on_rectangles(build_pair, qu
     assert query_difference(*_outputs(pair, images)) > 10 * TOLERANCE
 
     def official(self, width, height, device, dtype):
-        """As lyuwenyu/RT-DETR builds it: the outer loop over x."""
+        """The embedding of lyuwenyu/RT-DETR: the outer loop is over x."""
         x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="ij")
         frequency = self.temperature ** -(torch.arange(self.embed_dim // 4) / (self.embed_dim // 4))
         angles = [axis.reshape(-1, 1) * frequency for axis in (x, y)]
@@ -149,7 +149,7 @@ def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
 
     before = {name: tensor.clone() for name, tensor in pair.ours.state_dict().items()}
     for model, loss in ((pair.theirs, loss_of_theirs), (pair.ours, ours["loss"])):
-        # eps above rounding noise: Adam would blow up gradients that are zero but for rounding, as of key biases
+        # eps above rounding noise, because Adam would amplify gradients that are only rounding, such as of key biases
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, eps=1e-4)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -158,7 +158,7 @@ def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
     after = pair.ours.state_dict()
     moved, apart = 0, 0.0
     for name, tensor in expected.items():
-        # fixed norms round once where transformers rounds twice, which shows in the variances of later norms
+        # fixed norms round once and transformers twice, which affects the variances of later norms
         torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
         apart = max(apart, float((after[name] - tensor).abs().max()))
         moved += bool((after[name] - before[name]).abs().max() > 1e-5)

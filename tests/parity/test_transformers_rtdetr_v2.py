@@ -1,6 +1,6 @@
 """Our decoder with RT-DETRv2's sampling against transformers' RTDetrV2 with the same weights.
 
-transformers holds one number of points for all levels; the list that its attention works with is set in its place.
+transformers has one number of points for all levels; the test sets the list that its attention uses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_logits_and_boxes_are_equal(pair, query_difference, size):
 
 
 def test_the_sampling_matters(build_pair, images):
-    """The cases above would be no test if all of them gave the same."""
+    """The cases above would not test anything if all results were equal."""
     outputs = []
     for case in ({}, {"points": (2, 4, 6)}, {"offset_scale": 1.25}, {"method": "discrete"}):
         pair = build_pair("basic", version=2, **case).eval()

@@ -74,7 +74,7 @@ def test_runs_are_named_by_what_differs_in_their_paths(tmp_path):
     [
         (["nowhere"], "nowhere: not a folder"),
         (["empty"], "empty: no run to report; expected csv_logs or results.json"),
-        (["slow", "slow"], "named twice"),
+        (["slow", "slow"], "given twice"),
         (["damaged"], "results.json: cannot be read"),
     ],
 )

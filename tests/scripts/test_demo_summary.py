@@ -31,7 +31,7 @@ def test_it_prints_the_score_each_class_and_where_the_images_are(results):
     assert done.returncode == 0, done.stderr
     assert "mAP 0.513, mAP50 0.731" in done.stdout
     assert "disc" in done.stdout and "AP50 0.900" in done.stdout
-    assert f"1 annotated pictures are in {results / 'inference' / 'images_annotated'}" in done.stdout
+    assert f"1 annotated images are in {results / 'inference' / 'images_annotated'}" in done.stdout
 
 
 def test_a_score_below_the_required_one_fails(results):
@@ -43,7 +43,7 @@ def test_a_score_below_the_required_one_fails(results):
 def test_a_demo_without_images_fails(results):
     (results / "inference" / "images_annotated" / "a.jpg").unlink()
     done = run(results)
-    assert done.returncode == 1 and "no annotated pictures" in done.stderr
+    assert done.returncode == 1 and "no annotated images" in done.stderr
 
 
 def test_a_demo_without_a_score_says_what_is_missing(tmp_path):

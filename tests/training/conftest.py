@@ -120,4 +120,4 @@ def reference(monkeypatch):
     """Imports a module of RF-DETR's package, without its COCO evaluation."""
     for name in ("", ".core", ".core.mask", ".core.faster_eval_api"):
         monkeypatch.setitem(sys.modules, f"faster_coco_eval{name}", mock.MagicMock())
-    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="needs the package rfdetr")
+    return lambda name: pytest.importorskip(f"rfdetr.{name}", reason="requires the package rfdetr")

@@ -50,7 +50,7 @@ OF_TRAIN_CONFIG = {
 
 
 def test_the_recipe_has_the_defaults_of_the_package():
-    config = pytest.importorskip("rfdetr.config", reason="needs the package rfdetr")
+    config = pytest.importorskip("rfdetr.config", reason="requires the package rfdetr")
     for field, name in OF_TRAIN_CONFIG.items():
         assert RECIPE[field] == config.TrainConfig.model_fields[name].default, field
     assert RECIPE["train.activation_checkpoint"] == config.ModelConfig.model_fields["gradient_checkpointing"].default

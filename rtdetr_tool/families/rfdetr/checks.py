@@ -1,4 +1,4 @@
-"""What the fields of an RF-DETR require of each other."""
+"""Checks across the fields of an RF-DETR."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 
 def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
-    """What the fields owe each other; `name` is the section's."""
+    """Inconsistencies between fields; `name` is the section's."""
     full = resolve_rfdetr(own)
     depth = DINOV2[full.encoder].depth
     for field_name in ("out_feature_indexes", "projector_scale"):

@@ -1,4 +1,4 @@
-"""RF-DETR as the rest of the program sees it."""
+"""The interface of RF-DETR to the rest of the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fields of an RT-DETR require of each other."""
+"""Checks across the fields of an RT-DETR."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZE_MULTIPLE = 32  # stride of the coarsest level
 
 
 def rtdetr_problems(model: RtdetrFields, name: str) -> Iterator[str]:
-    """One line for each disagreement; `name` is the section's."""
+    """Inconsistencies between fields, one line each; `name` is the section's."""
     levels = model.num_feature_levels
     for name_of_list in ("return_interm_indices", "feat_strides", "feat_channels"):
         values = getattr(model, name_of_list)

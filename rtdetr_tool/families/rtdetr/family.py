@@ -1,4 +1,4 @@
-"""RT-DETR as the rest of the program sees it."""
+"""The interface of RT-DETR to the rest of the program."""
 
 from __future__ import annotations
 

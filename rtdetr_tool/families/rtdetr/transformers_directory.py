@@ -33,7 +33,7 @@ _LAYER = re.compile(r"^decoder\.(?:decoder\.layers|dec_score_head|dec_bbox_head)
 
 
 def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str]:
-    """Write the three files; what could not be carried over, in words, comes back.
+    """Write the three files; returns messages about parts that cannot be converted.
 
     Args:
         weights: the detector's weights with our names.

@@ -183,10 +183,10 @@ def backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], 
 
 
 def at_opset(model: onnx.ModelProto, needed: int, what: str) -> tuple[Graph, list[str]]:
-    """The graph at operator set `needed` or later, which `what` needs; and a note if it was raised.
+    """The graph in operator set `needed` or later, which `what` requires, and a note if it was converted.
 
     Raises:
-        UserError: onnx cannot raise it.
+        UserError: onnx cannot convert it.
     """
     opset = opset_of(model)
     graph = Graph(model)
@@ -194,10 +194,10 @@ def at_opset(model: onnx.ModelProto, needed: int, what: str) -> tuple[Graph, lis
         return graph, []
     try:
         raised = onnx.version_converter.convert_version(graph.model, needed)
-    except Exception as error:  # the converter raises RuntimeError and C++ exceptions of its own
+    except Exception as error:  # the converter raises RuntimeError and its own C++ exceptions
         raise UserError(
-            f"{what} needs ONNX operator set {needed}; the graph has {opset} and onnx cannot "
-            f"raise it ({error}). Export it with export.opset_version={needed}"
+            f"{what} requires ONNX operator set {needed}, but the graph has {opset} and cannot be "
+            f"converted ({error}). Export it with export.opset_version={needed}"
         ) from error
     raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(list(raised.opset_import)))
-    return Graph(raised), [f"operator set raised from {opset} to {needed}: {what} does not exist before"]
+    return Graph(raised), [f"converted operator set {opset} to {needed}, which {what} requires"]

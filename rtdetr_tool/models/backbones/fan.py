@@ -121,7 +121,7 @@ class HybridEmbed(nn.Module):
 
 
 class ConvNextStages(nn.Module):
-    """Patches of 4 x 4 pixels and up to two ConvNeXt stages, with as many blocks as `depths` says."""
+    """Patches of 4 x 4 pixels and up to two ConvNeXt stages with `depths` blocks."""
 
     def __init__(self, depths: Sequence[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Save the first batches as the network sees them: after augmentation, with boxes."""
+"""Save the first batches after augmentation, with boxes."""
 
 from __future__ import annotations
 

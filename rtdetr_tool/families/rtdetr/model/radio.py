@@ -51,7 +51,7 @@ class RadioViT(nn.Module):
         super().__init__()
         self.width, self.patch_size, self.summary_tokens = width, patch_size, summary_tokens
         self.patch_generator = PatchGenerator(width, patch_size, grid, num_tokens)
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm asks for a class, but any function serves
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm expects a class, but any function works
         self.blocks = nn.Sequential(*(Block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
 
     @property
