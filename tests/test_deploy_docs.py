@@ -114,7 +114,7 @@ def test_tritons_configuration_has_the_graphs_names_types_and_shapes(exported):
 
 
 def test_deepstreams_files_are_where_its_configuration_says(exported):
-    app, engine, _ = (yaml.safe_load(block) for block in blocks("yaml"))
+    app, engine, *_ = (yaml.safe_load(block) for block in blocks("yaml"))
     assert app["primary-gie"]["config-file"] == "nvdsinfer_config.yaml"
     config = yaml.safe_load((exported / "nvdsinfer_config.yaml").read_text())
     assert (exported / config["property"]["onnx-file"]).exists()
