@@ -1,4 +1,4 @@
-"""The command line: help, wrong input, exit codes, and what answers without torch."""
+"""The command line: help, invalid input, exit codes, and commands without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAVY = (
 
 
 def run(*arguments, **keywords) -> subprocess.CompletedProcess:
-    """`rtdetr` as a process of its own."""
+    """Run `rtdetr` in a separate process."""
     command = [sys.executable, "-m", "rtdetr_tool", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, **keywords)
 
@@ -212,7 +212,7 @@ class TestSpeed:
             f"sys.exit(main({arguments!r}))\n"
         )
         seconds = []
-        for _ in range(3):  # processor time: other programs on the machine do not count; the best of three
+        for _ in range(3):  # CPU time, so that other programs do not matter; the best of three
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=600)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

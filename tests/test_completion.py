@@ -1,4 +1,4 @@
-"""Completion of commands, options, spec fields and values, asked for as argcomplete's shell code does."""
+"""Completion of commands, options, spec fields and values, requested like argcomplete's shell code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.spec.commands import COMMANDS
 
 
 def completions(line: str, folder=None) -> list[str]:
-    """What the program answers for a command line with the cursor at its end."""
+    """The completions of a command line with the cursor at its end."""
     separator = "\x0b"
     environment = {
         **os.environ,
@@ -40,8 +40,8 @@ def completions(line: str, folder=None) -> list[str]:
 
 
 def test_commands_complete():
-    found = {text.strip() for text in completions("rtdetr ")}
-    assert set(COMMANDS) <= found
+    result = {text.strip() for text in completions("rtdetr ")}
+    assert set(COMMANDS) <= result
     assert {text.strip() for text in completions("rtdetr exp")} == {"export"}
 
 
@@ -58,15 +58,15 @@ def test_values_complete(tmp_path):
     assert [text.strip() for text in completions("rtdetr train -e s.yaml train.precision=b")] == [
         "train.precision=bf16"
     ]
-    found = completions("rtdetr evaluate -e s.yaml evaluate.checkpoint=mod", tmp_path)
-    assert [text.strip() for text in found] == ["evaluate.checkpoint=model.pth"]
+    result = completions("rtdetr evaluate -e s.yaml evaluate.checkpoint=mod", tmp_path)
+    assert [text.strip() for text in result] == ["evaluate.checkpoint=model.pth"]
 
 
 def test_specs_complete_as_files(tmp_path):
     for name in ("spec.yaml", "spec.png", "spec.json"):
         (tmp_path / name).write_text("")
-    found = {text.strip() for text in completions("rtdetr train -e sp", tmp_path)}
-    assert found == {"spec.yaml", "spec.json"}
+    result = {text.strip() for text in completions("rtdetr train -e sp", tmp_path)}
+    assert result == {"spec.yaml", "spec.json"}
 
 
 def test_every_option_of_a_field_completes_and_nothing_else():

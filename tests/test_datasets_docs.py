@@ -1,4 +1,4 @@
-"""What docs/datasets.md and the spec for a folder give to copy is read."""
+"""The examples in docs/datasets.md and the spec for a dataset folder are valid."""
 
 from __future__ import annotations
 

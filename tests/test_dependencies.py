@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in rows] for name, rows in PROJECT["optional-dependencies"].items()}
 
-# Import name -> distribution, where they differ.
+# Import name -> distribution, if they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "lightning_fabric": "pytorch-lightning"}
 # Needed by a dependency of ours that we name (hydra-core, omegaconf and pytorch-lightning could not do without).
 THROUGH_OTHERS = {"pyyaml", "lightning-fabric", "packaging", "triton"}  # triton: of torch, where it has GPUs

@@ -1,4 +1,4 @@
-"""What docs/deploy.md gives to copy works on a model exported as it says."""
+"""The examples in docs/deploy.md work with a model that is exported as described."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_the_onnxruntime_script_runs_without_the_package(exported, tmp_path):
     script, _ = blocks("python")
     assert "rtdetr_tool" not in script
     (tmp_path / "detect.py").write_text(script)
-    Image.effect_mandelbrot((200, 120), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "picture.png")
+    Image.effect_mandelbrot((200, 120), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "image.png")
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "detect.py", str(exported / "model.onnx"), "picture.png"],
+        [sys.executable, "-W", "ignore", "detect.py", str(exported / "model.onnx"), "image.png"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -89,9 +89,9 @@ def test_the_script_for_rf_detrs_layout_runs_without_the_package(exported, tmp_p
     command = ["export", "-e", str(ROOT / "specs" / "demo.yaml"), "-r", str(tmp_path), f"export.onnx_file={file}"]
     assert cli.main([*command, *options]) == 0
     (tmp_path / "detect.py").write_text(script)
-    Image.effect_mandelbrot((200, 120), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "picture.png")
+    Image.effect_mandelbrot((200, 120), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "image.png")
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "detect.py", str(file), "picture.png"],
+        [sys.executable, "-W", "ignore", "detect.py", str(file), "image.png"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

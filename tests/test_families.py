@@ -1,4 +1,4 @@
-"""Model families are objects: what knows a family by name is its package, the table and what is listed here."""
+"""Families are only named in their packages, in the table, and in the files listed here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtdetr_tool.spec import ModelSpec
 PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 NAMES = re.compile(r"rfdetr|dfine|families\.(rt|rf)detr|[\"']rtdetr[\"']|arch\s*(==|!=|in)\s*[\"'(]", re.IGNORECASE)
 
-# Files outside of `families` that name one -> why.
+# Files outside of `families` that name one -> reason.
 ALLOWED = {
     "__init__.pyi": "public names, for type checkers",
     "api/__init__.pyi": "public names, for type checkers",
@@ -48,8 +48,8 @@ def text_of(path: Path) -> str:
 
 
 def files() -> list[Path]:
-    found = [path for suffix in ("*.py", "*.pyi") for path in PACKAGE.rglob(suffix)]
-    return sorted(path for path in found if path.relative_to(PACKAGE).parts[0] != "families")
+    result = [path for suffix in ("*.py", "*.pyi") for path in PACKAGE.rglob(suffix)]
+    return sorted(path for path in result if path.relative_to(PACKAGE).parts[0] != "families")
 
 
 def test_no_file_outside_of_the_families_names_one():

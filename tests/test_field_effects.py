@@ -1,7 +1,7 @@
-"""Every field of the spec has an effect that can be seen, or stands in a table that says why not.
+"""Every field of the spec has an observable effect, or is in a table with the reason why not.
 
-Each row changes one field and observes the part of the program that should notice. A refusal counts as an effect (a
-wrong length, a file that is not there). `test_every_field_is_accounted_for` fails for a field that no row, no table and
+Each row changes one field and observes the part of the program that uses it. An error counts as an effect (a wrong
+length, a missing file). `test_every_field_is_accounted_for` fails for a field that no row, no table and
 no later command covers.
 """
 
@@ -30,13 +30,13 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, Any]:
-    """A spec as plain data over six drawn images with two categories."""
+    """A spec as plain data, with six generated images of two categories."""
     root = tmp_path_factory.mktemp("effects")
     rng = np.random.default_rng(3)
     images, annotations = [], []
     for number in range(1, 7):
-        picture = rng.integers(0, 255, (48, SIDE, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(root / f"{number}.png")
+        pixels = rng.integers(0, 255, (48, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": 48})
         for category in (1, 2):
             box = [5 * category, 6, 20, 16]
@@ -100,7 +100,7 @@ def build(data: dict[str, Any], command: str = "train", **changes: Any):
     return spec_from_dict(changed(data, changes), command)
 
 
-# What is observed. Each takes a spec and returns something that compares.
+# Observations. Each takes a spec and returns a comparable value.
 
 
 def detector_of(spec):
@@ -118,7 +118,7 @@ def parts(spec):
     return {name: tuple(tensor.shape) for name, tensor in detector_of(spec).state_dict().items()}
 
 
-def picture():
+def images():
     return torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
@@ -130,7 +130,7 @@ def targets():
 
 
 def output(spec):
-    return detector_of(spec).eval()(picture()).logits.tolist()
+    return detector_of(spec).eval()(images()).logits.tolist()
 
 
 def wide_output(spec):
@@ -141,24 +141,24 @@ def wide_output(spec):
 def denoised(spec):
     detector = detector_of(spec).train()
     torch.manual_seed(5)
-    return detector(picture(), targets()).denoising.logits.tolist()
+    return detector(images(), targets()).denoising.logits.tolist()
 
 
 def training_output(spec):
     detector = detector_of(spec).train()
     torch.manual_seed(5)
-    return detector(picture(), targets()).logits.tolist()
+    return detector(images(), targets()).logits.tolist()
 
 
 def skipping(spec):
-    """Rates at which blocks are skipped in training."""
+    """Drop rates of blocks in training."""
     return [module.drop_prob for module in detector_of(spec).modules() if hasattr(module, "drop_prob")]
 
 
 def detections(spec):
     from rtdetr_tool.ops.postprocess import postprocess
 
-    return len(postprocess(detector_of(spec).eval()(picture()), targets(), spec.model.num_select)[0])
+    return len(postprocess(detector_of(spec).eval()(images()), targets(), spec.model.num_select)[0])
 
 
 def losses(spec):
@@ -166,7 +166,7 @@ def losses(spec):
 
     detector = detector_of(spec).train()
     torch.manual_seed(5)
-    values = build_criterion(spec.model)(detector(picture(), targets()), targets())
+    values = build_criterion(spec.model)(detector(images(), targets()), targets())
     return {name: value.item() for name, value in values.items()}
 
 
@@ -378,7 +378,7 @@ def rates(spec):
 
 
 def started(spec):
-    """What a dry run of the whole training says."""
+    """The log of a dry run of the complete training."""
     from rtdetr_tool.training.fit import fit
 
     if not spec.train.is_dry_run:
@@ -456,13 +456,13 @@ def mlflow_settings(spec):
 
 
 def wanted_loggers(spec):
-    """Loggers beside CSV that a run asks for, whether they are installed or not."""
+    """Requested loggers other than CSV, installed or not."""
     from rtdetr_tool.training import loggers
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", "k" * 40)
         patch.setattr(loggers, "_create_logger", lambda title, *_, **__: [title])
-        return [wanted for wanted in loggers.build_loggers(spec, Path("x")) if isinstance(wanted, str)]
+        return [expected for expected in loggers.build_loggers(spec, Path("x")) if isinstance(expected, str)]
 
 
 def results_dir(spec):
@@ -488,7 +488,7 @@ def mask_output(spec):
 
 
 def mask_losses(spec):
-    """Terms for an object that fills the lower half of a picture, in evaluation."""
+    """Terms for an object that fills the lower half of an image, in evaluation."""
     from rtdetr_tool.losses.build import build_criterion
     from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -518,7 +518,7 @@ LEVELS = {
 }  # fmt: skip
 SOURCE = {"image_dir": "/no/such/folder", "json_file": "/no/such/file.json"}
 
-# field (with __ for dots), other value, observation, further changes that both sides share
+# field (with __ for dots), other value, observation, additional changes for both sides
 ROWS: list[tuple] = [
     ("results_dir", "/tmp/elsewhere", results_dir),
     ("wandb__enable", True, wanted_loggers),
@@ -846,7 +846,7 @@ OF_DISTILL = {"model.load_teacher_enc_dec", "model.distillation_loss_coef"}
 @pytest.mark.parametrize(("command", "field", "value"), COMMAND_ROWS)
 def test_a_field_of_a_command_has_an_effect(command, field, value, data, checkpoint, tmp_path):
     base = {f"{command}__checkpoint": checkpoint, "inference__conf_threshold": 0.0}
-    if field in ("num_gpus", "gpu_ids"):  # both given and not agreeing: refused, nothing is started
+    if field in ("num_gpus", "gpu_ids"):  # both are set and contradict each other, which is refused
         base |= {f"{command}__num_gpus": 1, f"{command}__gpu_ids": [0]}
     if field == "results_dir":
         value = str(tmp_path / "b" / value)

@@ -1,6 +1,6 @@
-"""A fifth deployment format is one package and one row: `toy_format`, unknown to the program, in all commands.
+"""A new deployment format is one package and one row: `toy_format`, which the program does not know, in all commands.
 
-The row is added at run time before the spec is imported, so everything runs in one process of its own.
+The row is added at run time before the spec is imported, so everything runs in a separate process.
 """
 
 from __future__ import annotations

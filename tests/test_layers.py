@@ -15,7 +15,7 @@ from rtdetr_tool.families import FAMILIES
 
 PACKAGE = Path(__file__).parents[1] / "rtdetr_tool"
 
-# A component (a package or module at the top) may import those of rows above; those of one row are independent.
+# A component (a top-level package or module) may import those in rows above; those in one row are independent.
 
 
 def layers_of_the_page() -> tuple[tuple[str, ...], ...]:
@@ -104,16 +104,16 @@ def imported_component(name: str) -> str | None:
 
 
 def violations(path: Path, source: str | None = None) -> list[str]:
-    """Each import of a file that goes up or sideways."""
+    """Each import of a file from a higher layer or the same one."""
     component = component_of(path)
-    found = []
+    result = []
     for name, line, _ in imports(path, source):
         other = imported_component(name)
         if other is None or other == component or (component in ENTRANCES and other in ENTRANCES):
             continue
         if LEVEL[other] >= LEVEL[component]:
-            found.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {component} may not import {other} ({name})")
-    return found
+            result.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {component} may not import {other} ({name})")
+    return result
 
 
 def test_every_component_is_in_the_table():
@@ -144,19 +144,19 @@ def test_a_file_imports_only_from_rows_above_its_own(path):
     ],
 )
 def test_the_reader_of_imports_sees_each_form(file, source, wrong):
-    found = violations(PACKAGE / file, source)
-    assert ([] if wrong is None else [wrong]) == [text.split(": ", 1)[1].split(" (")[0] for text in found]
+    result = violations(PACKAGE / file, source)
+    assert ([] if wrong is None else [wrong]) == [text.split(": ", 1)[1].split(" (")[0] for text in result]
 
 
 def test_the_python_api_does_not_import_the_command_line():
-    found = [
+    result = [
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in FILES
         if component_of(path) == "api"
         for name, line, _ in imports(path)
         if imported_component(name) in ("commands", "cli")
     ]
-    assert found == []
+    assert result == []
 
 
 def test_a_command_is_short():
@@ -170,25 +170,25 @@ SEES_A_SPEC = ("build.py", "build_sources.py", "weights.py", "package_file.py") 
 
 
 def test_only_build_files_of_the_shared_parts_and_the_families_see_a_spec():
-    found = [
+    result = [
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in FILES
         if component_of(path) in (*SHARED, "families") and path.name not in SEES_A_SPEC
         for name, line, _ in imports(path)
         if imported_component(name) == "spec"
     ]
-    assert found == []
+    assert result == []
 
 
 def test_help_and_the_spec_load_no_torch_when_imported():
-    found = [
+    result = [
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in FILES
         if component_of(path) in WITHOUT_TORCH
         for name, line, on_load in imports(path)
         if on_load and name.split(".")[0] in HEAVY
     ]
-    assert found == []
+    assert result == []
 
 
 def test_importing_components_without_torch_does_not_import_it():
@@ -201,13 +201,13 @@ def test_importing_components_without_torch_does_not_import_it():
 
 
 def test_only_training_imports_lightning():
-    found = {
+    result = {
         component_of(path)
         for path in FILES
         for name, _, _ in imports(path)
         if name.split(".")[0] in ("pytorch_lightning", "lightning", "lightning_fabric")
     }
-    assert found == {"training"}
+    assert result == {"training"}
 
 
 def calls(path: Path) -> Iterator[tuple[str, int]]:
@@ -218,8 +218,8 @@ def calls(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_weights_are_read_and_saved_in_one_file_only():
-    found = {path for path in FILES for name, _ in calls(path) if name in ("torch.load", "torch.save")}
-    assert found == {PACKAGE / "checkpoints" / "io.py"}
+    result = {path for path in FILES for name, _ in calls(path) if name in ("torch.load", "torch.save")}
+    assert result == {PACKAGE / "checkpoints" / "io.py"}
 
 
 def test_every_torch_load_is_restricted_to_weights():
@@ -232,8 +232,8 @@ def test_every_torch_load_is_restricted_to_weights():
 
 def test_nothing_evaluates_text_or_unpickles():
     forbidden = {"eval", "exec", "pickle.load", "pickle.loads", "os.system", "yaml.full_load", "yaml.unsafe_load"}
-    found = [f"{p.relative_to(PACKAGE)}:{line}: {name}" for p in FILES for name, line in calls(p) if name in forbidden]
-    assert found == []
+    result = [f"{p.relative_to(PACKAGE)}:{line}: {name}" for p in FILES for name, line in calls(p) if name in forbidden]
+    assert result == []
 
 
 def test_a_spec_with_a_python_tag_is_refused_and_runs_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""The Makefile's targets and what they would run."""
+"""The Makefile's targets and their commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(*arguments: str) -> str:
-    """Standard output of make, also where these tests themselves run below one."""
+    """Standard output of make, even if the tests themselves run in make."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     run = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=outside)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""The built wheel and sdist: complete, and usable outside of the checkout."""
+"""The wheel and sdist are complete and work outside of the checkout."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def test_the_sdist_holds_what_a_build_needs(built):
 
 
 def test_the_wheel_works_outside_of_the_checkout(built, tmp_path):
-    """A new environment with the wheel; its dependencies come from the environment that runs the tests."""
+    """Install the wheel in a new environment, with the dependencies of the test environment."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
     packages = Path(sysconfig.get_path("purelib", vars={"base": tmp_path / "env", "platbase": tmp_path / "env"}))

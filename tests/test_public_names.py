@@ -1,4 +1,4 @@
-"""The package's public names exist, and importing it costs nothing."""
+"""The package's public names exist, and importing it is fast."""
 
 import subprocess
 import sys

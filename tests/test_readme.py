@@ -1,4 +1,4 @@
-"""What the README tells people to type works as written."""
+"""The commands and code in the README work as written."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_link_leads_to_a_file():
 
 @pytest.fixture
 def small_demo(tmp_path, monkeypatch):
-    """A working folder as after `make demo`'s drawing step, with a few small pictures."""
+    """A working folder as after the first step of `make demo`, with a few small images."""
     script = [sys.executable, str(ROOT / "scripts" / "make_sample_dataset.py"), str(tmp_path / "demo" / "data")]
     subprocess.run([*script, "--train", "8", "--val", "4", "--test", "3", "--size", "96"], check=True)
     (tmp_path / "specs").symlink_to(ROOT / "specs")
@@ -97,8 +97,8 @@ def test_the_readme_runs_as_written_from_spec_to_annotated_pictures(small_demo, 
     assert (small_demo / "train.yaml").stat().st_size > 1000
     scores = json.loads((small_demo / "results" / "evaluate" / "results.json").read_text())
     assert 0 <= scores["mAP50"] <= 1 and scores["images"] == 4
-    pictures = small_demo / "results" / "inference" / "images_annotated"
-    assert len(list(pictures.glob("*.jpg"))) == 3
+    annotated = small_demo / "results" / "inference" / "images_annotated"
+    assert len(list(annotated.glob("*.jpg"))) == 3
     assert len(list((small_demo / "results" / "inference" / "labels").glob("*.txt"))) == 3
 
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What docs/rfdetr.md says: its variants are those of the catalog, its examples and fields are valid."""
+"""docs/rfdetr.md has the variants of the catalog, and its examples and fields are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about segmentation: its example runs, and the fields and variants it names exist."""
+"""The example in docs/segmentation.md runs, and its fields and variants exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_segmentation_variant_is_named():
 def test_the_table_names_the_fields_of_the_head_with_their_defaults():
     known = {entry.name: entry.default for entry in dataclasses.fields(RfdetrSpec)}
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .*\(([\d, ]+)\) \|$", PAGE, re.MULTILINE)
-    found = {}
+    result = {}
     for names, values in rows:
-        found |= dict(zip(re.findall(r"`(\w+)`", names), map(float, values.split(",")), strict=True))
-    assert len(found) == 4 and found == {name: known[name] for name in found}
+        result |= dict(zip(re.findall(r"`(\w+)`", names), map(float, values.split(",")), strict=True))
+    assert len(result) == 4 and result == {name: known[name] for name in result}

@@ -1,4 +1,4 @@
-"""Phrases that docs/style.md replaces: none may come back, and the remaining ones only get fewer."""
+"""Phrases that docs/style.md replaces do not come back."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = (
-    *(ROOT / "rtdetr_tool").rglob("*.py"),
+    *(path for folder in ("rtdetr_tool", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")),
     *(path for path in (ROOT / "docs").rglob("*.md") if path.name != "style.md"),
-    ROOT / "README.md",
+    *(path for folder in (".github", ".ci", "specs") for path in (ROOT / folder).rglob("*") if path.is_file()),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile")),
 )
 
-# Phrase (a regular expression, any case) -> how often it still occurs. Lower the number when you rewrite one.
-REMAINING = {
-    r"is not allowed; allowed": 0,
-    r"a value is missing": 0,
-    r"without a word": 0,
-    r"says? of itself": 0,
-    r"\bpictures?\b": 23,
-    r"\bgo(es)? on from\b": 0,
-    r"\banew\b": 2,
-    r"\bmended\b": 0,
-    r"\bleft out\b": 2,
-    r"\b(lie|lies) in\b": 0,
-    r"\bstands? in\b": 0,
-    r"\bheld against\b": 1,
-    r"\bdata sets?\b": 5,
-    r"leads nowhere": 0,
-    r"nobody can say": 0,
-    r"given out": 0,
-    r"damaged, or made up": 0,
-    r"which this tool does not have": 0,
-    r"works? off": 0,
-    r"nobody else's business": 0,
-}
+# Regular expressions, any case. `pictures` remains as a key of files that we write (export.json, precision.json,
+# calibration caches).
+PHRASES = (
+    r"is not allowed; allowed",
+    r"a value is missing",
+    r"without a word",
+    r"says? of itself",
+    r"(?<!\")(?<!calibration\.)\bpictures?\b(?!\")(?!: int)",
+    r"\bgo(es)? on from\b",
+    r"\banew\b",
+    r"\bmended\b",
+    r"\bleft out\b",
+    r"\b(lie|lies) in\b",
+    r"\bstands? in\b",
+    r"\bstands? beside\b",
+    r"\bheld against\b",
+    r"\bdata sets?\b",
+    r"leads nowhere",
+    r"\bnobody\b",
+    r"given out",
+    r"which this tool does not have",
+    r"works? off",
+    r"\bas it stands\b",
+    r"\bby heart\b",
+)
 
 
-@pytest.mark.parametrize("phrase", REMAINING)
+@pytest.mark.parametrize("phrase", PHRASES)
 def test_a_replaced_phrase_does_not_come_back(phrase):
     pattern = re.compile(phrase, re.IGNORECASE)
     places = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in FILES
+        if path != Path(__file__)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         for _ in pattern.findall(line)
     ]
-    assert len(places) <= REMAINING[phrase], places
+    assert not places

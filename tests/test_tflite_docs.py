@@ -1,4 +1,4 @@
-"""What docs/tflite.md says: its commands parse, its fields exist, its extra is declared."""
+"""The commands in docs/tflite.md parse, its fields exist, and its extra is declared."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def test_our_own_types_are_not_asked_for_attributes():
 @pytest.mark.parametrize("folder", ["rtdetr_tool", "scripts", "tests"])
 def test_each_ignored_error_is_explained(folder):
     files = [path for path in (ROOT / folder).rglob("*.py") if path != Path(__file__)]
-    found = {str(path.relative_to(ROOT)): unexplained(path.read_text(encoding="utf-8")) for path in files}
-    assert {path: lines for path, lines in found.items() if lines} == {}
+    result = {str(path.relative_to(ROOT)): unexplained(path.read_text(encoding="utf-8")) for path in files}
+    assert {path: lines for path, lines in result.items() if lines} == {}
 
 
 @pytest.mark.parametrize("comment", ["type: ignore", "type: ignore[misc]", "type: ignore[]  # the reason"])

@@ -1,4 +1,4 @@
-"""Drawing detections: colors, boxes and labels, checked in the pixels."""
+"""Drawn detections: colors, boxes and labels, checked by pixels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_label_says_name_and_score_with_two_decimals():
     "box", [(0, 0, 60, 40), (150, 0, 199, 30), (160, 150, 199, 159), (190, 80, 199, 90), (0, 155, 199, 159)]
 )
 def test_the_whole_label_stays_inside_the_frame(box):
-    """At an edge as many bright pixels of letters are seen as in the middle of the image."""
+    """At an edge, as many bright pixels of letters are visible as in the middle of the image."""
     color = {NAMES[1]: (1, 2, 3)}
     letters = [(draw((*place, 0.9, 1), colors=color) > 200).all(-1).sum() for place in ((40, 80, 41, 81), box)]
     assert letters[0] == letters[1] > 50
@@ -175,12 +175,12 @@ def test_every_wrong_color_is_named_with_class_and_value():
 
 
 def test_masks_color_their_pixels_under_the_boxes_of_all_detections():
-    found = detections((0, 0, 100, 160, 0.9, 0), (50, 0, 200, 160, 0.5, 1))
+    result = detections((0, 0, 100, 160, 0.9, 0), (50, 0, 200, 160, 0.5, 1))
     logits = torch.full((2, 1, 4), -1.0)
     logits[0, :, :2], logits[1, :, 1:] = 1.0, 1.0  # the left half, and all but the left quarter
-    found.masks = InstanceMasks(logits, torch.arange(2), (160, 200), (160, 200))
+    result.masks = InstanceMasks(logits, torch.arange(2), (160, 200), (160, 200))
     image = Image.new("RGB", (200, 160), GRAY)
-    pixels = np.asarray(draw_detections(image, found, NAMES.__getitem__, labels=False)).astype(int)
+    pixels = np.asarray(draw_detections(image, result, NAMES.__getitem__, labels=False)).astype(int)
     strong, weak = (np.array(palette_color(index)) for index in range(2))
     gray = np.array(GRAY)
     assert np.abs(pixels[80, 20] - (0.55 * gray + 0.45 * strong)).max() <= 1

@@ -24,7 +24,7 @@ def main(options: argparse.Namespace) -> int:
         raise UserError(f"{', '.join(unknown)}: not a published name; expected {known}")
     for row in filter(None, rows):
         path = download_published(row)
-        if row.license not in RESTRICTED:  # else whoever uses the weights must accept the license
+        if row.license not in RESTRICTED:  # other licenses must be accepted by the user of the weights
             check_license(row.file, row.license, accepted=False)
         print(path)
     return 0

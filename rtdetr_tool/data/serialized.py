@@ -45,7 +45,7 @@ class SerializedRecords(Sequence[ImageRecord]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]  # nobody needs slices
+    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]  # slices are not needed
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)

@@ -23,7 +23,7 @@ from rtdetr_tool.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 4  # minimum number of compared images
+MIN_IMAGES = 4  # minimum number of compared images
 DYNAMIC_BATCHES = (1, 3)  # batch sizes for a file with a dynamic batch
 
 Predict = Callable[[Tensor], Predictions]
@@ -71,7 +71,7 @@ class Reference:
 def build_reference(detector: Detector, dataset: DatasetSpec, size: tuple[int, int], batch: int | None) -> Reference:
     """A reference on images of the spec's data, or synthetic ones; `batch` None is dynamic."""
     batches = (batch,) if batch else DYNAMIC_BATCHES
-    count = max(batches) * -(-PICTURES // max(batches))  # complete batches
+    count = max(batches) * -(-MIN_IMAGES // max(batches))  # complete batches
     augmentation = dataset.augmentation
     source = image_source_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
     if source is None:

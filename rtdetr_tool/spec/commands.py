@@ -11,7 +11,7 @@ from rtdetr_tool.formats.table import exported_formats, titles
 class Requirement:
     """A required value of a command: one of `fields`, unless another field has a certain value.
 
-    With `null_is_default`, null is a value: the command then has a default, which is not that of a field left out.
+    With `null_is_default`, null is a value: then it differs from an omitted field.
     """
 
     fields: tuple[str, ...]

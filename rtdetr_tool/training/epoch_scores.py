@@ -117,7 +117,7 @@ class ScoredModule(LightningModule):
         self.spec = spec
         self.validated_epoch = -1
         self.metrics: dict[str, float | None] = {}  # of the latest validation or test; None: undefined, not logged
-        self.evaluation: Evaluation | None = None  # the latest one, in the first process; None if nobody needs it
+        self.evaluation: Evaluation | None = None  # the latest one, in the first process; None if it is not needed
         self._scores: EpochScores | None = None
         self._reported: set[str] = set()  # undefined scores that have been reported
 

@@ -64,13 +64,13 @@ def test_a_list_returns_a_list_even_if_it_has_one_or_no_image(rtdetr, sample):
 
 
 def test_results_carry_names_sizes_and_the_image(detector, sample):
-    found = detector.predict(sample.image(1), threshold=0.0)
-    assert found.xyxy.shape == (len(found), 4) and found.xyxy.dtype == np.float32
-    assert found.xyxy[:, 0::2].max() <= 64 and found.xyxy[:, 1::2].max() <= 48 and found.xyxy.min() >= 0
-    assert (np.diff(found.confidence) <= 0).all()
-    assert found.data["source_shape"].tolist() == [[48, 64]] * len(found)
-    assert found["class_name"].tolist() == [f"class_{index}" for index in found.class_id]
-    assert np.array_equal(found.metadata["source_image"], np.array(Image.open(sample.image(1))))
+    result = detector.predict(sample.image(1), threshold=0.0)
+    assert result.xyxy.shape == (len(result), 4) and result.xyxy.dtype == np.float32
+    assert result.xyxy[:, 0::2].max() <= 64 and result.xyxy[:, 1::2].max() <= 48 and result.xyxy.min() >= 0
+    assert (np.diff(result.confidence) <= 0).all()
+    assert result.data["source_shape"].tolist() == [[48, 64]] * len(result)
+    assert result["class_name"].tolist() == [f"class_{index}" for index in result.class_id]
+    assert np.array_equal(result.metadata["source_image"], np.array(Image.open(sample.image(1))))
     assert detector.predict(sample.image(1), include_source_image=False).metadata == {}
 
 
@@ -106,7 +106,7 @@ def test_other_valid_input_sizes_are_accepted(rtdetr, rfdetr, sample):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("no/such/picture.jpg", "Image file not found: no/such/picture.jpg"),
+        ("no/such/image.jpg", "Image file not found: no/such/image.jpg"),
         (np.zeros((4, 4), np.uint8), r"array of shape \[4, 4\] is not an image; expected a path"),
         (np.zeros((4, 4, 4), np.uint8), r"array of shape \[4, 4, 4\]"),
         (np.zeros((4, 4, 3), np.int32), "Pixels of type torch.int32"),
@@ -127,7 +127,7 @@ def test_invalid_images_are_reported(rtdetr, image, message):
 
 
 def test_a_url_without_an_image_is_one_message(rtdetr, sample, serve):
-    (sample.folder / "page.html").write_text("<html>no picture</html>")
+    (sample.folder / "page.html").write_text("<html>not an image</html>")
     address = serve(sample.folder)
     with pytest.raises(DataError, match=f"Cannot read image {address}/page.html: it is not an image"):
         rtdetr.predict(f"{address}/page.html?token=1")
@@ -142,9 +142,9 @@ def test_a_url_without_an_image_is_one_message(rtdetr, sample, serve):
 
 
 def test_the_image_of_the_caller_is_not_rotated(rtdetr):
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8))
-    picture.getexif()[0x0112] = 6
-    assert rtdetr.predict(picture).metadata["source_image"].shape == (48, 64, 3)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    image.getexif()[0x0112] = 6
+    assert rtdetr.predict(image).metadata["source_image"].shape == (48, 64, 3)
 
 
 def test_an_image_that_can_no_longer_be_read_is_reported(rtdetr, sample, tmp_path):
@@ -178,8 +178,8 @@ def test_an_optimized_detector_predicts_the_same_for_other_sizes_and_batches(det
             detector.predict(images, threshold=0.0), plain, strict=True
         ):  # batches of two, two and one
             assert np.abs(one.confidence - other.confidence).mean() < tolerance
-        found = detector.predict(images[0], 0.0, (64, 96))
-        assert np.abs(found.confidence - small.confidence).mean() < tolerance
+        result = detector.predict(images[0], 0.0, (64, 96))
+        assert np.abs(result.confidence - small.confidence).mean() < tolerance
     finally:
         detector.remove_optimized_model()
     assert detector.runtime.name == "torch"
@@ -192,11 +192,11 @@ def test_another_number_format_changes_scores_a_little(rtdetr, sample, dtype):
     plain = rtdetr.predict(sample.image(1), threshold=0.0)
     rtdetr.optimize_for_inference(compile=False, dtype=dtype)
     try:
-        found = rtdetr.predict(sample.image(1), threshold=0.0)
+        result = rtdetr.predict(sample.image(1), threshold=0.0)
     finally:
         rtdetr.remove_optimized_model()
-    assert found.confidence.dtype == np.float32 and np.allclose(found.confidence, plain.confidence, atol=0.03)
-    assert not np.array_equal(found.confidence, plain.confidence)
+    assert result.confidence.dtype == np.float32 and np.allclose(result.confidence, plain.confidence, atol=0.03)
+    assert not np.array_equal(result.confidence, plain.confidence)
 
 
 def test_invalid_options_of_optimization_are_reported(rtdetr):
@@ -209,8 +209,8 @@ def test_invalid_options_of_optimization_are_reported(rtdetr):
 def test_supervision_gets_its_own_class(rtdetr, sample, monkeypatch):
     supervision = pytest.importorskip("supervision")
     monkeypatch.undo()
-    found = rtdetr.predict(sample.image(1), threshold=0.0)
-    assert isinstance(found, supervision.Detections) and isinstance(rtdetr, Detector)
-    assert len(found) > 0 and len(found.with_nms(0.5)) <= len(found)
-    assert found["class_name"][0] == f"class_{found.class_id[0]}"
+    result = rtdetr.predict(sample.image(1), threshold=0.0)
+    assert isinstance(result, supervision.Detections) and isinstance(rtdetr, Detector)
+    assert len(result) > 0 and len(result.with_nms(0.5)) <= len(result)
+    assert result["class_name"][0] == f"class_{result.class_id[0]}"
     assert len(rtdetr.predict(sample.image(1), threshold=1.0)) == 0

@@ -79,9 +79,9 @@ def test_a_video_gives_its_frames_with_their_detections(detector, tmp_path):
     pairs = list(detector.predict_video(path, threshold=0.0))
     assert [frame.index for frame, _ in pairs] == list(range(6))
     assert [round(frame.time, 3) for frame, _ in pairs] == [0.0, 0.04, 0.08, 0.12, 0.16, 0.2]
-    for frame, found in pairs:
-        assert same(found, detector.predict(frame.image, threshold=0.0))
-        assert found.metadata["source_image"].shape == (64, 96, 3)
+    for frame, result in pairs:
+        assert same(result, detector.predict(frame.image, threshold=0.0))
+        assert result.metadata["source_image"].shape == (64, 96, 3)
 
 
 def test_a_damaged_video_gives_what_can_be_read_and_a_warning(rtdetr, tmp_path, caplog):

@@ -38,9 +38,9 @@ def without_supervision(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def image_folder(tmp_path_factory):
     """JPEG files of odd sizes, one of them stored rotated by 90 degrees."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("image_folder"), np.random.default_rng(0)
     for number, (width, height) in enumerate(SIZES):
         coarse = Image.fromarray(rng.integers(0, 255, (7, 9, 3), dtype=np.uint8))
         exif = Image.Exif()
@@ -91,14 +91,14 @@ def score_by_pycocotools(truth: dict, found) -> float:
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
-def test_predictions_of_files_score_like_validation_and_evaluate(detector, pictures, tmp_path, letterbox):
+def test_predictions_of_files_score_like_validation_and_evaluate(detector, image_folder, tmp_path, letterbox):
     augmentation = replace(detector.spec.dataset.augmentation, preserve_aspect_ratio=letterbox)
     detector._opened.spec = replace(detector.spec, dataset=replace(detector.spec.dataset, augmentation=augmentation))
-    found = detector.predict([pictures / f"{number}.jpg" for number in range(len(SIZES))], threshold=0.0)
-    truth = truth_from(found)
+    actual = detector.predict([image_folder / f"{number}.jpg" for number in range(len(SIZES))], threshold=0.0)
+    truth = truth_from(actual)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    source = {"image_dir": str(pictures), "json_file": str(tmp_path / "truth.json")}
-    expected = score_by_pycocotools(truth, found)
+    source = {"image_dir": str(image_folder), "json_file": str(tmp_path / "truth.json")}
+    expected = score_by_pycocotools(truth, actual)
     assert 0.05 < expected < 0.95
 
     assert detector.evaluate("val", val_data_sources=source, num_workers=0).map == pytest.approx(expected, abs=1e-9)

@@ -117,8 +117,8 @@ def test_a_trained_detector_has_the_classes_of_the_dataset(trained, sample):
     assert result.epochs == 1 and result.latest_path.parent == output
     assert detector.class_names == ["cat", "dog"] and detector.spec.dataset.num_classes == 2
     assert detector.source == str(result.best_path or result.latest_path)
-    found = detector.predict(sample.image(1), threshold=0.0)
-    assert set(found["class_name"]) <= {"cat", "dog"} and len(found) == 8
+    actual = detector.predict(sample.image(1), threshold=0.0)
+    assert set(actual["class_name"]) <= {"cat", "dog"} and len(actual) == 8
 
 
 def test_training_again_starts_from_the_current_weights(trained, sample, tmp_path):
@@ -208,8 +208,8 @@ def test_an_exported_file_can_be_loaded_as_a_detector(trained, sample, tmp_path)
     deployed = Detector.from_checkpoint(path, device="cpu")
     assert deployed.class_names == ["cat", "dog"] and type(deployed) is RTDETR and deployed.network is None
     expected = detector.predict(sample.image(1), threshold=0.0)
-    found = deployed.predict(sample.image(1), threshold=0.0)
-    assert np.allclose(found.confidence, expected.confidence, atol=1e-4)
+    actual = deployed.predict(sample.image(1), threshold=0.0)
+    assert np.allclose(actual.confidence, expected.confidence, atol=1e-4)
     with pytest.raises(UserError, match=r"only supports inputs of 64 x 64 \(height x width\)"):
         deployed.predict(sample.image(1), shape=(96, 96))
     with pytest.raises(UserError, match=r"train: .*rtdetr-resnet_18.onnx is a deployed file"):

@@ -174,8 +174,8 @@ def test_a_checkpoint_of_every_variant_opens_as_its_class(variant, monkeypatch, 
     opened = Detector.from_checkpoint(tmp_path / "a.pth", device="cpu")
     assert type(opened) is kind is type(RFDETR.from_checkpoint(tmp_path / "a.pth", device="cpu"))
     assert opened.size == original.size and (opened.spec.model.predicts_masks) == ("Seg" in kind.__name__)
-    found = opened.predict(np.zeros((40, 40, 3), np.uint8), threshold=0.0)
-    assert (found.mask is not None) == opened.spec.model.predicts_masks
+    result = opened.predict(np.zeros((40, 40, 3), np.uint8), threshold=0.0)
+    assert (result.mask is not None) == opened.spec.model.predicts_masks
 
 
 def test_exceptions_are_also_the_standard_ones(rfdetr, tmp_path):

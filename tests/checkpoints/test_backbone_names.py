@@ -39,11 +39,11 @@ def load(name: str, payload: dict):
 def test_names_of_a_family_survive_a_round_trip(name, family):
     with torch.device("meta"):
         own = build_backbone(ModelSpec(backbone=name)).state_dict()
-    theirs = to_foreign(own, family.table)
-    assert not any(key in own for key in theirs if not key.startswith(("norm", "conv_")))
-    assert any(key.startswith(family.marker) for key in theirs)
+    reference = to_foreign(own, family.table)
+    assert not any(key in own for key in reference if not key.startswith(("norm", "conv_")))
+    assert any(key.startswith(family.marker) for key in reference)
     extra = {"head.weight": torch.ones(1), **({"norm.weight": torch.ones(1)} if family is FACEBOOK else {})}
-    assert set(native_backbone_names({**theirs, **extra})) == set(own)
+    assert set(native_backbone_names({**reference, **extra})) == set(own)
 
 
 def test_the_class_token_of_fan_is_skipped():
@@ -70,24 +70,24 @@ def test_names_without_a_counterpart_are_listed():
 @torch.no_grad()
 def test_torchvisions_convnext_has_torchvisions_feature_maps():
     torch.manual_seed(0)
-    theirs = torchvision.models.convnext_tiny(weights=None).eval()
-    for name, parameter in theirs.named_parameters():
+    reference = torchvision.models.convnext_tiny(weights=None).eval()
+    for name, parameter in reference.named_parameters():
         if name.endswith("layer_scale"):
             parameter.uniform_(0.5, 1.0)
-    ours, report = load("convnext_tiny", theirs.state_dict())
+    ours, report = load("convnext_tiny", reference.state_dict())
     assert report.missing == [f"conv_{w}.{part}" for w in (512, 1024, 2048) for part in ("weight", "bias")]
     assert not report.unused and not report.reinitialized
     images = torch.rand(1, 3, 64, 64)
-    expected, found = theirs.features(images), []
-    ours.stages[-1].register_forward_hook(lambda *arguments: found.append(arguments[-1]))
+    expected, actual = reference.features(images), []
+    ours.stages[-1].register_forward_hook(lambda *arguments: actual.append(arguments[-1]))
     ours(images)
-    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual[0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet_18", "resnet_50"])
 def test_torchvisions_resnets_load_completely(name):
-    theirs = getattr(torchvision.models, name.replace("_", ""))(weights=None)
-    _, report = load(name, theirs.state_dict())
+    reference = getattr(torchvision.models, name.replace("_", ""))(weights=None)
+    _, report = load(name, reference.state_dict())
     assert report.complete
 
 
@@ -95,8 +95,8 @@ def test_torchvisions_resnets_load_completely(name):
     "name", ["resnet_50d", "convnextv2_nano", "efficientvit_b0", "efficientvit_l1", "edgenext_small"]
 )
 def test_files_of_timm_load_completely_except_for_taos_norms(name):
-    theirs = timm.create_model(BACKBONES[name].timm_name)
-    _, report = load(name, {"state_dict": theirs.state_dict()})
+    reference = timm.create_model(BACKBONES[name].timm_name)
+    _, report = load(name, {"state_dict": reference.state_dict()})
     assert not report.reinitialized and not [n for n in report.missing if not n.startswith("norm")]
     assert not report.unused
 

@@ -152,8 +152,8 @@ def test_heads_with_their_second_name_are_recognized(transformers_folder, tmp_pa
         if "denoising" not in name
     }
     save_file(renamed, tmp_path / "weights.safetensors")
-    found = read_detector(tmp_path / "weights.safetensors").weights
-    assert torch.equal(found["decoder.dec_score_head.1.bias"], weights["model.decoder.class_embed.1.bias"])
+    result = read_detector(tmp_path / "weights.safetensors").weights
+    assert torch.equal(result["decoder.dec_score_head.1.bias"], weights["model.decoder.class_embed.1.bias"])
     assert read_detector(tmp_path / "weights.safetensors").meta["spec"]["model"]["dn_number"] == 0
 
 

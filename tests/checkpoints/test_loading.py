@@ -79,8 +79,8 @@ def test_frozen_norms_without_a_batch_counter_match():
     ],
 )
 def test_backbones_of_all_wrappers_get_timms_names(names):
-    found = backbone_weights({"state_dict": {name: torch.ones(1) for name in names}}, "a.pth")
-    assert set(found) == {"conv1.weight", "layer1.0.bn1.weight"}
+    result = backbone_weights({"state_dict": {name: torch.ones(1) for name in names}}, "a.pth")
+    assert set(result) == {"conv1.weight", "layer1.0.bn1.weight"}
 
 
 def _meta(spec: ExperimentSpec) -> dict:

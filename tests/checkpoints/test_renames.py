@@ -12,11 +12,11 @@ TABLE = (("layers.*.fc.*.", "blocks.*.linear.*."), ("layers.*.", "blocks.*."), (
 
 
 def test_numbers_are_kept_and_the_first_matching_row_applies():
-    theirs = {"layers.3.fc.12.weight": torch.ones(1), "layers.3.norm": torch.ones(2), "norm1.bias": torch.ones(3)}
-    ours = to_native(theirs, TABLE)
+    reference = {"layers.3.fc.12.weight": torch.ones(1), "layers.3.norm": torch.ones(2), "norm1.bias": torch.ones(3)}
+    ours = to_native(reference, TABLE)
     assert list(ours) == ["blocks.3.linear.12.weight", "blocks.3.norm", "norm1.bias"]
     back = to_foreign(ours, TABLE)
-    assert list(back) == list(theirs) and all(back[name] is theirs[name] for name in theirs)
+    assert list(back) == list(reference) and all(back[name] is reference[name] for name in reference)
 
 
 def test_a_dot_in_a_table_is_a_dot():

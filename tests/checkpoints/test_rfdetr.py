@@ -49,9 +49,9 @@ def test_variant_and_class_logits_follow_from_shapes(variant):
 
 def test_shapes_that_differ_from_the_variant_are_fields():
     changes = {"dec_layers": 5, "num_queries": 30, "group_detr": 1, "projector_scale": ["P3", "P5"]}
-    found = architecture_of_rfdetr(on_meta("small", **changes))[0]["rfdetr"]
-    assert {name: found[name] for name in changes} == changes
-    rebuilt = on_meta(**found)
+    actual = architecture_of_rfdetr(on_meta("small", **changes))[0]["rfdetr"]
+    assert {name: actual[name] for name in changes} == changes
+    rebuilt = on_meta(**actual)
     expected = on_meta("small", **changes)
     assert {n: t.shape for n, t in rebuilt.items()} == {n: t.shape for n, t in expected.items()}
 
@@ -59,8 +59,8 @@ def test_shapes_that_differ_from_the_variant_are_fields():
 @pytest.mark.parametrize(("hint", "variant"), [("rfdetrxlarge", "xlarge"), ("rf-detr-xxlarge.pth", "2xlarge")])
 def test_a_name_decides_between_variants_of_the_same_shapes(hint, variant):
     weights = on_meta("xlarge", positional_encoding_size=40)  # the variant of neither
-    found = architecture_of_rfdetr(weights, {"hint": hint})[0]["rfdetr"]
-    assert found == {"variant": variant, "positional_encoding_size": 40, "group_detr": 13}
+    result = architecture_of_rfdetr(weights, {"hint": hint})[0]["rfdetr"]
+    assert result == {"variant": variant, "positional_encoding_size": 40, "group_detr": 13}
 
 
 def test_an_unknown_patch_size_requires_a_variant():
@@ -183,11 +183,11 @@ def test_dinov2_weights_of_transformers_fill_the_backbone():
     config = transformers.Dinov2Config(
         hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=42, patch_size=7
     )
-    theirs = transformers.Dinov2Model(config).eval()
+    reference = transformers.Dinov2Model(config).eval()
     vit = tiny_backbone(depth=4, out_indices=(4,), patch_size=7, num_windows=1, grid=6).eval()
-    vit.load_state_dict(from_dinov2(theirs.state_dict()))
+    vit.load_state_dict(from_dinov2(reference.state_dict()))
     images = torch.rand(1, 3, 42, 42)
     with torch.no_grad():
-        expected = theirs((images - vit.mean) / vit.std).last_hidden_state[:, 1:]
-        found = vit(images)[0].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        expected = reference((images - vit.mean) / vit.std).last_hidden_state[:, 1:]
+        actual = vit(images)[0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)

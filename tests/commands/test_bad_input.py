@@ -193,12 +193,12 @@ def test_unusual_images_load_correctly(project):
         "exif.png": (gray.convert("RGB").transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
     }
     want = np.asarray(gray.convert("RGB")).astype(int)
-    for name, (picture, options) in files.items():
+    for name, (image, options) in files.items():
         path = project.folder / name
-        picture.save(path, **options)
-        found = decode_image(path).permute(1, 2, 0).numpy().astype(int)
-        assert found.shape == want.shape, name
-        assert np.abs(found - want).max() <= 4, name
+        image.save(path, **options)
+        result = decode_image(path).permute(1, 2, 0).numpy().astype(int)
+        assert result.shape == want.shape, name
+        assert np.abs(result - want).max() <= 4, name
 
 
 class Evil:

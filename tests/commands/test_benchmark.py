@@ -34,18 +34,18 @@ def test_every_runtime_is_measured_and_scores_what_evaluate_scores(project, in_p
     reduced = ("benchmark.decoder_layers=[1]", "benchmark.num_queries=[4]")
     options = ("benchmark.batch_sizes=[1,2]", "benchmark.score=true", *reduced)
     assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *options, *FAST) == 0
-    found = {row["name"]: row for row in content(project)["runtimes"]}
+    result = {row["name"]: row for row in content(project)["runtimes"]}
     measured = ["torch eager", "torch", "torch bf16", "torch, 1 decoder layers", "torch, 4 queries", "onnx"]
-    assert [name for name in found if not found[name]["skipped"]] == measured
+    assert [name for name in result if not result[name]["skipped"]] == measured
     for name in measured:
-        assert [timing["batch"] for timing in found[name]["timings"]] == [1, 2]
-        for timing in found[name]["timings"]:
+        assert [timing["batch"] for timing in result[name]["timings"]] == [1, 2]
+        for timing in result[name]["timings"]:
             assert 0 < timing["median"] <= timing["p95"] <= timing["p99"] and timing["steps"] >= 10
             assert set(timing["parts"]) == {"decode", "preprocess", "model", "postprocess"}
             assert timing["images_per_second"] == pytest.approx(1000 * timing["batch"] / timing["median"])
     for name in ("torch", "onnx", "torch, 1 decoder layers"):
-        assert found[name]["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
-    assert found["torch, 4 queries"]["scores"]["mAP"] is not None
+        assert result[name]["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
+    assert result["torch, 4 queries"]["scores"]["mAP"] is not None
     network = content(project)["network"]
     assert network["input"] == [64, 64] and network["parameters"] > 10_000 and network["gflops"] > 0
     html = (project.folder / "results" / "benchmark" / "report.html").read_text()

@@ -110,10 +110,10 @@ def test_ours_to_transformers_and_back_loses_nothing(project, tmp_path, backbone
     assert (again.nheads, again.num_queries, again.dn_number) == (model.nheads, model.num_queries, model.dn_number)
     assert [entry["name"] for entry in classes] == ["class_0", "cat"]
 
-    theirs = transformers.RTDetrForObjectDetection.from_pretrained(folder).eval()
+    reference = transformers.RTDetrForObjectDetection.from_pretrained(folder).eval()
     detector, images = open_detector(str(checkpoint), read_spec(None)).detector.eval(), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        one, other = detector(images), theirs(images)
+        one, other = detector(images), reference(images)
     rows = [torch.cat(pair, -1) for pair in ((one.logits, one.boxes), (other.logits, other.pred_boxes))]
     for ours, expected in zip(*rows, strict=True):  # in any order
         first, second = linear_sum_assignment(torch.cdist(ours, expected))
@@ -157,9 +157,9 @@ def test_a_transformers_detector_predicts_the_same_on_non_square_inputs(saved, t
     with torch.no_grad():
         one, other, again = detector(images), model(images), type(model).from_pretrained(back).eval()(images)
     rows = [torch.cat(pair, -1) for pair in ((one.logits, one.boxes), (other.logits, other.pred_boxes))]
-    for found, expected in zip(*rows, strict=True):
-        first, second = linear_sum_assignment(torch.cdist(found, expected))
-        torch.testing.assert_close(found[first], expected[second], atol=1e-4, rtol=1e-4)
+    for actual, expected in zip(*rows, strict=True):
+        first, second = linear_sum_assignment(torch.cdist(actual, expected))
+        torch.testing.assert_close(actual[first], expected[second], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(again.logits, other.logits)
 
 
@@ -318,13 +318,13 @@ def found_by_transformers(model, folder, images) -> list[np.ndarray]:
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     rows = []
     for path in images:
-        picture = Image.open(path).convert("RGB")
+        image = Image.open(path).convert("RGB")
         with torch.no_grad():
-            output = model(**processor(images=picture, return_tensors="pt"))
-        result = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[picture.size[::-1]])[0]
+            output = model(**processor(images=image, return_tensors="pt"))
+        result = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[image.size[::-1]])[0]
         boxes = result["boxes"]
-        boxes[:, 0::2].clamp_(0, picture.width)
-        boxes[:, 1::2].clamp_(0, picture.height)
+        boxes[:, 0::2].clamp_(0, image.width)
+        boxes[:, 1::2].clamp_(0, image.height)
         rows.append(torch.cat([result["labels"][:, None], result["scores"][:, None], boxes], 1).numpy())
     return rows
 
@@ -341,8 +341,8 @@ def test_evaluate_predicts_like_transformers(saved, project):
     assert project.run("evaluate", f"evaluate.checkpoint={folder}") == 0
     predictions = json.loads((project.folder / "results/evaluate/predictions.json").read_text())
     index_of = {ids[name]: index for index, name in enumerate(NAMES)}
-    theirs = found_by_transformers(model, folder, [project.image(number) for number in range(1, 7)])
-    for number, rows in enumerate(theirs, 1):
+    reference = found_by_transformers(model, folder, [project.image(number) for number in range(1, 7)])
+    for number, rows in enumerate(reference, 1):
         ours = [row for row in predictions if row["image_id"] == number]
         assert len(ours) == len(rows) == 12
         a = np.array([[index_of[row["category_id"]], row["score"], *row["bbox"]] for row in ours])

@@ -29,13 +29,13 @@ def folders(project):
     content = converter.as_boxes(project.coco)
     splits = dict.fromkeys(("train", "val", "test"), content)
     images = dict.fromkeys(splits, project.folder / "images")
-    found = {name: project.folder / name for name in FORMATS}
-    for name, folder in found.items():
+    actual = {name: project.folder / name for name in FORMATS}
+    for name, folder in actual.items():
         converter.write_format(name, folder, splits, images)
     for key in ("train_data_sources", "val_data_sources", "test_data_sources", "num_classes"):
         del project.spec["dataset"][key]
     project.write()
-    return found
+    return actual
 
 
 def result(project, command: str, name: str):
@@ -45,9 +45,9 @@ def result(project, command: str, name: str):
 def test_one_checkpoint_scores_the_same_in_every_format(project, request):
     checkpoint = project.checkpoint(lively=True)
     assert project.run("inference", f"inference.checkpoint={checkpoint}", "inference.conf_threshold=0") == 0
-    found = result(project, "inference", "predictions.json")
+    actual = result(project, "inference", "predictions.json")
     for annotation in project.coco["annotations"][::2]:  # labels that the weights detect, so that the score is not 0
-        x, y, width, height = next(row["bbox"] for row in found if row["image_id"] == annotation["image_id"] - 1)
+        x, y, width, height = next(row["bbox"] for row in actual if row["image_id"] == annotation["image_id"] - 1)
         annotation["bbox"] = [x, y, max(width, 1), max(height, 1)]
     scores = {}
     for name, folder in request.getfixturevalue("folders").items():

@@ -20,10 +20,10 @@ def weights(project):
     project.spec["model"]["num_select"] = 16
     project.write()
     assert project.run("inference", f"inference.checkpoint={checkpoint}", "inference.conf_threshold=0") == 0
-    found = json.loads((project.folder / "results/inference/predictions.json").read_text())
+    result = json.loads((project.folder / "results/inference/predictions.json").read_text())
     for annotation in project.coco["annotations"]:
         if annotation["image_id"] in (1, 2, 5):
-            x, y, width, height = next(row["bbox"] for row in found if row["image_id"] == annotation["image_id"] - 1)
+            x, y, width, height = next(row["bbox"] for row in result if row["image_id"] == annotation["image_id"] - 1)
             annotation.update(bbox=[x, y, max(width, 1), max(height, 1)], area=width * height)
     project.write()
     return f"evaluate.checkpoint={checkpoint}"
@@ -138,16 +138,16 @@ def test_experiment_yaml_has_the_resolved_spec_and_can_be_run_again(project, com
     del project.spec["model"], project.spec["dataset"]["augmentation"], project.spec["dataset"]["num_classes"]
     project.write()
     assert project.run(command, f"{command}.checkpoint={checkpoint}", f"{command}.batch_size=2") == 0
-    found = experiment(project, command)
-    assert found["dataset"]["augmentation"]["eval_spatial_size"] == [64, 64]
-    assert found["model"]["backbone"] == "timm/test_resnet" and found["dataset"]["num_classes"] == 2
-    sides = [found[command][name] for name in ("input_height", "input_width", "batch_size")]
-    assert sides == [64, 64, 2] and found["dataset"]["batch_size"] == 2
+    result = experiment(project, command)
+    assert result["dataset"]["augmentation"]["eval_spatial_size"] == [64, 64]
+    assert result["model"]["backbone"] == "timm/test_resnet" and result["dataset"]["num_classes"] == 2
+    sides = [result[command][name] for name in ("input_height", "input_width", "batch_size")]
+    assert sides == [64, 64, 2] and result["dataset"]["batch_size"] == 2
     first = (project.folder / "results" / command / "predictions.json").read_text()
-    project.spec = found
+    project.spec = result
     project.write()
     assert project.run(command) == 0
-    assert experiment(project, command) == found
+    assert experiment(project, command) == result
     assert (project.folder / "results" / command / "predictions.json").read_text() == first
 
 

@@ -110,9 +110,9 @@ def test_a_graph_with_all_options(exported, project, capsys):
     assert config["property"]["infer-dims"] == "3;96;128"
     assert config["class-attrs-all"] == {"pre-cluster-threshold": 0.3, "topk": 8}
 
-    wanted = ["evaluate.input_height=96", "evaluate.input_width=128"]
-    expected = evaluated(project, f"evaluate.checkpoint={exported.weights}", *wanted)
-    assert_same_results(evaluated(project, f"evaluate.checkpoint={file}", *wanted), expected)
+    requested = ["evaluate.input_height=96", "evaluate.input_width=128"]
+    expected = evaluated(project, f"evaluate.checkpoint={exported.weights}", *requested)
+    assert_same_results(evaluated(project, f"evaluate.checkpoint={file}", *requested), expected)
 
 
 def test_weights_above_the_limit_of_protobuf_are_stored_next_to_the_graph(export, project, monkeypatch):
@@ -127,8 +127,8 @@ def test_weights_above_the_limit_of_protobuf_are_stored_next_to_the_graph(export
     report = json.loads((project.folder / "results" / "export" / "export.json").read_text())
     assert report["bytes"] == file.stat().st_size + weights.stat().st_size
     assert report["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    found = evaluated(project, f"evaluate.checkpoint={file}")
-    assert_same_results(found, evaluated(project, f"evaluate.checkpoint={report['checkpoint']}"))
+    result = evaluated(project, f"evaluate.checkpoint={file}")
+    assert_same_results(result, evaluated(project, f"evaluate.checkpoint={report['checkpoint']}"))
 
     assert export("export.overwrite=true")[0] == 0
     assert list(file.parent.iterdir()) == [file], "weights of the graph before this one"

@@ -56,10 +56,10 @@ def test_an_rt_detr_in_the_layout_of_rf_detr(shared, as_rfdetr):
 
 
 def test_evaluate_scores_like_the_checkpoint(shared, as_rfdetr):
-    expected, found = evaluated(shared, shared.weights), evaluated(shared, as_rfdetr)
+    expected, actual = evaluated(shared, shared.weights), evaluated(shared, as_rfdetr)
     for name, value in expected.items():
         if isinstance(value, float):
-            assert found[name] == pytest.approx(value, abs=1e-4)
+            assert actual[name] == pytest.approx(value, abs=1e-4)
 
 
 def test_an_exported_backbone_has_features_and_no_detections(shared, capsys):
@@ -70,12 +70,12 @@ def test_an_exported_backbone_has_features_and_no_detections(shared, capsys):
     assert all(0 <= each["relative"] < 1e-4 for each in report["differences"])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     images = torch.rand(2, 3, 64, 64)
-    found = session.run(None, {"input": normalize(images).numpy()})
+    actual = session.run(None, {"input": normalize(images).numpy()})
     options = [f"export.checkpoint={shared.weights}", f"export.onnx_file={file}"]
     detector = open_detector(str(shared.weights), read_spec(str(shared.spec_file), options, "export")).detector.deploy()
     with torch.no_grad():
         expected = detector.features(images)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other.numpy(), atol=1e-4)
     capsys.readouterr()
     assert shared.run("evaluate", f"evaluate.checkpoint={file}") == 2

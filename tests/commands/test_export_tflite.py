@@ -67,10 +67,10 @@ def test_an_rfdetr_is_verified_and_scored_too(tmp_path, make_project):
 
 
 def test_evaluate_and_inference_run_on_it(shared):
-    expected, found = evaluated(shared, shared.weights), evaluated(shared, shared.file)
+    expected, actual = evaluated(shared, shared.weights), evaluated(shared, shared.file)
     for name, value in expected.items():
         if isinstance(value, float):
-            assert found[name] == pytest.approx(value, abs=1e-4)
+            assert actual[name] == pytest.approx(value, abs=1e-4)
     assert shared.run("inference", f"inference.checkpoint={shared.file}", "inference.conf_threshold=0.0") == 0
     assert len(list((shared.folder / "results/inference/labels").iterdir())) == 6
 
@@ -85,11 +85,11 @@ def test_fp16_weights_have_half_the_size(shared):
 
 
 def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
-    pictures = np.random.default_rng(0).integers(0, 255, (8, 3, 64, 64), dtype=np.uint8)
-    np.save(shared.folder / "pictures.npy", pictures)
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 3, 64, 64), dtype=np.uint8)
+    np.save(shared.folder / "images.npy", pixels)
     code, file = shared.export(
         "small.tflite", "export.layout=rfdetr", "export.tflite.data_type=INT8",
-        f"export.tflite.calibration={shared.folder / 'pictures.npy'}", "export.tflite.max_cost=1",
+        f"export.tflite.calibration={shared.folder / 'images.npy'}", "export.tflite.max_cost=1",
         "export.tflite.calibration_images=6",
     )  # fmt: skip
     assert code == 0
@@ -98,9 +98,9 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
     assert report["calibration_images"] == 6 and 0 < report["cost"] <= 1
     runtime = LiteRtRuntime(read(file))
     assert (runtime.interface.layout.input, runtime.interface.classes, runtime.input_size) == ("input", 2, (64, 64))
-    images = torch.from_numpy(pictures[:2] / 255).float()
-    usual, found = LiteRtRuntime(read(shared.file)).predict(images), runtime.predict(images)
-    centers = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, found.boxes)]  # queries may be reordered
+    images = torch.from_numpy(pixels[:2] / 255).float()
+    usual, result = LiteRtRuntime(read(shared.file)).predict(images), runtime.predict(images)
+    centers = [boxes[..., :2].sort(dim=1).values for boxes in (usual.boxes, result.boxes)]  # queries may be reordered
     assert 0 < (centers[0] - centers[1]).abs().mean() < 0.05
 
 

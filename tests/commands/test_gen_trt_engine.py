@@ -96,30 +96,30 @@ class TestSettings:
 
 
 class TestCalibrationPictures:
-    def pictures(self, project, *overrides):
+    def calibration_images(self, project, *overrides):
         loaded = loaded_for(project, *overrides)
         return calibration_images(open_source(loaded), loaded)
 
     def test_calibration_folders_are_preprocessed_like_evaluation(self, exported):
-        found = self.pictures(
+        result = self.calibration_images(
             exported, "tensorrt.data_type=INT8", f"tensorrt.calibration.cal_image_dir=[{exported.folder / 'images'}]",
             "tensorrt.calibration.cal_batch_size=2", "tensorrt.calibration.cal_batches=2",
         )  # fmt: skip
-        shapes = [feed.shape for feed in found.feeds()]
+        shapes = [feed.shape for feed in result.feeds()]
         assert shapes == [(2, 3, 64, 64), (2, 3, 64, 64)]
-        once, again = (torch.cat([torch.from_numpy(feed) for feed in found.feeds()]) for _ in range(2))
+        once, again = (torch.cat([torch.from_numpy(feed) for feed in result.feeds()]) for _ in range(2))
         assert torch.equal(once, again), "calibration is repeatable"
         assert once.min() >= 0 and once.max() <= 1 and once.max() > 0.5
 
     def test_without_a_folder_the_training_images_are_used(self, exported):
         """Not those of the validation set, on which the score is measured."""
-        found = self.pictures(exported, "tensorrt.data_type=FP16")
-        assert found.source.origin == "dataset.train_data_sources"
-        assert found.count == 6
+        result = self.calibration_images(exported, "tensorrt.data_type=FP16")
+        assert result.source.origin == "dataset.train_data_sources"
+        assert result.count == 6
 
     def test_more_images_than_exist_are_refused(self, exported):
         with pytest.raises(UserError, match=r"cal_batches x cal_batch_size is 20, but there are only 6 images"):
-            self.pictures(exported, "tensorrt.data_type=INT8", "tensorrt.calibration.cal_batches=20")
+            self.calibration_images(exported, "tensorrt.data_type=INT8", "tensorrt.calibration.cal_batches=20")
 
     def test_missing_images_are_refused_for_int8_only(self, exported, make_project, tmp_path):
         project = make_project(tmp_path)
@@ -127,8 +127,8 @@ class TestCalibrationPictures:
         project.spec["dataset"] = {"num_classes": 2}
         project.write()
         with pytest.raises(UserError, match="cal_image_dir: required for INT8, but not set"):
-            self.pictures(project, "tensorrt.data_type=INT8")
-        assert self.pictures(project, "tensorrt.data_type=FP16") is None
+            self.calibration_images(project, "tensorrt.data_type=INT8")
+        assert self.calibration_images(project, "tensorrt.data_type=FP16") is None
 
 
 class TestGraphs:
@@ -156,10 +156,10 @@ class TestGraphs:
         for name in ("fp16", "int8"):
             file = project.results / f"model_{name}.onnx"
             assert project.run("evaluate", f"evaluate.checkpoint={file}") == 0
-            found = json.loads((project.folder / "results/evaluate/results.json").read_text())
+            result = json.loads((project.folder / "results/evaluate/results.json").read_text())
             # onnxruntime's integer kernels for CPUs round differently; FP16 is emulated exactly.
             tolerance = 0.1 if name == "int8" else 1e-9
-            assert found["mAP"] == pytest.approx(report["scores"][name.upper()]["mAP"], abs=tolerance)
+            assert result["mAP"] == pytest.approx(report["scores"][name.upper()]["mAP"], abs=tolerance)
         assert not project.engine.exists()
         assert project.status("gen_trt_engine")[-1]["status"] == "SUCCESS"
 

@@ -31,35 +31,35 @@ def labels(path) -> list[list[str]]:
 def test_labels_images_and_coco_results_agree(project, weights):
     assert project.run("inference", weights, "inference.conf_threshold=0") == 0
     root = project.folder / "results" / "inference"
-    texts, pictures = outputs(project, "labels"), outputs(project, "images_annotated")
+    texts, annotated = outputs(project, "labels"), outputs(project, "images_annotated")
     assert list(texts) == [f"{number}.txt" for number in range(1, 7)]
-    assert list(pictures) == [f"{number}.png" for number in range(1, 7)]
+    assert list(annotated) == [f"{number}.png" for number in range(1, 7)]
     listed = json.loads((root / "images.json").read_text())
     assert listed["categories"] == [{"id": 1, "name": "cat"}]
     rows = json.loads((root / "predictions.json").read_text())
     assert rows
     for image in listed["images"]:
         number = image["file_name"].rsplit("/", 1)[1].removesuffix(".png")
-        found = labels(texts[f"{number}.txt"])
+        actual = labels(texts[f"{number}.txt"])
         expected = [row for row in rows if row["image_id"] == image["id"]]
-        assert len(found) == len(expected) > 0
-        for fields, row in zip(found, expected, strict=True):
+        assert len(actual) == len(expected) > 0
+        for fields, row in zip(actual, expected, strict=True):
             assert len(fields) == 16 and fields[0] == "cat" and row["category_id"] == 1
             left, top, right, bottom = map(float, fields[4:8])
             np.testing.assert_allclose(row["bbox"], [left, top, right - left, bottom - top], atol=2e-3)
             assert float(fields[15]) == pytest.approx(row["score"], abs=6e-4)
             assert 0 <= left <= right <= 64 and 0 <= top <= bottom <= 48
-        with Image.open(pictures[f"{number}.png"]) as drawn, Image.open(project.image(int(number))) as original:
+        with Image.open(annotated[f"{number}.png"]) as drawn, Image.open(project.image(int(number))) as original:
             assert drawn.size == original.size == (64, 48)
             assert np.any(np.asarray(drawn) != np.asarray(original))
 
 
 def test_without_detections_label_files_are_empty_and_images_unchanged(project, weights):
     assert project.run("inference", weights, "inference.conf_threshold=1.0") == 0
-    texts, pictures = outputs(project, "labels"), outputs(project, "images_annotated")
-    assert len(texts) == len(pictures) == 6
+    texts, annotated = outputs(project, "labels"), outputs(project, "images_annotated")
+    assert len(texts) == len(annotated) == 6
     assert all(path.read_text() == "" for path in texts.values())
-    for name, path in pictures.items():
+    for name, path in annotated.items():
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(project.folder / "images" / name)))
     assert json.loads((project.folder / "results/inference/predictions.json").read_text()) == []
 
@@ -97,9 +97,9 @@ def test_equal_names_in_several_folders_do_not_overwrite_each_other(project, wei
     source = f"dataset.infer_data_sources={{image_dir: ['{root}/left', '{root}/right']}}"
     assert project.run("inference", weights, "inference.conf_threshold=0", source) == 0
     assert list(outputs(project, "labels")) == ["left/1.txt", "right/1.txt"]
-    pictures = outputs(project, "images_annotated")
-    assert list(pictures) == ["left/1.png", "right/1.png"]
-    first, second = (path.read_bytes() for path in pictures.values())
+    annotated = outputs(project, "images_annotated")
+    assert list(annotated) == ["left/1.png", "right/1.png"]
+    first, second = (path.read_bytes() for path in annotated.values())
     assert first != second
 
 
@@ -171,8 +171,8 @@ def test_an_unreadable_image_is_exit_code_2_and_all_others_are_written(project, 
     (unreadable,) = listed["unreadable"]
     assert unreadable["file_name"] == f"{images}/2.png" and "it is not an image" in unreadable["reason"]
     number_of = {image["file_name"]: image["id"] for image in listed["images"]}
-    found = {row["image_id"] for row in json.loads((root / "predictions.json").read_text())}
-    assert found == {number_of[f"{images}/{name}.png"] for name in names}
+    result = {row["image_id"] for row in json.loads((root / "predictions.json").read_text())}
+    assert result == {number_of[f"{images}/{name}.png"] for name in names}
     last = json.loads((root / "status.json").read_text().splitlines()[-1])
     assert last["status"] == "FAILURE" and "2.png" in last["message"]
     assert last["kpi"] == {"images": 5, "detections": 40, "images_unreadable": 1, "files_skipped": 1}

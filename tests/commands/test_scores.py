@@ -80,8 +80,8 @@ def test_images_with_more_objects_than_max_dets_are_named(project, capsys, comma
     text = said(capsys)
     if command == "validate_data":
         report = json.loads((project.folder / "results" / command / "report.json").read_text())
-        text = " ".join(f"{found['split']}: {found['count']} {found['text']}" for found in report["findings"])
-        text += " ".join(example for found in report["findings"] for example in found["examples"])
+        text = " ".join(f"{result['split']}: {result['count']} {result['text']}" for result in report["findings"])
+        text += " ".join(example for result in report["findings"] for example in result["examples"])
     assert f"{split}: 1 images with more objects of one class than evaluate.max_dets" in text
     assert "130 of cat, evaluate.max_dets is 100" in text
     assert f"{split}: 1 images with more objects than model.num_select" in text

@@ -60,8 +60,8 @@ def test_a_trained_file_is_scored_and_its_masks_are_written_and_drawn(segmenting
     expected = mask_stats_of_pycocotools(segmenting, predictions)
     assert [scores["masks"][name] for name in names] == pytest.approx(expected, abs=1e-9)
 
-    found = ["inference.conf_threshold=0", f"inference.checkpoint={checkpoint}"]
-    assert segmenting.run("inference", *found) == 0
+    actual = ["inference.conf_threshold=0", f"inference.checkpoint={checkpoint}"]
+    assert segmenting.run("inference", *actual) == 0
     rows = read(segmenting, "inference/predictions.json")
     first = [row["segmentation"] for row in rows if row["image_id"] == 0]
     masks = [decode(segmentation["counts"].encode(), 48, 64) for segmentation in first]

@@ -136,8 +136,8 @@ def costs(example) -> tuple[dict[str, float], float]:
     import onnx
 
     images = [Image.open(file).convert("RGB") for file in sorted((example.folder / "data/test").iterdir())]
-    pictures = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255 for image in images]
-    meter = CostMeter(onnx.load(example.folder / "model.onnx"), pictures)
+    feeds = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255 for image in images]
+    meter = CostMeter(onnx.load(example.folder / "model.onnx"), feeds)
     graphs = {name: example.results / f"gen_trt_engine/model_{name.lower()}.onnx" for name in PRECISIONS[1:]}
     return (
         {name: meter.cost(onnx.load(file)) for name, file in graphs.items()},

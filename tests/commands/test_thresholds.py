@@ -29,9 +29,9 @@ def test_a_class_uses_its_own_threshold_then_the_measured_one_then_the_common_on
 
 
 def test_detections_are_compared_with_the_threshold_of_their_class():
-    found = Detections(torch.zeros(3, 4), torch.tensor([0.8, 0.5, 0.4]), torch.tensor([1, 0, 1]))
-    assert found.above(torch.tensor([0.5, 0.45])).scores.tolist() == pytest.approx([0.8, 0.5])
-    assert len(found.above(0.6)) == 1
+    result = Detections(torch.zeros(3, 4), torch.tensor([0.8, 0.5, 0.4]), torch.tensor([1, 0, 1]))
+    assert result.above(torch.tensor([0.5, 0.45])).scores.tolist() == pytest.approx([0.8, 0.5])
+    assert len(result.above(0.6)) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_inference_writes_what_reaches_the_threshold_of_its_class(project):
 def test_the_thresholds_of_an_evaluation_are_used(project):
     checkpoint = project.checkpoint(lively=True)
     assert project.run("inference", f"inference.checkpoint={checkpoint}", "inference.conf_threshold=0.0") == 0
-    found = json.loads((project.folder / "results/inference/predictions.json").read_text())
+    result = json.loads((project.folder / "results/inference/predictions.json").read_text())
     for annotation in project.coco["annotations"]:  # objects at detections of the model
-        rows = [row for row in found if row["image_id"] == annotation["image_id"] - 1]
+        rows = [row for row in result if row["image_id"] == annotation["image_id"] - 1]
         x, y, width, height = max(rows, key=lambda row: row["score"])["bbox"]
         annotation.update(bbox=[x, y, max(width, 1), max(height, 1)], area=width * height)
     project.write()
@@ -94,4 +94,4 @@ def test_the_thresholds_of_an_evaluation_are_used(project):
     run = ("inference", f"inference.checkpoint={checkpoint}", f"inference.thresholds_from={results}")
     assert project.run(*run) == 0
     kept = json.loads((project.folder / "results/inference/predictions.json").read_text())
-    assert len(kept) == sum(row["score"] >= best["threshold"] for row in found) > 0
+    assert len(kept) == sum(row["score"] >= best["threshold"] for row in result) > 0

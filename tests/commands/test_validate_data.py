@@ -45,7 +45,7 @@ def page(project) -> str:
     return (project.folder / "results" / "validate_data" / "report.html").read_text()
 
 
-def pictures(text: str) -> list[Image.Image]:
+def images_of(text: str) -> list[Image.Image]:
     """The images with findings."""
     text = text.partition("<h2>Sample images</h2>")[0]
     return [
@@ -154,7 +154,7 @@ def test_sizes_that_differ_from_the_file_are_reported(sound):
     assert sound.run("validate_data", "dataset.on_bad_image=error") == 2
     assert found(sound) == {("image_size_differs", "train"): 1}
     assert "64x48 pixels, but 640x48 in its annotations" in page(sound)
-    assert len(pictures(page(sound))) == 1
+    assert len(images_of(page(sound))) == 1
 
 
 def test_duplicate_images_are_found_within_and_between_splits(sound):
@@ -185,8 +185,8 @@ def test_suspicious_boxes_are_counted_and_drawn(sound):
         ("box_clipped", "train"): 1, ("box_empty", "train"): 1, ("box_tiny", "train"): 1, ("object_twice", "train"): 1,
         ("too_many_objects", "train"): 1, ("empty_images", "train"): 1,
     }  # fmt: skip
-    drawn = pictures(page(sound))
-    assert len(drawn) == 5 and all(picture.size == (420, 315) for picture in drawn)
+    drawn = images_of(page(sound))
+    assert len(drawn) == 5 and all(image.size == (420, 315) for image in drawn)
     assert re.findall(r"[0-9]\.png, annotations\[[0-9]\]", page(sound)) == [
         "2.png, annotations[1]",
         "1.png, annotations[0]",
@@ -198,7 +198,7 @@ def test_a_clipped_box_is_drawn_in_red_as_labeled(sound):
     sound.coco["annotations"][0]["bbox"] = [30, 20, 90, 90]
     sound.write()
     assert sound.run("validate_data") == 0
-    (drawn,) = pictures(page(sound))
+    (drawn,) = images_of(page(sound))
     scale = 420 / 64
     edge = np.asarray(drawn).astype(int)[
         round(40 * scale), round(29 * scale) : round(31 * scale)
@@ -280,7 +280,7 @@ def test_the_number_of_images_is_limited(sound):
     sound.write()
     for number in (0, 2, 60):
         assert sound.run("validate_data", f"validate_data.num_pictures={number}") == 0
-        assert len(pictures(page(sound))) == min(number, 6)
+        assert len(images_of(page(sound))) == min(number, 6)
 
 
 def test_sample_images_show_the_labels_of_each_split(sound):

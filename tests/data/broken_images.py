@@ -16,20 +16,20 @@ CUTS = (0.0, 0.01, 0.05, 0.2, 0.5, 0.9, 0.999)
 
 
 @cache
-def pictures() -> dict[str, bytes]:
+def intact_images() -> dict[str, bytes]:
     """One intact file of noise per format; noise, so that no part of it can be guessed."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    found = {}
+    result = {}
     for kind in FORMATS:
         buffer = io.BytesIO()
         Image.fromarray(noise).save(buffer, kind)
-        found[kind] = buffer.getvalue()
-    return found
+        result[kind] = buffer.getvalue()
+    return result
 
 
 def broken_images() -> dict[str, bytes]:
     """Name -> content; all are corrupted, but some so little that a decoder may still read them."""
-    whole = pictures()
+    whole = intact_images()
     return dict(_cut(whole)) | dict(_wrong(whole)) | dict(_pngs()) | dict(_headers()) | dict(_exif(whole["jpeg"]))
 
 

@@ -21,7 +21,7 @@ from rtdetr_tool.data import decoding
 from rtdetr_tool.data.decoding import MAX_PIXELS, decode_image, image_header, image_size
 from rtdetr_tool.errors import DataError
 
-from .broken_images import broken_images, pictures, png
+from .broken_images import broken_images, intact_images, png
 
 PACKAGE = Path(decoding.__file__).parents[1]
 # Harmless corruption: the broken part is not needed for the pixels, or the format cannot detect it.
@@ -68,7 +68,7 @@ def test_the_corpus_gives_images_or_data_errors_within_the_memory_limit(tmp_path
 
 
 def test_the_images_that_the_corpus_is_made_from_are_readable(tmp_path) -> None:
-    for name, content in pictures().items():
+    for name, content in intact_images().items():
         (tmp_path / name).write_bytes(content)
         assert outcome(tmp_path / name) == "read", name
 
@@ -124,13 +124,13 @@ def test_reading_an_image_starts_no_program(tmp_path, monkeypatch) -> None:
 
 
 def test_images_are_opened_in_one_place_only() -> None:
-    found = {
+    result = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "torchvision.io", "cv2.imread")
     }
-    assert found == {"data/decoding.py"}
+    assert result == {"data/decoding.py"}
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "F"])
@@ -138,12 +138,12 @@ def test_an_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, m
     rng = np.random.default_rng(1)
     if mode in ("I;16", "F"):
         values = rng.integers(0, 65536, (40, 30)).astype(np.uint16 if mode == "I;16" else np.float32)
-        picture = Image.fromarray(values)
+        image = Image.fromarray(values)
     else:
-        picture = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).convert(mode)
+        image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).convert(mode)
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "a.tif", exif=exif)
+    image.save(tmp_path / "a.tif", exif=exif)
     at_once = decode_image(tmp_path / "a.tif")
     monkeypatch.setattr(decoding, "_STRIP_PIXELS", 7 * 30)
     assert at_once.shape == (3, 30, 40) and bool((decode_image(tmp_path / "a.tif") == at_once).all())
@@ -171,7 +171,7 @@ def damage(data, contents: dict[str, bytes]) -> bytearray:
 
 def check_damage(folder: Path, data) -> None:
     path = folder / "damaged"
-    path.write_bytes(damage(data, pictures()))
+    path.write_bytes(damage(data, intact_images()))
     message = outcome(path)
     assert message == "read" or str(path) in message
     try:

@@ -121,17 +121,17 @@ def names_only(*names: str) -> ClassMap:
 def test_classes_without_ids_take_the_ids_that_an_annotation_file_has_for_their_names():
     known = names_only("cow", "cat", "dog")
     assert not known.ids_known and [entry["id"] for entry in known.to_list()] == [None] * 3
-    found = known.with_ids_of({9: "dog", 4: "cow"}, "a.json")
-    assert found.ids_known and found.num_classes == 3
-    assert found.to_list() == [{"index": 0, "id": 4, "name": "cow"}, {"index": 2, "id": 9, "name": "dog"}]
+    result = known.with_ids_of({9: "dog", 4: "cow"}, "a.json")
+    assert result.ids_known and result.num_classes == 3
+    assert result.to_list() == [{"index": 0, "id": 4, "name": "cow"}, {"index": 2, "id": 9, "name": "dog"}]
 
 
 def test_a_few_other_spellings_are_matched_by_the_order_of_ids_with_a_message():
-    found = names_only("person", "bicycle", "motorbike").with_ids_of({4: "motorcycle", 2: "bicycle", 1: "person"}, "a")
-    assert [(entry["index"], entry["id"], entry["name"]) for entry in found.to_list()] == [
+    result = names_only("person", "bicycle", "motorbike").with_ids_of({4: "motorcycle", 2: "bicycle", 1: "person"}, "a")
+    assert [(entry["index"], entry["id"], entry["name"]) for entry in result.to_list()] == [
         (0, 1, "person"), (1, 2, "bicycle"), (2, 4, "motorcycle")
     ]  # fmt: skip
-    assert "'motorbike' is 'motorcycle'" in found.describe()
+    assert "'motorbike' is 'motorcycle'" in result.describe()
 
 
 def test_another_order_of_names_never_counts_as_other_spellings():

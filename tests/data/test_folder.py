@@ -19,9 +19,9 @@ def test_folders_are_walked_in_order_and_each_image_comes_once(tmp_path) -> None
     (tmp_path / "one" / "notes.txt").touch()
     draw_image(tmp_path / "two" / "z.png")
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    found = [path.removeprefix(str(tmp_path)) for path in find_images([two, one, one])]
+    result = [path.removeprefix(str(tmp_path)) for path in find_images([two, one, one])]
     names = ["a.png", "b.JPG", "f.txt.png", "sub/c.jpeg", "sub/deep/d.bmp"]
-    assert found == ["/two/z.png", *(f"/one/{name}" for name in names)]
+    assert result == ["/two/z.png", *(f"/one/{name}" for name in names)]
     assert find_images(two) == [f"{two}/z.png"] == find_images(f"{two}/z.png")
 
 

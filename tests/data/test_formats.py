@@ -69,12 +69,12 @@ def test_a_folder_gives_the_records_of_the_coco_files_in_it_whatever_its_format(
         path.write_text(json.dumps(contents[split]))
     sources = {split: {"image_dir": str(images[split]), "json_file": str(labels[split])} for split in SPLITS}
     known = dataset_spec(train_data_sources=[sources["train"]], val_data_sources=sources["val"], num_classes=3)
-    found = dataset_spec(dataset_dir=str(written[name]))
-    ours, theirs = build_train_dataset(found), build_train_dataset(known)
-    assert columns(ours) == columns(theirs) and len(ours) == 7
+    result = dataset_spec(dataset_dir=str(written[name]))
+    ours, reference = build_train_dataset(result), build_train_dataset(known)
+    assert columns(ours) == columns(reference) and len(ours) == 7
     assert ours.class_map.names == ["name1", "name2", "name3"]
-    ours, theirs = (build_eval_dataset(spec, "val") for spec in (found, known))
-    assert columns(ours) == columns(theirs) and len(ours) == 5
+    ours, reference = (build_eval_dataset(spec, "val") for spec in (result, known))
+    assert columns(ours) == columns(reference) and len(ours) == 5
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -90,8 +90,8 @@ def test_predictions_of_one_checkpoint_score_the_same_in_every_format(name, draw
             rng = np.random.default_rng(number)
             boxes = np.array([[4.0, 6, 24, 22], [14, 6, 34, 22], [0, 0, 60, 40]]) + rng.normal(0, 2, (3, 4))
             labels = torch.tensor([number % 3, (number + 1) % 3, 0])
-            found = Detections(torch.tensor(boxes), torch.tensor([0.9, 0.8, 0.3]), labels)
-            evaluator.update([record.image_id], [found])
+            result = Detections(torch.tensor(boxes), torch.tensor([0.9, 0.8, 0.3]), labels)
+            evaluator.update([record.image_id], [result])
         scores[other] = evaluator.compute().stats
     assert scores[name] == pytest.approx(scores["coco"], abs=1e-12)
     assert 0.2 < scores[name]["AP"] < 1
@@ -163,11 +163,11 @@ def test_a_folder_of_two_formats_is_refused_until_one_is_named(drawn, tmp_path) 
 
 
 def test_a_folder_of_no_format_is_refused_with_what_was_looked_for(tmp_path) -> None:
-    draw_image(tmp_path / "pictures" / "a.png")
+    draw_image(tmp_path / "photos" / "a.png")
     with pytest.raises(DataError) as caught:
         build_train_dataset(dataset_spec(dataset_dir=str(tmp_path)))
     for expected in (
-        "It contains pictures",
+        "It contains photos",
         "data.yaml",
         "_annotations.coco.json",
         "instances_train",

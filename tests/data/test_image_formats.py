@@ -62,9 +62,9 @@ def test_the_documentation_lists_the_same_extensions():
 
 
 def test_every_extension_is_found_in_a_folder_and_read(images):
-    found = find_images(str(images))
-    assert sorted(Path(path).suffix for path in found) == sorted(EXTENSIONS)
-    for path in found:
+    result = find_images(str(images))
+    assert sorted(Path(path).suffix for path in result) == sorted(EXTENSIONS)
+    for path in result:
         assert tuple(decode_image(path).shape) == (3, 24, 32), path
 
 
@@ -102,9 +102,9 @@ def test_a_linked_folder_is_named_as_skipped(tmp_path):
     written_as("PNG", tmp_path / "one" / "a.png")
     written_as("PNG", tmp_path / "two" / "b.png")
     (tmp_path / "one" / "more").symlink_to(tmp_path / "two", target_is_directory=True)
-    found = search(str(tmp_path / "one"))
-    assert found.images == [str(tmp_path / "one" / "a.png")]
-    assert found.skipped == [str(tmp_path / "one" / "more")]
+    result = search(str(tmp_path / "one"))
+    assert result.images == [str(tmp_path / "one" / "a.png")]
+    assert result.skipped == [str(tmp_path / "one" / "more")]
 
 
 def test_yolo_reads_every_extension_and_counts_the_rest(images):

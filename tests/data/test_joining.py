@@ -38,10 +38,10 @@ def labels_of(dataset, folder: str) -> list[str]:
 
 def test_names_are_made_unique_and_what_is_done_is_counted() -> None:
     repairs = Repairs()
-    found = unique_names({3: "nut", 2: "bolt", 1: "bolt", 4: "", 5: "4", 6: "bolt id 2"}, repairs.add)
-    assert found == {3: "nut", 2: "bolt id 2 id 2", 1: "bolt", 4: "4 id 4", 5: "4", 6: "bolt id 2"}
+    result = unique_names({3: "nut", 2: "bolt", 1: "bolt", 4: "", 5: "4", 6: "bolt id 2"}, repairs.add)
+    assert result == {3: "nut", 2: "bolt id 2 id 2", 1: "bolt", 4: "4 id 4", 5: "4", 6: "bolt id 2"}
     assert repairs.counts == {"category_name_repeated": 1, "category_unnamed": 1}
-    assert unique_names(found) == found
+    assert unique_names(result) == result
 
 
 def test_sources_with_other_ids_are_joined_by_name(make_source, make_spec, caplog) -> None:
@@ -72,9 +72,9 @@ def test_files_of_one_pattern_are_joined_by_name_too(make_source, tmp_path) -> N
     for entry in (*other["images"], *other["annotations"]):
         entry["image_id" if "bbox" in entry else "id"] += 100
     (tmp_path / "part_b.json").write_text(json.dumps(other))
-    found = read_source(source["image_dir"], str(tmp_path / "part_*.json"))
-    assert found.categories == {1: "bolt", 2: "nut"}
-    assert [row[4] for row in found.images[101].rows] == [2, 1]
+    result = read_source(source["image_dir"], str(tmp_path / "part_*.json"))
+    assert result.categories == {1: "bolt", 2: "nut"}
+    assert [row[4] for row in result.images[101].rows] == [2, 1]
 
 
 def test_two_categories_of_one_name_lose_no_object(make_source, make_spec, caplog) -> None:

@@ -39,8 +39,8 @@ def without_exif(tmp_path):
 def test_messages_of_libtiff_are_logged_and_not_printed(damaged, capfd, caplog):
     with caplog.at_level(logging.DEBUG, "rtdetr_tool"):
         decode_image(damaged)
-        with Image.open(damaged) as picture:
-            decode_pil_image(picture)
+        with Image.open(damaged) as image:
+            decode_pil_image(image)
     assert capfd.readouterr().err == ""
     said = [record.getMessage() for record in caplog.records]
     assert len(said) >= 2 and all(message.startswith("libtiff: ") for message in said)

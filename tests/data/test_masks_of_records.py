@@ -112,13 +112,13 @@ def test_augmented_masks_boxes_and_image_stay_together(seed, keep_ratio):
         mask[y1:y2, x1:x2] = 1
     transform = TrainTransform((96, 128), 0.0, 1.0, keep_ratio)
     given = image, torch.from_numpy(corners), torch.tensor([0, 1])
-    picture, boxes, labels, found = transform.with_masks(*given, masks, np.random.default_rng(seed))
+    output, boxes, labels, actual = transform.with_masks(*given, masks, np.random.default_rng(seed))
     plain = transform(*given, np.random.default_rng(seed))
-    assert all(torch.equal(a, b) for a, b in zip(plain, (picture, boxes, labels), strict=True))
-    assert len(found) == len(boxes) == len(labels)
-    size = torch.tensor([picture.shape[-1], picture.shape[-2]] * 2)
-    for mask, box, label in zip(found, boxes, labels.tolist(), strict=True):
-        assert agree(mask, paint_of(picture, (RED, GREEN)[label])) > 0.8
+    assert all(torch.equal(a, b) for a, b in zip(plain, (output, boxes, labels), strict=True))
+    assert len(actual) == len(boxes) == len(labels)
+    size = torch.tensor([output.shape[-1], output.shape[-2]] * 2)
+    for mask, box, label in zip(actual, boxes, labels.tolist(), strict=True):
+        assert agree(mask, paint_of(output, (RED, GREEN)[label])) > 0.8
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         bounds = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
         expected = torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]) * size
@@ -130,11 +130,11 @@ def test_a_rendered_mask_is_the_rendered_image_of_it():
     mask = (np.add.outer(np.arange(40), np.arange(50)) % 23 < 11).astype(np.uint8)
     for window in (Window(0, 0, 50, 40), Window(7, 5, 20, 30), Window(-10, -20, 80, 90), Window(60, 0, 10, 10)):
         for mirrored in (False, True):
-            picture = torch.from_numpy(mask * 255)[None].repeat(3, 1, 1)
-            shown = render(picture, window, (64, 48), (64, 64), mirrored)[0]
-            (found,) = render_masks(mask[None], window, (64, 48), (64, 64), mirrored)
+            output = torch.from_numpy(mask * 255)[None].repeat(3, 1, 1)
+            shown = render(output, window, (64, 48), (64, 64), mirrored)[0]
+            (result,) = render_masks(mask[None], window, (64, 48), (64, 64), mirrored)
             clear = (shown < 5) | (shown > 250)
-            assert torch.equal(found[clear], shown[clear] > 128) and clear.float().mean() > 0.5
+            assert torch.equal(result[clear], shown[clear] > 128) and clear.float().mean() > 0.5
 
 
 def test_training_targets_have_masks_with_both_kinds_of_records(files):

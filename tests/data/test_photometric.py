@@ -31,12 +31,12 @@ OPERATIONS = {
 
 
 def largest_difference(operation: str, image: torch.Tensor, amount: float) -> int:
-    ours, theirs, _ = OPERATIONS[operation]
+    ours, reference, _ = OPERATIONS[operation]
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     before = pixels.copy()
     result = ours(pixels, amount)
     assert np.array_equal(pixels, before) and result.dtype == np.uint8
-    expected = theirs(image, amount).permute(1, 2, 0).numpy()
+    expected = reference(image, amount).permute(1, 2, 0).numpy()
     return int(np.abs(result.astype(int) - expected).max())
 
 

@@ -29,16 +29,16 @@ def scenes(draw):
 def test_after_all_transforms_the_box_bounds_the_white_pixels(scene, size, seed, crop, preserve) -> None:
     image, boxes = scene
     transform = TrainTransform(size, 0.0, crop, preserve)
-    picture, found, labels = transform(image, boxes, torch.tensor([3]), np.random.default_rng(seed))
-    height, width = picture.shape[-2:]
+    output, result, labels = transform(image, boxes, torch.tensor([3]), np.random.default_rng(seed))
+    height, width = output.shape[-2:]
     assert (height, width) == ((max(size),) * 2 if preserve else size)
-    assert picture.dtype == torch.uint8 and found.dtype == torch.float32 and len(found) == len(labels)
-    lit = (picture[0] > 127).nonzero()
-    if not len(found):
+    assert output.dtype == torch.uint8 and result.dtype == torch.float32 and len(result) == len(labels)
+    lit = (output[0] > 127).nonzero()
+    if not len(result):
         # Removed because its center was cropped or less than a pixel remained, so only a small part can be visible.
         return
     assert labels.tolist() == [3]
-    x1, y1, x2, y2 = (cxcywh_to_xyxy(found[0]) * torch.tensor([width, height, width, height])).tolist()
+    x1, y1, x2, y2 = (cxcywh_to_xyxy(result[0]) * torch.tensor([width, height, width, height])).tolist()
     assert -1e-4 <= x1 < x2 <= width + 1e-3 and -1e-4 <= y1 < y2 <= height + 1e-3
     if len(lit):
         top, left = lit.min(dim=0).values.tolist()
@@ -57,12 +57,12 @@ def test_targets_are_valid_whatever_the_image(seed, height, width, count, preser
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     transform = TrainTransform((64, 96), 1.0, 1.0, preserve)
     labels = torch.arange(count)
-    picture, boxes, kept = transform(image, torch.from_numpy(corners), labels, rng)
-    assert picture.dtype == torch.uint8
+    output, boxes, kept = transform(image, torch.from_numpy(corners), labels, rng)
+    assert output.dtype == torch.uint8
     assert ((boxes >= 0) & (boxes <= 1)).all()
     limits = cxcywh_to_xyxy(boxes)
     assert (limits > -1e-6).all() and (limits < 1 + 1e-6).all()
-    assert (boxes[:, 2:] * torch.tensor(picture.shape[:0:-1]) >= 0.999).all()
+    assert (boxes[:, 2:] * torch.tensor(output.shape[:0:-1]) >= 0.999).all()
     assert len(set(kept.tolist())) == len(kept) == len(boxes)
 
 
@@ -123,7 +123,7 @@ def test_the_crop_follows_torchvisions_distribution() -> None:
     from torchvision.transforms import v2
 
     boxes = np.array([[10.0, 10, 60, 50], [100, 80, 180, 140]])
-    theirs = v2.RandomIoUCrop()
+    reference = v2.RandomIoUCrop()
     frame = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=(160, 200))
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def test_the_crop_follows_torchvisions_distribution() -> None:
         crop, _ = draw_iou_crop(rng, Window(0, 0, 200, 160), boxes)
         ours_areas.append(crop.width * crop.height / 32000)
     for _ in range(150):
-        drawn = theirs.make_params([tv_tensors.Image(torch.zeros(3, 160, 200)), frame])
+        drawn = reference.make_params([tv_tensors.Image(torch.zeros(3, 160, 200)), frame])
         their_areas.append(drawn["width"] * drawn["height"] / 32000 if drawn else 1.0)
     # Kolmogorov-Smirnov: the distance exceeds 0.17 by chance in less than one of a thousand cases.
     assert ks_2samp(ours_areas, their_areas).statistic < 0.17
@@ -143,10 +143,10 @@ def test_tiny_and_thin_images_are_accepted(size) -> None:
     image = torch.zeros(3, *size, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]], dtype=torch.float64)
     for seed in range(30):
-        picture, found, _ = TrainTransform((64, 64), 1.0, 1.0, True)(
+        output, result, _ = TrainTransform((64, 64), 1.0, 1.0, True)(
             image, boxes, torch.zeros(1, dtype=torch.long), np.random.default_rng(seed)
         )
-        assert picture.shape == (3, 64, 64) and ((found >= 0) & (found <= 1)).all()
+        assert output.shape == (3, 64, 64) and ((result >= 0) & (result <= 1)).all()
 
 
 def test_without_objects_there_is_no_crop() -> None:
@@ -161,9 +161,9 @@ def test_probability_zero_of_distortion_and_crop_leaves_colors_and_objects() -> 
     boxes = torch.tensor([[1.0, 1, 20, 20], [20, 20, 39, 39]], dtype=torch.float64)
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        picture, found, _ = TrainTransform((64, 64), 0.0, 0.0)(image, boxes, torch.arange(2), rng)
-        assert len(found) == 2
-        assert picture.max() == 200
+        output, result, _ = TrainTransform((64, 64), 0.0, 0.0)(image, boxes, torch.arange(2), rng)
+        assert len(result) == 2
+        assert output.max() == 200
 
 
 def test_relative_boxes_are_center_and_size_over_width_and_height() -> None:

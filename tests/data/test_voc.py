@@ -142,7 +142,7 @@ def test_a_box_without_four_numbers_is_dropped_and_counted(flat, old, new, kind)
 def test_an_image_without_xml_is_one_without_objects(flat) -> None:
     draw_image(flat / "1.png")
     source = read_split(str(flat), "")
-    assert [len(found) for found in rows(source)] == [1, 0]
+    assert [len(result) for result in rows(source)] == [1, 0]
     assert source.repairs.counts == {"image_without_label": 1}
     (flat / "0.xml").unlink()
     with pytest.raises(DataError, match=r"None of the 2 images .* has an XML file"):
@@ -150,7 +150,7 @@ def test_an_image_without_xml_is_one_without_objects(flat) -> None:
 
 
 def test_an_xml_without_an_image_is_a_missing_image(flat) -> None:
-    edit(flat, "<filename>0.png", r"<filename>C:\pictures\0.png")
+    edit(flat, "<filename>0.png", r"<filename>C:\images\0.png")
     draw_image(flat / "1.png")
     (flat / "0.png").unlink()
     source = read_split(str(flat), "")
@@ -159,10 +159,10 @@ def test_an_xml_without_an_image_is_a_missing_image(flat) -> None:
 
 
 def test_the_image_may_be_named_in_the_xml_only(flat) -> None:
-    (flat / "0.png").rename(flat / "picture.png")
-    edit(flat, "<filename>0.png", "<filename>picture.png")
+    (flat / "0.png").rename(flat / "image.png")
+    edit(flat, "<filename>0.png", "<filename>image.png")
     source = read_split(str(flat), "")
-    assert {Path(i.path).name: len(i.rows) for i in source.images.values()} == {"picture.png": 1}
+    assert {Path(i.path).name: len(i.rows) for i in source.images.values()} == {"image.png": 1}
 
 
 @pytest.mark.parametrize(

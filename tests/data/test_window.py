@@ -22,15 +22,15 @@ def image(seed: int, height: int, width: int, channels_last: bool) -> torch.Tens
 def test_rendering_equals_pad_crop_flip_and_resize_one_after_the_other(
     seed, height, width, channels_last, mirrored, padding, data
 ) -> None:
-    picture = image(seed, height, width, channels_last)
+    pixels = image(seed, height, width, channels_last)
     left, top = padding[:2]
-    canvas = F.pad(picture, list(padding), fill=0)
+    canvas = F.pad(pixels, list(padding), fill=0)
     x, y = data.draw(st.integers(0, canvas.shape[2] - 2)), data.draw(st.integers(0, canvas.shape[1] - 2))
     w, h = data.draw(st.integers(1, canvas.shape[2] - x)), data.draw(st.integers(1, canvas.shape[1] - y))
     expected = F.crop(canvas, y, x, h, w)
     expected = F.horizontal_flip(expected) if mirrored else expected
     expected = F.resize(expected, [40, 56], antialias=True)
-    result = render(picture, Window(x - left, y - top, w, h), (40, 56), (40, 56), mirrored)
+    result = render(pixels, Window(x - left, y - top, w, h), (40, 56), (40, 56), mirrored)
     assert result.shape == (3, 40, 56) and result.dtype == torch.uint8
     # torchvision has two kernels, one per memory format, that round differently.
     assert (result.int() - expected.int()).abs().max() <= 1

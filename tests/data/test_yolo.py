@@ -59,7 +59,7 @@ def test_shares_are_of_the_upright_image(make) -> None:
 
 def test_images_without_labels_are_images_without_objects(make) -> None:
     source = read_split(str(make([GOOD, "", None, "\n  \n"])), "train")
-    assert [len(found) for found in rows(source)] == [1, 0, 0, 0]
+    assert [len(result) for result in rows(source)] == [1, 0, 0, 0]
     assert source.repairs.counts == {"image_without_label": 1}
 
 
@@ -95,7 +95,7 @@ def test_a_text_file_may_list_the_images(make) -> None:
     (root / "train.txt").write_text("./images/train/2.png\n\n./images/train/0.png\n")
     source = read_split(str(root), "train")
     assert [os.path.basename(image.path) for image in source.images.values()] == ["2.png", "0.png"]
-    assert [len(found) for found in rows(source)] == [0, 1]
+    assert [len(result) for result in rows(source)] == [0, 1]
 
 
 def test_several_folders_are_one_split(make) -> None:
@@ -103,7 +103,7 @@ def test_several_folders_are_one_split(make) -> None:
     draw_image(root / "images/more/deep/a.png")
     (root / "labels/more/deep").mkdir(parents=True)
     (root / "labels/more/deep/a.txt").write_text(GOOD)
-    assert [len(found) for found in rows(read_split(str(root), "train"))] == [1, 1]
+    assert [len(result) for result in rows(read_split(str(root), "train"))] == [1, 1]
 
 
 def test_outlines_become_the_boxes_around_them_and_are_counted(make) -> None:
@@ -139,9 +139,9 @@ def test_a_label_without_an_image_is_a_missing_image(make) -> None:
 
 def test_an_unreadable_image_is_reported_when_it_is_read(make) -> None:
     root = make([GOOD, GOOD])
-    (root / "images/train/1.png").write_bytes(b"no picture")
+    (root / "images/train/1.png").write_bytes(b"not an image")
     source = read_split(str(root), "train")
-    assert [len(found) for found in rows(source)] == [1, 0] and len(source.images) == 2
+    assert [len(result) for result in rows(source)] == [1, 0] and len(source.images) == 2
 
 
 @pytest.mark.parametrize(

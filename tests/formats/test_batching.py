@@ -38,10 +38,10 @@ class Engine:
 def test_each_image_gets_its_own_result(smallest, largest, count, batches):
     engine = Engine(BatchLimits(smallest, largest))
     images = torch.rand(count, 3, 4, 5)
-    found = run_in_batches(images, engine.limits, engine)
+    result = run_in_batches(images, engine.limits, engine)
     assert engine.batches == batches
-    assert torch.equal(found["means"], images.mean((1, 2, 3)))
-    assert torch.equal(found["sums"], images.sum((2, 3))) and found["sums"].shape == (count, 3)
+    assert torch.equal(result["means"], images.mean((1, 2, 3)))
+    assert torch.equal(result["sums"], images.sum((2, 3))) and result["sums"].shape == (count, 3)
 
 
 def test_filling_up_keeps_type_and_given_images():

@@ -55,8 +55,8 @@ def test_a_changed_pixel_of_a_mask_is_found_with_its_size_whatever_the_order_of_
     changed = float(other.masks[1, best, 2, 1].sigmoid() - before)
     difference = compare_predictions(one, other)
     assert math.isclose(difference.mask, changed, rel_tol=1e-5) and not difference.within(changed / 2)
-    found = compare_on(torch.zeros(2, 3, 8, 8), 2, lambda images: part_of(one, images), lambda _: other, 1.0)
-    assert math.isclose(found.mask, changed, rel_tol=1e-5)
+    result = compare_on(torch.zeros(2, 3, 8, 8), 2, lambda images: part_of(one, images), lambda _: other, 1.0)
+    assert math.isclose(result.mask, changed, rel_tol=1e-5)
 
 
 def part_of(found: Predictions, images) -> Predictions:
@@ -113,20 +113,20 @@ def other_way(images):
 def test_a_picture_on_which_torch_itself_is_unstable_is_left_out():
     images = torch.zeros(3, 3, 2, 2)
     images[0, 0, 0, 0] = images[2, 0, 0, 1] = 0.5
-    found = compare_on(images, 1, selecting, other_way, 1e-3)
-    assert (found.images, found.ambiguous) == (2, 1)
-    assert found.within(1e-3)
+    result = compare_on(images, 1, selecting, other_way, 1e-3)
+    assert (result.images, result.ambiguous) == (2, 1)
+    assert result.within(1e-3)
 
 
 def test_a_real_difference_is_not_taken_for_instability():
     images = torch.zeros(2, 3, 2, 2)
     images[:, 0, 0, 0] = 0.5
-    found = compare_on(images, 1, selecting, lambda part: selecting(part.flip(-1)), 1e-3)
-    assert (found.images, found.ambiguous) == (2, 0)
-    assert not found.within(1e-3)
+    result = compare_on(images, 1, selecting, lambda part: selecting(part.flip(-1)), 1e-3)
+    assert (result.images, result.ambiguous) == (2, 0)
+    assert not result.within(1e-3)
 
 
 def test_nothing_compared_is_not_within():
-    found = compare_on(torch.zeros(2, 3, 2, 2), 1, selecting, other_way, 1e-3)
-    assert (found.images, found.ambiguous) == (0, 2)
-    assert not found.within(1e-3)
+    result = compare_on(torch.zeros(2, 3, 2, 2), 1, selecting, other_way, 1e-3)
+    assert (result.images, result.ambiguous) == (0, 2)
+    assert not result.within(1e-3)

@@ -10,9 +10,9 @@ def test_the_configuration_follows_the_model(tmp_path):
     classes = ClassMap([ClassEntry(0, 1, "red cell"), ClassEntry(1, 2, "white cell")], 2)
     labels, config = write_side_files(tmp_path / "model.onnx", classes, (544, 960), True, 300, 0.4)
     assert labels.read_text() == "red cell\nwhite cell\n"
-    found = yaml.safe_load(config.read_text())
-    assert found["class-attrs-all"] == {"pre-cluster-threshold": 0.4, "topk": 300}
-    assert found["property"] == {
+    result = yaml.safe_load(config.read_text())
+    assert result["class-attrs-all"] == {"pre-cluster-threshold": 0.4, "topk": 300}
+    assert result["property"] == {
         "gie-unique-id": 1,
         "onnx-file": "model.onnx",
         "labelfile-path": "labels.txt",

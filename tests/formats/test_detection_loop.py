@@ -65,14 +65,14 @@ def load(folder, keep: bool, batch_size: int = 2):
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_boxes_come_back_in_pixels_of_the_original_with_and_without_padding(folder, keep):
-    runtime, found = FindsRed(), {}
+    runtime, result = FindsRed(), {}
     for batch, detections in detect(runtime, load(folder, keep), num_select=2):
         for target, one in zip(batch.targets, detections, strict=True):
-            found[target.path.rsplit("/", 1)[-1].split(".")[0]] = one
-    assert set(found) == set(BOXES)
+            result[target.path.rsplit("/", 1)[-1].split(".")[0]] = one
+    assert set(result) == set(BOXES)
     for name, (size, box) in BOXES.items():
         pixel = max(size) / 96  # one pixel of the network's input
-        best = found[name]
+        best = result[name]
         assert best.labels[0] == 1 and best.scores[0] == pytest.approx(torch.tensor(4.0).sigmoid().item())
         np.testing.assert_allclose(best.boxes[0], box, atol=2 * pixel)
         assert best.scores.tolist() == sorted(best.scores.tolist(), reverse=True)
@@ -84,7 +84,7 @@ def test_boxes_come_back_in_pixels_of_the_original_with_and_without_padding(fold
 def test_num_select_limits_what_is_found_and_may_exceed_what_there_is(folder):
     for number, expected in ((1, 1), (5, 5), (1000, 6)):
         _, detections = next(iter(detect(FindsRed(), load(folder, False), number)))
-        assert [len(found) for found in detections] == [expected, expected]
+        assert [len(actual) for actual in detections] == [expected, expected]
 
 
 def test_every_image_comes_once_in_the_order_of_the_loader_also_in_a_partial_batch(folder):
@@ -98,7 +98,7 @@ def test_a_batch_of_unreadable_images_passes_through_with_its_failures(folder):
     (folder / "aa.jpg").write_bytes(b"")
     runtime, times = FindsRed(), LoopTimes()
     batches = list(detect(runtime, load(folder, False, batch_size=1), 5, times))
-    assert [(len(batch), len(found), len(batch.failures)) for batch, found in batches] == [
+    assert [(len(batch), len(result), len(batch.failures)) for batch, result in batches] == [
         (0, 0, 1),
         (1, 1, 0),
         (1, 1, 0),
@@ -141,18 +141,18 @@ def test_times_of_nothing_are_zero():
 
 def test_detections_are_on_the_cpu_without_gradients(folder):
     for _, detections in detect(FindsRed(), load(folder, False), 5):
-        for found in detections:
-            assert found.boxes.device.type == "cpu" and not found.boxes.requires_grad
+        for result in detections:
+            assert result.boxes.device.type == "cpu" and not result.boxes.requires_grad
 
 
 @pytest.mark.parametrize("part", ["logits", "boxes"])
 def test_nan_from_a_model_is_an_error_that_names_the_picture(part, folder):
     class Broken(FindsRed):
         def predict(self, images):
-            found = super().predict(images)
-            setattr(found, part, getattr(found, part).clone())
-            getattr(found, part)[1, 0, 0] = torch.nan
-            return found
+            result = super().predict(images)
+            setattr(result, part, getattr(result, part).clone())
+            getattr(result, part)[1, 0, 0] = torch.nan
+            return result
 
     with pytest.raises(RtdetrError, match=r"red returns NaN or infinite values, for example on .*wide\.png.*overflow"):
         list(detect(Broken(), load(folder, False), num_select=2))

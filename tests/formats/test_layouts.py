@@ -20,12 +20,12 @@ OURS = {"inputs": (2, 3, 64, 96)}, {"pred_logits": (2, 20, 3), "pred_boxes": (2,
 
 
 def test_both_layouts_are_told_by_their_names():
-    found = read_interface(*THEIRS, {}, "a.onnx")
-    assert (found.layout, found.batch, found.size) == (LAYOUTS["rfdetr"], None, (384, 384))
-    assert (found.queries, found.classes) == (300, 91)
-    found = read_interface(*OURS, {}, "a.onnx")
-    assert (found.layout, found.batch, found.size) == (LAYOUTS["tao"], 2, (64, 96))
-    assert (found.queries, found.classes) == (20, 3), "labels next to boxes and scores have another meaning"
+    result = read_interface(*THEIRS, {}, "a.onnx")
+    assert (result.layout, result.batch, result.size) == (LAYOUTS["rfdetr"], None, (384, 384))
+    assert (result.queries, result.classes) == (300, 91)
+    result = read_interface(*OURS, {}, "a.onnx")
+    assert (result.layout, result.batch, result.size) == (LAYOUTS["tao"], 2, (64, 96))
+    assert (result.queries, result.classes) == (20, 3), "labels next to boxes and scores have another meaning"
 
 
 def test_an_added_background_is_no_class():
@@ -91,8 +91,8 @@ def test_a_layout_changes_names_order_and_pixels_but_not_what_is_found(detector)
     assert (labels[..., -1] == NEVER).all() and NEVER < -88, "a score of 0"
     inputs, outputs = {"input": (2, 3, *SIZE)}, {"dets": (2, 20, 4), "labels": (2, 20, 4)}
     interface = read_interface(inputs, outputs, {ADDED_BACKGROUND: True}, "a.onnx")
-    found = predictions_of({"dets": dets, "labels": labels}, interface)
-    assert torch.equal(found.logits, labels[..., :3]) and torch.equal(found.boxes, dets) and found.masks is None
+    result = predictions_of({"dets": dets, "labels": labels}, interface)
+    assert torch.equal(result.logits, labels[..., :3]) and torch.equal(result.boxes, dets) and result.masks is None
 
 
 @torch.no_grad()
@@ -100,8 +100,8 @@ def test_without_decoder_the_maps_before_it_come_out(detector):
     model = ExportFeatures(detector, LAYOUTS["tao"], SIZE).eval()
     assert (model.input_name, model.output_names) == ("inputs", ("features", "features_1", "features_2"))
     images = torch.rand(1, 3, *SIZE)
-    found, expected = model(images), detector.deploy().features(images)
-    assert [tuple(level.shape) for level in found] == [(1, 32, 8, 12), (1, 32, 4, 6), (1, 32, 2, 3)]
-    for one, other in zip(found, expected, strict=True):
+    actual, expected = model(images), detector.deploy().features(images)
+    assert [tuple(level.shape) for level in actual] == [(1, 32, 8, 12), (1, 32, 4, 6), (1, 32, 2, 3)]
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
     assert not any("decoder" in name for name, _ in model.named_parameters())

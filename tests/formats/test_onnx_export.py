@@ -23,10 +23,10 @@ def run(graph: onnx.ModelProto, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def assert_same(graph: onnx.ModelProto, model: ExportModel, images: torch.Tensor) -> None:
-    found = run(graph, images)
+    actual = run(graph, images)
     with torch.no_grad():
         expected = model(images)
-    difference = compare_predictions(Predictions(*expected[:2]), Predictions(*found[:2]))
+    difference = compare_predictions(Predictions(*expected[:2]), Predictions(*actual[:2]))
     assert difference.within(1e-4), difference
 
 
@@ -89,8 +89,8 @@ def test_post_processing_in_the_graph_is_the_packages_own(detector):
 
 def test_pixel_boxes_by_hand():
     """One query, two classes; logit 0 is a score of 0.5; a box that extends beyond the left side is clipped."""
-    found = Predictions(torch.tensor([[[-20.0, 0.0]]]), torch.tensor([[[0.1, 0.5, 0.4, 0.5]]]))
-    boxes, scores, labels = pixel_detections(found, 1, (100, 200))
+    result = Predictions(torch.tensor([[[-20.0, 0.0]]]), torch.tensor([[[0.1, 0.5, 0.4, 0.5]]]))
+    boxes, scores, labels = pixel_detections(result, 1, (100, 200))
     assert boxes.tolist() == [[[0.0, 25.0, pytest.approx(60.0), 75.0]]]
     assert (scores.tolist(), labels.tolist()) == ([[0.5]], [[1]])
 
@@ -104,8 +104,8 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
             self.weight = nn.Parameter(torch.ones(1))
 
         def forward(self, images):
-            found = torch.linalg.svdvals(images * self.weight)
-            return found, found
+            result = torch.linalg.svdvals(images * self.weight)
+            return result, result
 
     with pytest.raises(UserError, match="cannot be exported with operator set 17") as caught:
         export_graph(Odd(), SIZE, batch=1, opset=17)

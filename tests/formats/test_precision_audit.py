@@ -16,7 +16,7 @@ from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.precision.magnitudes import TensorRange
 from rtdetr_tool.formats.precision.observe import Observer, open_session
 
-PICTURES = synthetic_images(4, (64, 96)).numpy()
+IMAGES = synthetic_images(4, (64, 96)).numpy()
 
 
 def small_graph(nodes, weights, size=(8, 8)):
@@ -62,8 +62,8 @@ def test_tensors_are_looked_at_in_parts_where_memory_is_short():
     model = small_graph(nodes, {})
     one, parts = Observer(model, names), Observer(model, names, memory=2 * 3 * 8 * 8 * 4)
     assert [len(part) for part in one.parts] == [4] and [len(part) for part in parts.parts] == [2, 2]
-    picture = np.ones((1, 3, 8, 8), np.float32)
-    for (name, value), (other, same) in zip(one.observe(picture), parts.observe(picture), strict=True):
+    image = np.ones((1, 3, 8, 8), np.float32)
+    for (name, value), (other, same) in zip(one.observe(image), parts.observe(image), strict=True):
         assert name == other
         np.testing.assert_array_equal(value, same)
 
@@ -93,11 +93,11 @@ def test_a_margin_is_kept_below_the_end_of_half_precision():
 
 def test_pictures_come_from_any_iterable_once_and_in_any_batches():
     model = small_graph([helper.make_node("Mul", ["inputs", "k"], ["result"], name="scale")], {"k": np.float32(0.5)})
-    pictures = np.random.default_rng(0).random((5, 3, 8, 8), np.float32)
-    whole = audit_precision(model, [pictures])
-    parts = audit_precision(model, (part for part in (pictures[:2], pictures[2:])))
-    assert whole.pictures == parts.pictures == 5
-    assert whole.nodes["scale"].max_abs == parts.nodes["scale"].max_abs == pictures.max()
+    images = np.random.default_rng(0).random((5, 3, 8, 8), np.float32)
+    whole = audit_precision(model, [images])
+    parts = audit_precision(model, (part for part in (images[:2], images[2:])))
+    assert whole.images == parts.images == 5
+    assert whole.nodes["scale"].max_abs == parts.nodes["scale"].max_abs == images.max()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_other_outputs_cost_their_relative_difference():
 
 def test_gates_cost_the_same_as_the_graph_with_casts(steady_graph):
     graph = Graph(steady_graph)
-    meter = CostMeter(graph.model, list(PICTURES[:2, None]))
+    meter = CostMeter(graph.model, list(IMAGES[:2, None]))
     groups = {"norms": set(), "others": set()}
     for node in graph.nodes:
         if any(graph.half_slots(node)):

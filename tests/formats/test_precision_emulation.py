@@ -56,9 +56,9 @@ def test_values_below_half_precision_become_zero():
         helper.make_node("Mul", ["h", "h"], ["square"]),
         helper.make_node("Cast", ["square"], ["y"], to=TensorProto.FLOAT),
     ]
-    found = run(emulate_half(graph_of(nodes, {})), np.array([1e-4, 1e-2], np.float32))
-    assert found[0] == 0.0  # 1e-8
-    assert found[1] == np.float32(np.float16(1e-2) * np.float16(1e-2))
+    result = run(emulate_half(graph_of(nodes, {})), np.array([1e-4, 1e-2], np.float32))
+    assert result[0] == 0.0  # 1e-8
+    assert result[1] == np.float32(np.float16(1e-2) * np.float16(1e-2))
 
 
 def test_inputs_and_outputs_in_half_precision_keep_their_type():
@@ -66,10 +66,10 @@ def test_inputs_and_outputs_in_half_precision_keep_their_type():
     half = TensorProto.FLOAT16
     model = emulate_half(graph_of(nodes, {"large": np.float16(3000)}, ("x", half), ("y", half)))
     onnx.checker.check_model(model, full_check=True)
-    found = run(model, VALUES.astype(np.float16))
-    assert found.dtype == np.float16
+    result = run(model, VALUES.astype(np.float16))
+    assert result.dtype == np.float16
     with np.errstate(over="ignore"):
-        assert found.tolist() == (VALUES.astype(np.float16) * np.float16(3000)).tolist()
+        assert result.tolist() == (VALUES.astype(np.float16) * np.float16(3000)).tolist()
 
 
 def test_constants_inside_nodes_are_widened_too():
@@ -80,8 +80,8 @@ def test_constants_inside_nodes_are_widened_too():
         helper.make_node("Mul", ["h", "large"], ["big"]),
         helper.make_node("Cast", ["big"], ["y"], to=TensorProto.FLOAT),
     ]
-    found = run(emulate_half(graph_of(nodes, {})), VALUES)
-    assert np.isinf(found[1]) and found[0] == 3000
+    result = run(emulate_half(graph_of(nodes, {})), VALUES)
+    assert np.isinf(result[1]) and result[0] == 3000
 
 
 def test_a_graph_without_half_precision_comes_back_unchanged():

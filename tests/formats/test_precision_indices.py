@@ -24,7 +24,7 @@ from rtdetr_tool.ops.deformable import deformable_sample
 from rtdetr_tool.spec import spec_from_dict
 
 SIDE = 48  # 2304 pixels; FP16 rounds the last index, 2303, to 2304, which does not exist
-PICTURES = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).numpy()
+IMAGES = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).numpy()
 
 
 class Sampler(nn.Module):
@@ -50,28 +50,28 @@ class Sampler(nn.Module):
 @pytest.fixture(params=[(12, False), (15, False), (12, True), (17, True)], ids=str)
 def sampler(request):
     opset, discrete = request.param
-    return simplify(trace(Sampler(discrete).eval(), torch.from_numpy(PICTURES), opset, dynamic=True, verbose=False))
+    return simplify(trace(Sampler(discrete).eval(), torch.from_numpy(IMAGES), opset, dynamic=True, verbose=False))
 
 
 def run(model):
-    return run_session(open_session(model), None, {"inputs": PICTURES})[0]
+    return run_session(open_session(model), None, {"inputs": IMAGES})[0]
 
 
 def test_indices_above_2048_stay_exact(sampler):
     """Otherwise FP16 fails at an index that does not exist, or uses another pixel."""
-    audit = audit_precision(sampler, [PICTURES], pictures_for_cost=2)
+    audit = audit_precision(sampler, [IMAGES], images_for_cost=2)
     roles = {row.role for row in audit.kept}
     assert {"index", "sampling"} <= roles
     assert audit.cost_kept < 0.01
     for graph in (to_mixed_fp16(sampler, audit), to_mixed_fp16(sampler)):  # measured, and by role alone
-        found = run(emulate_half(graph.model))
-        np.testing.assert_allclose(found, run(sampler), atol=2e-3)
+        result = run(emulate_half(graph.model))
+        np.testing.assert_allclose(result, run(sampler), atol=2e-3)
         onnx.checker.check_model(graph.model, full_check=True)
         assert any(t.data_type == TensorProto.FLOAT16 for t in graph.model.graph.initializer)
 
 
 def test_a_group_that_does_not_run_in_fp16_is_reported_with_its_node(sampler):
-    audit = audit_precision(sampler, [PICTURES], pictures_for_cost=2)
+    audit = audit_precision(sampler, [IMAGES], images_for_cost=2)
     assert audit.cost_all_half is None
     assert audit.failure_all_half.startswith("GatherElements node /GatherElements")
     index = next(group for group in audit.groups if group.group == "role: index")
@@ -250,16 +250,16 @@ def detector_of(kind: str):
 
 
 def assert_every_precision_runs(kind: str, side: int, opset: int, calibrate: bool = True) -> None:
-    pictures = synthetic_images(2, (side, side)).numpy()
+    images = synthetic_images(2, (side, side)).numpy()
     graph = export_graph(ExportModel(detector_of(kind)).eval(), (side, side), None, opset)
-    audit = audit_precision(graph, [pictures], pictures_for_cost=2)
-    meter = CostMeter(graph, list(pictures[:, None]))
+    audit = audit_precision(graph, [images], images_for_cost=2)
+    meter = CostMeter(graph, list(images[:, None]))
     # A random network has near ties in its queries, so that rounding changes the selection.
     assert meter.cost(to_mixed_fp16(graph, audit).model) < 0.15
     if opset < 16 or "discrete" in kind:
         assert "index" in {row.role for row in audit.kept}
     if calibrate:
-        assert meter.cost(to_int8(graph, [pictures], audit=audit).model) < 0.3
+        assert meter.cost(to_int8(graph, [images], audit=audit).model) < 0.3
 
 
 def test_a_detector_of_384_pixels_at_operator_set_12():

@@ -19,7 +19,7 @@ from rtdetr_tool.formats.precision import calibration, emulate_half, parse_layer
 from rtdetr_tool.formats.precision.cost import CostMeter
 from rtdetr_tool.formats.precision.ranges import METHODS, Histogram, by_entropy, by_percentile, by_squared_error
 
-PICTURES = synthetic_images(4, (64, 96)).numpy()
+IMAGES = synthetic_images(4, (64, 96)).numpy()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def generous():
 def cached(steady_graph, tmp_path_factory):
     """The INT8 graph of the detector and its cache file."""
     file = tmp_path_factory.mktemp("cache") / "ranges.json"
-    return to_int8(steady_graph, [PICTURES], cache_file=file), file
+    return to_int8(steady_graph, [IMAGES], cache_file=file), file
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class Wiring:
         return [node for node in self.nodes if node.op_type in operators]
 
 
-def run(model, images=PICTURES):
+def run(model, images=IMAGES):
     session = onnxruntime.InferenceSession(model.SerializeToString(), scoring_options(), ["CPUExecutionProvider"])
     return session.run(None, {"inputs": images})
 
@@ -121,9 +121,9 @@ def test_the_rest_is_fp16_where_it_can_be_and_fp32_where_it_must(quantised):
 def test_the_graph_is_valid_smaller_and_near_the_fp32_graph(quantised, steady_graph):
     onnx.checker.check_model(quantised.model, full_check=True)
     assert quantised.model.ByteSize() < 0.3 * steady_graph.ByteSize()
-    meter = CostMeter(steady_graph, list(PICTURES[:, None]))
+    meter = CostMeter(steady_graph, list(IMAGES[:, None]))
     assert 0.0 < meter.cost(quantised.model) < 0.15
-    assert [found.shape[0] for found in run(emulate_half(quantised.model), PICTURES[:3])] == [3, 3]
+    assert [result.shape[0] for result in run(emulate_half(quantised.model), IMAGES[:3])] == [3, 3]
     assert {v.type.tensor_type.elem_type for v in (*quantised.model.graph.input, *quantised.model.graph.output)} == {1}
 
 
@@ -153,20 +153,20 @@ def test_rules_leave_layers_out_of_int8(steady_graph, cached):
 )
 def test_rules_that_leave_nothing_for_int8_are_refused(steady_graph, entry, message):
     with pytest.raises(UserError, match=message):
-        to_int8(steady_graph, [PICTURES], parse_layers_precision([entry]))
+        to_int8(steady_graph, [IMAGES], parse_layers_precision([entry]))
 
 
 @pytest.mark.parametrize("half", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_graph_of_operator_set_12_is_raised(steady_detector, half):
     """The example in TAO's documentation exports with set 12."""
     graph = export_graph(ExportModel(steady_detector).eval(), (64, 96), None, 12)
-    quantised = to_int8(graph, [PICTURES[:1]], half=half)
+    quantised = to_int8(graph, [IMAGES[:1]], half=half)
     raised, what = (19, "INT8 with FP16") if half else (13, "INT8 per channel")
     assert quantised.notes == [f"converted operator set 12 to {raised}, which {what} requires"]
     assert quantised.model.opset_import[0].version == raised
     onnx.checker.check_model(quantised.model, full_check=True)
     assert quantised.quantized > 20
-    assert CostMeter(graph, [PICTURES[:1]]).cost(quantised.model) < 0.15
+    assert CostMeter(graph, [IMAGES[:1]]).cost(quantised.model) < 0.15
 
 
 def test_a_graph_that_cannot_be_raised_is_refused(steady_graph):
@@ -174,7 +174,7 @@ def test_a_graph_that_cannot_be_raised_is_refused(steady_graph):
     old.CopyFrom(steady_graph)
     old.opset_import[0].version = 12
     with pytest.raises(UserError, match="requires ONNX operator set 19, but the graph has 12 and cannot be converted"):
-        to_int8(old, [PICTURES])
+        to_int8(old, [IMAGES])
 
 
 # Ranges
@@ -250,12 +250,12 @@ def test_what_costs_too_much_stays_out_of_int8_and_the_cache_remembers_it(tmp_pa
     graph = onnx.helper.make_graph(nodes, "branches", *ends, stored)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
     monkeypatch.setattr(calibration, "TOLERATED_COST", 0.02)
-    pictures, file = [rng.random((4, 3, 8, 8), np.float32)], tmp_path / "ranges.json"
-    found = to_int8(model, pictures, cache_file=file)
-    assert found.quantized == 1
-    spared = {node.name: node for node in found.kept if node.op_type == "Conv"}
+    images, file = [rng.random((4, 3, 8, 8), np.float32)], tmp_path / "ranges.json"
+    result = to_int8(model, images, cache_file=file)
+    assert result.quantized == 1
+    spared = {node.name: node for node in result.kept if node.op_type == "Conv"}
     assert set(spared) == {"uneven"} and spared["uneven"].reason.startswith("cost: quantizing uneven to uneven alone")
-    assert to_int8(model, (), cache_file=file).model == found.model
+    assert to_int8(model, (), cache_file=file).model == result.model
 
 
 # The cache
@@ -271,7 +271,7 @@ def test_the_cache_gives_the_same_graph_without_pictures(steady_graph, cached):
 
 
 def test_calibrating_twice_gives_the_same_graph(steady_graph, quantised):
-    again = to_int8(steady_graph, [PICTURES])
+    again = to_int8(steady_graph, [IMAGES])
     assert again.model.SerializeToString(deterministic=True) == quantised.model.SerializeToString(deterministic=True)
 
 
@@ -288,7 +288,7 @@ def test_a_cache_of_another_graph_is_refused(steady_graph, cached):
     weight = next(tensor for tensor in other.graph.initializer if len(tensor.dims) == 4)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(2), weight.name))
     with pytest.raises(UserError, match=r"ranges\.json contains the INT8 ranges of another ONNX graph"):
-        to_int8(other, [PICTURES], cache_file=cached[1])
+        to_int8(other, [IMAGES], cache_file=cached[1])
 
 
 @pytest.mark.parametrize("content", ["TRT-100600-EntropyCalibration2\ninputs: 3c010a14\n", "[]", '{"format": "x"}', ""])
@@ -296,7 +296,7 @@ def test_a_file_that_is_no_cache_is_refused_and_stays(steady_graph, tmp_path, co
     file = tmp_path / "cal.bin"
     file.write_text(content)
     with pytest.raises(UserError, match=r"cal\.bin is not a calibration cache of this tool"):
-        to_int8(steady_graph, [PICTURES], cache_file=file)
+        to_int8(steady_graph, [IMAGES], cache_file=file)
     assert file.read_text() == content
 
 

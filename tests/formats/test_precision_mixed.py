@@ -18,11 +18,11 @@ from rtdetr_tool.formats.precision.casting import half_nodes, write_half
 from rtdetr_tool.formats.precision.cost import CostMeter
 from rtdetr_tool.formats.precision.graph import Graph
 
-PICTURES = synthetic_images(4, (64, 96)).numpy()
+IMAGES = synthetic_images(4, (64, 96)).numpy()
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
-def run(model, images=PICTURES):
+def run(model, images=IMAGES):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: images})
 
@@ -34,7 +34,7 @@ def signature(model):
 
 @pytest.fixture(scope="module")
 def audit(steady_graph):
-    return audit_precision(steady_graph, [PICTURES], pictures_for_cost=2)
+    return audit_precision(steady_graph, [IMAGES], images_for_cost=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,16 @@ def test_metadata_survives(steady_graph):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_outputs_stay_near_those_of_the_fp32_graph(steady_graph, mixed, batch):
-    before, after = run(steady_graph, PICTURES[:batch]), run(emulate_half(mixed.model), PICTURES[:batch])
-    for expected, found in zip(before, after, strict=True):
-        assert 0 < np.median(np.abs(expected - found)) < 0.003  # the median: ties may change the order of queries
+    before, after = run(steady_graph, IMAGES[:batch]), run(emulate_half(mixed.model), IMAGES[:batch])
+    for expected, actual in zip(before, after, strict=True):
+        assert 0 < np.median(np.abs(expected - actual)) < 0.003  # the median: ties may change the order of queries
 
 
 def test_a_static_batch_works_and_is_filled_up():
     static = norm_graph(1.0, batch=3)
     images = np.random.default_rng(1).random((4, 3, 8, 8), np.float32)
     audit = audit_precision(static, iter([images]))
-    assert audit.pictures == 6  # the second batch is padded with its only image
+    assert audit.images == 6  # the second batch is padded with its only image
     assert run(to_mixed_fp16(static, audit).model, images[:3])[0].shape == (3, 3, 8, 8)
 
 
@@ -132,8 +132,8 @@ def test_names_of_nodes_are_not_needed(steady_graph):
     graph = to_mixed_fp16(bare)
     assert (graph.converted, graph.casts, len(graph.kept)) == (mixed.converted, mixed.casts, len(mixed.kept))
     assert len({node.name for node in graph.kept}) == len(graph.kept)
-    for expected, found in zip(run(emulate_half(mixed.model)), run(emulate_half(graph.model)), strict=True):
-        np.testing.assert_array_equal(expected, found)
+    for expected, actual in zip(run(emulate_half(mixed.model)), run(emulate_half(graph.model)), strict=True):
+        np.testing.assert_array_equal(expected, actual)
 
 
 def test_the_account_is_plain_values(mixed, audit):
@@ -173,11 +173,11 @@ def large_norm(steady_graph):
 
 @pytest.fixture(scope="module")
 def large_audit(large_norm):
-    return audit_precision(large_norm, [PICTURES], pictures_for_cost=2)
+    return audit_precision(large_norm, [IMAGES], images_for_cost=2)
 
 
 def test_the_audit_saves_a_detector_that_plain_fp16_destroys(steady_graph, large_norm, large_audit):
-    meter = CostMeter(large_norm, list(PICTURES[:2, None]))
+    meter = CostMeter(large_norm, list(IMAGES[:2, None]))
     assert meter.cost(steady_graph) < 1e-3  # a layer norm removes the factor
     assert meter.cost(plain_half(large_norm)) > 0.5
     graph = to_mixed_fp16(large_norm, large_audit)

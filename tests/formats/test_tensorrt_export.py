@@ -244,8 +244,8 @@ def test_without_a_gpu_the_compute_capability_has_to_be_named(rtx, toy_onnx):
 
 
 def test_verbose_brings_the_messages_of_the_library_to_our_log(rtx, caplog, toy_onnx):
-    ours, theirs = "rtdetr_tool.formats.tensorrt.library", "tensorrt_rtx"
-    for verbose, expected, other in ((False, theirs, ours), (True, ours, theirs)):
+    ours, reference = "rtdetr_tool.formats.tensorrt.library", "tensorrt_rtx"
+    for verbose, expected, other in ((False, reference, ours), (True, ours, reference)):
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
             rtx.build(toy_onnx(), settings(verbose=verbose))

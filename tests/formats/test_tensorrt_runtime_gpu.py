@@ -75,9 +75,9 @@ def test_any_number_of_images_gives_what_torch_gives(engine, detector, count):
     """2 and 4 are the bounds of the profile, 1 is padded, 9 is split into 4, 4 and 1."""
     images = torch.rand(count, 3, *SIZE)
     runtime = EngineRuntime(read_engine(engine), CLASSES)
-    found = runtime.predict(images.to(runtime.device))
-    assert found.logits.shape == (count, 12, 3) and found.logits.device.type == "cuda"
-    assert_same(found, TorchRuntime(detector, CLASSES).predict(images))
+    result = runtime.predict(images.to(runtime.device))
+    assert result.logits.shape == (count, 12, 3) and result.logits.device.type == "cuda"
+    assert_same(result, TorchRuntime(detector, CLASSES).predict(images))
 
 
 def test_an_engine_of_fixed_batch_takes_any_number_of_images(backend, detector, tmp_path):
@@ -105,9 +105,9 @@ def test_it_follows_the_stream_of_the_caller(engine):
         late = torch.zeros_like(images)
         torch.cuda._sleep(50_000_000)  # cycles: the input is filled only after this
         late.copy_(images)
-        found = runtime.predict(late).logits + 0
+        actual = runtime.predict(late).logits + 0
     stream.synchronize()
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 def test_it_says_what_it_is(engine, backend):

@@ -39,10 +39,10 @@ def test_it_predicts_what_the_detector_does():
     assert predictions.logits.shape == (2, 12, 2)
     # compared as sets, because rounding may swap queries with nearly equal scores
     order, expected_order = (p.logits[..., 0].argsort(1) for p in (predictions, expected))
-    for ours, theirs in ((predictions.logits, expected.logits), (predictions.boxes, expected.boxes)):
+    for ours, reference in ((predictions.logits, expected.logits), (predictions.boxes, expected.boxes)):
         ours = ours.gather(1, order[..., None].expand_as(ours))
-        theirs = theirs.gather(1, expected_order[..., None].expand_as(theirs))
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        reference = reference.gather(1, expected_order[..., None].expand_as(reference))
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
 
 
 def test_predictions_carry_no_gradient_and_only_what_evaluation_needs():

@@ -113,7 +113,7 @@ def test_the_detection_loop_waits_once_per_batch_whatever_its_size_and_launches_
         with device.count() as count, torch.no_grad():
             for _, detections in detect(runtime, [build_batch(batch=batch)] * 3, 30):
                 order.append("read")
-                assert all(type(found.boxes) is torch.Tensor for found in detections)
+                assert all(type(result.boxes) is torch.Tensor for result in detections)
     assert count.number_of(WAIT, EVENT_WAIT, SYNC) == 3
     assert order == ["launch", "launch", "read", "launch", "read", "read"]
 

@@ -95,10 +95,10 @@ def test_denoising_queries_are_compared_with_the_object_they_came_from():
     losses = criterion()(predictions, TARGETS)
     normalizer = 2 * noisy.groups  # objects times groups
     for layer in range(3):
-        wanted = TARGETS[0].boxes.repeat(2, 1)
-        found = noisy.boxes[layer, 0, noisy.positive_index[0]]
-        distance = (found - wanted).abs().sum() / normalizer
-        giou = (1 - generalized_box_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))).sum() / normalizer
+        expected = TARGETS[0].boxes.repeat(2, 1)
+        result = noisy.boxes[layer, 0, noisy.positive_index[0]]
+        distance = (result - expected).abs().sum() / normalizer
+        giou = (1 - generalized_box_iou(cxcywh_to_xyxy(result), cxcywh_to_xyxy(expected))).sum() / normalizer
         assert losses[f"loss_bbox_dn_{layer}"].item() == pytest.approx(5 * distance.item(), rel=1e-5)
         assert losses[f"loss_giou_dn_{layer}"].item() == pytest.approx(2 * giou.item(), rel=1e-5)
 

@@ -195,9 +195,9 @@ LEFT, RIGHT, AWAY = [0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.4, 0.9, 0.1, 
 
 
 def objects(*boxes, labels=None) -> PaddedTargets:
-    found = target(*boxes)
-    found.labels = torch.tensor(labels) if labels else found.labels
-    return PaddedTargets.of([found])
+    result = target(*boxes)
+    result.labels = torch.tensor(labels) if labels else result.labels
+    return PaddedTargets.of([result])
 
 
 def test_matched_queries_speak_of_the_same_object():

@@ -23,17 +23,17 @@ def background(logit: float, alpha: float = 0.75, gamma: float = 2.0) -> float:
 def test_varifocal_loss_by_hand():
     logits = torch.tensor([[[[0.5, -1.0], [2.0, 0.0]]], [[[0.1, 0.2], [0.3, 0.4]]]])  # two stages, one image
     positive = tuple(torch.tensor([index]) for index in (0, 0, 1, 0))
-    found = varifocal_loss(logits, positive, torch.tensor([0.8]))
-    assert found.shape == (2,)
-    assert found[0].item() == pytest.approx(entry(2.0, 0.8) + background(0.5) + background(-1.0) + background(0.0))
-    assert found[1].item() == pytest.approx(sum(map(background, (0.1, 0.2, 0.3, 0.4))))
+    result = varifocal_loss(logits, positive, torch.tensor([0.8]))
+    assert result.shape == (2,)
+    assert result[0].item() == pytest.approx(entry(2.0, 0.8) + background(0.5) + background(-1.0) + background(0.0))
+    assert result[1].item() == pytest.approx(sum(map(background, (0.1, 0.2, 0.3, 0.4))))
 
 
 def test_alpha_and_gamma_weigh_the_background_only():
     logits = torch.tensor([[[[1.0, -0.5]]]])
     positive = tuple(torch.tensor([0]) for _ in range(4))
-    found = varifocal_loss(logits, positive, torch.tensor([0.6]), alpha=0.3, gamma=1.0)
-    assert found.item() == pytest.approx(entry(1.0, 0.6) + background(-0.5, 0.3, 1.0))
+    result = varifocal_loss(logits, positive, torch.tensor([0.6]), alpha=0.3, gamma=1.0)
+    assert result.item() == pytest.approx(entry(1.0, 0.6) + background(-0.5, 0.3, 1.0))
 
 
 def test_the_weight_of_the_background_passes_no_gradient():
@@ -58,11 +58,11 @@ def test_it_equals_the_definition_on_random_logits():
 
 def test_half_precision_logits_are_summed_in_float32():
     nothing = tuple(torch.zeros(0, dtype=torch.long) for _ in range(4))
-    found = varifocal_loss(torch.zeros(1, 1, 4000, 10).bfloat16(), nothing, torch.zeros(0))
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(40000 * background(0.0), rel=1e-4)
+    result = varifocal_loss(torch.zeros(1, 1, 4000, 10).bfloat16(), nothing, torch.zeros(0))
+    assert result.dtype == torch.float32
+    assert result.item() == pytest.approx(40000 * background(0.0), rel=1e-4)
 
 
 def test_sums_go_to_their_stage():
-    found = sum_by_stage(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3)
-    assert found.tolist() == [2, 0, 5]
+    result = sum_by_stage(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3)
+    assert result.tolist() == [2, 0, 5]

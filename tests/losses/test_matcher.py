@@ -25,9 +25,9 @@ def test_the_cost_by_hand():
     iou = 0.02 / 0.06  # hull and union agree for boxes side by side
     for weights in ((2.0, 5.0, 2.0), (1.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 7.0)):
         expected = weights[0] * focal + weights[1] * 0.1 - weights[2] * iou
-        found = HungarianMatcher(*weights).cost(logits, boxes, padded)
-        assert found.shape == (1, 1, 1, 1)
-        assert found.item() == pytest.approx(expected, abs=1e-5)
+        actual = HungarianMatcher(*weights).cost(logits, boxes, padded)
+        assert actual.shape == (1, 1, 1, 1)
+        assert actual.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_each_object_gets_the_query_of_a_least_total_cost():
@@ -41,14 +41,14 @@ def test_each_object_gets_the_query_of_a_least_total_cost():
     assert len(matches.stage) == 2 * (3 + 0 + 2)
     for stage, image in itertools.product(range(2), (0, 2)):
         mine = (matches.stage == stage) & (matches.image == image)
-        query, wanted = matches.query[mine], matches.target[mine]
+        query, expected = matches.query[mine], matches.target[mine]
         count = padded.counts[image]
-        assert sorted(wanted.tolist()) == list(range(count)) and len(set(query.tolist())) == count
+        assert sorted(expected.tolist()) == list(range(count)) and len(set(query.tolist())) == count
         best = min(
             sum(cost[stage, image, q, t].item() for t, q in enumerate(choice))
             for choice in itertools.permutations(range(6), count)
         )
-        assert cost[stage, image, query, wanted].sum().item() == pytest.approx(best, abs=1e-5)
+        assert cost[stage, image, query, expected].sum().item() == pytest.approx(best, abs=1e-5)
 
 
 def test_more_objects_than_queries_leave_objects_unmatched():

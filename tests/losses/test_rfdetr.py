@@ -54,8 +54,8 @@ def test_one_query_and_one_object_by_hand():
     losses = criterion()(predictions, [target([[0.5, 0.5, 0.2, 0.2]], [0])])
     iou = 1 / 3
     p, n = 1 / (1 + math.exp(-0.4)), 1 / (1 + math.exp(0.3))
-    wanted = p**0.25 * iou**0.75
-    expected = -wanted * math.log(p) - (1 - wanted) * math.log(1 - p) - n**2 * math.log(1 - n)
+    requested = p**0.25 * iou**0.75
+    expected = -requested * math.log(p) - (1 - requested) * math.log(1 - p) - n**2 * math.log(1 - n)
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-5)
     assert losses["loss_bbox"].item() == pytest.approx(5 * 0.1, rel=1e-5)
     assert losses["loss_giou"].item() == pytest.approx(2 * (1 - iou), rel=1e-5)
@@ -75,8 +75,8 @@ def test_the_weight_of_an_unmatched_entry_passes_a_gradient_and_the_target_of_a_
     index = tuple(torch.zeros(4, 1, dtype=torch.long))
     iou_aware_bce(logits, index, torch.tensor([0.6], dtype=torch.float64)).sum().backward()
     p, n = torch.tensor([0.5, 1.0], dtype=torch.float64).sigmoid().tolist()
-    wanted = p**0.25 * 0.6**0.75
-    matched = p - wanted  # of binary cross-entropy with a fixed target
+    expected = p**0.25 * 0.6**0.75
+    matched = p - expected  # of binary cross-entropy with a fixed target
     unmatched = 2 * n * n * (1 - n) * -math.log(1 - n) + n**3  # product rule of n^2 * -log(1 - n)
     assert logits.grad.flatten().tolist() == pytest.approx([matched, unmatched], rel=1e-9)
 

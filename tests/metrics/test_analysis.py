@@ -40,10 +40,10 @@ A, B, C = (10, 10, 20, 20), (50, 10, 20, 20), (10, 60, 20, 20)
 @pytest.fixture
 def scored():
     """Image 1: a detected cat, a dog detected as a cat, a missed bird. Image 2: a crowd of dogs and a false bird."""
-    found = evaluator([(1, 3, A, 0), (1, 5, B, 0), (1, 9, C, 0), (2, 5, A, 1)])
-    found.update([1], [detections((0, 0.95, *A), (0, 0.85, *B), (1, 0.05, 70, 70, 20, 20))])
-    found.update([2], [detections((1, 0.7, *A), (2, 0.6, 60, 60, 20, 20))])
-    return found
+    result = evaluator([(1, 3, A, 0), (1, 5, B, 0), (1, 9, C, 0), (2, 5, A, 1)])
+    result.update([1], [detections((0, 0.95, *A), (0, 0.85, *B), (1, 0.05, 70, 70, 20, 20))])
+    result.update([2], [detections((1, 0.7, *A), (2, 0.6, 60, 60, 20, 20))])
+    return result
 
 
 def test_the_confusion_matrix_counts_true_against_predicted_classes_from_the_best_threshold_on(scored):
@@ -55,9 +55,9 @@ def test_the_confusion_matrix_counts_true_against_predicted_classes_from_the_bes
 
 
 def test_a_lower_threshold_shows_the_mix_up_and_the_crowd_stays_out(scored):
-    found = scored.confusion_at(0.5).confusion_matrix(iou_thr=0.5)
+    result = scored.confusion_at(0.5).confusion_matrix(iou_thr=0.5)
     # rows cat, dog, bird, background; the dog on the crowd region (0.7) is neither correct nor wrong
-    assert found["matrix"].astype(int).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert result["matrix"].astype(int).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
 def test_images_are_ranked_by_their_errors_at_the_best_threshold(scored):
@@ -97,26 +97,26 @@ def test_curves_give_the_scores_of_the_result(scored):
 
 
 def test_only_the_classes_that_are_scored_appear():
-    found = evaluator([(1, 3, A, 0), (1, 5, B, 0)], eval_class_ids=[5])
-    found.update([1], [detections((0, 0.9, *A), (1, 0.8, *B))])
-    analysis = analyze(found)
+    result = evaluator([(1, 3, A, 0), (1, 5, B, 0)], eval_class_ids=[5])
+    result.update([1], [detections((0, 0.9, *A), (1, 0.8, *B))])
+    analysis = analyze(result)
     assert analysis.confusion.names == ["dog"] and list(analysis.precision) == ["dog"]
     assert analysis.confusion.matrix.tolist() == [[1, 0], [0, 0]]
     assert [(image.correct, image.wrong, image.missed) for image in analysis.images] == [(1, 0, 0)]
 
 
 def test_without_objects_everything_is_undefined_or_empty():
-    found = evaluator([])
-    found.update([1, 2], [detections((0, 0.9, *A)), detections()])
-    analysis = analyze(found)
+    result = evaluator([])
+    result.update([1, 2], [detections((0, 0.9, *A)), detections()])
+    analysis = analyze(result)
     assert analysis.result.map is None and analysis.mean_at_threshold is None
     assert analysis.precision == {} and analysis.mean_precision == {}
     assert analysis.confusion.matrix.sum() == 1 and analysis.confusion.matrix[3, 0] == 1
 
 
 def test_without_detections_calibration_is_undefined():
-    found = evaluator([(1, 3, A, 0)])
-    found.update([1], [detections()])
-    analysis = analyze(found)
+    result = evaluator([(1, 3, A, 0)])
+    result.update([1], [detections()])
+    analysis = analyze(result)
     assert analysis.calibration.ece is None and analysis.result.map == 0
     assert [(image.image_id, image.missed) for image in analysis.images] == [(1, 1)]

@@ -94,12 +94,12 @@ def official(truth: dict, results: list[dict], category_ids=None) -> tuple[np.nd
         coco.dataset = json.loads(json.dumps(truth))
         coco.createIndex()
         if results:
-            found = coco.loadRes(json.loads(json.dumps(results)))
+            result = coco.loadRes(json.loads(json.dumps(results)))
         else:
-            found = COCO()
-            found.dataset = {**coco.dataset, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(coco, found, "bbox")
+            result = COCO()
+            result.dataset = {**coco.dataset, "annotations": []}
+            result.createIndex()
+        evaluation = COCOeval(coco, result, "bbox")
         if category_ids is not None:
             evaluation.params.catIds = category_ids
         evaluation.evaluate()
@@ -132,17 +132,17 @@ def test_all_numbers_equal_pycocotools(seed, images, classes, objects, noise, sc
     chosen = sorted(rng.choice(ids, int(rng.integers(1, classes + 1)), replace=False).tolist())
     for category_ids in (None, chosen):
         evaluator.category_ids = category_ids or ids
-        expected, theirs = official(truth, evaluator.results_json(), category_ids)
+        expected, reference = official(truth, evaluator.results_json(), category_ids)
         result = evaluator.compute()
         assert list(result.stats) == list(stat_names())
         numbers = [-1.0 if value is None else value for value in result.stats.values()]
         np.testing.assert_allclose(numbers, expected, rtol=0, atol=1e-9)
         for k, entry in enumerate(result.per_class):
-            values = theirs.eval["precision"][:, :, k, 0, 2]
+            values = reference.eval["precision"][:, :, k, 0, 2]
             assert entry.category_id == (category_ids or ids)[k]
             if (values > -1).any():
                 assert abs(entry.ap - values.mean()) < 1e-9 and abs(entry.ap50 - values[0].mean()) < 1e-9
-                assert abs(entry.ar - theirs.eval["recall"][:, k, 0, 2].mean()) < 1e-9
+                assert abs(entry.ar - reference.eval["recall"][:, k, 0, 2].mean()) < 1e-9
             else:
                 assert entry.ap is None and entry.ap50 is None and entry.ar is None and entry.objects == 0
 
@@ -172,7 +172,7 @@ def test_an_annotation_with_id_zero_counts_as_found() -> None:
 def test_negative_and_64_bit_ids_score_as_others_do() -> None:
     rng = np.random.default_rng(6)
     truth = ground_truth(rng, 8, [1, 2], 6)
-    found = detections(rng, truth, [1, 2], 5, 1000)
+    actual = detections(rng, truth, [1, 2], 5, 1000)
     new = {image["id"]: -5 if number == 0 else 2**62 + number for number, image in enumerate(truth["images"])}
     classes = {1: -3, 2: 2**40 + 1}
     moved = {
@@ -183,8 +183,8 @@ def test_negative_and_64_bit_ids_score_as_others_do() -> None:
         ],
         "categories": [{**category, "id": classes[category["id"]]} for category in truth["categories"]],
     }
-    other = evaluate(moved, {new[image]: objects for image, objects in found.items()}, classes.values())
-    assert other.compute().stats == evaluate(truth, found, [1, 2]).compute().stats
+    other = evaluate(moved, {new[image]: objects for image, objects in actual.items()}, classes.values())
+    assert other.compute().stats == evaluate(truth, actual, [1, 2]).compute().stats
     assert {result["image_id"] for result in other.results_json()} <= set(new.values())
     assert {result["category_id"] for result in other.results_json()} == set(classes.values())
 
@@ -236,11 +236,11 @@ def test_ranks_are_joined_through_plain_data_in_any_split() -> None:
     rng = np.random.default_rng(1)
     ids = [1, 2, 9]
     truth = ground_truth(rng, 9, ids, 8)
-    found = detections(rng, truth, ids, 5, 10)
-    alone = evaluate(truth, found, ids)
+    result = detections(rng, truth, ids, 5, 10)
+    alone = evaluate(truth, result, ids)
     states = []
     for rank in range(3):  # the last image is processed by all three
-        share = dict(itertools.islice(found.items(), rank, None, 3)) | {25: found[25]}
+        share = dict(itertools.islice(result.items(), rank, None, 3)) | {25: result[25]}
         states.append(pickle.loads(pickle.dumps(evaluate(truth, share, ids).state())))
     joined = CocoEvaluator(truth, Classes(ids))
     joined.merge(states)
@@ -329,9 +329,9 @@ def many_objects(count: int) -> tuple[dict, Detections]:
 
 @pytest.mark.parametrize(("max_dets", "expected"), [(100, 41 / 101), (249, 100 / 101), (250, 1.0), (500, 1.0)])
 def test_max_dets_bounds_what_250_perfect_detections_of_an_image_can_score(max_dets, expected) -> None:
-    truth, found = many_objects(250)
+    truth, actual = many_objects(250)
     evaluator = CocoEvaluator(truth, Classes([5]), max_dets=max_dets)
-    evaluator.update([1], [found])
+    evaluator.update([1], [actual])
     result = evaluator.compute()
     assert result.map == pytest.approx(expected, abs=1e-9) == result.per_class[0].ap
     assert result.stats[f"ARmax{max_dets}"] == pytest.approx(min(1.0, max_dets / 250)) == result.per_class[0].ar
@@ -343,8 +343,8 @@ def test_every_max_dets_gives_the_numbers_of_pycocotools(max_dets) -> None:
     rng = np.random.default_rng(3)
     truth = ground_truth(rng, 6, [5, 9], 40)
     evaluator = CocoEvaluator(truth, Classes([5, 9]), max_dets=max_dets)
-    found = detections(rng, truth, [5, 9], 60, 1000)
-    evaluator.update(found, found.values())
+    result = detections(rng, truth, [5, 9], 60, 1000)
+    evaluator.update(result, result.values())
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = json.loads(json.dumps(truth))

@@ -41,7 +41,7 @@ def box_of(mask):
 
 def scenes(rng, images):
     """Ground truth, and its discs moved a little as `Detections` with masks of the full size."""
-    annotations, found = [], {}
+    annotations, result = [], {}
     for image_id in range(1, images + 1):
         logits, rows = [], []
         for _ in range(int(rng.integers(1, 6))):
@@ -60,9 +60,9 @@ def scenes(rng, images):
         corners = torch.tensor(boxes)
         corners[:, 2:] += corners[:, :2]
         masks = InstanceMasks(torch.tensor(np.stack(logits)), torch.arange(len(rows)), SIZE, SIZE)
-        found[image_id] = Detections(corners, torch.tensor(scores), torch.tensor(labels), masks)
-    entries = [{"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.jpg"} for i in found]
-    return {"images": entries, "annotations": annotations, "categories": CATEGORIES}, found
+        result[image_id] = Detections(corners, torch.tensor(scores), torch.tensor(labels), masks)
+    entries = [{"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.jpg"} for i in result]
+    return {"images": entries, "annotations": annotations, "categories": CATEGORIES}, result
 
 
 def evaluate(truth, found):
@@ -85,8 +85,8 @@ def judge(truth, results, kind):
 
 
 def test_mask_and_box_ap_are_pycocotools():
-    truth, found = scenes(np.random.default_rng(0), 12)
-    evaluator = evaluate(truth, found)
+    truth, actual = scenes(np.random.default_rng(0), 12)
+    evaluator = evaluate(truth, actual)
     result = evaluator.compute()
     assert 0.1 < result.masks["AP"] < 0.9 and result.masks["AP"] != result.stats["AP"]
     assert result.masks == pytest.approx(judge(truth, evaluator.results_json(), "segm"), abs=1e-9)
@@ -99,20 +99,20 @@ def _boxes_only(results):
 
 
 def test_processes_are_joined_with_their_masks():
-    truth, found = scenes(np.random.default_rng(1), 6)
-    alone = evaluate(truth, found)
-    shares = [{i: found[i] for i in found if i % 2 == rank} for rank in range(2)]
+    truth, result = scenes(np.random.default_rng(1), 6)
+    alone = evaluate(truth, result)
+    shares = [{i: result[i] for i in result if i % 2 == rank} for rank in range(2)]
     joined = CocoEvaluator(truth, Classes())
     joined.merge(pickle.loads(pickle.dumps([evaluate(truth, share).state() for share in shares])))
     assert joined.compute() == alone.compute() and joined.results_json() == alone.results_json()
 
 
 def test_an_object_whose_mask_is_not_known_is_neither_found_nor_missed_as_a_mask():
-    truth, found = scenes(np.random.default_rng(2), 1)
+    truth, result = scenes(np.random.default_rng(2), 1)
     truth["annotations"] = [{**a, "iscrowd": 0} for a in truth["annotations"][:2]]
-    masks = found[1].masks.logits[:2]
+    masks = result[1].masks.logits[:2]
     labels = torch.tensor([[3, 7].index(a["category_id"]) for a in truth["annotations"]])
-    boxes, scores = found[1].boxes[:2], torch.tensor([0.9, 0.8])
+    boxes, scores = result[1].boxes[:2], torch.tensor([0.9, 0.8])
     both = {1: Detections(boxes, scores, labels, InstanceMasks(masks, torch.arange(2), SIZE, SIZE))}
     whole = evaluate(truth, both).compute()
     del truth["annotations"][1]["segmentation"]
@@ -124,14 +124,14 @@ def test_an_object_whose_mask_is_not_known_is_neither_found_nor_missed_as_a_mask
 
 
 def test_without_masks_there_is_not_a_mask_ap():
-    truth, found = scenes(np.random.default_rng(3), 2)
-    found = {i: Detections(d.boxes, d.scores, d.labels) for i, d in found.items()}
-    result = evaluate(truth, found).compute()
+    truth, actual = scenes(np.random.default_rng(3), 2)
+    actual = {i: Detections(d.boxes, d.scores, d.labels) for i, d in actual.items()}
+    result = evaluate(truth, actual).compute()
     assert result.masks is None and result.to_dict()["masks"] is None
-    assert all("segmentation" not in row for row in evaluate(truth, found).results_json())
+    assert all("segmentation" not in row for row in evaluate(truth, actual).results_json())
 
 
 def test_no_detections_of_a_model_with_masks_score_zero():
-    truth, found = scenes(np.random.default_rng(4), 2)
-    nothing = {i: d.above(2.0) for i, d in found.items()}
+    truth, result = scenes(np.random.default_rng(4), 2)
+    nothing = {i: d.above(2.0) for i, d in result.items()}
     assert evaluate(truth, nothing).compute().masks["AP"] == 0

@@ -42,8 +42,8 @@ def test_detections_are_matched_as_coco_matches_them(seed):
         if entry is not None and entry["aRng"][0] == 0 and entry["aRng"][1] > 1e6:
             flags = zip(entry["dtScores"], entry["dtMatched"][0], entry["dtIgnore"][0], strict=True)
             expected |= {round(score, 9): (bool(hit and not ignored), not ignored) for score, hit, ignored in flags}
-    found = {round(s, 9): (bool(c), bool(k)) for s, c, k in zip(scores, correct, counted, strict=True)}
-    assert found == expected
+    actual = {round(s, 9): (bool(c), bool(k)) for s, c, k in zip(scores, correct, counted, strict=True)}
+    assert actual == expected
 
 
 def test_the_threshold_with_the_greatest_mean_f1_is_taken():
@@ -69,15 +69,15 @@ def test_the_numbers_are_those_of_rfdetrs_package():
     judge = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(judge)
     rng = np.random.default_rng(2)
-    found = {k: ClassDetections(rng.random(50), rng.random(50) < 0.6, 40) for k in range(3)}
+    actual = {k: ClassDetections(rng.random(50), rng.random(50) < 0.6, 40) for k in range(3)}
     rows = [
         {"scores": f.scores, "matches": f.correct.astype(int), "ignore": np.zeros(50, dtype=bool), "total_gt": 40}
-        for f in found.values()
+        for f in actual.values()
     ]
     expected = max(
         judge.sweep_confidence_thresholds(rows, np.linspace(0, 1, 101), [0, 1, 2]), key=lambda row: row["macro_f1"]
     )
-    best = best_operating_point(found)
+    best = best_operating_point(actual)
     assert best.threshold == pytest.approx(expected["confidence_threshold"])
-    for own, theirs in (("f1", "macro_f1"), ("precision", "macro_precision"), ("recall", "macro_recall")):
-        assert getattr(best, own) == pytest.approx(expected[theirs])
+    for own, reference in (("f1", "macro_f1"), ("precision", "macro_precision"), ("recall", "macro_recall")):
+        assert getattr(best, own) == pytest.approx(expected[reference])

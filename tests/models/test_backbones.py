@@ -85,8 +85,8 @@ def test_one_to_four_maps_have_the_promised_shapes_and_values_whatever_else_is_b
     assert backbone.strides == tuple(STRIDES[index] for index in indices)
     if name in BACKBONES:
         assert backbone.channels == tuple(BACKBONES[name].channels[index] for index in indices)
-    for index, found in zip(indices, maps, strict=True):
-        torch.testing.assert_close(found, all_maps[index], rtol=1e-4, atol=1e-4)
+    for index, result in zip(indices, maps, strict=True):
+        torch.testing.assert_close(result, all_maps[index], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [*QUICK, "timm/mambaout_femto", "timm/pvt_v2_b0"])
@@ -162,8 +162,8 @@ def test_folded_norms_give_the_same_maps(images, name):
     assert any("running_mean" in key for key in backbone.state_dict())
     assert not any("running_mean" in key for key in folded.state_dict())
     with torch.no_grad():
-        for ours, theirs in zip(folded(images), backbone(images), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        for ours, reference in zip(folded(images), backbone(images), strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["timm/regnety_002", "timm/efficientnet_lite0", "fan_tiny"])
@@ -198,7 +198,7 @@ def onnx_difference(name: str) -> float:
     largest = 0.0
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "backbone.onnx")  # with separate files for more than 2 GiB of weights
-        expected = [found.numpy() for found in model(images)]
+        expected = [actual.numpy() for actual in model(images)]
         model.backbone.fold_batch_norms()
         with quiet(verbose=False):  # as in the package
             torch.onnx.export(
@@ -207,8 +207,8 @@ def onnx_difference(name: str) -> float:
             )  # fmt: skip
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
-        found = session.run(names, {"inputs": images[:batch].numpy()})
-        pairs = zip(found, expected, strict=True)
+        actual = session.run(names, {"inputs": images[:batch].numpy()})
+        pairs = zip(actual, expected, strict=True)
         largest = max(largest, *(float(abs(a - b[:batch]).max() / abs(b).max()) for a, b in pairs))
     return largest
 

@@ -38,22 +38,22 @@ def test_an_edge_anchor_that_is_selected_gives_finite_outputs_and_gradients():
     decoder = RTDETRDecoder([8], 2, 8, num_queries=3, num_layers=1, num_heads=2, dim_feedforward=8, num_denoising=0)
     with torch.no_grad():
         decoder.enc_output[0].weight.zero_()  # all tokens are equal, so the first ones, at the edge, are selected
-    found = decoder([torch.rand(1, 8, 100, 100)])
-    (found.boxes.sum() + found.encoder_boxes.sum() + found.logits.sum()).backward()
-    assert torch.isfinite(found.boxes).all()
+    result = decoder([torch.rand(1, 8, 100, 100)])
+    (result.boxes.sum() + result.encoder_boxes.sum() + result.logits.sum()).backward()
+    assert torch.isfinite(result.boxes).all()
     assert all(torch.isfinite(p.grad).all() for p in decoder.parameters() if p.grad is not None)
 
 
 def test_queries_are_the_tokens_with_the_best_class_logit(decoder):
     maps = [torch.randn(2, 16, 4, 4), torch.randn(2, 16, 2, 2)]
-    found = decoder.eval()(maps)
+    result = decoder.eval()(maps)
     memory, shapes = decoder._flatten(decoder._project(maps))
     _, valid = build_anchors(shapes)
     scores = decoder.enc_score_head(decoder.enc_output(memory * valid)).amax(-1)
     content, _, logits, _ = decoder._select_queries(memory, shapes)
     assert content.shape == (2, 5, 16) and not content.requires_grad
     torch.testing.assert_close(logits.amax(-1), scores.topk(5, dim=1).values)
-    assert found.logits.shape == (2, 5, 3)
+    assert result.logits.shape == (2, 5, 3)
 
 
 def test_fewer_tokens_than_queries_give_as_many_queries_as_tokens(decoder):
@@ -75,11 +75,11 @@ def test_scores_start_at_one_percent_and_boxes_at_their_anchor():
     decoder = RTDETRDecoder([16], 3, 16, num_queries=4, num_layers=2, num_heads=4)
     for head in [decoder.enc_score_head, *decoder.dec_score_head]:
         assert head.bias.tolist() == pytest.approx([-math.log(99)] * 3)
-    found = decoder([torch.randn(1, 16, 6, 6)])
+    result = decoder([torch.randn(1, 16, 6, 6)])
     centers = build_anchors([(6, 6)])[0].sigmoid()[0]
-    distance = torch.cdist(found.encoder_boxes[0], centers).amin(1)
+    distance = torch.cdist(result.encoder_boxes[0], centers).amin(1)
     assert distance.max() < 1e-5
-    torch.testing.assert_close(found.boxes, found.encoder_boxes, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.boxes, result.encoder_boxes, atol=1e-4, rtol=1e-4)
 
 
 def test_sampling_starts_in_evenly_spread_directions_at_growing_distance():
@@ -103,8 +103,8 @@ def test_heads_width_and_dropout_reach_the_decoder_layers():
 def test_a_box_passes_its_gradient_to_the_head_before_it_and_no_further(decoder):
     decoder = RTDETRDecoder([16], 3, 16, num_queries=4, num_layers=3, num_heads=4, num_denoising=0)
     nn.init.normal_(decoder.dec_bbox_head[0].layers[-1].weight)
-    found = decoder([torch.randn(1, 16, 4, 4)])
+    result = decoder([torch.randn(1, 16, 4, 4)])
     heads = [head.layers[-1].bias for head in decoder.dec_bbox_head]
-    gradients = torch.autograd.grad(found.layer_boxes[2].sum(), heads)
+    gradients = torch.autograd.grad(result.layer_boxes[2].sum(), heads)
     assert gradients[2].abs().max() > 0 and gradients[1].abs().max() > 0
     assert gradients[0].abs().max() == 0

@@ -62,13 +62,13 @@ def test_an_offset_is_a_share_of_the_box_by_level(monkeypatch):
 
 def test_offsets_of_discrete_sampling_are_not_trained_and_everything_else_is(build, images, targets):
     detector = build(cross_attn_method="discrete", num_points=[1, 2, 1]).train()
-    found = detector(images, targets)
+    result = detector(images, targets)
     (
-        found.layer_logits.sum()
-        + found.layer_boxes.sum()
-        + found.encoder_logits.sum()
-        + found.encoder_boxes.sum()
-        + found.denoising.logits.sum()
+        result.layer_logits.sum()
+        + result.layer_boxes.sum()
+        + result.encoder_logits.sum()
+        + result.encoder_boxes.sum()
+        + result.denoising.logits.sum()
     ).backward()
     for name, parameter in detector.named_parameters():
         if "sampling_offsets" in name:
@@ -104,11 +104,11 @@ def test_the_graph_finds_what_torch_finds(build, opset, sampling):
     assert ("GridSample" in operators) == (opset >= 16 and "cross_attn_method" not in sampling)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (1, 3):
-        pictures = torch.rand(batch, 3, 64, 96, generator=torch.Generator().manual_seed(batch))
+        inputs = torch.rand(batch, 3, 64, 96, generator=torch.Generator().manual_seed(batch))
         with torch.no_grad():
-            expected = model(pictures)
-        for ours, theirs in zip(session.run(None, {"inputs": pictures.numpy()}), expected, strict=True):
-            torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=1e-4, rtol=1e-4)
+            expected = model(inputs)
+        for ours, reference in zip(session.run(None, {"inputs": inputs.numpy()}), expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(ours), reference, atol=1e-4, rtol=1e-4)
 
 
 def test_the_spec_reaches_the_decoder():

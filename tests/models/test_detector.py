@@ -15,35 +15,35 @@ CRITERION = SetCriterion(HungarianMatcher(), {"loss_vfl": 1.0, "loss_bbox": 5.0,
 
 
 def test_training_gives_every_layer_the_encoder_and_the_denoising_queries(build, images, targets):
-    found = build()(images, targets)
-    assert found.layer_logits.shape == (3, 2, 9, 3) and found.layer_boxes.shape == (3, 2, 9, 4)
-    assert torch.equal(found.logits, found.layer_logits[-1]) and torch.equal(found.boxes, found.layer_boxes[-1])
-    assert found.encoder_logits.shape == (2, 9, 3) and found.encoder_boxes.shape == (2, 9, 4)
-    assert found.denoising.groups == 3  # 6 requested, at most 2 objects
-    assert found.denoising.logits.shape == (3, 2, 3 * 2 * 2, 3)
-    assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
+    result = build()(images, targets)
+    assert result.layer_logits.shape == (3, 2, 9, 3) and result.layer_boxes.shape == (3, 2, 9, 4)
+    assert torch.equal(result.logits, result.layer_logits[-1]) and torch.equal(result.boxes, result.layer_boxes[-1])
+    assert result.encoder_logits.shape == (2, 9, 3) and result.encoder_boxes.shape == (2, 9, 4)
+    assert result.denoising.groups == 3  # 6 requested, at most 2 objects
+    assert result.denoising.logits.shape == (3, 2, 3 * 2 * 2, 3)
+    assert ((result.boxes >= 0) & (result.boxes <= 1)).all()
 
 
 def test_evaluation_gives_the_last_layer_alone(build, images, targets):
     detector = build().eval()
     with torch.no_grad():
-        found = detector(images)
-        assert type(found) is Predictions
-        assert torch.equal(detector(images, targets).logits, found.logits)  # targets have no effect
+        result = detector(images)
+        assert type(result) is Predictions
+        assert torch.equal(detector(images, targets).logits, result.logits)  # targets have no effect
         single = detector(images[:1])
-    torch.testing.assert_close(single.logits, found.logits[:1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(single.logits, result.logits[:1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_eval_idx_returns_what_that_layer_predicts_in_training(build, images, index):
     detector = build(eval_idx=index).eval()
     with torch.no_grad():
-        found = detector(images)
+        result = detector(images)
         detector.decoder.train()  # the only norms with batch statistics in the decoder are those of input_proj
         detector.decoder.input_proj.eval()
         layers = detector(images)
-    torch.testing.assert_close(found.logits, layers.layer_logits[index])
-    torch.testing.assert_close(found.boxes, layers.layer_boxes[index])
+    torch.testing.assert_close(result.logits, layers.layer_logits[index])
+    torch.testing.assert_close(result.boxes, layers.layer_boxes[index])
 
 
 def test_layers_after_eval_idx_are_not_computed(build, images):
@@ -163,8 +163,8 @@ def test_a_traced_graph_takes_any_batch_size(build, tmp_path):
             self.detector = detector
 
         def forward(self, images):
-            found = self.detector(images)
-            return found.logits, found.boxes
+            actual = self.detector(images)
+            return actual.logits, actual.boxes
 
     wrapped = Outputs(build().deploy()).eval()
     axes = {name: {0: "batch"} for name in ("inputs", "pred_logits", "pred_boxes")}

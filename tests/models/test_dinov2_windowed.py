@@ -37,11 +37,11 @@ def test_blocks_numbered_like_a_tap_attend_to_the_whole_image():
 @pytest.mark.parametrize(("out_indices", "spreads"), [((1,), False), ((1, 2), True)])
 def test_a_window_hears_of_others_only_in_a_global_block(out_indices, spreads):
     vit = tiny_backbone(out_indices=out_indices).eval()  # block 0 is windowed, block 1 is global
-    pictures = images(48, 48)
-    changed = pictures.clone()
+    inputs = images(48, 48)
+    changed = inputs.clone()
     changed[:, :, :8, :8] = 0.0  # one patch of the first window
     with torch.no_grad():
-        difference = (vit(pictures)[-1] - vit(changed)[-1]).abs().amax((0, 1)) > 1e-7
+        difference = (vit(inputs)[-1] - vit(changed)[-1]).abs().amax((0, 1)) > 1e-7
     assert difference[:3, :3].any()
     assert difference[3:, 3:].any().item() == spreads
 
@@ -74,11 +74,11 @@ def test_positions_are_resized_as_torch_resizes_pictures(size):
 def test_drop_path_rises_linearly_and_acts_in_training_only():
     vit = tiny_backbone(drop_path=0.9)
     assert [round(block.drop_path.drop_prob, 4) for block in vit.blocks] == [0.0, 0.3, 0.6, 0.9]
-    pictures = images()
+    inputs = images()
     torch.manual_seed(0)
-    first, second = vit.train()(pictures)[-1], vit(pictures)[-1]
+    first, second = vit.train()(inputs)[-1], vit(inputs)[-1]
     assert not torch.equal(first, second)
-    assert torch.equal(vit.eval()(pictures)[-1], vit(pictures)[-1])
+    assert torch.equal(vit.eval()(inputs)[-1], vit(inputs)[-1])
 
 
 def test_recomputing_activations_changes_no_gradient():

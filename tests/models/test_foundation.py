@@ -81,13 +81,13 @@ def test_summary_and_places_are_the_tokens_they_are_named_after():
     vit = tiny_radio()
     vit.blocks = torch.nn.Identity()
     images = torch.randn(2, 3, 32, 48)
-    found = vit(images)
+    actual = vit(images)
     token = vit.patch_generator.cls_token["token"]
-    torch.testing.assert_close(found.summary, token[:3].flatten().expand(2, -1))
-    assert found.spatial.shape == (2, RADIO_WIDTH, 2, 3)
+    torch.testing.assert_close(actual.summary, token[:3].flatten().expand(2, -1))
+    assert actual.spatial.shape == (2, RADIO_WIDTH, 2, 3)
     patch = images[1, :, 16:32, 32:48].reshape(-1)
     expected = vit.patch_generator.embedder(patch) + vit.patch_generator.positions(2, 3)[0, 5]
-    torch.testing.assert_close(found.spatial[1, :, 1, 2], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual.spatial[1, :, 1, 2], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_positions_of_a_smaller_picture_keep_their_aspect_ratio():
@@ -148,10 +148,10 @@ def test_it_sees_the_picture_at_half_the_size_as_clip_does(radio):
     half = (half - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     with torch.no_grad():
         expected = radio.vit(half)
-    found = radio(images)
-    torch.testing.assert_close(found.summary, expected.summary)
-    torch.testing.assert_close(found.spatial, F.max_pool2d(expected.spatial, 2))
-    assert found.spatial.shape == (2, RADIO_WIDTH, 2, 1)
+    actual = radio(images)
+    torch.testing.assert_close(actual.summary, expected.summary)
+    torch.testing.assert_close(actual.spatial, F.max_pool2d(expected.spatial, 2))
+    assert actual.spatial.shape == (2, RADIO_WIDTH, 2, 1)
 
 
 def test_nothing_that_walks_over_modules_sees_it(detector):
@@ -214,13 +214,13 @@ def test_both_features_matter_at_every_size(detector, size):
         maps = detector.encoder([*detector.backbone(images), detector.frozen_radio(images).spatial]).maps
         summary = detector.frozen_radio(images).summary
         assert [tuple(level.shape[-2:]) for level in maps] == [(size[0] // s, size[1] // s) for s in (8, 16, 32)]
-        found = detector(images)
+        result = detector(images)
         other_summary = detector.decoder(maps, None, summary + 1)
         zero = torch.zeros_like(detector.frozen_radio(images).spatial)
         other_maps = detector.decoder(detector.encoder([*detector.backbone(images), zero]).maps, None, summary)
-    assert found.logits.shape == (1, 9, 3)
+    assert result.logits.shape == (1, 9, 3)
     for other in (other_summary, other_maps):
-        assert (found.boxes - other.boxes).abs().max() > 1e-4
+        assert (result.boxes - other.boxes).abs().max() > 1e-4
 
 
 class Recorder(torch.nn.Module):
@@ -237,8 +237,8 @@ def test_each_layer_gets_its_own_query_of_the_whole_image_and_gives_the_others_b
     content, reference, summary = torch.randn(2, 3, 4), torch.rand(2, 3, 4), torch.randn(2, 6)
     head = torch.nn.Linear(4, 4)
     for index, layer in enumerate(decoder.layers):
-        found = decoder.attend(index, content, reference, None, [], head, None, summary)
-        assert torch.equal(found, content)
+        actual = decoder.attend(index, content, reference, None, [], head, None, summary)
+        assert torch.equal(actual, content)
         queries, boxes, positions, mask = layer.seen
         expected = F.layer_norm(decoder.image_query_proj[index](summary), (4,))
         torch.testing.assert_close(queries[:, 3], expected)
@@ -257,15 +257,15 @@ def test_an_image_query_is_seen_by_all_and_sees_what_a_matching_query_sees():
 
 
 def test_every_trained_parameter_gets_a_gradient(detector, images, targets):
-    found = detector.train()(images, targets)
+    result = detector.train()(images, targets)
     total = sum(
         tensor.sum()
         for tensor in (
-            found.layer_logits,
-            found.layer_boxes,
-            found.encoder_logits,
-            found.encoder_boxes,
-            found.denoising.logits,
+            result.layer_logits,
+            result.layer_boxes,
+            result.encoder_logits,
+            result.encoder_boxes,
+            result.denoising.logits,
         )
     )
     total.backward()
@@ -282,24 +282,24 @@ def test_ddp_finds_every_parameter_used(detector, images, targets, tmp_path):
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(detector.train(), find_unused_parameters=False)
         for _ in range(2):
-            found = wrapped(images, targets)
-            outputs = (found.layer_logits, found.layer_boxes, found.encoder_logits, found.encoder_boxes)
-            (sum(tensor.sum() for tensor in outputs) + found.denoising.logits.sum()).backward()
+            result = wrapped(images, targets)
+            outputs = (result.layer_logits, result.layer_boxes, result.encoder_logits, result.encoder_boxes)
+            (sum(tensor.sum() for tensor in outputs) + result.denoising.logits.sum()).backward()
     finally:
         torch.distributed.destroy_process_group()
 
 
 def test_denoising_queries_and_matching_queries_are_told_apart(detector, images, targets):
-    found = detector.train()(images, targets)
-    assert found.layer_boxes.shape == (3, 2, 9, 4)
-    assert found.denoising.boxes.shape[2] == 2 * 2 * found.denoising.groups
+    result = detector.train()(images, targets)
+    assert result.layer_boxes.shape == (3, 2, 9, 4)
+    assert result.denoising.boxes.shape[2] == 2 * 2 * result.denoising.groups
 
 
 def test_a_deployed_copy_finds_the_same(detector, images):
     with torch.no_grad():
-        expected, found = detector.eval()(images), detector.deploy()(images)
-    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        expected, actual = detector.eval()(images), detector.deploy()(images)
+    torch.testing.assert_close(actual.boxes, expected.boxes, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_the_static_graph_finds_what_torch_finds(detector):
@@ -312,8 +312,8 @@ def test_the_static_graph_finds_what_torch_finds(detector):
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected = model(images)
-    for ours, theirs in zip(session.run(None, {"inputs": images.numpy()}), expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=1e-4, rtol=1e-4)
+    for ours, reference in zip(session.run(None, {"inputs": images.numpy()}), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), reference, atol=1e-4, rtol=1e-4)
 
 
 # Checkpoints

@@ -34,33 +34,33 @@ def test_a_variant_has_the_published_number_of_parameters(variant):
 
 
 def test_outside_training_there_is_one_group_and_the_last_layer_only():
-    found = tiny_rfdetr().eval()(images())
-    assert found.logits.shape == (2, QUERIES, CLASSES) and found.boxes.shape == (2, QUERIES, 4)
-    assert type(found) is Predictions
+    result = tiny_rfdetr().eval()(images())
+    assert result.logits.shape == (2, QUERIES, CLASSES) and result.boxes.shape == (2, QUERIES, 4)
+    assert type(result) is Predictions
 
 
 def test_training_gives_every_group_layer_and_the_proposals():
-    found = tiny_rfdetr().train()(images())
+    result = tiny_rfdetr().train()(images())
     count = GROUPS * QUERIES
-    assert found.layer_logits.shape == (3, 2, count, CLASSES) and found.layer_boxes.shape == (3, 2, count, 4)
-    assert found.encoder_logits.shape == (2, count, CLASSES) and found.encoder_boxes.shape == (2, count, 4)
-    assert torch.equal(found.logits, found.layer_logits[-1]) and torch.equal(found.boxes, found.layer_boxes[-1])
+    assert result.layer_logits.shape == (3, 2, count, CLASSES) and result.layer_boxes.shape == (3, 2, count, 4)
+    assert result.encoder_logits.shape == (2, count, CLASSES) and result.encoder_boxes.shape == (2, count, 4)
+    assert torch.equal(result.logits, result.layer_logits[-1]) and torch.equal(result.boxes, result.layer_boxes[-1])
 
 
 def test_the_first_group_of_training_is_what_inference_sees():
-    detector, pictures = tiny_rfdetr(), images()
+    detector, inputs = tiny_rfdetr(), images()
     with torch.no_grad():
-        trained, used = detector.train()(pictures), detector.eval()(pictures)
+        trained, used = detector.train()(inputs), detector.eval()(inputs)
     torch.testing.assert_close(trained.logits[:, :QUERIES], used.logits)
     torch.testing.assert_close(trained.boxes[:, :QUERIES], used.boxes)
 
 
 def test_groups_do_not_see_one_another():
-    detector, pictures = tiny_rfdetr().train(), images()
-    before = detector(pictures).logits
+    detector, inputs = tiny_rfdetr().train(), images()
+    before = detector(inputs).logits
     with torch.no_grad():
         detector.decoder.query_feat.weight[QUERIES : 2 * QUERIES] += 1.0
-    after = detector(pictures).logits
+    after = detector(inputs).logits
     changed = (before - after).abs().amax((0, 2)) > 1e-6
     assert changed[QUERIES : 2 * QUERIES].all() and not changed[:QUERIES].any() and not changed[2 * QUERIES :].any()
 
@@ -69,9 +69,9 @@ def test_groups_do_not_see_one_another():
 @pytest.mark.parametrize("bbox_reparam", [True, False])
 def test_with_fewer_tokens_than_queries_the_rest_starts_from_learned_places_in_each_group(lite, bbox_reparam):
     detector = tiny_rfdetr(num_queries=20, bbox_reparam=bbox_reparam, lite_refpoint_refine=lite)
-    pictures = images(32, 32)  # 16 tokens
+    inputs = images(32, 32)  # 16 tokens
     with torch.no_grad():
-        trained, used = detector.train()(pictures), detector.eval()(pictures)
+        trained, used = detector.train()(inputs), detector.eval()(inputs)
     assert used.logits.shape == (2, 20, CLASSES)
     assert trained.encoder_logits.shape == (2, GROUPS * 16, CLASSES)
     torch.testing.assert_close(trained.logits[:, :20], used.logits)
@@ -79,13 +79,13 @@ def test_with_fewer_tokens_than_queries_the_rest_starts_from_learned_places_in_e
 
 
 def test_references_are_fixed_with_lite_refpoint_refine_only():
-    pictures = images()
+    inputs = images()
     boxes = {}
     for lite in (True, False):
         detector = tiny_rfdetr(lite_refpoint_refine=lite).train()
         torch.nn.init.zeros_(detector.decoder.bbox_embed.layers[-1].weight)
         torch.nn.init.constant_(detector.decoder.bbox_embed.layers[-1].bias, 0.1)
-        boxes[lite] = detector(pictures).layer_boxes[..., 2:]
+        boxes[lite] = detector(inputs).layer_boxes[..., 2:]
     torch.testing.assert_close(boxes[True][0], boxes[True][2])
     torch.testing.assert_close(boxes[False][2], boxes[False][0] * torch.tensor(0.2).exp())
 
@@ -124,9 +124,9 @@ def test_the_embedding_of_a_box_has_y_before_x():
 def test_a_deployed_copy_gives_the_same_and_has_one_group(levels, registers):
     detector = tiny_rfdetr(levels, backbone={"num_registers": registers}).eval()
     lean = detector.deploy()
-    for pictures in (images(), images(48, 48), images(48, 48)):  # the last one from its cache
+    for inputs in (images(), images(48, 48), images(48, 48)):  # the last one from its cache
         with torch.no_grad():
-            assert largest(detector(pictures), lean(pictures)) < 1e-5
+            assert largest(detector(inputs), lean(inputs)) < 1e-5
     sizes = [sum(p.numel() for p in model.parameters()) for model in (detector, lean)]
     surplus = sum(
         p.numel() for name, p in detector.named_parameters() if ".enc_o" in name and name.split(".")[2] != "0"
@@ -137,8 +137,8 @@ def test_a_deployed_copy_gives_the_same_and_has_one_group(levels, registers):
 
 def test_every_trained_parameter_has_a_gradient():
     detector = tiny_rfdetr(("P3", "P4")).train()
-    found = detector(images())
-    total = sum(t.sum() for t in (found.layer_logits, found.layer_boxes, found.encoder_logits, found.encoder_boxes))
+    result = detector(images())
+    total = sum(t.sum() for t in (result.layer_logits, result.layer_boxes, result.encoder_logits, result.encoder_boxes))
     total.backward()
     named = list(detector.named_parameters())
     assert [name for name, p in named if p.requires_grad and p.grad is None] == []
@@ -154,9 +154,9 @@ def test_a_wrong_size_is_refused_with_the_nearest_good_ones(size):
 
 
 def test_a_batch_that_is_a_list_of_one_gives_the_same_as_in_a_larger_batch():
-    detector, pictures = tiny_rfdetr().eval(), images(batch=3)
+    detector, inputs = tiny_rfdetr().eval(), images(batch=3)
     with torch.no_grad():
-        together, alone = detector(pictures), detector(pictures[1:2])
+        together, alone = detector(inputs), detector(inputs[1:2])
     torch.testing.assert_close(together.logits[1:2], alone.logits, atol=1e-5, rtol=1e-5)
 
 
@@ -171,10 +171,10 @@ def test_onnxruntime_gives_the_same_at_every_batch_size(levels):
     file = io.BytesIO(graph.SerializeToString())
     session = onnxruntime.InferenceSession(file.getvalue())
     for batch in (1, 2, 5):
-        pictures = images(batch=batch)
-        logits, boxes = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+        inputs = images(batch=batch)
+        logits, boxes = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
         with torch.no_grad():
-            expected = detector(pictures)
+            expected = detector(inputs)
         assert (torch.from_numpy(logits) - expected.logits).abs().max() < 1e-4
         assert (torch.from_numpy(boxes) - expected.boxes).abs().max() < 1e-4
     assert not {node.op_type for node in graph.graph.node} & {"Resize", "If", "Loop", "ScatterND"}

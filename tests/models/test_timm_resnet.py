@@ -34,8 +34,8 @@ def test_features_are_timms(images):
     backbone = ResNetBackbone("resnet18", (1, 2, 3), **TINY).eval()
     backbone.load_state_dict(network.state_dict())
     with torch.no_grad():
-        for ours, theirs in zip(backbone(images), network(images), strict=True):
-            assert torch.equal(ours, theirs)
+        for ours, reference in zip(backbone(images), network(images), strict=True):
+            assert torch.equal(ours, reference)
 
 
 def test_a_shallow_d_variant_projects_its_first_shortcut_and_starts_as_timms(images):
@@ -46,8 +46,8 @@ def test_a_shallow_d_variant_projects_its_first_shortcut_and_starts_as_timms(ima
     missing = backbone.load_state_dict(network.state_dict(), strict=False).missing_keys
     assert missing and all(key.startswith("layer1.0.downsample.") for key in missing)
     with torch.no_grad():
-        for ours, theirs in zip(backbone(images), network(images), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        for ours, reference in zip(backbone(images), network(images), strict=True):
+            torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
     assert ResNetBackbone("resnet50d", (3,)).layer1[0].downsample is not None
     assert ResNetBackbone("resnet18", (3,)).layer1[0].downsample is None
 
@@ -139,5 +139,5 @@ def test_folded_norms_give_the_same_maps(images, name, frozen):
     folded.fold_batch_norms()
     assert not any("running_mean" in name for name in folded.state_dict())
     with torch.no_grad():
-        for ours, theirs in zip(folded(images), backbone(images), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        for ours, reference in zip(folded(images), backbone(images), strict=True):
+            torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)

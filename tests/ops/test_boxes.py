@@ -62,8 +62,8 @@ def test_empty_boxes_give_finite_values_and_gradients():
 def test_the_gradient_of_generalized_iou_equals_torchvision():
     a, b = random_boxes(6, 3).requires_grad_(), random_boxes(6, 4)
     ours = torch.autograd.grad(generalized_box_iou(a, b).sum(), a)[0]
-    theirs = torch.autograd.grad(torchvision.ops.generalized_box_iou(a, b).diagonal().sum(), a)[0]
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    reference = torch.autograd.grad(torchvision.ops.generalized_box_iou(a, b).diagonal().sum(), a)[0]
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 
 
 def test_inverse_sigmoid_undoes_sigmoid_and_stays_finite_at_the_ends():

@@ -57,16 +57,16 @@ def whole_pixel(x, y, row, column, height, width):
 def test_samples_are_those_of_the_definition(sample):
     value, locations, weights = (x.float() for x in make_inputs())
     expected = by_hand(value.double(), locations.double(), weights.double(), bilinear)
-    found = sample(value, SHAPES, locations, weights, POINTS)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    actual = sample(value, SHAPES, locations, weights, POINTS)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sample", [bags_of_pixels, gather_pixels])
 def test_discrete_samples_are_whole_pixels_and_stay_on_the_map(sample):
     value, locations, weights = (x.float() for x in make_inputs())
     expected = by_hand(value.double(), locations.double(), weights.double(), whole_pixel)
-    found = sample(value, pixel_index(SHAPES, locations, POINTS), weights)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    actual = sample(value, pixel_index(SHAPES, locations, POINTS), weights)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_both_ways_give_the_same_gradients():
@@ -75,9 +75,9 @@ def test_both_ways_give_the_same_gradients():
         inputs = [x.float().requires_grad_() for x in make_inputs()]
         out = sample(inputs[0], SHAPES, *inputs[1:], POINTS)
         gradients.append(torch.autograd.grad(out.square().sum(), inputs))
-    for ours, theirs in zip(*gradients, strict=True):
+    for ours, reference in zip(*gradients, strict=True):
         assert ours.abs().max() > 0
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
 
 
 def test_both_ways_of_discrete_sampling_give_the_same_gradients_and_none_to_locations():
@@ -88,9 +88,9 @@ def test_both_ways_of_discrete_sampling_give_the_same_gradients_and_none_to_loca
         assert not index.requires_grad
         out = sample(value, index, weights)
         gradients.append(torch.autograd.grad(out.square().sum(), (value, weights)))
-    for ours, theirs in zip(*gradients, strict=True):
+    for ours, reference in zip(*gradients, strict=True):
         assert ours.abs().max() > 0
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_on_a_large_map_half_precision_does_not_round_locations():
     locations[..., 1] = 0.5
     weights = torch.ones(1, 200, 1, 1)
     for sample in (sample_by_bags, sample_by_grid):
-        found = sample(column.bfloat16(), [(1, 200)], locations, weights, [1]).float().flatten()
-        torch.testing.assert_close(found, column.flatten(), atol=0.6, rtol=0)
+        result = sample(column.bfloat16(), [(1, 200)], locations, weights, [1]).float().flatten()
+        torch.testing.assert_close(result, column.flatten(), atol=0.6, rtol=0)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

@@ -73,20 +73,20 @@ def test_the_operator_has_the_gradients_of_the_reference(discrete):
     value = torch.randn(2, 30, 2, 8, requires_grad=True)
     locations = (torch.rand(2, 3, 2, 5, 2) * 1.4 - 0.2).requires_grad_()
     weights = torch.rand(2, 3, 2, 5, requires_grad=True)
-    found = deformable_fused.fused_sample(value, shapes, locations, weights, points, discrete)
+    actual = deformable_fused.fused_sample(value, shapes, locations, weights, points, discrete)
     if discrete:
         expected = gather_pixels(value, pixel_index(shapes, locations, points), weights)
     else:
         expected = sample_by_grid(value, shapes, locations, weights, points)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    outer, inputs = torch.randn_like(found), [value, locations, weights]
-    gradients = torch.autograd.grad(found, inputs, outer, allow_unused=True)
-    for gradient, wanted in zip(
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    outer, inputs = torch.randn_like(actual), [value, locations, weights]
+    gradients = torch.autograd.grad(actual, inputs, outer, allow_unused=True)
+    for gradient, requested in zip(
         gradients, torch.autograd.grad(expected, inputs, outer, allow_unused=True), strict=True
     ):
-        assert (gradient is None) == (wanted is None)
-        if wanted is not None:
-            torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
+        assert (gradient is None) == (requested is None)
+        if requested is not None:
+            torch.testing.assert_close(gradient, requested, atol=1e-4, rtol=1e-4)
 
 
 def test_the_operator_passes_torchs_own_checks():

@@ -134,10 +134,10 @@ def test_a_fixed_norm_stays_in_the_dtype_of_its_input_and_keeps_nothing_of_it(dt
     fixed, x = FixedBatchNorm2d(norm), torch.randn(2, 8, 4, 4).to(dtype).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        found = fixed(x)
-    assert found.dtype == dtype and max(kept, default=0) <= 8
+        result = fixed(x)
+    assert result.dtype == dtype and max(kept, default=0) <= 8
     tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
-    torch.testing.assert_close(found.float(), norm(x.float()), **tolerance)
+    torch.testing.assert_close(result.float(), norm(x.float()), **tolerance)
 
 
 def test_a_fixed_norm_follows_its_buffers():

@@ -25,10 +25,10 @@ def outlines(seed: int) -> list[list[float]]:
 @pytest.mark.parametrize("seed", range(8))
 def test_outlines_and_run_lengths_are_pycocotools(seed):
     expected = judge.merge(judge.frPyObjects(outlines(seed), 40, 50))
-    found = rasterize(outlines(seed), 40, 50)
-    assert found == expected["counts"]
+    actual = rasterize(outlines(seed), 40, 50)
+    assert actual == expected["counts"]
     pixels = judge.decode(expected)
-    assert np.array_equal(decode(found, 40, 50), pixels) and encode(pixels) == expected["counts"]
+    assert np.array_equal(decode(actual, 40, 50), pixels) and encode(pixels) == expected["counts"]
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_predicted_masks_are_those_of_the_best_detections_at_the_size_of_the_ima
     masks[0, 0, :, :2] = 1.0  # left half
     masks[0, 1, 3:] = 1.0  # only in the padding
     target = Target(torch.zeros(0, 4), torch.zeros(0), 1, (6, 8), (8.0, 8.0))
-    (found,) = postprocess(Predictions(logits, torch.zeros(1, 2, 4), masks=masks), [target], 2)
-    assert found.labels.tolist() == [1, 0]
-    left, below = (decode(counts, 6, 8) for counts in encode_masks(found.masks))
+    (result,) = postprocess(Predictions(logits, torch.zeros(1, 2, 4), masks=masks), [target], 2)
+    assert result.labels.tolist() == [1, 0]
+    left, below = (decode(counts, 6, 8) for counts in encode_masks(result.masks))
     assert left[:, :4].all() and not left[:, 4:].any() and not below.any()
-    assert len(encode_masks(found.above(0.8).masks)) == 1
+    assert len(encode_masks(result.above(0.8).masks)) == 1
 
 
 def test_masks_are_interpolated_before_they_are_cut_at_zero():

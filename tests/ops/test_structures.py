@@ -9,9 +9,9 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest():
     target = Target(torch.rand(2, 4), torch.tensor([0, 1]), 7, (10, 20), (20.0, 10.0), "a.png")
     batch = Batch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [target])
     moved = batch.to("meta")
-    found = moved.targets[0]
-    assert {tensor.device.type for tensor in (moved.images, found.boxes, found.labels)} == {"meta"}
-    assert (found.image_id, found.original_size, found.path) == (7, (10, 20), "a.png")
+    result = moved.targets[0]
+    assert {tensor.device.type for tensor in (moved.images, result.boxes, result.labels)} == {"meta"}
+    assert (result.image_id, result.original_size, result.path) == (7, (10, 20), "a.png")
     assert batch.images.device.type == "cpu" and len(moved) == 1
 
 

@@ -140,10 +140,10 @@ def _build_pair(
         num_denoising=num_denoising,
         **sampling,
     )
-    theirs = model_class(config)
+    reference = model_class(config)
     if len(set(points)) > 1:
-        _set_points(theirs, points)
-    _disturb(theirs)
+        _set_points(reference, points)
+    _disturb(reference)
     ours = RTDETR(
         ResNetBackbone(
             "resnet18d" if layer_type == "basic" else "resnet50d",
@@ -178,8 +178,8 @@ def _build_pair(
     )
     if frozen:
         fix_batch_norms(ours.backbone)
-    ours.load_state_dict(from_transformers(theirs.state_dict()))
-    return Pair(theirs, ours)
+    ours.load_state_dict(from_transformers(reference.state_dict()))
+    return Pair(reference, ours)
 
 
 def _set_points(model: nn.Module, points: tuple[int, ...]) -> None:

@@ -52,10 +52,10 @@ def build_ours(variant: str, **changes: Any) -> Detector:
 
 def build_pair(variant: str, **changes: Any) -> tuple[nn.Module, Detector]:
     torch.manual_seed(0)
-    theirs, ours = build_theirs(variant, **changes), build_ours(variant, **changes)
-    disturb(theirs)
-    ours.load_state_dict(from_rfdetr(theirs.state_dict()))
-    return theirs, ours
+    reference, ours = build_theirs(variant, **changes), build_ours(variant, **changes)
+    disturb(reference)
+    ours.load_state_dict(from_rfdetr(reference.state_dict()))
+    return reference, ours
 
 
 def their_criterion(variant: str, **changes: Any) -> nn.Module:

@@ -62,11 +62,11 @@ def test_a_model_saved_by_transformers_gives_the_same_here(query_difference, tmp
         backbone_config=backbone, encoder_in_channels=widths[1:], hidden_expansion=0.5 if depth == 18 else 1.0,
         decoder_layers=3 if depth == 18 else 6, **(encoder if depth == 101 else {}), num_labels=80,
     )  # fmt: skip
-    theirs = model_class(config)
-    enliven(theirs)
-    theirs.save_pretrained(tmp_path)
+    reference = model_class(config)
+    enliven(reference)
+    reference.save_pretrained(tmp_path)
     detector = open_detector(str(tmp_path), read_spec(None)).detector
-    assert difference(query_difference, detector, theirs) < TOLERANCE
+    assert difference(query_difference, detector, reference) < TOLERANCE
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -76,7 +76,7 @@ def test_official_weights_give_the_same_here_and_in_transformers(query_differenc
     torch.save({"ema": {"module": random_weights(shapes), "updates": 1}}, tmp_path / "official.pth")
     assert main(["convert", str(tmp_path / "official.pth"), str(tmp_path / "there")]) == 0
     model_class = transformers.RTDetrV2ForObjectDetection if version == 2 else transformers.RTDetrForObjectDetection
-    theirs = model_class.from_pretrained(tmp_path / "there")
+    reference = model_class.from_pretrained(tmp_path / "there")
     detector = open_detector(str(tmp_path / "official.pth"), read_spec(None)).detector
-    assert difference(query_difference, detector, theirs) < TOLERANCE
+    assert difference(query_difference, detector, reference) < TOLERANCE
     assert read_detector(tmp_path / "there").meta["spec"]["model"]["backbone"] == f"resnet_{depth}d"

@@ -55,16 +55,16 @@ def test_outputs_are_equal(name, version, disturb, query_difference):
     backbone = transformers.RTDetrResNetConfig(**resnet, out_features=["stage2", "stage3", "stage4"])
     settings = {"encoder_in_channels": resnet["hidden_sizes"][1:], "num_labels": CLASSES, **model, **sampling}
     torch.manual_seed(1)
-    theirs = model_class(config_class(backbone_config=backbone, **settings)).eval()
-    disturb(theirs)
+    reference = model_class(config_class(backbone_config=backbone, **settings)).eval()
+    disturb(reference)
     detector = build_detector(ModelSpec(**ours, **option), CLASSES).eval()
-    converted, own = from_transformers(theirs.state_dict()), detector.state_dict()
+    converted, own = from_transformers(reference.state_dict()), detector.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # transformers' frozen norms have none
     assert set(own) - counters == set(converted) - counters
     detector.load_state_dict(converted, strict=False)
     images = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected, found = theirs(images), detector(images)
-    difference = query_difference((found.logits, found.boxes), (expected.logits, expected.pred_boxes))
+        expected, actual = reference(images), detector(images)
+    difference = query_difference((actual.logits, actual.boxes), (expected.logits, expected.pred_boxes))
     print(f"{name} {version}: largest difference {difference:.1e}, largest logit {expected.logits.abs().max():.1f}")
     assert difference < 1e-4

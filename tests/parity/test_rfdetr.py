@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 FEW = {"num_queries": 20, "group_detr": 3}
 
 
-def pictures(height: int, width: int, batch: int = 2, seed: int | None = None):
+def random_images(height: int, width: int, batch: int = 2, seed: int | None = None):
     generator = torch.Generator().manual_seed(height if seed is None else seed)
     return torch.rand(batch, 3, height, width, generator=generator)
 
@@ -42,17 +42,17 @@ def worst(pairs) -> float:
 
 def check_outputs(theirs, ours, images) -> float:
     with torch.no_grad():
-        expected, found = theirs.eval()(normalized(images)), ours.eval()(images)
-        differences = [worst([(found.logits, expected["pred_logits"]), (found.boxes, expected["pred_boxes"])])]
-        expected, found = theirs.train()(normalized(images)), ours.train()(images)
+        expected, actual = theirs.eval()(normalized(images)), ours.eval()(images)
+        differences = [worst([(actual.logits, expected["pred_logits"]), (actual.boxes, expected["pred_boxes"])])]
+        expected, actual = theirs.train()(normalized(images)), ours.train()(images)
     stages = [*expected["aux_outputs"], expected]
     for number, stage in enumerate(stages):
-        pairs = ((found.layer_logits[number], stage["pred_logits"]), (found.layer_boxes[number], stage["pred_boxes"]))
+        pairs = ((actual.layer_logits[number], stage["pred_logits"]), (actual.layer_boxes[number], stage["pred_boxes"]))
         differences.append(worst(pairs))
     selected = expected["enc_outputs"]
-    differences.append(worst([(found.encoder_logits, selected["pred_logits"])]))
-    differences.append(worst([(found.encoder_boxes, selected["pred_boxes"])]))
-    assert len(stages) == len(found.layer_logits)
+    differences.append(worst([(actual.encoder_logits, selected["pred_logits"])]))
+    differences.append(worst([(actual.encoder_boxes, selected["pred_boxes"])]))
+    assert len(stages) == len(actual.layer_logits)
     print(f"largest difference of outputs: {max(differences):.1e}")  # shown by pytest -rP
     return max(differences)
 
@@ -71,13 +71,13 @@ def check_losses(theirs, ours, variant, images, targets, **changes) -> float:
         outputs = theirs.train(training)(normalized(images))
         expected = judge(converted(outputs, precision), labels)
         expected = {name: weight * expected[name] for name, weight in judge.weight_dict.items() if name in expected}
-        wanted = gradients_of(theirs, sum(expected.values())) if training else {}
+        requested = gradients_of(theirs, sum(expected.values())) if training else {}
         expected = {name: loss.item() for name, loss in expected.items()}
-        found = criterion(ours.train(training)(images).to(precision), targets)
+        actual = criterion(ours.train(training)(images).to(precision), targets)
         if training:
-            assert set(found) == {*expected, "loss"}
-            check_gradients(from_rfdetr(wanted), gradients_of(ours, found["loss"]))
-        differences += [abs(loss.item() - expected[name]) for name, loss in found.items() if name != "loss"]
+            assert set(actual) == {*expected, "loss"}
+            check_gradients(from_rfdetr(requested), gradients_of(ours, actual["loss"]))
+        differences += [abs(loss.item() - expected[name]) for name, loss in actual.items() if name != "loss"]
     print(f"largest difference of losses: {max(differences):.1e}")
     return max(differences)
 
@@ -91,9 +91,9 @@ def converted(outputs, precision):
 def gradients_of(model, loss) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    result = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
-    return found
+    return result
 
 
 def check_gradients(expected, found) -> None:
@@ -119,34 +119,34 @@ CASES = [
 
 @pytest.mark.parametrize(("variant", "changes", "size"), CASES)
 def test_outputs_are_equal(variant, changes, size):
-    theirs, ours = build_pair(variant, **{**FEW, **changes})
-    assert check_outputs(theirs, ours, pictures(*size)) < TOLERANCE
+    reference, ours = build_pair(variant, **{**FEW, **changes})
+    assert check_outputs(reference, ours, random_images(*size)) < TOLERANCE
 
 
 def test_a_deployed_copy_is_equal_too():
-    theirs, ours = build_pair("nano", **FEW)
-    images = pictures(64, 96)
+    reference, ours = build_pair("nano", **FEW)
+    images = random_images(64, 96)
     with torch.no_grad():
-        expected, found = theirs.eval()(normalized(images)), ours.eval().deploy()(images)
-    assert worst([(found.logits, expected["pred_logits"]), (found.boxes, expected["pred_boxes"])]) < TOLERANCE
+        expected, actual = reference.eval()(normalized(images)), ours.eval().deploy()(images)
+    assert worst([(actual.logits, expected["pred_logits"]), (actual.boxes, expected["pred_boxes"])]) < TOLERANCE
 
 
 @pytest.mark.parametrize("counts", [(4, 0, 1), (0, 0)])
 def test_losses_and_gradients_are_equal(counts):
-    theirs, ours = build_pair("nano", **FEW)
-    images = pictures(64, 96, len(counts))
-    assert check_losses(theirs, ours, "nano", images, make_targets(*counts), **FEW) < TOLERANCE
+    reference, ours = build_pair("nano", **FEW)
+    images = random_images(64, 96, len(counts))
+    assert check_losses(reference, ours, "nano", images, make_targets(*counts), **FEW) < TOLERANCE
 
 
 def test_losses_of_a_single_decoder_layer_are_equal():
     changes = {**FEW, "dec_layers": 1}
-    theirs, ours = build_pair("nano", **changes)
-    assert check_losses(theirs, ours, "nano", pictures(64, 96), make_targets(3, 2), **changes) < TOLERANCE
+    reference, ours = build_pair("nano", **changes)
+    assert check_losses(reference, ours, "nano", random_images(64, 96), make_targets(3, 2), **changes) < TOLERANCE
 
 
 def test_the_names_convert_in_both_directions():
-    theirs, ours = build_pair("large_2025", encoder="dinov2_windowed_small", **FEW)
-    state = theirs.state_dict()
+    reference, ours = build_pair("large_2025", encoder="dinov2_windowed_small", **FEW)
+    state = reference.state_dict()
     own = from_rfdetr(state)
     assert has_rfdetr_names(state) and not has_rfdetr_names(own)
     assert set(own) == set(ours.state_dict())
@@ -159,25 +159,25 @@ def test_the_names_convert_in_both_directions():
 @pytest.mark.parametrize("variant", [name for name, row in RFDETR_VARIANTS.items() if not row.segmentation_head])
 def test_a_published_variant_is_equal_in_names_outputs_and_losses(variant):
     row = RFDETR_VARIANTS[variant]
-    theirs, ours = build_pair(variant)
-    assert set(to_rfdetr(ours.state_dict())) == set(theirs.state_dict())
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
-    theirs, ours = (
-        theirs.double(),
+    reference, ours = build_pair(variant)
+    assert set(to_rfdetr(ours.state_dict())) == set(reference.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in reference.parameters()) == row.parameters
+    reference, ours = (
+        reference.double(),
         ours.double(),
     )  # otherwise rounding would swap some of the 3900 proposals with similar scores
-    images = pictures(row.resolution, row.resolution, 1).double()
-    output = check_outputs(theirs, ours, images)
-    loss = check_losses(theirs, ours, variant, images, make_targets(5))
-    show_variant(variant, theirs, ours, output, loss)
+    images = random_images(row.resolution, row.resolution, 1).double()
+    output = check_outputs(reference, ours, images)
+    loss = check_losses(reference, ours, variant, images, make_targets(5))
+    show_variant(variant, reference, ours, output, loss)
     assert max(output, loss) < TOLERANCE
 
 
 def test_a_smaller_image_in_training_keeps_each_group_to_its_own_proposals():
     """The only difference: the package assigns the proposals of all groups to the queries of the first groups."""
-    theirs, ours = build_pair("nano", num_queries=20, group_detr=3)
-    images = pictures(32, 32)  # 4 tokens
+    reference, ours = build_pair("nano", num_queries=20, group_detr=3)
+    images = random_images(32, 32)  # 4 tokens
     with torch.no_grad():
-        evaluated, trained = theirs.eval()(normalized(images)), ours.train()(images)
+        evaluated, trained = reference.eval()(normalized(images)), ours.train()(images)
     assert worst([(trained.logits[:, :20], evaluated["pred_logits"])]) < TOLERANCE
     assert build_ours("nano").decoder.groups == 13

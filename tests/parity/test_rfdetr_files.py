@@ -23,8 +23,8 @@ CHANGES = {"num_queries": 30, "resolution": SIDE, "positional_encoding_size": SI
 
 @pytest.fixture(scope="module")
 def pair():
-    theirs, ours = build_pair("nano", **CHANGES)
-    return theirs.eval(), ours.eval()
+    reference, ours = build_pair("nano", **CHANGES)
+    return reference.eval(), ours.eval()
 
 
 def session_of(model: torch.nn.Module) -> onnxruntime.InferenceSession:
@@ -32,7 +32,7 @@ def session_of(model: torch.nn.Module) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def pictures(count: int) -> torch.Tensor:
+def random_images(count: int) -> torch.Tensor:
     return normalized(torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
 
 
@@ -45,7 +45,7 @@ def test_names_order_shapes_and_numbers_are_those_of_the_package(pair, session):
     assert [(value.name, value.shape) for value in session.get_inputs()] == [("input", ["batch", 3, SIDE, SIDE])]
     outputs = [(value.name, value.shape) for value in session.get_outputs()]
     assert outputs == [("dets", ["batch", 30, 4]), ("labels", ["batch", 30, CLASSES + 1])]
-    images = pictures(2)
+    images = random_images(2)
     with torch.no_grad():
         expected = pair[0](images)
     dets, labels = session.run(None, {"input": images.numpy()})
@@ -56,32 +56,32 @@ def test_names_order_shapes_and_numbers_are_those_of_the_package(pair, session):
 def test_code_written_for_the_package_s_files_finds_the_same_objects(pair, session):
     """The package's preprocessing and decoding with our file, against its own model."""
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 255, (90, 150, 3), dtype=np.uint8))
-    images = preprocess.preprocess_to_nchw(picture, SIDE, SIDE)
+    image = Image.fromarray(rng.integers(0, 255, (90, 150, 3), dtype=np.uint8))
+    images = preprocess.preprocess_to_nchw(image, SIDE, SIDE)
     with torch.no_grad():
         expected = pair[0](torch.from_numpy(images))
     dets, labels = session.run(["dets", "labels"], {"input": images})
     options = {"threshold": 0.0, "background_class_id": None}
-    found = decode.decode_detections(dets[0], labels[0], picture.size, **options)
-    wanted = decode.decode_detections(
-        expected["pred_boxes"][0].numpy(), expected["pred_logits"][0].numpy(), picture.size, **options
+    actual = decode.decode_detections(dets[0], labels[0], image.size, **options)
+    requested = decode.decode_detections(
+        expected["pred_boxes"][0].numpy(), expected["pred_logits"][0].numpy(), image.size, **options
     )
-    assert len(found.class_id) == 30
-    np.testing.assert_array_equal(found.class_id, wanted.class_id)
-    np.testing.assert_allclose(found.confidence, wanted.confidence, atol=1e-4)
-    np.testing.assert_allclose(found.xyxy, wanted.xyxy, atol=2e-2)
+    assert len(actual.class_id) == 30
+    np.testing.assert_array_equal(actual.class_id, requested.class_id)
+    np.testing.assert_allclose(actual.confidence, requested.confidence, atol=1e-4)
+    np.testing.assert_allclose(actual.xyxy, requested.xyxy, atol=2e-2)
 
 
 def test_a_file_without_decoder_gives_the_features_of_the_package_s(pair):
-    theirs, ours = pair
+    reference, ours = pair
     session = session_of(ExportFeatures(ours, LAYOUTS["rfdetr"], (SIDE, SIDE)))
     names = prepare.resolve_output_names(
-        type("Config", (), {"projector_scale": ["P4"]}), backbone_only=True, backbone=theirs.backbone[0]
+        type("Config", (), {"projector_scale": ["P4"]}), backbone_only=True, backbone=reference.backbone[0]
     )
     assert [output.name for output in session.get_outputs()] == names == ["features"]
-    images = pictures(1)
+    images = random_images(1)
     with torch.no_grad():
-        expected = theirs.backbone[0].forward_export(images)[0][0]
+        expected = reference.backbone[0].forward_export(images)[0][0]
     (features,) = session.run(None, {"input": images.numpy()})
     np.testing.assert_allclose(features, expected.numpy(), atol=1e-4)
 

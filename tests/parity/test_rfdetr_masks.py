@@ -15,7 +15,7 @@ from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.masks import TrueMasks, factors_of
 from rtdetr_tool.spec import ModelSpec
 from tests.parity.rfdetr_pair import build_pair, normalized, show_variant
-from tests.parity.test_rfdetr import FEW, TOLERANCE, check_losses, make_targets, pictures, worst
+from tests.parity.test_rfdetr import FEW, TOLERANCE, check_losses, make_targets, random_images, worst
 
 VARIANTS = [name for name, row in RFDETR_VARIANTS.items() if row.segmentation_head]
 
@@ -46,50 +46,50 @@ def with_masks(targets, height, width):
 
 def build_segmenting_pair(variant, **changes):
     """A pair with mask logits of a few units, as after training; with random weights they exceed 100."""
-    theirs, ours = build_pair(variant, **changes)
+    reference, ours = build_pair(variant, **changes)
     with torch.no_grad():
-        for tensor in theirs.segmentation_head.query_features_proj.parameters():
+        for tensor in reference.segmentation_head.query_features_proj.parameters():
             tensor.mul_(0.05)
-    ours.load_state_dict(from_rfdetr(theirs.state_dict()))
-    return theirs, ours
+    ours.load_state_dict(from_rfdetr(reference.state_dict()))
+    return reference, ours
 
 
 def check_masks(theirs, ours, images) -> float:
     with torch.no_grad():
-        expected, found = theirs.eval()(normalized(images)), ours.eval()(images)
-        differences = [worst([(found.masks, expected["pred_masks"])])]
+        expected, actual = theirs.eval()(normalized(images)), ours.eval()(images)
+        differences = [worst([(actual.masks, expected["pred_masks"])])]
         deployed = ours.deploy()(images)
         differences.append(worst([(deployed.masks, expected["pred_masks"])]))
-        expected, found = theirs.train()(normalized(images)), ours.train()(images)
+        expected, actual = theirs.train()(normalized(images)), ours.train()(images)
     stages = [*expected["aux_outputs"], expected]
-    for factors, parts in ((found.layer_masks, stages), (found.encoder_masks, [expected["enc_outputs"]])):
+    for factors, parts in ((actual.layer_masks, stages), (actual.encoder_masks, [expected["enc_outputs"]])):
         assert len(factors.features) == len(parts)
         for number, part in enumerate(parts):
             part = part["pred_masks"]
             found_here = (factors.features[number], factors.queries[number], factors.bias)
-            wanted = (part[name] for name in ("spatial_features", "query_features", "bias"))
-            differences.append(worst(zip(found_here, wanted, strict=True)))
+            requested = (part[name] for name in ("spatial_features", "query_features", "bias"))
+            differences.append(worst(zip(found_here, requested, strict=True)))
     print(f"largest difference of masks: {max(differences):.1e}")
     return max(differences)
 
 
 @pytest.mark.parametrize(("variant", "size"), [("seg_nano", (48, 96)), ("seg_medium", (72, 48))])
 def test_masks_of_every_layer_are_equal(variant, size):
-    theirs, ours = build_segmenting_pair(variant, **FEW)
-    assert check_masks(theirs, ours, pictures(*size)) < TOLERANCE
+    reference, ours = build_segmenting_pair(variant, **FEW)
+    assert check_masks(reference, ours, random_images(*size)) < TOLERANCE
 
 
 @pytest.mark.parametrize("counts", [(4, 0, 1), (0, 0)])
 def test_losses_and_gradients_with_masks_are_equal(counts, same_draws):
-    theirs, ours = build_segmenting_pair("seg_nano", **FEW)
-    images = pictures(60, 96, len(counts))
+    reference, ours = build_segmenting_pair("seg_nano", **FEW)
+    images = random_images(60, 96, len(counts))
     targets = with_masks(make_targets(*counts), 60, 96)
-    assert check_losses(theirs, ours, "seg_nano", images, targets, **FEW) < TOLERANCE
+    assert check_losses(reference, ours, "seg_nano", images, targets, **FEW) < TOLERANCE
 
 
 def test_names_of_a_segmentation_model_convert_in_both_directions():
-    theirs, ours = build_pair("seg_preview", **FEW)
-    state = theirs.state_dict()
+    reference, ours = build_pair("seg_preview", **FEW)
+    state = reference.state_dict()
     own = from_rfdetr(state)
     assert set(own) == set(ours.state_dict())
     back = to_rfdetr(own)
@@ -100,11 +100,11 @@ def test_names_of_a_segmentation_model_convert_in_both_directions():
 def test_masks_that_are_multiplied_out_have_the_same_loss_as_their_factors(same_draws):
     _, ours = build_segmenting_pair("seg_nano", **FEW)
     with torch.no_grad():
-        found = ours.train()(pictures(60, 96)).layer_masks
+        result = ours.train()(random_images(60, 96)).layer_masks
     targets = with_masks(make_targets(2, 3), 60, 96)
     criterion = build_criterion(ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant="seg_nano", **FEW)))
     truth = TrueMasks.of(targets)
-    last = type(found)(found.features[-1:], found.queries[-1:], found.bias)
+    last = type(result)(result.features[-1:], result.queries[-1:], result.bias)
     dense = (last.queries[0] @ last.features[0].flatten(2)).unflatten(-1, last.features.shape[-2:]) + last.bias
     costs = criterion.mask_loss.costs([last, factors_of(dense)], truth)
     assert worst([(costs[0], costs[1])]) < TOLERANCE
@@ -114,16 +114,16 @@ def test_masks_that_are_multiplied_out_have_the_same_loss_as_their_factors(same_
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_published_segmentation_variant_is_equal(variant, same_draws):
     row = RFDETR_VARIANTS[variant]
-    theirs, ours = build_segmenting_pair(variant)
+    reference, ours = build_segmenting_pair(variant)
     # With other images, rounding may decide which of two points of a mask is more uncertain (as with seed 384).
-    images = pictures(row.resolution, row.resolution, 1, seed=1).double()
+    images = random_images(row.resolution, row.resolution, 1, seed=1).double()
     targets = with_masks(make_targets(5), row.resolution, row.resolution)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == row.parameters
-    theirs, ours = (
-        theirs.double(),
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in reference.parameters()) == row.parameters
+    reference, ours = (
+        reference.double(),
         ours.double(),
     )  # otherwise rounding would swap some of the proposals with similar scores
-    output = check_masks(theirs, ours, images)
-    loss = check_losses(theirs, ours, variant, images, targets)
-    show_variant(variant, theirs, ours, output, loss)
+    output = check_masks(reference, ours, images)
+    loss = check_losses(reference, ours, variant, images, targets)
+    show_variant(variant, reference, ours, output, loss)
     assert max(output, loss) < TOLERANCE

@@ -22,7 +22,7 @@ WIDTH, DEPTH, HEADS, GRID = 32, 3, 4, 12
 @pytest.fixture(scope="module")
 def pair():
     torch.manual_seed(0)
-    theirs = naflexvit.NaFlexVit(
+    reference = naflexvit.NaFlexVit(
         naflexvit.NaFlexVitCfg(
             embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, class_token=True, reg_tokens=7, final_norm=False,
             global_pool="token", pos_embed_grid_size=(GRID, GRID), pos_embed_interp_mode="bilinear",
@@ -32,11 +32,11 @@ def pair():
         num_classes=0,
     ).eval()  # fmt: skip
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-        theirs.embeds.proj.bias.zero_()  # RADIO's patch embedding has none
+        reference.embeds.proj.bias.zero_()  # RADIO's patch embedding has none
     ours = RadioViT(WIDTH, DEPTH, HEADS, grid=GRID).eval()
-    state = theirs.state_dict()
+    state = reference.state_dict()
     ours.load_state_dict(
         {name: tensor for name, tensor in state.items() if name.startswith("blocks.")}
         | {
@@ -45,22 +45,22 @@ def pair():
             "patch_generator.cls_token.token": torch.cat([state["embeds.cls_token"], state["embeds.reg_token"]], 1)[0],
         }
     )
-    return theirs, ours
+    return reference, ours
 
 
 @pytest.mark.parametrize("size", [(192, 192), (64, 64), (96, 160), (256, 48)])
 def test_summary_and_places_are_equal(pair, size):
-    theirs, ours = pair
+    reference, ours = pair
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        tokens = theirs.forward_features(images)
+        tokens = reference.forward_features(images)
         tokens = tokens["patches"] if isinstance(tokens, dict) else tokens
-        found = ours(images)
+        result = ours(images)
     difference = max(
-        (found.summary - tokens[:, :3].flatten(1)).abs().max().item(),
-        (found.spatial.flatten(2).transpose(1, 2) - tokens[:, 8:]).abs().max().item(),
+        (result.summary - tokens[:, :3].flatten(1)).abs().max().item(),
+        (result.spatial.flatten(2).transpose(1, 2) - tokens[:, 8:]).abs().max().item(),
     )
     print(f"largest difference of RADIO's features: {difference:.1e}")
-    assert found.spatial.shape == (2, WIDTH, size[0] // 16, size[1] // 16)
+    assert result.spatial.shape == (2, WIDTH, size[0] // 16, size[1] // 16)
     assert difference < 1e-4
     assert tokens[:, 8:].std() > 0.1

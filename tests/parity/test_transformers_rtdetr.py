@@ -28,21 +28,21 @@ def pair(request, build_pair):
 
 def _outputs(pair, images):
     with torch.no_grad():
-        theirs, ours = pair.theirs(images), pair.ours(images)
-    return (ours.logits, ours.boxes), (theirs.logits, theirs.pred_boxes)
+        reference, ours = pair.theirs(images), pair.ours(images)
+    return (ours.logits, ours.boxes), (reference.logits, reference.pred_boxes)
 
 
 @pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_rename_table_covers_every_tensor_in_both_directions(build_pair, layer_type, frozen):
     pair = build_pair(layer_type, frozen=frozen, num_denoising=10)
-    theirs = pair.theirs.state_dict()
-    ours = from_transformers(theirs)
-    assert is_transformers_rtdetr(theirs) and not is_transformers_rtdetr(ours)
+    reference = pair.theirs.state_dict()
+    ours = from_transformers(reference)
+    assert is_transformers_rtdetr(reference) and not is_transformers_rtdetr(ours)
     assert set(ours) == set(pair.ours.state_dict())
     back = to_transformers(ours)
-    assert set(back) == set(theirs)
-    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
+    assert set(back) == set(reference)
+    assert all(torch.equal(back[name], reference[name]) for name in reference)
 
 
 def test_files_written_by_transformers_convert_too(build_pair, tmp_path):
@@ -92,8 +92,8 @@ def test_the_official_position_order_is_another_one_on_rectangles(build_pair, qu
 def test_a_fused_copy_is_equal_too(pair, query_difference, images):
     pair.eval()
     with torch.no_grad():
-        theirs, ours = pair.theirs(images), pair.ours.deploy()(images)
-    assert query_difference((ours.logits, ours.boxes), (theirs.logits, theirs.pred_boxes)) < TOLERANCE
+        reference, ours = pair.theirs(images), pair.ours.deploy()(images)
+    assert query_difference((ours.logits, ours.boxes), (reference.logits, reference.pred_boxes)) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["default", "discrete"])
@@ -169,8 +169,8 @@ def test_loss_terms_gradients_and_one_optimizer_step_are_equal(
 def test_the_validation_loss_is_that_of_the_last_layer(pair, criterion, images, targets, as_labels):
     pair.eval()
     with torch.no_grad():
-        theirs = pair.theirs(images, labels=as_labels(targets)).loss_dict
+        reference = pair.theirs(images, labels=as_labels(targets)).loss_dict
         ours = criterion(pair.ours(images), targets)
     assert set(ours) == {"loss", "loss_vfl", "loss_bbox", "loss_giou"}
     for name in ("loss_vfl", "loss_bbox", "loss_giou"):
-        assert ours[name].item() == pytest.approx(theirs[name].item(), abs=TOLERANCE)
+        assert ours[name].item() == pytest.approx(reference[name].item(), abs=TOLERANCE)

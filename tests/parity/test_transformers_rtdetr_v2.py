@@ -33,10 +33,10 @@ def test_logits_and_boxes_are_equal(pair, query_difference, size):
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(size[0]))
     pair.eval()
     with torch.no_grad():
-        theirs, ours = pair.theirs(images), pair.ours(images)
+        reference, ours = pair.theirs(images), pair.ours(images)
         fused = pair.ours.deploy()(images)
-    for found in (ours, fused):
-        difference = query_difference((found.logits, found.boxes), (theirs.logits, theirs.pred_boxes))
+    for result in (ours, fused):
+        difference = query_difference((result.logits, result.boxes), (reference.logits, reference.pred_boxes))
         assert difference < TOLERANCE
     print(f"largest difference of outputs: {difference:.1e}")
 

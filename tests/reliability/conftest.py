@@ -1,4 +1,4 @@
-"""A run small enough to be killed many times: `rtdetr train` in a process of its own, on a few drawn images."""
+"""A run that is small enough to be killed many times: `rtdetr train` in a separate process, on a few images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 SIDE, TRAIN, VAL = 32, 8, 2
 
-# Starts the program as `rtdetr` does, with faults built in: what is patched is patched in that process only, the
-# program knows nothing of it. FAULT_SLOW: seconds that a file waits for its renaming, so that kills fall into saves.
-# FAULT_HOLD: points at which the process waits for `Trial.release`, such as "saved 1, linking 2" (the first time it
-# has written a file, the second time it makes a link). FAULT_DISK: the number of files after which the disk is full.
-# FAULT_LATE: signals that the process gets once its run has ended, right after the last status line and again when
-# the program is done. FAULT_NOHUP: as `nohup`. `--serve` imports everything once and forks a process per run, because
-# importing takes longer than training here.
+# Starts the program like `rtdetr`, with patches in that process that inject faults. FAULT_SLOW: seconds before a file
+# is renamed, so that kills happen during saves. FAULT_HOLD: points at which the process waits for `Trial.release`, such
+# as "saved 1, linking 2" (after the first written file, before the second link). FAULT_DISK: the number of files after
+# which the disk is full. FAULT_LATE: signals that the process receives after its run, right after the last status line
+# and again at the end of the program. FAULT_NOHUP: as with `nohup`. `--serve` imports everything once and forks a
+# process per run, because importing takes longer than training here.
 RUNNER = """
 import collections, json, os, resource, signal, sys, tempfile, time
 
@@ -129,7 +128,7 @@ if __name__ == "__main__":
 
 
 class Trial:
-    """A data set and a spec; `start` starts a run in a results folder, `run` waits for its end."""
+    """A dataset and a spec; `start` starts a run in a results folder, `run` waits for its end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -186,7 +185,7 @@ class Trial:
         return {"arguments": arguments, "environment": environment, "output": output}
 
     def start(self, name: str, *overrides: str, **faults: Any) -> subprocess.Popen:
-        """A run of its own, with everything imported anew."""
+        """Start a run in a new process, which imports everything."""
         request = self._request(name, overrides, faults)
         with open(request["output"], "w") as output:
             return subprocess.Popen(
@@ -195,7 +194,7 @@ class Trial:
             )  # fmt: skip
 
     def run(self, name: str, *overrides: str, **faults: Any) -> int:
-        """A forked run to its end; the exit code."""
+        """Wait for a forked run; returns the exit code."""
         return self.fork(name, *overrides, **faults).wait()
 
     def fork(self, name: str, *overrides: str, **faults: Any) -> Forked:
@@ -213,7 +212,7 @@ class Trial:
         return self._last
 
     def hold(self, name: str, point: str, *overrides: str, **faults: Any) -> Forked:
-        """A forked run that waits at a point (or the first of several, "saved 1, saved 5")."""
+        """Start a forked run that waits at a point (or the first of several, "saved 1, saved 5")."""
         run = self.fork(name, *overrides, hold=point, **faults)
         self.wait_until_held(name, run)
         return run
@@ -226,7 +225,7 @@ class Trial:
             time.sleep(0.01)
 
     def release(self, name: str) -> None:
-        """Let the run continue, to its next point or to its end."""
+        """Let the run continue to its next point or its end."""
         Path(f"{self._log(name)}.release_{self._releases(name) + 1}").touch()
 
     def _releases(self, name: str) -> int:
@@ -244,7 +243,7 @@ class Trial:
         return (self.folder / f"{name}.output").read_text()
 
     def faults(self, name: str) -> list[str]:
-        """The points that the last run of this name has passed: opening, saving, saved, linking, held_1."""
+        """The points that the last run with this name has passed: opening, saving, saved, linking, held_1."""
         file = self._log(name)
         return file.read_text().split() if file.exists() else []
 
@@ -253,7 +252,7 @@ class Trial:
 
 
 class Forked:
-    """A run that the server has forked: `pid`, and its exit code once it has ended."""
+    """A run forked by the server: `pid`, and the exit code after its end."""
 
     def __init__(self, pid: int, answers: TextIO) -> None:
         self.pid, self._answers, self.code = pid, answers, None

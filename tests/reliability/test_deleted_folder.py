@@ -1,4 +1,4 @@
-"""A results folder deleted while a run trains: the run keeps it locked, or leaves it to the run that took it."""
+"""A results folder that is deleted during a run stays locked by the run, or belongs to another run that took it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk, a dead data worker, too little memory: the run ends with our message and all files are whole."""
+"""A full disk, a dead data worker, too little memory: the run ends with our message and no file is incomplete."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_machine_out_of_memory_is_answered_too_and_other_errors_are_not():
 
 class TestStatusFile:
     def test_a_reader_never_sees_half_a_line(self, tmp_path):
-        """A reader that looks all the time while lines are written, most of them longer than a page of memory."""
+        """Read continuously while lines are written, most of them longer than a memory page."""
         path, over, seen = tmp_path / "status.json", threading.Event(), []
         status = StatusLogger(path, replace=write_atomically)
         status.started("x")
@@ -153,7 +153,7 @@ class TestStatusFile:
         status.started("x")
         monkeypatch.setattr(status, "_replace", lambda *_: os.read(-1, 1))  # an OSError: no room for a second file
 
-        def write(descriptor, data):  # room for 20 bytes, more when the reserve is given back
+        def write(descriptor, data):  # room for 20 bytes, more when the reserve is released
             return original(descriptor, data[:20] if (tmp_path / ".status.json.reserve").exists() else data)
 
         monkeypatch.setattr(status_module.os, "write", write)

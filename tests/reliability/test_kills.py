@@ -1,4 +1,4 @@
-"""A run is killed at any moment and started again: it ends with the weights of an unbroken one, no file is damaged."""
+"""A run that is killed at any moment and resumed ends with the same weights, and no file is corrupted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from rtdetr_tool.checkpoints.io import load_checkpoint
 
 LAST = ("model_epoch_001.pth", "model_epoch_001-EMA.pth")
-SLOW = 0.15  # seconds in which a kill falls into a save
+SLOW = 0.15  # seconds of a save in which a kill may happen
 
 
 @pytest.fixture(scope="module")
 def unbroken(trial):
-    """Final files of an unbroken run, by name."""
+    """Final files of an uninterrupted run, by name."""
     assert trial.run("unbroken") == 0, trial.output("unbroken")
     return {name: load_checkpoint(trial.results("unbroken") / name) for name in LAST}
 
@@ -34,7 +34,7 @@ def assert_ends_like(folder: Path, wanted: dict[str, dict]) -> None:
 
 
 def assert_nothing_damaged(folder: Path) -> None:
-    """Every checkpoint in the folder can be read, the one that the link stands for among them."""
+    """Every checkpoint in the folder can be read, including the target of the link."""
     for file in _checkpoints(folder):
         assert load_checkpoint(file)["tao_model"] == "rtdetr"
 
@@ -54,7 +54,7 @@ def _same(a, b) -> bool:
 
 
 def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> tuple[bool, bool] | None:
-    """Whether the kill fell into a save, and whether there was a file to go on from; None if the run had ended."""
+    """Whether the kill happened during a save, and whether there was a checkpoint; None if the run had ended."""
     run = trial.fork(name, slow=SLOW)
     time.sleep(moment)
     run.kill(number)
@@ -62,7 +62,7 @@ def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> 
     if code == 0:
         return None
     documented = {signal.SIGTERM: 75, signal.SIGINT: 130}.get(number)
-    assert code in (documented, -number), trial.output(name)  # as every program ends that does not listen yet
+    assert code in (documented, -number), trial.output(name)  # the default action, before handlers are installed
     folder = trial.results(name)
     inside = trial.faults(name)[-1:] == ["saving"]
     resumable = (folder / "rtdetr_model_latest.pth").exists()
@@ -104,10 +104,10 @@ def test_thirty_runs_killed_at_random_moments_all_end_like_the_unbroken_one(tria
     while len(kills) < 30:
         number = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
         moment, attempts = rng.uniform(0.05, 1.0) * seconds, attempts + 1
-        found = _kill_and_resume(trial, unbroken, f"random_{attempts}", moment, number)
-        if found is not None:
-            kills.append(found)
-            where = f"in a save: {found[0]}, checkpoint to resume from: {found[1]}"
+        result = _kill_and_resume(trial, unbroken, f"random_{attempts}", moment, number)
+        if result is not None:
+            kills.append(result)
+            where = f"in a save: {result[0]}, checkpoint to resume from: {result[1]}"
             print(f"{len(kills)}: {signal.Signals(number).name} after {moment:.2f} s; {where}")
         shutil.rmtree(trial.results(f"random_{attempts}"))
     inside, resumable = (sum(counts) for counts in zip(*kills, strict=True))

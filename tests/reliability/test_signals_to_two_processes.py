@@ -1,4 +1,4 @@
-"""A signal to one of two processes (gloo) stops both at the same step; they go on as if nothing had been."""
+"""A signal to one of two processes (gloo) stops both at the same step, and resuming is exact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _same_files(trial, a: str, b: str, names: tuple[str, ...]) -> None:
 
 
 def _losses(trial, name: str) -> dict[int, float]:
-    """The mean loss of each epoch, as status.json has it; of an epoch that was run twice the last."""
+    """The mean loss of each epoch from status.json; the last one of a repeated epoch."""
     lines = trial.status(name)
     ends = [i for i, line in enumerate(lines) if line["message"] == "Training loop in progress"]
     return {lines[i]["epoch"]: lines[i]["kpi"]["train_loss"] for i in ends}

@@ -1,4 +1,4 @@
-"""A run without its terminal: closed pipes, full disks behind redirected output, hang-ups, signals at its very end."""
+"""A run without its terminal: closed pipes, redirected output on a full disk, hang-ups, signals at the end."""
 
 from __future__ import annotations
 

@@ -42,15 +42,15 @@ def tables(page) -> dict[str, list]:
 
 def test_scores_classes_and_differing_fields_are_side_by_side(runs):
     page = comparison_page([read_run(runs / name, name) for name in ("slow", "fast")])
-    found = tables(page)
-    assert found["Scores"] == [
+    result = tables(page)
+    assert result["Scores"] == [
         [
             ["slow", "20", "0.2500", "2", "0.2600", *"-----"],
             ["fast", "20", "0.5000", "2", "0.5100", *"-----"],
         ]
     ]
-    assert found["By class"] == [[["cat", "0.2500", "0.5000"], ["dog", "-", "-"]]]
-    assert found["Spec"] == [[["train.optim.lr", "0.0001", "0.001"]]]
+    assert result["By class"] == [[["cat", "0.2500", "0.5000"], ["dog", "-", "-"]]]
+    assert result["Spec"] == [[["train.optim.lr", "0.0001", "0.001"]]]
     assert ("best run", "fast") in page.tiles
     assert [chart.name for chart in page.charts] == ["val_mAP_50_95", "train_loss"]
 

@@ -1,4 +1,4 @@
-"""`make audit`: what the script makes of pip-audit's answers. The services are not asked here."""
+"""`make audit`: the script's handling of pip-audit's output, without requests to the services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNKNOWN = {"name": "torch", "skip_reason": "Dependency not found on PyPI and cou
 
 @pytest.fixture
 def audit(tmp_path):
-    """Runs the script with a pip-audit that prints one answer per service and fails as the real one does."""
+    """Run the script with a fake pip-audit that prints one answer per service and fails like the real one."""
 
     def run(**answers) -> subprocess.CompletedProcess:
         program = tmp_path / "pip-audit"

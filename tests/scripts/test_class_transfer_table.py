@@ -1,4 +1,4 @@
-"""The table of class orders: its data sets differ in the numbering alone, and its specs are valid."""
+"""The table of class orders: its datasets differ only in the numbering of classes, and its specs are valid."""
 
 from __future__ import annotations
 

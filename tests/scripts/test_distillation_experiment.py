@@ -1,4 +1,4 @@
-"""The experiment of docs/distillation.md: its specs load, its table is right."""
+"""The experiment of docs/distillation.md: its specs load and its table is correct."""
 
 from __future__ import annotations
 

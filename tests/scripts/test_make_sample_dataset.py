@@ -1,4 +1,4 @@
-"""The drawn dataset: exact boxes, same seed same bytes, files that our own readers take."""
+"""The sample dataset: exact boxes, reproducible files, and files that our readers accept."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, datase
     first, again, other = _digests(dataset), _digests(tmp_path / "again"), _digests(tmp_path / "other")
     assert first == again
     assert first.keys() == other.keys()
-    pictures = [name for name in first if name.endswith(".jpg")]
-    assert all(first[name] != other[name] for name in pictures)
-    assert len({first[name] for name in pictures}) == len(pictures) == 18
+    names = [name for name in first if name.endswith(".jpg")]
+    assert all(first[name] != other[name] for name in names)
+    assert len({first[name] for name in names}) == len(names) == 18
 
 
 def test_a_larger_set_begins_with_the_images_of_a_smaller_one(tmp_path, dataset):
@@ -62,11 +62,11 @@ def test_a_box_bounds_the_visible_pixels_of_its_object():
     for seed in range(20):
         scene = sample.draw_scene(np.random.default_rng(seed), 128)
         assert 1 <= len(scene.objects) <= sample.MAX_OBJECTS
-        for found in scene.objects:
-            x, y, width, height = found.box
-            assert found.mask.shape == scene.image.size[::-1]
-            inside = found.mask[y : y + height, x : x + width]
-            assert inside.sum() == found.mask.sum() > 0
+        for result in scene.objects:
+            x, y, width, height = result.box
+            assert result.mask.shape == scene.image.size[::-1]
+            inside = result.mask[y : y + height, x : x + width]
+            assert inside.sum() == result.mask.sum() > 0
             assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
 
 
@@ -74,15 +74,15 @@ def test_no_object_is_hidden_more_than_allowed_and_visible_parts_do_not_overlap(
     overlapped = 0
     for seed in range(30):
         objects = sample.draw_scene(np.random.default_rng(seed), 128).objects
-        assert np.sum([found.mask for found in objects], axis=0).max() == 1
-        for found in objects:
-            assert found.mask.sum() >= sample.MIN_VISIBLE * found.full_area
-            overlapped += found.mask.sum() < 0.9 * found.full_area
+        assert np.sum([result.mask for result in objects], axis=0).max() == 1
+        for result in objects:
+            assert result.mask.sum() >= sample.MIN_VISIBLE * result.full_area
+            overlapped += result.mask.sum() < 0.9 * result.full_area
     assert overlapped > 5
 
 
 def test_the_pixels_of_a_mask_are_where_the_image_shows_the_object(monkeypatch):
-    """Paint every object in pure green on black, without a camera: the green pixels must be the masks."""
+    """With every object in pure green on black and without camera effects, the green pixels are the masks."""
     monkeypatch.setattr(sample, "_background", lambda rng, w, h: np.zeros((h, w, 3), np.float32))
     monkeypatch.setattr(sample, "_camera", lambda rng, canvas: Image.fromarray(canvas.round().astype(np.uint8)))
     paint = np.array([0, 255, 0], np.float32)
@@ -90,7 +90,7 @@ def test_the_pixels_of_a_mask_are_where_the_image_shows_the_object(monkeypatch):
     for seed in range(10):
         scene = sample.draw_scene(np.random.default_rng(seed), 160)
         green = np.asarray(scene.image)[..., 1]
-        masks = np.any([found.mask for found in scene.objects], axis=0)
+        masks = np.any([result.mask for result in scene.objects], axis=0)
         assert (green[masks] >= 127).all()
         assert (green >= 140)[~masks].sum() <= 0.02 * masks.sum()  # seams of two touching fringes
 
@@ -104,9 +104,9 @@ def test_annotations_are_coco_with_ids_from_one_and_integer_pixels_inside_the_im
         assert {a["image_id"] for a in content["annotations"]} == set(images)
         assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
         for image in images.values():
-            with Image.open(dataset / split / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"])
-                assert max(picture.size) == 96 and picture.mode == "RGB"
+            with Image.open(dataset / split / image["file_name"]) as opened:
+                assert opened.size == (image["width"], image["height"])
+                assert max(opened.size) == 96 and opened.mode == "RGB"
         for annotation in content["annotations"]:
             x, y, width, height = annotation["bbox"]
             image = images[annotation["image_id"]]
@@ -122,7 +122,7 @@ def test_annotations_are_coco_with_ids_from_one_and_integer_pixels_inside_the_im
 
 def test_every_class_and_every_aspect_occurs():
     scenes = [sample.draw_scene(np.random.default_rng([7, 0, index]), 64) for index in range(60)]
-    assert {found.label for scene in scenes for found in scene.objects} == set(range(len(sample.CLASSES)))
+    assert {result.label for scene in scenes for result in scene.objects} == set(range(len(sample.CLASSES)))
     assert {scene.image.size for scene in scenes} == {(64, 64), (64, 48), (48, 64)}
 
 

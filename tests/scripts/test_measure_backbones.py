@@ -1,4 +1,4 @@
-"""The table of backbones: as the script writes it, and as it stands in the documentation."""
+"""The table of backbones from the script and in the documentation."""
 
 from __future__ import annotations
 

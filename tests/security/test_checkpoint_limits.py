@@ -1,4 +1,4 @@
-"""Checkpoints that are small and stand for much: each is refused in seconds and without the memory it asks for."""
+"""Small checkpoints that expand to large content are refused within seconds and without much memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rtdetr_tool.spec import read_spec
 
 @pytest.fixture(autouse=True)
 def little_time_and_memory():
-    """Seconds, and bytes beyond those in use: what the files of these tests ask for takes hours and terabytes."""
+    """Limit seconds and additional bytes; without protection, these files would take hours and terabytes."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
     assert time.process_time() - start < 20
@@ -54,7 +54,7 @@ def nested(levels: int):
 
 def quantized() -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants such tensors no more, but old files have them
+        warnings.simplefilter("ignore")  # torch no longer supports such tensors, but old files have them
         return torch.quantize_per_tensor(torch.zeros(4), 1.0, 0, torch.qint8)
 
 
@@ -186,5 +186,5 @@ def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(tmp_path):
 
 
 def test_these_files_do_ask_for_much():
-    """What the limits are measured against: the shared list is 8^31 values in a file of some hundred bytes."""
+    """The files expand as claimed: the shared list has 8^31 values in a few hundred bytes."""
     assert len(pickle.dumps(shared(31))) < 2_000

@@ -1,4 +1,4 @@
-"""Upper bounds keep security fixes out: a dependency has one only where a test shows why."""
+"""Upper bounds block security fixes, so a dependency only has one if a test shows why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN_BY: dict[str, str] = {}
 
 
 def bounded(texts: list[str]) -> set[str]:
-    """Names of requirements with anything but lower bounds."""
+    """Names of requirements with other bounds than lower ones."""
     requirements = [Requirement(text) for text in texts]
     return {r.name for r in requirements if r.url or any(s.operator not in (">=", ">", "!=") for s in r.specifier)}
 

@@ -1,4 +1,4 @@
-"""A graph that computes a huge tensor while it runs ends the command instead of using up the memory."""
+"""A graph that computes a huge tensor ends the command instead of exhausting the memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ELEMENTS = 10**11  # 400 GB
 
 
 def with_a_large_tensor(model: onnx.ModelProto, depends_on_image: bool) -> onnx.ModelProto:
-    """The graph with an Expand to `ELEMENTS`, the largest of which is added to the logits."""
+    """The graph with an Expand to `ELEMENTS` values, whose maximum is added to the logits."""
     graph = model.graph
     scale = np.array(float(ELEMENTS), np.float64)
     constants = {"own_one": np.ones(1, np.float32), "own_scale": scale, "own_length": np.ones(1, np.int64)}
@@ -30,7 +30,7 @@ def with_a_large_tensor(model: onnx.ModelProto, depends_on_image: bool) -> onnx.
     nodes = [
         helper.make_node("ReduceMax", ["inputs"], ["own_brightest"], keepdims=0),
         helper.make_node("Cast", ["own_brightest"], ["own_double"], to=onnx.TensorProto.DOUBLE),
-        helper.make_node("Ceil", ["own_double"], ["own_whole"]),  # 1 for every image that is not black
+        helper.make_node("Ceil", ["own_double"], ["own_whole"]),  # 1 for all images that are not black
         helper.make_node("Mul", ["own_whole", "own_scale"], ["own_number"]),
     ]
     number = "own_number" if depends_on_image else "own_scale"

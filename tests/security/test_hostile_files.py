@@ -1,4 +1,4 @@
-"""Files that somebody made to run code or to reach other files, through the commands that read them."""
+"""Malicious files that try to run code or to access other files, in the commands that read them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMS = ("zip", "legacy", "pickle", "nested", "persistent")
 
 
 class Evil:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -39,7 +39,7 @@ class Evil:
 
 
 class EvilGlobal:
-    """Unpickling it looks a harmless name up and calls it: `pathlib.Path(...).touch` by getattr."""
+    """Unpickling resolves a harmless name and calls it: `pathlib.Path(...).touch` through getattr."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -54,7 +54,7 @@ def write_evil(path: Path, form: str, witness: Path) -> Path:
         path.write_bytes(pickle.dumps(Evil(witness)))
     elif form == "nested":
         torch.save({"state_dict": {"a": torch.zeros(1), "b": [{"c": EvilGlobal(witness)}]}}, path)
-    elif form == "persistent":  # the name of a tensor's storage is an object of its own
+    elif form == "persistent":  # the name of a tensor's storage is a separate object
         torch.save({"state_dict": {Evil(witness): torch.zeros(1)}}, path)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
@@ -68,7 +68,7 @@ def refused(capsys, name: str) -> None:
 
 @pytest.fixture
 def witness(tmp_path):
-    """What the code in a hostile file would make."""
+    """The file that the code in a malicious file would create."""
     path = tmp_path / "the code ran"
     yield path
     assert not path.exists()
@@ -273,7 +273,7 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_refused(section, project):
 
 
 def test_an_array_of_objects_beside_the_data_is_never_read(project, capsys, witness):
-    """numpy's own files can hold pickles; none of ours is read, whatever lies in the folders."""
+    """numpy files may contain pickles; they are never read, wherever they are."""
     array = np.empty(1, dtype=object)
     array[0] = Evil(witness)
     np.save(project.folder / "images" / "1.npy", array, allow_pickle=True)

@@ -1,4 +1,4 @@
-"""What a run writes stays below its real results folder, whatever links somebody left there; and what is cleaned up."""
+"""A run only writes below its real results folder, whatever links it contains; and files of killed runs are removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtdetr_tool.files import make_folder_below, remove_unfinished, replacing, r
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A folder into which nothing may be written."""
+    """A folder in which nothing may be written."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     yield folder
@@ -62,11 +62,11 @@ def test_links_inside_of_the_results_folder_may_stay(tmp_path):
     assert (tmp_path / "disk" / "a" / "c").is_dir()
 
 
-# What killed programs leave
+# Files of killed programs
 
 
 def killed_while_writing(path, folder=False):
-    """What is left when the process dies inside of `replacing`."""
+    """The temporary file of a process that died inside of `replacing`."""
     pid = os.fork()
     if not pid:
         writing = (

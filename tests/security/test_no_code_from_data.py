@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "rtdetr_tool").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 
-# What may stand in one file only: the reader of weights, and the reader of specs with its own safe loader.
+# Allowed in one file only: the reader of weights, and the reader of specs with its own safe loader.
 ALONE = {
     "import pickle": "rtdetr_tool/checkpoints/io.py",  # to name its exceptions
     "torch.load": "rtdetr_tool/checkpoints/io.py",
@@ -36,7 +36,7 @@ FORBIDDEN_MODULES = {"dill", "joblib", "shelve", "marshal", "cloudpickle", "code
 
 
 def findings(source: str) -> Iterator[tuple[str, int]]:
-    """(what, line) of everything that is forbidden or allowed in one file only."""
+    """(what, line) of everything that is forbidden, or allowed in one file only."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
@@ -73,18 +73,18 @@ def test_the_reader_sees_each_form(source, what):
 
 
 def test_nothing_turns_data_into_code():
-    found = []
+    result = []
     for path in FILES:
         name = path.relative_to(ROOT).as_posix()
         for what, line in findings(path.read_text(encoding="utf-8")):
             if ALONE.get(what) != name:
-                found.append(f"{name}:{line}: {what}")
-    assert found == []
+                result.append(f"{name}:{line}: {what}")
+    assert result == []
 
 
 def test_what_may_stand_in_one_file_does_stand_there():
     for what, name in ALONE.items():
-        assert what in {found for found, _ in findings((ROOT / name).read_text(encoding="utf-8"))}
+        assert what in {result for result, _ in findings((ROOT / name).read_text(encoding="utf-8"))}
 
 
 def test_the_one_loader_of_yaml_makes_plain_data_only():

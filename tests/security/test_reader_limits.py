@@ -1,4 +1,4 @@
-"""Readers of other people's files are bounded in size and time, wait for no pipe, and repeat no text of a file."""
+"""Readers of untrusted files have limits on size and time, never wait for pipes, and never quote the files."""
 
 from __future__ import annotations
 
@@ -229,10 +229,10 @@ def test_the_keys_of_another_json_file_are_not_repeated(tmp_path):
     assert "s3cr3t" not in str(caught.value)
 
 
-@pytest.mark.parametrize("linked", ["data set", "folders", "images", "images and labels", "yaml inside"])
+@pytest.mark.parametrize("linked", ["dataset", "folders", "images", "images and labels", "yaml inside"])
 def test_links_that_people_use_are_followed(linked, tmp_path):
     store, folder = yolo_folder(tmp_path / "store"), tmp_path / "data"
-    if linked == "data set":
+    if linked == "dataset":
         folder.symlink_to(store)
     else:
         folder = yolo_folder(folder)

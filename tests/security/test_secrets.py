@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords stay out of every file that a run leaves and of everything it prints."""
+"""Keys, tokens and passwords are in no file and no output of a run."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_no_file_and_no_line_of_a_whole_chain_of_commands_holds_a_secret(project
     assert len(list((project.folder / "results").rglob("*"))) > 10 and graph.exists()
     assert [part for part in parts if files_with(tmp_path, part, but=written)] == []
     assert [part for part in parts if part in str(torch.load(weights, weights_only=True))] == []
-    assert list(work.iterdir()) == []  # where it was started, nothing is left either
+    assert list(work.iterdir()) == []  # nor in the folder where it was started
     assert "***" in (project.folder / "results/train/experiment.yaml").read_text()
 
 

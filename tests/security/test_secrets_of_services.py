@@ -52,13 +52,13 @@ def test_no_file_of_a_service_has_a_secret(project, monkeypatch):
     folder = project.folder / "results" / "train"
     files = [file for file in folder.rglob("*") if file.is_file()]
     files += [file for file in (project.folder / "home").rglob("*") if file.is_file()]
-    found = {
+    result = {
         (file.name, secret)
         for file in files
         for content in contents(file)
         for secret in SECRETS
         if any(form in content for form in forms(secret))
     }
-    assert found == set()
+    assert result == set()
     (run,) = folder.glob("wandb/offline-run-*/*.wandb")
     assert b"run?pwd=***" in run.read_bytes() and b"first ***" in (folder / "mlflow.db").read_bytes()

@@ -1,4 +1,4 @@
-"""Names that others chose, of files and classes, are shown; a terminal that shows them obeys nothing in them."""
+"""Untrusted names of files and classes are printed without any control sequences for the terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FILE, CLASS = "\x1b[2J\x1b[31m1.png", "[bold]x[/bold][/red]\x1b[2J"
 
 @pytest.fixture
 def hostile(project):
-    """The project with an image and a class of such names, and an image of such a name that is none."""
+    """The project with such names for an image, a class, and a file that is not an image."""
     project.coco["images"][0]["file_name"] = FILE
     project.image(1).rename(project.folder / "images" / FILE)
     (project.folder / "images" / "\x1b[2Jbroken.png").write_bytes(b"none")
     project.coco["categories"][0]["name"] = CLASS
-    project.coco["annotations"][0]["bbox"] = [8, 8, 500, 20]  # it is mended, and the image named for it
+    project.coco["annotations"][0]["bbox"] = [8, 8, 500, 20]  # it is repaired, and the image is named in the message
     project.write()
     return project
 
@@ -34,7 +34,7 @@ def weights(hostile):
 
 
 def shown(project, command: str, text: str) -> None:
-    """Console, log and status of the command are free of escapes; `text` is in the first two."""
+    """Console, log and status of the command have no escape sequences; `text` is in the first two."""
     folder = project.folder / "results" / command
     log, status = (folder / "log.txt").read_text(), (folder / "status.json").read_text()
     for where in (text, log, status):

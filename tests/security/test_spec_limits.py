@@ -1,4 +1,4 @@
-"""What a spec file or the command line could ask for beyond its size: refused at once, in one message."""
+"""Spec files and overrides that expand to large content are refused immediately with one message."""
 
 from __future__ import annotations
 

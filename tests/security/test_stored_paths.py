@@ -1,4 +1,4 @@
-"""Paths in what a file says of itself are never opened: whoever made the file would choose what is read here."""
+"""Paths in the metadata of a file are never opened, because its author would decide which files are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def at(data: dict, name: str):
 
 @pytest.fixture
 def stored():
-    """Metadata whose every path of the model names a file of the attacker's choice."""
+    """Metadata in which every path of the model names a file chosen by an attacker."""
     spec = spec_to_dict(spec_from_dict({}))
     for name in OF_MODELS:
         *sections, leaf = name.split(".")
@@ -47,7 +47,7 @@ def test_a_deployed_file_names_no_path(stored):
 
 @pytest.fixture
 def with_radio(project, monkeypatch):
-    """A checkpoint of the project trained with a small frozen RADIO, `secret.pth`, which lies beside it."""
+    """A checkpoint of the project trained with a small frozen RADIO, `secret.pth`, which is next to it."""
     monkeypatch.setitem(FOUNDATION_MODELS, "radio_v2-b", FoundationModel("radio_v2-b", 16, 1, 2, 0, "", ""))
     torch.save(RadioViT(16, 1, 2).state_dict(), project.folder / "secret.pth")
     plain = dict(project.spec["model"])

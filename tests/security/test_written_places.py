@@ -1,4 +1,4 @@
-"""What a run writes lies in its results folder or is a file that the spec names; data and links lead nowhere else."""
+"""A run only writes to its results folder and to files in the spec, whatever data and links contain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tree(folder: Path, but: Path) -> dict[str, tuple]:
 
 @pytest.fixture
 def untouched(project):
-    """Nothing outside of the results folder changes in the test's folder, once it calls this."""
+    """Check that nothing outside of the results folder has changed in the test's folder."""
     before = {}
 
     def remember():

@@ -1,4 +1,4 @@
-"""Our schema against the tables of TAO's RT-DETR page: what they state wins over the package."""
+"""Our schema against the tables of TAO's RT-DETR page, which take precedence over the package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SOURCE = {"image_dir": "", "json_file": ""}
 
 
 def row(default=..., min=..., max=..., options=..., automl=False):
-    """One row of a table; `...` where it is blank."""
+    """One row of a table; `...` for a blank cell."""
     return {"default": default, "min": min, "max": max, "options": options, "automl": automl}
 
 
@@ -31,7 +31,7 @@ DOCUMENTED = {
     "model.backbone": row("resnet_50", options=(*_RESNETS, *_CONVNEXTS, *_FANS, *_CONVNEXTS_V2)),
     "model.train_backbone": row(True),
     "model.num_queries": row(300, 1, INF, automl=True),
-    "model.num_select": row(300, 1, None, automl=True),  # blank beside the package's 1000: no maximum
+    "model.num_select": row(300, 1, None, automl=True),  # blank, with 1000 in the package: no maximum
     "model.num_feature_levels": row(3, 1, 4),
     "model.return_interm_indices": row([1, 2, 3]),
     "model.feat_strides": row([8, 16, 32]),
@@ -143,7 +143,7 @@ DOCUMENTED = {
 
 def differences() -> dict[str, set[str]]:
     ours = {name: {"default": default_of(entry), **entry.metadata} for name, entry, _ in walk_fields()}
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     for name, rules in DOCUMENTED.items():
         mine = ours[FIELD_ALIASES.get(name, name)]
         for aspect, value in rules.items():
@@ -151,8 +151,8 @@ def differences() -> dict[str, set[str]]:
                 set(value) == set(mine[aspect]) if aspect == "options" and value is not ... else mine[aspect] == value
             )
             if value is not ... and not same:
-                found.setdefault(name, set()).add(aspect)
-    return found
+                result.setdefault(name, set()).add(aspect)
+    return result
 
 
 def test_what_the_documentation_states_holds_but_for_the_table():

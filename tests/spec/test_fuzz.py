@@ -1,4 +1,4 @@
-"""Whatever a spec file or an override says, the answer is a spec or a `SpecError` that names each problem."""
+"""Any spec file or override gives a spec or a `SpecError` that lists each problem."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_the_conversion_accepts_lies_within_the_bounds(name, value):
     for part in name.split("."):
         result = getattr(result, part)
     if problems:
-        assert item_type(hint) or result == default_of(entry)  # a list of sections keeps their places
+        assert item_type(hint) or result == default_of(entry)  # a list of sections keeps their positions
         assert problems[0].startswith(name)
     for item in result if isinstance(result, list) else [result]:
         rules = entry.metadata
@@ -142,7 +142,7 @@ def test_every_default_satisfies_its_own_rules():
     assert json.loads(json.dumps(json_schema("train"))) == json_schema("train")
 
 
-# Damage to real files: bytes, lines and structure.
+# Corruption of real files: bytes, lines and structure.
 
 FILES = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 PIECES = (
@@ -208,7 +208,7 @@ def test_thousands_of_damaged_files_become_a_spec_or_a_spec_error(tmp_path_facto
     check_damaged_file(tmp_path_factory, file, pairs, as_json)
 
 
-# Structures that only YAML can say: anchors, aliases, merge keys and tags in any place.
+# Structures that only exist in YAML: anchors, aliases, merge keys and tags at any position.
 
 nodes = st.recursive(
     st.sampled_from(["1", "x", "*a", "*b", "null", "!!str 1", "!!int x", "!foo y", "${train.seed}", '"\\0"', "&b 2"]),

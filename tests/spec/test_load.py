@@ -31,7 +31,7 @@ dataset:
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file and gives its path."""
+    """Write a file and return its path."""
 
     def write(text: str | bytes, name: str = "spec.yaml") -> Path:
         path = tmp_path / name

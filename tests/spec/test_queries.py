@@ -1,4 +1,4 @@
-"""Tests of rtdetr_tool.spec.queries: what the declarations of fields say, asked from every side that uses them."""
+"""Tests of rtdetr_tool.spec.queries: queries over the declarations of fields, as used by other modules."""
 
 from __future__ import annotations
 

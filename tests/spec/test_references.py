@@ -1,4 +1,4 @@
-"""`${...}` in a spec: other fields and variables of the environment, and nothing else."""
+"""`${...}` in a spec: other fields, environment variables, and nothing else."""
 
 from __future__ import annotations
 

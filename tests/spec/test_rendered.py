@@ -31,7 +31,7 @@ def validator(command: str) -> jsonschema.Draft202012Validator:
 
 
 def filled(data, name=""):
-    """Plain data with a path of its own wherever `???` stands."""
+    """Plain data with a distinct path for each `???`."""
     if isinstance(data, dict):
         return {key: ["/a"] if key == "cal_image_dir" else filled(value, key) for key, value in data.items()}
     if isinstance(data, list):
@@ -84,7 +84,7 @@ def test_shipped_specs_load_and_fit_the_schema(path):
     validator("train").validate(read_file(path))
     missing = [key for key, value in read_file(path)["dataset"].items() if value == MISSING]
     gaps = [f"dataset.{key}={'/a' if key == 'dataset_dir' else '{image_dir: /a, json_file: /b}'}" for key in missing]
-    other_arch = " has no effect: model.arch "  # what the file says for one line's change
+    other_arch = " has no effect: model.arch "  # the note in the file for a change of one line
     assert not [note for note in read_spec(path, gaps, "train").notes if other_arch not in note]
 
 

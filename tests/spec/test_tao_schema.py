@@ -92,10 +92,10 @@ def test_types_defaults_bounds_options_and_automl_are_those_of_tao_but_for_the_t
     [("default", 7), ("min", -5), ("max", 9), ("options", [1]), ("automl", False), ("type", "str")],
 )
 def test_a_changed_default_bound_or_option_would_be_noticed(aspect, value):
-    theirs, ours = tao_table("7.3.0"), our_table()
+    reference, ours = tao_table("7.3.0"), our_table()
     changed = {**ours, "dataset.batch_size": {**ours["dataset.batch_size"], aspect: value}}
-    assert compare(theirs, changed)["dataset.batch_size"] == {aspect}
-    assert theirs["train.optim.lr"]["min"] == "above 0.0"
+    assert compare(reference, changed)["dataset.batch_size"] == {aspect}
+    assert reference["train.optim.lr"]["min"] == "above 0.0"
 
 
 def test_the_table_of_the_installed_version_is_what_the_package_says():
@@ -124,12 +124,12 @@ def whole_spec(table: Table) -> dict[str, Any]:
 @pytest.mark.parametrize("version", TAO_VERSIONS)
 def test_the_default_spec_of_tao_loads_and_equals_ours(version):
     data = whole_spec({name: facts for name, facts in tao_table(version).items() if not name.startswith("distill.")})
-    theirs, ours = spec_to_dict(spec_from_dict(data)), spec_to_dict(ExperimentSpec())
+    reference, ours = spec_to_dict(spec_from_dict(data)), spec_to_dict(ExperimentSpec())
     for side in ("input_width", "input_height"):
-        assert (theirs["export"].pop(side), ours["export"].pop(side)) == (640, None)
-    assert theirs.pop("results_dir") == ("" if version == "7.3.0" else "/results")
+        assert (reference["export"].pop(side), ours["export"].pop(side)) == (640, None)
+    assert reference.pop("results_dir") == ("" if version == "7.3.0" else "/results")
     assert ours.pop("results_dir") == "/results"
-    assert theirs == ours
+    assert reference == ours
 
 
 def test_the_teacher_takes_every_field_of_the_model_in_tao_73():

@@ -1,4 +1,4 @@
-"""docs/training.md and the example spec of RF-DETR are valid as they stand."""
+"""docs/training.md and the example spec of RF-DETR are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The toy in the Python API."""
+"""The toy family in the Python API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the toy and its loss from the `model` section of a spec."""
+"""Build the toy and its loss from the `model` section of a spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Toy-DETR as the rest of the program sees it."""
+"""The interface of Toy-DETR to the rest of the program."""
 
 from __future__ import annotations
 

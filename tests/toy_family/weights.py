@@ -1,4 +1,4 @@
-"""Files that hold a toy: another program's, and those by our names."""
+"""Weights of a toy, from another program and with our names."""
 
 from __future__ import annotations
 

@@ -28,5 +28,5 @@ def export(request: ExportRequest) -> dict[str, Any]:
     with replacing(request.target) as temporary:
         torch.jit.save(network, str(temporary), _extra_files={DESCRIPTION: json.dumps(stored)})
         predict = ToyRuntime(read(temporary)).predict
-        found = verify_detections(request.reference, predict, request.section.tolerance, request.target)
-        return request.report(temporary, found)
+        result = verify_detections(request.reference, predict, request.section.tolerance, request.target)
+        return request.report(temporary, result)

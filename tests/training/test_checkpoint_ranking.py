@@ -100,8 +100,8 @@ def test_the_ranking_survives_a_resume(run):
 
 def test_equal_names_get_a_version_and_a_single_one_is_overwritten():
     ranking = CheckpointRanking("x", CheckpointerSpec(filename="best", save_top_k=2), "val_mAP")
-    found = [ranking.admit({"val_mAP": score}, n, n, True) for n, score in enumerate((0.1, 0.2, 0.3))]
-    assert found == ["best", "best-v1", "best"]
+    result = [ranking.admit({"val_mAP": score}, n, n, True) for n, score in enumerate((0.1, 0.2, 0.3))]
+    assert result == ["best", "best-v1", "best"]
     ranking = CheckpointRanking("x", CheckpointerSpec(filename="best"), "val_mAP")
     assert [ranking.admit({"val_mAP": score}, 0, 0, True) for score in (0.1, 0.1, 0.2)] == ["best", None, "best"]
     assert ranking._dropped == []

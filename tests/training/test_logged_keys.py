@@ -29,7 +29,7 @@ TERMS = ["loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice"]
 @pytest.fixture(scope="module")
 def masks(sources, tmp_path_factory):
     """The drawn datasets with the boxes as polygons."""
-    folder, found = tmp_path_factory.mktemp("masks"), {}
+    folder, result = tmp_path_factory.mktemp("masks"), {}
     for split, source in sources.items():
         coco = json.loads(Path(source["json_file"]).read_text())
         for row in coco["annotations"]:
@@ -37,8 +37,8 @@ def masks(sources, tmp_path_factory):
             row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         file = folder / f"{split}.json"
         file.write_text(json.dumps(coco))
-        found[split] = {**source, "json_file": str(file)}
-    return found
+        result[split] = {**source, "json_file": str(file)}
+    return result
 
 
 @pytest.fixture

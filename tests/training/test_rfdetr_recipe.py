@@ -161,5 +161,5 @@ def test_without_augmentation_an_image_is_only_resized():
     image = torch.arange(3 * 32 * 32).reshape(3, 32, 32).remainder(251).to(torch.uint8)
     boxes, labels = torch.tensor([[4.0, 8.0, 12.0, 24.0]]), torch.tensor([1])
     for seed in range(5):
-        pixels, found, _ = transform(image, boxes, labels, np.random.default_rng(seed))
-        assert torch.equal(pixels, image) and found.tolist() == [[0.25, 0.5, 0.25, 0.5]]
+        pixels, result, _ = transform(image, boxes, labels, np.random.default_rng(seed))
+        assert torch.equal(pixels, image) and result.tolist() == [[0.25, 0.5, 0.25, 0.5]]

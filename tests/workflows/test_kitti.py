@@ -19,9 +19,9 @@ def detections(boxes, scores, labels) -> Detections:
 
 
 def test_a_kitti_line_has_sixteen_fields_with_three_decimals_for_box_and_score():
-    found = detections([[1.0, 2.5, 30.12345, 400.9996]], [0.87654], [1])
+    actual = detections([[1.0, 2.5, 30.12345, 400.9996]], [0.87654], [1])
     expected = "car 0.00 0 0.00 1.000 2.500 30.123 401.000 0.00 0.00 0.00 0.00 0.00 0.00 0.00 0.877"
-    assert kitti_lines(found, ["bus", "car"].__getitem__) == [expected]
+    assert kitti_lines(actual, ["bus", "car"].__getitem__) == [expected]
     assert len(expected.split()) == 16
 
 
@@ -37,8 +37,8 @@ def test_white_space_in_a_name_never_adds_a_field(name, written):
 
 def test_nothing_found_gives_no_line_and_order_is_kept():
     assert kitti_lines(detections([], [], []), str) == []
-    found = detections([[0.0, 0, 1, 1], [0, 0, 2, 2]], [0.9, 0.8], [3, 4])
-    assert [line.split()[0] for line in kitti_lines(found, str)] == ["3", "4"]
+    result = detections([[0.0, 0, 1, 1], [0, 0, 2, 2]], [0.9, 0.8], [3, 4])
+    assert [line.split()[0] for line in kitti_lines(result, str)] == ["3", "4"]
 
 
 def test_stems_that_are_unique_stay_as_they_are():

@@ -43,7 +43,7 @@ def kinds(masks, scoring: Scoring, split: str = "val") -> list[str]:
     dataset = EvalDataset([record], ClassMap.from_categories({1: "cat"}), (64, 64), with_masks=True)
     findings = Findings()
     check_scoring(split, dataset, scoring, findings)
-    return [found.kind for found in findings]
+    return [result.kind for result in findings]
 
 
 def test_objects_without_masks_leave_mask_scores_undefined():

@@ -52,10 +52,10 @@ def test_every_frame_has_its_detections(detector, tmp_path):
     assert [row["frame"] for row in rows] == list(range(50)) and result.frames == 50 and not result.problems
     for row in rows:
         expected = squares_at(row["frame"])
-        found = {detection["category_id"] - 1: detection["bbox"] for detection in row["detections"]}
-        assert found.keys() == expected.keys()
+        actual = {detection["category_id"] - 1: detection["bbox"] for detection in row["detections"]}
+        assert actual.keys() == expected.keys()
         for label, (left, top, right, bottom) in expected.items():
-            np.testing.assert_allclose(found[label], [left, top, right - left, bottom - top], atol=2.1)
+            np.testing.assert_allclose(actual[label], [left, top, right - left, bottom - top], atol=2.1)
         assert row["time"] == pytest.approx(row["frame"] / 25, abs=1e-3) and (row["width"], row["height"]) == (96, 64)
     assert result.detections == 50 + len(GREEN)
     assert detector.runtime.batches == [4] * 12 + [2]
@@ -212,5 +212,5 @@ def test_tracks_follow_the_squares(detector, tmp_path):
     for row in rows:
         for detection in row["detections"]:
             numbers[detection["category_id"]].add(detection["track_id"])
-    red, green = (found - {None} for found in numbers.values())
+    red, green = (result - {None} for result in numbers.values())
     assert len(red) == len(green) == 1 and red != green

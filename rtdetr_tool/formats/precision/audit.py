@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 4.0  # headroom for images with larger values than the calibration images
 COARSE = 2e-3  # relative error (L2) of a tensor in FP16; rounding alone gives at most 5e-4
-PICTURES_FOR_COST = 8
+IMAGES_FOR_COST = 8
 TOLERATED_COST = 0.02
 REGIONS = 12
 
@@ -35,11 +35,11 @@ _SHARP = {"Log": 0, "Div": 1, "Reciprocal": 0, "Sqrt": 0}
 
 
 def audit_precision(
-    model: onnx.ModelProto, feeds: Iterable[np.ndarray], pictures_for_cost: int = PICTURES_FOR_COST
+    model: onnx.ModelProto, feeds: Iterable[np.ndarray], images_for_cost: int = IMAGES_FOR_COST
 ) -> Audit:
     """Run an FP32 graph on images [N, 3, H, W] float32 RGB 0..1 and check each node.
 
-    All images give the ranges, one at a time; the first `pictures_for_cost` are kept to measure what groups of nodes
+    All images give the ranges, one at a time; the first `images_for_cost` are kept to measure what groups of nodes
     cost in FP16.
 
     Raises:
@@ -47,7 +47,7 @@ def audit_precision(
     """
     graph = Graph(model)
     first: list[np.ndarray] = []
-    ranges, count = _ranges(graph, feeds, first, pictures_for_cost)
+    ranges, count = _ranges(graph, feeds, first, images_for_cost)
     if not count:
         raise UserError("The precision audit requires images; set gen_trt_engine.tensorrt.calibration")
     audit = Audit(judge(graph, ranges), count)

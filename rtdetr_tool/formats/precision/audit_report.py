@@ -38,7 +38,7 @@ class GroupCost:
 @dataclass
 class Audit:
     nodes: dict[str, NodeAudit]
-    pictures: int
+    images: int
     groups: list[GroupCost] = field(default_factory=list)
     cost_all_half: float | None = None  # every node in FP16; None if that does not run
     failure_all_half: str | None = None
@@ -51,7 +51,7 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a report."""
         return {
-            "pictures": self.pictures,
+            "pictures": self.images,
             "cost_all_fp16": self.cost_all_half,
             "failure_all_fp16": self.failure_all_half,
             "cost_mixed": self.cost_kept,

@@ -24,7 +24,7 @@ from rtdetr_tool.formats.precision.ranges import METHODS, collect
 
 logger = logging.getLogger(__name__)
 
-PICTURES_FOR_COST = 8
+IMAGES_FOR_COST = 8
 TOLERATED_COST = 0.05
 
 
@@ -64,7 +64,7 @@ def calibrated(
     if known is not None:
         return known, True
     first: list[np.ndarray] = []
-    histograms, count = collect(graph.model, tensors, feeds, first, PICTURES_FOR_COST)
+    histograms, count = collect(graph.model, tensors, feeds, first, IMAGES_FOR_COST)
     meter = CostMeter(model, first)
     limits = {
         method: {name: METHODS[plan.fixed.get(name, method)](histogram) for name, histogram in histograms.items()}

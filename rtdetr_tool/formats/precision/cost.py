@@ -11,7 +11,7 @@ from onnxruntime import InferenceSession
 
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.formats.onnx.half_emulation import emulate_half
-from rtdetr_tool.formats.precision.observe import RunFailed, open_session, picture_input, rebatched, run_session
+from rtdetr_tool.formats.precision.observe import RunFailed, image_input, open_session, rebatched, run_session
 
 DETECTIONS = 100  # best (query, class) pairs of an image that are compared
 SMALLEST_SCORE = 0.05
@@ -25,10 +25,10 @@ class CostMeter:
     detectors are compared by the relative difference of their outputs.
     """
 
-    def __init__(self, model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> None:
-        self.input, _ = picture_input(model)
+    def __init__(self, model: onnx.ModelProto, images: Sequence[np.ndarray]) -> None:
+        self.input, _ = image_input(model)
         self.names = [value.name for value in model.graph.output]
-        self.pictures = list(rebatched(pictures, model))
+        self.images = list(rebatched(images, model))
         self.reference = self._run(open_session(model), {})
 
     def cost(self, model: onnx.ModelProto) -> float:
@@ -52,7 +52,7 @@ class CostMeter:
     def _run(self, session: InferenceSession, others: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [
             dict(zip(self.names, run_session(session, self.names, {self.input: image, **others}), strict=True))
-            for image in self.pictures
+            for image in self.images
         ]
 
 

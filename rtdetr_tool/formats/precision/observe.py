@@ -73,7 +73,7 @@ def failed_node(error: Exception) -> str:
     return f"{operator} node {node or '(without a name)'}: {reason[:200]}"
 
 
-def picture_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
+def image_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
     """Name and shape (None for dynamic axes) of the graph's only input, images [B, 3, H, W]."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -89,7 +89,7 @@ def rebatched(feeds: Iterable[np.ndarray], model: onnx.ModelProto) -> Iterator[n
 
     The last batch of a static graph is padded with its own images.
     """
-    _, shape = picture_input(model)
+    _, shape = image_input(model)
     batch, waiting = shape[0] or 1, []
     for feed in feeds:
         feed = np.asarray(feed, np.float32)
@@ -110,7 +110,7 @@ class Observer:
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], memory: int = MEMORY) -> None:
         self.model = model
-        self.input, _ = picture_input(model)
+        self.input, _ = image_input(model)
         self.parts = [part for part in _parts(model, tensors, memory) if part]
         self.sessions = [open_session(exposing(model, part), optimize=False) for part in self.parts]
 
