@@ -73,7 +73,7 @@ def run(code: str, given: dict) -> dict:
 
 
 class Neptune(CSVLogger):
-    """Stands in for a service that needs an account."""
+    """A substitute for a service that requires an account."""
 
     def __init__(self, project: str) -> None:
         super().__init__("neptune", name=project)
