@@ -601,7 +601,7 @@ ROWS: list[tuple] = [
         ("dec_dim_feedforward", 64), ("dec_layers", 2), ("num_points", [2, 4]), ("reg_max", 16))),
     ("model__dfine__layer_scale", 2.0, parts, {**DFINE, "model__dfine__eval_idx": 0}),
     ("model__dfine__eval_idx", 0, output, DFINE),
-    ("model__dfine__reg_scale", 8.0, lambda spec: detector_of(spec).eval()(picture()).boxes.tolist(), DFINE),
+    ("model__dfine__reg_scale", 8.0, lambda spec: detector_of(spec).eval()(images()).boxes.tolist(), DFINE),
     ("model__dfine__num_queries", 20, lambda spec: len(output(spec)[0]), DFINE),
     ("model__dfine__pe_order", "rows", wide_output, DFINE),
     ("model__dfine__freeze_norm", True, trainable, DFINE),
