@@ -46,8 +46,8 @@ def deformable_sample(
 
     The implementation depends on the device. CPU: `embedding_bag`, which takes a third of the time of `grid_sample`
     forward (half with backward). CUDA: fused Triton kernels, if they run there (`deformable_fused.is_usable`).
-    Otherwise, and in exported and compiled graphs: `grid_sample`. With `precise`: `embedding_bag` on CUDA too. All agree
-    up to float rounding.
+    Otherwise, and in exported and compiled graphs: `grid_sample`. With `precise`: `embedding_bag` on CUDA too. All
+    agree up to float rounding.
     """
     in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
     in_bags = (value.device.type == "cpu" or (precise and value.device.type == "cuda")) and not in_graph
