@@ -117,11 +117,11 @@ def test_a_decoder_that_hides_why_it_got_no_bytes_is_seen_through(image, monkeyp
 
 
 def test_an_image_that_can_no_longer_be_opened_does_not_count_as_corrupted(image) -> None:
-    picture = Image.open(image)
-    picture.fp.close()
-    picture.fp = open(FAILING_DISK, "rb")  # noqa: SIM115
+    image = Image.open(image)
+    image.fp.close()
+    image.fp = open(FAILING_DISK, "rb")  # noqa: SIM115
     with pytest.raises(MachineError, match="Input/output error"):
-        decode_pil_image(picture)
+        decode_pil_image(image)
 
 
 def test_running_out_of_memory_is_a_machine_error(tmp_path) -> None:

@@ -24,31 +24,31 @@ def batches(given, count=10, batch=2) -> list[np.ndarray]:
 
 
 def test_bytes_become_0_to_1_and_floats_stay():
-    pictures = np.arange(3 * 3 * 8 * 12, dtype=np.uint8).reshape(3, 3, *SIZE)
-    found = batches(pictures)
+    images = np.arange(3 * 3 * 8 * 12, dtype=np.uint8).reshape(3, 3, *SIZE)
+    found = batches(images)
     assert [len(part) for part in found] == [2, 1]
-    np.testing.assert_allclose(np.concatenate(found), pictures / 255, atol=1e-7)
-    floats = (pictures / 255).astype(np.float64)
+    np.testing.assert_allclose(np.concatenate(found), images / 255, atol=1e-7)
+    floats = (images / 255).astype(np.float64)
     np.testing.assert_allclose(np.concatenate(batches(floats, count=2)), floats[:2], atol=1e-7)
 
 
 def test_channels_may_come_last():
-    pictures = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
-    np.testing.assert_array_equal(batches(pictures.transpose(0, 2, 3, 1))[0], batches(pictures)[0])
+    images = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
+    np.testing.assert_array_equal(batches(images.transpose(0, 2, 3, 1))[0], batches(images)[0])
 
 
 def test_an_array_file_and_a_folder_are_read(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
-    np.save(tmp_path / "pictures.npy", pictures)
-    np.testing.assert_allclose(np.concatenate(batches(str(tmp_path / "pictures.npy"))), pictures / 255, atol=1e-7)
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
+    images = np.random.default_rng(0).integers(0, 255, (3, 3, *SIZE), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    np.testing.assert_allclose(np.concatenate(batches(str(tmp_path / "images.npy"))), images / 255, atol=1e-7)
+    for number, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
     found = np.concatenate(batches(str(tmp_path)))
-    assert sorted(part.sum() for part in found) == pytest.approx(sorted(part.sum() / 255 for part in pictures))
+    assert sorted(part.sum() for part in found) == pytest.approx(sorted(part.sum() / 255 for part in images))
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
         (np.zeros((2, 12, 8, 3), np.uint8), r"has the shape \[2, 12, 8, 3\]; expected images \[N, 3, 8, 12\] or"),
         (np.zeros((0, 3, 8, 12), np.uint8), "has the shape"),
@@ -57,12 +57,12 @@ def test_an_array_file_and_a_folder_are_read(tmp_path):
         (np.full((1, 3, 8, 12), np.nan), "values from nan"),
     ],
 )
-def test_other_arrays_are_refused(pictures, message, tmp_path):
+def test_other_arrays_are_refused(images, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        calibration_images_from(pictures, DATA, SIZE, NAME)
-    np.save(tmp_path / "pictures.npy", pictures)
+        calibration_images_from(images, DATA, SIZE, NAME)
+    np.save(tmp_path / "images.npy", images)
     with pytest.raises(UserError, match=message):
-        calibration_images_from(str(tmp_path / "pictures.npy"), DATA, SIZE, NAME)
+        calibration_images_from(str(tmp_path / "images.npy"), DATA, SIZE, NAME)
 
 
 class Planted:
