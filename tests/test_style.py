@@ -33,7 +33,7 @@ PHRASES = (
     r"\bheld against\b",
     r"\bdata sets?\b",
     r"leads nowhere",
-    r"\bnobody\b",
+    r"(?<![=\"])\bnobody\b",
     r"given out",
     r"which this tool does not have",
     r"works? off",
