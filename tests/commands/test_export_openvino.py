@@ -180,7 +180,7 @@ class TestBadFiles:
 
     def test_a_precision_of_its_own(self, shared, capsys):
         assert shared.run("evaluate", f"evaluate.checkpoint={shared.file}", "evaluate.precision=bf16") == 2
-        assert "which has a precision of its own" in capsys.readouterr().err
+        assert "which has a fixed precision" in capsys.readouterr().err
 
     def test_a_missing_package_names_the_pip_command(self, shared, monkeypatch, capsys):
         import rtdetr_tool.formats.table as table

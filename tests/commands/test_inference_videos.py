@@ -121,6 +121,7 @@ def test_a_signal_ends_a_stream_with_whole_files(project, weights, monkeypatch, 
             seen.set()
 
     monkeypatch.setattr(_FrameProgress, "advance", counted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     killer = threading.Thread(target=lambda: (seen.wait(60), os.kill(os.getpid(), number)))
     killer.start()
     assert (
@@ -128,6 +129,7 @@ def test_a_signal_ends_a_stream_with_whole_files(project, weights, monkeypatch, 
         == code
     )
     killer.join()
+    signal.signal(signal.SIGINT, before)
     (row,) = videos(project)
     (lines,) = (results(project) / "video_detections").iterdir()
     (output,) = (results(project) / "videos_annotated").iterdir()
