@@ -78,7 +78,7 @@ class AutomlSpec:
         "null = study.db (SQLite) in the results folder.",
         origin="ours",
     )
-    study_name: str = field("rtdetr", "Name of the search in the database.", origin="ours")
+    study_name: str = field("automl", "Name of the search in the database.", origin="ours")
     workers: int | None = field(
         None, "Trials that run at the same time, as processes; null = one per GPU.", min=1, max=1024, origin="ours"
     )
