@@ -162,7 +162,7 @@ def grid(parameters: Sequence[Parameter], seed: int) -> list[dict[str, Any]]:
             continue
         step = parameter.step or 1
         count = int((parameter.high - parameter.low) / step + 1e-9) + 1  # type: ignore[operator]  # set without choices
-        numbers = [parameter.low + index * step for index in range(count)]  # type: ignore[operator]
+        numbers = [parameter.low + index * step for index in range(count)]  # type: ignore[operator]  # as above
         values[parameter.name] = [int(number) for number in numbers] if parameter.whole else numbers
     points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     random.Random(seed).shuffle(points)

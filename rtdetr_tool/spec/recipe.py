@@ -47,9 +47,11 @@ def recipe_line(spec: ExperimentSpec) -> str:
     """A log line: the recipe of a run, and the changes that its spec makes."""
     family, values = spec.model.family, spec_to_dict(spec)
     schema = {name: default_of(entry) for name, entry, _ in walk_fields()}
-    recipe = _recipe_for(values, family)
+    recipe, sizes = _recipe_for(values, family), _size_fields(spec)
     changes = []
     for field in dict.fromkeys(name for each in all_families() for name in each.recipe):
+        if field in sizes and field not in recipe:
+            continue
         default, value = recipe.get(field, schema[field]), _value(values, field)
         if value != default:
             changes.append(f"{field} {_shown(value)} instead of {_shown(default)}")
@@ -62,6 +64,13 @@ def _recipe_for(data: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
     model = data.get("model")
     section = model.get(family.section) if isinstance(model, Mapping) and family.section else None
     return family.recipe_of(section if isinstance(section, Mapping) else {})
+
+
+def _size_fields(spec: ExperimentSpec) -> set[str]:
+    """Fields whose defaults the family computes from the model's own section."""
+    family = spec.model.family
+    section = getattr(spec.model, family.section) if family.section else None
+    return {f"dataset.augmentation.{name}" for name in (family.default_sizes(section) if section else ())}
 
 
 def _shown(value: Any) -> str:

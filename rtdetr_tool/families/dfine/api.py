@@ -25,7 +25,7 @@ class DFINE(Detector):
         keywords: fields of `model.dfine` (`num_queries=100`) and of `model` (`pretrained_backbone_path="timm"`).
     """
 
-    variant: ClassVar[str]
+    variant: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class DFINE(Detector):
         **keywords: Any,
     ) -> None:
         where = type(self).__name__
-        if not hasattr(self, "variant"):
+        if not self.variant:
             raise UserError(
                 "DFINE is the base class of DFINENano, DFINESmall, ...; create one of these, or open a file with "
                 "DFINE.from_checkpoint"

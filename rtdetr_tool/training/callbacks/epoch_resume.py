@@ -122,7 +122,9 @@ def _epoch_means(results: Mapping[str, Any]) -> _Means:
         meta = metric.meta
         if metric.is_tensor and meta.on_epoch and meta.is_mean_reduction and not metric.has_reset:
             total, weight = metric.value.item(), metric.cumulated_batch_size.item()
-            means[name] = {"sum": total, "weight": weight, "shared": meta.sync.should, "forked": meta.forked}
+            means[name] = {
+                "sum": total, "weight": weight, "shared": meta.sync.should, "forked": meta.forked, "logged": meta.logger
+            }  # fmt: skip
     return means
 
 
@@ -143,7 +145,8 @@ def _log_means(pl_module: LightningModule, means: list[_Means]) -> None:
         mean = shared[name] if mean["shared"] else mean
         value = torch.tensor(mean["sum"], device=pl_module.device) / mean["weight"]
         name = name.partition(".")[2]
-        pl_module.log(name, value, on_epoch=True, logger=False if mean["forked"] else None)  # None: if there is one
+        hidden = mean["forked"] or not mean["logged"]
+        pl_module.log(name, value, on_epoch=True, logger=False if hidden else None)  # None: if there is one
         if mean["forked"]:
             pl_module.log(f"{name}_epoch", value, on_epoch=True)
 
