@@ -61,7 +61,7 @@ demo: $(INSTALLED) ## train, evaluate and run a small detector on generated imag
 	@$(BIN)/python scripts/demo_summary.py "$(DEMO_DIR)/results" --require $(DEMO_MAP50)
 
 test: $(INSTALLED_DEV) ## run the tests in two processes; ARGS="-k name" selects some
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 600 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 $(ARGS)
 
 test-slow: $(INSTALLED_DEV) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

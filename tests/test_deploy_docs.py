@@ -82,6 +82,7 @@ def test_the_onnxruntime_script_runs_without_the_package(exported, tmp_path):
         assert 0 <= x1 <= x2 <= 200 and 0 <= y1 <= y2 <= 120
 
 
+@pytest.mark.slow
 def test_the_script_for_rf_detrs_layout_runs_without_the_package(exported, tmp_path):
     _, script = blocks("python")
     assert "rtdetr_tool" not in script

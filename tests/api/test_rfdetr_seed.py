@@ -82,6 +82,7 @@ class Neptune(CSVLogger):
 # The 10 snippets of the page "Custom Training API", by what they begin with and how often that was before. Those that
 # resume need files of the page's previous runs.
 @needs_page
+@pytest.mark.slow
 def test_every_snippet_of_the_training_page_runs(place, monkeypatch):
     monkeypatch.setattr(pytorch_lightning.loggers, "NeptuneLogger", Neptune, raising=False)
     cut = [snippet.code for snippet in snippets(PAGES[0])]

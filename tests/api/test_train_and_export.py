@@ -121,6 +121,7 @@ def test_a_trained_detector_has_the_classes_of_the_dataset(trained, sample):
     assert set(actual["class_name"]) <= {"cat", "dog"} and len(actual) == 8
 
 
+@pytest.mark.slow
 def test_training_again_starts_from_the_current_weights(trained, sample, tmp_path):
     detector = copy.copy(trained[0])
     before = {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
@@ -159,6 +160,7 @@ def test_random_class_heads_are_not_reported_as_copied(sample, tmp_path, caplog)
     assert "class rows" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_is_only_resumed_on_request(trained, sample):
     output = trained[2]
     again = {**sample.keywords, "output_dir": output, "device": "cpu", "wandb": False, "multi_scale": False}

@@ -105,6 +105,7 @@ def test_a_trial_can_be_trained_again_from_its_own_spec(searched):
     assert (searched.folder / "again" / "model_epoch_000.pth").is_file()
 
 
+@pytest.mark.slow
 def test_the_same_seed_chooses_the_same_values_and_another_one_does_not(searched, scored):
     scored(lambda spec, _: spec.train.optim.lr)
 
@@ -118,6 +119,7 @@ def test_the_same_seed_chooses_the_same_values_and_another_one_does_not(searched
     assert rates("third", "automl.seed=7") != first
 
 
+@pytest.mark.slow
 def test_a_resumed_search_chooses_what_it_would_have_chosen_anyway(searched, scored):
     scored(lambda spec, _: spec.train.optim.lr)
     whole = ["automl.trials=3", f"automl.results_dir={searched.folder / 'whole'}"]
@@ -164,7 +166,9 @@ def test_a_run_that_fails_is_a_failed_trial(searched, scored):
     assert content(searched)["trials"][0]["reason"] == "RuntimeError: kernel died"
 
 
-@pytest.mark.parametrize("pruner", ["asha", "median", "hyperband"])
+@pytest.mark.parametrize(
+    "pruner", ["asha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("median", "hyperband"))]
+)
 def test_a_pruned_trial_ends_cleanly_at_a_validation(pruner, searched, scored):
     # Trials get worse: 0.9, 0.8, ... at every validation.
     order = []
@@ -188,6 +192,7 @@ def test_a_pruned_trial_ends_cleanly_at_a_validation(pruner, searched, scored):
         assert (folder / "model_epoch_000.pth").is_file() and not (folder / "model_epoch_001.pth").exists()
 
 
+@pytest.mark.slow
 def test_no_trial_is_pruned_before_the_first_validation_for_it(searched, scored):
     scored(lambda spec, _: 0.9 - 0.1 * int(spec.train.results_dir[-1]))
     assert searched.run("automl", "train.num_epochs=4", "automl.trials=6", "automl.pruning_start=3") == 0

@@ -60,6 +60,7 @@ def test_one_checkpoint_scores_the_same_in_every_format(project, request):
         assert [row["AP"] for row in scores[name]["per_class"]] == [row["AP"] for row in scores["coco"]["per_class"]]
 
 
+@pytest.mark.slow
 def test_training_uses_classes_and_splits_of_the_folder_in_every_format(project, folders):
     project.spec["train"] = {"accelerator": "cpu", "num_epochs": 1, "validation_interval": 1, "checkpoint_interval": 1}
     project.write()

@@ -115,6 +115,7 @@ def test_a_graph_with_all_options(exported, project, capsys):
     assert_same_results(evaluated(project, f"evaluate.checkpoint={file}", *requested), expected)
 
 
+@pytest.mark.slow
 def test_weights_above_the_limit_of_protobuf_are_stored_next_to_the_graph(export, project, monkeypatch):
     with monkeypatch.context() as small:
         small.setattr("rtdetr_tool.formats.onnx.file.LARGEST_FILE", 100_000)

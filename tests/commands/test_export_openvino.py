@@ -70,6 +70,7 @@ def test_commands_and_the_python_api_run_it(shared):
         np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_rfdetr_is_verified_too(tmp_path, make_project):
     project = make_project(tmp_path)
     small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
@@ -107,6 +108,7 @@ def test_above_the_maximum_cost_no_file_is_written(shared, capsys):
     assert not file.exists() and not weights_path(file).exists()
 
 
+@pytest.mark.slow
 def test_a_static_batch_is_padded_and_an_exported_backbone_returns_features(shared):
     code, file = shared.export("two.xml", "export.batch_size=2")
     assert code == 0

@@ -113,7 +113,7 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
     assert "graph(" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("opset", [17, 22])
+@pytest.mark.parametrize("opset", [17, pytest.param(22, marks=pytest.mark.slow)])
 def test_a_model_with_more_weights_than_protobuf_takes_is_simplified_without_them(export_model, monkeypatch, opset):
     usual = export_graph(export_model, SIZE, batch=None, opset=opset)
     monkeypatch.setattr("rtdetr_tool.formats.onnx.file.LARGEST_FILE", 100_000)

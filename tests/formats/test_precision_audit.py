@@ -149,6 +149,7 @@ def test_other_outputs_cost_their_relative_difference():
     assert output_difference({"y": value}, {"y": np.full(3, np.inf, np.float32)}) == 1.0
 
 
+@pytest.mark.slow
 def test_gates_cost_the_same_as_the_graph_with_casts(steady_graph):
     graph = Graph(steady_graph)
     meter = CostMeter(graph.model, list(IMAGES[:2, None]))

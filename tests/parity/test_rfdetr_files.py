@@ -86,6 +86,7 @@ def test_a_file_without_decoder_gives_the_features_of_the_package_s(pair):
     np.testing.assert_allclose(features, expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_the_first_group_of_queries_is_in_a_file(pair):
     """A checkpoint has 13 groups."""
     ours = pair[1]

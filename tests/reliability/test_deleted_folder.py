@@ -13,7 +13,9 @@ from rtdetr_tool.errors import UserError
 POINTS = {"before_a_save": "opening 2", "after_a_save": "saved 3", "before_a_link": "linking 1"}
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=pytest.mark.slow if number else ()) for number, point in enumerate(POINTS)]
+)
 def test_a_folder_that_was_deleted_is_made_again_with_its_lock(trial, point):
     name = f"deleted_{point}"
     run, folder = trial.hold(name, f"{POINTS[point]}, saving 5"), trial.results(name)

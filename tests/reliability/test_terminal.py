@@ -42,6 +42,7 @@ def test_a_hang_up_saves_and_ends_as_sigterm_does(trial):
     assert trial.run("hang_up") == 0, trial.output("hang_up")
 
 
+@pytest.mark.slow
 def test_a_hang_up_that_the_program_was_started_to_ignore_stays_ignored(trial):
     run = trial.hold("nohup", "saved 1", nohup=1)
     run.kill(signal.SIGHUP)
@@ -49,7 +50,7 @@ def test_a_hang_up_that_the_program_was_started_to_ignore_stays_ignored(trial):
     assert run.wait() == 0, trial.output("nohup")
 
 
-@pytest.mark.parametrize("names", ["SIGTERM SIGHUP SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("names", ["SIGTERM SIGHUP SIGUSR1", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_after_the_end_does_not_change_the_exit_code(trial, names):
     name = f"late_{names.split()[0]}"
     assert trial.run(name, late=names) == 0, trial.output(name)
@@ -75,6 +76,7 @@ def test_a_result_that_cannot_be_printed_is_an_error_and_a_reader_that_has_enoug
     assert (head.returncode, head.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_path_that_is_not_ascii_is_read_in_the_c_locale(tmp_path):
     folder = tmp_path / "données ü"
     folder.mkdir()

@@ -25,6 +25,7 @@ def fresh_compiler():
 
 
 @pytest.mark.parametrize("model", [TINY, pytest.param(NANO, marks=pytest.mark.slow)], ids=["rtdetr", "rfdetr"])
+@pytest.mark.slow
 def test_multi_scale_training_compiles_each_part_twice(model, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(compilation, "BACKEND", counter)

@@ -110,6 +110,7 @@ def _norms(process: int, world: int, file: str, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_synchronized_norms_equal_one_norm_over_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(_norms, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     parts = [torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2)]

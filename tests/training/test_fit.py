@@ -86,7 +86,7 @@ def test_step_interval_file_names_have_epoch_and_step(make_spec):
     assert "model_epoch_000.pth" not in names
 
 
-@pytest.mark.parametrize("kind", ["automatic", "raw", "ema"])
+@pytest.mark.parametrize("kind", ["automatic", pytest.param("raw", marks=pytest.mark.slow), "ema"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_spec, tmp_path, kind):
     changes = {
         "train__num_epochs": 4, "train__checkpoint_interval": 2, "train__enable_ema": True,
@@ -206,6 +206,7 @@ def test_the_number_of_outputs_follows_from_data_and_family(make_spec, arch, row
     assert opened.spec.dataset.num_classes == rows
 
 
+@pytest.mark.slow
 def test_losses_depend_on_the_seed(make_spec, tmp_path):
     runs = []
     for index, seed in enumerate((3, 3, 4, -1, -1)):

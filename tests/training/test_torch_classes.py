@@ -53,6 +53,7 @@ def test_keywords_of_the_default_optimizer_take_precedence(make_spec):
     assert group["betas"] == (0.5, 0.6) and group["amsgrad"]
 
 
+@pytest.mark.slow
 def test_a_schedule_by_dotted_name_advances_per_step_or_epoch(make_spec, tmp_path):
     changes = {**EXPONENTIAL, "train__optim__lr_scheduler_kwargs": {"gamma": 0.5}, "train__num_epochs": 2}
     per_step = make_spec(**changes, train__results_dir=str(tmp_path / "step"))
