@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 from toy_run import run_with_row
 
+pytestmark = pytest.mark.slow  # D-FINE and OpenVINO, which are real, are tested by default
+
 ROW = """
 from rtdetr_tool.formats.table import FORMATS, Format, Packages
 

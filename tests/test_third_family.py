@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from toy_run import run_with_row
 
+pytestmark = pytest.mark.slow  # D-FINE and OpenVINO, which are real, are tested by default
+
 ROW = """
 from rtdetr_tool.families import FAMILIES
 

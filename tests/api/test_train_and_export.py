@@ -171,6 +171,7 @@ def test_a_run_is_only_resumed_on_request(trained, sample):
     assert result.resumed_from.name == "model_epoch_000.pth" and result.latest_path.name == "model_epoch_001.pth"
 
 
+@pytest.mark.slow
 def test_rfdetr_trains_with_one_more_logit_than_classes(sample, tmp_path):
     detector = RFDETRNano(pretrain_weights=None, device="cpu", **SMALL_RFDETR)
     assert detector.spec.dataset.num_classes == 80  # the spec's default; the number was not set

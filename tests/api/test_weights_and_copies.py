@@ -137,6 +137,7 @@ def test_an_optimized_detector_can_be_copied(rtdetr, sample):
 
 
 @pytest.mark.parametrize("family", ["rtdetr", pytest.param("rfdetr", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_detector_can_be_copied_after_training_and_export(request, family, sample, tmp_path):
     original = copy.deepcopy(request.getfixturevalue(family))
     original.predict(sample.image(1))
@@ -191,6 +192,7 @@ def test_exceptions_are_also_the_standard_ones(rfdetr, tmp_path):
         rfdetr.predict(np.zeros((4, 4, 3), np.uint8), patch_size=3)
 
 
+@pytest.mark.slow
 def test_rfdetr_exports_the_names_of_its_package_and_one_image_is_not_a_list(rfdetr, tmp_path, caplog):
     path = rfdetr.export(tmp_path, notes={"lens": 3}, patch_size=16, infer_dir=None)
     graph = onnx.load(path)

@@ -56,6 +56,7 @@ def test_every_runtime_is_measured_and_scores_what_evaluate_scores(project, in_p
     assert "Skipping tensorrt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_runtime_is_measured_in_a_process_of_its_own(project):
     checkpoint, folder = project.checkpoint(), project.folder / "elsewhere"
     options = ("benchmark.runtimes=[torch]", "benchmark.batch_sizes=[1]", f"benchmark.results_dir={folder}")

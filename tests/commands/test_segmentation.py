@@ -48,6 +48,7 @@ def mask_stats_of_pycocotools(project, predictions):
     return [None if value == -1 else value for value in evaluation.stats.tolist()]  # undefined
 
 
+@pytest.mark.slow
 def test_a_trained_file_is_scored_and_its_masks_are_written_and_drawn(segmenting):
     run = ["train.is_dry_run=false", "train.num_epochs=1", "train.checkpoint_interval=1", "train.precision=fp32"]
     assert segmenting.run("train", *run) == 0

@@ -209,6 +209,7 @@ def test_a_fault_ends_training_and_evaluation_and_no_image_is_replaced(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_fault_ends_inference_and_validate_data(make_source, make_spec, workers) -> None:
     source = make_source()
     spec = make_spec(val_data_sources=source, workers=workers, dataset_type="default")

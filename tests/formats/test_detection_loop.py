@@ -166,6 +166,7 @@ class KillsItsWorker(torch.utils.data.Dataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_data_worker_that_dies_is_told_with_what_to_lower():
     loader = torch.utils.data.DataLoader(KillsItsWorker(), num_workers=1)
     with pytest.raises(RtdetrError, match=r"A data worker process died .*lower dataset.workers \(now 1\)"):

@@ -283,6 +283,7 @@ def test_checkpoints_keep_projections_separate_from_the_student(make_distill):
         spec.train, pretrained_model_path=str(result.latest_path), is_dry_run=True)))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_distill, tmp_path):
     changes = {
         "train__num_epochs": 3, "train__checkpoint_interval": 2, "train__enable_ema": True,

@@ -86,7 +86,9 @@ def test_step_interval_file_names_have_epoch_and_step(make_spec):
     assert "model_epoch_000.pth" not in names
 
 
-@pytest.mark.parametrize("kind", ["automatic", pytest.param("raw", marks=pytest.mark.slow), "ema"])
+@pytest.mark.parametrize(
+    "kind", ["automatic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("raw", "ema"))]
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_spec, tmp_path, kind):
     changes = {
         "train__num_epochs": 4, "train__checkpoint_interval": 2, "train__enable_ema": True,
@@ -133,6 +135,7 @@ def test_a_finished_run_is_not_trained_again(make_spec):
     assert again.best_score == first.best_score
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_its_initial_weights(make_spec, tmp_path):
     start = fit(make_spec(train__results_dir=str(tmp_path / "first"))).latest_path
     fit(make_spec(train__pretrained_model_path=str(start)))

@@ -107,7 +107,7 @@ def uninterrupted(tmp_path_factory):
     ("where", "saved"),
     [
         (("batch_start", 1, 2), "model_epoch_001_step_00007-EMA.pth"),
-        (("validation", 1, 0), "model_epoch_001_step_00008-EMA.pth"),
+        pytest.param(("validation", 1, 0), "model_epoch_001_step_00008-EMA.pth", marks=pytest.mark.slow),
         (("epoch_end", 0), "model_epoch_000-EMA.pth"),
         *(
             pytest.param(where, saved, marks=pytest.mark.slow)
