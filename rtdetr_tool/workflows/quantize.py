@@ -22,6 +22,7 @@ from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.formats.table import FORMATS
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import Source
 from rtdetr_tool.workflows.engine_precision import CalibrationImages, Variant
@@ -59,7 +60,7 @@ def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = la
         RtdetrError: the quantized graph does not run, or loses more than `quantize.max_score_drop`.
     """
     section = loaded.spec.quantize
-    folder = Path(section.results_dir or ".")
+    folder = results_folder(section, "quantize")
     methods = methods_of(loaded)  # before anything slow
     source = open_graph(loaded, folder)
     choice = choose_layers(Graph(source.file.model), section)
