@@ -44,6 +44,20 @@ def choose_device(device: torch.device | str) -> torch.device:
     return selected
 
 
+def open_variant(
+    pretrain_weights: str | os.PathLike[str] | None,
+    base: Settings,
+    keywords: Mapping[str, Any],
+    num_classes: int | None,
+    where: str,
+) -> tuple[OpenedDetector, str]:
+    """A detector with these weights, by path or published name, or with random ones, and its `source`."""
+    if pretrain_weights is None:
+        return open_random(base, keywords, num_classes, where), RANDOM
+    name = os.fspath(pretrain_weights)
+    return open_weights(name, base, keywords, num_classes, where), name
+
+
 def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str) -> OpenedDetector:
     """A detector with random weights, except for the backbone if `pretrained_backbone_path` is set."""
     family = family_named(base["model.arch"])
@@ -59,7 +73,7 @@ def open_random(base: Settings, keywords: Mapping[str, Any], num_classes: int | 
 
 
 def open_weights(
-    weights: str | os.PathLike[str], base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str
+    weights: str, base: Settings, keywords: Mapping[str, Any], num_classes: int | None, where: str
 ) -> OpenedDetector:
     """The detector of a weights file or of published weights by name.
 
@@ -69,7 +83,7 @@ def open_weights(
         CheckpointError: `base` or `keywords` contradict the file.
     """
     given = {**keywords, **{family.section: keywords for family in all_families() if family.section}}
-    file = read_detector(os.fspath(weights), given)  # for settings that the file does not record
+    file = read_detector(weights, given)  # for settings that the file does not record
     family = family_of(section_of(file.meta, "spec.model").get("arch"))
     known = section_of(file.meta, "spec.dataset").get("num_classes")
     settings = {**base, **model_settings(keywords, family, where)}

@@ -1,4 +1,4 @@
-"""Rename tensors by a table, in both directions.
+"""Rename tensors by a table, in both directions, and split them by prefix.
 
 A table is a sequence of (foreign, native) prefixes, in which `*` stands for a number. A prefix is replaced, its numbers
 and the rest of the name are kept. The first matching row applies.
@@ -34,6 +34,12 @@ def to_foreign(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tens
 def count(names: Sequence[str] | Mapping[str, Tensor], start: str) -> int:
     """The number of different parts that follow `start`, which ends in a dot: the length of a module list."""
     return len({name[len(start) :].split(".", 1)[0] for name in names if name.startswith(start)})
+
+
+def split_by_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of one part, without its prefix, and the other tensors."""
+    part = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    return part, {name: tensor for name, tensor in state_dict.items() if not name.startswith(prefix)}
 
 
 def _renamed(state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:

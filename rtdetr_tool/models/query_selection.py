@@ -21,7 +21,7 @@ from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP, modules_of_type
 from rtdetr_tool.ops.precision import at_least_float32
-from rtdetr_tool.ops.structures import Target
+from rtdetr_tool.ops.structures import DenoisingPredictions, Target, TrainingPredictions
 
 
 class SelectedQueries(NamedTuple):
@@ -38,6 +38,33 @@ class SelectedQueries(NamedTuple):
     @property
     def attention_mask(self) -> Tensor | None:
         return None if self.denoising is None else self.denoising.attention_mask
+
+    @property
+    def denoising_count(self) -> int:
+        """The number of denoising queries, which precede the others."""
+        return 0 if self.denoising is None else self.denoising.labels.shape[1]
+
+    def training_predictions(self, logits: Tensor, boxes: Tensor) -> TrainingPredictions:
+        """The outputs of all decoder layers, [K, B, Q, C] and [K, B, Q, 4], without and with denoising."""
+        count, denoising = self.denoising_count, None
+        if self.denoising is not None:
+            denoising = DenoisingPredictions(
+                logits[:, :, :count],
+                boxes[:, :, :count],
+                self.denoising.positive_index,
+                self.denoising.object_index,
+                self.denoising.groups,
+            )
+        logits, boxes = logits[:, :, count:], boxes[:, :, count:]
+        return TrainingPredictions(
+            logits[-1],
+            boxes[-1],
+            layer_logits=logits,
+            layer_boxes=boxes,
+            encoder_logits=self.encoder_logits,
+            encoder_boxes=self.encoder_boxes,
+            denoising=denoising,
+        )
 
 
 class QuerySelection(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from rtdetr_tool.api.detector import Detector
-from rtdetr_tool.api.opening import RANDOM, open_random, open_weights
+from rtdetr_tool.api.opening import open_variant
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ModelSpec
 
@@ -41,11 +41,7 @@ class DFINE(Detector):
                 "DFINE.from_checkpoint"
             )
         base = {"model.arch": "dfine", "model.dfine.variant": self.variant}
-        if pretrain_weights is None:
-            super().__init__(open_random(base, keywords, num_classes, where), RANDOM, device)
-        else:
-            name = os.fspath(pretrain_weights)
-            super().__init__(open_weights(name, base, keywords, num_classes, where), name, device)
+        super().__init__(*open_variant(pretrain_weights, base, keywords, num_classes, where), device)
 
 
 class DFINENano(DFINE):

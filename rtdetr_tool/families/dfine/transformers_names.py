@@ -1,19 +1,23 @@
-"""Convert tensor names of Hugging Face transformers' D-FINE (`DFine*`) to ours and back.
-
-Files that transformers writes have the names from before version 5 (`encoder.encoder`, `fc1`, `out_proj`), its modules
-in memory the new ones; both are supported.
-"""
+"""Convert tensor names of Hugging Face transformers' D-FINE (`DFine*`) to ours and back."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import to_foreign, to_native
-from rtdetr_tool.checkpoints.transformers_files import join_projections, separate_projections
+from rtdetr_tool.checkpoints.transformers_names import (
+    DECODER_PROJECTION,
+    ENCODER_PROJECTION,
+    HEADS,
+    FeedForwardNames,
+    as_in_files,
+    decoder_layers,
+    encoder_layers,
+    from_names_of_transformers,
+    to_names_of_transformers,
+)
 from rtdetr_tool.families.dfine.model.distribution import UP as LARGEST
 
 _LAYER = (("convolution", "conv"), ("normalization", "bn"), ("lab", "lab"))
@@ -37,19 +41,10 @@ _BLOCK = (
     ("conv1", "cv1"), ("csp_rep1", "cv2.0"), ("conv2", "cv2.1"), ("csp_rep2", "cv3.0"), ("conv3", "cv3.1"),
     ("conv4", "cv4"),
 )  # fmt: skip
-_NECK: tuple[tuple[str, str], ...] = (
-    ("model.encoder_input_proj.", "encoder.input_proj."),
-    *(
-        (f"model.encoder.aifi.*.layers.*.{foreign}", f"encoder.encoder.*.layers.*.{native}")
-        for foreign, native in (
-            ("self_attn.in_proj_", "self_attn.in_proj_"),
-            ("self_attn.o_proj.", "self_attn.out_proj."),
-            ("self_attn_layer_norm.", "norm1."),
-            ("mlp.layers.0.", "linear1."),
-            ("mlp.layers.1.", "linear2."),
-            ("final_layer_norm.", "norm2."),
-        )
-    ),
+_FEED_FORWARD = FeedForwardNames("mlp.layers.0.", "mlp.layers.1.")
+_ENCODER: tuple[tuple[str, str], ...] = (
+    *ENCODER_PROJECTION,
+    *encoder_layers(_FEED_FORWARD),
     ("model.encoder.lateral_convs.", "encoder.lateral_convs."),
     *(
         (f"model.encoder.{part}.*.{foreign}.", f"encoder.{part}.*.{native}.")
@@ -60,49 +55,16 @@ _NECK: tuple[tuple[str, str], ...] = (
     ("model.encoder.downsample_convs.*.conv2.", "encoder.downsample_convs.*.0.cv2."),
 )
 _DECODER: tuple[tuple[str, str], ...] = (
-    ("model.decoder_input_proj.*.0.", "decoder.input_proj.*.conv."),
-    ("model.decoder_input_proj.*.1.", "decoder.input_proj.*.norm."),
-    *(
-        (f"model.decoder.layers.*.{foreign}", f"decoder.decoder.layers.*.{native}")
-        for foreign, native in (
-            ("self_attn.in_proj_", "self_attn.in_proj_"),
-            ("self_attn.o_proj.", "self_attn.out_proj."),
-            ("self_attn_layer_norm.", "norm1."),
-            ("encoder_attn.", "cross_attn."),
-            ("gateway.", "gateway."),
-            ("mlp.layers.0.", "linear1."),
-            ("mlp.layers.1.", "linear2."),
-            ("final_layer_norm.", "norm3."),
-        )
-    ),
+    *DECODER_PROJECTION,
+    *decoder_layers(_FEED_FORWARD, ("gateway.", "gateway.")),
     ("model.decoder.lqe_layers.", "decoder.decoder.lqe_layers."),
     ("model.decoder.pre_bbox_head.", "decoder.pre_bbox_head."),
-    ("model.decoder.query_pos_head.", "decoder.query_pos_head."),
-    ("model.decoder.class_embed.", "decoder.dec_score_head."),
-    ("model.decoder.bbox_embed.", "decoder.dec_bbox_head."),
-    ("model.denoising_class_embed.", "decoder.denoising_class_embed."),
-    ("model.enc_output.", "decoder.enc_output."),
-    ("model.enc_score_head.", "decoder.enc_score_head."),
-    ("model.enc_bbox_head.", "decoder.enc_bbox_head."),
+    *HEADS,
 )
-_TABLE = (*_BACKBONE, *_NECK, *_DECODER)
+_TABLE = (*_BACKBONE, *_ENCODER, *_DECODER)
 
-# Names before transformers 5 -> names since, and back; those of heads are numbered lists as well, so only whole layers.
-_RENAMED = (
-    (re.compile(r"^model\.encoder\.encoder\."), "model.encoder.aifi."),
-    (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
-    (re.compile(r"(\.layers\.\d+)\.fc1\."), r"\1.mlp.layers.0."),
-    (re.compile(r"(\.layers\.\d+)\.fc2\."), r"\1.mlp.layers.1."),
-)
-_IN_FILES = (
-    (re.compile(r"^model\.encoder\.aifi\."), "model.encoder.encoder."),
-    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
-    (re.compile(r"(\.layers\.\d+)\.mlp\.layers\.0\."), r"\1.fc1."),
-    (re.compile(r"(\.layers\.\d+)\.mlp\.layers\.1\."), r"\1.fc2."),
-)
 POINT_SHARES = ".num_points_scale"
 REG_SCALE, UP = "model.decoder.reg_scale", "model.decoder.up"
-_SECOND_NAME = re.compile(r"^(class_embed|bbox_embed)\.")
 
 
 def is_transformers_dfine(names: Mapping[str, Tensor]) -> bool:
@@ -112,26 +74,13 @@ def is_transformers_dfine(names: Mapping[str, Tensor]) -> bool:
 
 def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace transformers' names by ours; CheckpointError if a name has no counterpart."""
-    plain: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        if name.endswith(POINT_SHARES) or name in (REG_SCALE, UP):
-            continue
-        if _SECOND_NAME.match(name):
-            name = f"model.decoder.{name}"
-            if name in state_dict:
-                continue
-        for pattern, new in _RENAMED:
-            name = pattern.sub(new, name)
-        plain[name] = tensor
-    return to_native(join_projections(plain), _TABLE)
+    return from_names_of_transformers(state_dict, _TABLE, _FEED_FORWARD, (POINT_SHARES, REG_SCALE, UP))
 
 
 def to_transformers(state_dict: Mapping[str, Tensor], points: Sequence[int], reg_scale: float) -> dict[str, Tensor]:
     """Replace our names by transformers' names in memory, with its constants."""
-    named = separate_projections(to_foreign(state_dict, _TABLE))
     shares = torch.tensor([1 / count for count in points for _ in range(count)])
-    layers = {found[1] for name in named if (found := re.match(r"(model\.decoder\.layers\.\d+\.)", name))}
-    named |= {f"{layer}encoder_attn{POINT_SHARES}": shares.clone() for layer in sorted(layers)}
+    named = to_names_of_transformers(state_dict, _TABLE, POINT_SHARES, shares)
     return {**named, REG_SCALE: torch.tensor([reg_scale]), UP: torch.tensor([LARGEST])}
 
 
@@ -139,9 +88,4 @@ def to_transformers_file(
     state_dict: Mapping[str, Tensor], points: Sequence[int], reg_scale: float
 ) -> dict[str, Tensor]:
     """The same with the names in files."""
-    named: dict[str, Tensor] = {}
-    for name, tensor in to_transformers(state_dict, points, reg_scale).items():
-        for pattern, new in _IN_FILES:
-            name = pattern.sub(new, name)
-        named[name] = tensor.contiguous()
-    return named
+    return as_in_files(to_transformers(state_dict, points, reg_scale), _FEED_FORWARD)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from rtdetr_tool.catalog import DFINE_VARIANTS
-from rtdetr_tool.checkpoints.detector_file import DIRECTORY_WEIGHTS, DetectorFile, read_detector, weights_file
+from rtdetr_tool.checkpoints.detector_file import DetectorFile, read_detector, weights_file
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
 from rtdetr_tool.checkpoints.identify import BARE, state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.checkpoints.official_names import POINT_SHARES
+from rtdetr_tool.checkpoints.renames import split_by_prefix
 from rtdetr_tool.checkpoints.sampling_points import points_from_shares
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.checkpoints.transformers_files import (
     CONFIG,
     PE_ORDER,
     PREPROCESSOR,
-    class_names,
     counts_batches_of_backbone,
-    input_fields,
     position_notes,
     preprocessor_for,
-    read_json,
     write_directory,
 )
+from rtdetr_tool.checkpoints.transformers_metadata import TRANSFORMERS, fill_metadata, read_configs
+from rtdetr_tool.checkpoints.transformers_names import without_unused_layers
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.dfine import official, transformers_config, transformers_names
 from rtdetr_tool.families.dfine.architecture import architecture_of_dfine, describe_dfine
@@ -38,8 +38,13 @@ from rtdetr_tool.spec import ModelSpec, spec_to_dict
 
 __all__ = ["FORMATS", "WRITERS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
-OFFICIAL, TRANSFORMERS = "official_dfine", "transformers"
-_LAYER = re.compile(r"^decoder\.(?:decoder\.(?:layers|lqe_layers)|dec_score_head|dec_bbox_head)\.(\d+)\.")
+OFFICIAL = "official_dfine"
+_LAYERS = (
+    "decoder.decoder.layers.",
+    "decoder.decoder.lqe_layers.",
+    "decoder.dec_score_head.",
+    "decoder.dec_bbox_head.",
+)
 
 
 def _official(tensors: Mapping[str, Tensor]) -> Recognized | None:
@@ -52,17 +57,20 @@ def _transformers(tensors: Mapping[str, Tensor]) -> Recognized | None:
 
 
 def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str]:
-    """Write a directory of transformers; what could not be carried over, in words, comes back."""
+    """Write a directory of transformers; returns messages about parts that cannot be converted."""
     model, dataset = meta["spec"]["model"], meta["spec"]["dataset"]
-    kept, own, notes = _used_layers(weights, model["dfine"])
+    fields = resolve_dfine(DfineSpec(**model["dfine"]))
+    kept, layers, notes = without_unused_layers(weights, fields.dec_layers, fields.eval_idx, _LAYERS, "model.dfine")
+    if layers < fields.dec_layers:
+        fields = replace(fields, dec_layers=layers, eval_idx=-1, layer_scale=1.0)
+    own = spec_to_dict(fields)
     names = {entry["index"]: entry["name"] for entry in meta["classes"]}
-    full = resolve_dfine(DfineSpec(**own))
-    config = transformers_config.config_for(spec_to_dict(full), model, names, dataset["num_classes"])
+    config = transformers_config.config_for(own, model, names, dataset["num_classes"])
     preprocessor, more = preprocessor_for(dataset["augmentation"])
-    notes += position_notes(own.get("pe_order", "columns"), "model.dfine.pe_order", dataset["augmentation"])
+    notes += position_notes(fields.pe_order, "model.dfine.pe_order", dataset["augmentation"])
     if transformers_config.freezes_norms(own):
         kept = {name: tensor for name, tensor in kept.items() if not counts_batches_of_backbone(name)}
-    tensors = transformers_names.to_transformers_file(kept, full.num_points, full.reg_scale)
+    tensors = transformers_names.to_transformers_file(kept, fields.num_points, fields.reg_scale)
     write_directory(target, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
     return [*notes, *more]
 
@@ -71,7 +79,7 @@ FORMATS = (
     ForeignFormat(TRANSFORMERS, _transformers, transformers_names.from_transformers),
     ForeignFormat(OFFICIAL, _official, official.from_official),
 )
-WRITERS = {"transformers": write_transformers}
+WRITERS = {TRANSFORMERS: write_transformers}
 
 
 def is_complete(weights: Mapping[str, Tensor]) -> bool:
@@ -91,10 +99,8 @@ def summary(model: Mapping[str, Any], classes: int) -> str:
 
 def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
     """Fill in what follows from the shapes, the constants in the file and the files next to the weights."""
-    identified, config, preprocessor = contents.identified, {}, {}
-    if identified.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
-        config = read_json(contents.path.parent / CONFIG, required=contents.from_directory)
-        preprocessor = read_json(contents.path.parent / PREPROCESSOR)
+    identified = contents.identified
+    config, preprocessor = read_configs(contents)
     own: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     if config:
@@ -110,24 +116,15 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
         for name, value in own.items()
         if name not in ("num_points", "reg_scale") and value != getattr(defaults, name)
     }
-    dataset: dict[str, Any] = {"num_classes": classes}
-    if preprocessor:
-        dataset["augmentation"], file.notes = input_fields(preprocessor)
-    names = class_names(config)
-    file.meta = build_metadata(
-        "", {"model": {**model, **shared}, "dataset": dataset},
-        [{"index": index, "id": None, "name": name} for index, name in sorted(names.items()) if index < classes],
-        "ema" if identified.averaged else "raw",
-    )  # fmt: skip
-    file.meta["origin"] = {"format": file.kind, "version": 1}
-    if not names and identified.kind != BARE:
+    fill_metadata(file, contents, {**model, **shared}, classes, config, preprocessor)
+    if not file.meta["classes"] and identified.kind != BARE:
         file.notes.append("The file has no class names; using those of the dataset or a classmap.")
 
 
 def _constants(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Fields of `model.dfine` that a file stores as tensors."""
     fields: dict[str, Any] = {}
-    ends = (official.POINT_SHARES, transformers_names.POINT_SHARES)
+    ends = (POINT_SHARES, transformers_names.POINT_SHARES)
     if (shares := next((tensor for name, tensor in tensors.items() if name.endswith(ends)), None)) is not None:
         fields["num_points"] = points_from_shares(shares)
     for name in (official.REG_SCALE, transformers_names.REG_SCALE):
@@ -137,19 +134,6 @@ def _constants(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         if name in tensors and abs(float(tensors[name].flatten()[0]) - UP) > 1e-6:
             raise CheckpointError(f"{source} has {name} {float(tensors[name].flatten()[0]):g}; expected {UP:g}.")
     return fields
-
-
-def _used_layers(
-    weights: Mapping[str, Tensor], own: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """Weights without decoder layers after `eval_idx`, because transformers predicts with the last layer."""
-    full = resolve_dfine(DfineSpec(**own))
-    used = full.dec_layers if full.eval_idx < 0 else full.eval_idx + 1
-    if used == full.dec_layers:
-        return dict(weights), dict(own), []
-    kept = {name: t for name, t in weights.items() if not (found := _LAYER.match(name)) or int(found[1]) < used}
-    note = f"skipped decoder layers {used} to {full.dec_layers - 1}, which model.dfine.eval_idx does not use"
-    return kept, {**own, "dec_layers": used, "eval_idx": -1, "layer_scale": 1.0}, [note]
 
 
 def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
@@ -163,8 +147,7 @@ def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
         )
     tensors = state_dict_of(load_checkpoint(weights_file(source)))
     if any("pre_bbox_head." in name for name in tensors):
-        start, weights = "backbone.", read_detector(source).weights
-        return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+        return split_by_prefix(read_detector(source).weights, "backbone.")[0]
     plain = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     if "stem.stem1.conv.weight" not in plain:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from rtdetr_tool.api.detector import Detector
-from rtdetr_tool.api.opening import RANDOM, open_random, open_weights
+from rtdetr_tool.api.opening import RANDOM, open_variant
 from rtdetr_tool.api.train_arguments import warn_about_callbacks
 from rtdetr_tool.catalog import COCO_CATEGORIES, RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.published import weights_path
@@ -57,12 +57,9 @@ class RFDETR(Detector):
                 "RFDETR.from_checkpoint"
             )
         base = {"model.arch": "rfdetr", "model.rfdetr.variant": self.variant}
-        if pretrain_weights is None:
-            super().__init__(open_random(base, keywords, num_classes, where), RANDOM, device)
-            return
-        row = RFDETR_VARIANTS[self.variant]
-        name = Path(row.weights).stem if pretrain_weights == "published" else os.fspath(pretrain_weights)
-        super().__init__(open_weights(name, base, keywords, num_classes, where), name, device)
+        if pretrain_weights == "published":
+            pretrain_weights = Path(RFDETR_VARIANTS[self.variant].weights).stem
+        super().__init__(*open_variant(pretrain_weights, base, keywords, num_classes, where), device)
 
     @property
     def size(self) -> str:

@@ -15,6 +15,7 @@ from rtdetr_tool.checkpoints.identify import state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.published import check_license
+from rtdetr_tool.checkpoints.renames import split_by_prefix
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
@@ -75,8 +76,7 @@ def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
         return from_dinov2(from_timm(tagged(DINOV2[encoder].timm_name, source.removeprefix("timm").removeprefix("/"))))
     tensors = state_dict_of(load_checkpoint(weights_file(source)))
     if has_rfdetr_names(tensors) or any(name.endswith("decoder.refpoint_embed.weight") for name in tensors):
-        start, weights = "backbone.", read_detector(source).weights
-        return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+        return split_by_prefix(read_detector(source).weights, "backbone.")[0]
     try:
         return from_dinov2(tensors)
     except CheckpointError as error:

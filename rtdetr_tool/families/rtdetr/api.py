@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rtdetr_tool.api.detector import Detector
-from rtdetr_tool.api.opening import RANDOM, open_random, open_weights
+from rtdetr_tool.api.opening import open_variant
 from rtdetr_tool.spec import ModelSpec
 
 __all__ = ["RTDETR"]
@@ -33,12 +33,7 @@ class RTDETR(Detector):
         **keywords: Any,
     ) -> None:
         base = {"model.arch": "rtdetr", "model.backbone": backbone}
-        where = type(self).__name__
-        if pretrain_weights is None:
-            super().__init__(open_random(base, keywords, num_classes, where), RANDOM, device)
-        else:
-            name = os.fspath(pretrain_weights)
-            super().__init__(open_weights(name, base, keywords, num_classes, where), name, device)
+        super().__init__(*open_variant(pretrain_weights, base, keywords, num_classes, type(self).__name__), device)
 
 
 def class_of(model: ModelSpec) -> type[RTDETR]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from rtdetr_tool.checkpoints.renames import to_native
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.checkpoints.official_names import NECK_TABLE, POINT_SHARES, has_named_parts, without_constants
+from rtdetr_tool.checkpoints.renames import split_by_prefix, to_native
 
 # Stem of the d variant (three convolutions) and of the plain one.
 _DEEP_STEM = (
@@ -47,40 +47,6 @@ def backbone_table(deep_stem: bool) -> tuple[tuple[str, str], ...]:
     )
 
 
-# Version 2 -> ours, then the unchanged names.
-_RENAMED = (
-    ("encoder.input_proj.*.conv.", "encoder.input_proj.*.0."),
-    ("encoder.input_proj.*.norm.", "encoder.input_proj.*.1."),
-    ("decoder.enc_output.proj.", "decoder.enc_output.0."),
-    ("decoder.enc_output.norm.", "decoder.enc_output.1."),
-)
-_KEPT = (
-    "encoder.input_proj.*.0.",
-    "encoder.input_proj.*.1.",
-    "encoder.encoder.*.layers.",
-    "encoder.lateral_convs.",
-    "encoder.fpn_blocks.",
-    "encoder.downsample_convs.",
-    "encoder.pan_blocks.",
-    "decoder.input_proj.",
-    "decoder.decoder.layers.",
-    "decoder.denoising_class_embed.",
-    "decoder.query_pos_head.",
-    "decoder.enc_output.0.",
-    "decoder.enc_output.1.",
-    "decoder.enc_score_head.",
-    "decoder.enc_bbox_head.",
-    "decoder.dec_score_head.",
-    "decoder.dec_bbox_head.",
-)
-NECK_TABLE: tuple[tuple[str, str], ...] = (*_RENAMED, *((name, name) for name in _KEPT))
-
-POINT_SHARES = ".num_points_scale"  # constants, from which the points per level can be read
-_IGNORED = (".anchors", ".valid_mask", POINT_SHARES)
-# Options of the official code that no published model uses.
-_REFUSED = {"decoder.tgt_embed.": "learned initial queries (learn_query_content, learnt_init_query)"}
-
-
 def is_official_rtdetr(names: Mapping[str, Tensor]) -> bool:
     """Whether these are names of the official repository that differ from ours."""
     known = any(name.startswith("backbone.res_layers.") for name in names) or is_version_2(names)
@@ -98,21 +64,12 @@ def is_official_backbone(names: Mapping[str, Tensor]) -> bool:
 
 
 def is_version_2(names: Mapping[str, Tensor]) -> bool:
-    return "encoder.input_proj.0.conv.weight" in names or any(name.endswith(POINT_SHARES) for name in names)
+    return has_named_parts(names) or any(name.endswith(POINT_SHARES) for name in names)
 
 
 def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace official names by ours; CheckpointError if a tensor has no counterpart."""
-    backbone: dict[str, Tensor] = {}
-    neck: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        for start, what in _REFUSED.items():
-            if name.startswith(start):
-                raise CheckpointError(f"its {name} belongs to {what}, which are not supported")
-        if name.startswith("backbone."):
-            backbone[name.removeprefix("backbone.")] = tensor
-        elif not name.endswith(_IGNORED):
-            neck[name] = tensor
+    backbone, neck = split_by_prefix(without_constants(state_dict), "backbone.")
     renamed = {f"backbone.{name}": tensor for name, tensor in from_official_backbone(backbone).items()}
     return {**renamed, **to_native(neck, NECK_TABLE)}
 

@@ -14,9 +14,10 @@ from rtdetr_tool.catalog import BACKBONES
 from rtdetr_tool.checkpoints.backbone_names import tao_backbone_names
 from rtdetr_tool.checkpoints.identify import TAO_MODEL, TAO_PREFIX
 from rtdetr_tool.checkpoints.io import save_checkpoint
-from rtdetr_tool.checkpoints.renames import to_foreign
+from rtdetr_tool.checkpoints.official_names import NECK_TABLE, POINT_SHARES
+from rtdetr_tool.checkpoints.renames import split_by_prefix, to_foreign
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.families.rtdetr.official import NECK_TABLE, POINT_SHARES, backbone_table
+from rtdetr_tool.families.rtdetr.official import backbone_table
 from rtdetr_tool.ops.anchors import square_anchors
 
 _BACKBONE = "backbone."
@@ -37,7 +38,7 @@ def write_official(target: Path, weights: Mapping[str, Tensor], meta: Mapping[st
     version_2 = (meta.get("origin") or {}).get("version") == 2 or any(
         model[name] != value for name, value in _TAO_DECODER.items() if name != "nheads"
     )
-    backbone, neck = _split(weights)
+    backbone, neck = split_by_prefix(weights, _BACKBONE)
     named = to_foreign(backbone, backbone_table(deep_stem="conv1.6.weight" in backbone))
     tensors = {f"{_BACKBONE}{name}": tensor for name, tensor in named.items()}
     tensors |= to_foreign(neck, NECK_TABLE) if version_2 else neck
@@ -56,7 +57,7 @@ def write_tao(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, An
     """
     model, dataset = meta["spec"]["model"], meta["spec"]["dataset"]
     _refuse(_tao_problems(model), "tao", target)
-    backbone, neck = _split(weights)
+    backbone, neck = split_by_prefix(weights, _BACKBONE)
     family = BACKBONES[model["backbone"]].family
     if family == "resnet":  # its norms are frozen in TAO, and count no batches
         backbone = {name: tensor for name, tensor in backbone.items() if not name.endswith(_COUNTER)}
@@ -77,12 +78,6 @@ def write_tao(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, An
     if missing:
         notes.append(f"{target} lacks {missing}, on which no detection depends; give it as train.pretrained_model_path")
     return notes
-
-
-def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the backbone, without prefix, and the others."""
-    backbone = {n.removeprefix(_BACKBONE): tensor for n, tensor in weights.items() if n.startswith(_BACKBONE)}
-    return backbone, {name: tensor for name, tensor in weights.items() if not name.startswith(_BACKBONE)}
 
 
 def _position_notes(order: str, augmentation: Mapping[str, Any], target: Path) -> list[str]:

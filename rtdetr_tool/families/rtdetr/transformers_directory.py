@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rtdetr_tool.checkpoints.transformers_files import (
     preprocessor_for,
     write_directory,
 )
+from rtdetr_tool.checkpoints.transformers_names import without_unused_layers
 from rtdetr_tool.families.rtdetr.transformers_config import (
     V2,
     config_for,
@@ -29,7 +29,7 @@ from rtdetr_tool.families.rtdetr.transformers_names import to_transformers_file
 
 FILES = (CONFIG, PREPROCESSOR, WEIGHTS)
 
-_LAYER = re.compile(r"^decoder\.(?:decoder\.layers|dec_score_head|dec_bbox_head)\.(\d+)\.")
+_LAYERS = ("decoder.decoder.layers.", "decoder.dec_score_head.", "decoder.dec_bbox_head.")
 
 
 def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str]:
@@ -43,7 +43,9 @@ def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mappin
         CheckpointError: the detector has parts that transformers' RT-DETR does not support.
     """
     model, dataset = dict(meta["spec"]["model"]), meta["spec"]["dataset"]
-    kept, model, notes = _used_layers(weights, model)
+    kept, model["dec_layers"], notes = without_unused_layers(
+        weights, model["dec_layers"], model["eval_idx"], _LAYERS, "model"
+    )
     version = V2 if (meta.get("origin") or {}).get("version") == 2 else version_for(model)
     names = {entry["index"]: entry["name"] for entry in meta["classes"]}
     config = config_for(model, names, dataset["num_classes"], version)
@@ -56,18 +58,6 @@ def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mappin
     )
     write_directory(target, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
     return [*notes, *more]
-
-
-def _used_layers(
-    weights: Mapping[str, Tensor], model: dict[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """Weights without decoder layers after `eval_idx`, because transformers predicts with the last layer."""
-    used = model["dec_layers"] if model["eval_idx"] < 0 else model["eval_idx"] + 1
-    if used == model["dec_layers"]:
-        return dict(weights), model, []
-    kept = {name: t for name, t in weights.items() if not (found := _LAYER.match(name)) or int(found[1]) < used}
-    note = f"skipped decoder layers {used} to {model['dec_layers'] - 1}, which model.eval_idx does not use"
-    return kept, {**model, "dec_layers": used}, [note]
 
 
 def _point_shares(model: Mapping[str, Any]) -> Tensor:

@@ -8,20 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from rtdetr_tool.checkpoints.backbone_names import native_backbone_names
-from rtdetr_tool.checkpoints.detector_file import DIRECTORY_WEIGHTS, DetectorFile, weights_file
+from rtdetr_tool.checkpoints.detector_file import DetectorFile, weights_file
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
 from rtdetr_tool.checkpoints.identify import BARE, TAO, Identified, detector_weights, require_tensors
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.checkpoints.official_names import POINT_SHARES
+from rtdetr_tool.checkpoints.renames import split_by_prefix
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weights
-from rtdetr_tool.checkpoints.transformers_files import (
-    CONFIG,
-    PE_ORDER,
-    PREPROCESSOR,
-    class_names,
-    input_fields,
-    read_json,
-)
+from rtdetr_tool.checkpoints.transformers_files import CONFIG, PE_ORDER
+from rtdetr_tool.checkpoints.transformers_metadata import TRANSFORMERS, fill_metadata, read_configs
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rtdetr import official, transformers_config, transformers_names
 from rtdetr_tool.families.rtdetr.architecture import architecture_of, describe_model, points_per_level
@@ -32,7 +27,7 @@ from rtdetr_tool.spec.queries import architecture_fields
 
 __all__ = ["FORMATS", "WRITERS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
-OFFICIAL, TRANSFORMERS = "official", "transformers"
+OFFICIAL = "official"
 _SUFFIXES = {1: "", 2: "v2"}
 
 
@@ -66,10 +61,8 @@ def is_complete(weights: Mapping[str, Tensor]) -> bool:
 
 def native_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace TAO's names by ours, which only differ for some backbones."""
-    start = "backbone."
-    backbone = {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
-    others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
-    return {**{start + name: tensor for name, tensor in native_backbone_names(backbone).items()}, **others}
+    backbone, neck = split_by_prefix(weights, "backbone.")
+    return {**{f"backbone.{name}": tensor for name, tensor in native_backbone_names(backbone).items()}, **neck}
 
 
 def summary(model: Mapping[str, Any], classes: int) -> str:
@@ -80,10 +73,8 @@ def summary(model: Mapping[str, Any], classes: int) -> str:
 
 def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
     """Fill in what follows from the shapes and the files next to the weights."""
-    identified, config, preprocessor = contents.identified, {}, {}
-    if identified.kind == TRANSFORMERS and contents.path.name in DIRECTORY_WEIGHTS:
-        config = read_json(contents.path.parent / CONFIG, required=contents.from_directory)
-        preprocessor = read_json(contents.path.parent / PREPROCESSOR)
+    identified = contents.identified
+    config, preprocessor = read_configs(contents)
     known: dict[str, Any] = {}
     if config:
         known = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
@@ -91,16 +82,7 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
         known["pe_order"] = given.get("pe_order", PE_ORDER)
     model, classes = architecture_of(file.weights, {**given, **known}, file.source, _points(identified))
     _check_agreement(known, model, file.source)
-    dataset: dict[str, Any] = {"num_classes": classes}
-    if preprocessor:
-        dataset["augmentation"], file.notes = input_fields(preprocessor)
-    names = class_names(config)
-    file.meta = build_metadata(
-        "", {"model": {**model, **known}, "dataset": dataset},
-        [{"index": index, "id": None, "name": name} for index, name in sorted(names.items()) if index < classes],
-        "ema" if identified.averaged else "raw",
-    )  # fmt: skip
-    file.meta["origin"] = {"format": identified.kind, "version": identified.version}
+    fill_metadata(file, contents, {**model, **known}, classes, config, preprocessor)
     if identified.kind == TRANSFORMERS and not config:
         file.notes.append(f"There is no {CONFIG} next to the file; heads, activations and class names are unknown.")
     if identified.kind not in (TRANSFORMERS, BARE):
@@ -109,7 +91,7 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
 
 def _points(identified: Identified) -> list[int] | None:
     """Sampling points per level if the file determines them: RT-DETRv2 has a buffer, TAO always uses 4."""
-    ends = (official.POINT_SHARES, transformers_names.POINT_SHARES)
+    ends = (POINT_SHARES, transformers_names.POINT_SHARES)
     shares = next((tensor for name, tensor in identified.tensors.items() if name.endswith(ends)), None)
     if shares is not None:
         return points_per_level(shares)
@@ -143,10 +125,7 @@ def backbone_weights(payload: Mapping[str, Any], source: str) -> dict[str, Tenso
     tensors = require_tensors(payload, source)
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if transformers_names.is_transformers_rtdetr(plain) or official.is_official_rtdetr(plain):
-        weights = detector_weights(payload, source)
-        return {
-            name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")
-        }
+        return split_by_prefix(detector_weights(payload, source), "backbone.")[0]
     in_backbone = [name for name in tensors if ".backbone." in f".{name}"]
     if in_backbone and any("decoder." in name for name in tensors):  # a complete detector
         return _rename_backbone({name.split("backbone.", 1)[1]: tensors[name] for name in in_backbone}, source)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from rtdetr_tool.families.dfine.model.distribution import bin_offsets, mean_offsets, move_edges
 from rtdetr_tool.families.dfine.model.layers import DFINELayer, LocalizationQuality
 from rtdetr_tool.families.dfine.model.predictions import DFINEDenoising, DFINEPredictions
-from rtdetr_tool.models.denoising import DenoisingQueries
 from rtdetr_tool.models.query_selection import QuerySelection, SelectedQueries
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
@@ -184,32 +183,20 @@ class DFINEDecoder(QuerySelection):
 
 
 def _training_predictions(refined: Refined, queries: SelectedQueries) -> DFINEPredictions:
-    count = 0 if queries.denoising is None else queries.denoising.labels.shape[1]
-    logits, boxes = refined.logits[:, :, count:], refined.boxes[:, :, count:]
+    count = queries.denoising_count
+    shared = vars(queries.training_predictions(refined.logits, refined.boxes))
+    if shared["denoising"] is not None:
+        shared["denoising"] = DFINEDenoising(
+            **vars(shared["denoising"]),
+            corners=refined.corners[:, :, :count],
+            references=refined.first_boxes[:, :count].detach(),
+            first_logits=refined.first_logits[:, :count],
+            first_boxes=refined.first_boxes[:, :count],
+        )
     return DFINEPredictions(
-        logits[-1],
-        boxes[-1],
-        layer_logits=logits,
-        layer_boxes=boxes,
-        encoder_logits=queries.encoder_logits,
-        encoder_boxes=queries.encoder_boxes,
-        denoising=None if queries.denoising is None else _denoising_predictions(refined, queries.denoising, count),
+        **shared,
         layer_corners=refined.corners[:, :, count:],
         references=refined.first_boxes[:, count:].detach(),
         first_logits=refined.first_logits[:, count:],
         first_boxes=refined.first_boxes[:, count:],
-    )
-
-
-def _denoising_predictions(refined: Refined, denoising: DenoisingQueries, count: int) -> DFINEDenoising:
-    return DFINEDenoising(
-        logits=refined.logits[:, :, :count],
-        boxes=refined.boxes[:, :, :count],
-        positive_index=denoising.positive_index,
-        object_index=denoising.object_index,
-        groups=denoising.groups,
-        corners=refined.corners[:, :, :count],
-        references=refined.first_boxes[:, :count].detach(),
-        first_logits=refined.first_logits[:, :count],
-        first_boxes=refined.first_boxes[:, :count],
     )

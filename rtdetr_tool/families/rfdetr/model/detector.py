@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.renames import split_by_prefix
 from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
@@ -66,11 +67,9 @@ class RFDETR(Detector):
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights with the ViT's position and patch embeddings resized to this model, without extra groups and
         queries."""
-        start = "backbone."
-        vit = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
-        others = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
-        resized = {f"{start}{name}": tensor for name, tensor in self.backbone.resize_weights(vit).items()}
-        return self.decoder.resize_weights({**resized, **others}, "decoder.")
+        vit, remaining = split_by_prefix(weights, "backbone.")
+        resized = {f"backbone.{name}": tensor for name, tensor in self.backbone.resize_weights(vit).items()}
+        return self.decoder.resize_weights({**resized, **remaining}, "decoder.")
 
     def deploy(self) -> RFDETR:
         """A copy for inference and export with one group of queries, folded normalization and layer scales, and

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention, points_per_level
-from rtdetr_tool.models.denoising import DenoisingQueries
 from rtdetr_tool.models.query_selection import QuerySelection
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
-from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
+from rtdetr_tool.ops.structures import Predictions, Target
 
 
 class RTDETRDecoder(QuerySelection):
@@ -95,32 +94,7 @@ class RTDETRDecoder(QuerySelection):
         )
         if not self.training:
             return Predictions(logits[-1], boxes[-1])
-        return _training_predictions(logits, boxes, queries.encoder_logits, queries.encoder_boxes, queries.denoising)
-
-
-def _training_predictions(
-    logits: Tensor, boxes: Tensor, encoder_logits: Tensor, encoder_boxes: Tensor, denoising: DenoisingQueries | None
-) -> Predictions:
-    noisy = None
-    if denoising is not None:
-        count = denoising.labels.shape[1]
-        noisy = DenoisingPredictions(
-            logits[:, :, :count],
-            boxes[:, :, :count],
-            denoising.positive_index,
-            denoising.object_index,
-            denoising.groups,
-        )
-        logits, boxes = logits[:, :, count:], boxes[:, :, count:]
-    return TrainingPredictions(
-        logits[-1],
-        boxes[-1],
-        layer_logits=logits,
-        layer_boxes=boxes,
-        encoder_logits=encoder_logits,
-        encoder_boxes=encoder_boxes,
-        denoising=noisy,
-    )
+        return queries.training_predictions(logits, boxes)
 
 
 class TransformerDecoder(nn.Module):
