@@ -16,8 +16,8 @@ from rtdetr_tool.metrics.image_matches import ImageDetections, ImageMatches, mat
 from rtdetr_tool.metrics.operating_point import ClassDetections, best_operating_point
 from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, detection_limits
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.ops.masks import encode, encode_masks, rasterize, to_coco
-from rtdetr_tool.ops.structures import Detections
+from rtdetr_tool.ops.masks import encode, encode_batch, rasterize, to_coco
+from rtdetr_tool.ops.structures import Detections, InstanceMasks
 
 _NONE = (np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
 
@@ -63,27 +63,33 @@ class CocoEvaluator:
 
     def update(self, image_ids: Iterable[int], detections: Iterable[Detections]) -> None:
         """Add the detections of some images; an image that was added before keeps its first detections."""
-        for image_id, image_detections in zip(image_ids, detections, strict=True):
-            image_id = int(image_id)
+        rows: dict[int, NDArray[np.float64]] = {}
+        masks: dict[int, InstanceMasks] = {}
+        for image_id, image_detections in zip(map(int, image_ids), detections, strict=True):
             if image_id not in self._image_numbers:
                 raise DataError(f"Image id {image_id} is not in the ground truth.")
-            if image_id not in self._detections:
-                self._detections[image_id] = self._rows(image_detections)
+            if image_id in self._detections or image_id in rows:
+                continue
+            all_rows = self._rows(image_detections)
+            keep = ~np.isnan(all_rows[:, 5])
+            rows[image_id] = all_rows[keep]
+            if image_detections.masks is not None and self._with_masks:
+                masks[image_id] = image_detections.masks.select(keep.tolist())
+        encoded = dict(zip(masks, encode_batch(list(masks.values())), strict=True))
+        for image_id, kept in rows.items():
+            size = masks[image_id].size if image_id in masks else None
+            shapes = None if size is None else [to_coco(counts, size) for counts in encoded[image_id]]
+            self._detections[image_id] = ImageDetections(kept, shapes)
 
-    def _rows(self, detections: Detections) -> ImageDetections:
+    def _rows(self, detections: Detections) -> NDArray[np.float64]:
+        """[K, 6] x, y, width, height (pixels), score, and category id, NaN if the class index has none."""
         boxes = detections.boxes.detach().cpu().double().numpy().reshape(-1, 4)
         scores = detections.scores.detach().cpu().double().numpy()
         labels = detections.labels.detach().cpu().numpy().astype(np.int64)
         ids = np.full(len(labels), np.nan)
         inside = (labels >= 0) & (labels < len(self._category_of_index))
         ids[inside] = self._category_of_index[labels[inside]]
-        rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, ids])
-        keep = ~np.isnan(ids)
-        masks = detections.masks
-        if masks is None or not self._with_masks:
-            return ImageDetections(rows[keep])
-        encoded = encode_masks(masks.select(keep.tolist()))
-        return ImageDetections(rows[keep], [to_coco(counts, masks.size) for counts in encoded])
+        return np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, ids])
 
     # Merging the ranks of a distributed run
 

@@ -6,12 +6,13 @@ the mask is unknown. hotcoco computes the same as pycocotools and, unlike it, do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotcoco.mask as coco_mask
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +21,7 @@ from rtdetr_tool.ops.structures import InstanceMasks
 
 UNKNOWN = b""
 _CHUNK = 2**25  # pixels computed at a time
+_PACKED = 2**28  # bytes of packed masks read from a GPU at a time; 90 images with 100 masks at 640 x 480
 _REACH = 2.0  # a polygon may extend beyond its image by at most twice the image's sides
 
 
@@ -97,19 +99,85 @@ def pixels_of(masks: InstanceMasks) -> Iterator[Tensor]:
 
     Logits are interpolated and padding is cropped; a pixel with a logit above 0 belongs to the object.
     """
-    height, width = masks.size
-    step = max(1, _CHUNK // (masks.canvas[0] * masks.canvas[1]))
-    for part in masks.query.split(step):
-        logits = masks.logits[part][:, None].float()
-        full = F.interpolate(logits, size=masks.canvas, mode="bilinear", align_corners=False)
-        yield (full[:, 0, :height, :width] > 0).cpu()
+    return (pixels.cpu() for pixels in _resized(masks))
 
 
 def encode_masks(masks: InstanceMasks) -> list[bytes]:
     """Run lengths of each mask at the size of the original image."""
-    distinct, order = masks.query.unique(return_inverse=True)
-    encoded = [encode(mask.numpy()) for chunk in pixels_of(replace(masks, query=distinct)) for mask in chunk]
-    return [encoded[index] for index in order.tolist()]
+    return encode_batch([masks])[0]
+
+
+def encode_batch(batch: Sequence[InstanceMasks]) -> list[list[bytes]]:
+    """Run lengths of each mask of several images. The host waits once for a GPU, or once per `_PACKED` bytes."""
+    distinct = [masks.query.cpu().unique(return_inverse=True) for masks in batch]
+    reads = (
+        _start_reading(pixels)
+        for masks, (query, _) in zip(batch, distinct, strict=True)
+        for pixels in _resized(replace(masks, query=query))
+    )
+    encoded = _encoded(reads)
+    results = []
+    for query, order in distinct:
+        of_image = [next(encoded) for _ in range(len(query))]
+        results.append([of_image[index] for index in order.tolist()])
+    return results
+
+
+def _resized(masks: InstanceMasks) -> Iterator[Tensor]:
+    """As `pixels_of`, on the device of the logits."""
+    height, width = masks.size
+    step = max(1, _CHUNK // (masks.canvas[0] * masks.canvas[1]))
+    for part in masks.query.split(step):
+        logits = masks.logits[part.to(masks.logits.device, non_blocking=True)][:, None].float()
+        full = F.interpolate(logits, size=masks.canvas, mode="bilinear", align_corners=False)
+        yield full[:, 0, :height, :width] > 0
+
+
+class _Reading(NamedTuple):
+    """Masks on their way to the host: bool [k, H, W], or bits [k, W, ceil(H / 8)] that a GPU is still copying."""
+
+    values: Tensor
+    height: int
+    copied: torch.cuda.Event | None
+
+    def arrays(self) -> NDArray[Any]:
+        """[k, H, W] of 0 and 1; call after the copy."""
+        if self.copied is None:
+            return self.values.numpy()
+        columns = np.unpackbits(self.values.numpy(), axis=-1, count=self.height)
+        return columns.transpose(0, 2, 1)  # column by column, as run lengths are
+
+
+def _start_reading(pixels: Tensor) -> _Reading:
+    """Masks on the CPU as they are; those on a GPU are packed there, eight pixels of a column to a byte."""
+    height = pixels.shape[1]
+    if not pixels.is_cuda:
+        return _Reading(pixels, height, None)
+    columns = F.pad(pixels.transpose(1, 2).to(torch.uint8), (0, -height % 8)).unflatten(-1, (-1, 8))
+    bits = columns << torch.arange(7, -1, -1, device=pixels.device, dtype=torch.uint8)
+    packed = bits.sum(-1, dtype=torch.uint8)
+    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True).copy_(packed, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return _Reading(host, height, copied)
+
+
+def _encoded(reads: Iterable[_Reading]) -> Iterator[bytes]:
+    """Run lengths in order. On a GPU, up to `_PACKED` bytes are on their way before the host waits for them."""
+    started: list[_Reading] = []
+    reads, remaining = iter(reads), _PACKED
+    while True:
+        read = next(reads, None)
+        if read is not None:
+            started.append(read)
+            remaining -= read.values.numel()
+        if started and (read is None or read.copied is None or remaining <= 0):
+            if (last := started[-1].copied) is not None:
+                last.synchronize()
+            yield from (encode(mask) for chunk in started for mask in chunk.arrays())
+            started, remaining = [], _PACKED
+        if read is None:
+            return
 
 
 def to_coco(counts: bytes, size: tuple[int, int]) -> dict[str, Any]:

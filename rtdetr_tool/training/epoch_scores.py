@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -70,7 +71,10 @@ class EpochScores:
 
     def _add(self, evaluator: CocoEvaluator, batch: Batch, predictions: Predictions) -> list[Detections]:
         rows, query = detection_rows(predictions, batch.targets, self.spec.model.num_select)
-        detections = split_rows(rows.cpu(), query, predictions.masks, batch.targets)
+        if predictions.masks is not None:  # the host selects masks by query
+            rows = torch.cat([rows, query[..., None].to(rows.dtype)], 2)
+        rows = rows.cpu()  # the only wait for the device
+        detections = split_rows(rows[..., :6], rows[..., -1].long(), predictions.masks, batch.targets)
         evaluator.update([target.image_id for target in batch.targets], detections)
         return detections
 

@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "RF-DETR Nano": rfdetr("nano"),
     "RF-DETR Seg Nano": rfdetr("seg_nano"),
     "R18 distilled": R18,
+    "D-FINE N": {"arch": "dfine", "dfine": {"variant": "n", "num_queries": 30}, "num_select": 30},
 }
 BINDINGS = [
     {"teacher_module_name": name, "student_module_name": name, "criterion": criterion, "weight": 1.0}
@@ -150,8 +151,11 @@ class OnDevice:
 
     @cached_property
     def batch(self) -> Batch:
+        return self.batch_of(2)
+
+    def batch_of(self, images: int) -> Batch:
         size = self.module.spec.dataset.augmentation.train_spatial_size[0]
-        return build_batch(size, with_masks=self.has_masks)
+        return build_batch(size, images, with_masks=self.has_masks)
 
     def transfer(self) -> Batch:
         """Move the batch to the device as in training."""
@@ -182,27 +186,45 @@ class OnDevice:
             optimizer.step()
         return Cost(kernels, count.kernels, {**events, **count.events}, loss)
 
+    def evaluator(self) -> CocoEvaluator:
+        """For the images of the batch, with masks if the detector has them."""
+        images = [{"id": target.image_id, "width": 64, "height": 48} for target in self.batch.targets]
+        categories = [{"id": index, "name": f"class {index}"} for index in range(CLASSES)]
+        shape = {"segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]} if self.has_masks else {}
+        box = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [1.0, 1.0, 8.0, 8.0], "area": 32.0, "iscrowd": 0}
+        return CocoEvaluator({"images": images, "annotations": [box | shape], "categories": categories}, CLASS_MAP)
+
     @torch.no_grad()
     def validate(self) -> Cost:
         """The second validation step, scored."""
         module = self.module.eval()
-        images = [{"id": target.image_id, "width": 64, "height": 48} for target in self.batch.targets]
-        categories = [{"id": index, "name": f"class {index}"} for index in range(CLASSES)]
-        truth = {"images": images, "annotations": [], "categories": categories}
         for _ in range(2):
-            module._scores = Scores(module.spec, CocoEvaluator(truth, CLASS_MAP))
+            module._scores = Scores(module.spec, self.evaluator())
             with self.device.count() as count:
                 module.validation_step(self.transfer(), 0)
-        return Cost(count.kernels, 0, dict(count.events))
+        return Cost(count.kernels, 0, dict(count.events), module._scores._evaluator)
 
     @torch.no_grad()
     def predict(self) -> Cost:
         """The second of two runs of the detection loop over one batch, with the deployed network."""
-        runtime = DeviceRuntime(to_cuda(self.module.detector.deploy()))
+        runtime = self.runtime
         for _ in range(2):
             with self.device.count() as count:
                 results = list(detect(runtime, [self.batch], self.module.spec.model.num_select))
         return Cost(count.kernels, 0, dict(count.events), results)
+
+    @torch.no_grad()
+    def evaluate(self) -> Cost:
+        """As `predict`, with the detections scored."""
+        evaluator, runtime = self.evaluator(), self.runtime
+        with self.device.count() as count:
+            for batch, results in detect(runtime, [self.batch], self.module.spec.model.num_select):
+                evaluator.update([target.image_id for target in batch.targets], results)
+        return Cost(count.kernels, 0, dict(count.events), evaluator)
+
+    @cached_property
+    def runtime(self) -> DeviceRuntime:
+        return DeviceRuntime(to_cuda(self.module.detector.deploy()))
 
 
 class DeviceRuntime:

@@ -7,12 +7,14 @@ raise one only with a reason in the commit message.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rtdetr_tool.formats.detection_loop import detect
-from rtdetr_tool.ops.masks import encode_masks
+from rtdetr_tool.ops.masks import encode_batch, encode_masks
+from rtdetr_tool.ops.structures import InstanceMasks
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.optim import build_optimizer
 from tests.gpu_budget.pretended_cuda import (
@@ -36,14 +38,20 @@ KERNELS = {
     "R18 discrete": (1520, 570, 335),
     "R18 with RADIO": (1740, 650, 395),
     "RF-DETR Nano": (1695, 510, 306),
-    "RF-DETR Seg Nano": (2440, 700, 388),
+    "RF-DETR Seg Nano": (2440, 720, 388),
     "R18 distilled": (2175, 570, 335),
+    "D-FINE N": (2240, 700, 462),
 }
 OPTIMIZER_KERNELS = {"RF-DETR Nano": 90, "RF-DETR Seg Nano": 90}  # a group of weights per layer; others 30
 # Waits of the host per step: the matching (and the teacher's), and the flags of the previous step.
 # In validation: the matching of the validation loss, and the detections. In detection: the previous batch.
-WAITS = {"train": 2, "validate": 2, "predict": 1}
-EXTRA_WAITS = {("R18 distilled", "train"): 1}
+WAITS = {"train": 2, "validate": 2, "predict": 1, "evaluate": 1}
+# The matching of the teacher; the masks of all detections of a batch.
+EXTRA_WAITS = {
+    ("R18 distilled", "train"): 1,
+    ("RF-DETR Seg Nano", "validate"): 1,
+    ("RF-DETR Seg Nano", "evaluate"): 1,
+}
 QUICK = ("R18", "RF-DETR Nano")
 
 
@@ -71,6 +79,27 @@ def test_a_step_waits_for_the_device_no_more_than_it_must(costs, step):
     assert by_step[step].number_of(*waits) <= WAITS[step] + EXTRA_WAITS.get((name, step), 0), by_step[step].places(
         *waits
     )
+
+
+@pytest.fixture(scope="module")
+def larger_batch(request, costs) -> Iterator[dict[str, Cost]]:
+    """Validation and evaluation of five images instead of two."""
+    name, _ = costs
+    with PretendedCuda(strict=True) as device:
+        on_device = OnDevice(device, build_module(name))
+        on_device.batch = on_device.batch_of(5)
+        yield {"validate": on_device.validate(), "evaluate": on_device.evaluate()}
+
+
+@pytest.mark.parametrize("step", ["validate", "evaluate"])
+def test_scoring_waits_as_often_for_a_larger_batch(costs, larger_batch, step):
+    name, cost = costs[0], larger_batch[step]
+    waits = (WAIT, EVENT_WAIT, SYNC)
+    assert cost.number_of(*waits) <= WAITS[step] + EXTRA_WAITS.get((name, step), 0), cost.places(*waits)
+    assert cost.places(BLOCKING_COPY, HOST_INDEX, MASK) == []
+    scored = cost.result.results_json()  # not an empty evaluation
+    assert len({row["image_id"] for row in scored}) == 5
+    assert all(("segmentation" in row) == ("Seg" in name) for row in scored)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -124,9 +153,28 @@ def test_masks_stay_on_the_device_until_detections_are_chosen():
         [(_, detections)] = OnDevice(device, module).predict().result
         kept = detections[0].select(torch.arange(len(detections[0])) < 2)
         assert isinstance(kept.masks.logits, CudaTensor) and not isinstance(kept.masks.query, CudaTensor)
+        on_host = replace(kept.masks, logits=kept.masks.logits.elem)
         with device.count() as count:
             encoded = encode_masks(kept.masks)
-        assert len(encoded) == 2 and count.number_of(WAIT) == 1
+        assert len(encoded) == 2 and count.number_of(WAIT, EVENT_WAIT, SYNC, HOST_INDEX) == 1
+    assert encoded == encode_masks(on_host)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (16, 5), (1, 1)])
+def test_masks_packed_on_the_device_are_those_computed_on_the_host(size, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    batch = [
+        InstanceMasks(torch.randn(6, 4, 5, generator=generator), torch.tensor(query, dtype=torch.long), size, size)
+        for query in ([3, 0, 3], [], [5])
+    ]
+    expected = [encode_masks(masks) for masks in batch]
+    with PretendedCuda() as device:
+        on_device = [replace(masks, logits=to_cuda(masks.logits)) for masks in batch]
+        with device.count() as count:
+            assert encode_batch(on_device) == expected
+        assert count.number_of(WAIT, EVENT_WAIT, SYNC, BLOCKING_COPY, HOST_INDEX, MASK) == 1
+        monkeypatch.setattr("rtdetr_tool.ops.masks._PACKED", 1)  # read after each image
+        assert encode_batch(on_device) == expected
 
 
 @pytest.mark.parametrize(("offload", "waits", "kernels"), [(False, 0, 8), (True, 1, 0)])
