@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -130,8 +132,14 @@ class TensorBoard(TensorBoardLogger):
     title = "TensorBoard"
 
     def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
-        for name, image in _decoded(images).items():
-            self.experiment.add_image(name, image, step, dataformats="HWC")
+        """Write the encoded images as they are; `add_image` would compress the pixels again, 0.2 s per chart."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for name, content in images.items():
+            with Image.open(io.BytesIO(content)) as header:
+                width, height = header.size
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+            self.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
 class WeightsAndBiases(WandbLogger):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -88,5 +90,8 @@ def test_the_charts_of_a_run_reach_tensorboard(trained):
 
     assert trained.run("train") == 0
     (events,) = (trained.folder / "results" / "train" / "lightning_logs" / "version_0").glob("events*")
-    shown = EventAccumulator(str(events)).Reload().Tags()["images"]
+    logged = EventAccumulator(str(events)).Reload()
+    shown = logged.Tags()["images"]
     assert "plots/precision_recall" in shown and "worst_images/0" in shown
+    for image in (logged.Images(name)[-1] for name in shown):
+        assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
