@@ -243,7 +243,7 @@ class EvalDataset(DetectionDataset):
         image, keep = self._decode(record, index), ~record.iscrowd
         prepared = prepare_image(image, self.spatial_size, self.preserve_aspect_ratio)
         across, down = prepared.box_scale
-        boxes = to_relative(torch.from_numpy(record.boxes[keep]), (down, across))
+        boxes = torch.from_numpy(to_relative(record.boxes[keep], (down, across)))
         labels = torch.from_numpy(record.labels[keep])
         target = Target(
             boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path,

@@ -9,7 +9,6 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +57,7 @@ class TrainTransform:
         self, image: Tensor, boxes: Tensor, labels: Tensor, masks: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The same with masks [N, H, W] of 0 and 1, which are returned as bool [n, *size]."""
-        image = draw_distortion(rng, self.distortion_prob)(image)
+        distort = draw_distortion(rng, self.distortion_prob)
         height, width = image.shape[-2:]
         window = Window(0, 0, width, height)
         corners, kept = boxes.numpy().astype(np.float64), np.arange(len(boxes))
@@ -78,9 +77,11 @@ class TrainTransform:
         scaled = corners * ([inner[1] / window.width, inner[0] / window.height] * 2)  # pixels of the output
         keep = large_enough(scaled)
         kept = kept[keep]
+        rows, columns = window.visible(height, width)
+        visible = Window(window.left - columns.start, window.top - rows.start, window.width, window.height)
         return (
-            render(image, window, inner, outer, mirrored),
-            to_relative(torch.from_numpy(scaled[keep]), outer),
+            render(distort(image, rows, columns), visible, inner, outer, mirrored),
+            torch.from_numpy(to_relative(scaled[keep], outer)),
             labels[torch.from_numpy(kept)],
             None if masks is None else render_masks(masks[kept], window, inner, outer, mirrored),
         )
@@ -133,32 +134,32 @@ def draw_iou_crop(rng: np.random.Generator, window: Window, boxes: np.ndarray) -
         min_iou = CROP_OPTIONS[rng.integers(len(CROP_OPTIONS))]
         if min_iou >= 1:
             return window, all_boxes
-        for draw in rng.random((CROP_TRIALS, 4)).tolist():
-            crop = _draw_crop(draw, window)
-            if crop is None:
-                continue
-            inside = ((centers > (crop.left, crop.top)) & (centers < (crop.right, crop.bottom))).all(axis=1)
-            if inside.any() and _best_iou(boxes[inside], crop) >= min_iou:
-                return crop, inside
+        crops = _crops(rng.random((CROP_TRIALS, 4)), window)
+        inside = ((centers > crops[:, None, :2]) & (centers < crops[:, None, 2:])).all(axis=2)  # [crops, boxes]
+        best = np.where(inside, _pairwise_iou(crops, boxes), -1).max(axis=1)
+        if (good := best >= min_iou).any():
+            first = int(good.argmax())
+            left, top, right, bottom = crops[first].tolist()
+            return Window(left, top, right - left, bottom - top), inside[first]
 
 
-def _draw_crop(draw: Sequence[float], window: Window) -> Window | None:
-    """A sub-window from four numbers 0..1; None if its aspect ratio is out of range."""
+def _crops(draws: NDArray[np.float64], window: Window) -> NDArray[np.int64]:
+    """Sub-windows [n, 4] (xyxy) from four numbers 0..1 each, without those with an aspect ratio out of range."""
+    sides, origin = np.array([window.width, window.height]), np.array([window.left, window.top])
     low, high = CROP_SCALE
-    width = int(window.width * (low + (high - low) * draw[0]))
-    height = int(window.height * (low + (high - low) * draw[1]))
-    if width < 1 or height < 1 or not CROP_ASPECT[0] <= width / height <= CROP_ASPECT[1]:
-        return None
-    left, top = int((window.width - width) * draw[2]), int((window.height - height) * draw[3])
-    return Window(window.left + left, window.top + top, width, height)
+    size = (sides * (low + (high - low) * draws[:, :2])).astype(np.int64)
+    start = ((sides - size) * draws[:, 2:]).astype(np.int64) + origin
+    aspect = size[:, 0] / np.maximum(size[:, 1], 1)
+    valid = (size >= 1).all(axis=1) & (aspect >= CROP_ASPECT[0]) & (aspect <= CROP_ASPECT[1])
+    return np.concatenate([start, start + size], axis=1)[valid]
 
 
-def _best_iou(boxes: np.ndarray, crop: Window) -> float:
-    frame = np.array([crop.left, crop.top, crop.right, crop.bottom], dtype=np.float64)
-    sides = (np.minimum(boxes[:, 2:], frame[2:]) - np.maximum(boxes[:, :2], frame[:2])).clip(min=0)
-    shared = sides.prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + crop.width * crop.height - shared
-    return float((shared / union).max())
+def _pairwise_iou(crops: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    sides = np.minimum(boxes[:, 2:], crops[:, None, 2:]) - np.maximum(boxes[:, :2], crops[:, None, :2])
+    shared = sides.clip(min=0).prod(axis=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (crops[:, 2:] - crops[:, :2]).prod(axis=1)[:, None]
+    iou: NDArray[np.float64] = shared / (areas - shared)
+    return iou
 
 
 def large_enough(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -167,8 +168,8 @@ def large_enough(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
     return large
 
 
-def to_relative(boxes: Tensor, size: tuple[float, float]) -> Tensor:
+def to_relative(boxes: NDArray[np.float64], size: tuple[float, float]) -> NDArray[np.float32]:
     """xyxy pixels to float32 cxcywh 0..1 relative to (height, width), clipped to 0..1."""
-    scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float64)
-    low, high = (boxes.to(torch.float64) / scale).clamp(0, 1).chunk(2, dim=-1)
-    return torch.cat([(low + high) / 2, high - low], dim=-1).to(torch.float32)
+    scale = np.array([size[1], size[0]] * 2, dtype=np.float64)
+    low, high = np.split((boxes / scale).clip(0, 1), 2, axis=-1)
+    return np.concatenate([(low + high) / 2, high - low], axis=-1).astype(np.float32)

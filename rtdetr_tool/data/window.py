@@ -32,6 +32,11 @@ class Window:
     def bottom(self) -> int:
         return self.top + self.height
 
+    def visible(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of an image of this size that are in the window; empty if it is outside the image."""
+        top, left = min(max(self.top, 0), height), min(max(self.left, 0), width)
+        return slice(top, max(min(self.bottom, height), top)), slice(left, max(min(self.right, width), left))
+
     def clip(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """xyxy boxes of the image in the window's coordinates, clipped to it; boxes below one pixel are removed.
 
@@ -50,13 +55,15 @@ def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[i
     Args:
         image: uint8 [3, H, W].
     """
-    part = _cut(image, window)
+    rows, columns = window.visible(*image.shape[-2:])
+    part = image[:, rows, columns]
+    top, left = rows.start - window.top, columns.start - window.left
     if mirrored:
-        part = part.flip(-1)
-    resized = resize(part, inner)
+        part, left = part.flip(-1), window.width - left - part.shape[-1]
+    resized = _resize_on_black(part, (top, left), (window.height, window.width), inner)
     if inner == outer:
         return resized
-    canvas = resized.new_zeros((*outer, 3)).permute(2, 0, 1)  # channels last in memory, like everything before
+    canvas = _black(*outer)
     canvas[:, : inner[0], : inner[1]] = resized
     return canvas
 
@@ -84,16 +91,38 @@ def _nearest(new: int, old: int) -> np.ndarray:
     return ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
 
 
-def _cut(image: Tensor, window: Window) -> Tensor:
-    """Pixels of the window, black beyond the image; channels last in memory, which resizes much faster."""
-    height, width = image.shape[-2:]
-    left, top = max(window.left, 0), max(window.top, 0)
-    right, bottom = max(min(window.right, width), left), max(min(window.bottom, height), top)
-    part = image[:, top:bottom, left:right]
-    if (part.shape[-2], part.shape[-1]) == (window.height, window.width) and image.stride(0) == 1:
-        return part
-    canvas = image.new_zeros((window.height, window.width, 3)).permute(2, 0, 1)
+def _resize_on_black(part: Tensor, offset: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Put `part` on a black canvas (height, width) at `offset` (y, x) and resize the canvas to `size`.
+
+    A large canvas is nearly all black. Like `resize`, this resamples columns first and then rows, but only the rows and
+    columns that the part reaches.
+    """
     if 0 in part.shape:  # the window is outside the image
-        return canvas
-    canvas[:, top - window.top : bottom - window.top, left - window.left : right - window.left] = part
+        return _black(*size)
+    height, width = part.shape[-2:]
+    if (height, width) == canvas:
+        return resize(_channels_last(part), size)
+    wide = resize(_padded(part, offset[1], canvas[1], dim=2), (height, size[1]))
+    scale = canvas[1] / size[1]  # a pixel of the result is at most this far from those it is an average of
+    first = max(int((offset[1] - 1) / scale - 2), 0)
+    last = min(int((offset[1] + width + 1) / scale + 3), size[1])
+    columns = resize(_padded(wide[:, :, first:last], offset[0], canvas[0], dim=1), (size[0], last - first))
+    return columns if last - first == size[1] else _padded(columns, first, size[1], dim=2)
+
+
+def _padded(part: Tensor, start: int, length: int, dim: int) -> Tensor:
+    """`part` in black, as long as `length` in one dimension."""
+    shape = list(part.shape)
+    shape[dim] = length
+    canvas = _black(shape[1], shape[2])
+    canvas.narrow(dim, start, part.shape[dim]).copy_(part)
     return canvas
+
+
+def _black(height: int, width: int) -> Tensor:
+    """Channels are last in memory, as in decoded images, because those are resized much faster."""
+    return torch.zeros((height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    return image if image.stride(0) == 1 else image.permute(1, 2, 0).contiguous().permute(2, 0, 1)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
+from rtdetr_tool.data.preprocess import resize
 from rtdetr_tool.data.window import Window, render
 
 
@@ -49,3 +51,28 @@ def test_boxes_move_with_the_window_and_are_clipped_at_its_border() -> None:
     assert moved.tolist() == [[0, 0, 5, 5], [0, 0, 15, 15], [14, 14, 15, 15]]
     moved, keep = Window(-10, -20, 100, 100).clip(boxes[:1])
     assert moved.tolist() == [[10, 20, 20, 30]]
+
+
+@pytest.mark.parametrize(
+    "window", [Window(-5, 2, 60, 9), Window(10, 10, 5, 5), Window(-90, -90, 300, 250), Window(40, 0, 9, 9)]
+)
+def test_the_visible_part_of_a_window_is_its_overlap_with_the_image(window) -> None:
+    rows, columns = window.visible(20, 30)
+    inside = np.zeros((20, 30), bool)
+    inside[rows, columns] = True
+    y, x = np.mgrid[:20, :30]
+    expected = (y >= window.top) & (y < window.bottom) & (x >= window.left) & (x < window.right)
+    assert np.array_equal(inside, expected)
+    assert inside.any() == (window.left < 30)
+
+
+def test_zooming_out_of_an_image_resamples_no_black_beyond_its_surroundings(monkeypatch) -> None:
+    from rtdetr_tool.data import window as module
+
+    resized = []
+    monkeypatch.setattr(module, "resize", lambda part, size: resized.append(part.numel()) or resize(part, size))
+    pixels = image(0, 48, 64, True)
+    result = render(pixels, Window(-96, -72, 256, 192), (64, 64), (64, 64), False)
+    assert sum(resized) < 256 * 192 * 3 / 2  # the whole canvas
+    expected = F.resize(F.pad(pixels, [96, 72, 96, 72]), [64, 64], antialias=True)
+    assert (result.int() - expected.int()).abs().max() <= 1
