@@ -57,7 +57,7 @@ def kind_of(reason: str) -> str:
 
 
 def show_scores(variants: list[Variant]) -> None:
-    """Print the mAP of each precision and the points lost compared with FP32, if they were scored."""
+    """Print the mAP of each precision and the points lost compared with the first, if they were scored."""
     scored = [(variant.precision, variant.scores) for variant in variants if variant.scores is not None]
     if not scored:
         return

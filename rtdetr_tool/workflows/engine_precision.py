@@ -22,6 +22,7 @@ from rtdetr_tool.formats.precision import (
     LayerRules,
     PrecisionGraph,
     audit_precision,
+    precision_name,
     to_int8,
     to_mixed_fp16,
 )
@@ -109,15 +110,16 @@ def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages 
 def build_variants(
     source: Source, rules: LayerRules, loaded: LoadedSpec, folder: Path
 ) -> tuple[list[Variant], dict[str, Any]]:
-    """Write the FP32, FP16 and INT8 graphs up to the requested precision to `folder`; return them and a report."""
+    """Write the FP16 and INT8 graphs up to the requested precision to `folder`; return all graphs and a report."""
     section = loaded.spec.gen_trt_engine.tensorrt
-    variants = [Variant("FP32", source.file.path)]
+    original = precision_name(source.file.model)
+    variants = [Variant(original, source.file.path)]
     report: dict[str, Any] = {"onnx_file": str(source.file.path), "data_type": section.data_type}
     if section.data_type == "FP32":
         if rules.rules:
             logger.warning("Ignoring layers_precision, because data_type is FP32")
         return variants, report
-    images = calibration_images(source, loaded)
+    images, stem = calibration_images(source, loaded), source.file.path.stem
     audit = None
     if images is not None:
         current_status().running("Measuring the precision that each node needs.")
@@ -125,7 +127,7 @@ def build_variants(
         report["audit"] = audit.to_dict()
     without_int8 = LayerRules(tuple(rule for rule in rules.rules if rule.precision != "int8"))
     mixed = to_mixed_fp16(source.file.model, audit, without_int8 if section.data_type == "INT8" else rules)
-    variants.append(write_variant("FP16", mixed, source, folder))
+    variants.append(write_variant(_name_of_half(original), mixed, folder / f"{stem}_fp16.onnx"))
     report["fp16"] = mixed.to_dict()
     if section.data_type == "INT8" and images is not None:
         current_status().running("Calibrating INT8.")
@@ -133,13 +135,19 @@ def build_variants(
         quantized = to_int8(
             source.file.model, images.feeds(), rules, None if cache in (MISSING, None, "") else Path(cache), audit
         )
-        variants.append(write_variant("INT8", quantized, source, folder))
+        variants.append(write_variant("INT8", quantized, folder / f"{stem}_int8.onnx"))
         report["int8"] = quantized.to_dict()
     return variants, report
 
 
-def write_variant(precision: str, graph: PrecisionGraph, source: Source, folder: Path) -> Variant:
-    file = folder / f"{source.file.path.stem}_{precision.lower()}.onnx"
+def _name_of_half(original: str) -> str:
+    """The name of the FP16 graph of a file; what is quantized stays quantized, and FP16 is converted further."""
+    if "FP16" in original:
+        return f"{original}, converted"
+    return "FP16" if original == "FP32" else f"{original} and FP16"
+
+
+def write_variant(precision: str, graph: PrecisionGraph, file: Path) -> Variant:
     content = graph.model.SerializeToString()
     write_atomically(file, content)
     logger.info("%s: %s, %.1f MB, %d casts", precision, file, len(content) / 1e6, graph.casts)

@@ -34,7 +34,7 @@ class ScoreGate:
     remedy: str
 
     def check(self, variants: list[Variant], allowed: float) -> None:
-        """RtdetrError if the last precision loses more than `allowed` mAP compared with the first, FP32."""
+        """RtdetrError if the last precision loses more than `allowed` mAP compared with the first."""
         first, last = variants[0].scores, variants[-1].scores
         if first is None or last is None:
             return
@@ -65,9 +65,8 @@ def score_variants(variants: list[Variant], source: Source, limit: int, gate: Sc
     """Measure mAP and speed of each precision in ONNX Runtime on (a part of) the validation set, if there is one."""
     spec = source.spec
     if limit == 0 or not spec.dataset.val_data_sources:
-        logger.warning(
-            "Skipping scores: %s", "score_images is 0" if limit == 0 else "dataset.val_data_sources is not set"
-        )
+        reason = f"{gate.section}.score_images is 0" if limit == 0 else "dataset.val_data_sources is not set"
+        logger.warning("Skipping scores and the check of %s.max_score_drop: %s", gate.section, reason)
         return
     dataset = build_eval_dataset(spec.dataset, "val", source.class_map)
     if 0 < limit < len(dataset):

@@ -16,7 +16,7 @@ from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.images import UNSCORED_FIRST, image_source_of
 from rtdetr_tool.formats.onnx.file import parsed, read_onnx, replacing_onnx
 from rtdetr_tool.formats.opening import format_of, open_detector
-from rtdetr_tool.formats.precision import PrecisionGraph, is_quantized, to_quantized
+from rtdetr_tool.formats.precision import PrecisionGraph, is_quantized, precision_name, to_quantized
 from rtdetr_tool.formats.precision.calibration import Plan
 from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.resolve import resolve
@@ -28,7 +28,7 @@ from rtdetr_tool.workflows.engine import Source
 from rtdetr_tool.workflows.engine_precision import CalibrationImages, Variant
 from rtdetr_tool.workflows.engine_scores import ScoreGate, score_variants
 from rtdetr_tool.workflows.export import export_detector
-from rtdetr_tool.workflows.quantize_layers import LayerChoice, choose_layers, methods_of
+from rtdetr_tool.workflows.quantize_layers import LayerChoice, choose_layers, methods_of, notes_without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = la
     """Write the quantized ONNX file of `quantize.model_path` if it scores well enough.
 
     Args:
-        on_scored: called with FP32 and the quantized graph before the scores decide.
+        on_scored: called with the original and the quantized graph before the scores decide.
 
     Raises:
         UserError: the section is invalid, the file is quantized already, or there are no calibration images.
@@ -64,6 +64,8 @@ def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = la
     methods = methods_of(loaded)  # before anything slow
     source = open_graph(loaded, folder)
     choice = choose_layers(Graph(source.file.model), section)
+    for note in notes_without_effect(loaded.spec, choice):
+        logger.warning("%s", note)
     images = calibration_images(source, loaded) if choice.needs_images else None
     if images is not None:
         current_status().running("Measuring the ranges of activations.")
@@ -75,7 +77,7 @@ def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = la
     target = folder / FILE_NAME
     with replacing_onnx(target, graph.model) as temporary:
         name = choice.name
-        variants = [Variant("FP32", source.file.path), Variant(name, temporary, graph)]
+        variants = [Variant(precision_name(source.file.model), source.file.path), Variant(name, temporary, graph)]
         score_variants(variants, source, section.score_images, GATE)
         report = report_of(source, graph, choice, variants, section.mode)
         write_atomically(folder / "quantize.json", json.dumps(report, indent=2) + "\n")

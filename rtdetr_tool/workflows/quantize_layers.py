@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rtdetr_tool.errors import UserError
@@ -11,12 +11,14 @@ from rtdetr_tool.formats.precision.modules import matches, module_path, unmatche
 from rtdetr_tool.formats.precision.number_formats import FP8, INT8, NUMBER_FORMATS, NodeFormats, NumberFormat
 from rtdetr_tool.formats.precision.quantize_nodes import Quantizable, quantizable
 from rtdetr_tool.formats.precision.ranges import METHODS
-from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
+from rtdetr_tool.spec.convert import changed_from_default
 from rtdetr_tool.spec.quantize import LayerQuantizationSpec, QuantizeSpec, TensorQuantizationSpec
 
 ALGORITHMS = {"minmax": "minmax", "max": "minmax", "entropy": "entropy"}
 OBSERVERS = {"minmax": "minmax", "percentile": "percentile 99.99", "entropy": "entropy", "mse": "squared error"}
 STATIC = "static_ptq"
+NATIVE = ("", "native")  # data types of tensors that are not quantized
 
 
 @dataclass
@@ -27,12 +29,14 @@ class LayerChoice:
         formats: node -> its number formats.
         requested: nodes that a pattern of `quantize.layers` names, which stay quantized whatever it costs.
         observers: activation -> how its range is chosen, where a layer sets it.
+        applied: indices of the `quantize.layers` that decide a node.
         skipped: node that could be quantized -> why it is not.
     """
 
     formats: dict[str, NodeFormats] = field(default_factory=dict)
     requested: frozenset[str] = frozenset()
     observers: dict[str, str] = field(default_factory=dict)
+    applied: set[int] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -93,6 +97,7 @@ def choose_layers(graph: Graph, section: QuantizeSpec) -> LayerChoice:
             continue
         matching = [index for index, layer in enumerate(layers) if matches(layer.module_name, target.node)]
         row = found[f"quantize.layers[{matching[-1]}]"] if matching else None
+        choice.applied.update(matching[-1:])
         if row is None:
             choice.skipped[name] = "quantize.layers"
             continue
@@ -105,6 +110,25 @@ def choose_layers(graph: Graph, section: QuantizeSpec) -> LayerChoice:
         raise UserError("quantize: no layer is left to quantize; change quantize.layers or quantize.skip_names")
     choice.requested = frozenset(requested)
     return choice
+
+
+def notes_without_effect(spec: ExperimentSpec, choice: LayerChoice) -> Iterator[str]:
+    """One line for each field that is set although it has no effect on this choice of layers."""
+    section = spec.quantize
+    if not choice.needs_images:
+        static = section.mode == STATIC
+        reason = "quantize.layers has no activations" if static else "quantize.mode is weight_only_ptq"
+        if ALGORITHMS.get(section.algorithm or "minmax", "minmax") != "minmax":
+            yield f"quantize.algorithm has no effect: {reason}"
+        for name in ("quantize.calibration_images", "dataset.quant_calibration_data_sources"):
+            if changed_from_default(name, spec):
+                yield f"{name} has no effect: {reason}"
+    for index, layer in enumerate(section.layers or ()):
+        if index not in choice.applied:
+            yield f"quantize.layers[{index}] has no effect: later layers or quantize.skip_names match the same modules"
+        for kind, tensor in (("weights", layer.weights), ("activations", layer.activations)):
+            if tensor is not None and tensor.dtype in NATIVE and tensor != TensorQuantizationSpec(tensor.dtype):
+                yield f"quantize.layers[{index}].{kind} has no effect: its dtype is {tensor.dtype or 'not set'}"
 
 
 def _check_patterns(patterns: Sequence[str], name: str, candidates: Mapping[str, Quantizable]) -> None:
@@ -143,7 +167,7 @@ def _formats(layer: LayerQuantizationSpec, index: int, static: bool) -> NodeForm
 
 
 def _number_format(tensor: TensorQuantizationSpec | None, name: str, axis: int | None) -> NumberFormat | None:
-    if tensor is None or tensor.dtype in ("", "native"):
+    if tensor is None or tensor.dtype in NATIVE:
         return None
     if tensor.dtype not in NUMBER_FORMATS:
         raise UserError(

@@ -180,7 +180,7 @@ class TestGraphs:
 
     def test_no_score_without_a_validation_set_or_on_request(self, generate, project, capsys):
         assert generate("tensorrt.data_type=FP32", "backend=none", "score_images=0") == 0
-        assert "Skipping scores: score_images is 0" in capsys.readouterr().err
+        assert "gen_trt_engine.max_score_drop: gen_trt_engine.score_images is 0" in capsys.readouterr().err
         report = json.loads((project.results / "precision.json").read_text())
         assert report["scores"] == {"FP32": None}
 

@@ -113,12 +113,15 @@ class TestResults:
             assert f"{command}.is_quantized: {file} is not quantized" in capsys.readouterr().err
 
     def test_an_engine_can_be_built_from_the_file_but_not_quantized_again(self, quantize, project, capsys):
-        assert quantize(STATIC) == 0
+        assert quantize(STATIC, "score_images=0") == 0
         engine = [
             f"gen_trt_engine.onnx_file={project.result}", "gen_trt_engine.backend=none",
             "gen_trt_engine.max_score_drop=1.0",
         ]  # fmt: skip
         assert project.run("gen_trt_engine", *engine, "gen_trt_engine.tensorrt.data_type=FP16") == 0
+        scores = json.loads((project.folder / "results/gen_trt_engine/precision.json").read_text())["scores"]
+        assert list(scores) == ["INT8", "INT8 and FP16"] and None not in scores.values()
+        assert "INT8 and FP16" in capsys.readouterr().err
         assert project.run("gen_trt_engine", *engine, "gen_trt_engine.tensorrt.data_type=INT8") == 2
         assert "is already quantized; expected FP32 or FP16" in capsys.readouterr().err
         assert quantize(model=project.result) == 2
@@ -239,6 +242,36 @@ def test_unused_fields_say_why(quantize, capsys):
     assert quantize("backend=modelopt.onnx", "backend_kwargs={a: 1}", "device=cpu", "score_images=0") == 0
     shown = capsys.readouterr().err
     assert all(f"quantize.{name} has no effect" in shown for name in ("backend", "backend_kwargs", "device"))
+    assert "Skipping scores and the check of quantize.max_score_drop: quantize.score_images is 0" in shown
+
+
+def test_fields_about_activations_say_that_they_have_no_effect_on_weights(quantize, project, capsys):
+    images = f"dataset.quant_calibration_data_sources={{image_dir: {project.folder / 'images'}}}"
+    fields = ("algorithm=entropy", "calibration_images=3", images, "score_images=0")
+    assert quantize(*fields) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    for name in ("quantize.algorithm", "quantize.calibration_images", "dataset.quant_calibration_data_sources"):
+        assert f"{name} has no effect: quantize.mode is weight_only_ptq" in shown
+    assert quantize(STATIC, *fields) == 0
+    assert "has no effect" not in capsys.readouterr().err
+    assert quantize(STATIC, *fields, "layers=[{module_name: '*', weights: {dtype: int8}}]") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "quantize.algorithm has no effect: quantize.layers has no activations" in shown
+
+
+@pytest.mark.parametrize("algorithm", ["minmax", "max", "rtn_dq"])
+def test_algorithms_that_describe_what_happens_to_weights_are_accepted_silently(algorithm, quantize, capsys):
+    assert quantize(f"algorithm={algorithm}", "score_images=0") == 0
+    assert "has no effect" not in capsys.readouterr().err
+
+
+def test_layers_that_decide_nothing_say_so(quantize, capsys):
+    first = "{module_name: Linear, weights: {dtype: native, observer_or_fake_quant: minmax}}"
+    assert quantize(f"layers=[{first}, {{module_name: '*', weights: {{dtype: int8}}}}]", "score_images=0") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "quantize.layers[0] has no effect: later layers or quantize.skip_names match the same modules" in shown
+    assert "quantize.layers[0].weights has no effect: its dtype is native" in shown
+    assert "quantize.layers[1]" not in shown
 
 
 def test_a_node_belongs_to_the_module_that_the_exporter_names():

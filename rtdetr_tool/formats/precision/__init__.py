@@ -10,8 +10,9 @@ from rtdetr_tool.formats.precision.audit import audit_precision
 from rtdetr_tool.formats.precision.audit_report import Audit, GroupCost, NodeAudit
 from rtdetr_tool.formats.precision.int8 import to_int8
 from rtdetr_tool.formats.precision.mixed import to_mixed_fp16
+from rtdetr_tool.formats.precision.naming import is_quantized, precision_name
 from rtdetr_tool.formats.precision.observe import scoring_options
-from rtdetr_tool.formats.precision.post_training import is_quantized, to_quantized
+from rtdetr_tool.formats.precision.post_training import to_quantized
 from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph
 from rtdetr_tool.formats.precision.rules import LayerRules, parse_layers_precision
 
@@ -26,6 +27,7 @@ __all__ = [
     "emulate_half",
     "is_quantized",
     "parse_layers_precision",
+    "precision_name",
     "scoring_options",
     "to_int8",
     "to_mixed_fp16",

@@ -16,12 +16,6 @@ from rtdetr_tool.formats.precision.number_formats import NodeFormats
 from rtdetr_tool.formats.precision.quantize_nodes import place
 from rtdetr_tool.formats.precision.result import KeptNode, PrecisionGraph
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    return any(node.op_type == DEQUANTIZE for node in model.graph.node)
-
 
 def to_quantized(
     model: onnx.ModelProto, formats: Mapping[str, NodeFormats], feeds: Iterable[np.ndarray], plan: Plan
