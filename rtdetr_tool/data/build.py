@@ -17,7 +17,7 @@ from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
 from rtdetr_tool.data.folder import ImageFolder, search, skipped_line
 from rtdetr_tool.data.image_cache import ImageCache
-from rtdetr_tool.data.joining import joined_categories, match_classes
+from rtdetr_tool.data.joining import joined_categories, match_classes, report_confusable
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
@@ -96,7 +96,11 @@ def build_eval_dataset(
         raise DataError(f"dataset.{split}_data_sources: expected one data source, but got {len(sources)}")
     source = sources[0]
     drop_missing_images(source, "error")
-    class_map = _class_map(spec, source.categories) if class_map is None else match_classes(source, class_map)
+    if class_map is None:
+        report_confusable([source])
+        class_map = _class_map(spec, source.categories)
+    else:
+        class_map = match_classes(source, class_map)
     dataset = EvalDataset(
         _records(spec, [source], class_map),
         class_map,

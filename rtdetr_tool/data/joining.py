@@ -8,6 +8,7 @@ from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.source import Source
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
+from rtdetr_tool.ops.class_names import confusable, spelling_hint
 from rtdetr_tool.ops.classes import ClassMap
 
 
@@ -70,7 +71,19 @@ def joined_categories(sources: Sequence[Source]) -> dict[int, str]:
     for source in sorted(sources, key=lambda source: not source.ids_known):
         add_categories(known, source.categories, source.repairs, source.ids_known)
         source.renumber(known)
+    report_confusable(sources)
     return known
+
+
+def report_confusable(sources: Sequence[Source]) -> None:
+    """Count categories with nearly the same name in the repairs of the last source that has one of them.
+
+    Readers and joining compare names exactly, so that no objects of different classes are merged by mistake.
+    """
+    numbers = {name: category_id for source in sources for category_id, name in source.categories.items()}
+    for group in confusable(numbers):
+        last = [source for source in sources if set(group) & set(source.categories.values())][-1]
+        last.repairs.add("category_confusable", " and ".join(f"{numbers[name]} {name!r}" for name in group))
 
 
 def match_classes(source: Source, class_map: ClassMap) -> ClassMap:
@@ -108,10 +121,11 @@ def _match(source: Source, class_map: ClassMap) -> ClassMap:
     elif by_name:
         source.renumber(known)
     elif not source.ids_known:
+        hint = spelling_hint(unknown, known.values())
         raise DataError(
             f"{source.name} has classes that the training data or checkpoint does not have: "
-            f"{first_of(map(repr, unknown), 6)}. Its classes are {first_of(map(repr, known.values()), 12)}. Remove or "
-            "rename these classes, or train with them."
+            f"{first_of(map(repr, unknown), 6)}{hint}. Its classes are {first_of(map(repr, known.values()), 12)}. "
+            "Remove or rename these classes, or train with them."
         )
     class_map.check_categories(source.categories, source.name)
     return class_map

@@ -17,6 +17,10 @@ KINDS = {
     "category_placeholder": "categories that only group others and have no objects in any split: skipped",
     "category_unnamed": "categories without a name: named by their id",
     "category_name_repeated": "categories with the same name as another one: kept separate, id appended to the name",
+    "category_confusable": (
+        "groups of categories whose names differ only in case, spaces, hyphens or underscores: kept as separate "
+        "classes; if they are one class, give them the same name in the annotations"
+    ),
     "category_renumbered": "categories with a different id in an earlier source: joined by name, earlier id used",
     "category_id_taken": "categories whose id has a different name in an earlier source: separate class with a new id",
     "category_unused": "categories without objects that are not in the training data or checkpoint: skipped",

@@ -1,8 +1,10 @@
-"""Unique class names: the keys that identify classes across annotation files."""
+"""Class names as the keys that identify classes across annotation files: unique, and not easily confused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
 
 def unique_names(
@@ -30,3 +32,22 @@ def unique_names(
         kind = "category_name_repeated" if name else "category_unnamed"
         on_change(kind, f"id {category_id}: {new!r}")
     return {category_id: renamed.get(category_id, name) for category_id, name in categories.items()}
+
+
+def confusable(names: Iterable[str]) -> list[list[str]]:
+    """Groups of different names that only differ in case, spaces, hyphens and underscores."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        groups[_without_spelling(name)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def spelling_hint(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """` ('car' is 'Car' there)` for unknown names that are known in another spelling; empty if there are none."""
+    spellings = {_without_spelling(name): name for name in known}
+    pairs = [(name, spellings[key]) for name in unknown if (key := _without_spelling(name)) in spellings]
+    return f" ({', '.join(f'{name!r} is {other!r} there' for name, other in pairs[:4])})" if pairs else ""
+
+
+def _without_spelling(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()

@@ -9,7 +9,7 @@ from typing import Any
 from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
-from rtdetr_tool.ops.class_names import unique_names
+from rtdetr_tool.ops.class_names import spelling_hint, unique_names
 
 RULES = ("auto", "raw", "contiguous")
 
@@ -159,8 +159,9 @@ class ClassMap:
         if len(categories) != len(self.entries) or reordered or 2 * len(different) > len(ranked):
             unknown = sorted(set(categories.values()) - set(by_name))
             raise DataError(
-                f"{source} has categories that the weights do not have: {first_of(map(repr, unknown), 6)}. The classes "
-                f"of the weights are {_listing(self.entries)}. Rename or remove these categories, or use other weights."
+                f"{source} has categories that the weights do not have: {first_of(map(repr, unknown), 6)}"
+                f"{spelling_hint(unknown, by_name)}. The classes of the weights are {_listing(self.entries)}. Rename "
+                "or remove these categories, or use other weights."
             )
         entries = [ClassEntry(entry.index, i, name) for entry, (i, name) in ranked]
         renamed = first_of([f"{name!r} is {other!r}" for name, other in different], 4)

@@ -33,7 +33,7 @@ from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
 from rtdetr_tool.visualize import Color, draw_detections
 from rtdetr_tool.workflows.detection import Detecting
-from rtdetr_tool.workflows.kitti import CocoRow, coco_rows, kitti_lines, output_stems, with_category
+from rtdetr_tool.workflows.kitti import CocoRow, coco_rows, kitti_lines, kitti_names, output_stems, with_category
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Writer:
     ) -> None:
         self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
         self.paths, self.skipped = images.paths, images.skipped
-        self.stems = self._stems(self.paths)
+        self.stems, self.label_names = self._stems(self.paths), kitti_names(class_map)
         self.results: list[ResultRow] = []
         self.created: set[Path] = set()  # folders
         self.failures: list[Failure] = []
@@ -138,7 +138,7 @@ class Writer:
         self.results += [{"image_id": target.image_id, **row} for row in rows]
 
     def _write_files(self, target: Target, detections: Detections, label_file: Path, image_file: Path) -> None:
-        lines = kitti_lines(detections, self.class_map.name_of)
+        lines = kitti_lines(detections, self.label_names.__getitem__)
         write_atomically(label_file, "".join(f"{line}\n" for line in lines))
         image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
         drawn = draw_detections(

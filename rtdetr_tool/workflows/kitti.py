@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,34 @@ from typing import Any, TypedDict
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections
+
+logger = logging.getLogger(__name__)
+
+
+def kitti_names(class_map: ClassMap) -> dict[int, str]:
+    """The names of the classes in KITTI files by index, without white space and unique.
+
+    A name that another class has without white space (`a b`, `a_b`) gets its class index appended, with a warning.
+    """
+    cleaned = {entry.index: _without_spaces(entry.name) or str(entry.index) for entry in class_map.entries}
+    names: dict[int, str] = {}
+    for entry in sorted(
+        class_map.entries, key=lambda entry: cleaned[entry.index] != entry.name
+    ):  # unchanged ones first
+        name = cleaned[entry.index]
+        while name in names.values():
+            name += f"_{entry.index}"
+        if name != cleaned[entry.index]:
+            logger.warning(
+                "Class %d (%r) is %s in KITTI labels, because another class is %s there. Rename one of them to have "
+                "other names.", entry.index, entry.name, name, cleaned[entry.index],
+            )  # fmt: skip
+        names[entry.index] = name
+    return names
+
+
+def _without_spaces(name: str) -> str:
+    return "_".join(name.split())
 
 
 def kitti_lines(detections: Detections, name_of: Callable[[int], str]) -> list[str]:
@@ -22,7 +51,7 @@ def kitti_lines(detections: Detections, name_of: Callable[[int], str]) -> list[s
     for box, score, label in zip(
         detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
     ):
-        name = "_".join(name_of(label).split()) or str(label)
+        name = _without_spaces(name_of(label)) or str(label)
         corners = " ".join(f"{value:.3f}" for value in box)
         lines.append(f"{name} 0.00 0 0.00 {corners} 0.00 0.00 0.00 0.00 0.00 0.00 0.00 {score:.3f}")
     return lines

@@ -295,3 +295,13 @@ def test_results_are_written_to_the_folder_of_the_section(sound):
     assert sound.run("validate_data", f"validate_data.results_dir={sound.folder / 'elsewhere'}") == 0
     assert (sound.folder / "elsewhere" / "report.html").is_file()
     assert not (sound.folder / "results").exists()
+
+
+def test_classes_that_differ_only_in_case_are_reported_once(sound, capsys):
+    sound.coco["categories"].append({"id": 2, "name": "CAT"})
+    sound.coco["annotations"][0]["category_id"] = 2
+    sound.write()
+    assert sound.run("validate_data", "dataset.num_classes=3") == 0
+    assert [key for key in found(sound) if key[0] == "category_confusable"] == [("category_confusable", "train")]
+    assert result(sound)["splits"]["train"]["objects_by_class"] == {"cat": 5, "CAT": 1}
+    assert "'cat' and 2 'CAT'" in " ".join(capsys.readouterr().err.split())

@@ -142,3 +142,68 @@ def test_repeated_and_missing_names_of_yolo_are_treated_alike(tmp_path) -> None:
     train = build_train_dataset(spec_from_dict({"dataset": {"dataset_dir": str(tmp_path)}}).dataset)
     assert train.class_map.names == ["bolt", "bolt id 1", "2"] and train.records[0].labels.tolist() == [0, 1, 2]
     assert train.repairs.counts == {"category_name_repeated": 1, "category_unnamed": 1}
+
+
+def write_coco(folder: Path, names: list[str]) -> dict:
+    content = named(dict(enumerate(names, 1)))
+    for number in range(4):
+        draw_image(folder / "train" / f"{number}.png")
+    (folder / "train" / "_annotations.coco.json").write_text(json.dumps(content))
+    return {"dataset_dir": str(folder)}
+
+
+def write_coco_files(folder: Path, names: list[str]) -> dict:
+    """One source per name."""
+    sources = []
+    for number, name in enumerate(names):
+        for image in range(4):
+            draw_image(folder / str(number) / f"{image}.png")
+        (folder / f"{number}.json").write_text(json.dumps(named({number + 1: name})))
+        sources.append({"image_dir": str(folder / str(number)), "json_file": str(folder / f"{number}.json")})
+    return {"train_data_sources": sources}
+
+
+def write_yolo(folder: Path, names: list[str]) -> dict:
+    draw_image(folder / "images" / "train" / "a.png")
+    (folder / "labels" / "train").mkdir(parents=True)
+    lines = [f"{index} 0.5 0.5 0.2 0.2\n" for index in range(len(names))]
+    (folder / "labels" / "train" / "a.txt").write_text("".join(lines))
+    (folder / "data.yaml").write_text(f"train: images/train\nnames: {json.dumps(names)}\n")
+    return {"dataset_dir": str(folder)}
+
+
+def write_voc(folder: Path, names: list[str]) -> dict:
+    for number, name in enumerate(names):
+        draw_image(folder / "train" / f"{number}.png")
+        (folder / "train" / f"{number}.xml").write_text(XML.format(stem=number, name=name))
+    return {"dataset_dir": str(folder)}
+
+
+@pytest.mark.parametrize("names", [["Car", "car", "bus"], ["traffic light", "traffic_light", "bus"]], ids=str)
+@pytest.mark.parametrize("write", [write_coco, write_coco_files, write_yolo, write_voc])
+def test_names_that_differ_only_in_spelling_stay_separate_with_one_warning(write, names, tmp_path, caplog) -> None:
+    spec = spec_from_dict({"dataset": write(tmp_path, names)}).dataset
+    train = build_train_dataset(spec)
+    assert sorted(filter(None, train.class_map.names)) == sorted(names)
+    assert {label for record in train.records for label in record.labels.tolist()} == {
+        entry.index for entry in train.class_map.entries
+    }
+    assert train.repairs.counts["category_confusable"] == 1
+    (message,) = [record.message for record in caplog.records if "differ only in case" in record.message]
+    assert all(repr(name) in message for name in names[:2]) and "'bus'" not in message
+    assert "kept as separate classes" in message and "same name in the annotations" in message
+    assert str(tmp_path) in message
+
+
+def test_an_evaluated_split_warns_only_if_its_own_classes_are_used(make_source, make_spec) -> None:
+    spec = make_spec(val_data_sources=make_source(named({1: "Car", 2: "car"})), num_classes=3)
+    val = build_eval_dataset(spec)
+    assert val.repairs.counts == {"category_confusable": 1}
+    assert not build_eval_dataset(spec, "val", val.class_map).repairs
+
+
+def test_an_unknown_class_in_another_spelling_is_named_in_the_error(tmp_path) -> None:
+    known = ClassMap.from_categories({1: "Car", 2: "bus"}, 3)
+    spec = spec_from_dict({"dataset": write_yolo(tmp_path, ["car", "bus"])}).dataset
+    with pytest.raises(DataError, match=r"'car' \('car' is 'Car' there\)"):
+        build_eval_dataset(spec, "train", known)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Detections
-from rtdetr_tool.workflows.kitti import kitti_lines, output_stems
+from rtdetr_tool.workflows.kitti import kitti_lines, kitti_names, output_stems
 
 
 def detections(boxes, scores, labels) -> Detections:
@@ -33,6 +34,21 @@ def test_white_space_in_a_name_never_adds_a_field(name, written):
     (line,) = kitti_lines(detections([[0.0, 0, 1, 1]], [0.5], [0]), lambda index: name)
     assert len(line.split()) == 16
     assert line.split()[0] == written
+
+
+def test_classes_whose_names_are_the_same_without_white_space_stay_separate(caplog):
+    class_map = ClassMap.from_categories({0: "traffic light", 1: "traffic_light", 2: "car", 3: "Car"})
+    names = kitti_names(class_map)
+    assert names == {0: "traffic_light_0", 1: "traffic_light", 2: "car", 3: "Car"}
+    (message,) = caplog.messages
+    assert "Class 0 ('traffic light') is traffic_light_0 in KITTI labels" in message and "Rename" in message
+    actual = detections([[0.0, 0, 1, 1], [0, 0, 1, 1]], [0.5, 0.5], [0, 1])
+    assert [line.split()[0] for line in kitti_lines(actual, names.__getitem__)] == ["traffic_light_0", "traffic_light"]
+
+
+def test_a_name_without_collision_is_not_reported(caplog):
+    assert kitti_names(ClassMap.from_categories({0: "traffic light", 1: "car"})) == {0: "traffic_light", 1: "car"}
+    assert not caplog.messages
 
 
 def test_nothing_found_gives_no_line_and_order_is_kept():
