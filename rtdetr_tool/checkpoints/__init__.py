@@ -4,6 +4,7 @@ In: a path or a published name. Out: a `DetectorFile`, weights by our names with
 
     detector_file, identify          which program wrote a file, and everything known about it
     family_weights                   the contract of `families/<name>/weights.py`
+    weights_exist                    a missing file is reported without torch
     io, safe_unpickle, limits        the only `torch.load` and `torch.save`; limits on untrusted files
     metadata, recorded_fields        the metadata of our files, and its comparison with a spec
     loading, class_rows              copying weights into a module, class rows by name, with a report

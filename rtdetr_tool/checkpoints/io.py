@@ -23,9 +23,10 @@ from rtdetr_tool.checkpoints.identify import TAO_MODEL, TAO_PREFIX, detector_wei
 from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.checkpoints.safe_unpickle import known_settings_allowed
-from rtdetr_tool.errors import CheckpointError, MissingCheckpoint
+from rtdetr_tool.checkpoints.weights_exist import check_readable
+from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing
-from rtdetr_tool.messages import first_line, first_of
+from rtdetr_tool.messages import first_line
 
 _REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global|class|instantiate) [`'\"]?([\w.]+\.[\w.]+)")
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -64,7 +65,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Safetensors files return `{"state_dict": ..., "rtdetr_tool": ...}` like the others; the metadata is in their header.
     """
     path = Path(path)
-    _check_readable(path)
+    check_readable(path)
     payload = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     check_content(payload, path)
     if not isinstance(payload, Mapping):
@@ -83,30 +84,6 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     payload = load_checkpoint(path)
     meta = payload.get(KEY)
     return detector_weights(payload, source=str(path)), dict(meta) if isinstance(meta, Mapping) else None
-
-
-def _check_readable(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; expected a checkpoint file.")
-    if path.is_symlink() and not path.exists():
-        raise MissingCheckpoint(f"{path} is a link to {os.readlink(path)}, which does not exist.")
-    if not path.exists():
-        raise MissingCheckpoint(f"{path} does not exist.{_weight_files_nearby(path)}")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is a pipe, socket or device; expected a checkpoint file.")
-    if not os.access(path, os.R_OK):
-        raise CheckpointError(f"{path} cannot be read (permission denied).")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes), maybe after an interrupted copy or download.")
-
-
-def _weight_files_nearby(path: Path) -> str:
-    """The weight files in the folder of a missing file, for its message."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f" The folder {folder} does not exist either."
-    files = sorted(file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
-    return f" The weight files in {folder} are {first_of(files)}." if files else ""
 
 
 def _read_pickle(path: Path) -> Any:

@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from rtdetr_tool.checkpoints.weights_exist import check_exists
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.workflows.convert import LAYOUTS, OTHER_NAMES, RTDETR, SUFFIXES, check_room, check_target, metadata_of
 
@@ -44,6 +45,7 @@ def main(options: argparse.Namespace) -> int:
 
     target = Path(options.target)
     layout = check_target(target, options.to, options.force)
+    check_exists(options.source)
     loaded = read_spec(options.experiment_spec_file, options.overrides, None)
     set_up_console()
 

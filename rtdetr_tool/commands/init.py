@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
-from rtdetr_tool.errors import UserError
+from rtdetr_tool.errors import MissingData, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ def main(options: argparse.Namespace) -> int:
     target = Path(options.output)
     if target.exists() and not options.force:
         raise UserError(f"{target} exists; give --force to overwrite it")
+    if not os.path.exists(options.dataset):
+        raise MissingData(f"{options.dataset} does not exist; expected the folder of a dataset")
     from rtdetr_tool.files import write_atomically
     from rtdetr_tool.log import set_up_console
     from rtdetr_tool.workflows.new_spec import inspect, propose, spec_yaml

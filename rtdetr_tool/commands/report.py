@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    for folder in options.folders:
+        if not os.path.exists(folder):
+            raise UserError(f"{folder} does not exist; expected the results folder of a run")
     from rtdetr_tool.log import set_up_console
     from rtdetr_tool.reports.compare import comparison_page, read_run, run_names
     from rtdetr_tool.reports.files import write_page
