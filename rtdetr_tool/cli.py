@@ -119,9 +119,11 @@ def run_command(command: str, options: argparse.Namespace, last: bool = False) -
     if options.gpus is not None:
         overrides += gpu_overrides(command, options.gpus, options.experiment_spec_file, overrides)
     loaded = read_spec(options.experiment_spec_file, overrides, command)
+    from rtdetr_tool.commands.missing_inputs import check_inputs
     from rtdetr_tool.commands.session import run_session
 
     def run(loaded: LoadedSpec) -> int | None:
+        check_inputs(loaded.spec, command)
         code: int | None = importlib.import_module(COMMANDS[command].module).run(loaded)
         return code
 

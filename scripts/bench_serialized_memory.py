@@ -1,16 +1,18 @@
-"""Memory of the training records with `dataset_type` serialized and default, with 1 and 4 workers.
+"""Memory of the training records with `dataset_type` serialized and default, with several numbers of workers.
 
-    python scripts/bench_serialized_memory.py [--images 40000] [--objects 5] [--start fork|spawn]
+    python scripts/bench_serialized_memory.py [--images 40000] [--objects 5] [--workers 0 1 4 8] [--start fork|spawn]
 
-Writes an annotation file without images, reads it as in training, starts worker processes that read every record
-twice, and adds up the memory of all processes. RSS counts a shared page once per process; PSS (proportional) divides
-it among the processes that share it, so its sum (without pages of files, such as libraries) is the memory really used.
+Writes an annotation file without images, reads it as in training, iterates twice over the project's data loader with a
+dataset that only reads the records, and adds up the memory of the main process and of the workers, after a garbage
+collection in each of them as in a long run. RSS counts a shared page once per process; PSS (proportional) divides it
+among the processes that share it, so its sum (without pages of files, such as libraries) is the memory really used.
 The rows `none` have no records: they show the interpreter and the parser.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -52,42 +54,51 @@ def memory(pid: int) -> dict[str, float]:
     return {"Rss": sizes["Rss"], "Pss": sizes["Pss_Anon"] + sizes["Pss_Shmem"]}
 
 
-def read_all(records, ready, release) -> None:
-    import rtdetr_tool.data.dataset  # noqa: F401  (what every worker has in memory anyway)
+class Boxes:
+    """A dataset that reads records as training does, without images."""
 
-    total = 0
-    for _ in range(2):
-        for index in range(len(records)):
-            total += len(records[index].boxes)
-    ready.put(total)
-    release.wait()
+    def __init__(self, records) -> None:
+        self.records, self.collected = records, False
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> int:
+        if not self.collected:
+            gc.collect()
+            self.collected = True
+        return len(self.records[index].boxes)
 
 
 def measure(kind: str, workers: int, folder: str, start: str) -> dict[str, float]:
-    import torch.multiprocessing as mp
-
+    from rtdetr_tool.data.build import build_train_dataset
     from rtdetr_tool.data.coco import read_source
+    from rtdetr_tool.data.loader import DetectionLoader, start_worker
     from rtdetr_tool.data.serialized import SerializedRecords
     from rtdetr_tool.ops.classes import ClassMap
 
+    assert build_train_dataset  # imported, because every training has its module in memory
     source = read_source(folder, os.path.join(folder, "annotations.json"))
     records = source.records(ClassMap.from_categories(source.categories, CATEGORIES))
     del source
     records = {"none": lambda r: r[:1], "serialized": SerializedRecords, "default": lambda r: r}[kind](records)
-    context = mp.get_context(start)
-    ready, release = context.Queue(), context.Event()
-    processes = [context.Process(target=read_all, args=(records, ready, release)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        ready.get()
+    loader = DetectionLoader(
+        Boxes(records),
+        batch_size=max(1, min(100, len(records) // max(1, workers))),
+        num_workers=workers,
+        collate_fn=sum,
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        multiprocessing_context=start if workers else None,
+    )
+    for _ in range(2):
+        for _ in loader:
+            pass
+    processes = loader._iterator._workers if workers else []
     held = [memory(pid) for pid in [os.getpid(), *(process.pid for process in processes)]]
-    release.set()
-    for process in processes:
-        process.join()
     return {
         "main_rss": held[0]["Rss"],
-        "worker_rss": max(one["Rss"] for one in held[1:]),
+        "worker_rss": max((one["Rss"] for one in held[1:]), default=0.0),
         "sum_rss": sum(one["Rss"] for one in held),
         "sum_pss": sum(one["Pss"] for one in held),
     }
@@ -97,6 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--objects", type=int, default=5, help="per image")
+    parser.add_argument("--kinds", nargs="+", default=["none", "serialized", "default"])
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 4, 8])
     parser.add_argument("--start", choices=("fork", "spawn"), default="fork")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "WORKERS", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -107,8 +120,8 @@ def main() -> None:
     print(f"{'dataset_type':<12} {'workers':>7} {'main RSS':>9} {'worker RSS':>10} {'sum RSS':>8} {'sum PSS':>8}")
     with tempfile.TemporaryDirectory() as folder:
         write_annotations(os.path.join(folder, "annotations.json"), args.images, args.objects)
-        for kind in ("none", "serialized", "default"):
-            for workers in (1, 4):
+        for kind in args.kinds:
+            for workers in args.workers:
                 # Each in a separate process, so that none is affected by the memory of another.
                 command = [sys.executable, __file__, "--start", args.start, "--one", kind, str(workers), folder]
                 sizes = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rtdetr_tool.commands.missing_inputs import check_inputs
 from rtdetr_tool.commands.run_lock import RunLock
 from rtdetr_tool.commands.signals import termination_as_preemption, was_interrupted
 from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError, WriteError
@@ -118,7 +117,6 @@ def _report(
             status.started(f"Starting RT-DETR {command}.")
             for note in loaded.notes:
                 logger.warning(note)
-            check_inputs(loaded.spec, command)
             code = run(loaded) or OK
         finally:
             over()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -43,6 +44,19 @@ def start_worker(worker_id: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]  # private
 
 
+@contextmanager
+def _objects_frozen() -> Iterator[None]:
+    """Hide all objects that exist now from the garbage collector of processes that are forked meanwhile.
+
+    It writes to every object that it looks at, so that each worker would get a copy of nearly all memory.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 _CANNOT_SEND = 71  # exit code of a worker; EX_OSERR of sysexits.h
 # In messages of torch when no file descriptor is left for the shared memory of a batch.
 _TOO_MANY_FILES = ("Too many open files", "items of ancdata", f"exit code {_CANNOT_SEND}.")
@@ -56,7 +70,8 @@ def explain_loader_faults(loader: DataLoader[Any], start: Callable[[], Iterator[
     """Iterate over a loader; `MachineError` if its workers cannot be started or cannot send their batches."""
     iterator = None
     try:
-        iterator = (start or loader.__iter__)()
+        with _objects_frozen():
+            iterator = (start or loader.__iter__)()
         yield from iterator
     except (OSError, RuntimeError) as error:
         codes = [worker.exitcode for worker in getattr(iterator, "_workers", ())]

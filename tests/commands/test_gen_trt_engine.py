@@ -246,7 +246,7 @@ class TestEngines:
         (["tensorrt.data_type=FP8"], "FP32, FP16, INT8"),
         (["tensorrt.layers_precision=['a:fp12']"], "fp12"),
         (["tensorrt.data_type=INT8", "tensorrt.calibration.cal_image_dir=[/no/such]"], "/no/such"),
-        (["onnx_file=/no/such.onnx"], "There is no ONNX file at /no/such.onnx"),
+        (["onnx_file=/no/such.onnx"], "gen_trt_engine.onnx_file: /no/such.onnx does not exist"),
         (["onnx_file=model.etlt"], "expected an ONNX file"),
         (["trt_engine=???", "backend=auto"], "gen_trt_engine.trt_engine"),
         (["backend=tensorflow"], "tensorrt_rtx"),
@@ -256,7 +256,9 @@ class TestEngines:
         (["input_height=32"], "are 3 x 64 x 64"),
     ],
 )
-def test_wrong_input_is_one_message(overrides, message, generate, project, capsys):
+def test_wrong_input_is_one_message(overrides, message, generate, project, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.etlt").touch()
     assert generate("backend=none", *overrides) == 2
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown

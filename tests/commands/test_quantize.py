@@ -199,7 +199,7 @@ class TestFields:
 
 
 BAD = {
-    "model_path=/no/such.onnx": "no ONNX file at /no/such.onnx",
+    "model_path=/no/such.onnx": "quantize.model_path: /no/such.onnx does not exist",
     "model_path=model.tflite": "expected a checkpoint or an ONNX file",
     "skip_names=[encodr.*]": "'encodr.*' matches no convolution or linear layer; similar: encoder",
     "layers=[{module_name: LSTM, weights: {dtype: int8}}]": "'LSTM' matches no convolution or linear layer",
@@ -221,7 +221,9 @@ BAD_STATIC = {
 
 class TestBadInput:
     @pytest.mark.parametrize("override", BAD)
-    def test_ends_with_one_message(self, override, quantize, project, capsys):
+    def test_ends_with_one_message(self, override, quantize, project, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "model.tflite").touch()
         assert quantize(override) == 2
         assert BAD[override] in capsys.readouterr().err
         assert not project.result.exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtdetr_tool.data.loader import DetectionLoader, start_worker
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.serialized import SerializedRecords
 
@@ -82,3 +84,22 @@ def test_handing_it_to_a_spawned_process_sends_handles_and_not_the_data() -> Non
 def test_a_record_is_a_view_and_not_a_copy() -> None:
     packed = SerializedRecords(make_records([3, 2]))
     assert torch.from_numpy(packed[1].boxes).data_ptr() == packed.boxes[3:].data_ptr()
+
+
+class _Frozen(torch.utils.data.Dataset):
+    """The number of objects that the garbage collector of the process ignores."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return gc.get_freeze_count()
+
+
+def test_the_garbage_collector_of_a_worker_does_not_touch_the_memory_it_shares() -> None:
+    loader = DetectionLoader(
+        _Frozen(), num_workers=1, collate_fn=list, worker_init_fn=start_worker, multiprocessing_context="fork"
+    )
+    before = gc.get_freeze_count()
+    assert all(count > 10_000 for batch in loader for count in batch)
+    assert gc.get_freeze_count() == before

@@ -72,7 +72,7 @@ def test_runs_are_named_by_what_differs_in_their_paths(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["nowhere"], "nowhere: not a folder"),
+        (["nowhere"], "nowhere does not exist; expected the results folder"),
         (["empty"], "empty: no run to report; expected csv_logs or results.json"),
         (["slow", "slow"], "given twice"),
         (["damaged"], "results.json: cannot be read"),
