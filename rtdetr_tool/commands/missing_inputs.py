@@ -13,6 +13,8 @@ from typing import Any
 
 from rtdetr_tool.checkpoints.weights_exist import is_name, weight_files_nearby
 from rtdetr_tool.errors import MissingCheckpoint, MissingData
+from rtdetr_tool.formats.table import format_by_suffix
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.commands import COMMANDS
 from rtdetr_tool.spec.fields import is_blank
@@ -111,6 +113,11 @@ def _may_resume(spec: ExperimentSpec, command: str) -> bool:
 
 
 def _advice(name: str, path: str) -> str:
-    """What is there instead, for a file of weights."""
-    is_weights = name.endswith(("checkpoint", "_path")) and Path(path).suffix != ".onnx"
-    return weight_files_nearby(Path(path)) if is_weights else ""
+    """What is there instead, for a model."""
+    if "calibration" in name or name.endswith("thresholds_from"):
+        return ""
+    row, folder = format_by_suffix(path), Path(path).parent
+    if row is None or row.trainable or not folder.is_dir():
+        return weight_files_nearby(Path(path))
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in row.suffixes)
+    return f" {folder} contains {first_of(files)}." if files else ""
