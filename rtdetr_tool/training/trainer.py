@@ -112,9 +112,8 @@ def choose_strategy(
     Every trained weight has a gradient in every step, whatever the spec's losses and the batch's objects, so DDP need
     not search for weights without one.
     """
-    if requested == "fsdp" and accelerator in ("cpu", "mps"):
-        devices = "CPUs" if accelerator == "cpu" else "Apple GPUs"
-        raise SpecError(f"train.distributed_strategy: fsdp is not supported on {devices}; use ddp")
+    if requested == "fsdp" and accelerator == "mps":
+        raise SpecError("train.distributed_strategy: fsdp is not supported on Apple GPUs; use ddp")
     if requested == "fsdp":
         return SafeFSDP() if several else "auto"
     if requested == "ddp":

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 
 from rtdetr_tool.catalog import ONNX_PROVIDERS
+from rtdetr_tool.checkpoints.published import cache_folder
 from rtdetr_tool.errors import CheckpointError, UserError
+from rtdetr_tool.files import sha256_of
 from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
+from rtdetr_tool.formats.onnx.binding import BoundSession
 from rtdetr_tool.formats.onnx.file import OnnxFile, load_weights
 from rtdetr_tool.formats.onnx.half_emulation import HALF, emulate_half
 from rtdetr_tool.formats.onnx.session import explain_memory, new_session, options_for
@@ -61,10 +64,16 @@ class OnnxRuntime:
         if threads:
             options.intra_op_num_threads = threads
         index = torch.device(device).index or 0
-        order = FALLBACKS[chosen]
+        on_gpu = chosen != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
+        stream = torch.cuda.Stream(self.device) if on_gpu else None
         if chosen != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
             onnxruntime.preload_dlls()  # those of torch, where onnxruntime finds no other CUDA libraries
-        providers = [(ONNX_PROVIDERS[each], provider_options(each, index)) for each in order]
+        cache = engine_cache(file, self.device) if chosen == "tensorrt" else None
+        pointer = None if stream is None else stream.cuda_stream
+        providers = [
+            (ONNX_PROVIDERS[each], provider_options(each, index, pointer, cache)) for each in FALLBACKS[chosen]
+        ]
         try:
             self.session = new_session(half or str(file.path), options, providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
@@ -83,19 +92,20 @@ class OnnxRuntime:
         self.interface, self.outputs = file.interface, names_to_run(file.interface)
         self.input_size = file.interface.size
         self.limits = BatchLimits(file.interface.batch or 1, file.interface.batch)
-        self.device = torch.device("cpu")  # where images are passed; the provider moves them itself
+        self._pads = chosen == "tensorrt" and file.interface.batch is None
+        self._bound = BoundSession(self.session, self.outputs, self.device, stream)
 
     def predict(self, images: Tensor) -> Predictions:
         images = to_graph(images, self.interface.layout)
+        if self._pads:  # a smaller last batch would make TensorRT build another engine
+            self.limits = BatchLimits(max(self.limits.smallest, len(images)))
         return predictions_of(run_in_batches(images, self.limits, self._run), self.interface)
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        inputs = {self.interface.layout.input: np.ascontiguousarray(images.to("cpu", torch.float32).numpy())}
         try:
-            outputs = self.session.run(self.outputs, inputs)
+            return self._bound.run(images)
         except Exception as error:
             raise CheckpointError(f"onnxruntime failed on a batch of {list(images.shape)}: {_reason(error)}") from error
-        return {name: torch.from_numpy(array) for name, array in zip(self.outputs, outputs, strict=True)}
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
@@ -117,13 +127,45 @@ def emulated_half(file: OnnxFile) -> bytes | None:
     return content
 
 
-def provider_options(name: str, index: int) -> dict[str, str]:
+def provider_options(name: str, index: int, stream: int | None = None, cache: Path | None = None) -> dict[str, str]:
     """Options of a provider on the GPU `index`.
 
     cuDNN's heuristics replace onnxruntime's default, an exhaustive search that it repeats for every new batch size.
+
+    Args:
+        stream: address of the CUDA stream to run in; None = onnxruntime's own.
+        cache: folder in which TensorRT keeps the engines of this graph, whose building takes minutes.
     """
-    device = {} if name == "cpu" else {"device_id": str(index)}
-    return {**device, "cudnn_conv_algo_search": "HEURISTIC"} if name == "cuda" else device
+    if name == "cpu":
+        return {}
+    options = {"device_id": str(index)} | ({"user_compute_stream": str(stream)} if stream else {})
+    if name == "cuda":
+        options["cudnn_conv_algo_search"] = "HEURISTIC"
+    elif cache is not None:
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache)}
+    return options
+
+
+def engine_cache(file: OnnxFile, device: torch.device) -> Path | None:
+    """The folder for engines of a graph on a GPU, or None if it cannot be created.
+
+    onnxruntime recognizes an engine by the graph's names and operators, not by its weights: engines of a model that was
+    trained further would be used with the old weights. So each content of a file has a folder.
+    """
+    entries = (entry for tensor in file.model.graph.initializer for entry in tensor.external_data)
+    names = sorted({entry.value for entry in entries if entry.key == "location"})
+    contents = [sha256_of(path) for path in (file.path, *(file.path.parent / name for name in names))]
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "unknown"
+    key = hashlib.sha256("\n".join([*contents, gpu, onnxruntime.__version__]).encode()).hexdigest()[:32]
+    folder = cache_folder() / "onnxruntime_engines" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        logger.warning("Not keeping TensorRT engines: cannot create %s: %s", folder, error)
+        return None
+    logger.info("TensorRT engines of %s are kept in %s", file.path, folder)
+    return folder
 
 
 def choose_provider(name: str, device: torch.device) -> str:
