@@ -1,11 +1,12 @@
-"""Measure training and inference on a GPU: ours and, if installed, that of transformers, alternately in one run.
+"""Measure training and inference on a GPU: ours and the peers that are available, alternately in one run.
 
-    python scripts/bench_gpu.py [--models r18 r50 nano] [--precisions fp32 bf16] [--batch 16] [--json FILE]
+    python scripts/bench_gpu.py [--models r18 r50 nano] [--precisions fp32 bf16] [--official RT-DETR] [--json FILE]
 
-Per model and precision: seconds of a training step (forward, loss, backward, clipping, fused AdamW), images/s, model
-FLOPs utilization (three times the forward pass, over --peak TFLOP/s), peak memory, and the latency of the deployed
-network at batch 1 and 16, eager and compiled. Medians over alternating turns. Writes JSON and prints a table for
-docs/performance.md. `--device cpu --size 64 --batch 2 --steps 1` checks the script on a machine without a GPU.
+Peers: the official RT-DETRv2 (`--official`, the path of a checkout), transformers and rfdetr where installed. Columns:
+milliseconds of a training step (forward, loss, backward, clipping, fused AdamW), images/s, achieved TFLOP/s and model
+FLOPs utilization (three times our forward pass; the peers have the same architecture), peak memory, and milliseconds
+of the deployed network by batch size. Medians over alternating turns. Writes JSON and prints a table for
+docs/performance.md. `--device cpu --size 64 --batch 2 --steps 1 --turns 1` checks the script without a GPU.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_gpu_peers import CLASSES, Peer, build_peers
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,41 +32,52 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import ModelSpec, spec_from_dict
 
-CLASSES, OBJECTS = 80, 10
+OBJECTS = 10
 MODELS: dict[str, tuple[dict[str, Any], int]] = {  # the `model` section, and the side of its images
     "r18": ({"backbone": "resnet_18d", "expansion": 0.5, "dec_layers": 3}, 640),
     "r50": ({"backbone": "resnet_50d"}, 640),
     "nano": ({"arch": "rfdetr", "rfdetr": {"variant": "nano"}}, 384),
 }
+# TFLOP/s of dense bf16 products, from NVIDIA's data sheets; the first name that is part of the device's counts.
+PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0, "L4": 121.0}
 Step = Callable[[], object]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=DTYPES)
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"], choices=DTYPES)
+    parser.add_argument("--official", type=Path, help="a checkout of the official RT-DETR (lyuwenyu/RT-DETR)")
     parser.add_argument("--batch", type=int, default=16, help="images of a training step (default 16)")
+    parser.add_argument("--latency", type=int, nargs="+", default=[1, 16], help="batch sizes of inference (1 and 16)")
     parser.add_argument("--size", type=int, help="side of the images (default: the model's)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps per turn (default 10)")
     parser.add_argument("--turns", type=int, default=3, help="alternations (default 3)")
-    parser.add_argument("--peak", type=float, help="TFLOP/s of the GPU in bf16, for the utilization")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the GPU in bf16 (default: by its name)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--compile", action="store_true", help="also measure compiled inference")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled inference of ours")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no model is started")
+    parser.add_argument("--json", type=Path, help="file to write the results to, after each model")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device")
     torch.backends.cudnn.benchmark = True
-    rows = []
-    for name in options.models:
-        for precision in options.precisions:
-            for row in measure(name, precision, options):
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-    if options.json:
-        machine = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-        options.json.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "rows": rows}, indent=1))
-    print(table(rows))
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    options.peak = options.peak or next((peak for name, peak in PEAKS.items() if name in machine), None)
+    start, rows, skipped = time.monotonic(), [], []
+    for precision in options.precisions:
+        for name in options.models:
+            if time.monotonic() - start > options.budget:
+                skipped.append(f"{name} {precision}")
+                continue
+            rows += measure(name, precision, options)
+            print(f"{time.monotonic() - start:.0f} s: measured {name} in {precision}", flush=True)
+            if options.json:
+                document = {"machine": machine, "torch": torch.__version__, "peak_tflops": options.peak, "rows": rows}
+                options.json.write_text(json.dumps(document, indent=1))
+    print(f"{machine}, torch {torch.__version__}\n\n{table(rows)}")
+    if skipped:
+        print(f"Skipping {', '.join(skipped)}: the budget of {options.budget:g} s is used up")
 
 
 def measure(name: str, precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -72,36 +85,61 @@ def measure(name: str, precision: str, options: argparse.Namespace) -> list[dict
     section, side = MODELS[name]
     side = options.size or side
     device, dtype = torch.device(options.device), DTYPES[precision]
-    torch.manual_seed(0)
-    spec = spec_from_dict({"results_dir": "unused", "model": section}).model
-    images = torch.rand(options.batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    steps, flops, rows = {"ours": our_step(spec, images, dtype)}, our_flops(spec, images[:1]), []
-    if name != "nano" and (peer := transformers_step(section, images, dtype)) is not None:
-        steps["transformers"] = peer
-    times: dict[str, list[float]] = {who: [] for who in steps}
-    memory = {}
-    for who, step in steps.items():
-        reset_memory(device)
-        step()
-        step()
-        memory[who] = peak_memory(device)
-    for _ in range(options.turns):
-        for who, step in steps.items():
-            times[who].append(seconds(step, options.steps, device))
-    steps.clear()
+    queries = queries_of(name, side)
+    peers = build_peers(name, device, side, queries, options.official)
+    spec = spec_from_dict({"results_dir": "unused", "model": with_queries(section, queries)}).model
+    builders: dict[str, Callable[[], Peer]] = {"ours": lambda: our_detector(spec, device, dtype), **peers}
+    largest = max(options.batch, *options.latency)
+    images = torch.rand(largest, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    targets = draw_targets(options.batch, side, device)
+    rows, detectors = {}, {}
+    for who, build in builders.items():
+        row = {"model": name, "who": who, "precision": precision, "batch": options.batch, "side": side}
+        torch.manual_seed(0)
+        try:
+            detectors[who] = build()
+            rows[who] = row
+        except Exception as error:  # another version of a peer must not end the run
+            rows[who] = {**row, "error": f"{type(error).__name__}: {error}"[:300]}
+    steps = {who: train_step(peer, images[: options.batch], targets, dtype) for who, peer in detectors.items()}
+    for who in steps:
+        rows[who]["memory_gib"] = memory_of(steps[who], device)
+    for who, seconds in alternate(steps, options).items():
+        rows[who] |= {"step_ms": 1000 * seconds, "images_per_second": options.batch / seconds}
+        rows[who]["tflops"] = 3 * forward_flops(spec, images[:1]) * options.batch / seconds / 1e12
+        rows[who]["mfu"] = rows[who]["tflops"] / options.peak if options.peak else None
+    del steps
+    for batch in options.latency:
+        runs = {who: inference(peer, images[:batch], dtype) for who, peer in detectors.items()}
+        for who, seconds in alternate(runs, options).items():
+            rows[who][f"latency_b{batch}_ms"] = 1000 * seconds
+        if options.compile:
+            runtime = TorchRuntime(build_detector(spec, CLASSES), None, device, dtype, compiled=True)
+            compiled = alternate({"ours": lambda: runtime.predict(images[:batch])}, options)  # noqa: B023
+            rows["ours"][f"compiled_b{batch}_ms"] = 1000 * compiled["ours"]
+    detectors.clear()
     gc.collect()
-    for who, measured in times.items():
-        step_time = statistics.median(measured)
-        row = {
-            "model": name, "who": who, "precision": precision, "batch": options.batch, "side": side,
-            "step_ms": 1000 * step_time, "images_per_second": options.batch / step_time, "memory_gib": memory[who],
-        }  # fmt: skip
-        if who == "ours":
-            row["tflops"] = 3 * flops * options.batch / step_time / 1e12
-            row["mfu"] = row["tflops"] / options.peak if options.peak else None
-            row |= latencies(spec, images, dtype, options)
-        rows.append(row)
-    return rows
+    return list(rows.values())
+
+
+def queries_of(name: str, side: int) -> int:
+    """300, or fewer if the feature maps of a small image have fewer points."""
+    strides = (16,) if name == "nano" else (8, 16, 32)
+    return min(300, sum((side // stride) ** 2 for stride in strides))
+
+
+def with_queries(section: dict[str, Any], queries: int) -> dict[str, Any]:
+    if "rfdetr" in section:
+        return {**section, "num_select": queries, "rfdetr": {**section["rfdetr"], "num_queries": queries}}
+    return {**section, "num_select": queries, "num_queries": queries}
+
+
+def our_detector(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Peer:
+    detector = build_detector(spec, CLASSES)
+    runtime = TorchRuntime(detector, None, device, dtype)
+    network = detector.to(device, memory_format=torch.channels_last).train()
+    criterion = build_criterion(spec)
+    return Peer(network, lambda images, targets: criterion(network(images, targets), targets)["loss"], runtime.predict)
 
 
 def draw_targets(batch: int, side: int, device: torch.device) -> list[Target]:
@@ -114,15 +152,16 @@ def draw_targets(batch: int, side: int, device: torch.device) -> list[Target]:
     return targets
 
 
-def train_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Step:
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+def train_step(peer: Peer, images: Tensor, targets: list[Target], dtype: torch.dtype) -> Step:
+    device = images.device
+    parameters = [parameter for parameter in peer.network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=dtype != torch.float16 or None)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def step() -> None:
         optimizer.zero_grad()
         with autocast(device, dtype):
-            value = loss()
+            value = peer.loss(images, targets)
         scaler.scale(value).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, 0.1)
@@ -132,66 +171,40 @@ def train_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.dev
     return step
 
 
-def our_step(spec: ModelSpec, images: Tensor, dtype: torch.dtype) -> Step:
-    detector = build_detector(spec, CLASSES).to(images.device, memory_format=torch.channels_last).train()
-    criterion, targets = build_criterion(spec), draw_targets(len(images), images.shape[-1], images.device)
-    return train_step(detector, lambda: criterion(detector(images, targets), targets)["loss"], images.device, dtype)
+def inference(peer: Peer, images: Tensor, dtype: torch.dtype) -> Step:
+    @torch.inference_mode()
+    def run() -> object:
+        with autocast(images.device, dtype):
+            return peer.predict(images)
+
+    return run
 
 
-def our_flops(spec: ModelSpec, image: Tensor) -> float:
-    """FLOPs of the forward pass of one image in eval mode."""
+def forward_flops(spec: ModelSpec, image: Tensor) -> float:
+    """FLOPs of our forward pass of one image in eval mode, two per multiply-add."""
     detector = build_detector(spec, CLASSES).to(image.device).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         detector(image)
     return float(counter.get_total_flops())
 
 
-def transformers_step(section: dict[str, Any], images: Tensor, dtype: torch.dtype) -> Step | None:
-    """The same step with transformers' RT-DETRv2; None if transformers is not installed."""
-    try:
-        import transformers
-    except ImportError:
-        return None
-    basic = section["backbone"] == "resnet_18d"
-    sizes = [64, 128, 256, 512] if basic else [256, 512, 1024, 2048]
-    backbone = transformers.RTDetrResNetConfig(
-        depths=[2, 2, 2, 2] if basic else [3, 4, 6, 3],
-        layer_type="basic" if basic else "bottleneck",
-        hidden_sizes=sizes,
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    changes = {"decoder_layers": 3, "hidden_expansion": 0.5} if basic else {}
-    config = transformers.RTDetrV2Config(
-        backbone_config=backbone, num_labels=CLASSES, encoder_in_channels=sizes[1:], freeze_backbone_batch_norms=False,
-        **changes,
-    )  # fmt: skip
-    network = transformers.RTDetrV2ForObjectDetection(config).to(images.device).train()
-    targets = draw_targets(len(images), images.shape[-1], images.device)
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
-    return train_step(network, lambda: network(images, labels=labels).loss, images.device, dtype)
-
-
-def latencies(
-    spec: ModelSpec, images: Tensor, dtype: torch.dtype, options: argparse.Namespace
-) -> dict[str, float | None]:
-    """Milliseconds of the deployed network at batch 1 and the training batch."""
-    detector, result = build_detector(spec, CLASSES), {}
-    for compiled in (False, True) if options.compile else (False,):
-        for batch in dict.fromkeys((1, len(images))):
-            runtime = TorchRuntime(detector, None, images.device, dtype, compiled)
-            part = images[:batch]
-            for _ in range(3):
-                runtime.predict(part)
-            measured = seconds(lambda run=runtime, x=part: run.predict(x), options.steps, images.device)
-            result[f"latency_b{batch}{'_compiled' if compiled else ''}_ms"] = 1000 * measured
-    return result
-
-
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def seconds(step: Step, count: int, device: torch.device) -> float:
+def alternate(runs: Mapping[str, Step], options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each, after two warm-ups; in every turn each runs `--steps` times."""
+    device = torch.device(options.device)
+    for run in (*runs.values(), *runs.values()):
+        run()
+    times: dict[str, list[float]] = {who: [] for who in runs}
+    for turn in range(options.turns):
+        for who, run in runs.items() if turn % 2 == 0 else reversed(runs.items()):
+            times[who].append(seconds_of(run, options.steps, device))
+    return {who: statistics.median(of_run) for who, of_run in times.items()}
+
+
+def seconds_of(step: Step, count: int, device: torch.device) -> float:
     """Seconds per step, the mean of `count` steps that are queued without synchronization."""
     synchronize(device)
     start = time.perf_counter()
@@ -201,19 +214,21 @@ def seconds(step: Step, count: int, device: torch.device) -> float:
     return (time.perf_counter() - start) / count
 
 
+def memory_of(step: Step, device: torch.device) -> float | None:
+    """GiB at the peak of a second step, without what was allocated by other detectors."""
+    step()
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    others = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return (torch.cuda.max_memory_allocated() - others) / 2**30
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def reset_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
 
 
 def table(rows: list[dict[str, Any]]) -> str:

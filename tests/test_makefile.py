@@ -26,7 +26,7 @@ def make(*arguments: str) -> str:
 def test_help_is_the_default_and_lists_every_public_target():
     shown = make()
     assert shown == make("help")
-    for target in ("demo", "test", "test-slow", "lint", "gpu-check", "docs", "install"):
+    for target in ("demo", "test", "test-slow", "lint", "gpu-check", "gpu-wheels", "docs", "install"):
         assert f"make {target} " in shown
 
 
@@ -58,3 +58,15 @@ def test_the_ci_script_can_be_run_and_calls_the_tests():
     assert "set -euo pipefail" in text and "make check" in text
     checks = make("-n", "check")
     assert "ruff check" in checks and "ruff format --check" in checks and "mypy" in checks and "pytest" in checks
+
+
+def test_gpu_check_runs_every_gpu_test_and_the_benchmark_within_nine_minutes():
+    recipe = make("-n", "gpu-check", "OFFICIAL=a checkout").replace("\\\n", " ")
+    words = shlex.split(next(line for line in recipe.splitlines() if "bench_gpu.py" in line).replace(";", " "))
+    seconds = int(words[words.index("--signal=INT") + 1]) + int(words[words.index("--budget") + 1])
+    assert seconds <= 540 - 45  # the last model of the benchmark may take this long
+    assert words[words.index("--official") + 1] == "a checkout"
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
+    marked.remove(Path(__file__).resolve())
+    given = [ROOT / word for word in words if word.startswith("tests/")]
+    assert marked and all(any(path.is_relative_to(folder) for folder in given) for path in marked)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.status import process_rank
 
 
@@ -38,6 +40,22 @@ def broadcast_object(item: Any) -> Any:
     items = [item]
     dist.broadcast_object_list(items, src=0)
     return items[0]
+
+
+def check_equal(values: Mapping[str, object]) -> None:
+    """Check that all ranks have the same values of these fields; call it on every rank.
+
+    Raises:
+        UserError: on every rank, with the values by rank.
+    """
+    by_rank = broadcast_object(gather_objects([dict(values)]))
+    for name in values:
+        of_ranks = [rank_values[name] for rank_values in by_rank]
+        if len(set(of_ranks)) > 1:
+            raise UserError(
+                f"{name}: the processes chose different values ({', '.join(map(str, of_ranks))}), because their GPUs "
+                f"have different free memory; set {name} to {min(of_ranks, key=int)}"
+            )
 
 
 def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nodes: int = 1) -> torch.device:

@@ -30,7 +30,7 @@ from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.compilation import compile_network
 from rtdetr_tool.training.devices import resolve_precision
-from rtdetr_tool.training.distributed import broadcast_object
+from rtdetr_tool.training.distributed import broadcast_object, check_equal
 from rtdetr_tool.training.epoch_scores import ScoredModule
 from rtdetr_tool.training.freezing import freeze, resolve_freezing
 from rtdetr_tool.training.gradient_clipping import clip_and_check
@@ -102,6 +102,8 @@ class DetectorModule(ScoredModule):
         if sharding == "fsdp":  # FSDP restores optimizer state in the wrong order for channels_last
             self.detector.to(memory_format=torch.contiguous_format)
         self.run_seed = broadcast_object(self.run_seed)
+        if stage == "fit":  # each process has resolved `auto` by itself; different sizes would hang
+            check_equal({"dataset.batch_size": self.spec.dataset.batch_size})
         if stage == "fit" and self.spec.train.compile:
             compile_network(self.detector)
 

@@ -34,7 +34,7 @@ from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.logger_failures import guard_loggers
 from rtdetr_tool.training.loggers import build_loggers
 from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
-from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_skipping
+from rtdetr_tool.training.sharding import SafeFSDP, callbacks_for, check_sharding_on_cpu, check_skipping
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
         requested or train.distributed_strategy, several or requested is not None, kind, train.grad_accum_steps
     )
     check_skipping(strategy, train.non_finite_loss)
+    if kind == "cpu" and several:
+        check_sharding_on_cpu(strategy, precision)
     callbacks = [*built_in_callbacks(spec, folder), *checked_callbacks(trainer_kwargs.pop("callbacks", None))]
     callbacks = callbacks_for(strategy, _one_progress_bar(callbacks))
     arguments: dict[str, Any] = {

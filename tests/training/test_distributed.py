@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import spec_to_dict
-from rtdetr_tool.training.distributed import broadcast_object, gather_objects, rank, world_size
+from rtdetr_tool.training.distributed import broadcast_object, check_equal, gather_objects, rank, world_size
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
 
@@ -105,6 +106,11 @@ def _norms(process: int, world: int, file: str, folder: str) -> None:
         torch.distributed.all_reduce(parameter.grad)
     gathered = gather_objects([process] * (process + 1))
     assert (rank(), world_size()) == (process, world) and broadcast_object(process) == 0
+    check_equal({"dataset.batch_size": 8})
+    with pytest.raises(
+        UserError, match=r"dataset\.batch_size: .*different values \(4, 3\).*set dataset\.batch_size to 3"
+    ):
+        check_equal({"dataset.batch_size": 4 - process})
     state = {"out": out.detach(), "grads": [p.grad for p in model.parameters()], "buffers": dict(model.named_buffers())}
     torch.save({**state, "gathered": gathered}, f"{folder}/{process}.pt")
     torch.distributed.destroy_process_group()
@@ -133,4 +139,5 @@ def test_synchronized_norms_equal_one_norm_over_the_whole_batch(tmp_path):
 
 
 def test_gather_and_broadcast_work_in_one_process():
+    check_equal({"dataset.batch_size": 8})
     assert gather_objects([1, 2]) == [1, 2] and broadcast_object("x") == "x" and (rank(), world_size()) == (0, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+from torch.torch_version import TorchVersion
 
 from rtdetr_tool.errors import CheckpointError, SpecError
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage, average_of
@@ -46,9 +47,20 @@ def test_fsdp_skips_ema_with_one_warning(make_spec, caplog):
     assert shared.gradient_clip_val == spec.train.clip_grad_norm  # FSDP clips by the norm of all shards
 
 
-def test_fsdp_without_gpus_is_refused(make_spec):
-    with pytest.raises(SpecError, match="fsdp is not supported on CPUs; use ddp"):
-        build_trainer(make_spec(), strategy="fsdp")
+@pytest.mark.parametrize(
+    ("version", "precision", "message"),
+    [
+        ("2.15.0", "bf16", r"train\.precision: bf16 is not supported with fsdp on a CPU; use fp32"),
+        ("2.11.0+cpu", "fp32", r"fsdp is not supported on CPUs with PyTorch 2\.11\.0\+cpu.*use ddp, or PyTorch 2\.15"),
+    ],
+)
+def test_fsdp_on_a_cpu_is_refused_where_it_would_crash_or_ignore_the_precision(
+    make_spec, monkeypatch, version, precision, message
+):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    spec = make_spec(train__precision=precision, train__num_gpus=2, train__gpu_ids=[0, 1])
+    with pytest.raises(SpecError, match=message):
+        build_trainer(spec, strategy="fsdp")
 
 
 def test_unsupported_user_callbacks_are_skipped_too(make_spec, caplog):
