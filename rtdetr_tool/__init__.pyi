@@ -8,8 +8,10 @@ from .api import DFINENano as DFINENano
 from .api import DFINESmall as DFINESmall
 from .api import DFINEXLarge as DFINEXLarge
 from .api import PlainDetections as PlainDetections
+from .api import PlainKeyPoints as PlainKeyPoints
 from .api import RFDETR2XLarge as RFDETR2XLarge
 from .api import RFDETRBase as RFDETRBase
+from .api import RFDETRKeypointPreview as RFDETRKeypointPreview
 from .api import RFDETRLarge as RFDETRLarge
 from .api import RFDETRLarge2025 as RFDETRLarge2025
 from .api import RFDETRMedium as RFDETRMedium

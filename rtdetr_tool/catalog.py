@@ -177,6 +177,10 @@ FOUNDATION_MODELS: dict[str, FoundationModel] = {
 }
 
 
+# What a model predicts for each object; the names are those of fields of `Predictions`.
+PREDICTS = (BOXES, MASKS, KEYPOINTS) = ("boxes", "masks", "keypoints")
+
+
 class RfdetrVariant(NamedTuple):
     """Hyperparameters of a published RF-DETR; the spec's `model.rfdetr` fields have the same names."""
 
@@ -198,6 +202,11 @@ class RfdetrVariant(NamedTuple):
     weights: str  # file name under which they are published
     license: str  # of these weights
     segmentation_head: bool = False
+    use_grouppose_keypoints: bool = False
+    num_keypoints_per_class: tuple[int, ...] = ()
+    dual_projector: bool = False
+    dual_projector_kp_only: bool = False
+    cls_loss_coef: float = 1.0
 
 
 class Dinov2(NamedTuple):
@@ -255,6 +264,10 @@ _LARGE_2025: Any = {
     "ca_nheads": 24, "dec_n_points": 4,
 }  # fmt: skip
 _SEGMENTATION: Any = {"patch_size": 12, "segmentation_head": True}
+_KEYPOINTS: Any = {
+    "patch_size": 12, "num_queries": 100, "use_grouppose_keypoints": True, "num_keypoints_per_class": (17,),
+    "dual_projector": True, "dual_projector_kp_only": True, "cls_loss_coef": 2.0,
+}  # fmt: skip
 
 RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
     row.name: row
@@ -281,6 +294,7 @@ RFDETR_VARIANTS: dict[str, RfdetrVariant] = {
                 ("2xlarge", 6, 300, 64, 2, 38_648_163, "xxlarge"),
             )
         ),
+        _rfdetr("keypoint_preview", 4, 576, 48, 41_044_470, "rf-detr-keypoint-preview-xlarge.pth", **_KEYPOINTS),
     )
 }
 
@@ -358,6 +372,7 @@ _ROBOFLOW_FILES: dict[str, tuple[str, str]] = {
     "rf-detr-seg-large.pt": ("rf-detr-seg-l-ft.pth", "275f7b094909544ed2841c94a677d07e"),
     "rf-detr-seg-xlarge.pt": ("rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba"),
     "rf-detr-seg-xxlarge.pt": ("rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba"),
+    "rf-detr-keypoint-preview-xlarge.pth": ("rf-detr-keypoint-preview-xlarge.pth", "6de511943ee85a547d4c5cb527daf0eb"),
 }
 
 PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
@@ -387,14 +402,18 @@ class Layout(NamedTuple):
     """Names of a deployed detector's input and outputs, and its pixel format."""
 
     input: str
-    outputs: Any  # field of `Predictions` -> name, in the order of the file; masks only if the detector has them
+    # Field of `Predictions` -> name, in the order of the file; masks and keypoints only if the detector predicts them.
+    outputs: Any
     normalised: bool  # with the mean and standard deviation of ImageNet; otherwise RGB 0..1
     background: bool  # the last class score belongs to no class
 
 
+_TAO_OUTPUTS = {"logits": "pred_logits", "boxes": "pred_boxes", MASKS: "pred_masks", KEYPOINTS: "pred_keypoints"}
+_RFDETR_OUTPUTS = {"boxes": "dets", "logits": "labels", MASKS: "masks", KEYPOINTS: "keypoints"}
+
 LAYOUTS: dict[str, Layout] = {
-    "tao": Layout("inputs", {"logits": "pred_logits", "boxes": "pred_boxes", "masks": "pred_masks"}, False, False),
-    "rfdetr": Layout("input", {"boxes": "dets", "logits": "labels", "masks": "masks"}, True, True),
+    "tao": Layout("inputs", _TAO_OUTPUTS, False, False),
+    "rfdetr": Layout("input", _RFDETR_OUTPUTS, True, True),
 }
 
 # The 80 category ids that COCO detection uses out of 1..90, and their names (instances_train2017.json).

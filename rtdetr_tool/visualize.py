@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import pixels_of
 from rtdetr_tool.ops.structures import Detections, InstanceMasks
 
@@ -16,6 +19,9 @@ Color = tuple[int, int, int]
 
 _GOLDEN_RATIO = 0.61803398875
 _MASK_OPACITY = 0.45
+_FINDABLE = 0.5  # least probability of keypoints that are drawn
+
+Skeleton = Sequence[tuple[int, int]]  # pairs of keypoints
 
 
 def palette_color(index: int) -> Color:
@@ -52,10 +58,12 @@ def draw_detections(
     outline_width: int = 3,
     labels: bool = True,
     prefixes: Sequence[str] | None = None,
+    skeletons: Mapping[int, Skeleton] | None = None,
 ) -> Image.Image:
-    """A copy of `image` (RGB) with boxes, masks if there are any, and with `labels` a caption such as `name 0.87`.
+    """A copy of `image` (RGB) with boxes, masks or keypoints if there are any, and with `labels` a caption such as
+    `name 0.87`.
 
-    `prefixes` has the beginning of each caption, such as `#3 `.
+    `prefixes` has the beginning of each caption, such as `#3 `, `skeletons` the lines between keypoints by class index.
 
     Detections with low scores are drawn first, so that high scores stay on top. Captions are drawn after all boxes, so
     that no line crosses text.
@@ -68,13 +76,48 @@ def draw_detections(
     captions = [f"{starts[index]}{name} {scores[index]:.2f}" for index, name in zip(order, names, strict=True)]
     if detections.masks is not None:
         image = _tinted(image.convert("RGB"), detections.masks.select(order), paints)
-    return draw_boxes(
+    drawn = draw_boxes(
         image,
         [boxes[index] for index in order],
         paints,
         captions if labels else [],
         outline_width,
     )
+    if detections.keypoints is not None:
+        points = detections.keypoints.points[order].numpy()
+        lines = [(skeletons or {}).get(classes[index], ()) for index in order]
+        draw_keypoints(drawn, points[..., :2], points[..., 2] >= _FINDABLE, lines, paints, outline_width)
+    return drawn
+
+
+def draw_keypoints(
+    image: Image.Image,
+    points: NDArray[np.floating[Any]],
+    shown: NDArray[np.bool_],
+    skeletons: Sequence[Skeleton],
+    colors: Sequence[Color],
+    outline_width: int = 3,
+) -> None:
+    """Draw the keypoints of each object on `image`, and the lines of its skeleton between two that are shown.
+
+    Args:
+        points: [N, P, 2] pixels; shown: [N, P].
+    """
+    draw = ImageDraw.Draw(image)
+    radius = max(2, outline_width)
+    for places, visible, lines, color in zip(points.tolist(), shown.tolist(), skeletons, colors, strict=True):
+        for a, b in lines:
+            if visible[a] and visible[b]:
+                draw.line([*places[a], *places[b]], fill=color, width=outline_width)
+        for (x, y), there in zip(places, visible, strict=True):
+            if there:
+                circle = (x - radius, y - radius, x + radius, y + radius)
+                draw.ellipse(circle, fill=color, outline=text_color(color))
+
+
+def skeletons_of(class_map: ClassMap) -> dict[int, Skeleton]:
+    """The lines between keypoints by class index."""
+    return {index: pose.skeleton for index, pose in class_map.poses.items()}
 
 
 def draw_boxes(

@@ -86,7 +86,7 @@ class TestEachFamily:
         known = [other.name for other in all_families() if weights_of(other).is_complete(detector.state_dict())]
         assert known == [name]
         assert detector.size_multiple == model.size_multiple
-        assert detector.has_masks == model.predicts_masks
+        assert detector.predicts == model.predicts
 
 
 def test_a_name_that_is_no_family_stands_for_the_default_one():

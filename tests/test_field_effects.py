@@ -24,6 +24,7 @@ from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.spec.queries import reasons
 from rtdetr_tool.spec.schema import section_type, walk_fields
+from tests.keypoint_field_effects import POSING, keypoint_losses, keypoint_metrics, keypoint_scores, sides
 
 SIDE = 64
 
@@ -589,6 +590,17 @@ ROWS: list[tuple] = [
     ("model__rfdetr__mask_downsample_ratio", 8, lambda spec: mask_output(spec).shape, SEGMENTING),
     *((f"model__rfdetr__{name}", value, mask_losses, SEGMENTING) for name, value in (
         ("mask_ce_loss_coef", 1.0), ("mask_dice_loss_coef", 1.0), ("mask_point_sample_ratio", 2))),
+    ("model__rfdetr__use_grouppose_keypoints", True, rfdetr_parts,
+     {**RFDETR, "model__rfdetr__num_keypoints_per_class": [3]}),
+    *((f"model__rfdetr__{name}", value, rfdetr_parts, POSING) for name, value in (
+        ("num_keypoints_per_class", [0, 2]), ("keypoint_cross_attn", False), ("inter_instance_kp_attn", True),
+        ("grouppose_keypoint_dim_downscale", 2), ("dual_projector", True))),
+    ("model__rfdetr__dual_projector_kp_only", True, output, {**POSING, "model__rfdetr__dual_projector": True}),
+    ("model__rfdetr__postprocess_trace_alpha", 0.5, keypoint_scores, POSING),
+    *((f"model__rfdetr__keypoint_{name}_loss_coef", 2.0, keypoint_losses, POSING)
+      for name in ("l1", "findable", "visible", "nll")),
+    ("dataset__augmentation__keypoint_flip_pairs", [], sides),
+    ("evaluate__keypoint_oks_sigmas", [0.01, 0.01, 0.01], keypoint_metrics),
     ("model__rfdetr__dropout", 0.5, training_output, RFDETR),
     ("model__rfdetr__drop_path", 0.5, training_output, RFDETR),
     ("model__rfdetr__expanded_scales", False, default_scales, RFDETR),

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from rtdetr_tool.api.detector import Detector
-from rtdetr_tool.api.results import PlainDetections
+from rtdetr_tool.api.results import PlainDetections, PlainKeyPoints
 
-__all__ = ["Detector", "PlainDetections"]
+__all__ = ["Detector", "PlainDetections", "PlainKeyPoints"]
 
 
 def __getattr__(name: str) -> Any:

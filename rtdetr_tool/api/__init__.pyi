@@ -7,6 +7,7 @@ from ..families.dfine.api import DFINEXLarge as DFINEXLarge
 from ..families.rfdetr.api import RFDETR as RFDETR
 from ..families.rfdetr.api import RFDETR2XLarge as RFDETR2XLarge
 from ..families.rfdetr.api import RFDETRBase as RFDETRBase
+from ..families.rfdetr.api import RFDETRKeypointPreview as RFDETRKeypointPreview
 from ..families.rfdetr.api import RFDETRLarge as RFDETRLarge
 from ..families.rfdetr.api import RFDETRLarge2025 as RFDETRLarge2025
 from ..families.rfdetr.api import RFDETRMedium as RFDETRMedium
@@ -23,3 +24,4 @@ from ..families.rfdetr.api import RFDETRXLarge as RFDETRXLarge
 from ..families.rtdetr.api import RTDETR as RTDETR
 from .detector import Detector as Detector
 from .results import PlainDetections as PlainDetections
+from .results import PlainKeyPoints as PlainKeyPoints

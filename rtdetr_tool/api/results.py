@@ -1,4 +1,7 @@
-"""The results of `predict`: `supervision.Detections` if that package is installed, else `PlainDetections`."""
+"""The results of `predict`: classes of supervision if that package is installed, else those here with their fields.
+
+They are `Detections` and, for models with keypoints, `KeyPoints`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.keypoints import pixel_covariance
 from rtdetr_tool.ops.masks import pixels_of
-from rtdetr_tool.ops.structures import Detections, InstanceMasks
+from rtdetr_tool.ops.structures import Detections, InstanceKeypoints, InstanceMasks
 
 # (xyxy, mask, confidence, class_id, tracker_id, data) of one object.
 Row = tuple[NDArray[np.float32], NDArray[np.bool_] | None, np.float32, np.int64, None, dict[str, Any]]
@@ -52,6 +56,32 @@ class PlainDetections:
         )  # fmt: skip
 
 
+@dataclass
+class PlainKeyPoints:
+    """The keypoints of the objects in an image, best object first, with the fields of `supervision.KeyPoints`."""
+
+    xy: NDArray[np.float32]  # [N, P, 2] pixels of the original image; 0 for keypoints that the class does not have
+    keypoint_confidence: NDArray[np.float32]  # [N, P] probability that the keypoint would be annotated, 0..1
+    detection_confidence: NDArray[np.float32]  # [N] 0..1
+    class_id: NDArray[np.int64]  # [N] class index
+    visible: NDArray[np.bool_]  # [N, P]
+    data: dict[str, Any] = field(default_factory=dict)  # [N] each
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A column of `data` by name, else the objects selected by `index`."""
+        if isinstance(index, str):
+            return self.data.get(index)
+        index = [index] if isinstance(index, (int, np.integer)) else index
+        columns = {name: np.asarray(values)[index] for name, values in self.data.items()}
+        return PlainKeyPoints(
+            self.xy[index], self.keypoint_confidence[index], self.detection_confidence[index], self.class_id[index],
+            self.visible[index], columns,
+        )  # fmt: skip
+
+
 def result_of(
     found: Detections, class_map: ClassMap | None, size: tuple[int, int], source: NDArray[np.uint8] | None
 ) -> Any:
@@ -59,6 +89,8 @@ def result_of(
 
     `data` has `class_name` and `source_shape` (height, width) of each object, `metadata` the image as `source_image`
     if it is given. Predictions of an index without a class are dropped.
+
+    With keypoints, `data` also has `xyxy`, `covariance` [N, P, 2, 2] in square pixels, and the image of each object.
     """
     if class_map is not None:
         keep = [class_map.category_id_of(label) is not None for label in found.labels.tolist()]
@@ -69,8 +101,12 @@ def result_of(
         "class_name": np.array(names, dtype=str),
         "source_shape": np.tile(np.array(size, dtype=np.int64), (len(labels), 1)),
     }
+    boxes = found.boxes.numpy().astype(np.float32).reshape(-1, 4)
+    if found.keypoints is not None:
+        images = {} if source is None else {"source_image": [source] * len(labels)}
+        return _key_points(found, found.keypoints, {**data, "xyxy": boxes, **images})
     return detections_class()(
-        xyxy=found.boxes.numpy().astype(np.float32).reshape(-1, 4),
+        xyxy=boxes,
         confidence=found.scores.numpy().astype(np.float32),
         class_id=labels,
         mask=None if found.masks is None else _pixels(found.masks),
@@ -79,17 +115,42 @@ def result_of(
     )
 
 
+def _key_points(found: Detections, keypoints: InstanceKeypoints, data: dict[str, Any]) -> Any:
+    points = keypoints.points.numpy().astype(np.float32)
+    precision = {
+        "keypoint_precision_cholesky": keypoints.precision.numpy().astype(np.float32),
+        "covariance": pixel_covariance(keypoints).numpy(),
+    }
+    return key_points_class()(
+        xy=points[..., :2],
+        keypoint_confidence=points[..., 2],
+        detection_confidence=found.scores.numpy().astype(np.float32),
+        class_id=found.labels.numpy().astype(np.int64),
+        visible=points[..., 2] > 0,
+        data={**data, **precision},
+    )
+
+
 def _pixels(masks: InstanceMasks) -> NDArray[np.bool_]:
     parts = [part.numpy() for part in pixels_of(masks)]
     return np.concatenate([np.zeros((0, *masks.size), dtype=np.bool_), *parts])
 
 
-@cache
 def detections_class() -> type[Any]:
     """`supervision.Detections`, or `PlainDetections` if supervision is not installed."""
+    return _class_of_supervision("Detections") or PlainDetections
+
+
+def key_points_class() -> type[Any]:
+    """`supervision.KeyPoints`, or `PlainKeyPoints` if supervision is not installed."""
+    return _class_of_supervision("KeyPoints") or PlainKeyPoints
+
+
+@cache
+def _class_of_supervision(name: str) -> type[Any] | None:
     try:
         import supervision
     except ImportError:
-        return PlainDetections
-    kind: type[Any] = supervision.Detections
+        return None
+    kind: type[Any] = getattr(supervision, name)
     return kind

@@ -35,7 +35,7 @@ def run(loaded: LoadedSpec) -> None:
     best = "" if results.best is None else best_spec_text(loaded, results.best.values)
     if best:
         write_atomically(folder / "best_spec.yaml", best)
-    score_name = best_score_name(spec.train.best_metric, spec.model.predicts_masks)
+    score_name = best_score_name(spec.train.best_metric, spec.model.predicts)
     log = [parameter.name for parameter in results.parameters if parameter.log]
     write_page(search_page(results.to_dict(), score_name, log, best, spec_text(folder)), folder)
     show_results(results, score_name)

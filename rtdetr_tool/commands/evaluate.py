@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.commands.tables import print_result
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.metrics.result import score_text
 from rtdetr_tool.spec import LoadedSpec
+from rtdetr_tool.spec.metric_names import SCORES, tao_name
 from rtdetr_tool.spec.required import results_folder
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank, world_size
@@ -34,13 +36,16 @@ def run(loaded: LoadedSpec) -> None:
     write_atomically(folder / "results.json", json.dumps(result.to_dict(), indent=2) + "\n")
     write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
     kpi = {"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
-    if result.masks is not None:
-        kpi |= {"test_segm_mAP": result.masks["AP"], "test_segm_mAP50": result.masks["AP50"]}
+    others = {kind: stats for kind, stats in result.by_kind.items() if kind != BOXES}
+    for kind, stats in others.items():
+        names = (tao_name(f"test/{name}") for name in SCORES[kind])
+        kpi |= dict(zip(names, (stats["AP"], stats["AP50"]), strict=False))
     current_status().running("Test metrics generated.", kpi=kpi)
     print_result(result)
     logger.info("Runtime %s on %s: %s", model.runtime.name, model.runtime.device, times.summary())
-    if result.masks is not None:
-        logger.info("Masks: mAP %s, mAP50 %s", score_text(result.masks["AP"]), score_text(result.masks["AP50"]))
+    for kind, stats in others.items():
+        scores = score_text(stats["AP"]), score_text(stats["AP50"])
+        logger.info("%s: mAP %s, mAP50 %s", kind.capitalize(), *scores)
     scores = score_text(result.map), score_text(result.map50)
     logger.info("mAP %s, mAP50 %s; wrote metrics and predictions to %s", *scores, folder)
     if section.report:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from rtdetr_tool.formats.precision import KeptNode, PrecisionGraph
 from rtdetr_tool.log import console
-from rtdetr_tool.metrics.result import CocoResult, score_text
+from rtdetr_tool.metrics.result import CocoResult, score_rows, score_text
 from rtdetr_tool.workflows.engine_precision import Variant
 
 SHOWN_REASONS = 12  # rows of the table of nodes that stay in a higher precision
@@ -15,11 +15,10 @@ SHOWN_REASONS = 12  # rows of the table of nodes that stay in a higher precision
 def print_result(result: CocoResult) -> None:
     """Print COCO's metrics and the score of each class; `-` is an undefined score."""
     numbers = Table("metric", title=f"COCO metrics (maxDets {result.max_dets})")
-    kinds = {"boxes": result.stats} if result.masks is None else {"boxes": result.stats, "masks": result.masks}
-    for kind in kinds:
+    for kind in result.by_kind:
         numbers.add_column(kind, justify="right")
-    for name in result.stats:  # as rows, because twelve columns do not fit a terminal
-        numbers.add_row(name, *(score_text(stats[name]) for stats in kinds.values()))
+    for scores in score_rows(result.by_kind):  # as rows, because twelve columns do not fit a terminal
+        numbers.add_row(*scores)
     numbers.add_section()
     best = result.best
     for name, value in (("F1", best.f1), ("precision", best.precision), ("recall", best.recall)):

@@ -28,8 +28,7 @@ def run(loaded: LoadedSpec) -> None:
     """Check the datasets, write and print the report; `DataError` at the end if training or scoring would fail."""
     spec, section = loaded.spec, loaded.spec.validate_data
     findings = Findings(section.num_pictures)
-    masks = spec.model.predicts_masks
-    datasets = load_splits(spec.dataset, findings, masks)
+    datasets = load_splits(spec.dataset, findings, spec.model.predicts)
     counts = check_contents(datasets, findings, scoring_of(spec))
     check_images(spec, datasets, findings)
 

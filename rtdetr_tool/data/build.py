@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
 import torch
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.data.build_sources import read_sources, sources_with_classes
 from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
@@ -29,7 +31,9 @@ from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.tiles import Tiling, collate_tiles
 from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.keypoints import Pose, swaps_of_pairs
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
 from rtdetr_tool.spec.tiles import TilesSpec
@@ -39,9 +43,13 @@ logger = logging.getLogger(__name__)
 ALWAYS_REPLACED = 10  # number of bad training images that is always accepted
 
 
-def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -> TrainDataset:
-    """All training sources as one dataset, optionally with masks; a negative seed means a random seed."""
-    sources = sources_with_classes(spec, "train", masks)
+def build_train_dataset(spec: DatasetSpec, seed: int = 0, kind: str = BOXES) -> TrainDataset:
+    """All training sources as one dataset; a negative seed means a random seed.
+
+    Args:
+        kind: what is read of objects, one of `catalog.PREDICTS`.
+    """
+    sources = sources_with_classes(spec, "train", kind)
     max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
     missing = sum(drop_missing_images(source, spec.on_bad_image) for source in sources)
     if missing > max_bad:
@@ -53,7 +61,7 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         )
     categories = joined_categories(sources)
     repairs = _report("train", sources)
-    class_map = _class_map(spec, categories)
+    class_map = _class_map(spec, categories, _joined_poses(sources))
     records = _records(spec, sources, class_map)
     augmentation = spec.augmentation
     height, width = augmentation.train_spatial_size
@@ -63,12 +71,12 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, masks: bool = False) -
         iou_crop_prob=augmentation.iou_crop_prob,
         preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
         zoom_out_prob=augmentation.zoom_out_prob,
-        flip_prob=augmentation.flip_prob,
+        flip_prob=flip_probability(augmentation.flip_prob, class_map),
         scale_jitter_prob=augmentation.scale_jitter_prob,
     )
     cache = None if spec.cache == "none" else ImageCache(spec.cache, int(spec.cache_gb * 1e9), len(records))
     dataset = TrainDataset(
-        records, class_map, transform, seed, spec.on_bad_image, repairs, masks, max_bad - missing, cache
+        records, class_map, transform, seed, spec.on_bad_image, repairs, kind, max_bad - missing, cache
     )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
@@ -83,22 +91,22 @@ def build_eval_dataset(
     spec: DatasetSpec,
     split: str = "val",
     class_map: ClassMap | None = None,
-    masks: bool = False,
+    kind: str = BOXES,
     tiling: Tiling | None = None,
 ) -> EvalDataset:
     """The `val` or `test` source as a dataset, with `tiling` of tiled images.
 
     With `class_map` (from the training data or a checkpoint) the categories of the source must be among its classes;
-    otherwise they are numbered as the spec specifies. `masks` also reads the masks of objects.
+    otherwise they are numbered as the spec specifies. `kind` is what is read of objects (`catalog.PREDICTS`).
     """
-    sources = (sources_with_classes if class_map is None else read_sources)(spec, split, masks)
+    sources = (sources_with_classes if class_map is None else read_sources)(spec, split, kind)
     if len(sources) != 1:
         raise DataError(f"dataset.{split}_data_sources: expected one data source, but got {len(sources)}")
     source = sources[0]
     drop_missing_images(source, "error")
     if class_map is None:
         report_confusable([source])
-        class_map = _class_map(spec, source.categories)
+        class_map = _class_map(spec, source.categories, source.poses)
     else:
         class_map = match_classes(source, class_map)
     dataset = EvalDataset(
@@ -107,7 +115,7 @@ def build_eval_dataset(
         spec.augmentation.eval_spatial_size,
         spec.augmentation.preserve_aspect_ratio,
         _report(split, [source]),
-        masks,
+        kind,
         tiling,
     )
     logger.info("%s data: %d images, %s", split.capitalize(), len(dataset), class_map.describe())
@@ -147,7 +155,7 @@ def scoring_of(spec: ExperimentSpec) -> Scoring:
         max_dets=spec.evaluate.max_dets,
         num_select=spec.model.num_select,
         num_queries=spec.model.query_count,
-        masks=spec.model.predicts_masks,
+        kind=spec.model.predicts,
     )
 
 
@@ -202,8 +210,50 @@ def build_loader(
     )
 
 
-def _class_map(spec: DatasetSpec, categories: Mapping[int, str]) -> ClassMap:
-    return ClassMap.from_categories(categories, spec.num_classes, spec.class_ids, spec.remap_mscoco_category)
+def _class_map(spec: DatasetSpec, categories: Mapping[int, str], poses: Mapping[int, Pose]) -> ClassMap:
+    class_map = ClassMap.from_categories(categories, spec.num_classes, spec.class_ids, spec.remap_mscoco_category)
+    pairs = spec.augmentation.keypoint_flip_pairs
+    return class_map.with_poses(poses if pairs is None else _with_swaps(poses, pairs))
+
+
+def _joined_poses(sources: Sequence[Source]) -> dict[int, Pose]:
+    """The poses of all sources by category id; DataError if a category has different numbers of keypoints."""
+    poses: dict[int, Pose] = {}
+    for source in sources:
+        for category_id, pose in source.poses.items():
+            known = poses.setdefault(category_id, pose)
+            if len(known.names) != len(pose.names):
+                raise DataError(
+                    f"Category {source.categories[category_id]!r} has {len(pose.names)} keypoints in {source.name}, "
+                    f"but {len(known.names)} in another source; expected the same in all sources."
+                )
+    return poses
+
+
+def _with_swaps(poses: Mapping[int, Pose], pairs: Sequence[int]) -> dict[int, Pose]:
+    """The poses with left and right as in `dataset.augmentation.keypoint_flip_pairs`."""
+    changed = {}
+    for category_id, pose in poses.items():
+        swaps = swaps_of_pairs(pairs, len(pose.names))
+        if swaps is None:
+            raise DataError(
+                f"dataset.augmentation.keypoint_flip_pairs: {list(pairs)} is invalid; expected pairs of different "
+                f"keypoints, 0 to {len(pose.names) - 1}"
+            )
+        changed[category_id] = replace(pose, swaps=swaps)
+    return changed
+
+
+def flip_probability(probability: float, class_map: ClassMap) -> float:
+    """How often to mirror images; never (with a warning) if it is unknown which keypoints are left and right."""
+    unknown = [class_map.name_of(index) for index, pose in class_map.poses.items() if pose.swaps is None]
+    if not probability or not unknown:
+        return probability
+    logger.warning(
+        "The names of the keypoints of %s do not show left and right; training without horizontal flips. Set "
+        "dataset.augmentation.keypoint_flip_pairs (empty = no keypoint has another side)", first_of(unknown, 4),
+    )  # fmt: skip
+    return 0.0
 
 
 def _records(

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import find_images
@@ -15,31 +16,38 @@ from rtdetr_tool.errors import DataError
 from rtdetr_tool.families import all_families
 from rtdetr_tool.spec import DatasetSpec
 
+# Kind -> what an object needs, the head that requires it, and files that have it; for messages.
+_REQUIRED = {
+    MASKS: ("a mask", "segmentation", "COCO files with `segmentation` or YOLO labels with polygons"),
+    KEYPOINTS: ("keypoints", "keypoint", "COCO files with `keypoints`, such as person_keypoints_train2017.json"),
+}
+
 
 def train_categories(spec: DatasetSpec) -> dict[int, str]:
     """Category id -> name of all training sources, independent of `num_classes`."""
     return joined_categories(sources_with_classes(spec, "train"))
 
 
-def read_sources(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+def read_sources(spec: DatasetSpec, split: str, kind: str = BOXES) -> list[Source]:
     """The annotations of every source of `train`, `val` or `test`, in any format.
 
     Raises:
-        DataError: `masks` is set, but a source has no masks.
+        DataError: a source has nothing of this kind (one of `catalog.PREDICTS`).
     """
     entries = _entries(spec, split)
     if not entries:
         raise DataError(
             f"dataset.{split}_data_sources: required, but not set; expected image_dir and json_file, or dataset_dir"
         )
-    sources = [_read(entry, split, spec.format, masks) for entry in entries]
+    sources = [_read(entry, split, spec.format, kind) for entry in entries]
     for source in sources:
         objects = sum(len(image.rows) for image in source.images.values())
-        if masks and objects and not source.has_masks:
+        if kind != BOXES and objects and not source.has(kind):
+            what, head, files = _REQUIRED[kind]
+            boxes = " or ".join(filter(None, (family.boxes_only(kind) for family in all_families())))
             raise DataError(
-                f"{source.name} (dataset.{split}_data_sources) has {objects} objects, but none has a mask, which a "
-                "segmentation head requires. Use COCO files with `segmentation` or YOLO labels with polygons, or train "
-                f"only boxes ({' or '.join(filter(None, (family.without_masks() for family in all_families())))})."
+                f"{source.name} (dataset.{split}_data_sources) has {objects} objects, but none has {what}, which a "
+                f"{head} head requires. Use {files}, or train only boxes ({boxes})."
             )
     return sources
 
@@ -59,25 +67,25 @@ def source_images(spec: DatasetSpec, split: str) -> list[str]:
     return list(paths)
 
 
-def _read(entry: Mapping[str, Any], split: str, data_format: str, masks: bool = False) -> Source:
+def _read(entry: Mapping[str, Any], split: str, data_format: str, kind: str = BOXES) -> Source:
     """A source `{image_dir, json_file}` or `{dataset_dir, split}`."""
     if entry.get("dataset_dir"):
-        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format, masks)
+        source = read_dataset_folder(entry["dataset_dir"], entry.get("split") or "", data_format, kind)
     else:
         missing = [key for key in ("image_dir", "json_file") if not entry.get(key)]
         if missing:
             raise DataError(
                 f"dataset.{split}_data_sources: {' and '.join(missing)} required, but not set in {dict(entry)}"
             )
-        source = read_source(entry["image_dir"], entry["json_file"], masks)
+        source = read_source(entry["image_dir"], entry["json_file"], kind)
     if not source.images:
         raise DataError(f"{source.name} (dataset.{split}_data_sources) has no images; expected at least one.")
     return source
 
 
-def sources_with_classes(spec: DatasetSpec, split: str, masks: bool = False) -> list[Source]:
+def sources_with_classes(spec: DatasetSpec, split: str, kind: str = BOXES) -> list[Source]:
     """The sources of a split, with classes decided over all splits of the spec."""
-    sources = read_sources(spec, split, masks)
+    sources = read_sources(spec, split, kind)
     if needs_other_splits(sources):
         decide_classes(sources, _other_splits(spec, split))
     return sources

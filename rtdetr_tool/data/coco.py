@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.data.coco_json import json_kind, load_json, without_garbage_collection
+from rtdetr_tool.data.coco_keypoints import PoseReader
 from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.joining import add_categories
 from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted_box
@@ -27,18 +29,18 @@ from rtdetr_tool.ops.masks import UNKNOWN, counts_of
 _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers
 
 
-def read_source(image_dir: str, json_file: str, masks: bool = False) -> Source:
+def read_source(image_dir: str, json_file: str, kind: str = BOXES) -> Source:
     """Read `json_file` with images in `image_dir`.
 
     `json_file` may also be a glob pattern, or a folder with JSON files; the files are joined, in order of their names.
-    Masks are read only on request, because they are most of a file.
+    Masks and keypoints are read only on request (`kind`), because they are most of a file.
     """
     if not os.path.isdir(image_dir):
         raise MissingData(f"The image directory {image_dir!r} does not exist (image_dir of json_file {json_file!r}).")
     paths = _annotation_files(json_file)
     source = Source(json_file)
     for path in paths:
-        _Reader(path, image_dir, source, masks).read()
+        _Reader(path, image_dir, source, kind).read()
     return source
 
 
@@ -59,14 +61,15 @@ def _annotation_files(json_file: str) -> list[str]:
 class _Reader:
     """Validates one file and adds its content to a source."""
 
-    def __init__(self, path: str, image_dir: str, source: Source, masks: bool) -> None:
-        self.path, self.image_dir, self.source, self.masks = path, image_dir, source, masks
+    def __init__(self, path: str, image_dir: str, source: Source, kind: str) -> None:
+        self.path, self.image_dir, self.source, self.kind = path, image_dir, source, kind
         self.repairs = source.repairs
         self.units = BoxUnits(XYWH)
+        self.poses = PoseReader(path, source)
         self.joined: dict[int, int] = {}  # category id of this file -> of the source, which may have several files
 
     def read(self) -> None:
-        content = load_json(self.path, self.masks)
+        content = load_json(self.path, self.kind)
         for key in ("images", "annotations", "categories"):
             if key not in content:
                 raise DataError(
@@ -80,6 +83,8 @@ class _Reader:
             self._categories(content.pop("categories"))
             self._images(content.pop("images"))
             self._annotations(content.pop("annotations"))
+        if self.kind == KEYPOINTS:
+            self.poses.complete()
         self.units.check(self.path, self.repairs)
 
     def _categories(self, entries: list[Any]) -> None:
@@ -103,6 +108,8 @@ class _Reader:
         id_of = {name: category_id for category_id, name in self.source.categories.items()}
         self.joined = {category_id: id_of[name] for category_id, name in names.items()}
         self.source.supercategories.update({self.joined[id_]: name for id_, name in supercategories.items()})
+        if self.kind == KEYPOINTS:
+            self.poses.read_categories(entries, self.joined)
 
     def _images(self, entries: list[Any]) -> None:
         known = self.source.images
@@ -175,8 +182,10 @@ class _Reader:
             box = self._box(entry.get("bbox"), image, where)
             if box is not None:
                 image.rows.append((*box, joined, self._crowd(entry, where), self._area(entry, box, where)))
-                if self.masks:
+                if self.kind == MASKS:
                     image.masks.append(self._mask(entry.get("segmentation"), image, where))
+                elif self.kind == KEYPOINTS:
+                    image.keypoints.append(self.poses.points(entry.get("keypoints"), joined, image, where))
         if unknown:
             raise DataError(
                 f"Annotations in {self.path} have category ids that are not in 'categories': "

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.faults import names_in
 from rtdetr_tool.data.source import Source, spellings
@@ -25,15 +26,14 @@ def coco_evidence(place: str) -> str:
     return os.path.join("annotations", names[0]) if names else ""
 
 
-def read_coco_split(place: str, split: str, masks: bool = False) -> Source:
-    """Read `annotations/instances_<split>.json` with images in `<split>/` or `images/<split>/`."""
+def read_coco_split(place: str, split: str, kind: str = BOXES) -> Source:
+    """Read `annotations/instances_<split>.json` with images in `<split>/` or `images/<split>/`.
+
+    With `kind` keypoints it is `annotations/person_keypoints_<split>.json`, if the folder has that.
+    """
     folder = os.path.join(place, "annotations")
-    matches = [
-        match
-        for name in spellings(split)
-        for file in names_in(folder)
-        if (match := re.fullmatch(_INSTANCES, file)) and re.fullmatch(rf"{re.escape(name)}(\d{{4}})?", match[1])
-    ]
+    kinds = ("person_keypoints", "instances") if kind == KEYPOINTS else ("instances",)
+    matches = next(filter(None, (_files_of(folder, split, start) for start in kinds)), [])
     if len(matches) != 1:
         content = first_of(names_in(folder), 8) or "no files"
         problem = "several annotation files" if matches else "no annotation file"
@@ -47,7 +47,17 @@ def read_coco_split(place: str, split: str, masks: bool = False) -> Source:
     images = next((path for path in candidates if os.path.isdir(path)), None)
     if images is None:
         raise DataError(f"{matches[0][0]} has no image folder; expected {' or '.join(candidates[:2])}.")
-    return read_source(images, os.path.join(folder, matches[0][0]), masks)
+    return read_source(images, os.path.join(folder, matches[0][0]), kind)
+
+
+def _files_of(folder: str, split: str, start: str) -> list[re.Match[str]]:
+    """The annotation files of a split whose names begin with `start`."""
+    return [
+        match
+        for name in spellings(split)
+        for file in names_in(folder)
+        if (match := re.fullmatch(rf"{start}_({re.escape(name)}(?:\d{{4}})?)\.json", file))
+    ]
 
 
 def roboflow_evidence(place: str) -> str:
@@ -55,13 +65,13 @@ def roboflow_evidence(place: str) -> str:
     return next((os.path.relpath(path, place) for path in _roboflow_files(place)), "")
 
 
-def read_roboflow_split(place: str, split: str, masks: bool = False) -> Source:
+def read_roboflow_split(place: str, split: str, kind: str = BOXES) -> Source:
     """Read `<split>/_annotations.coco.json` with images in the same folder; without `split`, the one in `place`."""
     folders = [os.path.join(place, name) for name in spellings(split)] if split else [place]
     for folder in folders:
         path = os.path.join(folder, ROBOFLOW_FILE)
         if os.path.isfile(path):
-            source = read_source(folder, path, masks)
+            source = read_source(folder, path, kind)
             source.groups = _groups(source)
             return source
     present = ", ".join(os.path.relpath(path, place) for path in _roboflow_files(place)) or "no annotation file"
@@ -69,7 +79,7 @@ def read_roboflow_split(place: str, split: str, masks: bool = False) -> Source:
     raise MissingSplit(f"{place} has no {expected}; it contains {present}.")
 
 
-_INSTANCES = r"instances_(.+)\.json"
+_INSTANCES = r"(?:instances|person_keypoints)_(.+)\.json"
 
 
 def _roboflow_files(place: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.data.faults import retried
 from rtdetr_tool.errors import DataError, MissingData
 from rtdetr_tool.files import read_limited
@@ -16,14 +17,16 @@ from rtdetr_tool.ops.masks import compact
 LARGEST_FILE = 8 << 30  # bytes; COCO's files have 0.5 GB, those of Objects365 less than 5
 
 
-def load_json(path: str, masks: bool = False) -> dict[str, Any]:
-    """The object in a JSON file, without `segmentation` entries unless `masks`; DataError for anything else.
+def load_json(path: str, kind: str = BOXES) -> dict[str, Any]:
+    """The object in a JSON file; DataError for anything else.
+
+    Masks and keypoints are dropped while parsing unless `kind` asks for them: they take most of the memory.
 
     The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     """
     try:
         with without_garbage_collection():
-            content = json.loads(_read_text(path), object_hook=_with_compact_masks if masks else _without_masks)
+            content = json.loads(_read_text(path), object_hook=_HOOKS[kind])
     except RecursionError as error:
         raise DataError(f"Annotation file {path} is nested too deeply for a COCO file.") from error
     except DataError:
@@ -56,16 +59,25 @@ def _read_text(path: str) -> str:
     return text
 
 
-def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop masks while parsing: in COCO's files they take most of the memory."""
+def _boxes_only(entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop("segmentation", None)
+    entry.pop("keypoints", None)
+    return entry
+
+
+def _with_keypoints(entry: dict[str, Any]) -> dict[str, Any]:
     entry.pop("segmentation", None)
     return entry
 
 
 def _with_compact_masks(entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop("keypoints", None)
     if "segmentation" in entry:
         entry["segmentation"] = compact(entry["segmentation"])
     return entry
+
+
+_HOOKS = {BOXES: _boxes_only, MASKS: _with_compact_masks, KEYPOINTS: _with_keypoints}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder
@@ -23,7 +24,7 @@ from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.tiles import TiledSample, Tiling, tiled_sample
 from rtdetr_tool.data.transforms import to_relative
-from rtdetr_tool.data.window import Window, render_masks
+from rtdetr_tool.data.window import Placement, Window
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.masks import decode
@@ -35,15 +36,15 @@ Sample = tuple[Tensor, Target]
 
 
 class Transform(Protocol):
-    """Augmentation of an image with its boxes and labels, and optionally its masks."""
+    """Augmentation of an image with its boxes and labels."""
 
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
-    def with_masks(
-        self, image: Tensor, boxes: Tensor, labels: Tensor, masks: NDArray[np.uint8] | None, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+    def placed(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Placement, NDArray[np.int64]]: ...
 
 
 BOXES_TO_CHECK = 200  # boxes before augmentation, or all if there are fewer
@@ -66,13 +67,14 @@ class DetectionDataset(Dataset[Sample | TiledSample | FailedImage]):
         records: Sequence[ImageRecord],
         class_map: ClassMap,
         repairs: Repairs | None = None,
-        with_masks: bool = False,
+        kind: str = BOXES,
     ) -> None:
         if not len(records):
             raise DataError("The dataset has no images; expected at least one.")
         self.records, self.class_map = records, class_map
         self.repairs = repairs or Repairs()
-        self.with_masks = with_masks  # whether records and targets have masks
+        self.kind = kind  # what records and targets have, one of `catalog.PREDICTS`
+        self._swaps = swaps_by_class(class_map) if kind == KEYPOINTS else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -100,14 +102,33 @@ class DetectionDataset(Dataset[Sample | TiledSample | FailedImage]):
             check_folder(record.path)
             raise
 
-    def _masks(self, record: ImageRecord, keep: NDArray[np.bool_], image: Tensor) -> NDArray[np.uint8] | None:
-        """Masks [N, H, W] of 0 and 1 of the objects to `keep`; None if masks were not read."""
-        if not self.with_masks:
-            return None
-        height, width = image.shape[-2:]
-        counts = record.masks or []
-        masks = [decode(counts[index], height, width) for index in np.flatnonzero(keep)]
-        return np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
+    def _shapes(
+        self, record: ImageRecord, objects: NDArray[np.int64], size: tuple[int, int], placement: Placement
+    ) -> dict[str, Tensor]:
+        """Masks or keypoints of these objects of an image of `size` (height, width), as fields of a `Target`."""
+        if self.kind == MASKS:
+            return {MASKS: placement.masks(_decoded(record, objects, size))}
+        if self._swaps is None:
+            return {}
+        points = record.keypoints
+        points = np.zeros((len(record), self._swaps.shape[1], 3)) if points is None else points
+        return {KEYPOINTS: placement.keypoints(points[objects], self._swaps[record.labels[objects]])}
+
+
+def _decoded(record: ImageRecord, objects: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Masks [N, H, W] of 0 and 1 of the objects."""
+    counts = record.masks or []
+    masks = [decode(counts[index], *size) for index in objects]
+    return np.stack(masks) if masks else np.zeros((0, *size), np.uint8)
+
+
+def swaps_by_class(class_map: ClassMap) -> NDArray[np.int64]:
+    """[classes, P] the keypoint that takes the place of each one in a mirrored image; itself where unknown."""
+    swaps = np.tile(np.arange(max(class_map.keypoint_counts, default=0)), (class_map.num_classes, 1))
+    for index, pose in class_map.poses.items():
+        if pose.swaps is not None:
+            swaps[index, : len(pose.swaps)] = pose.swaps
+    return swaps
 
 
 class TrainDataset(DetectionDataset):
@@ -132,11 +153,11 @@ class TrainDataset(DetectionDataset):
         seed: int = 0,
         on_bad_image: str = "skip",
         repairs: Repairs | None = None,
-        with_masks: bool = False,
+        kind: str = BOXES,
         max_bad: int | None = None,
         cache: ImageCache | None = None,
     ) -> None:
-        super().__init__(records, class_map, repairs, with_masks)
+        super().__init__(records, class_map, repairs, kind)
         self.cache = cache
         self.transform, self.max_bad = transform, max_bad
         self.seed = seed if seed >= 0 else int.from_bytes(os.urandom(4), "little")
@@ -175,13 +196,12 @@ class TrainDataset(DetectionDataset):
         keep = ~record.iscrowd
         boxes, labels = torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
         height, width = image.shape[-2:]
-        image, boxes, labels, masks = self.transform.with_masks(
-            image, boxes, labels, self._masks(record, keep, image), rng
-        )
+        image, boxes, labels, placement, kept = self.transform.placed(image, boxes, labels, rng)
+        shapes = self._shapes(record, np.flatnonzero(keep)[kept], (height, width), placement)
         self._count_boxes(int(keep.sum()), len(boxes))
         # An augmented image cannot be mapped back to pixels of the original, so its own size is used.
         scale = (float(image.shape[-1]), float(image.shape[-2]))
-        return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, masks)
+        return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, **shapes)
 
     def _count_boxes(self, original: int, kept: int) -> None:
         """Warn once if augmentation drops nearly all boxes."""
@@ -223,10 +243,10 @@ class EvalDataset(DetectionDataset):
         spatial_size: Sequence[int],
         preserve_aspect_ratio: bool = False,
         repairs: Repairs | None = None,
-        with_masks: bool = False,
+        kind: str = BOXES,
         tiling: Tiling | None = None,
     ) -> None:
-        super().__init__(records, class_map, repairs, with_masks)
+        super().__init__(records, class_map, repairs, kind)
         self.tiling = tiling
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
@@ -234,9 +254,7 @@ class EvalDataset(DetectionDataset):
         """A dataset with `count` of the images, sampled with `seed` and in their original order."""
         indices = sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
         records = [self.records[index] for index in indices]
-        return EvalDataset(
-            records, self.class_map, self.spatial_size, self.preserve_aspect_ratio, with_masks=self.with_masks
-        )
+        return EvalDataset(records, self.class_map, self.spatial_size, self.preserve_aspect_ratio, kind=self.kind)
 
     def sample(self, index: int) -> Sample | TiledSample:
         record = self.records[index]
@@ -245,19 +263,17 @@ class EvalDataset(DetectionDataset):
         across, down = prepared.box_scale
         boxes = torch.from_numpy(to_relative(record.boxes[keep], (down, across)))
         labels = torch.from_numpy(record.labels[keep])
+        shapes = self._shapes(record, np.flatnonzero(keep), *self._placement(image))
         target = Target(
-            boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path,
-            self._target_masks(record, keep, image),
-        )  # fmt: skip
+            boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path, **shapes
+        )
         if self.tiling is not None:
             return tiled_sample(image, target, self.tiling, self.spatial_size, self.preserve_aspect_ratio)
         return prepared.image, target
 
-    def _target_masks(self, record: ImageRecord, keep: NDArray[np.bool_], image: Tensor) -> Tensor | None:
-        masks = self._masks(record, keep, image)
-        if masks is None:
-            return None
+    def _placement(self, image: Tensor) -> tuple[tuple[int, int], Placement]:
+        """The (height, width) of a decoded image, and where it is in the network's input."""
         height, width = image.shape[-2:]
         outer = input_size(self.spatial_size, self.preserve_aspect_ratio)
         inner = letterbox_size((height, width), outer[0]) if self.preserve_aspect_ratio else outer
-        return render_masks(masks, Window(0, 0, width, height), inner, outer, mirrored=False)
+        return (height, width), Placement(Window(0, 0, width, height), inner, outer)

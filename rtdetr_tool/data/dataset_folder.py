@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.data import coco_folder, voc, yolo
 from rtdetr_tool.data.source import Source
 from rtdetr_tool.errors import DataError, MissingData
@@ -22,7 +23,7 @@ class Format:
     title: str
     looked_for: str
     evidence: Callable[[str], str]  # folder -> the file that identifies the format, or an empty string
-    read: Callable[[str, str, bool], Source]  # folder, name of the split, and whether to read masks
+    read: Callable[[str, str, str], Source]  # folder, name of the split, and what to read (`catalog.PREDICTS`)
     needs_split: bool = False
 
 
@@ -37,11 +38,11 @@ FORMATS: dict[str, Format] = {
         coco_folder.read_roboflow_split,
     ),
     "yolo": Format("YOLO", yolo.LOOKED_FOR, yolo.evidence, yolo.read_split, needs_split=True),
-    "voc": Format("Pascal VOC", voc.LOOKED_FOR, voc.evidence, lambda place, split, masks: voc.read_split(place, split)),
+    "voc": Format("Pascal VOC", voc.LOOKED_FOR, voc.evidence, lambda place, split, kind: voc.read_split(place, split)),
 }
 
 
-def read_dataset_folder(place: str, split: str = "", name: str = "auto", masks: bool = False) -> Source:
+def read_dataset_folder(place: str, split: str = "", name: str = "auto", kind: str = BOXES) -> Source:
     """Read a split of the dataset in the folder `place`, in the format `name` (a key of `FORMATS`, or `auto`).
 
     Without `split`, the folder itself is the split. `place` may also be the YAML file of a YOLO dataset.
@@ -58,7 +59,7 @@ def read_dataset_folder(place: str, split: str = "", name: str = "auto", masks: 
     if selected.needs_split and not split:
         raise DataError(f"{place} is a {selected.title} dataset; set `split` (train, val or test) next to dataset_dir.")
     logger.info("Reading %s as %s (it has %s)", place, selected.title, matches[name])
-    return selected.read(place, split, masks)
+    return selected.read(place, split, kind)
 
 
 def _only_match(place: str, matches: dict[str, str]) -> str:

@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "no_objects": (ERROR, "the split has no objects (crowd regions do not count)"),
     "no_scored_objects": (ERROR, "no objects of the scored classes: all scores would be undefined"),
     "no_scored_masks": (ERROR, "none of the scored objects has a mask: all mask scores would be undefined"),
+    "no_scored_keypoints": (ERROR, "none of the scored objects has keypoints: all keypoint scores would be undefined"),
     "unknown_eval_class": (ERROR, "dataset.eval_class_ids has ids that are not category ids of the dataset"),
     "image_unreadable": (ERROR, "images that cannot be read"),
     "too_many_replaced": (ERROR, "missing or unreadable images, more than dataset.max_bad_share allows"),
@@ -56,8 +57,8 @@ KINDS: dict[str, tuple[str, str]] = {
 EXAMPLES = 5
 # At most once per split, so shown without a count.
 _UNCOUNTED = (
-    "unusable", "no_objects", "no_scored_objects", "no_scored_masks", "unknown_eval_class", "max_dets_not_reached",
-    "test_without_objects", "no_test_split",
+    "unusable", "no_objects", "no_scored_objects", "no_scored_masks", "no_scored_keypoints", "unknown_eval_class",
+    "max_dets_not_reached", "test_without_objects", "no_test_split",
 )  # fmt: skip
 
 

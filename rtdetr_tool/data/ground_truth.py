@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rtdetr_tool.data.records import ImageRecord
-from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.masks import UNKNOWN, to_coco
 
 
@@ -17,12 +17,14 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    poses = class_map.poses
     id_of = {entry.index: entry.category_id for entry in class_map.entries}
     for record in records:
         images.append({"id": record.image_id, "file_name": record.path, "width": record.width, "height": record.height})
         columns = (record.boxes.tolist(), record.labels.tolist(), record.iscrowd.tolist(), record.area.tolist())
         masks = record.masks or [UNKNOWN] * len(record)
-        for (x1, y1, x2, y2), label, crowd, area, counts in zip(*columns, masks, strict=True):
+        points = [None] * len(record) if record.keypoints is None else record.keypoints
+        for (x1, y1, x2, y2), label, crowd, area, counts, pose in zip(*columns, masks, points, strict=True):
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": record.image_id,
@@ -33,6 +35,17 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
             }
             if counts != UNKNOWN:
                 annotation["segmentation"] = to_coco(counts, (record.height, record.width))
+            if pose is not None and label in poses:
+                own = pose[: len(poses[label].names)]
+                annotation |= {"keypoints": own.ravel().tolist(), "num_keypoints": int((own[:, 2] > 0).sum())}
             annotations.append(annotation)
-    categories = [{"id": entry.category_id, "name": entry.name} for entry in class_map.entries]
+    categories = [_category(entry) for entry in class_map.entries]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _category(entry: ClassEntry) -> dict[str, Any]:
+    category = {"id": entry.category_id, "name": entry.name}
+    if entry.pose is None:
+        return category
+    described = entry.pose.to_dict()
+    return {**category, "keypoints": described["keypoints"], "skeleton": described["skeleton"]}

@@ -93,11 +93,24 @@ def match_classes(source: Source, class_map: ClassMap) -> ClassMap:
         DataError: objects have a class that `class_map` does not have, or names and ids are in conflict.
     """
     try:
-        return _match(source, class_map)
+        matched = _match(source, class_map)
     except DataError:
         if not _drop_unused(source, set(class_map.categories.values())):
             raise
-    return _match(source, class_map)
+        matched = _match(source, class_map)
+    return _with_poses(source, matched)
+
+
+def _with_poses(source: Source, class_map: ClassMap) -> ClassMap:
+    """`class_map` with the keypoints of `source`; DataError if it has other numbers of keypoints."""
+    for entry in class_map.entries:
+        pose = source.poses.get(entry.category_id)
+        if pose is not None and entry.pose is not None and len(pose.names) != len(entry.pose.names):
+            raise DataError(
+                f"Category {entry.name!r} has {len(pose.names)} keypoints in {source.name}, but "
+                f"{len(entry.pose.names)} in the training data or checkpoint; expected the same in both."
+            )
+    return class_map.with_poses(source.poses)
 
 
 def _drop_unused(source: Source, known: set[str]) -> bool:

@@ -26,6 +26,8 @@ class ImageRecord:
     area: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # [N] square pixels
 
     masks: list[bytes] | None = None  # per object (see `ops/masks`); None if masks were not read
+    # [N, P, 3] x, y in pixels and COCO's visibility, all 0 if not labeled; None if keypoints were not read
+    keypoints: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

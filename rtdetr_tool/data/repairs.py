@@ -36,6 +36,11 @@ KINDS = {
     "outline_boxed": "polygons: bounding boxes used",
     "mask_missing": "objects without a mask: no mask loss, not scored by mask",
     "mask_malformed": "masks that are not valid polygons or run lengths for their image: treated as missing",
+    "keypoints_missing": "objects without keypoints: no keypoint loss, not scored by keypoints",
+    "keypoints_malformed": "keypoints that are not x, y and a visibility of 0, 1 or 2 for each keypoint of their "
+    "category: treated as missing",
+    "keypoint_outside": "keypoints outside their image: treated as not labeled",
+    "skeleton_malformed": "skeletons that are not pairs of keypoints of their category: lines not drawn",
     "keypoints_left_out": "poses: boxes used, keypoints ignored",
     "object_difficult": "objects marked difficult: treated as crowd regions, not trained on and not scored",
     "iscrowd_assumed": "annotations with a missing or invalid iscrowd (expected 0 or 1): treated as single objects",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.records import ImageRecord
@@ -31,23 +32,24 @@ class Scoring:
         class_ids: category ids that are scored; None means all.
         max_dets: counted detections per class and image.
         num_select, num_queries: of the model; None without a model.
-        masks: whether the best checkpoint is selected by mask metrics.
+        kind: what decides the best checkpoint, one of `catalog.PREDICTS`.
     """
 
     class_ids: tuple[int, ...] | None = None
     max_dets: int = COCO_MAX_DETS
     num_select: int | None = None
     num_queries: int | None = None
-    masks: bool = False
+    kind: str = BOXES
 
 
 @dataclass
 class ScoredCounts:
-    """Objects of a split without crowd regions: all, those of scored classes, and scored ones with a mask."""
+    """Objects of a split without crowd regions: all, those of scored classes, and of these those with a mask or
+    keypoints."""
 
     objects: int = 0
     scored: int = 0
-    with_mask: int = 0
+    with_shape: int = 0
 
 
 def check_scoring(split: str, dataset: DetectionDataset, scoring: Scoring, findings: Findings) -> None:
@@ -61,8 +63,8 @@ def check_scoring(split: str, dataset: DetectionDataset, scoring: Scoring, findi
         findings.add("test_without_objects", split)
     elif counts.objects and not counts.scored:
         findings.add("no_scored_objects", split, f"dataset.eval_class_ids is {sorted(scoring.class_ids or ())}")
-    elif scoring.masks and counts.scored and not counts.with_mask:
-        findings.add("no_scored_masks", split)
+    elif scoring.kind != BOXES and counts.scored and not counts.with_shape:
+        findings.add(f"no_scored_{scoring.kind}", split)
 
 
 def log_scoring(split: str, dataset: DetectionDataset, scoring: Scoring) -> None:
@@ -71,8 +73,8 @@ def log_scoring(split: str, dataset: DetectionDataset, scoring: Scoring) -> None
     counts = _count_objects(split, dataset, scoring, findings)
     if not counts.scored:
         findings.add("test_without_objects", split)
-    elif scoring.masks and not counts.with_mask:
-        findings.add("no_scored_masks", split)
+    elif scoring.kind != BOXES and not counts.with_shape:
+        findings.add(f"no_scored_{scoring.kind}", split)
     for finding in findings:
         logger.warning("%s", finding.line())
 
@@ -91,7 +93,7 @@ def _count_objects(split: str, dataset: DetectionDataset, scoring: Scoring, find
         is_scored = scored[labels]
         counts.objects += len(labels)
         counts.scored += int(is_scored.sum())
-        counts.with_mask += _with_mask(record, scored) if scoring.masks else 0
+        counts.with_shape += _with_shape(record, scored, scoring.kind)
         _check_counts(split, dataset, record, labels[is_scored], len(labels), scoring, findings)
     _check_limits(split, scoring, int(scored.size), findings)
     return counts
@@ -118,9 +120,13 @@ def _check_counts(
         findings.add("beyond_num_select", split, where, record=record)
 
 
-def _with_mask(record: ImageRecord, scored: NDArray[np.bool_]) -> int:
-    masks = record.masks or [UNKNOWN] * len(record)
-    known = np.array([mask != UNKNOWN for mask in masks], dtype=bool)
+def _with_shape(record: ImageRecord, scored: NDArray[np.bool_], kind: str) -> int:
+    """The number of scored objects that have what `kind` requires in addition to a box."""
+    known = np.zeros(len(record), dtype=bool)
+    if kind == MASKS and record.masks:
+        known = np.array([mask != UNKNOWN for mask in record.masks], dtype=bool)
+    elif kind == KEYPOINTS and record.keypoints is not None:
+        known = np.logical_or.reduce(record.keypoints[..., 2] > 0, axis=1)
     return int((known & ~record.iscrowd & scored[record.labels]).sum())
 
 

@@ -6,7 +6,7 @@ counts, and as a whole into spawned workers. Shared tensors are passed by handle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -41,6 +41,10 @@ class SerializedRecords(Sequence[ImageRecord]):
             masks = [counts for record in records for counts in record.masks or [b""] * len(record)]
             self.masks = _bytes(masks)
             self.mask_ends = _shared(np.cumsum([0, *map(len, masks)], dtype=np.int64))  # one more than objects
+        self.keypoints: Tensor | None = None
+        poses = [record.keypoints for record in records if record.keypoints is not None]
+        if poses:
+            self.keypoints = _shared(_joined(poses, np.zeros((0, *poses[0].shape[1:]))))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,6 +65,7 @@ class SerializedRecords(Sequence[ImageRecord]):
             iscrowd=self.iscrowd[objects].numpy(),
             area=self.area[objects].numpy(),
             masks=self._masks(objects),
+            keypoints=None if self.keypoints is None else self.keypoints[objects].numpy(),
         )
 
     def _masks(self, objects: slice) -> list[bytes] | None:
@@ -92,7 +97,7 @@ def _bytes(texts: Sequence[bytes]) -> Tensor:
     return _shared(np.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=np.uint8))
 
 
-def _joined(arrays: Iterator[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
+def _joined(arrays: Iterable[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate(list(chain([empty], arrays)))
 
 

@@ -17,6 +17,7 @@ from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import open_regular
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.keypoints import Pose
 
 # Annotation tools round: boxes may extend beyond the image by this much (pixels) without clipping, as in COCO's files.
 OVERHANG = 0.5
@@ -40,6 +41,8 @@ class AnnotatedImage:
     height: int
     rows: list[Row] = field(default_factory=list)  # (x1, y1, x2, y2, category id, crowd, area)
     masks: list[bytes] = field(default_factory=list)  # per row (see `ops/masks`), if masks are read
+    # Per row x, y, visibility, x, y, ... in pixels, if keypoints are read; empty if not labeled.
+    keypoints: list[tuple[float, ...]] = field(default_factory=list)
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Source:
     If the format has only class names, `ids_known` is False and ids are assigned from 0. `supercategories` are those of
     the files, by category id. `groups` are ids of categories that may only group others, as in Roboflow's exports.
     `names_seen` means that no file lists the classes, so that they are those of the objects.
+    `poses` are the keypoints of categories, if they are read.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Source:
     supercategories: dict[int, str] = field(default_factory=dict)
     groups: set[int] = field(default_factory=set)
     names_seen: bool = False
+    poses: dict[int, Pose] = field(default_factory=dict)
 
     @property
     def used(self) -> set[str]:
@@ -66,14 +71,14 @@ class Source:
         ids = {row[4] for image in self.images.values() for row in image.rows}
         return {self.categories[category_id] for category_id in ids}
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether the mask of any object is known."""
-        return any(any(image.masks) for image in self.images.values())
+    def has(self, kind: str) -> bool:
+        """Whether any object has a mask (`catalog.MASKS`) or keypoints (`catalog.KEYPOINTS`)."""
+        return any(any(getattr(image, kind)) for image in self.images.values())
 
     def records(self, class_map: ClassMap) -> list[ImageRecord]:
         index_of = {category_id: class_map.index_of(category_id) for category_id in self.categories}
-        return [_record(image_id, image, index_of) for image_id, image in self.images.items()]
+        most = max(class_map.keypoint_counts, default=0)
+        return [_record(image_id, image, index_of, most) for image_id, image in self.images.items()]
 
     def renumber(self, categories: Mapping[int, str]) -> None:
         """Use the ids of `categories` (id -> name), which must have every name of this source, without duplicates."""
@@ -82,6 +87,7 @@ class Source:
         for image in self.images.values():
             image.rows = [(*row[:4], new[row[4]], *row[5:]) for row in image.rows]
         self.categories = {new[old]: name for old, name in self.categories.items()}
+        self.poses = {new[old]: pose for old, pose in self.poses.items() if old in new}
 
 
 def spellings(split: str) -> tuple[str, ...]:
@@ -178,9 +184,14 @@ def _missing(paths: Iterable[str]) -> set[str]:
     return missing
 
 
-def _record(image_id: int, image: AnnotatedImage, index_of: Mapping[int, int]) -> ImageRecord:
+def _record(image_id: int, image: AnnotatedImage, index_of: Mapping[int, int], most_keypoints: int) -> ImageRecord:
     if not image.rows:
         return ImageRecord(image.path, image_id, image.width, image.height)
+    keypoints = None
+    if image.keypoints:
+        keypoints = np.zeros((len(image.rows), most_keypoints, 3))
+        for row, values in zip(keypoints, image.keypoints, strict=True):
+            row[: len(values) // 3] = np.reshape(values, (-1, 3))
     return ImageRecord(
         path=image.path,
         image_id=image_id,
@@ -191,4 +202,5 @@ def _record(image_id: int, image: AnnotatedImage, index_of: Mapping[int, int]) -
         iscrowd=np.array([row[5] for row in image.rows], dtype=np.bool_),
         area=np.array([row[6] for row in image.rows], dtype=np.float64),
         masks=image.masks or None,
+        keypoints=keypoints,
     )

@@ -9,7 +9,7 @@ step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rtdetr_tool.data.photometric import draw_distortion
 from rtdetr_tool.data.preprocess import input_size, letterbox_size
-from rtdetr_tool.data.window import Window, render, render_masks
+from rtdetr_tool.data.window import Placement, Window
 
 ZOOM_RANGE = (1.0, 4.0)
 MIN_SIZE = 1.0  # pixels; boxes with a smaller width or height are removed
@@ -51,12 +51,12 @@ class TrainTransform:
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.with_masks(image, boxes, labels, None, rng)[:3]
+        return self.placed(image, boxes, labels, rng)[:3]
 
-    def with_masks(
-        self, image: Tensor, boxes: Tensor, labels: Tensor, masks: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The same with masks [N, H, W] of 0 and 1, which are returned as bool [n, *size]."""
+    def placed(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Placement, NDArray[np.int64]]:
+        """The same with the placement of the image, and the indices of the remaining boxes."""
         distort = draw_distortion(rng, self.distortion_prob)
         height, width = image.shape[-2:]
         window = Window(0, 0, width, height)
@@ -77,14 +77,12 @@ class TrainTransform:
         scaled = corners * ([inner[1] / window.width, inner[0] / window.height] * 2)  # pixels of the output
         keep = large_enough(scaled)
         kept = kept[keep]
+        placement = Placement(window, inner, outer, mirrored)
         rows, columns = window.visible(height, width)
         visible = Window(window.left - columns.start, window.top - rows.start, window.width, window.height)
-        return (
-            render(distort(image, rows, columns), visible, inner, outer, mirrored),
-            torch.from_numpy(to_relative(scaled[keep], outer)),
-            labels[torch.from_numpy(kept)],
-            None if masks is None else render_masks(masks[kept], window, inner, outer, mirrored),
-        )
+        pixels = replace(placement, window=visible).image(distort(image, rows, columns))
+        remaining = torch.from_numpy(to_relative(scaled[keep], outer))
+        return pixels, remaining, labels[torch.from_numpy(kept)], placement, kept
 
     def _sizes(self, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) of the resized window and of the whole output."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdetr_tool.data.preprocess import resize
@@ -47,6 +48,46 @@ class Window:
         moved = (boxes - [self.left, self.top] * 2).clip(0, limit)
         keep = ((moved[:, 2:] - moved[:, :2]) >= 1).all(axis=1)
         return moved[keep], keep
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the window of an image is in the network's input: resized to `inner`, at the top left of `outer`.
+
+    Sizes are (height, width). Images, masks and keypoints of one sample have the same placement.
+    """
+
+    window: Window
+    inner: tuple[int, int]
+    outer: tuple[int, int]
+    mirrored: bool = False
+
+    def image(self, image: Tensor) -> Tensor:
+        """The network's input from a uint8 image [3, H, W]."""
+        return render(image, self.window, self.inner, self.outer, self.mirrored)
+
+    def masks(self, masks: NDArray[np.uint8]) -> Tensor:
+        """bool [N, *outer] from masks [N, H, W] of 0 and 1."""
+        return render_masks(masks, self.window, self.inner, self.outer, self.mirrored)
+
+    def keypoints(self, points: NDArray[np.float64], swaps: NDArray[np.int64]) -> Tensor:
+        """float32 [N, P, 3] relative to `outer` from points [N, P, 3] in pixels of the image.
+
+        Points outside the window are not labeled any more: all 0.
+
+        Args:
+            swaps: [N, P], the keypoint that takes the place of each one in a mirrored image.
+        """
+        x, y, visible = np.moveaxis(points, -1, 0)
+        x, y = x - self.window.left, y - self.window.top
+        if self.mirrored:
+            # The coordinates are those of pixel centers, which are counted from 0.
+            x, y, visible = (np.take_along_axis(part, swaps, axis=1) for part in (x, y, visible))
+            x = self.window.width - 1 - x
+        inside = (visible > 0) & (x >= 0) & (x < self.window.width) & (y >= 0) & (y < self.window.height)
+        height, width = (inner / outer for inner, outer in zip(self.inner, self.outer, strict=True))
+        moved = np.stack([x * (width / self.window.width), y * (height / self.window.height), visible], axis=-1)
+        return torch.from_numpy(np.where(inside[..., None], moved, 0.0).astype(np.float32))
 
 
 def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool) -> Tensor:

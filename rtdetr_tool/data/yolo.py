@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from rtdetr_tool.catalog import BOXES, MASKS
 from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
@@ -43,9 +44,9 @@ def evidence(place: str) -> str:
     return os.path.basename(path) if path else ""
 
 
-def read_split(place: str, split: str, masks: bool = False) -> Source:
+def read_split(place: str, split: str, kind: str = BOXES) -> Source:
     """Read the images and labels of a split; `place` is the folder or the YAML file."""
-    return _Reader(describe(place), split, masks).read()
+    return _Reader(describe(place), split, kind == MASKS).read()
 
 
 class _Reader:

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.families.keywords import Keyword
 from rtdetr_tool.spec.fields import Recorded
 
@@ -26,6 +27,13 @@ class OutsideWeights(NamedTuple):
     path: str | None
     what: str  # for messages, such as "the frozen foundation model"
     name: str  # under which they are published
+
+
+class KeypointLayout(NamedTuple):
+    """The keypoints that a model predicts."""
+
+    counts: tuple[int, ...] = ()  # by class index
+    trace_alpha: float = 0.0  # how much uncertain keypoints reduce the score of their object
 
 
 class Family(ABC):
@@ -116,10 +124,22 @@ class Family(ABC):
             names: of the class rows, None for a row without a class; None instead of the list if they are unknown.
         """
 
-    def predicts_masks(self, model: ModelSpec) -> bool:
-        """Whether the model has a segmentation head, and so needs data with masks."""
+    def predicts(self, model: ModelSpec) -> str:
+        """What the model predicts for each object and needs in the data, one of `catalog.PREDICTS`."""
+        return BOXES
+
+    def boxes_only(self, kind: str) -> str:
+        """The spec fields to set for training boxes instead of `kind`, for messages."""
+        return ""
+
+    def keypoints(self, model: ModelSpec) -> KeypointLayout:
+        """The keypoints that the model predicts."""
+        return KeypointLayout()
+
+    def has_keypoints_of_data(self, model: ModelSpec) -> bool:
+        """Whether the numbers of keypoints are to be those of the training data."""
         return False
 
-    def without_masks(self) -> str:
-        """The spec fields to set for training boxes only, for messages."""
-        return ""
+    def with_keypoint_counts(self, model: ModelSpec, counts: Sequence[int]) -> ModelSpec:
+        """The section with these numbers of keypoints by class index."""
+        return model

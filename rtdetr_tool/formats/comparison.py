@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from rtdetr_tool.ops.postprocess import top_pairs
 from rtdetr_tool.ops.structures import Predictions
 
+_PARTS = ("score", "box", "mask", "keypoint")  # fields of `Difference`
 COMPARED = 100  # best detections of an image that must have a counterpart
 CANDIDATES = 3 * COMPARED  # among which counterparts are searched, so that ties at the cut do not count
 NOISE, ATTEMPTS = 1e-3, 8  # change of pixels (0..1), a quarter of a gray level, and number of attempts
@@ -31,8 +33,8 @@ class Difference:
     """The largest differences over all compared detections.
 
     score: of the probabilities; box: of the cxcywh coordinates, relative to the input; mask: of the probabilities of
-    pixels; unmatched: detections whose class does not occur on the other side at all; ambiguous: skipped images, for
-    which PyTorch itself is unstable.
+    pixels; keypoint: of the coordinates, relative to the input, and of the probabilities; unmatched: detections whose
+    class does not occur on the other side at all; ambiguous: skipped images, for which PyTorch itself is unstable.
     """
 
     batch: int
@@ -43,10 +45,11 @@ class Difference:
     unmatched: int
     ambiguous: int = 0
     mask: float = 0.0
+    keypoint: float = 0.0
 
     def within(self, tolerance: float) -> bool:
         """Whether anything was compared and no difference is larger; NaN counts as larger."""
-        worst = (self.score, self.box, self.mask)
+        worst = (self.score, self.box, self.mask, self.keypoint)
         return self.images > 0 and self.unmatched == 0 and all(each <= tolerance for each in worst)
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,15 +58,15 @@ class Difference:
 
 def compare_predictions(expected: Predictions, actual: Predictions) -> Difference:
     """Compare each of the best detections of each side with the most similar one of its class on the other side."""
-    worst, unmatched, count = [0.0, 0.0, 0.0], 0, 0
+    worst, unmatched, count = [0.0] * len(_PARTS), 0, 0
     for one, other in ((expected, actual), (actual, expected)):
         for found, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
             far, missing = _farthest(found, candidates)
             worst = [_largest(*pair) for pair in zip(worst, far, strict=True)]
             unmatched, count = unmatched + missing, count + len(found.scores)
     batch = expected.logits.shape[0]
-    score, box, mask = worst
-    return Difference(batch, batch, count, score, box, unmatched, mask=mask)
+    score, box, mask, keypoint = worst
+    return Difference(batch, batch, count, score, box, unmatched, mask=mask, keypoint=keypoint)
 
 
 def compare_on(
@@ -102,28 +105,20 @@ def is_ambiguous(image: Tensor, run: Callable[[Tensor], Predictions], found: Pre
 
 def _single(predictions: Predictions) -> list[Predictions]:
     """The predictions of each image of the batch."""
-    pairs = zip(predictions.logits.split(1), predictions.boxes.split(1), strict=True)
-    single = [Predictions(logits, boxes) for logits, boxes in pairs]
-    for index, found in enumerate(single):
-        found.masks = None if predictions.masks is None else predictions.masks[index : index + 1]
-    return single
+    return [predictions.map(partial(_only, index)) for index in range(len(predictions.logits))]
+
+
+def _only(index: int, tensor: Tensor) -> Tensor:
+    return tensor[index : index + 1]
 
 
 def merge(differences: Iterable[Difference], batch: int) -> Difference:
     differences = list(differences)
-    score = box = mask = 0.0
-    for difference in differences:
-        score, box = _largest(score, difference.score), _largest(box, difference.box)
-        mask = _largest(mask, difference.mask)
-    return Difference(
-        batch,
-        sum(d.images for d in differences),
-        sum(d.detections for d in differences),
-        score,
-        box,
-        sum(d.unmatched for d in differences),
-        mask=mask,
+    score, box, mask, keypoint = (reduce(_largest, (getattr(d, part) for d in differences), 0.0) for part in _PARTS)
+    images, detections, unmatched = (
+        sum(getattr(d, name) for d in differences) for name in ("images", "detections", "unmatched")
     )
+    return Difference(batch, images, detections, score, box, unmatched, mask=mask, keypoint=keypoint)
 
 
 class _Best(NamedTuple):
@@ -134,19 +129,23 @@ class _Best(NamedTuple):
     boxes: Tensor  # [K, 4] cxcywh 0..1
     query: Tensor  # [K]
     masks: Tensor  # [Q, h, w] probabilities of all queries; empty without masks
+    keypoints: Tensor  # [Q, S, 4] x, y, and the probabilities of being findable and visible; empty without keypoints
 
 
 def _images(predictions: Predictions, count: int) -> Iterable[_Best]:
     scores, labels, query = (tensor.cpu() for tensor in top_pairs(predictions.logits, count))
     boxes = predictions.boxes.cpu().double().gather(1, query[..., None].expand(-1, -1, 4))
-    masks = predictions.logits.new_zeros(*predictions.logits.shape[:2], 0, 0)
+    masks = keypoints = predictions.logits.new_zeros(*predictions.logits.shape[:2], 0, 0)
     if predictions.masks is not None:
         masks = predictions.masks.double().sigmoid()
-    return map(_Best, scores.double(), labels, boxes, query, masks.cpu())
+    if predictions.keypoints is not None:
+        values = predictions.keypoints.values.double()
+        keypoints = torch.cat([values[..., :2], values[..., 2:4].sigmoid()], dim=-1)
+    return map(_Best, scores.double(), labels, boxes, query, masks.cpu(), keypoints.cpu())
 
 
-def _farthest(found: _Best, candidates: _Best) -> tuple[tuple[float, float, float], int]:
-    """Largest difference of score, box and mask to the nearest candidate of the same class; number without one."""
+def _farthest(found: _Best, candidates: _Best) -> tuple[list[float], int]:
+    """Largest difference of `_PARTS` to the nearest candidate of the same class; number without one."""
     scores = (found.scores[:, None] - candidates.scores[None]).abs()  # [K, K']
     boxes = (found.boxes[:, None] - candidates.boxes[None]).abs().amax(-1)
     distance = torch.maximum(scores, boxes)
@@ -154,14 +153,14 @@ def _farthest(found: _Best, candidates: _Best) -> tuple[tuple[float, float, floa
     nearest = distance.min(dim=1)
     matched = ~nearest.values.isinf()
     if not matched.any():
-        return (0.0, 0.0, 0.0), len(matched)
+        return [0.0] * len(_PARTS), len(matched)
     rows = torch.arange(len(matched))[matched]
     columns = nearest.indices[matched]
-    worst = [float(scores[rows, columns].max()), float(boxes[rows, columns].max()), 0.0]
-    if found.masks.numel():
-        pixels = found.masks[found.query[rows]] - candidates.masks[candidates.query[columns]]
-        worst[2] = float(pixels.abs().max())
-    return (worst[0], worst[1], worst[2]), int((~matched).sum())
+    worst = [float(scores[rows, columns].max()), float(boxes[rows, columns].max())]
+    for one, other in ((found.masks, candidates.masks), (found.keypoints, candidates.keypoints)):
+        differences = (one[found.query[rows]] - other[candidates.query[columns]]).abs() if one.numel() else one
+        worst.append(float(differences.max()) if differences.numel() else 0.0)
+    return worst, int((~matched).sum())
 
 
 def _largest(a: float, b: float) -> float:

@@ -123,13 +123,10 @@ class _Launched:
         marks.append(_mark(runtime.device))
         predictions = runtime.predict(images)
         marks.append(_mark(runtime.device))
-        rows, query = detection_rows(predictions, batch.targets, num_select)
-        finite = all_finite(predictions)
-        packed = torch.cat(
-            [rows, query[..., None].to(rows.dtype), finite[:, None, None].expand_as(query[..., None])], 2
-        )
-        self.packed = _to_pinned(packed)
-        self.masks = predictions.masks  # stay on the device: only masks of kept detections are resized
+        rows = detection_rows(predictions, batch.targets, num_select)
+        finite = all_finite(predictions).to(rows.dtype)
+        self.packed = _to_pinned(torch.cat([finite[:, None, None].expand(-1, rows.shape[1], 1), rows], 2))
+        self.predictions = predictions  # masks stay on the device: only those of kept detections are resized
         self.marks = [*marks, _mark(runtime.device)]
 
     def read(self, times: LoopTimes) -> list[Detections]:
@@ -138,9 +135,8 @@ class _Launched:
             return []
         if isinstance(self.marks[-1], torch.cuda.Event):
             self.marks[-1].synchronize()
-        rows = self.packed
-        check_finite(rows[..., 7], self.batch, self.name)
-        detections = split_rows(rows[..., :6], rows[..., 6].long(), self.masks, self.batch.targets)
+        check_finite(self.packed[..., 0], self.batch, self.name)
+        detections = split_rows(self.packed[..., 1:], self.predictions, self.batch.targets)
         times.preprocess, times.model, times.postprocess = (
             total + _seconds(start, end)
             for total, start, end in zip(
@@ -151,8 +147,10 @@ class _Launched:
 
 
 def all_finite(predictions: Predictions) -> Tensor:
-    """Whether all logits and boxes of each image are finite, [B] on their device."""
-    return predictions.logits.isfinite().flatten(1).all(1) & predictions.boxes.isfinite().flatten(1).all(1)
+    """Whether all logits, boxes and keypoints of each image are finite, [B] on their device."""
+    parts = [predictions.logits, predictions.boxes]
+    parts += [] if predictions.keypoints is None else [predictions.keypoints.values]
+    return torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
 
 
 def check_finite(finite: Tensor, batch: Batch, name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.catalog import LAYOUTS, Layout
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, LAYOUTS, MASKS, PREDICTS, Layout
 from rtdetr_tool.families import Family
 from rtdetr_tool.formats.graph_interface import FEATURES
 from rtdetr_tool.models.detector import Detector
@@ -25,7 +25,7 @@ NEVER = -100.0  # logit of an added background: a score of 0 in every precision
 
 class ExportModel(nn.Module):
     """images [B, 3, H, W] -> the tensors of a layout, by name: class logits [B, Q, C] before the sigmoid, boxes
-    [B, Q, 4] cxcywh 0..1, and mask logits [B, Q, h, w] if the detector has masks.
+    [B, Q, 4] cxcywh 0..1, and mask logits [B, Q, h, w] or keypoints [B, Q, S, 8] if the detector predicts them.
 
     With `num_select` also the best K detections, best first: boxes [B, K, 4] xyxy in pixels of the input, clipped to
     it, scores [B, K] 0..1, labels [B, K] int32 class indices. The raw outputs remain, so that every file can be scored.
@@ -45,7 +45,7 @@ class ExportModel(nn.Module):
         super().__init__()
         self.detector = detector.deploy()
         self.num_select, self.layout, self.add_background = num_select, layout, add_background
-        self.masks = detector.has_masks
+        self.predicts = detector.predicts
 
     @property
     def input_name(self) -> str:
@@ -53,7 +53,8 @@ class ExportModel(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        raw = tuple(name for field, name in self.layout.outputs.items() if field != "masks" or self.masks)
+        unused = [kind for kind in PREDICTS if kind not in (BOXES, self.predicts)]
+        raw = tuple(name for field, name in self.layout.outputs.items() if field not in unused)
         return raw if self.num_select is None else raw + DETECTION_OUTPUTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -61,8 +62,10 @@ class ExportModel(nn.Module):
         fields = {"logits": found.logits.float(), "boxes": found.boxes.float()}
         if self.add_background:
             fields["logits"] = F.pad(fields["logits"], (0, 1), value=NEVER)
-        if self.masks:
-            fields["masks"] = found.masks.float()
+        if self.predicts == MASKS:
+            fields[MASKS] = found.masks.float()
+        elif self.predicts == KEYPOINTS:
+            fields[KEYPOINTS] = found.keypoints.values.float()
         raw = tuple(fields[field] for field in self.layout.outputs if field in fields)
         if self.num_select is None:
             return raw

@@ -8,6 +8,7 @@ from typing import Any
 
 from rtdetr_tool.catalog import LAYOUTS, Layout
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.base import KeypointLayout
 
 Shape = tuple[int | None, ...]
 
@@ -26,6 +27,7 @@ class GraphInterface:
     classes: int | None  # of the model, without an added background
     outputs: tuple[str, ...]
     opset: int | None = None  # operator set of an ONNX graph
+    keypoints: KeypointLayout | None = None  # None: all keypoints belong to the first class
 
 
 def layout_of(inputs: Iterable[str], outputs: Iterable[str]) -> Layout | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import Layout
+from rtdetr_tool.catalog import KEYPOINTS, Layout
+from rtdetr_tool.families.base import KeypointLayout
 from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.ops.pixels import normalize
-from rtdetr_tool.ops.structures import Predictions
+from rtdetr_tool.ops.structures import KeypointPredictions, Predictions
+
+_TRACE_ALPHA = 0.2  # of files that do not record it, as in RF-DETR's package
 
 
 def to_graph(images: Tensor, layout: Layout) -> Tensor:
@@ -19,7 +23,12 @@ def to_graph(images: Tensor, layout: Layout) -> Tensor:
 
 def predictions_of(outputs: Mapping[str, Tensor], interface: GraphInterface) -> Predictions:
     """A file's outputs by name as predictions in float32, without an added background."""
-    found = {field: outputs[name].float() for field, name in interface.layout.outputs.items() if name in outputs}
+    found: dict[str, Any] = {
+        field: outputs[name].float() for field, name in interface.layout.outputs.items() if name in outputs
+    }
+    if KEYPOINTS in found:
+        layout = interface.keypoints or KeypointLayout((found[KEYPOINTS].shape[2],), _TRACE_ALPHA)
+        found[KEYPOINTS] = KeypointPredictions(found[KEYPOINTS], layout.counts, layout.trace_alpha)
     return Predictions(**{**found, "logits": found["logits"][..., : interface.classes]})
 
 

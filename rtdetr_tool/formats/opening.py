@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rtdetr_tool.catalog import PUBLISHED_WEIGHTS
+from rtdetr_tool.catalog import KEYPOINTS, PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import is_transformers_directory
 from rtdetr_tool.checkpoints.hub import HUB_NAMES, hub_id
 from rtdetr_tool.checkpoints.published import published
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import OpenRequest, Runtime, file_module, runtime_module
+from rtdetr_tool.formats.graph_file import GraphFile
 from rtdetr_tool.formats.requested_size import FILE_SIZE, RequestedSize
 from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.formats.table import FORMATS, Format, format_by_suffix
@@ -79,6 +80,8 @@ def open_model(
     request = OpenRequest(loaded, torch.device(device), onnx_provider, precision, compiled)
     file = file_module(row).read(path, request)
     spec, class_map = resolve(file.recorded, loaded, size)
+    if isinstance(file, GraphFile) and spec.model.predicts == KEYPOINTS:
+        file = replace(file, interface=replace(file.interface, keypoints=spec.model.keypoints))
     runtime = runtime_module(row).build_runtime(file, spec, class_map, request)
     location = os.path.abspath(path) if os.path.exists(path) else path  # else a published name
     reopen = partial(open_model, location, loaded, device, onnx_provider, size, precision, compiled, name)

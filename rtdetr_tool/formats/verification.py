@@ -55,8 +55,8 @@ class Reference:
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Predictions:
         found = self.detector(images.to(self._device))
-        masks = None if found.masks is None else found.masks.float().cpu()
-        return Predictions(found.logits.float().cpu(), found.boxes.float().cpu(), masks=masks)
+        on_host: Predictions = found.map(lambda tensor: tensor.float().cpu())
+        return on_host
 
     @exact_float32()
     @torch.inference_mode()
@@ -97,6 +97,8 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
         )  # fmt: skip
         if difference.mask:
             logger.info("  largest difference of a mask probability %.1e", difference.mask)
+        if difference.keypoint:
+            logger.info("  largest difference of a keypoint coordinate or probability %.1e", difference.keypoint)
         if difference.ambiguous:
             logger.info("  Skipping %d images: noise below a gray level changes their detections", difference.ambiguous)
     wrong = [difference for difference in found if not difference.within(tolerance)]
@@ -109,8 +111,9 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
         worst = wrong[0]
         raise RtdetrError(
             f"{name} was not written: its detections differ from PyTorch's (batch {worst.batch}: "
-            f"score {worst.score:.1e}, box {worst.box:.1e}, mask {worst.mask:.1e}, {worst.unmatched} without a "
-            f"counterpart; export.tolerance is {tolerance:.1e})"
+            f"score {worst.score:.1e}, box {worst.box:.1e}, mask {worst.mask:.1e}, "
+            f"keypoint {worst.keypoint:.1e}, {worst.unmatched} without a counterpart; export.tolerance is "
+            f"{tolerance:.1e})"
         )
     return found
 

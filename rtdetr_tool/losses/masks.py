@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.losses.functional import sum_by_stage
 from rtdetr_tool.losses.matcher import Matches
-from rtdetr_tool.ops.structures import MaskFactors, Target
+from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target, TrainingPredictions
 
 _CANDIDATES = 3  # random candidates per sampled point
 _UNCERTAIN = 0.75  # share of the points taken where the logits of candidates are nearest to 0
@@ -38,7 +38,7 @@ class TrueMasks:
     def of(cls, targets: Sequence[Target]) -> TrueMasks:
         if any(target.masks is None for target in targets):
             raise UserError(
-                "the model has a segmentation head, but the targets have no masks; load the dataset with masks=True"
+                'the model has a segmentation head, but the targets have no masks; load the dataset with kind="masks"'
             )
         pixels = pad_sequence([target.masks for target in targets if target.masks is not None], batch_first=True)
         return cls(pixels, pixels.flatten(2).any(-1))
@@ -58,9 +58,26 @@ class MaskLoss:
         pixels_per_point: pixels of a predicted mask per sampled point.
     """
 
+    terms = ("loss_mask_ce", "loss_mask_dice")
+
     def __init__(self, ce_weight: float = 5.0, dice_weight: float = 5.0, pixels_per_point: int = 16) -> None:
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.pixels_per_point = pixels_per_point
+
+    def stacks(self, predictions: Predictions, aux_loss: bool) -> list[MaskFactors]:
+        """Masks of the stages that are supervised: the decoder layers, then the encoder."""
+        if not isinstance(predictions, TrainingPredictions):
+            assert predictions.masks is not None  # a detector trained with a mask loss predicts masks
+            return [factors_of(predictions.masks)]
+        layers, encoder = predictions.layer_masks, predictions.encoder_masks
+        assert layers is not None and encoder is not None
+        if not aux_loss:
+            return [MaskFactors(layers.features[-1:], layers.queries[-1:], layers.bias)]
+        return [layers, encoder]
+
+    def truth(self, targets: Sequence[Target]) -> TrueMasks:
+        """The targets of a batch; UserError if they have no masks."""
+        return TrueMasks.of(targets)
 
     @torch.no_grad()
     def costs(self, stacks: Sequence[MaskFactors], truth: TrueMasks) -> list[Tensor]:
@@ -95,7 +112,7 @@ class MaskLoss:
         stages = len(stack.features)
         if not any(pairs):  # zero, but with a gradient for every parameter (DistributedDataParallel needs it)
             nothing = 0.0 * (stack.features.sum() + stack.queries.sum() + stack.bias.sum()).float()
-            return dict.fromkeys(("loss_mask_ce", "loss_mask_dice"), nothing.expand(stages))
+            return dict.fromkeys(self.terms, nothing.expand(stages))
         logits = self._matched(stack, matches, pairs)  # [P, 1, h, w]
         points = self.sample_points(logits.detach())
         predicted = sample(logits, points)[:, 0]  # [P, n]

@@ -21,5 +21,9 @@ class LabeledDataset(Protocol):
 def build_evaluator(dataset: LabeledDataset, spec: ExperimentSpec) -> CocoEvaluator:
     """An evaluator for the ground truth of `dataset`, with the classes and detection limit of the spec."""
     return CocoEvaluator(
-        dataset.coco_ground_truth(), dataset.class_map, spec.dataset.eval_class_ids, spec.evaluate.max_dets
+        dataset.coco_ground_truth(),
+        dataset.class_map,
+        spec.dataset.eval_class_ids,
+        spec.evaluate.max_dets,
+        spec.evaluate.keypoint_oks_sigmas,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import hotcoco
@@ -13,9 +14,11 @@ from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.metrics.coco_stats import IOU_50, coco_stats, curves, defined_mean
 from rtdetr_tool.metrics.image_matches import ImageDetections, ImageMatches, match_images
+from rtdetr_tool.metrics.keypoints import keypoint_counts, keypoint_stats
 from rtdetr_tool.metrics.operating_point import ClassDetections, best_operating_point
 from rtdetr_tool.metrics.result import MAX_DETS, ClassResult, CocoResult, detection_limits
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.keypoints import coco_points
 from rtdetr_tool.ops.masks import encode, encode_batch, rasterize, to_coco
 from rtdetr_tool.ops.structures import Detections, InstanceMasks
 
@@ -32,6 +35,7 @@ class CocoEvaluator:
         class_map: detections of a class index without a category are dropped.
         eval_class_ids: category ids to evaluate; None means all.
         max_dets: number of detections per class and image that count, those with the highest scores; 100 in COCO.
+        sigmas: of keypoints, see `metrics.keypoints`.
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class CocoEvaluator:
         class_map: ClassMap,
         eval_class_ids: Sequence[int] | None = None,
         max_dets: int = MAX_DETS,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
-        self.class_map, self.max_dets = class_map, max_dets
+        self.class_map, self.max_dets, self.sigmas = class_map, max_dets, sigmas
         self.images = list(ground_truth["images"])
         self.categories = list(ground_truth["categories"])
         known = {category["id"]: category["name"] for category in self.categories}
@@ -54,6 +59,7 @@ class CocoEvaluator:
             )
         self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
         self._with_masks = any(annotation.get("segmentation") for annotation in self.annotations)
+        self._with_keypoints = bool(keypoint_counts(ground_truth))
         self._image_numbers = _numbers(image["id"] for image in self.images)
         self._category_numbers = _numbers(known)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images if "height" in image}
@@ -65,6 +71,7 @@ class CocoEvaluator:
         """Add the detections of some images; an image that was added before keeps its first detections."""
         rows: dict[int, NDArray[np.float64]] = {}
         masks: dict[int, InstanceMasks] = {}
+        shapes: dict[int, list[dict[str, Any]]] = {}
         for image_id, image_detections in zip(map(int, image_ids), detections, strict=True):
             if image_id not in self._image_numbers:
                 raise DataError(f"Image id {image_id} is not in the ground truth.")
@@ -75,11 +82,13 @@ class CocoEvaluator:
             rows[image_id] = all_rows[keep]
             if image_detections.masks is not None and self._with_masks:
                 masks[image_id] = image_detections.masks.select(keep.tolist())
-        encoded = dict(zip(masks, encode_batch(list(masks.values())), strict=True))
+            elif image_detections.keypoints is not None and self._with_keypoints:
+                points = coco_points(image_detections.select(keep.tolist()))
+                shapes[image_id] = [{"keypoints": values} for values in points]
+        for (image_id, selected), encoded in zip(masks.items(), encode_batch(list(masks.values())), strict=True):
+            shapes[image_id] = [{"segmentation": to_coco(counts, selected.size)} for counts in encoded]
         for image_id, kept in rows.items():
-            size = masks[image_id].size if image_id in masks else None
-            shapes = None if size is None else [to_coco(counts, size) for counts in encoded[image_id]]
-            self._detections[image_id] = ImageDetections(kept, shapes)
+            self._detections[image_id] = ImageDetections(kept, shapes.get(image_id))
 
     def _rows(self, detections: Detections) -> NDArray[np.float64]:
         """[K, 6] x, y, width, height (pixels), score, and category id, NaN if the class index has none."""
@@ -105,10 +114,11 @@ class CocoEvaluator:
 
     # Results
 
-    def rows_of(self, image_id: int, threshold: float = 0.0) -> NDArray[np.float64]:
-        """An image's detections from `threshold` on: [K, 6] x, y, width, height (pixels), score, category id."""
-        rows = self._detections[image_id].rows
-        return rows[rows[:, 4] >= threshold]
+    def detections_of(self, image_id: int, threshold: float = 0.0) -> ImageDetections:
+        """An image's detections from `threshold` on."""
+        rows, shapes = self._detections[image_id]
+        keep = rows[:, 4] >= threshold
+        return ImageDetections(rows[keep], shapes and list(compress(shapes, keep)))
 
     @property
     def missing_images(self) -> list[int]:
@@ -116,28 +126,33 @@ class CocoEvaluator:
         return [image["id"] for image in self.images if image["id"] not in self._detections]
 
     def results_json(self) -> list[dict[str, Any]]:
-        """Detections in COCO's results format: original ids, xywh pixels, and `segmentation` if there are masks."""
+        """Detections in COCO's results format: original ids, xywh pixels, and `segmentation` or `keypoints`."""
         return [
-            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4], **mask}
-            for image_id, (rows, masks) in sorted(self._detections.items())
-            for row, mask in zip(
-                rows.tolist(), [{}] * len(rows) if masks is None else ({"segmentation": m} for m in masks), strict=True
-            )
+            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4], **shape}
+            for image_id, (rows, shapes) in sorted(self._detections.items())
+            for row, shape in zip(rows.tolist(), [{}] * len(rows) if shapes is None else shapes, strict=True)
         ]
 
     def compute(self) -> CocoResult:
         """Compute the metrics of all detections so far, over all images of the ground truth."""
         precision, recall = curves(self.evaluation())
         count = sum(len(detections.rows) for detections in self._detections.values())
-        masks = None
-        if any(detections.masks is not None for detections in self._detections.values()):
+        masks = keypoints = None
+        if any(detections.shapes is not None for detections in self._detections.values()):
             results = [self._numbered(result) for result in self.results_json()]
-            masks = coco_stats(*curves(self._evaluated(self._true_masks(), results, "segm")), self.max_dets)
+            if self._with_keypoints:
+                keypoints = keypoint_stats(self._truth(self._selected()), results, self.sigmas)
+            else:
+                masks = coco_stats(*curves(self._evaluated(self._true_masks(), results, "segm")), self.max_dets)
         detections = self.class_detections()
         return CocoResult(
             coco_stats(precision, recall, self.max_dets), self._per_class(precision, recall, detections),
-            len(self.images), count, best_operating_point(detections), masks, self.max_dets,
+            len(self.images), count, best_operating_point(detections), masks, self.max_dets, keypoints,
         )  # fmt: skip
+
+    def _selected(self) -> list[dict[str, Any]]:
+        """The annotations of the categories to evaluate."""
+        return [annotation for annotation in self.annotations if annotation["category_id"] in self.category_ids]
 
     def evaluation(self) -> Any:
         """The boxes so far as hotcoco's evaluation, accumulated; its categories are numbered from 1 in id order."""
@@ -162,13 +177,7 @@ class CocoEvaluator:
         does not support negative ids, and large ids would lose digits in a table of floats.
         """
         images, categories = self._image_numbers, self._category_numbers
-        truth = hotcoco.COCO(
-            {
-                "images": [{**image, "id": images[image["id"]]} for image in self.images],
-                "annotations": [self._numbered(annotation) for annotation in annotations],
-                "categories": [{**category, "id": categories[category["id"]]} for category in self.categories],
-            }
-        )
+        truth = hotcoco.COCO(self._truth(annotations))
         evaluation = hotcoco.COCOeval(truth, truth.load_res(results), kind)
         evaluation.params.cat_ids = [categories[category_id] for category_id in self.category_ids]
         evaluation.params.img_ids = list(images.values())
@@ -176,6 +185,15 @@ class CocoEvaluator:
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
+
+    def _truth(self, annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """COCO ground truth with the numbers that `_evaluated` uses."""
+        images, categories = self._image_numbers, self._category_numbers
+        return {
+            "images": [{**image, "id": images[image["id"]]} for image in self.images],
+            "annotations": [self._numbered(annotation) for annotation in annotations],
+            "categories": [{**category, "id": categories[category["id"]]} for category in self.categories],
+        }
 
     def _numbered(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         image, category = self._image_numbers[entry["image_id"]], self._category_numbers[entry["category_id"]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rtdetr_tool.metrics.result import Stats, detection_limits, stat_names
 
 _AREAS = {"all": 0, "s": 1, "m": 2, "l": 3}
-IOU_50, _IOU_75 = 0, 5
+IOU_50, IOU_75 = 0, 5
 
 
 def curves(evaluation: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -26,7 +26,7 @@ def coco_stats(precision: NDArray[np.float64], recall: NDArray[np.float64], max_
     values = {
         "AP": defined_mean(precision[:, :, :, 0, -1]),
         "AP50": defined_mean(precision[IOU_50, :, :, 0, -1]),
-        "AP75": defined_mean(precision[_IOU_75, :, :, 0, -1]),
+        "AP75": defined_mean(precision[IOU_75, :, :, 0, -1]),
         **{f"AP{size}": defined_mean(precision[:, :, :, _AREAS[size], -1]) for size in "sml"},
         **{f"ARmax{count}": defined_mean(recall[:, :, 0, m]) for m, count in enumerate(detection_limits(max_dets))},
         **{f"AR{size}": defined_mean(recall[:, :, _AREAS[size], -1]) for size in "sml"},

@@ -16,7 +16,7 @@ class ImageDetections(NamedTuple):
     """Detections of one image, in COCO's format."""
 
     rows: NDArray[np.float64]  # [K, 6] x, y, width, height, score, category id
-    masks: list[dict[str, Any]] | None = None  # COCO's `segmentation` per detection, if the model has masks
+    shapes: list[dict[str, Any]] | None = None  # COCO's `segmentation` or `keypoints` per detection, if predicted
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.metrics.operating_point import UNDEFINED, OperatingPoint
 
 Stats = dict[str, float | None]  # by the names of `stat_names`, 0..1; None without ground truth
@@ -48,12 +49,23 @@ class CocoResult:
     images: int = 0
     detections: int = 0
     best: OperatingPoint = UNDEFINED  # over all classes, at IoU 0.5
-    masks: Stats | None = None  # for masks instead of boxes, if the model has masks
+    masks: Stats | None = None  # for masks instead of boxes, if the model predicts masks
     max_dets: int = MAX_DETS  # counted detections per class and image
+    keypoints: Stats | None = None  # COCO's ten keypoint metrics, if the model predicts keypoints
 
     @property
     def map(self) -> float | None:
         return self.stats["AP"]
+
+    @property
+    def by_kind(self) -> dict[str, Stats]:
+        """The metrics of boxes and of what else the model predicts, by `catalog.PREDICTS`."""
+        kinds = {BOXES: self.stats, MASKS: self.masks, KEYPOINTS: self.keypoints}
+        return {kind: stats for kind, stats in kinds.items() if stats is not None}
+
+    def recall(self, kind: str) -> float | None:
+        """The mean recall at the largest number of detections."""
+        return self.by_kind[kind]["AR" if kind == KEYPOINTS else f"ARmax{self.max_dets}"]
 
     @property
     def map50(self) -> float | None:
@@ -61,12 +73,19 @@ class CocoResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: COCO's metrics, the aliases `mAP` and `mAP50`, `max_dets`, `per_class`, `best`, and the
-        metrics of `masks` (null if the model has no masks)."""
+        metrics of `masks` and `keypoints` (null if the model does not predict them)."""
         names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
         rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
-        masks = None if self.masks is None else _with_aliases(self.masks)
+        others = {kind: None if stats is None else _with_aliases(stats)
+                  for kind, stats in ((MASKS, self.masks), (KEYPOINTS, self.keypoints))}  # fmt: skip
         return {**_with_aliases(self.stats), "max_dets": self.max_dets, "per_class": rows, "images": self.images,
-                "detections": self.detections, "best": asdict(self.best), "masks": masks}  # fmt: skip
+                "detections": self.detections, "best": asdict(self.best), **others}  # fmt: skip
+
+
+def score_rows(kinds: Mapping[str, Stats]) -> list[list[str]]:
+    """Rows of a table of metrics: the name, and the score of each kind; empty where a kind has no such metric."""
+    names = dict.fromkeys(name for stats in kinds.values() for name in stats)
+    return [[name, *(score_text(stats[name]) if name in stats else "" for stats in kinds.values())] for name in names]
 
 
 def score_text(value: float | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.ops.batch_norm import fix_batch_norms
@@ -37,9 +38,9 @@ class Detector(nn.Module):
         return 32
 
     @property
-    def has_masks(self) -> bool:
-        """Whether it predicts a mask for each object."""
-        return False
+    def predicts(self) -> str:
+        """What it predicts for each object, one of `catalog.PREDICTS`."""
+        return BOXES
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
@@ -52,6 +53,9 @@ class Detector(nn.Module):
     @abstractmethod
     def deploy(self) -> Detector:
         """A copy for inference and export. It cannot be trained."""
+
+    def forget_data(self) -> None:
+        """Reset what only holds for the data that weights were trained on, before they are trained on other data."""
 
     def freeze(self, names: Iterable[str]) -> None:
         """Freeze the modules with these dotted names, and keep them in eval mode."""

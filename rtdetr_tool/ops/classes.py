@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rtdetr_tool.catalog import COCO_CATEGORIES
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.class_names import spelling_hint, unique_names
+from rtdetr_tool.ops.keypoints import Pose
 
 RULES = ("auto", "raw", "contiguous")
 
@@ -18,11 +19,12 @@ MSCOCO_IDS = tuple(COCO_CATEGORIES)  # the rank of an id is its class index
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class: output index of the network, category id of the annotation files, and name."""
+    """One class: output index of the network, category id of the annotation files, name, and keypoints if any."""
 
     index: int
     category_id: int
     name: str
+    pose: Pose | None = None
 
 
 class ClassMap:
@@ -120,9 +122,18 @@ class ClassMap:
     # Plain data, as stored in checkpoints
 
     def to_list(self) -> list[dict[str, Any]]:
-        """`[{index, id, name}]`, one plain dict per class with a category, by index; the id is None if unknown."""
+        """`[{index, id, name}]`, one plain dict per class with a category, by index; the id is None if unknown.
+
+        Classes with keypoints also have `Pose.to_dict`.
+        """
         return [
-            {"index": e.index, "id": e.category_id if self.ids_known else None, "name": e.name} for e in self.entries
+            {
+                "index": entry.index,
+                "id": entry.category_id if self.ids_known else None,
+                "name": entry.name,
+                **({} if entry.pose is None else entry.pose.to_dict()),
+            }
+            for entry in self.entries
         ]
 
     @classmethod
@@ -134,7 +145,8 @@ class ClassMap:
             names = unique_names({int(c["index"]): str(c["name"]) for c in classes})
             if len(ids) < len(classes):
                 raise ValueError("duplicate class index")
-            entries = [ClassEntry(index, category_id, names[index]) for index, category_id in ids.items()]
+            poses = {int(c["index"]): Pose.from_dict(c) for c in classes}
+            entries = [ClassEntry(index, id_, names[index], poses[index]) for index, id_ in ids.items()]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"The list of classes is invalid ({error!r}); expected index, id and name per class."
@@ -149,9 +161,9 @@ class ClassMap:
         If some names differ but the number of categories is the same and most names agree, they are matched in the
         order of the ids.
         """
-        by_name = {entry.name: entry.index for entry in self.entries}
+        by_name = {entry.name: entry for entry in self.entries}
         if set(categories.values()) <= set(by_name):
-            entries = [ClassEntry(by_name[name], i, name) for i, name in categories.items()]
+            entries = [replace(by_name[name], category_id=i) for i, name in categories.items()]
             return ClassMap(entries, self.num_classes, f"names from the weights, ids from {source}")
         ranked = list(zip(self.entries, sorted(categories.items()), strict=False))
         different = [(entry.name, name) for entry, (_, name) in ranked if entry.name != name]
@@ -163,12 +175,31 @@ class ClassMap:
                 f"{spelling_hint(unknown, by_name)}. The classes of the weights are {_listing(self.entries)}. Rename "
                 "or remove these categories, or use other weights."
             )
-        entries = [ClassEntry(entry.index, i, name) for entry, (i, name) in ranked]
+        entries = [replace(entry, category_id=i, name=name) for entry, (i, name) in ranked]
         renamed = first_of([f"{name!r} is {other!r}" for name, other in different], 4)
         reason = f"in the order of the ids in {source}, where {renamed}"
         return ClassMap(entries, self.num_classes, reason)
 
+    def with_poses(self, poses: Mapping[int, Pose]) -> ClassMap:
+        """These classes with the keypoints of an annotation file by category id, where they have none of their own."""
+        entries = [replace(e, pose=e.pose or poses.get(e.category_id)) for e in self.entries]
+        class_map = ClassMap(entries, self.num_classes, self.reason)
+        class_map.ids_known = self.ids_known
+        return class_map
+
     # Lookup
+
+    @property
+    def poses(self) -> dict[int, Pose]:
+        """The keypoints of the classes that have any, by class index."""
+        return {entry.index: entry.pose for entry in self.entries if entry.pose is not None}
+
+    @property
+    def keypoint_counts(self) -> list[int]:
+        """Number of keypoints by class index, up to the last class; empty without any keypoints."""
+        poses = self.poses
+        last = self.entries[-1].index
+        return [len(poses[i].names) if i in poses else 0 for i in range(last + 1)] if poses else []
 
     def index_of(self, category_id: int) -> int:
         """Class index of a category id; DataError if it is unknown."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
-from rtdetr_tool.ops.structures import Detections, InstanceMasks, Predictions, Target
+from rtdetr_tool.ops.keypoints import of_detections
+from rtdetr_tool.ops.structures import Detections, InstanceKeypoints, InstanceMasks, Predictions, Target
 
 
 def select_top(predictions: Predictions, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,14 +40,14 @@ def postprocess(predictions: Predictions, targets: Sequence[Target], num_select:
 
     Only `box_scale` and `original_size` of the targets are used. The result stays on the device of `predictions`.
     """
-    rows, query = detection_rows(predictions, targets, num_select)
-    return split_rows(rows, query, predictions.masks, targets)
+    return split_rows(detection_rows(predictions, targets, num_select), predictions, targets)
 
 
-def detection_rows(predictions: Predictions, targets: Sequence[Target], num_select: int) -> tuple[Tensor, Tensor]:
-    """The detections of a batch as one tensor, which a single copy takes to the host: xyxy, score, label [B, K, 6].
+def detection_rows(predictions: Predictions, targets: Sequence[Target], num_select: int) -> Tensor:
+    """The detections of a batch as one tensor, which a single copy takes to the host.
 
-    Also returns the query of each, [B, K]. Labels are exact in float32 up to 2^24.
+    Columns of [B, K, 7 + 6 P]: xyxy, score, label, query, and for each of P keypoints x, y, probability and precision.
+    Rows are in descending order of score. Labels and queries are exact in float32 up to 2^24.
     """
     scores, labels, query = top_pairs(predictions.logits, num_select)
     boxes = _boxes_of(predictions, query)
@@ -58,14 +59,29 @@ def detection_rows(predictions: Predictions, targets: Sequence[Target], num_sele
     scale, limit = frame.to(boxes.device, non_blocking=True).unbind()  # [B, 4] x, y, x, y each
     boxes = (cxcywh_to_xyxy(boxes) * scale[:, None]).clamp(min=0)
     boxes = torch.minimum(boxes, limit[:, None])
-    return torch.cat([boxes, scores[..., None], labels[..., None].to(boxes.dtype)], dim=-1), query
+    if predictions.keypoints is None:
+        return torch.cat([boxes, *(column[..., None].to(boxes.dtype) for column in (scores, labels, query))], dim=-1)
+    keypoints, scores = of_detections(predictions.keypoints, query, labels, scores)
+    keypoints[..., :2] *= scale[:, None, None, :2]
+    columns = [boxes, *(column[..., None].to(boxes.dtype) for column in (scores, labels, query)), keypoints.flatten(2)]
+    rows = torch.cat(columns, dim=-1)
+    order = scores.argsort(dim=1, descending=True, stable=True)[..., None].expand(-1, -1, rows.shape[-1])
+    return rows.gather(1, order)
 
 
-def split_rows(rows: Tensor, query: Tensor, masks: Tensor | None, targets: Sequence[Target]) -> list[Detections]:
-    """`detection_rows` of a batch as detections of each image, on the device of `rows`; masks stay where they are."""
+def split_rows(rows: Tensor, predictions: Predictions, targets: Sequence[Target]) -> list[Detections]:
+    """`detection_rows` of a batch as detections of each image, on the device of `rows`.
+
+    Of the predictions only the masks are used; they stay where they are.
+    """
     results = [Detections(row[:, :4], row[:, 4], row[:, 5].long()) for row in rows]
-    if masks is not None:
-        for detections, logits, index, target in zip(results, masks, query, targets, strict=True):
+    if predictions.masks is not None:
+        for detections, logits, row, target in zip(results, predictions.masks, rows, targets, strict=True):
             canvas = (round(target.box_scale[1]), round(target.box_scale[0]))
-            detections.masks = InstanceMasks(logits, index, canvas, target.original_size)
+            detections.masks = InstanceMasks(logits, row[:, 6].long(), canvas, target.original_size)
+    if predictions.keypoints is not None:
+        counts = predictions.keypoints.counts
+        for detections, row, target in zip(results, rows, targets, strict=True):
+            points, precision = row[:, 7:].unflatten(1, (-1, 6)).split(3, dim=-1)
+            detections.keypoints = InstanceKeypoints(points, precision, counts, target.box_scale)
     return results

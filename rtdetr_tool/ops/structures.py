@@ -1,6 +1,7 @@
 """Data structures shared by data, models, losses and metrics.
 
-Shape legend: B batch, N objects of one image, Q queries, C classes, L decoder layers, D denoising queries.
+Shape legend: B batch, N objects of one image, Q queries, C classes, L decoder layers, D denoising queries, P most
+keypoints of a class.
 Boxes always state format and unit: `cxcywh 0..1` is relative to the network's input (padding included),
 `xyxy pixels` is absolute in the original image.
 """
@@ -16,17 +17,21 @@ from torch import Tensor
 
 _Self = TypeVar("_Self", bound="_Movable")
 
+KEYPOINT_CHANNELS = 8  # x, y, findable, visible, log l11, l21, log l22 (precision), class
+
 
 @dataclass
 class _Movable:
     """Moves all tensor fields of a dataclass between devices; other fields are unchanged."""
 
-    def _map(self: _Self, function: Callable[[Tensor], Tensor]) -> _Self:
+    def map(self: _Self, function: Callable[[Tensor], Tensor]) -> _Self:
+        """A copy with `function` applied to every tensor, also to those of dataclasses and lists in it."""
+
         def visit(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return function(value)
             if isinstance(value, _Movable):
-                return value._map(function)
+                return value.map(function)
             if isinstance(value, list):
                 return [visit(item) for item in value]
             return value
@@ -35,10 +40,10 @@ class _Movable:
         return replace(self, **values)
 
     def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: _Self) -> _Self:
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
 
 @dataclass
@@ -57,6 +62,8 @@ class Target(_Movable):
     box_scale: tuple[float, float]  # (x, y), relative box -> pixels of the original image
     path: str = ""
     masks: Tensor | None = None  # [N, H, W] bool over the network's input; all False if unknown
+    # [N, P, 3] float32: x, y relative to the network's input, and COCO's visibility; all 0 if not labeled
+    keypoints: Tensor | None = None
 
 
 @dataclass
@@ -102,12 +109,27 @@ class MaskFactors(_Movable):
 
 
 @dataclass
+class KeypointPredictions(_Movable):
+    """Keypoints of every query for each of the first classes, which have different numbers of keypoints.
+
+    Channels: x and y relative to the network's input, the logits of being findable (COCO's visibility above 0) and
+    visible (2), the Cholesky factor of the precision matrix of (x, y) as log l11, l21, log l22, and the keypoint's
+    share of the class logit.
+    """
+
+    values: Tensor  # [..., B, Q, len(counts) * P, 8]; 0 for keypoints that a class does not have
+    counts: tuple[int, ...]  # number of keypoints by class index; P is the largest
+    trace_alpha: float  # how much the uncertainty of keypoints reduces the score of their object
+
+
+@dataclass
 class Predictions(_Movable):
     """Raw output of a detector."""
 
     logits: Tensor  # [B, Q, C] before the sigmoid
     boxes: Tensor  # [B, Q, 4] cxcywh 0..1
     masks: Tensor | None = None  # [B, Q, h, w] before the sigmoid, over the network's input; eval mode only
+    keypoints: KeypointPredictions | None = None
 
 
 @dataclass(kw_only=True)
@@ -124,6 +146,8 @@ class TrainingPredictions(Predictions):
     denoising: DenoisingPredictions | None = None
     layer_masks: MaskFactors | None = None  # of L decoder layers
     encoder_masks: MaskFactors | None = None  # of one stage
+    layer_keypoints: KeypointPredictions | None = None  # of L decoder layers
+    encoder_keypoints: KeypointPredictions | None = None
 
 
 @dataclass
@@ -141,6 +165,24 @@ class InstanceMasks(_Movable):
 
 
 @dataclass
+class InstanceKeypoints(_Movable):
+    """Keypoints of K detections, padded to the largest number of a class; `ops/keypoints` computes covariances."""
+
+    points: Tensor  # [K, P, 3]: x, y in pixels of the original image, and the probability of being findable
+    precision: Tensor  # [K, P, 3]: log l11, l21, log l22 of the precision of (x, y) relative to the input
+    counts: tuple[int, ...]  # number of keypoints by class index
+    scale: tuple[float, float]  # (x, y), relative -> pixels of the original image
+
+    def select(self, keep: Tensor | list[bool] | list[int]) -> InstanceKeypoints:
+        """Keypoints for which `keep` [K] is true, or at these indices in their order."""
+        return replace(self, points=self.points[keep], precision=self.precision[keep])
+
+    def count_of(self, label: int) -> int:
+        """The number of keypoints of a class index."""
+        return self.counts[label] if label < len(self.counts) else 0
+
+
+@dataclass
 class Detections(_Movable):
     """Final detections of one image, in descending order of score."""
 
@@ -148,6 +190,7 @@ class Detections(_Movable):
     scores: Tensor  # [K] 0..1
     labels: Tensor  # [K] int64 class index
     masks: InstanceMasks | None = None
+    keypoints: InstanceKeypoints | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -161,4 +204,5 @@ class Detections(_Movable):
     def select(self, keep: Tensor | list[bool]) -> Detections:
         """Detections for which `keep` [K] is true."""
         masks = None if self.masks is None else self.masks.select(keep)
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks)
+        keypoints = None if self.keypoints is None else self.keypoints.select(keep)
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, keypoints)

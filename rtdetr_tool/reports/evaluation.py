@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.metrics.analysis import ERROR_TYPES, Analysis, ImageScore
 from rtdetr_tool.metrics.coco import CocoEvaluator
-from rtdetr_tool.metrics.result import score_text
+from rtdetr_tool.metrics.result import score_rows, score_text
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.reports import charts
 from rtdetr_tool.reports.charts import Series
@@ -23,8 +24,10 @@ def score_tiles(analysis: Analysis) -> list[tuple[str, str]]:
     """The most important scores; a score without ground truth is `-`."""
     result, best = analysis.result, analysis.result.best
     tiles = [("mAP", score_text(result.map)), ("mAP50", score_text(result.map50))]
-    if result.masks is not None:
-        tiles += [("mask mAP", score_text(result.masks["AP"])), ("mask mAP50", score_text(result.masks["AP50"]))]
+    for kind, stats in result.by_kind.items():
+        if kind != BOXES:
+            what = kind.removesuffix("s")
+            tiles += [(f"{what} mAP", score_text(stats["AP"])), (f"{what} mAP50", score_text(stats["AP50"]))]
     at = "" if best.threshold is None else f" at score {best.threshold:.2f}"
     tiles += [(f"F1{at}", score_text(best.f1)), ("precision", score_text(best.precision))]
     return [*tiles, ("recall", score_text(best.recall)), ("images", f"{result.images:,}")]
@@ -48,9 +51,8 @@ def evaluation_sections(
 
 def scores_table(analysis: Analysis) -> Table:
     result = analysis.result
-    kinds = {"boxes": result.stats} if result.masks is None else {"boxes": result.stats, "masks": result.masks}
-    rows = [[name, *(score_text(stats[name]) for stats in kinds.values())] for name in result.stats]
-    return Table(["metric", *kinds], rows, caption=f"COCO metrics (maxDets {result.max_dets})")
+    kinds = result.by_kind
+    return Table(["metric", *kinds], score_rows(kinds), caption=f"COCO metrics (maxDets {result.max_dets})")
 
 
 def classes_table(analysis: Analysis) -> Table:
@@ -140,7 +142,7 @@ def image_sections(
         shots = [
             CaptionedImage(
                 comparison_image(
-                    known[image.image_id], class_map, evaluator.rows_of(image.image_id, threshold), index_of
+                    known[image.image_id], class_map, evaluator.detections_of(image.image_id, threshold), index_of
                 ),
                 _summary(image),
                 known[image.image_id].path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,27 @@ from PIL import Image
 from rtdetr_tool.data.decoding import SizeMismatch, decode_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.errors import DataError
+from rtdetr_tool.metrics.image_matches import ImageDetections
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.visualize import Color, draw_boxes, palette_color
+from rtdetr_tool.visualize import Color, Skeleton, draw_boxes, draw_keypoints, palette_color, skeletons_of
 
 SIDE = 420  # pixels of the longer side
 _GAP = 6
-_Boxes = Sequence[Sequence[float]]
+_DRAWN = 0.5  # least probability of detected keypoints; labeled ones have a visibility of 1 or 2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Objects to draw: boxes (xyxy pixels), colors and captions, and keypoints [P, 3] with skeletons if there are any.
+
+    Only the first boxes may have keypoints.
+    """
+
+    boxes: Sequence[Sequence[float]]
+    colors: Sequence[Color]
+    names: Sequence[str]
+    points: Sequence[NDArray[np.float64]] = ()
+    skeletons: Sequence[Skeleton] = ()
 
 
 def labeled_image(
@@ -31,49 +47,53 @@ def labeled_image(
         image, scale = _decoded(record)
     except DataError:
         return None
-    boxes, colors, names = labels_of(record, class_map)
-    return _jpeg(
-        _drawn(
-            image,
-            scale,
-            [*boxes, *(box for box, _, _ in extra)],
-            [*colors, *(color for _, color, _ in extra)],
-            [*names, *(name for _, _, name in extra)],
-        )
+    labels = labels_of(record, class_map)
+    boxes, colors, names = (list(column) for column in zip(*extra, strict=True)) if extra else ([], [], [])
+    more = Shown(
+        [*labels.boxes, *boxes], [*labels.colors, *colors], [*labels.names, *names], labels.points, labels.skeletons
     )
+    return _jpeg(_drawn(image, scale, more))
 
 
 def comparison_image(
-    record: ImageRecord, class_map: ClassMap, rows: NDArray[np.float64], index_of: Mapping[int, int]
+    record: ImageRecord, class_map: ClassMap, detections: ImageDetections, index_of: Mapping[int, int]
 ) -> bytes | None:
     """Labels on the left, detections on the right, as JPEG; None if the image cannot be read.
 
     Args:
-        rows: detections [K, 6] x, y, width, height (pixels), score, category id.
         index_of: class index by category id, for names and colors.
     """
     try:
         image, scale = _decoded(record)
     except DataError:
         return None
-    ordered = rows[np.argsort(rows[:, 4], kind="stable")]
+    order = np.argsort(detections.rows[:, 4], kind="stable")
+    ordered = detections.rows[order]
     boxes = np.concatenate([ordered[:, :2], ordered[:, :2] + ordered[:, 2:4]], axis=1).tolist()
     classes = [index_of.get(int(category), 0) for category in ordered[:, 5]]
     captions = [f"{class_map.name_of(index)} {score:.2f}" for index, score in zip(classes, ordered[:, 4], strict=True)]
-    left = _drawn(image, scale, *labels_of(record, class_map))
-    right = _drawn(image, scale, boxes, [palette_color(index) for index in classes], captions)
+    shapes = detections.shapes or [{}] * len(order)
+    points = [np.reshape(shapes[index].get("keypoints", []), (-1, 3)) for index in order]
+    skeletons = skeletons_of(class_map)
+    found = Shown(
+        boxes, [palette_color(index) for index in classes], captions, points, [skeletons.get(i, ()) for i in classes]
+    )
+    left, right = _drawn(image, scale, labels_of(record, class_map)), _drawn(image, scale, found)
     both = Image.new("RGB", (left.width * 2 + _GAP, left.height), "white")
     both.paste(left, (0, 0))
     both.paste(right, (left.width + _GAP, 0))
     return _jpeg(both)
 
 
-def labels_of(record: ImageRecord, class_map: ClassMap | None) -> tuple[_Boxes, list[Color], list[str]]:
-    """Boxes (xyxy pixels), colors and captions of an image's labels."""
+def labels_of(record: ImageRecord, class_map: ClassMap | None) -> Shown:
+    """Boxes, captions and keypoints of an image's labels."""
     labels = record.labels.tolist()
     names = [class_map.name_of(label) if class_map else str(label) for label in labels]
     names = [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, record.iscrowd.tolist(), strict=True)]
-    return record.boxes.tolist(), [palette_color(label) for label in labels], names
+    skeletons = {} if class_map is None else skeletons_of(class_map)
+    points = [] if record.keypoints is None else list(record.keypoints)
+    lines = [skeletons.get(label, ()) for label in labels]
+    return Shown(record.boxes.tolist(), [palette_color(label) for label in labels], names, points, lines)
 
 
 def _decoded(record: ImageRecord) -> tuple[Image.Image, tuple[float, float]]:
@@ -89,15 +109,12 @@ def _decoded(record: ImageRecord) -> tuple[Image.Image, tuple[float, float]]:
     return image.resize(size, Image.Resampling.LANCZOS), (size[0] / width, size[1] / height)
 
 
-def _drawn(
-    image: Image.Image,
-    scale: tuple[float, float],
-    boxes: _Boxes,
-    colors: Sequence[Color],
-    names: Sequence[str],
-) -> Image.Image:
-    small = [[value * by for value, by in zip(box, scale * 2, strict=True)] for box in boxes]
-    return draw_boxes(image, small, colors, names, 2)
+def _drawn(image: Image.Image, scale: tuple[float, float], shown: Shown) -> Image.Image:
+    small = [[value * by for value, by in zip(box, scale * 2, strict=True)] for box in shown.boxes]
+    drawn = draw_boxes(image, small, shown.colors, shown.names, 2)
+    for points, skeleton, color in zip(shown.points, shown.skeletons, shown.colors, strict=False):
+        draw_keypoints(drawn, points[None, :, :2] * scale, points[None, :, 2] >= _DRAWN, [skeleton], [color], 2)
+    return drawn
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -25,7 +25,9 @@ class CheckpointerSpec:
         " best ones, from which a run then resumes.",
     )
     monitor: str | None = field(
-        None, "The metric, by its name in the logs or TAO's name; null = val_mAP, or val_segm_mAP with masks."
+        None,
+        "The metric, by its name in the logs or TAO's name; null = val_mAP, with masks or keypoints "
+        "val_segm_mAP or val_keypoint_mAP.",
     )
     mode: str | None = field(
         None, "Whether small or large values are good; null = min for losses, otherwise max.", options=("min", "max")

@@ -63,6 +63,14 @@ class AugmentationSpec:
         origin="ours",
     )
     flip_prob: float = field(0.5, "Probability of a horizontal flip.", min=0.0, max=1.0, origin="ours")
+    keypoint_flip_pairs: list[int] | None = field(
+        None,
+        "Keypoints that exchange places in a mirrored image, as a flat list of pairs such as [1, 2, 3, 4]; null = by "
+        "left and right in the names of keypoints (without any, images are not mirrored), [] = none.",
+        min=0,
+        max=999,
+        origin="ours",
+    )
     scale_jitter_prob: float = field(
         0.0,
         "Probability of training on a random square of the image: the shorter side is scaled to 400, 500 or 600 "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rtdetr_tool.spec.fields import MISSING, field
+from rtdetr_tool.spec.fields import INF, MISSING, field
 from rtdetr_tool.spec.run_model import RunModelSpec
 
 
@@ -27,6 +27,14 @@ class EvaluateSpec(RunModelSpec):
         "image.",
         min=1,
         max=100_000,
+        origin="ours",
+    )
+    keypoint_oks_sigmas: list[float] | None = field(
+        None,
+        "How much each keypoint may differ in the scores (OKS), relative to the size of the object, also in training; "
+        "null = COCO's for 17 keypoints, 0.05 for any other number.",
+        min=0.0,
+        max=INF,
         origin="ours",
     )
     report: bool = field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rtdetr_tool.catalog import LAYOUTS
+from rtdetr_tool.catalog import LAYOUTS, PREDICTS
 from rtdetr_tool.formats.table import FORMATS, exported_formats, titles
 from rtdetr_tool.spec.fields import MISSING, field
 
@@ -74,7 +74,7 @@ def _layouts() -> str:
     parts = []
     for name, layout in LAYOUTS.items():
         pixels = "normalized by ImageNet's mean and deviation" if layout.normalised else "RGB 0..1"
-        outputs = ", ".join(output for field, output in layout.outputs.items() if field != "masks")
+        outputs = ", ".join(output for field, output in layout.outputs.items() if field not in PREDICTS[1:])
         parts.append(f"{name}: {layout.input} ({pixels}) -> {outputs}")
     return "; ".join(parts)
 
@@ -119,7 +119,8 @@ class ExportSpec:
     notes: str | None = field(None, "Any text; stored in the file's metadata.", origin="ours")
     layout: str = field(
         "tao",
-        f"Names of inputs and outputs, and pixels: {_layouts()}. Masks are an output of detectors that predict them.",
+        f"Names of inputs and outputs, and pixels: {_layouts()}. Masks and "
+        "keypoints are outputs of detectors that predict them.",
         options=tuple(LAYOUTS),
         origin="ours",
     )

@@ -8,18 +8,35 @@ from __future__ import annotations
 
 import re
 
-MAP, MASK_MAP = "mAP_50_95", "segm_mAP_50_95"
-TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP = "train/loss", "val/loss", f"val/{MAP}", f"val/{MASK_MAP}"
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
+
+# Scores by what a model predicts: AP, AP50, AP75 and recall.
+SCORES: dict[str, tuple[str, str, str, str]] = {
+    BOXES: ("mAP_50_95", "mAP_50", "mAP_75", "mAR"),
+    MASKS: ("segm_mAP_50_95", "segm_mAP_50", "segm_mAP_75", "segm_mAR"),
+    KEYPOINTS: ("keypoint_map_50_95", "keypoint_map_50", "keypoint_map_75", "keypoint_mAR"),
+}
+TRAIN_LOSS, VAL_LOSS, VAL_MAP = "train/loss", "val/loss", f"val/{SCORES[BOXES][0]}"
+# The most important scores, which are shown after each validation.
+MAIN_SCORES = tuple(name for names in SCORES.values() for name in names[:2])
 # TAO's name of a score, without phase -> the name that is logged.
-_TAO_SCORES = {"mAP": MAP, "mAP50": "mAP_50", "segm_mAP": MASK_MAP, "segm_mAP50": "segm_mAP_50"}
+_TAO_PREFIXES = {BOXES: "", MASKS: "segm_", KEYPOINTS: "keypoint_"}
+_TAO_SCORES = {
+    f"{_TAO_PREFIXES[kind]}{tao}": name
+    for kind, names in SCORES.items()
+    for tao, name in zip(("mAP", "mAP50"), names, strict=False)
+}
 _LOGGED_SCORES = {name: tao for tao, name in _TAO_SCORES.items()}
 _TAO_NAME = re.compile(r"(train|val|test)_(.+)")
 
 
-def best_score_name(metric: str, masks: bool) -> str:
-    """The validation score that decides the best checkpoint, for a value of `train.best_metric`."""
-    name = {"mAP": MAP, "mAR": "mAR"}[metric]
-    return f"val/segm_{name}" if masks else f"val/{name}"
+def best_score_name(metric: str, kind: str) -> str:
+    """The validation score that decides the best checkpoint of a model that predicts `kind` (`catalog.PREDICTS`).
+
+    Args:
+        metric: a value of `train.best_metric`.
+    """
+    return f"val/{SCORES[kind][0 if metric == 'mAP' else 3]}"
 
 
 def logged_name(name: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from rtdetr_tool.families import DEFAULT_FAMILY, FAMILIES, all_families, family_named
-from rtdetr_tool.families.base import Family
+from rtdetr_tool.families.base import Family, KeypointLayout
 from rtdetr_tool.spec.fields import INF, Recorded, field
 
 
@@ -123,9 +123,14 @@ class SharedModelSpec:
         return self.family.query_count(self._whole)
 
     @property
-    def predicts_masks(self) -> bool:
-        """Whether the model has a segmentation head, and so needs data with masks."""
-        return self.family.predicts_masks(self._whole)
+    def keypoints(self) -> KeypointLayout:
+        """The keypoints that the model predicts."""
+        return self.family.keypoints(self._whole)
+
+    @property
+    def predicts(self) -> str:
+        """What the model predicts for each object and needs in the data, one of `catalog.PREDICTS`."""
+        return self.family.predicts(self._whole)
 
 
 def _fields_of_families() -> list[tuple[str, Any, Any]]:

@@ -247,7 +247,8 @@ class TrainSpec:
     drop_path_epochs: int = field(0, "See drop_path_schedule.", min=0, max=INF, unit="epochs", origin="ours")
     best_metric: str = field(
         "mAP",
-        "The score that decides the best checkpoint and early stopping (of the masks, if the model has them).",
+        "The score that decides the best checkpoint and early stopping, of masks or keypoints if the model "
+        "predicts them.",
         options=("mAP", "mAR"),
         origin="ours",
     )

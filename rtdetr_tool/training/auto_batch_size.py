@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rtdetr_tool.catalog import KEYPOINTS, MASKS
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.spec import ExperimentSpec
@@ -124,7 +126,13 @@ def trial_batch(module: DetectorModule, count: int, device: torch.device) -> Bat
     height, width = module.spec.dataset.augmentation.train_spatial_size
     boxes = torch.rand(_OBJECTS, 4) * 0.4 + 0.1
     labels = torch.zeros(_OBJECTS, dtype=torch.long)
-    targets = [Target(boxes, labels, number, (height, width), (width, height)) for number in range(count)]
+    shapes: dict[str, Any] = {}
+    if module.detector.predicts == MASKS:
+        shapes[MASKS] = torch.ones(_OBJECTS, height, width, dtype=torch.bool)
+    elif module.detector.predicts == KEYPOINTS:
+        most = max(module.spec.model.keypoints.counts)
+        shapes[KEYPOINTS] = torch.cat([torch.rand(_OBJECTS, most, 2), torch.full((_OBJECTS, most, 1), 2.0)], dim=-1)
+    targets = [Target(boxes, labels, number, (height, width), (width, height), **shapes) for number in range(count)]
     return Batch(torch.full((count, 3, height, width), 127, dtype=torch.uint8), targets).to(device)
 
 

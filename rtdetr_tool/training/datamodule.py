@@ -52,17 +52,12 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _build(self, split: str) -> Any:
         if split == "train":
-            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, masks=self.masks)
+            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, kind=self.spec.model.predicts)
         if split == "predict":
             return build_inference_dataset(self.spec.dataset)
         train = self._datasets.get("train")
         class_map = train.class_map if train else None
-        return build_eval_dataset(self.spec.dataset, split=split, class_map=class_map, masks=self.masks)
-
-    @property
-    def masks(self) -> bool:
-        """Whether the model is trained on masks."""
-        return self.spec.model.predicts_masks
+        return build_eval_dataset(self.spec.dataset, split=split, class_map=class_map, kind=self.spec.model.predicts)
 
     @property
     def class_map(self) -> ClassMap:

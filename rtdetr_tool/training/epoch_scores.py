@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,16 +16,15 @@ from rtdetr_tool.metrics.result import CocoResult
 from rtdetr_tool.ops.postprocess import detection_rows, split_rows
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions
 from rtdetr_tool.spec import ExperimentSpec
-from rtdetr_tool.spec.metric_names import averaged_name, tao_name
+from rtdetr_tool.spec.metric_names import MAIN_SCORES, SCORES, averaged_name, tao_name
 from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.distributed import gather_objects, rank
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "model.model."  # of the names of the detector's tensors in a checkpoint
-_STATS = {"mAP_50_95": "AP", "mAP_50": "AP50", "mAP_75": "AP75"}  # name -> key of `CocoResult.stats`
-# Metrics that are also logged under TAO's name for callbacks, such as `val_mAP`.
-_WITH_TAO_NAME = ("mAP_50_95", "mAP_50", "segm_mAP_50_95", "segm_mAP_50")
+_STATS = ("AP", "AP50", "AP75")  # keys of `CocoResult.stats`, in the order of `SCORES`
+_AVERAGED = {name for names in SCORES.values() for name in names}  # scores that may also be those of averaged weights
 
 
 class Evaluation(NamedTuple):
@@ -70,11 +68,8 @@ class EpochScores:
             self._add(self._raw_evaluator, batch, functional_call(detector, self._raw_weights, (images,)))
 
     def _add(self, evaluator: CocoEvaluator, batch: Batch, predictions: Predictions) -> list[Detections]:
-        rows, query = detection_rows(predictions, batch.targets, self.spec.model.num_select)
-        if predictions.masks is not None:  # the host selects masks by query
-            rows = torch.cat([rows, query[..., None].to(rows.dtype)], 2)
-        rows = rows.cpu()  # the only wait for the device
-        detections = split_rows(rows[..., :6], rows[..., -1].long(), predictions.masks, batch.targets)
+        rows = detection_rows(predictions, batch.targets, self.spec.model.num_select)
+        detections = split_rows(rows.cpu(), predictions, batch.targets)
         evaluator.update([target.image_id for target in batch.targets], detections)
         return detections
 
@@ -90,7 +85,8 @@ class EpochScores:
             averaged = {averaged_name(name): value for name, value in scores.items()}
             scores = self._compute(self._raw_evaluator, phase) | averaged
         elif self._averaged:
-            scores |= {averaged_name(name): value for name, value in scores.items() if "mA" in name}
+            names = [name for name in scores if name.partition("/")[2] in _AVERAGED]
+            scores |= {averaged_name(name): scores[name] for name in names}
         return trainer.strategy.broadcast(scores, 0)
 
     def _compute(self, evaluator: CocoEvaluator, phase: str) -> dict[str, float | None]:
@@ -102,12 +98,10 @@ class EpochScores:
         result = evaluator.compute()
         self._latest = Evaluation(evaluator, result)
         best = result.best
-        recall = f"ARmax{result.max_dets}"
-        scores = {name: result.stats[key] for name, key in _STATS.items()} | {"mAR": result.stats[recall]}
+        scores: dict[str, float | None] = {}
+        for kind, stats in result.by_kind.items():
+            scores |= dict(zip(SCORES[kind], [*map(stats.get, _STATS), result.recall(kind)], strict=True))
         scores |= {"F1": best.f1, "precision": best.precision, "recall": best.recall, "threshold": best.threshold}
-        if result.masks is not None:
-            scores |= {f"segm_{name}": result.masks[key] for name, key in _STATS.items()}
-            scores |= {"segm_mAR": result.masks[recall]}
         if self.spec.train.log_per_class_metrics:
             scores |= {f"AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
         return {f"{phase}/{name}": value for name, value in scores.items()}
@@ -165,7 +159,7 @@ class ScoredModule(LightningModule):
         self._report_undefined(phase)
         defined = {name: value for name, value in self.metrics.items() if value is not None}
         self.log_dict(defined, rank_zero_only=False, sync_dist=False)
-        known = {tao_name(name): defined[name] for part in _WITH_TAO_NAME if (name := f"{phase}/{part}") in defined}
+        known = {tao_name(name): defined[name] for part in MAIN_SCORES if (name := f"{phase}/{part}") in defined}
         self.log_dict(known, logger=False, rank_zero_only=False, sync_dist=False)
         self._scores = None
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from rtdetr_tool.log import console
-from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP
+from rtdetr_tool.spec.metric_names import MAIN_SCORES, TRAIN_LOSS, VAL_LOSS, VAL_MAP
 from rtdetr_tool.training.distributed import rank
 
 
@@ -40,7 +40,7 @@ def show_result(result: FitResult) -> None:
     table.add_column(overflow="fold")
     if result.best_score is not None:
         table.add_row(f"Best {result.best_metric}", f"{result.best_score:.4f} (epoch {result.best_epoch})")
-    for name in (VAL_MAP, "val/mAP_50", VAL_MASK_MAP, "val/segm_mAP_50", VAL_LOSS, TRAIN_LOSS):
+    for name in (*(f"val/{score}" for score in MAIN_SCORES), VAL_LOSS, TRAIN_LOSS):
         if name in result.metrics:
             value = result.metrics[name]
             table.add_row(f"Last {name}", "-" if value is None else f"{value:.4f}")

@@ -52,6 +52,7 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
                 )
         names = file.meta["classes"]
         report = load_into(detector, file.weights, source=path, strict=False, classes=classes, file_classes=names)
+        detector.forget_data()
         if spec.model.pretrained_backbone_path:
             logger.info("train.pretrained_model_path is set; ignoring model.pretrained_backbone_path")
     elif spec.model.pretrained_backbone_path:

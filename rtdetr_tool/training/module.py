@@ -12,6 +12,7 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.catalog import KEYPOINTS
 from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.checkpoints.identify import TAO_MODEL
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
@@ -22,9 +23,10 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.batch_norm import count_batch, count_together
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.keypoints import check_counts
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions, Target
-from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.spec import ExperimentSpec, ModelSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
@@ -53,6 +55,14 @@ class StepOutput(TypedDict):
     targets: list[Target]
 
 
+def with_keypoints_of(model: ModelSpec, class_map: ClassMap) -> ModelSpec:
+    """The section with the numbers of keypoints of the classes; DataError if it has other ones."""
+    if model.family.has_keypoints_of_data(model):
+        return model.family.with_keypoint_counts(model, class_map.keypoint_counts)
+    check_counts(model.keypoints.counts, class_map, "the training data")
+    return model
+
+
 class DetectorModule(ScoredModule):
     """A detector with everything that Lightning needs to fit, validate, test and predict with it.
 
@@ -67,6 +77,8 @@ class DetectorModule(ScoredModule):
         if spec.dataset.num_classes is None:
             rows = spec.model.family.class_rows(class_map.num_classes)
             spec = replace(spec, dataset=replace(spec.dataset, num_classes=rows))
+        if spec.model.predicts == KEYPOINTS:
+            spec = replace(spec, model=with_keypoints_of(spec.model, class_map))
         resolved = resolve_freezing(spec, pretrained)
         super().__init__(resolved)
         num_classes = cast(int, spec.dataset.num_classes)
@@ -127,9 +139,11 @@ class DetectorModule(ScoredModule):
         """
         self._weights_loaded = True
         target_classes = None if classes is None else self.class_map.to_list()
-        return load_into(
+        report = load_into(
             self.detector, weights, source=source, strict=False, classes=target_classes, file_classes=classes or ()
         )
+        self.detector.forget_data()
+        return report
 
     # Steps
 

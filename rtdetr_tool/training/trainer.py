@@ -129,7 +129,7 @@ def choose_strategy(
 def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
     """The callbacks of a run, in the order in which they must act."""
     train = spec.train
-    monitor = best_score_name(train.best_metric, spec.model.predicts_masks)
+    monitor = best_score_name(train.best_metric, spec.model.predicts)
     callbacks: list[Callback] = [EpochResume()]
     if train.enable_ema:
         callbacks.append(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rich.progress import track
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of, tiling_of
 from rtdetr_tool.data.collate import InferenceBatch
 from rtdetr_tool.data.dataset import EvalDataset
@@ -25,6 +26,7 @@ from rtdetr_tool.formats.requested_size import RequestedSize
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
+from rtdetr_tool.ops.keypoints import check_counts
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, InferenceSpec, LoadedSpec
 from rtdetr_tool.spec.tiles import TilesSpec
@@ -83,11 +85,12 @@ def as_run(spec: ExperimentSpec, command: str) -> ExperimentSpec:
 
 
 def tiling_for(tiles: TilesSpec, spec: ExperimentSpec) -> Tiling | None:
-    """How a command cuts images into tiles; UserError for a model with masks."""
-    if tiles.enabled and spec.model.predicts_masks:
+    """How a command cuts images into tiles; UserError for a model that predicts more than boxes."""
+    kind = spec.model.predicts
+    if tiles.enabled and kind != BOXES:
         raise UserError(
-            "tiles.enabled is not supported for models with masks, because the masks of tiles would have to be joined; "
-            "use a model without masks, or tiles.enabled=false"
+            f"tiles.enabled is not supported for models with {kind}, because the {kind} of tiles would have to be "
+            f"joined; use a model without {kind}, or tiles.enabled=false"
         )
     return tiling_of(tiles, spec.dataset)
 
@@ -134,8 +137,10 @@ def score_split(
     """
     runtime, spec = model.runtime, model.spec
     tiling = tiling_for(tiles, spec) if tiles is not None else None
-    masks = spec.model.predicts_masks
-    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, masks=masks, tiling=tiling)
+    kind = spec.model.predicts
+    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, kind=kind, tiling=tiling)
+    if kind == KEYPOINTS:
+        check_counts(spec.model.keypoints.counts, dataset.class_map, f"the {split} data")
     evaluator = evaluator_for(split, dataset, spec)
     loader = build_loader(dataset, spec.dataset, training=False, rank=rank, world_size=world_size)
     times = score(runtime, loader, evaluator, spec.model.num_select, conf_threshold)

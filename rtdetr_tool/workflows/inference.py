@@ -31,7 +31,7 @@ from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.spec import DatasetSpec, InferenceSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
-from rtdetr_tool.visualize import Color, draw_detections
+from rtdetr_tool.visualize import Color, draw_detections, skeletons_of
 from rtdetr_tool.workflows.detection import Detecting
 from rtdetr_tool.workflows.kitti import CocoRow, coco_rows, kitti_lines, kitti_names, output_stems, with_category
 
@@ -148,6 +148,7 @@ class Writer:
             self.colors,
             self.section.outline_width,
             labels=not self.section.is_internal,
+            skeletons=skeletons_of(self.class_map),
         )
         save_image(drawn, image_file)
 

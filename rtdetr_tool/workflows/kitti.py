@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.keypoints import coco_points
 from rtdetr_tool.ops.masks import encode_masks, to_coco
 from rtdetr_tool.ops.structures import Detections
 
@@ -57,11 +58,12 @@ def kitti_lines(detections: Detections, name_of: Callable[[int], str]) -> list[s
     return lines
 
 
-class MaskPart(TypedDict, total=False):
+class ShapePart(TypedDict, total=False):
     segmentation: Mapping[str, Any]  # COCO's run lengths, for models with masks
+    keypoints: list[float]  # x, y in pixels and probability of each keypoint, for models with keypoints
 
 
-class CocoRow(MaskPart):
+class CocoRow(ShapePart):
     """A detection in COCO's format of results, without the image."""
 
     category_id: int | None
@@ -71,19 +73,21 @@ class CocoRow(MaskPart):
 
 def coco_rows(detections: Detections, class_map: ClassMap) -> list[CocoRow]:
     """The detections as COCO results without `image_id`; all must have a category."""
-    masks: list[MaskPart] = [{}] * len(detections)
+    shapes: list[ShapePart] = [{}] * len(detections)
     if detections.masks is not None:
         size = detections.masks.size
-        masks = [{"segmentation": to_coco(counts, size)} for counts in encode_masks(detections.masks)]
-    columns = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks)
+        shapes = [{"segmentation": to_coco(counts, size)} for counts in encode_masks(detections.masks)]
+    elif detections.keypoints is not None:
+        shapes = [{"keypoints": [round(value, 3) for value in points]} for points in coco_points(detections)]
+    columns = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), shapes)
     return [
         {
             "category_id": class_map.category_id_of(label),
             "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)],
             "score": round(score, 6),
-            **mask,
+            **shape,
         }
-        for (left, top, right, bottom), score, label, mask in zip(*columns, strict=True)
+        for (left, top, right, bottom), score, label, shape in zip(*columns, strict=True)
     ]
 
 

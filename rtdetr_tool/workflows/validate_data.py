@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.progress import track
 
+from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.file_check import FileCheck, read_files
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
-def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> dict[str, DetectionDataset]:
+def load_splits(spec: DatasetSpec, findings: Findings, kind: str = BOXES) -> dict[str, DetectionDataset]:
     """The datasets of the spec as training loads them; a dataset that cannot be loaded becomes a finding.
 
     If test and val are the same, only val is loaded. A dataset folder without a test split is not an error.
@@ -41,10 +42,10 @@ def load_splits(spec: DatasetSpec, findings: Findings, masks: bool = False) -> d
             continue
         try:
             if split == "train":
-                datasets[split] = build_train_dataset(spec, masks=masks)
+                datasets[split] = build_train_dataset(spec, kind=kind)
             else:
                 known = datasets["train"].class_map if "train" in datasets else None
-                datasets[split] = build_eval_dataset(spec, split, known, masks)
+                datasets[split] = build_eval_dataset(spec, split, known, kind)
         except DataError as error:
             absent = isinstance(error, MissingSplit) and spec.test_data_sources == of_folder and split == "test"
             findings.add("no_test_split" if absent else "unusable", split, str(error))

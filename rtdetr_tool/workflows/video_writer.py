@@ -26,7 +26,7 @@ from rtdetr_tool.errors import RtdetrError, WriteError
 from rtdetr_tool.files import replacing
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Detections
-from rtdetr_tool.visualize import Color, draw_detections
+from rtdetr_tool.visualize import Color, draw_detections, skeletons_of
 from rtdetr_tool.workflows.kitti import coco_rows
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,8 @@ class VideoWriter:
         self.video, self.lines, self.class_map = video, lines, class_map
         self.frames = self.detections = 0
         self._timing = fps, time_base, aspect_ratio
-        self._draw = partial(draw_detections, colors=colors, outline_width=outline_width, labels=labels)
+        self._draw = partial(draw_detections, colors=colors, outline_width=outline_width, labels=labels,
+                             skeletons=skeletons_of(class_map))  # fmt: skip
         self._queue: queue.Queue[tuple[VideoFrame, Detections, Tracks] | None] = queue.Queue(waiting)
         self._error: BaseException | None = None
         self._resized = False

@@ -174,9 +174,11 @@ def test_a_checkpoint_of_every_variant_opens_as_its_class(variant, monkeypatch, 
     save_checkpoint({"state_dict": original.network.state_dict(), KEY: meta}, tmp_path / "a.pth")
     opened = Detector.from_checkpoint(tmp_path / "a.pth", device="cpu")
     assert type(opened) is kind is type(RFDETR.from_checkpoint(tmp_path / "a.pth", device="cpu"))
-    assert opened.size == original.size and (opened.spec.model.predicts_masks) == ("Seg" in kind.__name__)
+    expected = "masks" if "Seg" in kind.__name__ else "keypoints" if "Keypoint" in kind.__name__ else "boxes"
+    assert opened.size == original.size and opened.spec.model.predicts == expected
     result = opened.predict(np.zeros((40, 40, 3), np.uint8), threshold=0.0)
-    assert (result.mask is not None) == opened.spec.model.predicts_masks
+    assert (getattr(result, "mask", None) is not None) == (expected == "masks")
+    assert hasattr(result, "keypoint_confidence") == (expected == "keypoints")
 
 
 def test_exceptions_are_also_the_standard_ones(rfdetr, tmp_path):

@@ -80,8 +80,8 @@ def agree(mask, seen) -> float:
 
 
 def test_masks_are_read_only_when_asked_for(files):
-    plain, full = read_source(*files), read_source(*files, masks=True)
-    assert not plain.has_masks and full.has_masks and not full.repairs
+    plain, full = read_source(*files), read_source(*files, kind="masks")
+    assert not plain.has("masks") and full.has("masks") and not full.repairs
     assert plain.images[1].masks == [] and len(full.images[1].masks) == 2
     assert decode(full.images[1].masks[0], HEIGHT, WIDTH)[10:40, 10:40].all()
 
@@ -89,7 +89,7 @@ def test_masks_are_read_only_when_asked_for(files):
 @pytest.mark.parametrize("kind", ["default", "serialized"])
 @pytest.mark.parametrize("keep_ratio", [False, True])
 def test_evaluation_targets_show_their_objects_where_the_image_does(files, kind, keep_ratio):
-    dataset = build_eval_dataset(spec_of(files, kind, preserve_aspect_ratio=keep_ratio), masks=True)
+    dataset = build_eval_dataset(spec_of(files, kind, preserve_aspect_ratio=keep_ratio), kind="masks")
     image, target = dataset[0]
     assert target.masks.shape == (2, *image.shape[-2:]) and target.masks.dtype == torch.bool
     for mask, paint in zip(target.masks, (RED, GREEN), strict=True):
@@ -112,7 +112,8 @@ def test_augmented_masks_boxes_and_image_stay_together(seed, keep_ratio):
         mask[y1:y2, x1:x2] = 1
     transform = TrainTransform((96, 128), 0.0, 1.0, keep_ratio)
     given = image, torch.from_numpy(corners), torch.tensor([0, 1])
-    output, boxes, labels, actual = transform.with_masks(*given, masks, np.random.default_rng(seed))
+    output, boxes, labels, placement, kept = transform.placed(*given, np.random.default_rng(seed))
+    actual = placement.masks(masks[kept])
     plain = transform(*given, np.random.default_rng(seed))
     assert all(torch.equal(a, b) for a, b in zip(plain, (output, boxes, labels), strict=True))
     assert len(actual) == len(boxes) == len(labels)
@@ -139,7 +140,7 @@ def test_a_rendered_mask_is_the_rendered_image_of_it():
 
 def test_training_targets_have_masks_with_both_kinds_of_records(files):
     for kind in ("default", "serialized"):
-        dataset = build_train_dataset(spec_of(files, kind), masks=True)
+        dataset = build_train_dataset(spec_of(files, kind), kind="masks")
         target = dataset[0, 0][1]
         assert target.masks.shape[0] == len(target.boxes) and target.masks.any()
     assert build_train_dataset(spec_of(files))[0, 0][1].masks is None
@@ -161,13 +162,13 @@ def test_serialized_records_keep_masks_of_any_length():
 
 def test_a_missing_or_malformed_mask_is_counted_and_empty(tmp_path):
     files = write(tmp_path, [SQUARE, [[1, 2, 3]]])
-    source = read_source(*files, masks=True)
+    source = read_source(*files, kind="masks")
     assert source.repairs.counts == {"mask_malformed": 1} and source.images[1].masks[1] == b""
     other = tmp_path / "other"
     other.mkdir()
     files = write(other, [SQUARE, None])
-    assert read_source(*files, masks=True).repairs.counts == {"mask_missing": 1}
-    dataset = build_eval_dataset(spec_of(files), masks=True)
+    assert read_source(*files, kind="masks").repairs.counts == {"mask_missing": 1}
+    dataset = build_eval_dataset(spec_of(files), kind="masks")
     assert [bool(mask.any()) for mask in dataset[0][1].masks] == [True, False]
     assert ["segmentation" in a for a in dataset.coco_ground_truth()["annotations"]] == [True, False]
 
@@ -176,9 +177,9 @@ def test_a_missing_or_malformed_mask_is_counted_and_empty(tmp_path):
 def test_data_without_any_mask_is_one_clear_message(tmp_path, segmentations):
     files = write(tmp_path, segmentations)
     with pytest.raises(DataError, match=r"2 objects, but none has a mask, which a segmentation head requires.*seg_"):
-        build_train_dataset(spec_of(files), masks=True)
+        build_train_dataset(spec_of(files), kind="masks")
     with pytest.raises(DataError, match=r"val_data_sources\) has 2 objects, but none has a mask"):
-        build_eval_dataset(spec_of(files), masks=True)
+        build_eval_dataset(spec_of(files), kind="masks")
 
 
 def test_outlines_of_yolo_labels_are_masks(tmp_path):
@@ -191,7 +192,7 @@ def test_outlines_of_yolo_labels_are_masks(tmp_path):
     x, y = (10 / WIDTH, 40 / WIDTH), (10 / HEIGHT, 40 / HEIGHT)
     outline = f"{x[0]} {y[0]} {x[1]} {y[0]} {x[1]} {y[1]} {x[0]} {y[1]}"
     (tmp_path / "labels/val/a.txt").write_text(f"0 {outline}\n0 0.5 0.5 0.2 0.2\n")
-    source = read_dataset_folder(str(tmp_path), "val", masks=True)
+    source = read_dataset_folder(str(tmp_path), "val", kind="masks")
     (image,) = source.images.values()
     assert decode(image.masks[0], HEIGHT, WIDTH)[10:40, 10:40].all() and image.masks[1] == b""
     assert source.repairs.counts == {"mask_missing": 1}

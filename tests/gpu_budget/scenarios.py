@@ -128,7 +128,7 @@ class OnDevice:
 
     def __init__(self, device: PretendedCuda, module: DetectorModule) -> None:
         self.device, self.module = device, module
-        self.has_masks = module.detector.has_masks
+        self.has_masks = module.detector.predicts == "masks"
         outside = {"device": CUDA, "global_step": 0, "global_rank": 0, "current_epoch": 0, "log": self.log}
         outside |= {"log_dict": lambda values, **kw: [self.log(key, value, **kw) for key, value in values.items()]}
         outside |= {"_main_rate": lambda: 1e-4}

@@ -24,7 +24,7 @@ GIB = 2**30
 def test_a_network_is_one_graph_in_training_and_in_eval_mode(name):
     module = build_module(name)
     size = module.spec.dataset.augmentation.train_spatial_size[0]
-    batch = build_batch(size, with_masks=module.detector.has_masks)
+    batch = build_batch(size, with_masks=module.detector.predicts == "masks")
     images = module.prepare_images(batch, multi_scale=False)
     for training, inputs in ((True, (images, batch.targets)), (False, (images,))):
         torch._dynamo.reset()

@@ -18,14 +18,15 @@ from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.spec import ModelSpec
 
 rfdetr_models = pytest.importorskip("rfdetr.models", reason="requires the package rfdetr")
-from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig  # noqa: E402
+from rfdetr.config import KeypointTrainConfig, ModelConfig, SegmentationTrainConfig, TrainConfig  # noqa: E402
 from rfdetr.models.backbone import dinov2  # noqa: E402
 
 CLASSES = 90  # of the package, which adds one logit
 FIELDS = (
     "encoder", "out_feature_indexes", "projector_scale", "hidden_dim", "dec_layers", "sa_nheads", "ca_nheads",
     "dec_n_points", "num_queries", "resolution", "patch_size", "num_windows", "positional_encoding_size",
-    "segmentation_head",
+    "segmentation_head", "use_grouppose_keypoints", "num_keypoints_per_class", "dual_projector",
+    "dual_projector_kp_only",
 )  # fmt: skip
 
 logging.getLogger("rf-detr").setLevel(logging.ERROR)
@@ -59,7 +60,9 @@ def build_pair(variant: str, **changes: Any) -> tuple[nn.Module, Detector]:
 
 
 def their_criterion(variant: str, **changes: Any) -> nn.Module:
-    kind = SegmentationTrainConfig if RFDETR_VARIANTS[variant].segmentation_head else TrainConfig
+    row = RFDETR_VARIANTS[variant]
+    kind = KeypointTrainConfig if row.use_grouppose_keypoints else TrainConfig
+    kind = SegmentationTrainConfig if row.segmentation_head else kind
     settings = kind(dataset_dir=".", output_dir=".")
     return rfdetr_models.build_criterion_from_config(their_config(variant, **changes), settings)[0]
 
@@ -77,7 +80,11 @@ def disturb(model: nn.Module) -> None:
                 tensor.normal_(std=max(tensor[0].numel(), 2) ** -0.5)
             else:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-            if "sampling_offsets" in name or "refpoint_embed" in name or ("bbox" in name and "layers.2" in name):
+            if (
+                "sampling_offsets" in name
+                or "refpoint_embed" in name
+                or ("layers.2" in name and ("bbox" in name or "keypoint_embed" in name))
+            ):
                 tensor.mul_(0.2)
 
 

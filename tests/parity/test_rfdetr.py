@@ -64,6 +64,7 @@ def check_losses(theirs, ours, variant, images, targets, **changes) -> float:
     labels = [{"labels": t.labels, "boxes": t.boxes.to(precision)} for t in targets]
     for label, target in zip(labels, targets, strict=True):
         label |= {"masks": target.masks} if with_masks else {}
+        label |= {"keypoints": target.keypoints} if target.keypoints is not None else {}
     spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant, **changes))
     differences = []
     for training in (True, False):

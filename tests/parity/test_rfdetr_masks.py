@@ -106,7 +106,7 @@ def test_masks_that_are_multiplied_out_have_the_same_loss_as_their_factors(same_
     truth = TrueMasks.of(targets)
     last = type(result)(result.features[-1:], result.queries[-1:], result.bias)
     dense = (last.queries[0] @ last.features[0].flatten(2)).unflatten(-1, last.features.shape[-2:]) + last.bias
-    costs = criterion.mask_loss.costs([last, factors_of(dense)], truth)
+    costs = criterion.head_loss.costs([last, factors_of(dense)], truth)
     assert worst([(costs[0], costs[1])]) < TOLERANCE
 
 

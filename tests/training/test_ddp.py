@@ -94,7 +94,7 @@ def train(module: DetectorModule, rank: int, options: dict[str, Any]) -> dict[st
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD([parameter for _, parameter in trained], lr=1e-3)
     side = module.spec.dataset.augmentation.train_spatial_size[0]
-    for index, batch in enumerate(batches(rank, side, module.detector.has_masks)):
+    for index, batch in enumerate(batches(rank, side, module.detector.predicts == "masks")):
         optimizer.zero_grad()
         wrapped(batch, index).backward()
         assert [name for name, parameter in trained if parameter.grad is None] == []

@@ -103,7 +103,7 @@ def test_what_torch_does_not_accept_is_a_spec_error(make_spec, changes, message)
 @pytest.mark.parametrize(("metric", "name"), [("mAP", "val/mAP_50_95"), ("mAR", "val/mAR")])
 def test_the_best_checkpoint_follows_the_metric(make_spec, metric, name):
     assert checkpoints_of(build_trainer(make_spec(train__best_metric=metric))).monitor == name
-    assert best_score_name(metric, masks=True) == name.replace("val/", "val/segm_")
+    assert best_score_name(metric, "masks") == name.replace("val/", "val/segm_")
 
 
 def test_the_first_epochs_can_be_excluded_from_the_best(make_spec):

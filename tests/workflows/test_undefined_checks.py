@@ -40,12 +40,12 @@ def kinds(masks, scoring: Scoring, split: str = "val") -> list[str]:
     record = ImageRecord(
         "a.png", 1, 64, 48, np.array([[1.0, 1, 9, 9]]), np.array([0]), np.array([False]), np.array([64.0]), masks
     )
-    dataset = EvalDataset([record], ClassMap.from_categories({1: "cat"}), (64, 64), with_masks=True)
+    dataset = EvalDataset([record], ClassMap.from_categories({1: "cat"}), (64, 64), kind="masks")
     findings = Findings()
     check_scoring(split, dataset, scoring, findings)
     return [result.kind for result in findings]
 
 
 def test_objects_without_masks_leave_mask_scores_undefined():
-    assert kinds([b""], Scoring(masks=True)) == ["no_scored_masks"]
-    assert kinds([b""], Scoring(masks=False)) == []
+    assert kinds([b""], Scoring(kind="masks")) == ["no_scored_masks"]
+    assert kinds([b""], Scoring(kind="boxes")) == []

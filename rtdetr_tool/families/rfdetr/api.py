@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 from rtdetr_tool.families.rfdetr.api_base import RFDETR
 
 __all__ = [
-    "RFDETR", "RFDETR2XLarge", "RFDETRBase", "RFDETRLarge", "RFDETRLarge2025", "RFDETRMedium", "RFDETRNano",
+    "RFDETR", "RFDETR2XLarge", "RFDETRBase", "RFDETRKeypointPreview", "RFDETRLarge", "RFDETRLarge2025", "RFDETRMedium",
+    "RFDETRNano",
     "RFDETRSeg2XLarge", "RFDETRSegLarge", "RFDETRSegMedium", "RFDETRSegNano", "RFDETRSegPreview", "RFDETRSegSmall",
     "RFDETRSegXLarge", "RFDETRSmall", "RFDETRXLarge",
 ]  # fmt: skip
@@ -80,6 +81,12 @@ class RFDETRSegXLarge(RFDETR):
 
 class RFDETRSeg2XLarge(RFDETR):
     variant = "seg_2xlarge"
+
+
+class RFDETRKeypointPreview(RFDETR):
+    """RF-DETR with keypoints of persons; `predict` returns `KeyPoints`."""
+
+    variant = "keypoint_preview"
 
 
 VARIANTS: dict[str, type[RFDETR]] = {kind.variant: kind for kind in RFDETR.__subclasses__()}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,20 @@ from torch import Tensor
 from rtdetr_tool.catalog import COCO_CATEGORIES, DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS, RfdetrVariant
 from rtdetr_tool.checkpoints.renames import count
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 # Fields that a file may state and that shapes do not show, with their types.
 _STATED: dict[str, type] = {
     "out_feature_indexes": list, "sa_nheads": int, "ca_nheads": int, "dec_n_points": int, "num_windows": int,
     "resolution": int, "bbox_reparam": bool, "lite_refpoint_refine": bool, "mask_downsample_ratio": int,
+    "dual_projector_kp_only": bool, "postprocess_trace_alpha": float,
 }  # fmt: skip
 _FEED_FORWARD = 2048
-_ON = ("bbox_reparam", "lite_refpoint_refine")  # true unless stated otherwise
+# Of all published models.
+_KEYPOINT_DEFAULTS = {
+    "grouppose_keypoint_dim_downscale": 1, "keypoint_cross_attn": True, "inter_instance_kp_attn": False,
+}  # fmt: skip
+_DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RfdetrSpec)}
 # Parts of names that indicate the variant if several match the shapes; the first match wins.
 _WORDS = (
     ("2xlarge", "2xlarge"), ("xxlarge", "2xlarge"), ("xlarge", "xlarge"), ("large", "large"), ("medium", "medium"),
@@ -81,7 +88,7 @@ def architecture_of_rfdetr(
     rfdetr |= {name: value for name, value in seen.items() if value != _plain(published.get(name))}
     for name in (*_STATED, "drop_path"):
         value = given.get(name)
-        if value is not None and name not in seen and value != _plain(published.get(name, name in _ON)):
+        if value is not None and name not in seen and value != _plain(published.get(name, _DEFAULTS[name])):
             rfdetr[name] = value
     indices, maps = rfdetr.get("out_feature_indexes", row.out_feature_indexes), _feature_maps(weights, seen)
     if len(indices) != maps:
@@ -111,8 +118,26 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "positional_encoding_size": round((weights["backbone.position"].shape[1] - 1) ** 0.5),
         "group_detr": groups,
         "segmentation_head": "segmentation_head.bias" in weights,
+        "dual_projector": "second_encoder.stages.0.1.weight" in weights,
+        **_keypoints(weights),
         **_feed_forward(weights["decoder.layers.0.linear1.weight"].shape[0]),
     }
+
+
+def _keypoints(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of a keypoint head."""
+    if "decoder.keypoint_active" not in weights:
+        return {"use_grouppose_keypoints": False}
+    layer = "decoder.layers.0."
+    width = weights["decoder.keypoint_pos_embed"].shape[1]
+    found = {
+        "grouppose_keypoint_dim_downscale": weights["decoder.class_embed.weight"].shape[1] // width,
+        "keypoint_cross_attn": f"{layer}kp_cross_attn_norm.weight" in weights,
+        "inter_instance_kp_attn": f"{layer}inter_inst_kp_norm.weight" in weights,
+    }
+    differing = {name: value for name, value in found.items() if value != _KEYPOINT_DEFAULTS[name]}
+    counts = weights["decoder.keypoint_active"].sum(1).tolist()
+    return {"use_grouppose_keypoints": True, "num_keypoints_per_class": counts, **differing}
 
 
 def _feed_forward(width: int) -> dict[str, int]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.catalog import DINOV2, KEYPOINTS, MASKS
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion
 from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
 from rtdetr_tool.families.rfdetr.model.detector import RFDETR
+from rtdetr_tool.families.rfdetr.model.keypoint_decoder import KeypointDecoder
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
 from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfdetr
+from rtdetr_tool.losses.keypoints import KeypointLoss
 from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
 from rtdetr_tool.spec import ModelSpec
@@ -38,12 +41,41 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
         activation_checkpoint=activation_checkpoint,
     )
     projector = MultiScaleProjector(backbone.channels, config.hidden_dim, config.projector_scale)
+    second = None
+    if config.dual_projector:
+        second = MultiScaleProjector(backbone.channels, config.hidden_dim, config.projector_scale)
     head = (
         MaskHead(config.hidden_dim, config.dec_layers, config.mask_downsample_ratio)
         if config.segmentation_head
         else None
     )
-    return RFDETR(backbone, projector, RFDETRDecoder(num_classes, **_decoder_arguments(config)), head)
+    decoder = _build_decoder(config, num_classes)
+    return RFDETR(backbone, projector, decoder, head, second, config.dual_projector_kp_only)
+
+
+def _build_decoder(config: ResolvedRfdetrSpec, num_classes: int) -> RFDETRDecoder:
+    if not config.use_grouppose_keypoints:
+        return RFDETRDecoder(num_classes, **_decoder_arguments(config))
+    counts = config.num_keypoints_per_class
+    if not any(counts):
+        raise UserError(
+            "model.rfdetr.num_keypoints_per_class: required, but not set; expected the number of keypoints by class "
+            "index, such as [17]"
+        )
+    if len(counts) > num_classes:
+        raise UserError(
+            f"model.rfdetr.num_keypoints_per_class: {counts} is invalid; expected at most {num_classes} items, one per "
+            "class"
+        )
+    return KeypointDecoder(
+        num_classes,
+        counts,
+        downscale=config.grouppose_keypoint_dim_downscale,
+        attends_image=config.keypoint_cross_attn,
+        attends_objects=config.inter_instance_kp_attn,
+        trace_alpha=config.postprocess_trace_alpha,
+        **_decoder_arguments(config),
+    )
 
 
 def _decoder_arguments(config: ResolvedRfdetrSpec) -> dict[str, Any]:
@@ -64,16 +96,22 @@ def _decoder_arguments(config: ResolvedRfdetrSpec) -> dict[str, Any]:
 
 
 def build_criterion(spec: ModelSpec) -> RFDETRCriterion:
-    config = spec.rfdetr
+    config = resolve_rfdetr(spec.rfdetr)
     matcher = GroupMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost, config.focal_alpha)
     weights = {
         "loss_ce": config.cls_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
     }
-    mask_loss = (
-        MaskLoss(config.mask_ce_loss_coef, config.mask_dice_loss_coef, config.mask_point_sample_ratio)
-        if spec.predicts_masks
-        else None
-    )
-    return RFDETRCriterion(matcher, weights, config.group_detr, config.focal_alpha, spec.aux_loss, mask_loss)
+    head_loss: MaskLoss | KeypointLoss | None = None
+    if spec.predicts == MASKS:
+        head_loss = MaskLoss(config.mask_ce_loss_coef, config.mask_dice_loss_coef, config.mask_point_sample_ratio)
+    elif spec.predicts == KEYPOINTS:
+        head_loss = KeypointLoss(
+            config.num_keypoints_per_class,
+            config.keypoint_l1_loss_coef,
+            config.keypoint_findable_loss_coef,
+            config.keypoint_visible_loss_coef,
+            config.keypoint_nll_loss_coef,
+        )
+    return RFDETRCriterion(matcher, weights, config.group_detr, config.focal_alpha, spec.aux_loss, head_loss)

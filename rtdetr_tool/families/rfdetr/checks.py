@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rtdetr_tool.catalog import DINOV2
 from rtdetr_tool.errors import nearest_multiples
-from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 
@@ -38,9 +38,32 @@ def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
             f"{name}.mask_downsample_ratio: {full.mask_downsample_ratio} is invalid; expected at most {multiple} "
             f"(patch_size {full.patch_size} * num_windows {full.num_windows}), the side of the smallest image"
         )
+    if full.use_grouppose_keypoints:
+        yield from _keypoint_problems(own, full, name)
     if full.resolution % multiple:
         nearest = nearest_multiples(full.resolution, multiple)
         yield (
             f"{name}.resolution: {full.resolution} is invalid; expected a multiple of {multiple} (patch_size "
             f"{full.patch_size} * num_windows {full.num_windows}), nearest: {nearest}"
+        )
+
+
+def _keypoint_problems(own: RfdetrSpec, full: ResolvedRfdetrSpec, name: str) -> Iterator[str]:
+    """What keypoints require of other fields."""
+    if full.segmentation_head:
+        yield f"{name}.segmentation_head and {name}.use_grouppose_keypoints cannot both be set"
+    for field_name in ("bbox_reparam", "lite_refpoint_refine"):
+        if not getattr(full, field_name):
+            yield f"{name}.use_grouppose_keypoints is not supported with {name}.{field_name}=false; use true"
+    if own.num_keypoints_per_class is not None and not any(own.num_keypoints_per_class):
+        yield (
+            f"{name}.num_keypoints_per_class: {own.num_keypoints_per_class} is invalid; expected the number of "
+            "keypoints by class index, at least one above 0"
+        )
+    narrower = full.grouppose_keypoint_dim_downscale
+    heads = [max(1, full.sa_nheads // narrower), max(1, full.ca_nheads // narrower)]
+    if full.hidden_dim % narrower or any(full.hidden_dim // narrower % count for count in heads):
+        yield (
+            f"{name}.grouppose_keypoint_dim_downscale: {narrower} is invalid; expected a divisor of {name}.hidden_dim "
+            f"({full.hidden_dim}), sa_nheads ({full.sa_nheads}) and ca_nheads ({full.ca_nheads})"
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE
 from rtdetr_tool.ops.postprocess import postprocess
-from rtdetr_tool.ops.structures import Predictions, Target
+from rtdetr_tool.ops.structures import Detections, Predictions, Target
 
 if TYPE_CHECKING:
     from rtdetr_tool.families.rfdetr.api_base import RFDETR
@@ -24,7 +24,8 @@ class PostProcess:
     num_select: int
 
     def __call__(self, predictions: Predictions, target_sizes: Tensor) -> list[dict[str, Tensor]]:
-        """`scores`, `labels` (class indices) and `boxes` (xyxy pixels) of each image.
+        """`scores`, `labels` (class indices) and `boxes` (xyxy pixels) of each image, for models with keypoints also
+        `keypoints` [K, P, 3] (x, y in pixels, probability) and `keypoint_precision_cholesky` [K, P, 3].
 
         Args:
             target_sizes: (height, width) of the original images, [B, 2].
@@ -34,10 +35,14 @@ class PostProcess:
             Target(*empty, index, (int(height), int(width)), (float(width), float(height)))
             for index, (height, width) in enumerate(target_sizes.tolist())
         ]
-        return [
-            {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
-            for found in postprocess(predictions, targets, self.num_select)
-        ]
+        return [_fields(found) for found in postprocess(predictions, targets, self.num_select)]
+
+
+def _fields(found: Detections) -> dict[str, Tensor]:
+    fields = {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
+    if found.keypoints is not None:
+        fields |= {"keypoints": found.keypoints.points, "keypoint_precision_cholesky": found.keypoints.precision}
+    return fields
 
 
 @dataclass(frozen=True)

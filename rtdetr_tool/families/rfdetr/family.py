@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from rtdetr_tool.families.base import Family
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
+from rtdetr_tool.families.base import Family, KeypointLayout
 from rtdetr_tool.families.rfdetr.checks import rfdetr_problems
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
@@ -42,11 +44,12 @@ class RfdetrFamily(Family):
         yield from rfdetr_problems(section_of(model), f"{name}.rfdetr")
 
     def problems_unused(self, model: ModelSpec, name: str) -> Iterator[str]:
-        if section_of(model).segmentation_head:
-            yield (
-                f"{name}.rfdetr.segmentation_head: true is invalid with {name}.arch {model.arch}, which predicts "
-                f"boxes only; expected {name}.arch rfdetr"
-            )
+        for field in ("segmentation_head", "use_grouppose_keypoints"):
+            if getattr(section_of(model), field):
+                yield (
+                    f"{name}.rfdetr.{field}: true is invalid with {name}.arch {model.arch}, which predicts boxes only; "
+                    f"expected {name}.arch rfdetr"
+                )
 
     def size_multiple(self, model: ModelSpec) -> int:
         return size_multiple(section_of(model))
@@ -65,11 +68,27 @@ class RfdetrFamily(Family):
         """The row after the classes, or index 0 if class indices are COCO's category ids."""
         return names is None or None in names
 
-    def predicts_masks(self, model: ModelSpec) -> bool:
-        return resolve_rfdetr(section_of(model)).segmentation_head
+    def predicts(self, model: ModelSpec) -> str:
+        full = resolve_rfdetr(section_of(model))
+        if full.segmentation_head:
+            return MASKS
+        return KEYPOINTS if full.use_grouppose_keypoints else BOXES
 
-    def without_masks(self) -> str:
-        return "a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false"
+    def boxes_only(self, kind: str) -> str:
+        if kind == MASKS:
+            return "a model.rfdetr.variant without seg_, model.rfdetr.segmentation_head: false"
+        return "a model.rfdetr.variant without keypoint_, model.rfdetr.use_grouppose_keypoints: false"
+
+    def keypoints(self, model: ModelSpec) -> KeypointLayout:
+        full = resolve_rfdetr(section_of(model))
+        return KeypointLayout(tuple(full.num_keypoints_per_class), full.postprocess_trace_alpha)
+
+    def has_keypoints_of_data(self, model: ModelSpec) -> bool:
+        return section_of(model).num_keypoints_per_class is None
+
+    def with_keypoint_counts(self, model: ModelSpec, counts: Sequence[int]) -> ModelSpec:
+        changes: Any = {"rfdetr": replace(section_of(model), num_keypoints_per_class=list(counts))}
+        return replace(model, **changes)
 
 
 FAMILY = RfdetrFamily()

@@ -19,7 +19,6 @@ from rtdetr_tool.families.rfdetr.keyword_rules import (
     scheduler_kwargs,
 )
 
-_KEYPOINTS = "keypoint models are not supported"
 _SAME_METRICS = "there is one implementation of the COCO metrics"
 _AUGMENTATION = "augmentation has one implementation, set by the fields of dataset.augmentation"
 
@@ -41,18 +40,21 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("checkpoint_interval", 10, "works", "train.checkpoint_interval", "the default here is 1, so that a run can "
             "be resumed from every epoch"),
     Keyword("skip_best_epochs", 0, "works", "train.skip_best_epochs"),
-    Keyword("smooth_alpha", 0.0, "refused", note="the best epoch is chosen by its own score"),
+    Keyword("smooth_alpha", 0.0, "refused", note="the best epoch is chosen by its own score (0.5 for keypoints in the "
+            "package)"),
     Keyword("warmup_epochs", 0.0, "works", "train.optim.warmup_epochs"),
     Keyword("lr_vit_layer_decay", 0.8, "works", "train.optim.lr_layer_decay"),
     Keyword("lr_component_decay", 0.7, "works", "train.optim.lr_component_decay"),
     Keyword("drop_path", 0.0, "works", "model.rfdetr.drop_path"),
     Keyword("cls_loss_coef", 1.0, "works", "model.rfdetr.cls_loss_coef"),
-    Keyword("keypoint_flip_pairs", [], "refused", note=_KEYPOINTS),
-    Keyword("keypoint_l1_loss_coef", 0, "refused", note=_KEYPOINTS),
-    Keyword("keypoint_findable_loss_coef", 0, "refused", note=_KEYPOINTS),
-    Keyword("keypoint_visible_loss_coef", 0, "refused", note=_KEYPOINTS),
-    Keyword("keypoint_nll_loss_coef", 0, "refused", note=_KEYPOINTS),
-    Keyword("keypoint_oks_sigmas", None, "refused", note=_KEYPOINTS),
+    Keyword("keypoint_flip_pairs", [], "works",
+            lambda pairs: {"dataset.augmentation.keypoint_flip_pairs": list(pairs)} if pairs else {},
+            "dataset.augmentation.keypoint_flip_pairs"),
+    *(
+        Keyword(f"keypoint_{term}_loss_coef", 0, "works", f"model.rfdetr.keypoint_{term}_loss_coef", "the default is 1")
+        for term in ("l1", "findable", "visible", "nll")
+    ),
+    Keyword("keypoint_oks_sigmas", None, "works", "evaluate.keypoint_oks_sigmas"),
     Keyword(
         "dataset_file", "roboflow", "works",
         only("dataset_file", {"roboflow": {}, "coco": {"dataset.format": "coco"}, "yolo": {"dataset.format": "yolo"}},
@@ -175,7 +177,7 @@ MODEL: tuple[Keyword, ...] = (
     Keyword("dec_n_points", ..., "works", "model.rfdetr.dec_n_points"),
     Keyword("num_queries", 300, "works", "model.rfdetr.num_queries"),
     Keyword("num_select", 300, "works", "model.num_select"),
-    Keyword("postprocess_trace_alpha", 0.2, "warned", note="only keypoint models use it"),
+    Keyword("postprocess_trace_alpha", 0.2, "works", "model.rfdetr.postprocess_trace_alpha"),
     Keyword("bbox_reparam", True, "works", "model.rfdetr.bbox_reparam"),
     Keyword("lite_refpoint_refine", True, "works", "model.rfdetr.lite_refpoint_refine"),
     Keyword("layer_norm", True, "refused", note="the projector always normalizes"),
@@ -194,13 +196,14 @@ MODEL: tuple[Keyword, ...] = (
     Keyword("positional_encoding_size", ..., "works", "model.rfdetr.positional_encoding_size"),
     Keyword("ia_bce_loss", True, "refused", note="the class loss is always IoU-aware"),
     Keyword("segmentation_head", False, "works", "model.rfdetr.segmentation_head"),
-    Keyword("use_grouppose_keypoints", False, "refused", note=_KEYPOINTS),
-    Keyword("keypoint_cross_attn", True, "refused", note=_KEYPOINTS),
-    Keyword("inter_instance_kp_attn", False, "refused", note=_KEYPOINTS),
-    Keyword("grouppose_keypoint_dim_downscale", 1, "refused", note=_KEYPOINTS),
-    Keyword("dual_projector", False, "refused", note=_KEYPOINTS),
-    Keyword("dual_projector_kp_only", False, "refused", note=_KEYPOINTS),
-    Keyword("num_keypoints_per_class", [], "refused", note=_KEYPOINTS),
+    Keyword("use_grouppose_keypoints", False, "works", "model.rfdetr.use_grouppose_keypoints"),
+    Keyword("keypoint_cross_attn", True, "works", "model.rfdetr.keypoint_cross_attn"),
+    Keyword("inter_instance_kp_attn", False, "works", "model.rfdetr.inter_instance_kp_attn"),
+    Keyword("grouppose_keypoint_dim_downscale", 1, "works", "model.rfdetr.grouppose_keypoint_dim_downscale"),
+    Keyword("dual_projector", False, "works", "model.rfdetr.dual_projector"),
+    Keyword("dual_projector_kp_only", False, "works", "model.rfdetr.dual_projector_kp_only"),
+    Keyword("num_keypoints_per_class", [], "works", "model.rfdetr.num_keypoints_per_class", "training takes "
+            "those of the data if it is not given"),
     Keyword("num_decoder_registers", 0, "refused", note="decoder registers are not supported"),
     Keyword("mask_downsample_ratio", 4, "works", "model.rfdetr.mask_downsample_ratio"),
     Keyword("backbone_lora", False, "refused", note="LoRA is not supported; use freeze_encoder"),

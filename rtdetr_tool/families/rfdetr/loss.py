@@ -9,7 +9,8 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,29 @@ from torch import Tensor
 
 from rtdetr_tool.losses.criterion import SetCriterion, count_objects
 from rtdetr_tool.losses.functional import sum_by_stage
-from rtdetr_tool.losses.masks import MaskLoss, TrueMasks, factors_of
-from rtdetr_tool.losses.matcher import HungarianMatcher, PaddedTargets
-from rtdetr_tool.ops.structures import MaskFactors, Predictions, Target, TrainingPredictions
+from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
+from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 
 _LEAST_TARGET = 0.01  # of a matched class, however low its IoU
+
+
+class HeadLoss(Protocol):
+    """Losses of what a model predicts in addition to boxes. A stack is what it predicts at some stages."""
+
+    @property
+    def terms(self) -> tuple[str, ...]: ...
+
+    def stacks(self, predictions: Predictions, aux_loss: bool) -> list[Any]:
+        """What is predicted at the decoder layers and, with `aux_loss` in training, at the encoder."""
+
+    def truth(self, targets: Sequence[Target]) -> Any:
+        """The targets of a batch."""
+
+    def costs(self, stacks: Sequence[Any], truth: Any) -> list[Tensor]:
+        """Matching costs [S, B, Q, M] of each stack."""
+
+    def sums(self, stack: Any, matches: Matches, pairs: Sequence[int], truth: Any) -> Mapping[str, Tensor]:
+        """Weighted losses by name, summed over the pairs of each stage, [S]; `pairs` is their number per image."""
 
 
 class GroupMatcher(HungarianMatcher):
@@ -42,7 +61,7 @@ class RFDETRCriterion(SetCriterion):
         matcher: a `GroupMatcher`.
         group_detr: groups of queries in what the detector gives in training mode.
         focal_alpha: how much of a matched class's target is its own probability, the rest is the IoU.
-        mask_loss: of models with a segmentation head; its costs count in the matching, too.
+        head_loss: of models that also predict masks or keypoints; its costs count in the matching, too.
     """
 
     class_term = "loss_ce"
@@ -55,16 +74,15 @@ class RFDETRCriterion(SetCriterion):
         group_detr: int = 13,
         focal_alpha: float = 0.25,
         aux_loss: bool = True,
-        mask_loss: MaskLoss | None = None,
+        head_loss: HeadLoss | None = None,
     ) -> None:
         super().__init__(matcher, weights, alpha=focal_alpha, aux_loss=aux_loss)
         self.group_detr = group_detr
-        self.mask_loss = mask_loss
+        self.head_loss = head_loss
 
     @property
     def main_terms(self) -> tuple[str, ...]:
-        masks = ("loss_mask_ce", "loss_mask_dice") if self.mask_loss else ()
-        return (*super().main_terms, *masks)
+        return (*super().main_terms, *(self.head_loss.terms if self.head_loss else ()))
 
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name and their sum `loss`; all are per object and group."""
@@ -74,20 +92,19 @@ class RFDETRCriterion(SetCriterion):
         counts = [count * groups for count in padded.counts]
         normalizer = count_objects(counts, predictions.logits.device, across_processes=self.training)
         tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
-        masks: list[MaskFactors] = []
+        parts: list[Any] = []
         further: list[Tensor] = []
-        if self.mask_loss is not None:
-            masks, truth = self._mask_stacks(predictions), TrueMasks.of(targets)
-            further = self.mask_loss.costs(masks, truth)
+        if self.head_loss is not None:
+            parts, truth = self.head_loss.stacks(predictions, self.aux_loss), self.head_loss.truth(targets)
+            further = self.head_loss.costs(parts, truth)
         found = self.matcher.match([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
         losses: dict[str, Tensor] = {}
         for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, found, strict=True):
             losses |= self._losses(logits, boxes, matches, padded, normalizer, names)
-        for index, stack in enumerate(masks):
-            queries, names = stack.queries.shape[2] // groups, stacks[index][2]
-            pairs = [groups * min(count, queries) for count in padded.counts]
-            assert self.mask_loss is not None  # otherwise there are no masks
-            for term, sums in self.mask_loss.sums(stack, found[index], pairs, truth).items():
+        for part, (logits, _), (_, _, names), matches in zip(parts, tensors, stacks, found, strict=False):
+            pairs = [groups * min(count, logits.shape[2] // groups) for count in padded.counts]
+            assert self.head_loss is not None  # otherwise there are no parts
+            for term, sums in self.head_loss.sums(part, matches, pairs, truth).items():
                 each = zip(names, (sums / normalizer).unbind(), strict=True)
                 losses |= {f"{term}{end}": value for end, value in each}
         losses["loss"] = torch.stack(list(losses.values())).sum()
@@ -105,17 +122,6 @@ class RFDETRCriterion(SetCriterion):
             (predictions.layer_logits, predictions.layer_boxes, names),
             (predictions.encoder_logits[None], predictions.encoder_boxes[None], ["_enc"]),
         ]
-
-    def _mask_stacks(self, predictions: Predictions) -> list[MaskFactors]:
-        """Masks of the same stages as `_stacks`."""
-        if not isinstance(predictions, TrainingPredictions):
-            assert predictions.masks is not None  # a detector trained with a mask loss predicts masks
-            return [factors_of(predictions.masks)]
-        layers, encoder = predictions.layer_masks, predictions.encoder_masks
-        assert layers is not None and encoder is not None
-        if not self.aux_loss:
-            return [MaskFactors(layers.features[-1:], layers.queries[-1:], layers.bias)]
-        return [layers, encoder]
 
     def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
         return iou_aware_bce(logits, positive, quality, self.alpha)

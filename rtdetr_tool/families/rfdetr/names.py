@@ -14,10 +14,14 @@ from torch import Tensor
 from rtdetr_tool.checkpoints.dinov2 import TRANSFORMERS as DINOV2_TABLE
 from rtdetr_tool.checkpoints.renames import to_foreign, to_native
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.model.keypoint_layers import blocked_pairs
 
 _VIT = "backbone.0.encoder.encoder."
 _HEADS = ("class_embed.", "bbox_embed.", "refpoint_embed.", "query_feat.")
 _MASKS = ("segmentation_head.", "segmentation_head.")
+_SECOND_ENCODER = ("backbone.0.cross_attn_projector.", "second_encoder.")
+_ACTIVE, _BLOCKED = "_kp_active_mask", "transformer.decoder.keypoint_class_mask"  # buffers
+_KEYPOINTS = ((_ACTIVE, "decoder.keypoint_active"), ("keypoint_embed.", "decoder.keypoint_embed."))
 TABLE: tuple[tuple[str, str], ...] = (
     *((_VIT + foreign, f"backbone.{native}") for foreign, native in DINOV2_TABLE),
     ("backbone.0.projector.", "encoder."),
@@ -25,6 +29,8 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("transformer.", "decoder."),
     *((name, f"decoder.{name}") for name in _HEADS),
     _MASKS,
+    _SECOND_ENCODER,
+    *_KEYPOINTS,
 )
 # The reverse depends on the part of our decoder.
 _BACK: tuple[tuple[str, str], ...] = (
@@ -32,17 +38,17 @@ _BACK: tuple[tuple[str, str], ...] = (
     *((f"transformer.decoder.{name}.", f"decoder.{name}.") for name in ("layers", "norm", "ref_point_head")),
     *((name, f"decoder.{name}") for name in _HEADS),
     ("transformer.enc_", "decoder.enc_"),
+    ("transformer.keypoint_query_initializer", "decoder.keypoint_query_initializer"),
+    ("transformer.decoder.keypoint_pos_embed", "decoder.keypoint_pos_embed"),
     _MASKS,
+    _SECOND_ENCODER,
+    *_KEYPOINTS,
 )
-_KEYPOINT_MASK = "_kp_active_mask"  # a buffer, empty in models without keypoints
 _SHARED_HEAD = "transformer.decoder.bbox_embed."  # a second name of bbox_embed without lite_refpoint_refine
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
 _LORA = "backbone.0.encoder.base_model.model."
 # Unsupported parts -> what they belong to.
 _REFUSED = {
-    "keypoint_embed.": "a keypoint model",
-    "transformer.enc_out_keypoint_embed.": "a keypoint model",
-    "backbone.0.cross_attn_projector.": "a model with two projectors",
     "transformer.register_tokens": "decoder registers",
     _LORA: "LoRA adapters, which must be merged first",
 }
@@ -74,7 +80,8 @@ def from_rfdetr(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for start, what in _REFUSED.items():
             if name.startswith(start):
                 raise CheckpointError(f"its {name} belongs to {what}, which is not supported")
-        if not name.startswith(_SHARED_HEAD) and (name != _KEYPOINT_MASK or tensor.numel()):
+        unused = name == _BLOCKED or (name == _ACTIVE and not tensor.numel())  # the latter in models without keypoints
+        if not unused and not name.startswith(_SHARED_HEAD):
             plain[name] = tensor
     return to_native(plain, TABLE)
 
@@ -82,4 +89,7 @@ def from_rfdetr(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_rfdetr(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace our names by RF-DETR's (for models with `lite_refpoint_refine`, as all published ones)."""
     renamed = to_foreign(weights, _BACK)
-    return {**renamed, _KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)}
+    if _ACTIVE not in renamed:
+        return {**renamed, _ACTIVE: torch.zeros(0, 0, dtype=torch.bool)}
+    counts = renamed[_ACTIVE].sum(1).tolist()
+    return {**renamed, _BLOCKED: blocked_pairs(counts)}

@@ -30,6 +30,11 @@ class ResolvedRfdetrSpec(RfdetrSpec):
     num_windows: int
     positional_encoding_size: int
     segmentation_head: bool
+    use_grouppose_keypoints: bool
+    num_keypoints_per_class: list[int]
+    dual_projector: bool
+    dual_projector_kp_only: bool
+    cls_loss_coef: float
 
 
 def resolve_rfdetr(config: RfdetrSpec) -> ResolvedRfdetrSpec:

@@ -144,15 +144,59 @@ class RfdetrSpec:
         origin="ours",
         architecture=True,
     )
+    use_grouppose_keypoints: bool | None = field(
+        None,
+        "Also predict keypoints for each object, as keypoint_preview does. Requires annotations with keypoints, "
+        "bbox_reparam and lite_refpoint_refine.",
+        origin="ours",
+        architecture=True,
+    )
+    num_keypoints_per_class: list[int] | None = field(
+        None,
+        "Number of keypoints by class index, 0 for classes without any, such as [0, 17]; null = that of the classes in "
+        "the training data, in a model without data the variant's.",
+        min=0,
+        max=1000,
+        origin="ours",
+        architecture=True,
+        size="total",
+    )
+    keypoint_cross_attn: bool = field(
+        True, "Keypoints attend to the image themselves, not only to their object.", origin="ours", architecture=True
+    )
+    inter_instance_kp_attn: bool = field(
+        False, "Each keypoint also attends to the same keypoint of the other objects.", origin="ours", architecture=True
+    )
+    grouppose_keypoint_dim_downscale: int = field(
+        1, "hidden_dim relative to the width of keypoint queries.", min=1, origin="ours", architecture=True
+    )
+    dual_projector: bool | None = field(
+        None, "A second projector gives the decoder its levels.", origin="ours", architecture=True
+    )
+    dual_projector_kp_only: bool | None = field(
+        None,
+        "Only keypoints attend to the levels of the second projector, objects to those of the first.",
+        origin="ours",
+        architecture=True,
+    )
+    postprocess_trace_alpha: float = field(
+        0.2,
+        "How much uncertain keypoints reduce the score of their object: log score - alpha * log of the mean variance; "
+        "0 = not at all.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
+    )
     accept_platform_model_license: bool = field(
         False,
         "Confirm that you accept Roboflow's Platform Model License (PML-1.0), which is required to use the published "
         "weights of xlarge and 2xlarge.",
         origin="ours",
     )
-    cls_loss_coef: float = field(
-        1.0,
-        "Weight of the IoU-aware class loss.",
+    cls_loss_coef: float | None = field(
+        None,
+        "Weight of the IoU-aware class loss; 1, for keypoint_preview 2.",
         min=0.0,
         max=INF,
         origin="ours",
@@ -176,6 +220,39 @@ class RfdetrSpec:
     )
     mask_point_sample_ratio: int = field(
         16, "Pixels of a predicted mask per point at which the mask loss is computed.", min=1, origin="ours"
+    )
+    keypoint_l1_loss_coef: float = field(
+        1.0,
+        "Weight of the L1 distance of keypoints relative to the size of their object, in the loss and in the matching.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
+    )
+    keypoint_findable_loss_coef: float = field(
+        1.0,
+        "Weight of the cross-entropy of whether a keypoint is annotated, in the loss and in the matching.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
+    )
+    keypoint_visible_loss_coef: float = field(
+        1.0,
+        "Weight of the cross-entropy of whether a keypoint is visible, in the loss and in the matching.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
+    )
+    keypoint_nll_loss_coef: float = field(
+        1.0,
+        "Weight of the negative log-likelihood of keypoints with the predicted precision, in the loss and in the "
+        "matching.",
+        min=0.0,
+        max=INF,
+        origin="ours",
+        unlimited=True,
     )
     focal_alpha: float = field(
         0.25,

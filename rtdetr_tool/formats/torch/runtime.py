@@ -91,8 +91,9 @@ class TorchRuntime:
             images = F.pad(images, [0] * 7 + [self._batch - count]) if count < self._batch else images
         with self._computing():
             predictions = self._run(images.contiguous(memory_format=torch.channels_last))
-        masks = None if predictions.masks is None else predictions.masks[:count]
-        return Predictions(predictions.logits[:count].float(), predictions.boxes[:count].float(), masks)
+        found = predictions.map(lambda tensor: tensor[:count])
+        found.logits, found.boxes = found.logits.float(), found.boxes.float()
+        return found
 
     def _run(self, images: Tensor) -> Predictions:
         if not self.compiled:
@@ -103,8 +104,5 @@ class TorchRuntime:
             raise UserError(
                 f"torch.compile failed on this machine: {first_line(error)}. Set the command's `compile` to false."
             ) from error
-        copy = (
-            Tensor.clone if self.device.type == "cuda" else lambda tensor: tensor
-        )  # the next run of a CUDA graph overwrites its outputs
-        masks = None if predictions.masks is None else copy(predictions.masks)
-        return Predictions(copy(predictions.logits), copy(predictions.boxes), masks)
+        # The next run of a CUDA graph overwrites its outputs.
+        return predictions.map(Tensor.clone) if self.device.type == "cuda" else predictions

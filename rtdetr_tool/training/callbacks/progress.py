@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rtdetr_tool.log import console as package_console
-from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP
+from rtdetr_tool.spec.metric_names import MAIN_SCORES, TRAIN_LOSS, VAL_LOSS
 from rtdetr_tool.training.distributed import world_size
 from rtdetr_tool.training.step_guard import guard_of
 
@@ -130,7 +130,7 @@ class ProgressReport(ProgressBar):
         metrics, module = trainer.callback_metrics, cast("DetectorModule", pl_module)
         names = [TRAIN_LOSS]
         if module.validated_epoch == trainer.current_epoch:
-            names += [VAL_LOSS, VAL_MAP, "val/mAP_50", VAL_MASK_MAP, "val/segm_mAP_50"]
+            names += [VAL_LOSS, *(f"val/{name}" for name in MAIN_SCORES)]
         undefined = [name for name in names if module.metrics.get(name, 0.0) is None]
         parts = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
         parts += [f"{name} undefined" for name in undefined]

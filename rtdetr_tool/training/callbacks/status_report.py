@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, cast
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
-from rtdetr_tool.spec.metric_names import TRAIN_LOSS, VAL_LOSS, VAL_MAP, VAL_MASK_MAP, tao_name
+from rtdetr_tool.spec.metric_names import MAIN_SCORES, TRAIN_LOSS, VAL_LOSS, tao_name
 from rtdetr_tool.status import current_status
 
 if TYPE_CHECKING:
     from rtdetr_tool.training.module import DetectorModule
 
 _TRAINING = (TRAIN_LOSS, "train/loss_distillation")
-_VALIDATION = (VAL_MAP, "val/mAP_50", VAL_MASK_MAP, VAL_LOSS)
+_VALIDATION = (*(f"val/{name}" for name in MAIN_SCORES), VAL_LOSS)
 
 
 class StatusReport(Callback):

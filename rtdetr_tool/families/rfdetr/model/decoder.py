@@ -11,14 +11,15 @@ K decoder layers, L levels, k tokens selected by the first stage, at most Q.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.families.rfdetr.model.layers import GroupDecoderLayer, merge_groups
 from rtdetr_tool.families.rfdetr.model.queries import QuerySelection, Selected, refine
-from rtdetr_tool.models.decoder_layer import DecoderLayerBase, DeformableAttention
+from rtdetr_tool.models.decoder_layer import DeformableAttention
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.position import sine_of_boxes
@@ -45,6 +46,7 @@ class RFDETRDecoder(QuerySelection):
         bbox_reparam: predict boxes relative to their reference; otherwise as logits, as in RT-DETR.
         lite_refpoint_refine: every layer attends around, and predicts relative to, the first reference; otherwise each
             layer uses the box of the previous one.
+        layer: builds a decoder layer from `hidden_dim, self_heads, dim_feedforward, dropout, "relu", attention`.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class RFDETRDecoder(QuerySelection):
         group_detr: int = 13,
         bbox_reparam: bool = True,
         lite_refpoint_refine: bool = True,
+        layer: Callable[..., nn.Module] = GroupDecoderLayer,
     ) -> None:
         super().__init__(hidden_dim, num_classes, group_detr, bbox_reparam)
         self.num_classes, self.num_queries, self.hidden_dim = num_classes, num_queries, hidden_dim
         self.lite_refpoint_refine = lite_refpoint_refine
         self.layers = nn.ModuleList(
-            GroupDecoderLayer(
+            layer(
                 hidden_dim, self_heads, dim_feedforward, dropout, "relu",
                 DeformableAttention(hidden_dim, cross_heads, [num_points] * levels),
             )
@@ -113,14 +116,14 @@ class RFDETRDecoder(QuerySelection):
                 kept[name] = table[: self.groups, : self.num_queries].flatten(0, 1)
         return kept
 
-    def forward(self, maps: Sequence[Tensor]) -> Decoded:
-        """maps [B, D, h, w], one per level."""
-        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
-        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+    def forward(self, maps: Sequence[Tensor], attended: Sequence[Tensor] | None = None) -> Decoded:
+        """maps [B, D, h, w], one per level; `attended` are those that the layers attend to, if others."""
+        memory, shapes = flatten_levels(maps)
         selected = self.select(memory, shapes, self.num_queries)
         content, reference = self._queries(selected)
+        memory = memory if attended is None else flatten_levels(attended)[0]
         hidden, references = self._decode(content, reference, memory, shapes)
-        return Decoded(self._predict(hidden, references, selected), hidden, _merge_groups(selected.tokens))
+        return Decoded(self._predict(hidden, references, selected), hidden, merge_groups(selected.tokens))
 
     def _queries(self, selected: Selected) -> tuple[Tensor, Tensor]:
         """Content [B, G * Q, D] and reference [B, G * Q, 4] of every query.
@@ -135,7 +138,7 @@ class RFDETRDecoder(QuerySelection):
         if count < self.num_queries:
             reference = torch.cat([reference, learned[:, :, count:].to(reference.dtype)], dim=2)
         content = self.query_feat.weight[: groups * self.num_queries]
-        return content.expand(batch, -1, -1), _merge_groups(reference)
+        return content.expand(batch, -1, -1), merge_groups(reference)
 
     def _decode(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes
@@ -147,7 +150,7 @@ class RFDETRDecoder(QuerySelection):
             if number == 0 or not self.lite_refpoint_refine:
                 box = reference.detach() if number else reference
                 box = box if self.bbox_reparam else box.sigmoid()
-                position = self.ref_point_head(sine_of_boxes(box, self.hidden_dim // 2).to(content.dtype))
+                position = self._position(box, content.dtype)
             content = layer(content, box, memory, shapes, position, groups)
             if self.training or number == len(self.layers) - 1:
                 hidden.append(self.norm(content))
@@ -155,6 +158,11 @@ class RFDETRDecoder(QuerySelection):
             if not self.lite_refpoint_refine and number < len(self.layers) - 1:
                 reference = refine(reference.detach() if number else reference, self._delta(content), self.bbox_reparam)
         return hidden, references
+
+    def _position(self, box: Tensor, dtype: torch.dtype) -> Tensor:
+        """Position embedding [B, N, D] of boxes [B, N, 4] cxcywh 0..1."""
+        position: Tensor = self.ref_point_head(sine_of_boxes(box, self.hidden_dim // 2).to(dtype))
+        return position
 
     def _delta(self, content: Tensor) -> Tensor:
         delta: Tensor = self.bbox_embed(content).float()
@@ -166,13 +174,13 @@ class RFDETRDecoder(QuerySelection):
         boxes = self._boxes(refine(torch.stack(references), deltas, self.bbox_reparam))
         if not self.training:
             return Predictions(logits[-1], boxes[-1])
-        proposed = _merge_groups(self._boxes(selected.references))
+        proposed = merge_groups(self._boxes(selected.references))
         return TrainingPredictions(
             logits[-1],
             boxes[-1],
             layer_logits=logits,
             layer_boxes=boxes,
-            encoder_logits=_merge_groups(selected.logits),
+            encoder_logits=merge_groups(selected.logits),
             encoder_boxes=proposed,
         )
 
@@ -180,15 +188,10 @@ class RFDETRDecoder(QuerySelection):
         return values if self.bbox_reparam else values.sigmoid()
 
 
-class GroupDecoderLayer(DecoderLayerBase):
-    """RT-DETR's decoder layer in which queries only attend to their own group; content [B, G * Q, D]."""
-
-    def forward(
-        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor, groups: int
-    ) -> Tensor:
-        query = _split_groups(content + position, groups)
-        attended = self.self_attn(query, query, _split_groups(content, groups), need_weights=False)[0]
-        return self.update(content, attended.reshape(content.shape), reference, memory, shapes, position)
+def flatten_levels(maps: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
+    """Levels [B, D, h, w] as tokens [B, S, D], and the (h, w) of each."""
+    shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), shapes
 
 
 def _group_of(name: str, prefix: str) -> int:
@@ -200,13 +203,3 @@ def _group_of(name: str, prefix: str) -> int:
 def count_groups(names: Iterable[str], start: str) -> int:
     """The number of different numbers that follow `start`."""
     return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
-
-
-def _split_groups(x: Tensor, groups: int) -> Tensor:
-    """[B, G * Q, D] -> [B * G, Q, D]"""
-    return x if groups == 1 else x.reshape(-1, x.shape[1] // groups, x.shape[2])
-
-
-def _merge_groups(x: Tensor) -> Tensor:
-    """[G, B, Q, D] -> [B, G * Q, D]"""
-    return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.checkpoints.renames import split_by_prefix
 from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder
+from rtdetr_tool.families.rfdetr.model.keypoint_decoder import KeypointDecoder
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
@@ -23,7 +25,12 @@ from rtdetr_tool.ops.structures import Predictions, Target
 class RFDETR(Detector):
     """A detector from images to raw predictions. Images are normalized inside the model, not in the data pipeline.
 
-    Additional heads read the finest level and the decoder's query content, as `segmentation_head` does.
+    `segmentation_head` reads the finest level and the decoder's query content. Keypoints have queries of their own in
+    the decoder (`KeypointDecoder`).
+
+    Args:
+        second_encoder: another projector, of the levels that the decoder attends to.
+        keypoints_only: only keypoints attend to the levels of `second_encoder`.
     """
 
     backbone: WindowedDinov2
@@ -37,14 +44,18 @@ class RFDETR(Detector):
         encoder: MultiScaleProjector,
         decoder: RFDETRDecoder,
         segmentation_head: MaskHead | None = None,
+        second_encoder: MultiScaleProjector | None = None,
+        keypoints_only: bool = False,
     ) -> None:
         super().__init__(backbone, encoder, decoder)
         self.segmentation_head = segmentation_head
+        self.second_encoder, self.keypoints_only = second_encoder, keypoints_only
 
     @property
-    def has_masks(self) -> bool:
-        """Whether there is a segmentation head."""
-        return self.segmentation_head is not None
+    def predicts(self) -> str:
+        if self.segmentation_head is not None:
+            return MASKS
+        return KEYPOINTS if isinstance(self.decoder, KeypointDecoder) else BOXES
 
     @property
     def size_multiple(self) -> int:
@@ -53,16 +64,31 @@ class RFDETR(Detector):
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """images [B, 3, H, W] RGB 0..1; `targets` are not used, because RF-DETR has no denoising queries."""
-        levels = self.features(images)
-        decoded: Decoded = self.decoder(levels)
+        maps = self.backbone(images)
+        levels: list[Tensor] = self.encoder(maps)
+        decoded = self._decode(levels, None if self.second_encoder is None else self.second_encoder(maps))
         if self.segmentation_head is None:
             return decoded.predictions
         size = (int(images.shape[-2]), int(images.shape[-1]))
         return replace(decoded.predictions, **self.segmentation_head(levels[0], decoded, size))
 
+    def _decode(self, levels: list[Tensor], other: list[Tensor] | None) -> Decoded:
+        """The decoder's output; `other` are the levels of the second projector."""
+        decoded: Decoded
+        if isinstance(self.decoder, KeypointDecoder):
+            decoded = self.decoder(levels, other, self.keypoints_only)
+        else:
+            decoded = self.decoder(levels, None if self.keypoints_only else other)
+        return decoded
+
     def features(self, images: Tensor) -> list[Tensor]:
         levels: list[Tensor] = self.encoder(self.backbone(images))
         return levels
+
+    def forget_data(self) -> None:
+        """How precise keypoints are."""
+        if isinstance(self.decoder, KeypointDecoder):
+            self.decoder.forget_precision()
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights with the ViT's position and patch embeddings resized to this model, without extra groups and

@@ -62,10 +62,7 @@ class QuerySelection(nn.Module):
         tokens = tokens.gather(2, best.expand(-1, -1, -1, tokens.shape[-1]))
         logits = scores.gather(2, best.expand(-1, -1, -1, scores.shape[-1]))
         proposals = proposals.expand(groups, memory.shape[0], -1, -1).gather(2, best.expand(-1, -1, -1, 4))
-        deltas = tokens
-        mlps = modules_of_type(list(self.enc_out_bbox_embed[:groups]), MLP)
-        for number, layers in enumerate(zip(*(mlp.layers for mlp in mlps), strict=True)):
-            deltas = _per_group(deltas if number == 0 else F.relu(deltas), layers)
+        deltas = mlp_per_group(tokens, self.enc_out_bbox_embed[:groups])
         return Selected(tokens, logits, refine(proposals, deltas.float(), self.bbox_reparam))
 
     def proposals(self, shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -116,6 +113,14 @@ def _per_group(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         together = torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.transpose(1, 2))
         output = together.unflatten(1, x.shape[1:3])
     return output
+
+
+def mlp_per_group(x: Tensor, heads: nn.ModuleList) -> Tensor:
+    """One MLP per group, x [G, B, N, i] -> [G, B, N, o]."""
+    mlps = modules_of_type(list(heads), MLP)
+    for number, layers in enumerate(zip(*(mlp.layers for mlp in mlps), strict=True)):
+        x = _per_group(x if number == 0 else F.relu(x), layers)
+    return x
 
 
 def _norm_per_group(x: Tensor, norms: Sequence[nn.LayerNorm]) -> Tensor:
