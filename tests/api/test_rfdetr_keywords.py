@@ -28,6 +28,8 @@ OTHER = {
     "early_stopping_patience": 3, "early_stopping_min_delta": 0.1, "tensorboard": False, "wandb": True, "mlflow": True,
     "project": "p", "run": "r", "eval_max_dets": 50, "eval_interval": 2, "log_per_class_metrics": True,
     "aug_config": {}, "scale_jitter": False, "save_dataset_grids": True, "notes": {"a": 1}, "accelerator": "cpu",
+    "keypoint_flip_pairs": [1, 2], "keypoint_l1_loss_coef": 2.0, "keypoint_findable_loss_coef": 2.0,
+    "keypoint_visible_loss_coef": 2.0, "keypoint_nll_loss_coef": 2.0, "keypoint_oks_sigmas": [0.1],
     "clip_max_norm": 1.0, "seed": 3, "sync_bn": True, "strategy": "fsdp", "devices": 2, "num_nodes": 2,
     "lr_scheduler": "cosine", "lr_scheduler_kwargs": {"lr_drop": 7}, "optimizer": "sgd",
     "optimizer_kwargs": {"betas": (0.8, 0.999)}, "compute_val_loss": False, "compute_test_loss": False,

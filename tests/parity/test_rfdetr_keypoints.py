@@ -8,8 +8,11 @@ import torch
 from rtdetr_tool.catalog import RFDETR_VARIANTS
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr
 from rtdetr_tool.families.rfdetr.names import from_rfdetr, to_rfdetr
+from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
+from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.ops.structures import Target
-from tests.parity.rfdetr_pair import CLASSES, build_pair, normalized, show_variant
+from rtdetr_tool.spec import ModelSpec
+from tests.parity.rfdetr_pair import CLASSES, build_pair, normalized, show_variant, their_criterion
 from tests.parity.test_rfdetr import TOLERANCE, check_losses, check_outputs, random_images, worst
 
 VARIANT = "keypoint_preview"
@@ -87,6 +90,25 @@ def test_losses_and_gradients_are_equal(counts, objects):
     reference, ours = build_pair(VARIANT, **changes)
     images = random_images(48, 72, len(objects))
     assert check_losses(reference, ours, VARIANT, images, make_targets(counts, *objects), **changes) < TOLERANCE
+
+
+def test_weights_after_an_optimizer_step_are_equal():
+    reference, ours = (model.double().train() for model in build_pair(VARIANT, **SMALL))
+    images, targets = random_images(48, 72).double(), make_targets([17], 3, 2)
+    for target in targets:
+        target.boxes, target.keypoints = target.boxes.double(), target.keypoints.double()
+    labels = [{name: getattr(target, name) for name in ("labels", "boxes", "keypoints")} for target in targets]
+    judge = their_criterion(VARIANT, **SMALL).train()
+    expected = judge(reference(normalized(images)), labels)
+    spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=VARIANT, **SMALL))
+    total = sum(weight * expected[name] for name, weight in judge.weight_dict.items() if name in expected)
+    for model, loss in (
+        (reference, total), (ours, build_criterion(spec).train()(ours(images), targets)["loss"])
+    ):  # fmt: skip
+        loss.backward()
+        torch.optim.SGD(model.parameters(), 1e-3).step()
+    moved, own = from_rfdetr(reference.state_dict()), ours.state_dict()
+    assert worst((own[name], moved[name]) for name in own if own[name].is_floating_point()) < 1e-5
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from rtdetr_tool.catalog import COCO_CATEGORIES, DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS, RfdetrVariant
 from rtdetr_tool.checkpoints.renames import count
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 # Fields that a file may state and that shapes do not show, with their types.
 _STATED: dict[str, type] = {
@@ -26,7 +24,11 @@ _FEED_FORWARD = 2048
 _KEYPOINT_DEFAULTS = {
     "grouppose_keypoint_dim_downscale": 1, "keypoint_cross_attn": True, "inter_instance_kp_attn": False,
 }  # fmt: skip
-_DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RfdetrSpec)}
+# What holds unless the file states it; null for all others.
+_DEFAULTS = {
+    "bbox_reparam": True, "lite_refpoint_refine": True, "mask_downsample_ratio": 4, "postprocess_trace_alpha": 0.2,
+    "drop_path": 0.0,
+}  # fmt: skip
 # Parts of names that indicate the variant if several match the shapes; the first match wins.
 _WORDS = (
     ("2xlarge", "2xlarge"), ("xxlarge", "2xlarge"), ("xlarge", "xlarge"), ("large", "large"), ("medium", "medium"),
@@ -88,7 +90,7 @@ def architecture_of_rfdetr(
     rfdetr |= {name: value for name, value in seen.items() if value != _plain(published.get(name))}
     for name in (*_STATED, "drop_path"):
         value = given.get(name)
-        if value is not None and name not in seen and value != _plain(published.get(name, _DEFAULTS[name])):
+        if value is not None and name not in seen and value != _plain(published.get(name, _DEFAULTS.get(name))):
             rfdetr[name] = value
     indices, maps = rfdetr.get("out_feature_indexes", row.out_feature_indexes), _feature_maps(weights, seen)
     if len(indices) != maps:

@@ -5,12 +5,12 @@ precision matrix of its location as log l11, l21 and log l22 of its Cholesky fac
 its class. Classes have different numbers of keypoints; predictions are padded to the largest.
 
 Shape legend: B batch, G groups, Q queries of a group, K keypoints of all classes, P most keypoints of a class, C class
-logits, D hidden_dim, d width of keypoints, L decoder layers.
+logits, C' classes with a number of keypoints, D hidden_dim, d width of keypoints, L decoder layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -51,6 +51,7 @@ class KeypointDecoder(RFDETRDecoder):
     """
 
     _blocked: Tensor | None
+    _slots: Tensor
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class KeypointDecoder(RFDETRDecoder):
         self.register_buffer(_ACTIVE, active_keypoints(self.counts))
         several = sum(count > 0 for count in self.counts) > 1
         self.register_buffer("_blocked", blocked_pairs(self.counts) if several else None, persistent=False)
+        self.register_buffer("_slots", _slots(self.counts), persistent=False)
         self.reset_keypoints()
 
     def reset_keypoints(self) -> None:
@@ -142,14 +144,14 @@ class KeypointDecoder(RFDETRDecoder):
         self, predictions: Predictions, points: Tensor, reference: Tensor, selected: Selected
     ) -> Predictions:
         """The predictions with keypoints of points [L, B, G * Q, K, d], whose classes they also support."""
-        found = self._located(self.keypoint_embed(points), reference)
+        found = self._padded(self._located(self.keypoint_embed(points), reference))
         boost = self._class_boost(found)
         if not isinstance(predictions, TrainingPredictions):
             keypoints = self._predictions(found[-1])
             return replace(predictions, logits=predictions.logits + boost[-1], keypoints=keypoints)
         tokens = self.keypoint_query_initializer_enc(selected.tokens)  # [G, B, k, K, d]
         deltas = mlp_per_group(tokens.flatten(2, 3), self.enc_out_keypoint_embed).view(*tokens.shape[:4], -1)
-        proposed = merge_groups(self._located(deltas, selected.references))
+        proposed = self._padded(merge_groups(self._located(deltas, selected.references)))
         layers = self._predictions(found)
         return replace(
             predictions,
@@ -169,22 +171,23 @@ class KeypointDecoder(RFDETRDecoder):
         locations = deltas[..., :2] * reference[..., None, 2:] + reference[..., None, :2]
         return torch.cat([locations, deltas[..., 2:]], dim=-1)
 
-    def _class_boost(self, found: Tensor) -> Tensor:
-        """What the keypoints [..., K, 8] add to the class logits, [..., C]."""
-        sums = [part[..., _CLASS].sum(-1) for part in self._by_class(found)]
-        return F.pad(torch.stack(sums, dim=-1), (0, self.num_classes - len(self.counts)))
+    def _padded(self, found: Tensor) -> Tensor:
+        """Keypoints [..., K, 8] with the same number of each class, [..., C' * P, 8]; 0 where a class has none."""
+        if len(self._slots) == found.shape[-2]:
+            return found
+        nothing = torch.zeros_like(found[..., :1, :])
+        return torch.cat([found, nothing], dim=-2).index_select(-2, self._slots)
 
-    def _predictions(self, found: Tensor) -> KeypointPredictions:
-        """Keypoints [..., K, 8] padded to the same number for each class."""
-        most = max(self.counts)
-        parts = [F.pad(part, (0, 0, 0, most - part.shape[-2])) for part in self._by_class(found)]
-        values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+    def _class_boost(self, values: Tensor) -> Tensor:
+        """What the keypoints [..., C' * P, 8] add to the class logits, [..., C]."""
+        boost = values[..., _CLASS].unflatten(-1, (len(self.counts), -1)).sum(-1)
+        return F.pad(boost, (0, self.num_classes - len(self.counts)))
+
+    def _predictions(self, values: Tensor) -> KeypointPredictions:
         return KeypointPredictions(values, self.counts, self.trace_alpha)
 
-    def _by_class(self, found: Tensor) -> Iterator[Tensor]:
-        """The keypoints [..., K, 8] of each class; zeros for a class without any, because graphs have no empty ones."""
-        start = 0
-        for count in self.counts:
-            part = found[..., start : start + count, :]
-            yield part if count else torch.zeros_like(found[..., :1, :])
-            start += count
+
+def _slots(counts: Sequence[int]) -> Tensor:
+    """For each of C' * P padded keypoints its index among all K, or K if its class does not have it."""
+    active = active_keypoints(counts).flatten()
+    return torch.where(active, active.cumsum(0) - 1, active.sum())
