@@ -157,7 +157,6 @@ def test_a_file_with_other_classes_is_reported():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("keypoint_embed.layers.0.weight", "a keypoint model"),
         ("backbone.0.encoder.base_model.model.x", "LoRA adapters"),
         ("transformer.unknown.weight", None),
     ],

@@ -190,3 +190,24 @@ def test_drawn_keypoints_and_skeleton_have_the_color_of_their_class():
     )
     assert tuple(drawn[20, 20]) == tuple(drawn[20, 40]) == (255, 0, 0)  # a keypoint, and the line between two
     assert not drawn[60, 40].any() and not drawn[40, 50].any()  # one that is hardly findable, and the line to it
+
+
+def test_the_published_file_detects_persons_at_index_0(tmp_path):
+    """It has 91 class logits, of which only the first belongs to a class, and no names."""
+    import argparse
+
+    import torch
+
+    from rtdetr_tool.checkpoints.detector_file import read_detector
+    from rtdetr_tool.families.rfdetr.names import to_rfdetr
+    from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
+    from rtdetr_tool.models.build import build_detector
+    from rtdetr_tool.spec import ModelSpec
+
+    small = {name: value for name, value in RFDETR.items() if name != "out_feature_indexes"}
+    weights = build_detector(ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(**small)), 91).state_dict()
+    args = argparse.Namespace(sa_nheads=2, ca_nheads=2, dec_n_points=2)
+    torch.save({"model": to_rfdetr(weights), "args": args}, tmp_path / "rf-detr-keypoint-preview-xlarge.pth")
+    file = read_detector(str(tmp_path / "rf-detr-keypoint-preview-xlarge.pth"))
+    assert file.meta["classes"] == [{"index": 0, "id": 1, "name": "person"}]
+    assert file.meta["spec"]["model"]["rfdetr"]["variant"] == "keypoint_preview"

@@ -20,6 +20,7 @@ _STATED: dict[str, type] = {
     "dual_projector_kp_only": bool, "postprocess_trace_alpha": float,
 }  # fmt: skip
 _FEED_FORWARD = 2048
+_PERSON = 1  # COCO's category
 # Of all published models.
 _KEYPOINT_DEFAULTS = {
     "grouppose_keypoint_dim_downscale": 1, "keypoint_cross_attn": True, "inter_instance_kp_attn": False,
@@ -50,15 +51,20 @@ def settings_of(payload: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {**fields, "hint": text.lower()}
 
 
-def classes_of(payload: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
+def classes_of(payload: Mapping[str, Any], classes: int, weights: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """The file's classes in the form of our metadata: the names in its `args` by class index.
 
     With 91 class logits and COCO's 80 names (or none) they are COCO's classes, with the category id as class index.
+    With keypoints they are only persons, at the first index that has any.
     """
     args = payload.get("args")
     stated = args.get("class_names") if isinstance(args, Mapping) else None
     names = [str(name) for name in stated] if isinstance(stated, (list, tuple)) else []
     if classes == max(COCO_CATEGORIES) + 1 and names in ([], list(COCO_CATEGORIES.values())):
+        if "decoder.keypoint_active" in weights:
+            counts = weights["decoder.keypoint_active"].sum(1).tolist()
+            first = next((index for index, count in enumerate(counts) if count), 0)
+            return [{"index": first, "id": _PERSON, "name": COCO_CATEGORIES[_PERSON]}]
         return [{"index": number, "id": number, "name": name} for number, name in COCO_CATEGORIES.items()]
     return [{"index": index, "id": None, "name": name} for index, name in enumerate(names) if index < classes]
 
@@ -131,14 +137,16 @@ def _keypoints(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     if "decoder.keypoint_active" not in weights:
         return {"use_grouppose_keypoints": False}
     layer = "decoder.layers.0."
-    width = weights["decoder.keypoint_pos_embed"].shape[1]
+    total, width = weights["decoder.keypoint_pos_embed"].shape
     found = {
         "grouppose_keypoint_dim_downscale": weights["decoder.class_embed.weight"].shape[1] // width,
         "keypoint_cross_attn": f"{layer}kp_cross_attn_norm.weight" in weights,
         "inter_instance_kp_attn": f"{layer}inter_inst_kp_norm.weight" in weights,
     }
     differing = {name: value for name, value in found.items() if value != _KEYPOINT_DEFAULTS[name]}
-    counts = weights["decoder.keypoint_active"].sum(1).tolist()
+    active = weights["decoder.keypoint_active"]
+    classes, most = active.shape
+    counts = [most] * classes if classes * most == total else active.sum(1).tolist()
     return {"use_grouppose_keypoints": True, "num_keypoints_per_class": counts, **differing}
 
 

@@ -58,7 +58,7 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     if file.kind == ROBOFLOW:
         accepted = bool(chosen.get("accept_platform_model_license"))
         check_license(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].license, accepted)
-    named = classes_of(contents.payload, classes)
+    named = classes_of(contents.payload, classes, file.weights)
     file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)
     file.meta["origin"] = {"format": file.kind, "version": 1}
     if not named:
