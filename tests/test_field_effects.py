@@ -344,6 +344,16 @@ def ranking(spec):
     return built.state(), str(built.folder), built.replaces_periodic
 
 
+def adapters(spec):
+    """Shapes and scale of the backbone's adapters."""
+    from rtdetr_tool.training.module import DetectorModule
+
+    pytest.importorskip("peft", reason="requires peft")
+    backbone = DetectorModule(spec, classes(spec)).detector.backbone
+    shapes = {name: tuple(p.shape) for name, p in backbone.named_parameters() if ".lora_" in name}
+    return shapes, [module.scaling for module in backbone.modules() if hasattr(module, "scaling")]
+
+
 def sampling(spec):
     """How deformable attention would sample on a GPU."""
     return [module.precise for module in detector_of(spec).modules() if hasattr(module, "precise")]
@@ -509,6 +519,7 @@ def consent(spec):
 
 
 RFDETR = {"model__arch": "rfdetr", "model__rfdetr__num_queries": 12, "model__rfdetr__group_detr": 2}
+ADAPTED = {**RFDETR, "model__backbone_lora__enabled": True}
 SEGMENTING = {**RFDETR, "model__rfdetr__segmentation_head": True}
 DFINE = {
     "model__arch": "dfine", "model__dfine__variant": "n", "model__dfine__num_queries": 12, "model__dfine__dn_number": 6,
@@ -534,6 +545,9 @@ ROWS: list[tuple] = [
     ("model__backbone", "resnet_34", parts),
     ("model__train_backbone", False, trainable),
     ("model__precise_msda", True, sampling),
+    ("model__backbone_lora__enabled", True, adapters, {"model__arch": "rfdetr"}),
+    *((f"model__backbone_lora__{name}", value, adapters, ADAPTED) for name, value in (
+        ("rank", 2), ("alpha", 32.0), ("dora", False), ("modules", ["fc1"]))),
     ("model__freeze_norm", True, trainable),
     ("model__freeze_at", 1, trainable),
     ("model__num_queries", 20, lambda spec: len(output(spec)[0])),

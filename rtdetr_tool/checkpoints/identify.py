@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.adapters import alpha_of, has_adapters, merge_adapters
 from rtdetr_tool.checkpoints.family_weights import ForeignFormat, family_of_tensors, weights_of
 from rtdetr_tool.checkpoints.renames import count
 from rtdetr_tool.errors import CheckpointError
@@ -85,7 +86,7 @@ def identify(payload: Mapping[str, Any], source: str) -> Identified:
     for prefix in _PREFIXES:
         weights = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if _has_parts(weights):
-            return _identify_native(payload, weights, averaged)
+            return _identify_native(payload, _merged(payload, weights, source), averaged)
     raise CheckpointError(
         f"{source} is not a supported detector: its {len(tensors)} tensors have names such as {_examples(tensors)}; "
         "expected backbone.*, encoder.* and decoder.*."
@@ -115,6 +116,16 @@ def _identify_native(payload: Mapping[str, Any], weights: dict[str, Tensor], ave
         states = [state for state in payload.get("optimizer_states") or () if isinstance(state, Mapping)]
         return Identified(TAO, "an NVIDIA TAO checkpoint", any("ema" in state for state in states), weights, family)
     return Identified(BARE, "a detector's weights", averaged, weights, family)
+
+
+def _merged(payload: Mapping[str, Any], weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights with their adapters merged."""
+    if not has_adapters(weights):
+        return weights
+    try:
+        return merge_adapters(weights, alpha_of(payload.get("rtdetr_tool")))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}.") from error
 
 
 def _official_average(payload: Mapping[str, Any]) -> dict[str, Tensor]:

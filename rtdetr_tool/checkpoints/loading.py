@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.checkpoints.adapters import has_adapters, restart_adapters, without_adapters
 from rtdetr_tool.checkpoints.class_rows import (
     Classes,
     ClassRows,
@@ -112,6 +113,8 @@ def load_into(
     that are not in the state dict (`HasFrozenWeights`) are loaded first, and tensors of variable size
     (`HasResizableWeights`) are resized.
 
+    Weights without adapters (`adapters`) can be loaded into a module that has some, which start from scratch then.
+
     Shapes that only differ by axes of length 1 (a linear layer and a 1x1 convolution) count as equal.
 
     With `classes` (those of the module), rows of class tensors are matched to the names in `file_classes` (see
@@ -124,7 +127,10 @@ def load_into(
         state_dict = module.load_frozen(state_dict, source)
     if isinstance(module, HasResizableWeights):
         state_dict = module.resize_weights(state_dict)
-    own = module.state_dict()
+    whole = own = module.state_dict()
+    restart = has_adapters(own) and not has_adapters(state_dict)
+    if restart:
+        own = without_adapters(own)
     report, arranged = LoadReport(source), state_dict
     if classes is not None:
         arranged, report.class_rows = with_class_rows(state_dict, own, classes, file_classes, source)
@@ -147,6 +153,8 @@ def load_into(
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(arranged[name].reshape(own[name].shape))
+    if restart:
+        restart_adapters(whole)
     return report
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from rtdetr_tool.families import DEFAULT_FAMILY, FAMILIES, all_families, family_named
 from rtdetr_tool.families.base import Family, KeypointLayout
+from rtdetr_tool.spec.backbone_lora import BackboneLoraSpec
 from rtdetr_tool.spec.fields import INF, Recorded, field
 
 
@@ -33,6 +34,9 @@ class SharedModelSpec:
     )
     train_backbone: bool = field(
         True, "Train the backbone; false = freeze its weights and statistics.", parameter_groups=True
+    )
+    backbone_lora: BackboneLoraSpec = field(
+        BackboneLoraSpec, "Train low-rank adapters of the backbone instead of its weights."
     )
     load_teacher_enc_dec: bool = field(
         False, "distill: initialize encoder and decoder from the tensors of the teacher that have the same shape."

@@ -8,6 +8,7 @@ from typing import Any
 
 from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families import all_families
+from rtdetr_tool.spec.backbone_lora import BackboneLoraSpec
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec, checkpointer_problems
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import changed_from_default, shown
@@ -59,6 +60,9 @@ def inert_notes(spec: ExperimentSpec) -> list[str]:
     if not spec.train.checkpointer.enable_topk:
         of_ranking = (f"train.checkpointer.{entry.name}" for entry in fields(CheckpointerSpec))
         without_effect |= dict.fromkeys(of_ranking, "train.checkpointer.enable_topk is false")
+    if not spec.model.backbone_lora.enabled:
+        of_adapters = (f"model.backbone_lora.{entry.name}" for entry in fields(BackboneLoraSpec))
+        without_effect |= dict.fromkeys(of_adapters, "model.backbone_lora.enabled is false")
     return [
         f"{name} has no effect: {reason}" for name, reason in without_effect.items() if changed_from_default(name, spec)
     ]

@@ -1,4 +1,6 @@
-"""Freeze parts of a detector: `freeze_norm` and `freeze_at` of its family (or the reference recipe), `train.freeze`."""
+"""Freeze parts of a detector: `freeze_norm` and `freeze_at` of its family (or the reference recipe), `train.freeze`,
+and the backbone of adapters (`model.backbone_lora`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rtdetr_tool.catalog import FROM_BACKBONE, FROM_DETECTOR
+from rtdetr_tool.models.adapters import add_adapters
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec, ModelSpec
 
@@ -67,10 +70,25 @@ def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec)
         by_recipe = bool(parts) and None in (given.freeze_norm, given.freeze_at)
     detector.freeze(spec.train.freeze or ())
     parts += [f"{name} (train.freeze)" for name in spec.train.freeze or ()]
+    if model.backbone_lora.enabled:
+        parts.append(_with_adapters(detector, spec))
     if not parts:
         return "Frozen: nothing; training all weights"
     recipe = f" (fields that are not set follow the reference recipe of {model.family.variant(model)})"
     return f"Frozen: {', '.join(parts)}{recipe if by_recipe else ''}"
+
+
+def _with_adapters(detector: Detector, spec: ExperimentSpec) -> str:
+    """Add the adapters of the backbone. Returns a description."""
+    lora = spec.model.backbone_lora
+    frozen = [name for name in spec.train.freeze or () if name != "backbone"]
+    layers = add_adapters(detector, lora.rank, lora.alpha, lora.dora, lora.modules, frozen)
+    trained = sum(parameter.numel() for parameter in detector.backbone.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in detector.backbone.parameters())
+    return (
+        f"the backbone except {'DoRA' if lora.dora else 'LoRA'} adapters of rank {lora.rank} in {len(layers)} layers "
+        f"(model.backbone_lora: {trained:,} of {total:,} parameters)"
+    )
 
 
 def _stages(at: int) -> str:

@@ -21,6 +21,8 @@ _START_A_NEW_RUN = (
     "(-r); to start it from these weights, set train.pretrained_model_path, which copies class rows by name."
 )
 
+_ADAPTERS = "model.backbone_lora."  # fields that change what the adapters of a checkpoint mean
+
 # What the validation scores of a run depend on besides the model and the classes, which must be the same anyway.
 SCORING_FIELDS = (
     "evaluate.max_dets",
@@ -103,7 +105,8 @@ def _check_optimizer(
     if not states or not changed:
         return
     stored_sizes = [len(group["params"]) for group in states[0]["param_groups"]]
-    if "train.optim.optimizer" in changed or list(group_sizes) != stored_sizes:
+    other_model = any(name.startswith(("train.optim.optimizer", _ADAPTERS)) for name in changed)
+    if other_model or list(group_sizes) != stored_sizes:
         differences = "; ".join(
             f"{name} is {now!r}, but {then!r} in the checkpoint" for name, (now, then) in changed.items()
         )

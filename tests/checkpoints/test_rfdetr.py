@@ -157,7 +157,7 @@ def test_a_file_with_other_classes_is_reported():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("backbone.0.encoder.base_model.model.x", "LoRA adapters"),
+        ("transformer.register_tokens", "decoder registers"),
         ("transformer.unknown.weight", None),
     ],
 )

@@ -189,7 +189,7 @@ MODEL: tuple[Keyword, ...] = (
     Keyword("resolution", ..., "works", "model.rfdetr.resolution"),
     Keyword("group_detr", 13, "works", "model.rfdetr.group_detr"),
     Keyword("gradient_checkpointing", False, "works", "train.activation_checkpoint"),
-    Keyword("compile", False, "warned", note="training is not compiled; optimize_for_inference() speeds up predict()"),
+    Keyword("compile", False, "works", "train.compile", "backbone and encoder; in the package, on CUDA only"),
     Keyword("cuda_graphs", False, "warned", note="training does not use CUDA graphs"),
     Keyword("fused_optimizer", True, "warned", note="the optimizer is fused where the device supports it; the results "
             "are the same"),
@@ -206,7 +206,7 @@ MODEL: tuple[Keyword, ...] = (
             "those of the data if it is not given"),
     Keyword("num_decoder_registers", 0, "refused", note="decoder registers are not supported"),
     Keyword("mask_downsample_ratio", 4, "works", "model.rfdetr.mask_downsample_ratio"),
-    Keyword("backbone_lora", False, "refused", note="LoRA is not supported; use freeze_encoder"),
+    Keyword("backbone_lora", False, "works", "model.backbone_lora.enabled", "DoRA of rank 16, as in the package"),
     Keyword("freeze_encoder", False, "works", lambda on: {"train.freeze": ["backbone"]} if on else {}, "train.freeze"),
     Keyword("license", "Apache-2.0", "warned", note="the license is that of the weights"),
     Keyword("model_name", None, "warned", note="the class of a detector follows from its variant"),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.adapters import merge_adapters
 from rtdetr_tool.checkpoints.dinov2 import TRANSFORMERS as DINOV2_TABLE
 from rtdetr_tool.checkpoints.renames import to_foreign, to_native
 from rtdetr_tool.errors import CheckpointError
@@ -46,11 +47,10 @@ _BACK: tuple[tuple[str, str], ...] = (
 )
 _SHARED_HEAD = "transformer.decoder.bbox_embed."  # a second name of bbox_embed without lite_refpoint_refine
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
-_LORA = "backbone.0.encoder.base_model.model."
+_LORA = "backbone.0.encoder.base_model.model."  # instead of the first part of _VIT, in runs with backbone_lora
 # Unsupported parts -> what they belong to.
 _REFUSED = {
     "transformer.register_tokens": "decoder registers",
-    _LORA: "LoRA adapters, which must be merged first",
 }
 
 
@@ -73,17 +73,17 @@ def without_wrappers(name: str) -> str:
 
 
 def from_rfdetr(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace RF-DETR's names by ours; CheckpointError if a tensor has no counterpart."""
+    """Replace RF-DETR's names by ours and merge its adapters; CheckpointError if a tensor has no counterpart."""
     plain: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        name = without_wrappers(name)
+        name = without_wrappers(name).replace(_LORA, "backbone.0.encoder.")
         for start, what in _REFUSED.items():
             if name.startswith(start):
                 raise CheckpointError(f"its {name} belongs to {what}, which is not supported")
         unused = name == _BLOCKED or (name == _ACTIVE and not tensor.numel())  # the latter in models without keypoints
         if not unused and not name.startswith(_SHARED_HEAD):
             plain[name] = tensor
-    return to_native(plain, TABLE)
+    return to_native(merge_adapters(plain), TABLE)
 
 
 def to_rfdetr(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.adapters import merge_adapters
 from rtdetr_tool.checkpoints.identify import TAO_PREFIX
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
@@ -53,4 +54,5 @@ class CompatibleCheckpoints(Callback):
         weights = {
             name.removeprefix(TAO_PREFIX): tensor for name, tensor in state.items() if name.startswith(TAO_PREFIX)
         }
-        checkpoint.update(self.kind.keys(module.spec, module.class_map, weights))
+        plain = merge_adapters(weights, module.spec.model.backbone_lora.alpha)
+        checkpoint.update(self.kind.keys(module.spec, module.class_map, plain))
