@@ -1,22 +1,45 @@
-"""The default spec of a command: as plain data and as commented YAML."""
+"""The default spec of a command: as plain data and as commented YAML.
+
+Fields whose default depends on `train.preset` or on the model (training recipe, image sizes) are not set: a value would
+take precedence over preset and recipe. In YAML they are comments with RT-DETR's value.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from rtdetr_tool.families import all_families
+from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import bounds_text, options_text
 from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.distill import RECOMMENDED_BINDING
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import MISSING, default_of
+from rtdetr_tool.spec.preset import FAST
 from rtdetr_tool.spec.queries import reasons
 from rtdetr_tool.spec.schema import hints_of, section_type
+
+_ABOUT_COMMENTS = (
+    "# Fields in comments, such as `# precision: fp32`, are not set: their defaults depend on train.preset and on the",
+    "# model. The values are those of RT-DETR with preset tao.",
+)
 
 
 def default_data(command: str) -> dict[str, Any]:
     """The default spec of a command as plain data, `???` where the user must give a value."""
+    return _without_dependent(_all_values(command), "")
+
+
+def dependent_fields() -> frozenset[str]:
+    """Dotted names of the fields whose default depends on `train.preset` or on the model."""
+    recipes = (name for family in all_families() for name in family.recipe)
+    sizes = (f"dataset.augmentation.{name}" for name in SIZE_FIELDS)
+    return frozenset((*(f"train.{name}" for name in FAST), *recipes, *sizes))
+
+
+def _all_values(command: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for entry in dataclasses.fields(ExperimentSpec):
         if entry.name in WITH_SPEC[command].sections:
@@ -65,12 +88,27 @@ def _drop_inert(data: dict[str, Any], prefix: str) -> None:
             _drop_inert(data[key], f"{prefix}{key}.")
 
 
+def _without_dependent(data: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The data without `dependent_fields` and sections of only those."""
+    kept: dict[str, Any] = {}
+    for key, value in data.items():
+        if f"{prefix}{key}" in dependent_fields():
+            continue
+        inner = _without_dependent(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        if inner or not value or not isinstance(value, dict):
+            kept[key] = inner
+    return kept
+
+
 def default_yaml(command: str) -> str:
     """The commented default spec of a command."""
+    data = _all_values(command)
     lines = [f"# Default spec of `rtdetr {command}`. ??? marks required values."]
+    if data != default_data(command):
+        lines += _ABOUT_COMMENTS
     if "model" not in WITH_SPEC[command].sections and command not in ("gen_trt_engine", "validate_data"):
         lines.append("# Architecture, classes and sizes come from the checkpoint.")
-    _yaml_section(default_data(command), ExperimentSpec, 0, lines)
+    _yaml_section(data, ExperimentSpec, 0, lines)
     return "\n".join(lines) + "\n"
 
 
@@ -79,12 +117,12 @@ def whole_yaml() -> str:
     data = _section_data(ExperimentSpec)
     data["distill"] = None
     _drop_inert(data, "")
-    lines = ["# Default spec of all commands of `rtdetr`. ??? marks required values."]
+    lines = ["# Default spec of all commands of `rtdetr`. ??? marks required values.", *_ABOUT_COMMENTS]
     _yaml_section(data, ExperimentSpec, 0, lines)
     return "\n".join(lines) + "\n"
 
 
-def _yaml_section(data: dict[str, Any], cls: type, depth: int, lines: list[str]) -> None:
+def _yaml_section(data: dict[str, Any], cls: type, depth: int, lines: list[str], prefix: str = "") -> None:
     pad = "  " * depth
     entries = {entry.name: entry for entry in dataclasses.fields(cls)}
     for key, value in data.items():
@@ -93,10 +131,12 @@ def _yaml_section(data: dict[str, Any], cls: type, depth: int, lines: list[str])
         if section and isinstance(value, dict):
             if depth == 0:
                 lines.append("")
-            lines += [f"{pad}# {comment}", f"{pad}{key}:"]
-            _yaml_section(value, section, depth + 1, lines)
+            hidden = "" if _without_dependent(value, f"{prefix}{key}.") else "# "
+            lines += [f"{pad}# {comment}", f"{pad}{hidden}{key}:"]
+            _yaml_section(value, section, depth + 1, lines, f"{prefix}{key}.")
         else:
-            lines += [f"{pad}# {comment}", f"{pad}{key}: {_yaml_value(value)}"]
+            hidden = "# " if f"{prefix}{key}" in dependent_fields() else ""
+            lines += [f"{pad}# {comment}", f"{pad}{hidden}{key}: {_yaml_value(value)}"]
 
 
 def _yaml_value(value: Any) -> str:

@@ -18,7 +18,7 @@ from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
-from rtdetr_tool.spec.preset import with_preset
+from rtdetr_tool.spec.preset import overridden_note, with_preset
 from rtdetr_tool.spec.recipe import with_recipe
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields
@@ -133,7 +133,8 @@ def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: s
     plain = _without_sharing(plain)
     remember_secrets(plain)
     spec = _checked(plain, problems, command, source)
-    return LoadedSpec(spec, plain, inert_notes(spec), source)
+    notes = [*inert_notes(spec), *filter(None, [overridden_note(plain)])]
+    return LoadedSpec(spec, plain, notes, source)
 
 
 def _without_sharing(value: Any) -> Any:

@@ -32,6 +32,26 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "train": filled}
 
 
+def overridden_note(explicit: Mapping[str, Any]) -> str | None:
+    """One line about the fields of the preset that the spec sets to other values, which take precedence."""
+    train = explicit.get("train")
+    if not isinstance(train, Mapping) or train.get("preset") != "fast":
+        return None
+    values = {name: _given(train, name) for name in FAST}
+    kept = [
+        f"train.{name} {str(value).lower()}" for name, value in values.items() if value not in (None, FAST[name][0])
+    ]
+    if not kept:
+        return None
+    return f"train.preset fast does not change {', '.join(kept)}: the spec sets them; remove them to use the preset"
+
+
+def _given(train: Mapping[str, Any], name: str) -> Any:
+    section, _, field = name.rpartition(".")
+    inner = train.get(section) if section else train
+    return inner.get(field) if isinstance(inner, Mapping) else None
+
+
 def slow_settings(train: TrainSpec) -> list[str]:
     """The fields that slow down training on a GPU, with their values and cost."""
     return [f"train.{name}={str(value).lower()} ({FAST[name][1]})" for name, value in _slow(train)]
