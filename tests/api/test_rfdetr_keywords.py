@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
+from pytorch_lightning import Callback
 
 from rtdetr_tool.api import RFDETR, RFDETRNano
 from rtdetr_tool.api.keywords import model_settings, train_settings
 from rtdetr_tool.api.train_arguments import read_train_arguments
+from rtdetr_tool.catalog import DINOV2
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import family_named
 from rtdetr_tool.families.rfdetr.keywords import MODEL, TRAIN, TRAIN_DEPRECATED
@@ -154,9 +157,34 @@ def test_training_with_another_resolution_class_names_and_a_test(rfdetr, sample,
 
 
 def test_the_encoder_can_be_frozen_and_gradients_checkpointed():
-    detector = RFDETRNano(None, 2, "cpu", freeze_encoder=True, gradient_checkpointing=True, amp=False, **SMALL_RFDETR)
-    train = detector.spec.train
+    chosen = {"freeze_encoder": True, "gradient_checkpointing": True, "amp": False, "compile": True}
+    detector = RFDETRNano(None, 2, "cpu", backbone_lora=True, **chosen, **SMALL_RFDETR)
+    train, lora = detector.spec.train, detector.spec.model.backbone_lora
     assert (train.freeze, train.activation_checkpoint, train.precision) == (["backbone"], True, "fp32")
+    assert train.compile and (lora.enabled, lora.rank, lora.alpha, lora.dora) == (True, 16, 16, True)
+
+
+def test_a_training_with_these_fields_freezes_and_recomputes_the_encoder(sample, tmp_path, monkeypatch):
+    """In the network that is trained, not only in the spec; and the metric of the best epoch is the chosen one."""
+    for name, row in DINOV2.items():
+        monkeypatch.setitem(DINOV2, name, row._replace(width=32, depth=4, num_heads=2))
+    chosen = {"freeze_encoder": True, "gradient_checkpointing": True, "out_feature_indexes": [1, 3]}
+    detector = RFDETRNano(None, 2, "cpu", **chosen, **SMALL_RFDETR)
+    before = {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
+    seen = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            seen["recomputes"] = module.detector.backbone.activation_checkpoint
+
+    result = detector.train(
+        **sample.keywords, epochs=1, batch_size=2, output_dir=tmp_path, callbacks=[Look()], best_model_metric="mar",
+        multi_scale=False, tensorboard=False,
+    )  # fmt: skip
+    after = detector.network.state_dict()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert seen == {"recomputes": True} and changed == {"encoder", "decoder"}
+    assert result.best_metric == "val/mAR"
 
 
 def test_the_base_class_cannot_be_created():

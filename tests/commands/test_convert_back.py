@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from rtdetr_tool.checkpoints.io import load_checkpoint, save_checkpoint
 from rtdetr_tool.cli import main
+from rtdetr_tool.families.rfdetr.names import from_rfdetr
 from rtdetr_tool.formats.opening import open_detector
 from rtdetr_tool.spec import read_spec
 from tests.checkpoints.layouts import official_shapes, random_weights, tao_shapes
@@ -151,6 +153,26 @@ def test_rfdetr_comes_back_with_all_tensors_and_names(project, tmp_path):
     assert_equal_tensors(other.detector.state_dict(), one.detector.state_dict())
     assert other.class_map.names[1] == "cat"
     assert_same_outputs(one.detector.eval(), other.detector.eval())
+
+
+@pytest.mark.slow
+def test_both_classes_named_rfdetr_nano_open_the_file(project, tmp_path):
+    """`RFDETRNano(pretrain_weights=...)` of this package and of the original one have the weights of the checkpoint."""
+    package = pytest.importorskip("rfdetr", reason="requires the package rfdetr")
+    from rtdetr_tool.api import RFDETRNano
+
+    checkpoint, back = rfdetr_checkpoint(project), str(tmp_path / "back.pth")
+    assert convert(checkpoint, Path(back), "--to", "rfdetr") == 0
+    expected = open_detector(str(checkpoint), read_spec(None)).detector.state_dict()
+    ours = RFDETRNano(pretrain_weights=back, device="cpu")
+    assert_equal_tensors(ours.network.state_dict(), expected)
+    settings = load_checkpoint(back)["args"]
+    names = ("resolution", "dec_layers", "num_queries", "group_detr", "positional_encoding_size", "num_classes")
+    reference = package.RFDETRNano(pretrain_weights=back, device="cpu", **{name: settings[name] for name in names})
+    found = from_rfdetr(reference.model.model.state_dict())
+    assert_equal_tensors(found, {name: tensor for name, tensor in expected.items() if name in found})
+    assert set(expected) == set(found)
+    assert list(reference.class_names) == list(ours.class_names)
 
 
 def test_the_package_rfdetr_opens_the_file_and_detects_the_same(project, tmp_path):
