@@ -33,6 +33,7 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Losses of RT-DETR that a spec can choose: varifocal (classes), and L1 and GIoU (boxes).
 LOSS_TYPES = ("vfl", "boxes")
+CLASS_LOSSES = ("vfl", "mal")
 
 
 class Backbone(NamedTuple):

@@ -590,6 +590,7 @@ ROWS: list[tuple] = [
     ("model__gamma", 1.0, losses),
     ("model__aux_loss", False, losses),
     ("model__loss_types", ["vfl"], losses),
+    ("model__loss_types", ["mal", "boxes"], losses),
     ("model__linear_proj_names", ["norm1"], optimizer, {"train__optim__lr_linear_proj_mult": 0.5}),
     ("model__arch", "rfdetr", rfdetr_parts),
     *((f"model__rfdetr__{name}", value, rfdetr_parts, RFDETR) for name, value in (
@@ -636,7 +637,8 @@ ROWS: list[tuple] = [
     ("model__dfine__label_noise_ratio", 2.0, denoised, DFINE),
     ("model__dfine__box_noise_scale", 0.5, denoised, DFINE),
     *((f"model__dfine__{name}", value, losses, DFINE) for name, value in (
-        ("vfl_loss_coef", 3.0), ("alpha", 0.3), ("gamma", 1.0), ("fgl_loss_coef", 3.0), ("ddf_loss_coef", 3.0))),
+        ("class_loss", "mal"), ("vfl_loss_coef", 3.0), ("alpha", 0.3), ("gamma", 1.0), ("fgl_loss_coef", 3.0),
+        ("ddf_loss_coef", 3.0))),
     ("dataset__dataset_dir", "/no/such/folder", class_list),
     ("dataset__format", "yolo", class_list),
     ("dataset__train_data_sources", [SOURCE], class_list),
@@ -711,6 +713,9 @@ ROWS: list[tuple] = [
     ("train__optim__warmup_steps", 3, rates),
     ("train__optim__lr_linear_proj_mult", 0.5, optimizer),
     ("train__optim__lr_scheduler", "Cosine", rates),
+    ("train__optim__lr_scheduler", "FlatCosine", rates),
+    ("train__optim__lr_flat_epochs", 1.0, rates, {"train__optim__lr_scheduler": "FlatCosine"}),
+    ("train__optim__lr_final_epochs", 1.0, rates, {"train__optim__lr_scheduler": "FlatCosine"}),
     ("train__optim__warmup_epochs", 1.0, rates),
     ("train__optim__lr_min_factor", 0.5, rates, {"train__optim__lr_scheduler": "Cosine"}),
     ("train__optim__lr_layer_decay", 0.5, optimizer),

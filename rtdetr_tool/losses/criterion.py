@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.catalog import LOSS_TYPES
-from rtdetr_tool.losses.functional import sum_by_stage, varifocal_loss
+from rtdetr_tool.catalog import CLASS_LOSSES, LOSS_TYPES
+from rtdetr_tool.losses.functional import matchability_aware_loss, sum_by_stage, varifocal_loss
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
 from rtdetr_tool.ops.boxes import both_ious, cxcywh_to_xyxy
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
@@ -21,8 +21,9 @@ class SetCriterion(nn.Module):
     """The losses of a batch.
 
     Args:
-        loss_types: subset of `LOSS_TYPES`.
-        weights: coefficient of `loss_vfl`, `loss_bbox`, `loss_giou`.
+        loss_types: at most one of `CLASS_LOSSES`, and `boxes`.
+        weights: coefficient of `loss_vfl` or `loss_mal`, `loss_bbox`, `loss_giou`.
+        alpha: weight of negatives in the varifocal loss.
         aux_loss: also supervise the earlier decoder layers and the encoder's selected tokens. Denoising queries are
             supervised in all layers with it, in the last layer without.
     """
@@ -42,6 +43,9 @@ class SetCriterion(nn.Module):
         self.matcher = matcher
         self.weights = dict(weights)
         self.loss_types = tuple(loss_types)
+        self.has_class_loss = any(name in loss_types for name in CLASS_LOSSES)
+        if "mal" in loss_types:
+            self.class_term = "loss_mal"
         self.alpha, self.gamma = alpha, gamma
         self.aux_loss = aux_loss
 
@@ -53,8 +57,8 @@ class SetCriterion(nn.Module):
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name and their sum `loss`.
 
-        `loss_vfl`, `loss_bbox` and `loss_giou` belong to the last layer, the suffix `_aux_i` to decoder layer i, the
-        last `_aux_` to the encoder, and `_dn_i` to the denoising queries of layer i.
+        `loss_vfl` (or `loss_mal`), `loss_bbox` and `loss_giou` belong to the last layer, the suffix `_aux_i` to decoder
+        layer i, the last `_aux_` to the encoder, and `_dn_i` to the denoising queries of layer i.
         """
         padded = PaddedTargets.of(targets)
         logits, boxes, names = self._stack(predictions)
@@ -77,7 +81,8 @@ class SetCriterion(nn.Module):
 
         DistributedDataParallel waits for the gradient of every parameter in every step.
         """
-        kinds = [kind for kind, loss in (("logits", "vfl"), ("boxes", "boxes")) if loss not in self.loss_types]
+        supervised = {"logits": self.has_class_loss, "boxes": "boxes" in self.loss_types}
+        kinds = [kind for kind, used in supervised.items() if not used]
         unused = [getattr(predictions, kind) for kind in kinds]
         if isinstance(predictions, TrainingPredictions):
             if predictions.denoising is not None:
@@ -109,7 +114,7 @@ class SetCriterion(nn.Module):
         corners, target_corners = cxcywh_to_xyxy(source), cxcywh_to_xyxy(target)
         sums: dict[str, Tensor] = {}
         iou, overlap = both_ious(corners, target_corners)
-        if "vfl" in self.loss_types:
+        if self.has_class_loss:
             quality = iou.detach()
             label = targets.labels[matches.image, matches.target]
             positive = (matches.stage, matches.image, matches.query, label)
@@ -126,6 +131,8 @@ class SetCriterion(nn.Module):
 
     def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
         """Class loss per stage [S] from logits [S, B, Q, C], indices of matched entries and their box IoU [P]."""
+        if self.class_term == "loss_mal":
+            return matchability_aware_loss(logits, positive, quality, self.gamma)
         return varifocal_loss(logits, positive, quality, self.alpha, self.gamma)
 
     def _denoising_losses(

@@ -31,6 +31,27 @@ def varifocal_loss(
     return losses.flatten(1).sum(1)
 
 
+def matchability_aware_loss(
+    logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor, gamma: float = 1.5
+) -> Tensor:
+    """Matchability-aware loss (DEIM, Huang et al. 2024, arXiv:2412.04234, eq. 3), per stage: [S, B, Q, C] -> [S].
+
+    Matched entries have the target quality^gamma and weight 1, so that matches of low IoU count as much as others; the
+    varifocal loss weights them by their IoU. All other entries have target 0 and weight p^gamma.
+
+    Args:
+        positive: as of `varifocal_loss`.
+        quality: [P], IoU of the matched boxes.
+    """
+    logits = at_least_float32(logits)
+    quality = quality.to(logits.dtype) ** gamma
+    with torch.no_grad():
+        target = torch.zeros_like(logits).index_put(positive, quality)
+        weight = (logits.sigmoid() ** gamma).index_put(positive, torch.ones_like(quality))
+    losses = F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none")
+    return losses.flatten(1).sum(1)
+
+
 def sum_by_stage(values: Tensor, stage: Tensor, stages: int) -> Tensor:
     """Sum values [P] over the pairs of each stage -> [S]."""
     return values.new_zeros(stages).index_add(0, stage, values)

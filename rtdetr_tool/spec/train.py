@@ -8,7 +8,7 @@ from typing import Any
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec
 from rtdetr_tool.spec.fields import INF, field
 
-SCHEDULERS = ("MultiStep", "StepLR", "Cosine")
+SCHEDULERS = ("MultiStep", "StepLR", "Cosine", "FlatCosine")
 PRECISIONS = ("bf16", "fp32", "fp16")
 OPTIMIZER_PREFIX, SCHEDULER_PREFIX = "torch.optim.", "torch.optim.lr_scheduler."  # of classes by dotted name
 
@@ -93,8 +93,9 @@ class OptimSpec:
     lr_scheduler: str = field(
         "MultiStep",
         "MultiStep: multiply by lr_decay at each epoch in lr_steps. StepLR: multiply by lr_decay every lr_step_size "
-        "epochs. Cosine: half a cosine down to lr_min_factor at the last step. Others of torch by dotted name, such as "
-        "torch.optim.lr_scheduler.OneCycleLR.",
+        "epochs. Cosine: half a cosine down to lr_min_factor at the last step. FlatCosine (DEIM, arXiv:2412.04234): "
+        "constant for lr_flat_epochs, half a cosine down to lr_min_factor, constant for lr_final_epochs. Others of "
+        "torch by dotted name, such as torch.optim.lr_scheduler.OneCycleLR.",
         options=SCHEDULERS,
         prefix=SCHEDULER_PREFIX,
     )
@@ -134,7 +135,27 @@ class OptimSpec:
         origin="ours",
     )
     lr_min_factor: float = field(
-        0.0, "Cosine: final learning rate as a share of the initial one.", min=0.0, max=1.0, origin="ours"
+        0.0,
+        "Cosine, FlatCosine: final learning rate as a share of the initial one. DEIM: 0.5.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
+    lr_flat_epochs: float = field(
+        0.0,
+        "FlatCosine: epochs before the learning rate decays, including the warm-up.",
+        min=0.0,
+        max=INF,
+        unit="epochs",
+        origin="ours",
+    )
+    lr_final_epochs: float = field(
+        0.0,
+        "FlatCosine: epochs at the end with the final learning rate.",
+        min=0.0,
+        max=INF,
+        unit="epochs",
+        origin="ours",
     )
     lr_layer_decay: float = field(
         1.0,

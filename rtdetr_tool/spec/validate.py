@@ -142,6 +142,12 @@ def _train(train: TrainSpec) -> Iterator[str]:
             f"train.drop_path_epochs: {train.drop_path_epochs} is invalid; expected at most train.num_epochs "
             f"({train.num_epochs})"
         )
+    constant = train.optim.lr_flat_epochs + train.optim.lr_final_epochs
+    if train.optim.lr_scheduler == "FlatCosine" and constant > train.num_epochs:
+        yield (
+            f"train.optim.lr_flat_epochs, train.optim.lr_final_epochs: together {constant:g} epochs; expected at most "
+            f"train.num_epochs ({train.num_epochs})"
+        )
     if train.optim.lr_scheduler == "MultiStep" and sorted(train.optim.lr_steps) != list(train.optim.lr_steps):
         yield f"train.optim.lr_steps: {train.optim.lr_steps} is invalid; expected ascending epochs"
 

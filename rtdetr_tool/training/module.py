@@ -243,7 +243,7 @@ class DetectorModule(ScoredModule):
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run, or 0 if the schedule does not need them or there is no trainer."""
         optim = self.spec.train.optim
-        needed = optim.lr_scheduler == "Cosine" or optim.warmup_epochs
+        needed = optim.lr_scheduler in ("Cosine", "FlatCosine") or optim.warmup_epochs
         return int(self.trainer.estimated_stepping_batches) if needed and self._trainer is not None else 0
 
     def configure_gradient_clipping(

@@ -24,15 +24,18 @@ def build_schedule(train: TrainSpec, optimizer: torch.optim.Optimizer, total_ste
     optim = train.optim
     if optim.lr_scheduler not in SCHEDULERS:
         return _schedule_of_torch(train, optimizer, total_steps)
+    steps_per_epoch = total_steps / train.num_epochs
     schedule = StagedSchedule(
         optimizer,
         kind=optim.lr_scheduler,
         decay=optim.lr_decay,
         milestones=optim.lr_steps,
         step_size=optim.lr_step_size,
-        warmup_steps=optim.warmup_steps or int(optim.warmup_epochs * total_steps / train.num_epochs),
+        warmup_steps=optim.warmup_steps or int(optim.warmup_epochs * steps_per_epoch),
         total_steps=total_steps,
         min_factor=optim.lr_min_factor,
+        flat_steps=int(optim.lr_flat_epochs * steps_per_epoch),
+        final_steps=int(optim.lr_final_epochs * steps_per_epoch),
     )
     return {"scheduler": schedule, "interval": "step"}
 
@@ -67,6 +70,9 @@ class StagedSchedule(LRScheduler):
 
     Cosine: after the warm-up `min_factor + (1 - min_factor) * (1 + cos(pi * p)) / 2`, where p grows from 0 to 1 over
     the remaining steps of `total_steps`.
+
+    FlatCosine (DEIM, arXiv:2412.04234): as Cosine, but the cosine begins after `flat_steps` and ends `final_steps`
+    before the end, and the warm-up grows with the square of the step.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class StagedSchedule(LRScheduler):
         warmup_steps: int = 0,
         total_steps: int = 0,
         min_factor: float = 0.0,
+        flat_steps: int = 0,
+        final_steps: int = 0,
     ) -> None:
         if kind not in SCHEDULERS:
             expected = ", ".join(SCHEDULERS)
@@ -87,23 +95,27 @@ class StagedSchedule(LRScheduler):
         self.kind, self.decay = kind, decay
         self.milestones, self.step_size = sorted(milestones), step_size
         self.warmup_steps, self.total_steps, self.min_factor = warmup_steps, total_steps, min_factor
+        self.flat_steps, self.final_steps = flat_steps, final_steps
         self.epoch = 0
         super().__init__(optimizer)
 
     def factor(self, step: int, epoch: int) -> float:
         """The factor on the initial learning rates."""
         if self.kind == "Cosine":
-            return self._cosine(step)
+            return self._warmup(step) * self._cosine(step, self.warmup_steps, self.total_steps)
+        if self.kind == "FlatCosine":
+            start, end = max(self.flat_steps, self.warmup_steps), self.total_steps - self.final_steps
+            return self._warmup(step) ** 2 * self._cosine(step, start, end)
         decays = sum(epoch >= m for m in self.milestones) if self.kind == "MultiStep" else epoch // self.step_size
         return self._warmup(step) * self.decay**decays
 
     def _warmup(self, step: int) -> float:
         return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps > 0 else 1.0
 
-    def _cosine(self, step: int) -> float:
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+    def _cosine(self, step: int, start: int, end: int) -> float:
+        progress = (step - start) / max(1, end - start)
         cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-        return self._warmup(step) * (self.min_factor + (1 - self.min_factor) * cosine)
+        return self.min_factor + (1 - self.min_factor) * cosine
 
     def get_lr(self) -> list[float | Tensor]:
         factor = self.factor(self.last_epoch, self.epoch)  # torch's `last_epoch` counts optimizer steps here

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rtdetr_tool.losses.functional import sum_by_stage, varifocal_loss
+from rtdetr_tool.losses.functional import matchability_aware_loss, sum_by_stage, varifocal_loss
 
 
 def entry(logit: float, quality: float) -> float:
@@ -54,6 +54,30 @@ def test_it_equals_the_definition_on_random_logits():
     weight = 0.75 * logits.sigmoid() ** 2 * (1 - onehot) + target
     expected = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum((1, 2, 3))
     torch.testing.assert_close(varifocal_loss(logits, positive, quality), expected)
+
+
+@pytest.mark.parametrize("gamma", [1.5, 2.0])
+def test_matchability_aware_loss_equals_the_equation_of_the_paper(gamma):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 2, 5, 4, generator=generator)
+    positive = tuple(torch.tensor(x) for x in ([0, 1, 1], [1, 0, 1], [4, 2, 0], [3, 0, 1]))
+    quality = torch.tensor([0.0, 0.05, 0.9])
+    p = logits.double().sigmoid()
+    expected = -(p**gamma) * torch.log(1 - p)
+    target, matched = quality.double() ** gamma, p[positive]
+    expected[positive] = -target * torch.log(matched) - (1 - target) * torch.log(1 - matched)
+    result = matchability_aware_loss(logits.double(), positive, quality, gamma)
+    torch.testing.assert_close(result, expected.sum((1, 2, 3)))
+
+
+def test_a_match_of_low_overlap_has_a_gradient_with_the_matchability_aware_loss_only():
+    positive, quality = tuple(torch.tensor([0]) for _ in range(4)), torch.tensor([0.0])
+    gradients = []
+    for loss in (varifocal_loss, matchability_aware_loss):
+        logits = torch.tensor([[[[0.7]]]], requires_grad=True)
+        loss(logits, positive, quality).sum().backward()
+        gradients.append(logits.grad.item())
+    assert gradients[0] == 0 and gradients[1] == pytest.approx(torch.tensor(0.7).sigmoid().item())
 
 
 def test_half_precision_logits_are_summed_in_float32():

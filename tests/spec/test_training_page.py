@@ -14,10 +14,12 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def test_the_recipe_on_the_page_is_a_spec():
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    spec = spec_from_dict(yaml.safe_load(recipe))
-    assert (spec.model.arch, spec.train.ema.tau, spec.train.optim.lr_layer_decay) == ("rfdetr", 100, 0.8)
+def test_the_recipes_on_the_page_are_specs():
+    rfdetr, deim = (
+        spec_from_dict(yaml.safe_load(recipe)) for recipe in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    )
+    assert (rfdetr.model.arch, rfdetr.train.ema.tau, rfdetr.train.optim.lr_layer_decay) == ("rfdetr", 100, 0.8)
+    assert (deim.model.loss_types, deim.train.optim.lr_scheduler) == (["mal", "boxes"], "FlatCosine")
 
 
 def test_every_field_the_page_names_exists():

@@ -83,7 +83,17 @@ def nested(assignments: list[str]) -> dict:
             ["dataset.quant_calibration_data_sources={json_file: b}"],
             "dataset.quant_calibration_data_sources.image_dir: required, but not set",
         ),
-        (["model.loss_types=[]"], "model.loss_types: [] is invalid; expected at least one of vfl, boxes"),
+        (["model.loss_types=[]"], "model.loss_types: [] is invalid; expected boxes, or one of vfl, mal, or both"),
+        (
+            ["model.loss_types=[vfl,mal,boxes]"],
+            "model.loss_types: ['vfl', 'mal', 'boxes'] has two class losses; expected only one of vfl, mal",
+        ),
+        (
+            ["train.optim.lr_scheduler=FlatCosine", "train.num_epochs=3", "train.optim.lr_flat_epochs=2",
+             "train.optim.lr_final_epochs=1.5"],
+            "train.optim.lr_flat_epochs, train.optim.lr_final_epochs: together 3.5 epochs; expected at most "
+            "train.num_epochs (3)",
+        ),
         (
             ["dataset.remap_mscoco_category=true", "dataset.num_classes=79"],
             "dataset.num_classes: 79 is invalid; expected at least 80 with dataset.remap_mscoco_category",

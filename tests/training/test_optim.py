@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.spec.train import OptimSpec, TrainSpec
 from rtdetr_tool.training.optim import build_optimizer, parameter_groups
-from rtdetr_tool.training.schedule import StagedSchedule
+from rtdetr_tool.training.schedule import StagedSchedule, build_schedule
 
 
 class _Named(nn.Module):
@@ -128,6 +131,20 @@ def test_steplr_decays_every_step_size_epochs():
 def test_warmup_is_linear_in_steps_across_epochs_and_multiplies_the_decay():
     rates = _rates(3, 3, decay=0.1, milestones=[1], warmup_steps=4)
     assert rates == [pytest.approx([0.25, 0.5, 0.75]), pytest.approx([0.1, 0.1, 0.1]), pytest.approx([0.1, 0.1, 0.1])]
+
+
+def test_flat_cosine_is_constant_then_a_cosine_then_constant_again():
+    settings = {"kind": "FlatCosine", "total_steps": 12, "flat_steps": 4, "final_steps": 2, "min_factor": 0.5}
+    (rates,) = _rates(12, 1, warmup_steps=2, **settings)
+    cosine = [0.75 + 0.25 * math.cos(math.pi * step / 6) for step in range(6)]
+    assert rates == pytest.approx([0.25, 1, 1, 1, *cosine, 0.5, 0.5])
+
+
+def test_the_steps_of_flat_cosine_come_from_its_epochs():
+    train = TrainSpec(num_epochs=10, optim=OptimSpec(lr_scheduler="FlatCosine", lr_flat_epochs=4, lr_final_epochs=1.5))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = build_schedule(train, optimizer, total_steps=200)["scheduler"]
+    assert (schedule.flat_steps, schedule.final_steps, schedule.total_steps) == (80, 30, 200)
 
 
 def test_a_schedule_resumes_with_new_settings():

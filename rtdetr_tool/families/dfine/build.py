@@ -52,10 +52,12 @@ def build_criterion(spec: ModelSpec) -> DFINECriterion:
     own = resolve_dfine(spec.dfine)
     matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
     weights = {
-        "loss_vfl": own.vfl_loss_coef,
+        f"loss_{own.class_loss}": own.vfl_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
         "loss_fgl": own.fgl_loss_coef,
         "loss_ddf": own.ddf_loss_coef,
     }
-    return DFINECriterion(matcher, weights, own.reg_max, own.reg_scale, own.alpha, own.gamma, spec.aux_loss)
+    return DFINECriterion(
+        matcher, weights, own.reg_max, own.reg_scale, own.alpha, own.gamma, spec.aux_loss, own.class_loss
+    )

@@ -37,12 +37,12 @@ class Stages(NamedTuple):
 class DFINECriterion(SetCriterion):
     """Losses of a batch by the names of the official code.
 
-    `loss_vfl`, `loss_bbox`, `loss_giou` and `loss_fgl` belong to the last layer; the suffix `_aux_i` (also of
-    `loss_ddf`) to decoder layer i, `_pre` to the first layer's box before refinement, `_enc_0` to the encoder, `_dn_i`
-    and `_dn_pre` to the denoising queries.
+    `loss_vfl` (or `loss_mal`), `loss_bbox`, `loss_giou` and `loss_fgl` belong to the last layer; the suffix `_aux_i`
+    (also of `loss_ddf`) to decoder layer i, `_pre` to the first layer's box before refinement, `_enc_0` to the encoder,
+    `_dn_i` and `_dn_pre` to the denoising queries.
 
     Args:
-        weights: coefficients of `loss_vfl`, `loss_bbox`, `loss_giou`, `loss_fgl`, `loss_ddf`.
+        weights: coefficients of `loss_vfl` or `loss_mal`, `loss_bbox`, `loss_giou`, `loss_fgl`, `loss_ddf`.
         aux_loss: as of `SetCriterion`; without it, boxes have the matching of the last layer.
     """
 
@@ -57,8 +57,9 @@ class DFINECriterion(SetCriterion):
         alpha: float = 0.75,
         gamma: float = 2.0,
         aux_loss: bool = True,
+        class_loss: str = "vfl",
     ) -> None:
-        super().__init__(matcher, weights, alpha=alpha, gamma=gamma, aux_loss=aux_loss)
+        super().__init__(matcher, weights, (class_loss, "boxes"), alpha, gamma, aux_loss)
         self.reg_scale = reg_scale
         self.register_buffer("offsets", bin_offsets(reg_max, reg_scale), persistent=False)
 

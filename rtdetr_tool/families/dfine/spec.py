@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from rtdetr_tool.catalog import DFINE_VARIANTS
+from rtdetr_tool.catalog import CLASS_LOSSES, DFINE_VARIANTS
 from rtdetr_tool.families.base import QUERY_COUNT
 from rtdetr_tool.spec.fields import INF, field
 
@@ -162,11 +162,23 @@ class DfineSpec:
         max=INF,
         origin="ours",
     )
-    vfl_loss_coef: float = field(
-        1.0, "Weight of the varifocal (class) loss.", min=0.0, max=INF, origin="ours", unlimited=True
+    class_loss: str = field(
+        "vfl",
+        "Class loss: vfl (varifocal) or mal (matchability-aware, DEIM, arXiv:2412.04234).",
+        options=CLASS_LOSSES,
+        origin="ours",
     )
-    alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0, origin="ours")
-    gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0, origin="ours")
+    vfl_loss_coef: float = field(
+        1.0, "Weight of the class loss (varifocal or mal).", min=0.0, max=INF, origin="ours", unlimited=True
+    )
+    alpha: float = field(0.75, "Varifocal loss: weight of negatives; mal has none.", above=0.0, origin="ours")
+    gamma: float = field(
+        2.0,
+        "Focusing power of the class loss: of vfl on negatives, of mal on negatives and on the IoU of matched boxes "
+        "(1.5 in DEIM).",
+        above=0.0,
+        origin="ours",
+    )
     fgl_loss_coef: float = field(
         0.15,
         "Weight of the fine-grained localization loss, which supervises the distributions of box edges.",

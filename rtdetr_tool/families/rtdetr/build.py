@@ -77,7 +77,7 @@ def build_criterion(spec: ModelSpec) -> SetCriterion:
     own = rtdetr_fields(spec)
     matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
     weights = {
-        "loss_vfl": own.vfl_loss_coef,
+        "loss_mal" if "mal" in own.loss_types else "loss_vfl": own.vfl_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
     }

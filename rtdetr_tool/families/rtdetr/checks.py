@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtdetr_tool.catalog import LOSS_TYPES, STRIDES
+from rtdetr_tool.catalog import CLASS_LOSSES, STRIDES
 from rtdetr_tool.families.rtdetr.spec import RtdetrFields
 
 SIZE_MULTIPLE = 32  # stride of the coarsest level
@@ -58,7 +58,10 @@ def rtdetr_problems(model: RtdetrFields, name: str) -> Iterator[str]:
             f"({name}.dec_layers is {model.dec_layers})"
         )
     if not model.loss_types:
-        yield f"{name}.loss_types: [] is invalid; expected at least one of {', '.join(LOSS_TYPES)}"
+        yield f"{name}.loss_types: [] is invalid; expected boxes, or one of {', '.join(CLASS_LOSSES)}, or both"
+    if all(loss in model.loss_types for loss in CLASS_LOSSES):
+        both = ", ".join(CLASS_LOSSES)
+        yield f"{name}.loss_types: {model.loss_types} has two class losses; expected only one of {both}"
     if len(indices) == levels and len(model.feat_strides) == levels:
         strides = [STRIDES[index] for index in indices]
         if model.feat_strides != strides:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from rtdetr_tool.catalog import ACTIVATIONS, BACKBONES, FOUNDATION_MODELS, LOSS_TYPES, TIMM
+from rtdetr_tool.catalog import ACTIVATIONS, BACKBONES, CLASS_LOSSES, FOUNDATION_MODELS, LOSS_TYPES, TIMM
 from rtdetr_tool.families.base import QUERY_COUNT
 from rtdetr_tool.spec.fields import INF, Recorded, field
 
@@ -257,10 +257,19 @@ class RtdetrFields:
         in_weights=False,
         recorded=Recorded("which decoder layer predicts", weights="warned"),
     )
-    vfl_loss_coef: float = field(1.0, "Weight of the varifocal (class) loss.", min=0.0, max=INF, unlimited=True)
-    alpha: float = field(0.75, "Varifocal loss: weight of negatives.", above=0.0)
-    gamma: float = field(2.0, "Varifocal loss: focusing power on negatives.", above=0.0)
-    loss_types: list[str] = field(list(LOSS_TYPES), "Losses to use.", options=LOSS_TYPES)
+    vfl_loss_coef: float = field(1.0, "Weight of the class loss (varifocal or mal).", min=0.0, max=INF, unlimited=True)
+    alpha: float = field(0.75, "Varifocal loss: weight of negatives; mal has none.", above=0.0)
+    gamma: float = field(
+        2.0,
+        "Focusing power of the class loss: of vfl on negatives, of mal on negatives and on the IoU of matched boxes "
+        "(1.5 in DEIM).",
+        above=0.0,
+    )
+    loss_types: list[str] = field(
+        list(LOSS_TYPES),
+        "Losses to use: boxes, and vfl (varifocal) or mal (matchability-aware, DEIM, arXiv:2412.04234) for classes.",
+        options=(*CLASS_LOSSES, "boxes"),
+    )
     frozen_fm: FrozenFmSpec = field(FrozenFmSpec, "Frozen foundation model next to the backbone.")
 
 
