@@ -32,6 +32,8 @@ class Placeholder(types.ModuleType):
     __spec__ = importlib.machinery.ModuleSpec("placeholder", None)
 
     def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return type(name, (), {})
 
 
@@ -69,7 +71,11 @@ def official_peer(model: str, checkout: Path, device: torch.device, side: int, q
     sys.path.insert(0, str(root))
     if importlib.util.find_spec("faster_coco_eval") is None:
         for part in EVALUATION:  # imported by its data package, but not used here
-            sys.modules.setdefault(f"faster_coco_eval{part}", Placeholder(part))
+            name = f"faster_coco_eval{part}"
+            module = sys.modules.setdefault(name, Placeholder(name))
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
     try:
         core = importlib.import_module("src.core")
         importlib.import_module("src.zoo")
