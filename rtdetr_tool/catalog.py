@@ -352,7 +352,7 @@ class PublishedWeights(NamedTuple):
     """Published weights that can be used by file name, with or without suffix."""
 
     file: str
-    url: str | None  # None: only available after accepting a license elsewhere
+    url: str
     md5: str | None  # of the content, as published; None: none is stated
     license: str
 
@@ -374,14 +374,14 @@ _ROBOFLOW_FILES: dict[str, tuple[str, str]] = {
     "rf-detr-seg-xlarge.pt": ("rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba"),
     "rf-detr-seg-xxlarge.pt": ("rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba"),
     "rf-detr-keypoint-preview-xlarge.pth": ("rf-detr-keypoint-preview-xlarge.pth", "6de511943ee85a547d4c5cb527daf0eb"),
+    # From rfdetr_plus 1.1.0, which is published under the same license as these weights.
+    "rf-detr-xlarge.pth": ("platform-licensed/rf-detr-xlarge.pth", "6ddf834f2bc5bed3214a82f9b0aaeed7"),
+    "rf-detr-xxlarge.pth": ("platform-licensed/rf-detr-xxlarge.pth", "e3204689c1f0280427e4c33e6a2ac6cd"),
 }
 
 PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
     row.weights: PublishedWeights(
-        row.weights,
-        _ROBOFLOW + _ROBOFLOW_FILES[row.weights][0] if row.weights in _ROBOFLOW_FILES else None,
-        _ROBOFLOW_FILES[row.weights][1] if row.weights in _ROBOFLOW_FILES else None,
-        row.license,
+        row.weights, _ROBOFLOW + _ROBOFLOW_FILES[row.weights][0], _ROBOFLOW_FILES[row.weights][1], row.license
     )
     for row in RFDETR_VARIANTS.values()
 }

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rtdetr_tool.checkpoints.download import is_url, public_url
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, family_of_tensors, weights_of
-from rtdetr_tool.checkpoints.hub import local_path
 from rtdetr_tool.checkpoints.identify import OURS, identify, with_native_names
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata
@@ -64,7 +64,7 @@ class DetectorFile:
 
 
 def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> DetectorFile:
-    """Read a weights file, a directory of Hugging Face transformers, or weights by their published name.
+    """Read a weights file, a directory of Hugging Face transformers, or weights by their published name or URL.
 
     Args:
         given: fields of the spec's `model` section that the user set; they decide what the file leaves open.
@@ -72,19 +72,19 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
     Raises:
         CheckpointError: missing, corrupted or unsafe file, another network, or tensors without a counterpart.
     """
-    path = local_path(path)
-    file = weights_file(path)
+    place, source = weights_path(path, given), public_url(str(path)) if is_url(str(path)) else str(path)
+    file = weights_file(place)
     payload = load_checkpoint(file)
-    identified = identify(payload, str(path))
-    weights = with_native_names(identified, str(path))
+    identified = identify(payload, source)
+    weights = with_native_names(identified, source)
     what = f"{identified.what}{', averaged weights (EMA)' if identified.averaged else ''}"
     if identified.kind == OURS:
-        meta = checked_metadata(payload[KEY], str(path))
-        check_sizes(meta, weights, str(path))
-        return DetectorFile(str(path), OURS, what, weights, meta)
-    read = DetectorFile(str(path), identified.kind, what, weights, {}, format=identified.format)
+        meta = checked_metadata(payload[KEY], source)
+        check_sizes(meta, weights, source)
+        return DetectorFile(source, OURS, what, weights, meta)
+    read = DetectorFile(source, identified.kind, what, weights, {}, format=identified.format)
     family = identified.family if identified.format is not None else family_of_tensors(weights)
-    weights_of(family).describe(read, FileContents(identified, payload, file, path.is_dir()), given or {})
+    weights_of(family).describe(read, FileContents(identified, payload, file, place.is_dir()), given or {})
     return read
 
 
@@ -99,7 +99,7 @@ def weights_file(path: str | Path) -> Path:
     Raises:
         CheckpointError: a directory without weights, or a published file that cannot be downloaded.
     """
-    path = weights_path(local_path(path))
+    path = weights_path(path)
     if not path.is_dir():
         return path
     for name in DIRECTORY_WEIGHTS:

@@ -1,13 +1,18 @@
-"""Published weights by name: the download cache and the check of their licenses."""
+"""Weights by name or URL: the download cache and the check of their licenses."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, RESTRICTED, PublishedWeights
-from rtdetr_tool.checkpoints.download import download, md5_of, public_url
+from rtdetr_tool.checkpoints.download import download, is_url, md5_of, public_url
+from rtdetr_tool.checkpoints.hub import hub_id, local_path
 from rtdetr_tool.errors import CheckpointError, DownloadError
 
 logger = logging.getLogger(__name__)
@@ -33,23 +38,48 @@ def roboflow_folder() -> Path:
     return Path("~/.roboflow/models").expanduser().absolute()
 
 
-def weights_path(name: str | os.PathLike[str]) -> Path:
-    """The path `name` itself, or for a published name the path in the cache, after a download if it is missing.
+def weights_path(name: str | os.PathLike[str], given: Mapping[str, Any] | None = None) -> Path:
+    """The path `name` itself; for a URL, a published name or an id of the Hub the path in the cache.
+
+    What is not in the cache is downloaded.
+
+    Args:
+        given: fields of the spec's `model` section, with which the user may accept a license.
 
     Raises:
-        CheckpointError: the published file cannot be downloaded, or the cached one has another hash.
+        CheckpointError: the file cannot be downloaded, or the cached one has another hash; a license is not accepted.
     """
+    if is_url(os.fspath(name)) and hub_id(name) is None:
+        return download_url(os.fspath(name))
     row = published(name)
-    return Path(name) if row is None or Path(name).exists() else download_published(row)
+    if row is None or Path(name).exists():
+        return local_path(name)
+    return download_published(row, is_accepted(row.license, given or {}))
 
 
-def download_published(row: PublishedWeights) -> Path:
+def download_url(url: str) -> Path:
+    """The path of the file at a URL in the cache, after a download if it is missing. It is not verified."""
+    file = PurePosixPath(urlsplit(url).path).name or "weights"
+    path = cache_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16] / file
+    if not path.exists():
+        logger.info("Downloading %s to %s", public_url(url), path)
+        try:
+            download(url, path, md5=None)
+        except DownloadError as error:
+            raise CheckpointError(f"{error}. Download it elsewhere, and give the path of the file") from error
+    return path
+
+
+def download_published(row: PublishedWeights, accepted: bool = False) -> Path:
     """The path of published weights in the cache, after a download if it is missing.
 
     A file that Roboflow's package has downloaded is used if it is complete.
 
+    Args:
+        accepted: the user accepts a license that must be accepted.
+
     Raises:
-        CheckpointError: the file cannot be downloaded, or the cached one has another hash.
+        CheckpointError: the file cannot be downloaded, or the cached one has another hash; the license is not accepted.
     """
     path = cache_folder() / row.file
     existing = roboflow_folder() / row.file
@@ -58,6 +88,8 @@ def download_published(row: PublishedWeights) -> Path:
             return existing
         logger.warning("Ignoring %s: its MD5 is not that of the published file", existing)
     if not path.exists():
+        if row.license in RESTRICTED:
+            check_license(row.file, row.license, accepted)
         _get(row, path)
     elif row.md5 is not None and (actual := md5_of(path)) != row.md5:
         raise CheckpointError(
@@ -81,18 +113,22 @@ def check_license(source: str, license: str, accepted: bool) -> None:
     logger.warning("%s: published under %s (%s), accepted with %s", source, title, license, field.rpartition(".")[2])
 
 
+def is_accepted(license: str, given: Mapping[str, Any]) -> bool:
+    """Whether these fields of the spec's `model` section accept a license, if it must be accepted."""
+    if license not in RESTRICTED:
+        return True
+    *sections, field = RESTRICTED[license].accepted_by.removeprefix("model.").split(".")
+    for section in sections:
+        given = given.get(section) or {}
+    return bool(given.get(field))
+
+
 def _acceptance(license: str) -> str:
     field = RESTRICTED[license].accepted_by
     return f"{field}=true (in Python: {field.rpartition('.')[2]}=True)"
 
 
 def _get(row: PublishedWeights, path: Path) -> None:
-    if row.url is None:
-        raise CheckpointError(
-            f"{row.file} cannot be downloaded automatically, because it is published under "
-            f"{RESTRICTED[row.license].title} ({row.license}). If you have obtained it under that license, save it as "
-            f"{path} or give its path, and set {_acceptance(row.license)}."
-        )
     logger.info("Downloading %s (license %s) from %s to %s", row.file, row.license, public_url(row.url), path.parent)
     if row.md5 is None:
         logger.info("The publisher of %s states no hash, so the file is not verified", row.file)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
 from rtdetr_tool.catalog import KEYPOINTS, PUBLISHED_WEIGHTS
 from rtdetr_tool.checkpoints.detector_file import is_transformers_directory
+from rtdetr_tool.checkpoints.download import is_url
 from rtdetr_tool.checkpoints.hub import HUB_NAMES, hub_id
-from rtdetr_tool.checkpoints.published import published
+from rtdetr_tool.checkpoints.published import published, weights_path
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import OpenRequest, Runtime, file_module, runtime_module
 from rtdetr_tool.formats.graph_file import GraphFile
@@ -77,6 +79,7 @@ def open_model(
     row = FORMATS[name] if name else format_of(path)
     if not row.trainable:
         _check_precision(path, precision, compiled)
+        path = str(weights_path(path))  # of a URL
     request = OpenRequest(loaded, torch.device(device), onnx_provider, precision, compiled)
     file = file_module(row).read(path, request)
     spec, class_map = resolve(file.recorded, loaded, size)
@@ -119,7 +122,7 @@ def build_opened(file: WeightsFile, loaded: LoadedSpec, size: RequestedSize = FI
 
 def format_of(path: str) -> Format:
     """The format of a file, a directory of transformers or a published name; UserError if there is none."""
-    row = format_by_suffix(path)
+    row = format_by_suffix(urlsplit(path).path if is_url(path) else path)
     if row is None and (is_transformers_directory(path) or published(path) or hub_id(path)):
         row = FORMATS["torch"]
     if row is None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -16,6 +17,7 @@ from rtdetr_tool.checkpoints import download as downloads
 from rtdetr_tool.checkpoints import published as published_weights
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.download import md5_of
+from rtdetr_tool.checkpoints.hub import HUB_NAMES
 from rtdetr_tool.checkpoints.published import cache_folder, published, weights_path
 from rtdetr_tool.cli import main
 from rtdetr_tool.errors import CheckpointError, UserError
@@ -72,17 +74,19 @@ def served(nano, monkeypatch):
     server.server_close()
 
 
-def test_every_variant_has_weights_and_free_ones_a_url_and_a_hash():
+def test_every_variant_has_weights_with_a_url_and_a_hash():
     assert {row.weights for row in (*RFDETR_VARIANTS.values(), *DFINE_VARIANTS.values())} <= set(PUBLISHED_WEIGHTS)
     for row in PUBLISHED_WEIGHTS.values():
-        assert (row.url is None) == (row.license == "PML-1.0")
-        assert row.md5 is not None or row.url is None or "Peterande" in row.url  # which states no hashes
-        assert row.url is None or row.url.startswith("https://")
+        assert row.md5 is not None or "Peterande" in row.url  # which states no hashes
+        assert row.url.startswith("https://")
 
 
 def test_urls_and_hashes_are_those_of_rfdetr():
     original = pytest.importorskip("rfdetr.assets.model_weights").ModelWeights
     for row in (PUBLISHED_WEIGHTS[variant.weights] for variant in RFDETR_VARIANTS.values()):
+        if row.license == "PML-1.0":  # of rfdetr_plus
+            assert row.url.endswith(f"/platform-licensed/{row.file}")
+            continue
         assert (original.get_url(row.file), original.get_md5(row.file)) == (row.url, row.md5)
 
 
@@ -153,9 +157,46 @@ def test_an_unknown_name_is_reported_with_the_known_ones():
         open_detector("rf-detr-nono", read_spec(None))
 
 
-def test_restricted_weights_are_not_downloaded(cache):
-    with pytest.raises(CheckpointError, match=rf"Platform Model License.*save it as {cache}/rf-detr-xlarge.pth"):
-        read_detector("rf-detr-xlarge")
+@pytest.fixture
+def served_xlarge(served, nano, tmp_path, monkeypatch):
+    """Serve a narrow XLarge as the published one."""
+    file = write_weights(nano.parent / "xlarge.pth", "xlarge", encoder="dinov2_windowed_small", dec_layers=1)
+    row = PUBLISHED_WEIGHTS["rf-detr-xlarge.pth"]
+    row = row._replace(url=served.url.replace("nano", "xlarge"), md5=md5_of(file))
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, row.file, row)
+    return row
+
+
+def test_restricted_weights_are_downloaded_after_their_license_is_accepted(served_xlarge, cache):
+    with pytest.raises(CheckpointError, match=r"PML-1.0.*set model.rfdetr.accept_platform_model_license=true"):
+        open_detector("rf-detr-xlarge", read_spec(None))
+    assert not (cache / "rf-detr-xlarge.pth").exists()
+    opened = open_detector("rf-detr-xlarge", read_spec(None, ["model.rfdetr.accept_platform_model_license=true"]))
+    assert opened.spec.model.rfdetr.variant == "xlarge" and md5_of(cache / "rf-detr-xlarge.pth") == served_xlarge.md5
+
+
+def test_the_download_command_asks_for_the_acceptance_of_a_license(served_xlarge, cache, capsys):
+    assert main(["download", "rf-detr-xlarge"]) == 2
+    assert "If you accept this license, add --accept-license PML-1.0" in capsys.readouterr().err
+    assert not (cache / "rf-detr-xlarge.pth").exists()
+    assert main(["download", "rf-detr-xlarge", "--accept-license", "PML-1.0"]) == 0
+    assert capsys.readouterr().out.strip() == str(cache / "rf-detr-xlarge.pth")
+
+
+def test_weights_are_opened_by_url(served, cache, capsys):
+    named, there = (
+        open_detector(source, read_spec(None)) for source in (f"{served.url}?download=true", "rf-detr-nano")
+    )
+    expected = there.detector.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in named.detector.state_dict().items())
+    assert main(["download", served.url]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.name == "nano.pth" and cache in path.parents
+
+
+def test_a_url_without_a_file_is_reported(served):
+    with pytest.raises(CheckpointError, match=r"missing\.pth cannot be read: the server returned 404"):
+        open_detector(served.url.replace("nano", "missing"), read_spec(None))
 
 
 def test_restricted_weights_require_consent_and_licenses_are_logged(tmp_path, nano, caplog):
@@ -176,11 +217,11 @@ def test_the_download_command_fetches_and_verifies_and_models_lists_it(served, c
     assert path == str(cache / "rf-detr-nano.pth") and md5_of(path) == PUBLISHED_WEIGHTS["rf-detr-nano.pth"].md5
     assert main(["models", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert len(rows) == len(PUBLISHED_WEIGHTS)
+    assert len(rows) == len(PUBLISHED_WEIGHTS) + len(HUB_NAMES)
     assert rows["rf-detr-nano"]["path"] == path and rows["rf-detr-small"]["path"] is None
     assert main(["models"]) == 0
     table = capsys.readouterr().out
-    assert "rf-detr-seg-nano" in table and "must be accepted" in table and "by hand only" in table
+    assert "rf-detr-seg-nano" in table and "must be accepted" in table
 
 
 def test_the_download_command_names_what_it_does_not_know(capsys):

@@ -188,7 +188,9 @@ class RFDETR(Detector):
 
     def maybe_download_pretrain_weights(self) -> None:
         """Download the published weights of the variant, if they are not in the cache."""
-        weights_path(RFDETR_VARIANTS[self.spec.model.rfdetr.variant].weights)
+        section = self.spec.model.rfdetr
+        given = {"rfdetr": {"accept_platform_model_license": section.accept_platform_model_license}}
+        weights_path(RFDETR_VARIANTS[section.variant].weights, given)
 
     def train(
         self,
