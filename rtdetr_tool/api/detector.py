@@ -337,6 +337,39 @@ class Detector:
         }
         return export(opened, base, keywords, calibration_data)
 
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        license: str | None = None,
+        layout: str = "rtdetr",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write weights, spec and a model card into a folder that `from_checkpoint` opens, as on the Hugging Face Hub.
+
+        Args:
+            license: for the card, such as `apache-2.0`.
+            layout: `rtdetr`, or `transformers`, which transformers opens too.
+        """
+        from rtdetr_tool.api.sharing import save
+
+        return save(self._trainable("save_pretrained"), folder, license, layout, overwrite)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns the address.
+
+        Args:
+            repo_id: `owner/name`; the repository is created if there is none.
+            options: `license` and `layout` as for `save_pretrained`, `private`, `message` of the commit, and `token`
+                (by default that of `hf auth login` or `HF_TOKEN`).
+
+        Raises:
+            UserError: the Hub refuses it or cannot be reached.
+        """
+        from rtdetr_tool.api.sharing import push
+
+        return push(self._trainable("push_to_hub"), repo_id, **options)
+
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Write `weights.pt` and `class_names.txt` for an upload to Roboflow; nothing is sent.
 

@@ -88,9 +88,9 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
     return read
 
 
-def is_transformers_directory(path: str | Path) -> bool:
-    """Whether this is a directory written by `save_pretrained` of transformers."""
-    return (Path(path) / CONFIG).is_file()
+def is_model_directory(path: str | Path) -> bool:
+    """Whether this is a directory written by `save_pretrained` of transformers or of this package."""
+    return any((Path(path) / name).is_file() for name in (CONFIG, *DIRECTORY_WEIGHTS))
 
 
 def weights_file(path: str | Path) -> Path:

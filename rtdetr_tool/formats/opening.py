@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 
 from rtdetr_tool.catalog import KEYPOINTS, PUBLISHED_WEIGHTS
-from rtdetr_tool.checkpoints.detector_file import is_transformers_directory
+from rtdetr_tool.checkpoints.detector_file import is_model_directory
 from rtdetr_tool.checkpoints.download import is_url
 from rtdetr_tool.checkpoints.hub import HUB_NAMES, hub_id
 from rtdetr_tool.checkpoints.published import published, weights_path
@@ -123,7 +123,7 @@ def build_opened(file: WeightsFile, loaded: LoadedSpec, size: RequestedSize = FI
 def format_of(path: str) -> Format:
     """The format of a file, a directory of transformers or a published name; UserError if there is none."""
     row = format_by_suffix(urlsplit(path).path if is_url(path) else path)
-    if row is None and (is_transformers_directory(path) or published(path) or hub_id(path)):
+    if row is None and (is_model_directory(path) or published(path) or hub_id(path)):
         row = FORMATS["torch"]
     if row is None:
         raise _unknown_format(path)
@@ -134,6 +134,6 @@ def _unknown_format(path: str) -> UserError:
     suffixes = ", ".join(f"{row.title} ({', '.join(row.suffixes)})" for row in FORMATS.values())
     names = ", ".join([*(Path(file).stem for file in PUBLISHED_WEIGHTS), *HUB_NAMES])
     return UserError(
-        f"{path}: not a supported file; expected {suffixes}, a directory of transformers with its config.json, or "
-        f"published weights: {names}"
+        f"{path}: not a supported file; expected {suffixes}, a directory with model.safetensors, "
+        f"an id on the Hugging Face Hub, or published weights: {names}"
     )

@@ -173,6 +173,11 @@ _COMMANDS = (
         "rtdetr download rf-detr-nano",
     ),
     Command(
+        "push",
+        "share a detector on the Hugging Face Hub, with a model card",
+        "rtdetr push results/train/rtdetr_model_best.pth someone/my-detector --license apache-2.0",
+    ),
+    Command(
         "completion",
         "print the code that makes a shell complete commands, spec fields and their values",
         'eval "$(rtdetr completion bash)"',

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rtdetr_tool.checkpoints.detector_file import is_transformers_directory, read_detector
+from rtdetr_tool.checkpoints.detector_file import is_model_directory, read_detector
 from rtdetr_tool.checkpoints.io import read_weights, save_checkpoint
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.models.build import build_detector
@@ -113,7 +113,7 @@ def test_a_tao_checkpoint_is_read(tao, tmp_path, averaged):
 
 
 def test_a_directory_of_transformers_gives_architecture_classes_and_size(transformers_folder):
-    assert is_transformers_directory(transformers_folder)
+    assert is_model_directory(transformers_folder)
     file = read_detector(transformers_folder)
     assert file.what == "a Hugging Face transformers RT-DETRv2"
     model = file.meta["spec"]["model"]
