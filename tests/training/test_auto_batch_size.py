@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from rtdetr_tool.families.base import KeypointLayout
 from rtdetr_tool.training import auto_batch_size
 
 
@@ -41,3 +44,17 @@ def test_another_error_is_not_hidden(failing):
     failing(RuntimeError("size mismatch"))
     with pytest.raises(RuntimeError, match="size mismatch"):
         auto_batch_size._fits_gpu(nn.Linear(1, 1), 4, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks", "keypoints"])
+def test_the_objects_of_a_trial_have_what_the_model_predicts(kind):
+    spec = SimpleNamespace(
+        dataset=SimpleNamespace(augmentation=SimpleNamespace(train_spatial_size=(8, 12))),
+        model=SimpleNamespace(keypoints=KeypointLayout((0, 5))),
+    )
+    module = SimpleNamespace(detector=SimpleNamespace(predicts=kind), spec=spec)
+    for target in auto_batch_size.trial_batch(module, 2, torch.device("cpu")).targets:
+        shapes = {"masks": (len(target.boxes), 8, 12), "keypoints": (len(target.boxes), 5, 3)}
+        for name, shape in shapes.items():
+            found = getattr(target, name)
+            assert (found is None) if name != kind else tuple(found.shape) == shape
