@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -150,7 +151,7 @@ def all_finite(predictions: Predictions) -> Tensor:
     """Whether all logits, boxes and keypoints of each image are finite, [B] on their device."""
     parts = [predictions.logits, predictions.boxes]
     parts += [] if predictions.keypoints is None else [predictions.keypoints.values]
-    return torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
+    return reduce(torch.logical_and, (part.isfinite().flatten(1).all(1) for part in parts))
 
 
 def check_finite(finite: Tensor, batch: Batch, name: str) -> None:
