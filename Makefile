@@ -54,7 +54,7 @@ $(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 		$(PIP) --no-deps -r requirements-dev.lock; \
 	else \
-		$(PIP) -e '.[dev]' && $(PIP) --no-deps $$(grep '^nvidia-tao-core==' requirements-dev.lock); \
+		$(PIP) -e '.[dev]' && $(PIP) --no-deps $$(grep -E '^(nvidia-tao-core|tritonclient)==' requirements-dev.lock); \
 	fi
 	@touch $@
 

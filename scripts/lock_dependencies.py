@@ -20,9 +20,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
-# Tests compare our schema and our RF-DETR with these packages. They are installed without their dependencies, which are
-# many or pin old versions; imported dependencies are listed here too.
-ALONE = ("nvidia-tao-core", "rfdetr", "pyDeprecate")
+# Tests compare our schema, our RF-DETR and our Triton configurations with these packages. They are installed without
+# their dependencies, which are many or pin old versions; imported dependencies are listed here too.
+ALONE = ("nvidia-tao-core", "rfdetr", "pyDeprecate", "tritonclient")
 
 # Published for Linux only; torch for other systems does not need it.
 LINUX_ONLY = re.compile(r"^(nvidia-(?!tao)|cuda-|triton$|tensorrt-rtx)")

@@ -153,6 +153,11 @@ _COMMANDS = (
         "rtdetr convert results/train/rtdetr_model_best.pth my-detector --to transformers",
     ),
     Command(
+        "triton",
+        "write a model repository for NVIDIA's Triton Inference Server from an ONNX file or a TensorRT engine",
+        "rtdetr triton results/export/model.onnx models --name rtdetr",
+    ),
+    Command(
         "init",
         "write a training spec for a dataset, with the reason for each value",
         "rtdetr init path/to/dataset -o spec.yaml",
