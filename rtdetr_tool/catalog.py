@@ -245,14 +245,14 @@ DINOV2: dict[str, Dinov2] = {
 
 
 def _rfdetr(
-    name: str, dec_layers: int, resolution: int, grid: int, parameters: int, weights: str, **others: Any
+    name: str, dec_layers: int, resolution: int, grid: int, parameters: int, weights: str, **changes: Any
 ) -> RfdetrVariant:
-    """A row with the architecture of Nano, except for `others`."""
+    """A row with the architecture of Nano, except for `changes`."""
     row = RfdetrVariant(
         name, _DINO_SMALL, _EVERY_THIRD, ("P4",), 256, dec_layers, 8, 16, 2, 300, resolution, 16, 2, grid, parameters,
         weights, _APACHE,
     )  # fmt: skip
-    return row._replace(**others)
+    return row._replace(**changes)
 
 
 _LEGACY: Any = {"out_feature_indexes": _EVERY_THIRD_LEGACY, "patch_size": 14, "num_windows": 4}

@@ -19,10 +19,10 @@ __all__ = ["Detector", "PlainDetections", "PlainKeyPoints"]
 def __getattr__(name: str) -> Any:
     from rtdetr_tool.api.variants import named_class
 
-    found = None if name.startswith("_") else named_class(name)
-    if found is None:
+    model_class = None if name.startswith("_") else named_class(name)
+    if model_class is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+    return model_class
 
 
 def __dir__() -> list[str]:

@@ -62,8 +62,10 @@ def train_keywords(family: Family | None = None) -> dict[str, Rule | Keyword]:
     """Keywords of `train` for detectors of a family: its own, and those of other families that set shared fields."""
     known: dict[str, Rule | Keyword] = {}
     for other in all_families():
-        own = other is family
-        known |= {name: row for name, row in other.train_keywords.items() if own or not _names_a_model_field(row)}
+        is_selected = other is family
+        known |= {
+            name: row for name, row in other.train_keywords.items() if is_selected or not _names_a_model_field(row)
+        }
     sides = () if family is None else family.image_sides
     return {**known, **TRAIN, **{side.rpartition(".")[2]: f"model.{side}" for side in sides}}
 
@@ -101,7 +103,7 @@ def settings(
     Raises:
         UserError: a keyword is unknown (the message suggests the nearest ones), or a field is set twice.
     """
-    found: Settings = {}
+    result: Settings = {}
     problems = []
     for name, value in keywords.items():
         rule = known.get(name, name if "." in name else None)
@@ -114,12 +116,12 @@ def settings(
             problems.append(str(error))
             continue
         for field, content in fields.items():
-            if field in found:
+            if field in result:
                 problems.append(f"{where}: {field} is set twice, the second time as {name}")
-            found[field] = plain(content)
+            result[field] = plain(content)
     if problems:
         raise UserError("\n".join(problems))
-    return found
+    return result
 
 
 def _fields_of(name: str, rule: Rule | Keyword, value: Any, where: str) -> Settings:
@@ -181,13 +183,13 @@ def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def leaves(*sections: str) -> dict[str, str]:
     """Last part of a field's name -> dotted name, for the fields in the sections; the first section's wins."""
-    found: dict[str, str] = {}
+    full_names: dict[str, str] = {}
     for section in sections:
         names = list(_fields_below(section))
         direct = [name for name in names if name.count(".") == section.count(".") + 1]
         for name in (*direct, *names):  # `train.seed` before a seed further down
-            found.setdefault(name.rpartition(".")[2], name)
-    return found
+            full_names.setdefault(name.rpartition(".")[2], name)
+    return full_names
 
 
 def _fields_below(section: str) -> Iterator[str]:

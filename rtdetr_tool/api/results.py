@@ -83,7 +83,7 @@ class PlainKeyPoints:
 
 
 def result_of(
-    found: Detections, class_map: ClassMap | None, size: tuple[int, int], source: NDArray[np.uint8] | None
+    detections: Detections, class_map: ClassMap | None, size: tuple[int, int], source: NDArray[np.uint8] | None
 ) -> Any:
     """The detections of one image as returned to the caller.
 
@@ -93,23 +93,23 @@ def result_of(
     With keypoints, `data` also has `xyxy`, `covariance` [N, P, 2, 2] in square pixels, and the image of each object.
     """
     if class_map is not None:
-        keep = [class_map.category_id_of(label) is not None for label in found.labels.tolist()]
-        found = found.select(keep)
-    labels = found.labels.numpy().astype(np.int64)
+        keep = [class_map.category_id_of(label) is not None for label in detections.labels.tolist()]
+        detections = detections.select(keep)
+    labels = detections.labels.numpy().astype(np.int64)
     names = [class_map.name_of(label) if class_map else f"class_{label}" for label in labels.tolist()]
     data = {
         "class_name": np.array(names, dtype=str),
         "source_shape": np.tile(np.array(size, dtype=np.int64), (len(labels), 1)),
     }
-    boxes = found.boxes.numpy().astype(np.float32).reshape(-1, 4)
-    if found.keypoints is not None:
+    boxes = detections.boxes.numpy().astype(np.float32).reshape(-1, 4)
+    if detections.keypoints is not None:
         images = {} if source is None else {"source_image": [source] * len(labels)}
-        return _key_points(found, found.keypoints, {**data, "xyxy": boxes, **images})
+        return _key_points(detections, detections.keypoints, {**data, "xyxy": boxes, **images})
     return detections_class()(
         xyxy=boxes,
-        confidence=found.scores.numpy().astype(np.float32),
+        confidence=detections.scores.numpy().astype(np.float32),
         class_id=labels,
-        mask=None if found.masks is None else _pixels(found.masks),
+        mask=None if detections.masks is None else _pixels(detections.masks),
         data=data,
         metadata={} if source is None else {"source_image": source},
     )

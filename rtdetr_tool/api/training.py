@@ -109,14 +109,14 @@ def class_settings(categories: Mapping[int, str], known: ClassMap | None) -> Set
 
 
 def scoring_spec(
-    own: ExperimentSpec, changes: Settings, source: str, class_map: ClassMap | None, size: tuple[int, int] | None
+    recorded: ExperimentSpec, changes: Settings, source: str, class_map: ClassMap | None, size: tuple[int, int] | None
 ) -> ExperimentSpec:
     """A detector's spec with the changes; `size` is (height, width) if the detector only supports that.
 
     Raises:
         CheckpointError: the changes contradict the recorded preprocessing or class numbering.
     """
-    known = spec_to_dict(own)
+    known = spec_to_dict(recorded)
     loaded = LoadedSpec(spec_from_dict(applied(known, changes)), applied({}, changes))
     meta = {"spec": known, "classes": class_map.to_list() if class_map else []}
     resolve(Recorded(source, meta), loaded)

@@ -130,8 +130,8 @@ def with_class_rows(
     match = match_rows(classes, file_classes, rows, file_rows, source)
     copied = {name: match.copy_rows(weights[name], model[name]) for name in names}
     fitting = {name: tensor for name, tensor in copied.items() if tensor is not None}
-    others = {name: tensor for name, tensor in weights.items() if name not in copied}
-    return {**others, **fitting}, match if fitting or not match.any_copied else None
+    unchanged = {name: tensor for name, tensor in weights.items() if name not in copied}
+    return {**unchanged, **fitting}, match if fitting or not match.any_copied else None
 
 
 def match_rows(model: Classes, stored: Classes, model_rows: int, file_rows: int, source: str = "the file") -> ClassRows:

@@ -77,9 +77,9 @@ def identify(payload: Mapping[str, Any], source: str) -> Identified:
     averaged = bool(_official_average(payload))
     for family in all_families():
         for entry in weights_of(family).FORMATS:
-            found = entry.recognize(plain)
-            if found is not None:
-                return Identified(entry.kind, found.what, averaged, plain, family, entry, found.version)
+            recognized = entry.recognize(plain)
+            if recognized is not None:
+                return Identified(entry.kind, recognized.what, averaged, plain, family, entry, recognized.version)
     for what, marker, advice in _NOT_DETECTORS:
         if any(name.startswith(marker) for name in plain):
             raise CheckpointError(f"{source} is {what}, not a supported detector; {advice}.")

@@ -127,14 +127,14 @@ def load_into(
         state_dict = module.load_frozen(state_dict, source)
     if isinstance(module, HasResizableWeights):
         state_dict = module.resize_weights(state_dict)
-    whole = own = module.state_dict()
-    restart = has_adapters(own) and not has_adapters(state_dict)
+    whole = target = module.state_dict()
+    restart = has_adapters(target) and not has_adapters(state_dict)
     if restart:
-        own = without_adapters(own)
+        target = without_adapters(target)
     report, arranged = LoadReport(source), state_dict
     if classes is not None:
-        arranged, report.class_rows = with_class_rows(state_dict, own, classes, file_classes, source)
-    for name, tensor in own.items():
+        arranged, report.class_rows = with_class_rows(state_dict, target, classes, file_classes, source)
+    for name, tensor in target.items():
         if name not in state_dict:
             if not name.endswith("num_batches_tracked"):  # frozen batch norms have none; it has no effect on results
                 report.missing.append(name)
@@ -142,7 +142,7 @@ def load_into(
             report.reinitialized[name] = (tuple(state_dict[name].shape), tuple(tensor.shape))
         else:
             report.loaded.append(name)
-    report.unused = [name for name in state_dict if name not in own and not name.endswith("num_batches_tracked")]
+    report.unused = [name for name in state_dict if name not in target and not name.endswith("num_batches_tracked")]
     if strict and not report.complete:
         raise CheckpointError(f"{source} does not match this {what}{_class_hint(report)}.\n{report.summary()}")
     if report.share < _SMALLEST_SHARE:
@@ -152,7 +152,7 @@ def load_into(
         )
     with torch.no_grad():
         for name in report.loaded:
-            own[name].copy_(arranged[name].reshape(own[name].shape))
+            target[name].copy_(arranged[name].reshape(target[name].shape))
     if restart:
         restart_adapters(whole)
     return report

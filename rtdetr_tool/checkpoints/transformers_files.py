@@ -152,8 +152,8 @@ def join_projections(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state_dict.items():
-        if found := _PROJECTION.match(name):
-            parts.setdefault(f"{found[1]}in_proj_{found[3]}", {})[found[2]] = tensor
+        if match := _PROJECTION.match(name):
+            parts.setdefault(f"{match[1]}in_proj_{match[3]}", {})[match[2]] = tensor
         else:
             joined[name] = tensor
     for name, projections in parts.items():
@@ -167,9 +167,9 @@ def separate_projections(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `join_projections`."""
     separate: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        if found := _JOINED.match(name):
+        if match := _JOINED.match(name):
             for part, projection in zip("qkv", tensor.chunk(3), strict=True):
-                separate[f"{found[1]}{part}_proj.{found[2]}"] = projection.clone()
+                separate[f"{match[1]}{part}_proj.{match[2]}"] = projection.clone()
         else:
             separate[name] = tensor
     return separate

@@ -30,8 +30,8 @@ def run(loaded: LoadedSpec) -> None:
     images = benchmark_images(loaded.spec)
     make_folder_below(folder, folder / "models")
     network = describe_network(loaded)
-    found, measurements = candidates(loaded, folder)
-    for candidate in track(found, "Measuring", console=console()):
+    runtimes, measurements = candidates(loaded, folder)
+    for candidate in track(runtimes, "Measuring", console=console()):
         current_status().running(f"Measuring {candidate.name}")
         measurements.append(measure(candidate, loaded, images))
     measurements.sort(key=lambda measurement: bool(measurement.skipped))

@@ -44,16 +44,16 @@ def run(loaded: LoadedSpec) -> None:
     show_scores(variants)
     ENGINE_GATE.check(variants, section.max_score_drop)
 
-    chosen = variants[-1]
+    requested = variants[-1]
     if backend is None:
-        logger.info("Wrote %s; skipping the engine build (gen_trt_engine.backend is none)", chosen.file)
+        logger.info("Wrote %s; skipping the engine build (gen_trt_engine.backend is none)", requested.file)
         return
     current_status().running(f"Building the engine with {backend.name} {backend.version}.")
-    built = backend.build(chosen.file, settings)
+    built = backend.build(requested.file, settings)
     description = {
         **source.file.description,
-        "precision": chosen.precision,
-        "onnx": {"file": chosen.file.name, "sha256": sha256_of(chosen.file)},
+        "precision": requested.precision,
+        "onnx": {"file": requested.file.name, "sha256": sha256_of(requested.file)},
         "scores": report["scores"],
     }
     engine = Path(required(section.trt_engine, "gen_trt_engine.trt_engine"))

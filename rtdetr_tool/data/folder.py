@@ -61,10 +61,10 @@ def search(folders: str | Iterable[str], videos: bool = False) -> FolderContents
         else:
             raise MissingData(f"The image directory {os.fspath(folder)!r} does not exist.")
     if not contents.images and not contents.videos:
-        others = f". {skipped_line(contents.skipped)}" if contents.skipped else ""
+        skipped = f". {skipped_line(contents.skipped)}" if contents.skipped else ""
         kinds = "images or videos" if videos else "images"
         extensions = " ".join((*EXTENSIONS, *(VIDEO_EXTENSIONS if videos else ())))
-        raise DataError(f"{folders} contains no {kinds}; expected files with the extensions {extensions}{others}")
+        raise DataError(f"{folders} contains no {kinds}; expected files with the extensions {extensions}{skipped}")
     return FolderContents(
         *(list(dict.fromkeys(paths)) for paths in (contents.images, contents.videos, contents.skipped))
     )

@@ -41,13 +41,13 @@ def needs_other_splits(sources: Sequence[Source]) -> bool:
     return any(source.names_seen or source.groups for source in sources)
 
 
-def decide_classes(sources: Sequence[Source], others: Sequence[Source]) -> None:
-    """Decide the classes of `sources` over all splits; `others` are the sources of the other splits.
+def decide_classes(sources: Sequence[Source], other_splits: Sequence[Source]) -> None:
+    """Decide the classes of `sources` over all splits; `other_splits` are the sources of the other splits.
 
     A category that only groups others is skipped if no object of any split has it. If no file lists the classes, they
     are those of the objects of all splits.
     """
-    all_sources = [*sources, *others]
+    all_sources = [*sources, *other_splits]
     used = set().union(*(source.used for source in all_sources))
     names = set().union(*(source.categories.values() for source in all_sources if source.names_seen))
     for source in sources:

@@ -30,10 +30,10 @@ def run_in_batches(
     """
     largest = limits.largest or max(len(images), limits.smallest)
     chunks = images.split(largest) if len(images) else (images,)
-    found = [_run_filled(chunk, limits.smallest, run) for chunk in chunks]
-    if len(found) == 1:
-        return found[0]
-    return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
+    outputs_of_chunks = [_run_filled(chunk, limits.smallest, run) for chunk in chunks]
+    if len(outputs_of_chunks) == 1:
+        return outputs_of_chunks[0]
+    return {name: torch.cat([outputs[name] for outputs in outputs_of_chunks]) for name in outputs_of_chunks[0]}
 
 
 def _run_filled(images: Tensor, smallest: int, run: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -50,19 +50,19 @@ def calibration_images_from(
     if given is not None and not Path(given).is_dir():
         raise UserError(f"{name}: {given} is neither a folder of images nor an array file (.npy)")
     augmentation = dataset.augmentation
-    found = image_source_of(
+    source = image_source_of(
         dataset,
         [str(given)] if given else None,
         augmentation.eval_spatial_size,
         augmentation.preserve_aspect_ratio,
         UNSCORED_FIRST,
     )
-    if found is None:
+    if source is None:
         raise UserError(
             f"{name}: INT8 requires calibration images; set a folder of images, or an array file (.npy) of images "
             f"[N, 3, {size[0]}, {size[1]}]"
         )
-    return found
+    return source
 
 
 def read_array(path: Path, name: str) -> np.ndarray:

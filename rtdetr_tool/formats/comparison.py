@@ -60,10 +60,10 @@ def compare_predictions(expected: Predictions, actual: Predictions) -> Differenc
     """Compare each of the best detections of each side with the most similar one of its class on the other side."""
     worst, unmatched, count = [0.0] * len(_PARTS), 0, 0
     for one, other in ((expected, actual), (actual, expected)):
-        for found, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
-            far, missing = _farthest(found, candidates)
+        for detections, candidates in zip(_images(one, COMPARED), _images(other, CANDIDATES), strict=True):
+            far, missing = _farthest(detections, candidates)
             worst = [_largest(*pair) for pair in zip(worst, far, strict=True)]
-            unmatched, count = unmatched + missing, count + len(found.scores)
+            unmatched, count = unmatched + missing, count + len(detections.scores)
     batch = expected.logits.shape[0]
     score, box, mask, keypoint = worst
     return Difference(batch, batch, count, score, box, unmatched, mask=mask, keypoint=keypoint)
@@ -80,7 +80,7 @@ def compare_on(
 
     A smaller remainder is skipped too. `expected` is PyTorch and accepts any batch.
     """
-    found, ambiguous = [], 0
+    differences, ambiguous = [], 0
     for part in images.split(batch):
         if len(part) < batch:
             continue
@@ -89,16 +89,18 @@ def compare_on(
             if not difference.within(tolerance) and is_ambiguous(image, expected, one, tolerance):
                 ambiguous += 1
             else:
-                found.append(difference)
-    return replace(merge(found, batch), ambiguous=ambiguous)
+                differences.append(difference)
+    return replace(merge(differences, batch), ambiguous=ambiguous)
 
 
-def is_ambiguous(image: Tensor, run: Callable[[Tensor], Predictions], found: Predictions, tolerance: float) -> bool:
+def is_ambiguous(
+    image: Tensor, run: Callable[[Tensor], Predictions], predictions: Predictions, tolerance: float
+) -> bool:
     """Whether noise below a gray level on an image [3, H, W] changes the detections by more than `tolerance`."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(ATTEMPTS):
         noise = NOISE * torch.randn(image.shape, generator=generator).to(image)
-        if not compare_predictions(found, run((image + noise)[None])).within(tolerance):
+        if not compare_predictions(predictions, run((image + noise)[None])).within(tolerance):
             return True
     return False
 
@@ -144,12 +146,12 @@ def _images(predictions: Predictions, count: int) -> Iterable[_Best]:
     return map(_Best, scores.double(), labels, boxes, query, masks.cpu(), keypoints.cpu())
 
 
-def _farthest(found: _Best, candidates: _Best) -> tuple[list[float], int]:
+def _farthest(detections: _Best, candidates: _Best) -> tuple[list[float], int]:
     """Largest difference of `_PARTS` to the nearest candidate of the same class; number without one."""
-    scores = (found.scores[:, None] - candidates.scores[None]).abs()  # [K, K']
-    boxes = (found.boxes[:, None] - candidates.boxes[None]).abs().amax(-1)
+    scores = (detections.scores[:, None] - candidates.scores[None]).abs()  # [K, K']
+    boxes = (detections.boxes[:, None] - candidates.boxes[None]).abs().amax(-1)
     distance = torch.maximum(scores, boxes)
-    distance = distance.masked_fill(found.labels[:, None] != candidates.labels[None], torch.inf)
+    distance = distance.masked_fill(detections.labels[:, None] != candidates.labels[None], torch.inf)
     nearest = distance.min(dim=1)
     matched = ~nearest.values.isinf()
     if not matched.any():
@@ -157,8 +159,8 @@ def _farthest(found: _Best, candidates: _Best) -> tuple[list[float], int]:
     rows = torch.arange(len(matched))[matched]
     columns = nearest.indices[matched]
     worst = [float(scores[rows, columns].max()), float(boxes[rows, columns].max())]
-    for one, other in ((found.masks, candidates.masks), (found.keypoints, candidates.keypoints)):
-        differences = (one[found.query[rows]] - other[candidates.query[columns]]).abs() if one.numel() else one
+    for one, other in ((detections.masks, candidates.masks), (detections.keypoints, candidates.keypoints)):
+        differences = (one[detections.query[rows]] - other[candidates.query[columns]]).abs() if one.numel() else one
         worst.append(float(differences.max()) if differences.numel() else 0.0)
     return worst, int((~matched).sum())
 

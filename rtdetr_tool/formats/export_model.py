@@ -58,18 +58,18 @@ class ExportModel(nn.Module):
         return raw if self.num_select is None else raw + DETECTION_OUTPUTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = self.detector(denormalize(images) if self.layout.normalised else images)
-        fields = {"logits": found.logits.float(), "boxes": found.boxes.float()}
+        predictions = self.detector(denormalize(images) if self.layout.normalised else images)
+        fields = {"logits": predictions.logits.float(), "boxes": predictions.boxes.float()}
         if self.add_background:
             fields["logits"] = F.pad(fields["logits"], (0, 1), value=NEVER)
         if self.predicts == MASKS:
-            fields[MASKS] = found.masks.float()
+            fields[MASKS] = predictions.masks.float()
         elif self.predicts == KEYPOINTS:
-            fields[KEYPOINTS] = found.keypoints.values.float()
+            fields[KEYPOINTS] = predictions.keypoints.values.float()
         raw = tuple(fields[field] for field in self.layout.outputs if field in fields)
         if self.num_select is None:
             return raw
-        return *raw, *pixel_detections(found, self.num_select, (images.shape[-2], images.shape[-1]))
+        return *raw, *pixel_detections(predictions, self.num_select, (images.shape[-2], images.shape[-1]))
 
 
 class ExportFeatures(nn.Module):
@@ -99,9 +99,9 @@ def lacks_background(layout: Layout, family: Family, class_map: ClassMap | None)
     return layout.background and not family.has_background(None if class_map is None else class_map.names)
 
 
-def pixel_detections(found: Predictions, num_select: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def pixel_detections(predictions: Predictions, num_select: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes [B, K, 4] xyxy pixels of an input of `size` (height, width), scores [B, K], labels [B, K] int32."""
-    scores, labels, boxes = select_top(found, num_select)
+    scores, labels, boxes = select_top(predictions, num_select)
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     boxes = torch.minimum((cxcywh_to_xyxy(boxes) * limit).clamp(min=0), limit)
     return boxes, scores, labels.int()

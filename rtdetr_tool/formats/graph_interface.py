@@ -65,15 +65,17 @@ def read_interface(
 
 
 def _no_detector(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], source: Any) -> str:
-    found = f"{source} has inputs {_listing(inputs)} and outputs {_listing(outputs)}"
+    contents = f"{source} has inputs {_listing(inputs)} and outputs {_listing(outputs)}"
     if FEATURES in outputs:
-        return f"{found}: it was exported with export.backbone_only and has no detections. Export the whole detector."
+        return (
+            f"{contents}: it was exported with export.backbone_only and has no detections. Export the whole detector."
+        )
     known = " or ".join(
         f"input {layout.input} [batch, 3, height, width] and outputs "
         f"{layout.outputs['logits']}, {layout.outputs['boxes']} (layout {name})"
         for name, layout in LAYOUTS.items()
     )
-    return f"{found}; expected a detector with {known}, as written by `rtdetr export`, TAO and RF-DETR."
+    return f"{contents}; expected a detector with {known}, as written by `rtdetr export`, TAO and RF-DETR."
 
 
 def _listing(shapes: Mapping[str, Shape]) -> str:

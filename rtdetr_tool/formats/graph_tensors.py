@@ -23,13 +23,13 @@ def to_graph(images: Tensor, layout: Layout) -> Tensor:
 
 def predictions_of(outputs: Mapping[str, Tensor], interface: GraphInterface) -> Predictions:
     """A file's outputs by name as predictions in float32, without an added background."""
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         field: outputs[name].float() for field, name in interface.layout.outputs.items() if name in outputs
     }
-    if KEYPOINTS in found:
-        layout = interface.keypoints or KeypointLayout((found[KEYPOINTS].shape[2],), _TRACE_ALPHA)
-        found[KEYPOINTS] = KeypointPredictions(found[KEYPOINTS], layout.counts, layout.trace_alpha)
-    return Predictions(**{**found, "logits": found["logits"][..., : interface.classes]})
+    if KEYPOINTS in fields:
+        layout = interface.keypoints or KeypointLayout((fields[KEYPOINTS].shape[2],), _TRACE_ALPHA)
+        fields[KEYPOINTS] = KeypointPredictions(fields[KEYPOINTS], layout.counts, layout.trace_alpha)
+    return Predictions(**{**fields, "logits": fields["logits"][..., : interface.classes]})
 
 
 def names_to_run(interface: GraphInterface) -> list[str]:

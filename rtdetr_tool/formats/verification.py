@@ -54,8 +54,8 @@ class Reference:
     @exact_float32()
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Predictions:
-        found = self.detector(images.to(self._device))
-        on_host: Predictions = found.map(lambda tensor: tensor.float().cpu())
+        predictions = self.detector(images.to(self._device))
+        on_host: Predictions = predictions.map(lambda tensor: tensor.float().cpu())
         return on_host
 
     @exact_float32()
@@ -88,8 +88,10 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
     Raises:
         RtdetrError: the objects differ, or scores and boxes differ by more than `tolerance`.
     """
-    found = [compare_on(reference.images, each, reference.predict, predict, tolerance) for each in reference.batches]
-    for difference in found:
+    differences = [
+        compare_on(reference.images, each, reference.predict, predict, tolerance) for each in reference.batches
+    ]
+    for difference in differences:
         logger.info(
             "Compared with PyTorch at batch %d: %d images, %d detections, largest difference of a score %.1e, of a "
             "relative box coordinate %.1e",
@@ -101,7 +103,7 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
             logger.info("  largest difference of a keypoint coordinate or probability %.1e", difference.keypoint)
         if difference.ambiguous:
             logger.info("  Skipping %d images: noise below a gray level changes their detections", difference.ambiguous)
-    wrong = [difference for difference in found if not difference.within(tolerance)]
+    wrong = [difference for difference in differences if not difference.within(tolerance)]
     if any(difference.images == 0 for difference in wrong):
         raise RtdetrError(
             f"{name} was not written: its detections differ from PyTorch's, and on every image noise below a gray "
@@ -115,7 +117,7 @@ def verify_detections(reference: Reference, predict: Predict, tolerance: float, 
             f"keypoint {worst.keypoint:.1e}, {worst.unmatched} without a counterpart; export.tolerance is "
             f"{tolerance:.1e})"
         )
-    return found
+    return differences
 
 
 def verify_features(reference: Reference, features: Features, tolerance: float, name: Path) -> list[FeatureDifference]:

@@ -58,16 +58,16 @@ def _feature_binding(
     spec: DistillSpec, index: int, student: Shapes, teacher: Shapes, problems: list[str]
 ) -> FeatureBinding | None:
     binding = spec.bindings[index]
-    own, wanted = student[binding.student_module_name], teacher[binding.teacher_module_name]
-    problem = _misfit(own, wanted, spec.align)
+    student_shapes, teacher_shapes = student[binding.student_module_name], teacher[binding.teacher_module_name]
+    problem = _misfit(student_shapes, teacher_shapes, spec.align)
     if problem:
         problems.append(
-            f"distill.bindings[{index}]: {binding.student_module_name} {_text(own)} of the student and "
-            f"{binding.teacher_module_name} {_text(wanted)} of the teacher: {problem}"
+            f"distill.bindings[{index}]: {binding.student_module_name} {_text(student_shapes)} of the student and "
+            f"{binding.teacher_module_name} {_text(teacher_shapes)} of the teacher: {problem}"
         )
         return None
-    channels = [(_channels(a), _channels(b), len(a)) for a, b in zip(own, wanted, strict=True)]
-    _say(binding, own, wanted)
+    channels = [(_channels(a), _channels(b), len(a)) for a, b in zip(student_shapes, teacher_shapes, strict=True)]
+    _say(binding, student_shapes, teacher_shapes)
     return FeatureBinding(
         binding.teacher_module_name,
         binding.student_module_name,
@@ -78,26 +78,26 @@ def _feature_binding(
     )
 
 
-def _misfit(own: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]], align: str) -> str | None:
+def _misfit(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]], align: str) -> str | None:
     """Why outputs of these shapes cannot be bound, or None."""
-    if len(own) != len(wanted):
-        return f"they have {len(own)} and {len(wanted)} levels; bind outputs with equally many"
-    if any(len(a) != len(b) or len(a) not in (2, 3, 4) for a, b in zip(own, wanted, strict=True)):
+    if len(student) != len(teacher):
+        return f"they have {len(student)} and {len(teacher)} levels; bind outputs with equally many"
+    if any(len(a) != len(b) or len(a) not in (2, 3, 4) for a, b in zip(student, teacher, strict=True)):
         return "their kinds differ; maps [B, C, h, w], tokens [B, N, C] and vectors [B, C] must match"
-    if any(len(a) == 3 and a[1] != b[1] for a, b in zip(own, wanted, strict=True)):
+    if any(len(a) == 3 and a[1] != b[1] for a, b in zip(student, teacher, strict=True)):
         return "the numbers of tokens differ; bind maps (srcs, dsrcs, bb_feats), which are interpolated, or pred_logits"
-    if align == "error" and any(a[1:] != b[1:] for a, b in zip(own, wanted, strict=True)):
+    if align == "error" and any(a[1:] != b[1:] for a, b in zip(student, teacher, strict=True)):
         return "the shapes differ and distill.align is error; use project for a learned 1x1 projection"
     return None
 
 
-def _say(binding: BindingSpec, own: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]]) -> None:
+def _say(binding: BindingSpec, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
     """Log a binding, and how different shapes are aligned."""
     ways = []
-    if any(_channels(a) != _channels(b) for a, b in zip(own, wanted, strict=True)):
-        pairs = [f"{_channels(a)} to {_channels(b)}" for a, b in zip(own, wanted, strict=True)]
+    if any(_channels(a) != _channels(b) for a, b in zip(student, teacher, strict=True)):
+        pairs = [f"{_channels(a)} to {_channels(b)}" for a, b in zip(student, teacher, strict=True)]
         ways.append(f"through learned projections of {', '.join(pairs)} channels")
-    if any(len(a) == 4 and a[2:] != b[2:] for a, b in zip(own, wanted, strict=True)):
+    if any(len(a) == 4 and a[2:] != b[2:] for a, b in zip(student, teacher, strict=True)):
         ways.append("interpolated to the teacher's sizes")
     logger.info(
         "Distillation: %s of the student follows %s of the teacher (%s, weight %g)%s",

@@ -150,20 +150,20 @@ def _mean_precision(curves: NDArray[np.float64]) -> dict[str, NDArray[np.float64
 
 
 def _confusion(evaluator: CocoEvaluator, names: Mapping[int, str], threshold: float) -> Confusion:
-    found = evaluator.confusion_at(threshold).confusion_matrix(iou_thr=0.5, max_det=evaluator.max_dets)
-    rows = list(found["cat_ids"])
+    confusion = evaluator.confusion_at(threshold).confusion_matrix(iou_thr=0.5, max_det=evaluator.max_dets)
+    rows = list(confusion["cat_ids"])
     index = [*(rows.index(evaluator.number_of(category_id)) for category_id in names), len(rows)]
-    matrix = np.asarray(found["matrix"]).astype(np.int64)
+    matrix = np.asarray(confusion["matrix"]).astype(np.int64)
     return Confusion(list(names.values()), matrix[np.ix_(index, index)], threshold)
 
 
 def _calibration(evaluation: Any) -> Calibration:
-    found = evaluation.calibration(n_bins=_BINS, iou_threshold=0.5)
-    bins = found["bins"]
-    some = found["num_detections"] > 0
+    calibration = evaluation.calibration(n_bins=_BINS, iou_threshold=0.5)
+    bins = calibration["bins"]
+    some = calibration["num_detections"] > 0
     return Calibration(
-        ece=found["ece"] if some else None,
-        mce=found["mce"] if some else None,
+        ece=calibration["ece"] if some else None,
+        mce=calibration["mce"] if some else None,
         edges=np.array([*(b["bin_lower"] for b in bins), 1.0]),
         confidence=np.array([b["avg_confidence"] for b in bins]),
         accuracy=np.array([b["avg_accuracy"] for b in bins]),
@@ -172,5 +172,5 @@ def _calibration(evaluation: Any) -> Calibration:
 
 
 def _errors(evaluation: Any) -> list[ErrorType]:
-    found = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
-    return [ErrorType(name, float(found["delta_ap"][name]), int(found["counts"][name])) for name in ERROR_TYPES]
+    errors = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
+    return [ErrorType(name, float(errors["delta_ap"][name]), int(errors["counts"][name])) for name in ERROR_TYPES]

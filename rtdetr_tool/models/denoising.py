@@ -51,15 +51,15 @@ def build_denoising(
     there are `num_denoising // M` groups, as in the official code and TAO. For an image with more objects, the official
     code uses all of them; here `num_denoising` are chosen at random.
     """
-    chosen = [_chosen(len(target.labels), num_denoising) for target in targets]
-    counts = [len(index) for index in chosen]
+    selected = [_chosen(len(target.labels), num_denoising) for target in targets]
+    counts = [len(index) for index in selected]
     most = max(counts, default=0)
     if num_denoising <= 0 or most == 0:
         return None
     groups = num_denoising // most
     device = targets[0].boxes.device
 
-    pairs = list(zip(targets, chosen, strict=True))
+    pairs = list(zip(targets, selected, strict=True))
     labels = pad_sequence([_take(target.labels, index) for target, index in pairs], True, num_classes)  # [B, M]
     boxes = pad_sequence([_take(target.boxes, index) for target, index in pairs], True, 0.0)  # [B, M, 4]
     real = torch.arange(most)[None] < torch.tensor(counts)[:, None]
@@ -72,7 +72,7 @@ def build_denoising(
     starts = torch.arange(groups)[:, None] * 2 * most
     positive_index = [(starts + torch.arange(count)).flatten().to(device, non_blocking=True) for count in counts]
     mask = denoising_attention_mask(groups, 2 * most, num_queries, device)
-    return DenoisingQueries(labels, boxes, mask, positive_index, [index.repeat(groups) for index in chosen], groups)
+    return DenoisingQueries(labels, boxes, mask, positive_index, [index.repeat(groups) for index in selected], groups)
 
 
 def _chosen(count: int, limit: int) -> Tensor:

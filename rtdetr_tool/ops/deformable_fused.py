@@ -39,10 +39,10 @@ def fused_sample(
 ) -> Tensor:
     """As `deformable.deformable_sample`."""
     sizes = [side for shape in shapes for side in shape]
-    found: Tensor = torch.ops.rtdetr.deformable_sample(
+    sampled: Tensor = torch.ops.rtdetr.deformable_sample(
         value.contiguous(), sizes, locations.float().contiguous(), weights.float().contiguous(), list(points), discrete
     )
-    return found
+    return sampled
 
 
 @cache
@@ -80,13 +80,13 @@ def _difference(device: torch.device, discrete: bool) -> float:
         for fused in (True, False):
             value, locations, weights = (x.to(device).requires_grad_() for x in inputs)
             if fused:
-                found = fused_sample(value, shapes, locations, weights, points, discrete)
+                sampled = fused_sample(value, shapes, locations, weights, points, discrete)
             elif discrete:
-                found = gather_pixels(value, pixel_index(shapes, locations, points), weights)
+                sampled = gather_pixels(value, pixel_index(shapes, locations, points), weights)
             else:
-                found = sample_by_grid(value, shapes, locations, weights, points)
+                sampled = sample_by_grid(value, shapes, locations, weights, points)
             trained = [value, weights] if discrete else [value, locations, weights]
-            results.append([found, *torch.autograd.grad(found, trained, outer)])
+            results.append([sampled, *torch.autograd.grad(sampled, trained, outer)])
     return max(float((a - b).detach().abs().max()) for a, b in zip(*results, strict=True))
 
 

@@ -30,20 +30,20 @@ def merge_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, method: str, thre
     left = scores.argsort(descending=True, stable=True)
     merged, kept_indices = [], []
     while len(left):
-        best, others = left[0], left[1:]
-        grouped = (labels[others] == labels[best]) & (_overlap(boxes[best], boxes[others]) > threshold)
-        members = others[grouped]
+        best, rest = left[0], left[1:]
+        grouped = (labels[rest] == labels[best]) & (_overlap(boxes[best], boxes[rest]) > threshold)
+        members = rest[grouped]
         strong = torch.cat([best[None], members[scores[members] >= _SHARE_OF_BEST * scores[best]]])
         merged.append(torch.cat([boxes[strong, :2].amin(0), boxes[strong, 2:].amax(0)]))
         kept_indices.append(best)
-        left = others[~grouped]
+        left = rest[~grouped]
     if not merged:
         return boxes[:0], torch.zeros(0, dtype=torch.int64)
     return torch.stack(merged), torch.stack(kept_indices)
 
 
-def _overlap(box: Tensor, others: Tensor) -> Tensor:
-    """Intersection of a box with each of the others, relative to the smaller of the two."""
-    sides = (torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])).clamp(min=0)
-    smaller = torch.minimum((box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(1))
+def _overlap(box: Tensor, boxes: Tensor) -> Tensor:
+    """Intersection of a box with each of `boxes`, relative to the smaller of the two."""
+    sides = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp(min=0)
+    smaller = torch.minimum((box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(1))
     return sides.prod(1) / smaller.clamp(min=1e-6)

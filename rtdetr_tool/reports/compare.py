@@ -86,12 +86,12 @@ def comparison_page(runs: Sequence[Run]) -> Page:
 
 def _results(file: Path) -> Mapping[str, Any]:
     try:
-        found = parse_json(read_limited(file, _MAX_RESULTS_BYTES))
+        results = parse_json(read_limited(file, _MAX_RESULTS_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
+    return results if isinstance(results, dict) else {}
 
 
 def _flat_spec(text: str) -> dict[str, str]:
@@ -159,11 +159,11 @@ def _curves(runs: Sequence[Run], accepts: Any) -> list[Block]:
 
 def _class_blocks(runs: Sequence[Run]) -> list[Block]:
     scores = {run.name: _class_scores(run) for run in runs}
-    scored = {name: found for name, found in scores.items() if found}
-    classes = list(dict.fromkeys(name for found in scored.values() for name in found))
+    scored = {name: by_class for name, by_class in scores.items() if by_class}
+    classes = list(dict.fromkeys(name for by_class in scored.values() for name in by_class))
     if not classes:
         return []
-    rows = [[name, *(score_text(found.get(name)) for found in scored.values())] for name in classes]
+    rows = [[name, *(score_text(by_class.get(name)) for by_class in scored.values())] for name in classes]
     return [Table(["class", *scored], rows, caption="AP by class (evaluate)")]
 
 

@@ -50,10 +50,10 @@ def spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
 def sizes_table(counts: Mapping[str, SplitCounts], statistics: Mapping[str, Statistics]) -> Table:
     rows = []
     for split, count in counts.items():
-        found = statistics[split]
-        widths, heights = found.image_sizes[:, 0], found.image_sizes[:, 1]
+        split_statistics = statistics[split]
+        widths, heights = split_statistics.image_sizes[:, 0], split_statistics.image_sizes[:, 1]
         size = "-" if not len(widths) else f"{np.median(widths):.0f} × {np.median(heights):.0f}"
-        per_image = found.objects_per_image
+        per_image = split_statistics.objects_per_image
         rows.append(
             [
                 split,
@@ -64,7 +64,7 @@ def sizes_table(counts: Mapping[str, SplitCounts], statistics: Mapping[str, Stat
                 f"{per_image.mean():.1f}" if len(per_image) else "-",
                 f"{per_image.max()}" if len(per_image) else "-",
                 size,
-                *(f"{number:,}" for number in found.areas.values()),
+                *(f"{number:,}" for number in split_statistics.areas.values()),
             ]
         )
     areas = next(iter(statistics.values())).areas
@@ -94,10 +94,10 @@ def class_blocks(class_map: ClassMap, counts: Mapping[str, SplitCounts]) -> list
 
 def _distribution_charts(statistics: Mapping[str, Statistics]) -> list[Block]:
     def of(name: str) -> dict[str, np.ndarray]:
-        return {split: np.asarray(getattr(found, name), dtype=np.float64) for split, found in statistics.items()}
+        return {split: np.asarray(getattr(of_split, name), dtype=np.float64) for split, of_split in statistics.items()}
 
-    widths = {split: found.image_sizes[:, 0] for split, found in statistics.items()}
-    heights = {split: found.image_sizes[:, 1] for split, found in statistics.items()}
+    widths = {split: of_split.image_sizes[:, 0] for split, of_split in statistics.items()}
+    heights = {split: of_split.image_sizes[:, 1] for split, of_split in statistics.items()}
     longer = {split: np.maximum(widths[split], heights[split]) for split in statistics}
     main = next(iter(statistics))
     return [

@@ -64,8 +64,8 @@ def classes_table(analysis: Analysis) -> Table:
         curves = analysis.at_threshold.get(row.name) if names.count(row.name) == 1 else None
         if curves is not None and best is not None:
             column = int(np.abs(analysis.thresholds - best).argmin())
-            own = int(curves[0].argmax())
-            at_best = [f"{curves[1, column]:.3f}", f"{curves[2, column]:.3f}", f"{analysis.thresholds[own]:.2f}"]
+            best_index = int(curves[0].argmax())
+            at_best = [f"{curves[1, column]:.3f}", f"{curves[2, column]:.3f}", f"{analysis.thresholds[best_index]:.2f}"]
         scores = map(score_text, (row.ap, row.ap50, row.ar))
         rows.append([row.name, str(row.category_id), f"{row.objects:,}", *scores, *at_best])
     shown = "-" if best is None else f"{best:.2f}"

@@ -37,7 +37,7 @@ def validation_page(
         Section("Images with findings", [Gallery(shots)] if shots else []),
         *dataset_sections(datasets, counts, num_samples),
     ]
-    levels = [found.level for found in findings]
+    levels = [finding.level for finding in findings]
     tiles = [
         ("usable", "no" if ERROR in levels else "yes"),
         *((f"{level}s", str(levels.count(level))) for level in LEVELS),

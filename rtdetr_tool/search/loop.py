@@ -166,9 +166,9 @@ class Search:
             self._finish(trial, Outcome(reason=f"its process was killed {_MOST_STARTS} times without progress"))
             return None
         trial.set_user_attr(STARTS, [count, len(frozen.intermediate_values)])
-        chosen = values if gpu is None else {**values, "train.gpu_ids": [gpu]}
+        overrides = values if gpu is None else {**values, "train.gpu_ids": [gpu]}
         try:
-            spec = trial_spec(self.loaded, chosen, folder)
+            spec = trial_spec(self.loaded, overrides, folder)
         except SpecError as error:
             self._finish(trial, Outcome(reason="; ".join(error.problems)))
             return None

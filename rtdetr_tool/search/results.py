@@ -72,9 +72,9 @@ class SearchResults:
 
     @staticmethod
     def of(
-        study: optuna.Study, found: Sequence[FrozenTrial], parameters: Sequence[Parameter], section: AutomlSpec
+        study: optuna.Study, frozen: Sequence[FrozenTrial], parameters: Sequence[Parameter], section: AutomlSpec
     ) -> SearchResults:
-        trials = [TrialResult.of(trial, parameters) for trial in found]
+        trials = [TrialResult.of(trial, parameters) for trial in frozen]
         finished = [trial for trial in trials if trial.state == "finished"]
         limit = section.max_latency
         fast = [t for t in finished if limit is None or (t.latency is not None and t.latency <= limit)]
@@ -148,8 +148,8 @@ def _importance(study: optuna.Study, finished: int, section: AutomlSpec) -> dict
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
+            importance = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
     except Exception as error:  # for example, all scores are equal
         logger.debug("the importance of parameters cannot be computed: %s", error)
         return {}
-    return {name: float(share) for name, share in found.items() if share == share}
+    return {name: float(share) for name, share in importance.items() if share == share}

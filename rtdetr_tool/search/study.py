@@ -188,8 +188,8 @@ def pruner_for(section: AutomlSpec, validations: int) -> BasePruner:
 def suggest(trial: Trial, parameter: Parameter) -> Any:
     """The value of a field in a trial; the same again for a trial that already has one."""
     if parameter.choices:
-        chosen = trial.suggest_categorical(parameter.name, _categories(parameter))
-        return parameter.choices[_categories(parameter).index(chosen)]
+        category = trial.suggest_categorical(parameter.name, _categories(parameter))
+        return parameter.choices[_categories(parameter).index(category)]
     low, high, step = parameter.low, parameter.high, parameter.step
     assert low is not None and high is not None
     if parameter.whole:

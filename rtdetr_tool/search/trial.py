@@ -115,8 +115,8 @@ def measure_latency(job: Job, checkpoint: Path | None) -> float:
     )
     loaded = LoadedSpec(replace(spec, benchmark=section))
     make_folder_below(folder, folder / "models")
-    found, skipped = candidates(loaded, folder)
-    measured = measure(found[0], loaded, benchmark_images(spec)) if found else skipped[0]
+    runtimes, skipped = candidates(loaded, folder)
+    measured = measure(runtimes[0], loaded, benchmark_images(spec)) if runtimes else skipped[0]
     if measured.skipped or not measured.timings:
         raise UserError(f"{measured.name} cannot run this model here: {measured.skipped}")
     return measured.timings[0].median

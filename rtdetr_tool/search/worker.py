@@ -81,8 +81,8 @@ def stop(workers: list[Worker]) -> None:
 
 def ready(workers: list[Worker]) -> list[Worker]:
     """Wait for messages; the processes that sent one, or that ended."""
-    found = wait([worker.connection for worker in workers])
-    return [worker for worker in workers if worker.connection in found]
+    readable = wait([worker.connection for worker in workers])
+    return [worker for worker in workers if worker.connection in readable]
 
 
 def _main(connection: Connection, session: TrainingSession, threads: int | None) -> None:

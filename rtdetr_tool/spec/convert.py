@@ -52,7 +52,7 @@ def from_plain(cls: Any, data: dict[str, Any], problems: list[str], prefix: str 
         try:
             values[key] = _convert(value, hints[key], known[key], name, problems)
         except _Wrong as wrong:
-            problems.append(f"{wrong.name or name}: {wrong.found} is invalid; expected {wrong.expected}")
+            problems.append(f"{wrong.name or name}: {wrong.given} is invalid; expected {wrong.expected}")
     return cls(**values)
 
 
@@ -64,8 +64,8 @@ def shown(value: Any) -> str:
 
 
 class _Wrong(Exception):
-    def __init__(self, found: Any, expected: str, name: str | None = None) -> None:
-        self.found, self.expected, self.name = shown(found), expected, name
+    def __init__(self, given: Any, expected: str, name: str | None = None) -> None:
+        self.given, self.expected, self.name = shown(given), expected, name
 
 
 def _convert(value: Any, hint: Any, entry: dataclasses.Field[Any], name: str, problems: list[str]) -> Any:
@@ -182,8 +182,8 @@ _CASTS = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"}
 
 
-def expected_text(entry: dataclasses.Field[Any], hint: Any, found: Any = None) -> str:
-    """The accepted values as text, with the option nearest to `found`."""
+def expected_text(entry: dataclasses.Field[Any], hint: Any, given: Any = None) -> str:
+    """The accepted values as text, with the option nearest to `given`."""
     rules = entry.metadata
     if isinstance(hint, types.UnionType) or type(None) in typing.get_args(hint):
         inner = next(a for a in typing.get_args(hint) if a is not type(None))
@@ -196,7 +196,7 @@ def expected_text(entry: dataclasses.Field[Any], hint: Any, found: Any = None) -
     if origin is list:
         return f"a list, each item {expected_text(entry, arguments[0])}"
     if rules["options"] is not None:
-        near = difflib.get_close_matches(str(found), [str(o) for o in rules["options"]], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(given), [str(o) for o in rules["options"]], n=1, cutoff=0.5)
         hint_text = f" (did you mean '{near[0]}'?)" if near else ""
         return f"one of {options_text(entry)}{hint_text}"
     return " or ".join([_WORDS.get(hint, "a value") + bounds_text(entry), *rules["names"]])

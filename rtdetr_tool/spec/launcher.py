@@ -22,13 +22,13 @@ def gpu_overrides(command: str, gpus: int, spec_file: str, overrides: Sequence[s
         if gpus == 1:
             return []
         raise SpecError(f"--gpus: {gpus} is not supported with `{command}`; use 1, since it runs on one device")
-    found = [f"{section}.num_gpus={gpus}"]
+    fields = [f"{section}.num_gpus={gpus}"]
     if gpus > 0 and not any(override.lstrip("+").startswith(f"{section}.gpu_ids=") for override in overrides):
         given = read_file(Path(spec_file)).get(section)
         ids = given.get("gpu_ids") if isinstance(given, dict) else None
         if isinstance(ids, list) and len(ids) != gpus:
-            found.append(f"{section}.gpu_ids=[{','.join(map(str, range(gpus)))}]")
-    return found
+            fields.append(f"{section}.gpu_ids=[{','.join(map(str, range(gpus)))}]")
+    return fields
 
 
 def whole_spec_path(arguments: Sequence[str]) -> Path:

@@ -237,8 +237,8 @@ def _accepted(override: str, problems: list[str]) -> str | None:
 
 def _with_quotes(override: str) -> str:
     """The override with its value in quotes if it can only be text, such as a path that is not ASCII."""
-    found = _PLAIN_TEXT.fullmatch(override)
-    return f"{found[1]}='{found[2]}'" if found else override
+    match = _PLAIN_TEXT.fullmatch(override)
+    return f"{match[1]}='{match[2]}'" if match else override
 
 
 def _is_field(name: str) -> bool:

@@ -139,18 +139,18 @@ class SharedModelSpec:
 
 def _fields_of_families() -> list[tuple[str, Any, Any]]:
     """(name, type, field) of the fields that families add."""
-    found: list[tuple[str, Any, Any]] = []
+    fields: list[tuple[str, Any, Any]] = []
     for family in all_families():
         if family.fields_type is not None:
             hints = get_type_hints(family.fields_type)
-            found += [
+            fields += [
                 (entry.name, hints[entry.name], _of_family(entry, family.name))
                 for entry in dataclasses.fields(family.fields_type)
             ]
         if family.section is not None and family.section_type is not None:
             text = f"{family.title}; only read with arch {family.name}."
-            found.append((family.section, family.section_type, field(family.section_type, text, family=family.name)))
-    return found
+            fields.append((family.section, family.section_type, field(family.section_type, text, family=family.name)))
+    return fields
 
 
 def _of_family(entry: dataclasses.Field[Any], family: str) -> Any:

@@ -42,7 +42,7 @@ def family_of(name: str) -> str | None:
     """The only model family that reads the field with this dotted name; None = all."""
     declared = {field: entry.metadata["family"] for field, entry, _ in walk_fields()}
     parts = name.split(".")
-    return next((found for n in range(len(parts), 0, -1) if (found := declared.get(".".join(parts[:n])))), None)
+    return next((family for n in range(len(parts), 0, -1) if (family := declared.get(".".join(parts[:n])))), None)
 
 
 @cache

@@ -22,9 +22,9 @@ def check_classes(optim: OptimSpec) -> None:
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class of a name such as `torch.optim.RAdam`."""
-    found = getattr(torch.optim, name.removeprefix(OPTIMIZER_PREFIX), None)
-    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and found is not torch.optim.Optimizer:
-        return found
+    kind = getattr(torch.optim, name.removeprefix(OPTIMIZER_PREFIX), None)
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
+        return kind
     raise SpecError(
         f"train.optim.optimizer: {name!r} is invalid; expected AdamW, SGD or an optimizer of torch, such as "
         "torch.optim.RAdam"
@@ -33,10 +33,10 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 def schedule_class(name: str) -> type[Any]:
     """The class of a name such as `torch.optim.lr_scheduler.OneCycleLR`."""
-    found = getattr(lr_scheduler, name.removeprefix(SCHEDULER_PREFIX), None)
+    kind = getattr(lr_scheduler, name.removeprefix(SCHEDULER_PREFIX), None)
     kinds = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
-    if isinstance(found, type) and issubclass(found, kinds) and found is not lr_scheduler.LRScheduler:
-        return found
+    if isinstance(kind, type) and issubclass(kind, kinds) and kind is not lr_scheduler.LRScheduler:
+        return kind
     raise SpecError(
         f"train.optim.lr_scheduler: {name!r} is invalid; expected {', '.join(SCHEDULERS)} or a schedule of torch, such "
         "as torch.optim.lr_scheduler.OneCycleLR"

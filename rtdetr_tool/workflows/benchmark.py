@@ -65,31 +65,31 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
             if getattr(section, name):
                 raise UserError(f"benchmark.{name} requires weights, but {section.checkpoint} is {row.title}")
         return [_candidate(row.name, section.checkpoint)], []
-    found = [
+    runtimes = [
         Candidate(EAGER, section.checkpoint, eager=True),
         _candidate(OPTIMIZED, section.checkpoint),
         replace(_candidate(f"{OPTIMIZED} bf16", section.checkpoint), precision="bf16"),
     ]
     for layers in section.decoder_layers:
         name = f"{OPTIMIZED}, {layers} decoder layers"
-        found.append(replace(_candidate(name, section.checkpoint), reduced=(LAYERS, layers - 1)))
+        runtimes.append(replace(_candidate(name, section.checkpoint), reduced=(LAYERS, layers - 1)))
     for queries in section.num_queries:
         name = f"{OPTIMIZED}, {queries} queries"
-        found.append(replace(_candidate(name, section.checkpoint), reduced=(QUERIES, queries)))
+        runtimes.append(replace(_candidate(name, section.checkpoint), reduced=(QUERIES, queries)))
     skipped = []
     for other in exported_formats():
         try:
             other.to_export.require(other.title)
             other.to_run.require(other.title)
             if _requested(section, other.name):
-                found.append(_candidate(other.name, str(_export(loaded, other.name, folder))))
+                runtimes.append(_candidate(other.name, str(_export(loaded, other.name, folder))))
         except RtdetrError as error:
             skipped.append(Measurement(other.name, skipped=str(error)))
     if not torch.cuda.is_available():
         skipped.append(Measurement("tensorrt", skipped="engines need an NVIDIA GPU; build one with gen_trt_engine"))
-    found = [candidate for candidate in found if _requested(section, candidate.name)]
-    _check_names(section, [*(c.name for c in found), *(m.name for m in skipped)])
-    return found, [measurement for measurement in skipped if _requested(section, measurement.name)]
+    runtimes = [candidate for candidate in runtimes if _requested(section, candidate.name)]
+    _check_names(section, [*(c.name for c in runtimes), *(m.name for m in skipped)])
+    return runtimes, [measurement for measurement in skipped if _requested(section, measurement.name)]
 
 
 def _requested(section: BenchmarkSpec, name: str) -> bool:

@@ -184,12 +184,12 @@ def _time(runtime: Runtime, spec: ExperimentSpec, batch: int, files: Sequence[st
             rows, deadline = [], time.perf_counter() + section.seconds
         elif step > section.warmup + _FEWEST and time.perf_counter() > deadline:
             break
-        chosen = [(step * batch + n) % len(decoded) for n in range(batch)]
+        indices = [(step * batch + n) % len(decoded) for n in range(batch)]
         clock = Clock(runtime.device)
-        for index in chosen:
+        for index in indices:
             decode_image(files[index])
         decode = clock.lap()
-        prepared = [prepare_image(decoded[index], size, letterbox) for index in chosen]
+        prepared = [prepare_image(decoded[index], size, letterbox) for index in indices]
         images = to_float(torch.stack([each.image for each in prepared]).to(runtime.device))
         preprocess = clock.lap()
         predictions = runtime.predict(images)
@@ -198,8 +198,8 @@ def _time(runtime: Runtime, spec: ExperimentSpec, batch: int, files: Sequence[st
             Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), n, each.original_size, each.box_scale)
             for n, each in enumerate(prepared)
         ]
-        for found in postprocess(predictions, targets, spec.model.num_select):
-            found.to("cpu")
+        for detections in postprocess(predictions, targets, spec.model.num_select):
+            detections.to("cpu")
         rows.append([decode, preprocess, model, clock.lap()])
     table = np.array(rows) * 1000
     latency = table[:, 1:].sum(axis=1)

@@ -158,9 +158,9 @@ def _resolution(statistics: Statistics, usual: int) -> tuple[int, str]:
     if len(boxes) and (small := float(np.quantile(boxes, 0.1))) > 0:
         needed = _rounded(_VISIBLE / small, _STRIDE)
         if needed > size:
-            chosen = int(min(needed, _LARGEST, max(size, _rounded(longer, _STRIDE))))
-            if chosen > size:
-                return chosen, f"a tenth of the objects would be below {_VISIBLE:.0f} px at {size} px"
+            proposed = int(min(needed, _LARGEST, max(size, _rounded(longer, _STRIDE))))
+            if proposed > size:
+                return proposed, f"a tenth of the objects would be below {_VISIBLE:.0f} px at {size} px"
             reason += f"; a tenth of the objects are below {small * size:.0f} px, consider tiles or larger images"
     return size, reason
 

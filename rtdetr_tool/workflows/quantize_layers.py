@@ -82,7 +82,7 @@ def choose_layers(graph: Graph, section: QuantizeSpec) -> LayerChoice:
         UserError: a pattern matches nothing, a number format is not supported, or nothing is left to quantize.
     """
     static, layers, skip = section.mode == STATIC, list(section.layers or ()), list(section.skip_names or ())
-    found = {f"quantize.layers[{index}]": _formats(layer, index, static) for index, layer in enumerate(layers)}
+    formats = {f"quantize.layers[{index}]": _formats(layer, index, static) for index, layer in enumerate(layers)}
     candidates = quantizable(graph)
     _check_patterns([layer.module_name for layer in layers], "quantize.layers[].module_name", candidates)
     _check_patterns(skip, "quantize.skip_names", candidates)
@@ -96,7 +96,7 @@ def choose_layers(graph: Graph, section: QuantizeSpec) -> LayerChoice:
             choice.formats[name] = NodeFormats(INT8, INT8 if static else None)
             continue
         matching = [index for index, layer in enumerate(layers) if matches(layer.module_name, target.node)]
-        row = found[f"quantize.layers[{matching[-1]}]"] if matching else None
+        row = formats[f"quantize.layers[{matching[-1]}]"] if matching else None
         choice.applied.update(matching[-1:])
         if row is None:
             choice.skipped[name] = "quantize.layers"

@@ -58,8 +58,8 @@ def _measured(path: str) -> dict[str, float]:
     rows: Any = content.get("per_class") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
         raise UserError(f"{where}: {path} has no per_class list; expected the results.json of an evaluation")
-    found = {str(row["name"]): _threshold(row) for row in rows}
-    thresholds = {name: value for name, value in found.items() if value is not None}
+    measured = {str(row["name"]): _threshold(row) for row in rows}
+    thresholds = {name: value for name, value in measured.items() if value is not None}
     if not thresholds:
         raise UserError(
             f"{where}: {path} has no threshold for any class: it is from an older version, or the evaluation had no "

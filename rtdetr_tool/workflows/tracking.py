@@ -52,13 +52,13 @@ class ByteTrack:
     def update(self, detections: Detections, time: float) -> list[int | None]:
         import supervision
 
-        found = supervision.Detections(
+        converted = supervision.Detections(
             xyxy=detections.boxes.numpy().astype(np.float32).reshape(-1, 4),
             confidence=detections.scores.numpy().astype(np.float32),
             class_id=detections.labels.numpy(),
             data={"index": np.arange(len(detections))},
         )
-        tracked: Any = self._tracker.update(found, timestamp=time)
+        tracked: Any = self._tracker.update(converted, timestamp=time)
         numbers: list[int | None] = [None] * len(detections)
         if len(tracked):
             for index, number in zip(tracked.data["index"].tolist(), tracked.tracker_id.tolist(), strict=True):

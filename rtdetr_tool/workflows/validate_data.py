@@ -79,14 +79,18 @@ def report(
     """The complete result as plain data."""
     splits = {
         split: {
-            "images": found.images,
-            "images_without_objects": found.empty_images,
-            "objects": found.objects,
-            "crowd_regions": found.crowds,
+            "images": split_counts.images,
+            "images_without_objects": split_counts.empty_images,
+            "objects": split_counts.objects,
+            "crowd_regions": split_counts.crowds,
             "objects_by_class": {
-                datasets[split].class_map.name_of(index): count for index, count in found.by_class.items()
+                datasets[split].class_map.name_of(index): count for index, count in split_counts.by_class.items()
             },
         }
-        for split, found in counts.items()
+        for split, split_counts in counts.items()
     }
-    return {"usable": not findings.errors, "splits": splits, "findings": [found.to_dict() for found in findings]}
+    return {
+        "usable": not findings.errors,
+        "splits": splits,
+        "findings": [split_counts.to_dict() for split_counts in findings],
+    }

@@ -124,10 +124,10 @@ class VideoDetector:
         progress = _FrameProgress(result.source, reader.total_frames)
         try:
             with progress:
-                for frame, found in frames:
+                for frame, raw in frames:
                     if writer is None:
                         writer = self._writer(reader, stem, result)
-                    detections = with_category(found, self.class_map)
+                    detections = with_category(raw, self.class_map)
                     kept = detections.scores >= self.thresholds[detections.labels]
                     tracks = None
                     if tracker is not None:

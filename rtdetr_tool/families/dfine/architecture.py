@@ -98,8 +98,8 @@ def _shapes(weights: Mapping[str, Tensor], row: DfineVariant) -> dict[str, Any]:
 def describe_dfine(model: Mapping[str, Any], classes: int) -> str:
     """One line about the architecture, for the log."""
     shown = {name: value for name, value in model["dfine"].items() if name != "variant" and value is not None}
-    others = "".join(f", {name} {value}" for name, value in shown.items())
-    return f"variant {model['dfine']['variant']}, {classes} classes{others}"
+    details = "".join(f", {name} {value}" for name, value in shown.items())
+    return f"variant {model['dfine']['variant']}, {classes} classes{details}"
 
 
 def _plain(value: Any) -> Any:

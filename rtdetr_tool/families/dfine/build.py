@@ -16,48 +16,48 @@ from rtdetr_tool.spec import ModelSpec
 
 def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> DFINE:
     """A D-FINE with random weights, in training mode."""
-    own = resolve_dfine(spec.dfine)
-    row = DFINE_VARIANTS[own.variant]
+    fields = resolve_dfine(spec.dfine)
+    row = DFINE_VARIANTS[fields.variant]
     backbone = HGNetV2(row.backbone, row.indices, activation_checkpoint)
     encoder = HybridEncoder(
         backbone.channels,
-        own.hidden_dim,
+        fields.hidden_dim,
         attention_levels=(len(row.indices) - 1,),
         num_heads=DFINE_HEADS,
-        dim_feedforward=own.dim_feedforward,
-        pe_order=own.pe_order,
-        parts=dfine_fusion(own.hidden_dim, own.expansion, own.depth_mult),
+        dim_feedforward=fields.dim_feedforward,
+        pe_order=fields.pe_order,
+        parts=dfine_fusion(fields.hidden_dim, fields.expansion, fields.depth_mult),
     )
     decoder = DFINEDecoder(
-        [own.hidden_dim] * len(row.indices),
+        [fields.hidden_dim] * len(row.indices),
         num_classes,
-        own.dec_hidden_dim,
-        own.num_queries,
-        num_layers=own.dec_layers,
+        fields.dec_hidden_dim,
+        fields.num_queries,
+        num_layers=fields.dec_layers,
         num_heads=DFINE_HEADS,
-        num_points=own.num_points,
-        dim_feedforward=own.dec_dim_feedforward,
-        eval_idx=own.eval_idx,
-        layer_scale=own.layer_scale,
-        reg_max=own.reg_max,
-        reg_scale=own.reg_scale,
-        num_denoising=own.dn_number,
-        label_noise=own.label_noise_ratio,
-        box_noise=own.box_noise_scale,
+        num_points=fields.num_points,
+        dim_feedforward=fields.dec_dim_feedforward,
+        eval_idx=fields.eval_idx,
+        layer_scale=fields.layer_scale,
+        reg_max=fields.reg_max,
+        reg_scale=fields.reg_scale,
+        num_denoising=fields.dn_number,
+        label_noise=fields.label_noise_ratio,
+        box_noise=fields.box_noise_scale,
     )
     return DFINE(backbone, encoder, decoder)
 
 
 def build_criterion(spec: ModelSpec) -> DFINECriterion:
-    own = resolve_dfine(spec.dfine)
+    fields = resolve_dfine(spec.dfine)
     matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
     weights = {
-        f"loss_{own.class_loss}": own.vfl_loss_coef,
+        f"loss_{fields.class_loss}": fields.vfl_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
-        "loss_fgl": own.fgl_loss_coef,
-        "loss_ddf": own.ddf_loss_coef,
+        "loss_fgl": fields.fgl_loss_coef,
+        "loss_ddf": fields.ddf_loss_coef,
     }
     return DFINECriterion(
-        matcher, weights, own.reg_max, own.reg_scale, own.alpha, own.gamma, spec.aux_loss, own.class_loss
+        matcher, weights, fields.reg_max, fields.reg_scale, fields.alpha, fields.gamma, spec.aux_loss, fields.class_loss
     )

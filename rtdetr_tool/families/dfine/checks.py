@@ -10,17 +10,17 @@ from rtdetr_tool.families.dfine.spec import DfineSpec, resolve_dfine
 SIZE_MULTIPLE = 32  # stride of the coarsest level
 
 
-def dfine_problems(own: DfineSpec, name: str) -> Iterator[str]:
+def dfine_problems(section: DfineSpec, name: str) -> Iterator[str]:
     """One line for each disagreement; `name` is the section's."""
-    full = resolve_dfine(own)
-    levels = len(DFINE_VARIANTS[own.variant].indices)
+    full = resolve_dfine(section)
+    levels = len(DFINE_VARIANTS[section.variant].indices)
     for field_name in ("hidden_dim", "dec_hidden_dim"):
         value = getattr(full, field_name)
         if value % DFINE_HEADS:
             yield f"{name}.{field_name}: {value} is invalid; expected a multiple of {DFINE_HEADS}, the number of heads"
     if len(full.num_points) != levels:
         yield (
-            f"{name}.num_points: expected {levels} items, one per level of variant {own.variant}, but got "
+            f"{name}.num_points: expected {levels} items, one per level of variant {section.variant}, but got "
             f"{len(full.num_points)}"
         )
     if full.reg_max % 2:

@@ -32,7 +32,7 @@ class Balance(NamedTuple):
     """Weights of the queries with and without an object in the distillation; they add up to 1."""
 
     matched: Tensor
-    others: Tensor
+    unmatched: Tensor
 
     @classmethod
     def of(cls, matched: Tensor) -> Balance:
@@ -52,8 +52,8 @@ def localization(
         quality: [L, B, Q], IoU of the predicted boxes with the object.
         offsets: [R + 1], of the bins.
     """
-    wanted = edge_offsets(at_least_float32(references), cxcywh_to_xyxy(targets.boxes), reg_scale)
-    left, share = nearest_bins(wanted, offsets)  # [B, Q, 4]
+    target_offsets = edge_offsets(at_least_float32(references), cxcywh_to_xyxy(targets.boxes), reg_scale)
+    left, share = nearest_bins(target_offsets, offsets)  # [B, Q, 4]
     log_share = F.log_softmax(at_least_float32(corners).unflatten(-1, (4, -1)), dim=-1)  # [L, B, Q, 4, R + 1]
     index = torch.stack([left, left + 1], dim=-1).expand(len(corners), -1, -1, -1, -1)
     near = log_share.gather(-1, index)  # [L, B, Q, 4, 2]
@@ -78,6 +78,6 @@ def distillation(corners: Tensor, logits: Tensor, targets: Supervised, quality: 
     weighted = distance * torch.where(targets.matched, quality[:-1], score)
     parts = [
         share * (weighted * mask).sum((1, 2)) / (4 * mask.sum()).clamp(min=1)
-        for share, mask in ((balance.matched, targets.matched), (balance.others, ~targets.matched))
+        for share, mask in ((balance.matched, targets.matched), (balance.unmatched, ~targets.matched))
     ]
     return parts[0] + parts[1]

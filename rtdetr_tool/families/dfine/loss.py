@@ -86,9 +86,9 @@ class DFINECriterion(SetCriterion):
         if noisy is not None:
             stages = self._denoising_stages(noisy)
             matches = denoising_matches(noisy, len(stages.logits))
-            own = supervised_by(matches, padded, stages.logits.shape[2])
+            supervised = supervised_by(matches, padded, stages.logits.shape[2])
             noisy_count = noisy_count * noisy.groups
-            losses |= self._stage_losses(stages, matches, own, padded, (noisy_count, noisy_count), balance)
+            losses |= self._stage_losses(stages, matches, supervised, padded, (noisy_count, noisy_count), balance)
         losses["loss"] = torch.stack(list(losses.values())).sum()
         if torch.is_grad_enabled() and not self.aux_loss:
             losses["loss"] = losses["loss"] + self._unsupervised(predictions)
@@ -97,11 +97,11 @@ class DFINECriterion(SetCriterion):
     def _stages(self, predictions: DFINEPredictions) -> Stages:
         layers = len(predictions.layer_logits)
         names = [*(f"_aux_{index}" for index in range(layers - 1)), "", "_pre", "_enc_0"]
-        others = (
+        further = (
             (predictions.first_logits, predictions.first_boxes),
             (predictions.encoder_logits, predictions.encoder_boxes),
         )
-        stages = _stacked(predictions.layer_logits, predictions.layer_boxes, others)
+        stages = _stacked(predictions.layer_logits, predictions.layer_boxes, further)
         return self._supervised(Stages(*stages, predictions.layer_corners, predictions.references, names))
 
     def _denoising_stages(self, noisy: DFINEDenoising) -> Stages:
@@ -165,10 +165,10 @@ class DFINECriterion(SetCriterion):
 
 
 def _stacked(
-    layer_logits: Tensor, layer_boxes: Tensor, others: Sequence[tuple[Tensor, Tensor]]
+    layer_logits: Tensor, layer_boxes: Tensor, further: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    logits = torch.cat([layer_logits, *(logits[None] for logits, _ in others)])
-    boxes = torch.cat([layer_boxes, *(boxes[None] for _, boxes in others)])
+    logits = torch.cat([layer_logits, *(logits[None] for logits, _ in further)])
+    boxes = torch.cat([layer_boxes, *(boxes[None] for _, boxes in further)])
     return at_least_float32(logits), at_least_float32(boxes)
 
 

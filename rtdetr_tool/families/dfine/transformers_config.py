@@ -94,48 +94,48 @@ def model_fields(config: Mapping[str, Any], source: str) -> tuple[dict[str, Any]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"{source} has unsupported options:\n{lines}")
-    own = {native: config.get(foreign, default) for foreign, native, default in _TABLE}
+    fields = {native: config.get(foreign, default) for foreign, native, default in _TABLE}
     points = config.get("decoder_n_points", 4)
     levels = config.get("num_feature_levels", 3)
-    own["num_points"] = list(points) if isinstance(points, (list, tuple)) else [points] * levels
+    fields["num_points"] = list(points) if isinstance(points, (list, tuple)) else [points] * levels
     shared = {native: config.get(foreign, default) for foreign, native, default in _SHARED}
-    return own, {**shared, "num_select": own["num_queries"]}
+    return fields, {**shared, "num_select": fields["num_queries"]}
 
 
 def config_for(
-    own: Mapping[str, Any], model: Mapping[str, Any], names: Mapping[int, str], num_classes: int
+    fields: Mapping[str, Any], model: Mapping[str, Any], names: Mapping[int, str], num_classes: int
 ) -> dict[str, Any]:
-    """A `config.json` for `model` and `own`, which is `model.dfine` without nulls.
+    """A `config.json` for `model` and `fields`, which is `model.dfine` without nulls.
 
     The detector must end with the layer that predicts.
     """
-    row = DFINE_VARIANTS[own["variant"]]
+    row = DFINE_VARIANTS[fields["variant"]]
     _, _, outputs, _, _ = _BACKBONES[row.backbone]
     levels = len(row.indices)
     return {
         "architectures": ["DFineForObjectDetection"],
         "model_type": MODEL_TYPE,
         "backbone_config": _backbone_config(row.backbone, row.indices),
-        "freeze_backbone_batch_norms": freezes_norms(own),
+        "freeze_backbone_batch_norms": freezes_norms(fields),
         **{name: values[0] for name, values in _FIXED.items()},
-        **{foreign: own[native] for foreign, native, _ in _TABLE},
-        **{foreign: own[native] for foreign, native in _SHAPES},
+        **{foreign: fields[native] for foreign, native, _ in _TABLE},
+        **{foreign: fields[native] for foreign, native in _SHAPES},
         **{foreign: model[native] for foreign, native, _ in _SHARED},
         "eval_idx": -1,
         "encoder_in_channels": [outputs[index] for index in row.indices],
-        "decoder_in_channels": [own["hidden_dim"]] * levels,
+        "decoder_in_channels": [fields["hidden_dim"]] * levels,
         "feat_strides": [4 * 2**index for index in row.indices],
         "encode_proj_layers": [levels - 1],
         "num_feature_levels": levels,
-        "decoder_n_points": own["num_points"],
+        "decoder_n_points": fields["num_points"],
         **label_fields(names, num_classes),
     }
 
 
-def freezes_norms(own: Mapping[str, Any]) -> bool:
+def freezes_norms(fields: Mapping[str, Any]) -> bool:
     """`freeze_backbone_batch_norms`; null means the recipe of the variant."""
-    frozen = own.get("freeze_norm")
-    return DFINE_VARIANTS[own["variant"]].frozen if frozen is None else bool(frozen)
+    frozen = fields.get("freeze_norm")
+    return DFINE_VARIANTS[fields["variant"]].frozen if frozen is None else bool(frozen)
 
 
 def _backbone_config(name: str, indices: tuple[int, ...]) -> dict[str, Any]:

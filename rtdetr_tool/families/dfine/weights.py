@@ -63,12 +63,12 @@ def write_transformers(target: Path, weights: Mapping[str, Tensor], meta: Mappin
     kept, layers, notes = without_unused_layers(weights, fields.dec_layers, fields.eval_idx, _LAYERS, "model.dfine")
     if layers < fields.dec_layers:
         fields = replace(fields, dec_layers=layers, eval_idx=-1, layer_scale=1.0)
-    own = spec_to_dict(fields)
+    values = spec_to_dict(fields)
     names = {entry["index"]: entry["name"] for entry in meta["classes"]}
-    config = transformers_config.config_for(own, model, names, dataset["num_classes"])
+    config = transformers_config.config_for(values, model, names, dataset["num_classes"])
     preprocessor, more = preprocessor_for(dataset["augmentation"])
     notes += position_notes(fields.pe_order, "model.dfine.pe_order", dataset["augmentation"])
-    if transformers_config.freezes_norms(own):
+    if transformers_config.freezes_norms(values):
         kept = {name: tensor for name, tensor in kept.items() if not counts_batches_of_backbone(name)}
     tensors = transformers_names.to_transformers_file(kept, fields.num_points, fields.reg_scale)
     write_directory(target, tensors, {CONFIG: config, PREPROCESSOR: preprocessor})
@@ -101,19 +101,19 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
     """Fill in what follows from the shapes, the constants in the file and the files next to the weights."""
     identified = contents.identified
     config, preprocessor = read_configs(contents)
-    own: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     if config:
-        own, shared = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
-    own |= _constants(identified.tensors, file.source)
-    chosen = given.get("dfine") or {}
+        fields, shared = transformers_config.model_fields(config, f"{file.source} ({CONFIG})")
+    fields |= _constants(identified.tensors, file.source)
+    user_fields = given.get("dfine") or {}
     if identified.kind == TRANSFORMERS:
-        own["pe_order"] = chosen.get("pe_order", PE_ORDER)
-    model, classes = architecture_of_dfine(file.weights, {**chosen, **own}, file.source)
+        fields["pe_order"] = user_fields.get("pe_order", PE_ORDER)
+    model, classes = architecture_of_dfine(file.weights, {**user_fields, **fields}, file.source)
     defaults = DfineSpec()
     model["dfine"] |= {
         name: value
-        for name, value in own.items()
+        for name, value in fields.items()
         if name not in ("num_points", "reg_scale") and value != getattr(defaults, name)
     }
     fill_metadata(file, contents, {**model, **shared}, classes, config, preprocessor)

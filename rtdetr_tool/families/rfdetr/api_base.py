@@ -211,9 +211,9 @@ class RFDETR(Detector):
         return super().train(callbacks, resume, **keywords)
 
     def _check_patch_size(self, where: str, patch_size: int | None) -> None:
-        own = resolve_rfdetr(self.spec.model.rfdetr).patch_size
-        if patch_size not in (None, own):
-            raise UserError(f"{where}: patch_size {patch_size!r} is invalid; the model's is {own}, or leave it out")
+        actual = resolve_rfdetr(self.spec.model.rfdetr).patch_size
+        if patch_size not in (None, actual):
+            raise UserError(f"{where}: patch_size {patch_size!r} is invalid; the model's is {actual}, or leave it out")
 
     def deploy_to_roboflow(
         self,

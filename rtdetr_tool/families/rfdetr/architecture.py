@@ -71,8 +71,8 @@ def classes_of(payload: Mapping[str, Any], classes: int, weights: Mapping[str, T
 
 def describe_rfdetr(model: Mapping[str, Any], classes: int) -> str:
     """One line about the architecture, for the log."""
-    others = ", ".join(f"{name} {value}" for name, value in model["rfdetr"].items() if name != "variant")
-    return f"variant {model['rfdetr']['variant']}, {classes} class logits{', ' if others else ''}{others}"
+    details = ", ".join(f"{name} {value}" for name, value in model["rfdetr"].items() if name != "variant")
+    return f"variant {model['rfdetr']['variant']}, {classes} class logits{', ' if details else ''}{details}"
 
 
 def architecture_of_rfdetr(

@@ -10,9 +10,9 @@ from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfd
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 
-def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
+def rfdetr_problems(section: RfdetrSpec, name: str) -> Iterator[str]:
     """Inconsistencies between fields; `name` is the section's."""
-    full = resolve_rfdetr(own)
+    full = resolve_rfdetr(section)
     depth = DINOV2[full.encoder].depth
     for field_name in ("out_feature_indexes", "projector_scale"):
         values = getattr(full, field_name)
@@ -39,7 +39,7 @@ def rfdetr_problems(own: RfdetrSpec, name: str) -> Iterator[str]:
             f"(patch_size {full.patch_size} * num_windows {full.num_windows}), the side of the smallest image"
         )
     if full.use_grouppose_keypoints:
-        yield from _keypoint_problems(own, full, name)
+        yield from _keypoint_problems(section, full, name)
     if full.resolution % multiple:
         nearest = nearest_multiples(full.resolution, multiple)
         yield (

@@ -35,7 +35,7 @@ class PostProcess:
             Target(*empty, index, (int(height), int(width)), (float(width), float(height)))
             for index, (height, width) in enumerate(target_sizes.tolist())
         ]
-        return [_fields(found) for found in postprocess(predictions, targets, self.num_select)]
+        return [_fields(detections) for detections in postprocess(predictions, targets, self.num_select)]
 
 
 def _fields(found: Detections) -> dict[str, Tensor]:

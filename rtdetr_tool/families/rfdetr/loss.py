@@ -97,11 +97,11 @@ class RFDETRCriterion(SetCriterion):
         if self.head_loss is not None:
             parts, truth = self.head_loss.stacks(predictions, self.aux_loss), self.head_loss.truth(targets)
             further = self.head_loss.costs(parts, truth)
-        found = self.matcher.match([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
+        matches_of_stacks = self.matcher.match([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
         losses: dict[str, Tensor] = {}
-        for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, found, strict=True):
+        for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, matches_of_stacks, strict=True):
             losses |= self._losses(logits, boxes, matches, padded, normalizer, names)
-        for part, (logits, _), (_, _, names), matches in zip(parts, tensors, stacks, found, strict=False):
+        for part, (logits, _), (_, _, names), matches in zip(parts, tensors, stacks, matches_of_stacks, strict=False):
             pairs = [groups * min(count, logits.shape[2] // groups) for count in padded.counts]
             assert self.head_loss is not None  # otherwise there are no parts
             for term, sums in self.head_loss.sums(part, matches, pairs, truth).items():

@@ -32,8 +32,8 @@ class RFDETRModule(DetectorModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """A dictionary per image with `scores`, `labels` and `boxes` (xyxy pixels), as in Roboflow's package."""
         return [
-            {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
-            for found in super().predict_step(batch, batch_idx)
+            {"scores": detections.scores, "labels": detections.labels, "boxes": detections.boxes}
+            for detections in super().predict_step(batch, batch_idx)
         ]
 
 

@@ -92,9 +92,9 @@ def train_values(spec: ExperimentSpec, keywords: Mapping[str, Any]) -> dict[str,
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain data by dotted name, sections and lists included."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in data.items():
-        found[f"{prefix}{name}"] = value
+        flat[f"{prefix}{name}"] = value
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-    return found
+            flat |= _flat(value, f"{prefix}{name}.")
+    return flat

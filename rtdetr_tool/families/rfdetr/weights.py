@@ -52,11 +52,11 @@ def summary(model: Mapping[str, Any], classes: int) -> str:
 
 def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any]) -> None:
     """Fill in what follows from the shapes and the file's settings."""
-    chosen = given.get("rfdetr") or {}
-    known = {**settings_of(contents.payload, file.source), **chosen}
+    user_fields = given.get("rfdetr") or {}
+    known = {**settings_of(contents.payload, file.source), **user_fields}
     model, classes = architecture_of_rfdetr(file.weights, known, file.source)
     if file.kind == ROBOFLOW:
-        accepted = bool(chosen.get("accept_platform_model_license"))
+        accepted = bool(user_fields.get("accept_platform_model_license"))
         check_license(file.source, RFDETR_VARIANTS[model["rfdetr"]["variant"]].license, accepted)
     named = classes_of(contents.payload, classes, file.weights)
     file.meta = build_metadata("", {"model": model, "dataset": {"num_classes": classes}}, named)

@@ -21,41 +21,41 @@ from rtdetr_tool.spec import ModelSpec
 
 def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RTDETR:
     """An RT-DETR with random weights, in training mode."""
-    own = rtdetr_fields(spec)
-    backbone = build_backbone(own, activation_checkpoint)
-    frozen_radio = build_frozen_radio(own.frozen_fm) if own.frozen_fm.enabled else None
+    fields = rtdetr_fields(spec)
+    backbone = build_backbone(fields, activation_checkpoint)
+    frozen_radio = build_frozen_radio(fields.frozen_fm) if fields.frozen_fm.enabled else None
     encoder = HybridEncoder(
         backbone.channels if frozen_radio is None else (*backbone.channels, frozen_radio.width),
-        hidden_dim=own.hidden_dim,
-        attention_levels=own.use_encoder_idx,
-        num_heads=own.nheads,
-        dim_feedforward=own.dim_feedforward,
-        dropout=own.dropout_ratio,
-        num_layers=own.enc_layers,
-        pe_temperature=own.pe_temperature,
-        pe_order=own.pe_order,
-        expansion=own.expansion,
-        depth_mult=own.depth_mult,
-        enc_act=own.enc_act,
-        act=own.act,
+        hidden_dim=fields.hidden_dim,
+        attention_levels=fields.use_encoder_idx,
+        num_heads=fields.nheads,
+        dim_feedforward=fields.dim_feedforward,
+        dropout=fields.dropout_ratio,
+        num_layers=fields.enc_layers,
+        pe_temperature=fields.pe_temperature,
+        pe_order=fields.pe_order,
+        expansion=fields.expansion,
+        depth_mult=fields.depth_mult,
+        enc_act=fields.enc_act,
+        act=fields.act,
         num_outputs=len(backbone.channels),
     )
     decoder = RTDETRDecoder(
-        own.feat_channels,
+        fields.feat_channels,
         num_classes,
-        hidden_dim=own.dec_hidden_dim or own.hidden_dim,
-        num_queries=own.num_queries,
-        num_layers=own.dec_layers,
-        num_heads=own.nheads,
-        num_points=own.num_points,
-        cross_attn_method=own.cross_attn_method,
-        offset_scale=own.offset_scale,
-        dim_feedforward=own.dec_dim_feedforward or own.dim_feedforward,
-        dropout=own.dropout_ratio,
-        eval_idx=own.eval_idx,
-        num_denoising=own.dn_number,
-        label_noise=own.label_noise_ratio,
-        box_noise=own.box_noise_scale,
+        hidden_dim=fields.dec_hidden_dim or fields.hidden_dim,
+        num_queries=fields.num_queries,
+        num_layers=fields.dec_layers,
+        num_heads=fields.nheads,
+        num_points=fields.num_points,
+        cross_attn_method=fields.cross_attn_method,
+        offset_scale=fields.offset_scale,
+        dim_feedforward=fields.dec_dim_feedforward or fields.dim_feedforward,
+        dropout=fields.dropout_ratio,
+        eval_idx=fields.eval_idx,
+        num_denoising=fields.dn_number,
+        label_noise=fields.label_noise_ratio,
+        box_noise=fields.box_noise_scale,
     )
     if frozen_radio is None:
         return RTDETR(backbone, encoder, decoder)
@@ -74,11 +74,11 @@ def build_frozen_radio(spec: FrozenFmSpec) -> FrozenRadio:
 
 
 def build_criterion(spec: ModelSpec) -> SetCriterion:
-    own = rtdetr_fields(spec)
+    fields = rtdetr_fields(spec)
     matcher = HungarianMatcher(spec.class_cost, spec.bbox_cost, spec.giou_cost)
     weights = {
-        "loss_mal" if "mal" in own.loss_types else "loss_vfl": own.vfl_loss_coef,
+        "loss_mal" if "mal" in fields.loss_types else "loss_vfl": fields.vfl_loss_coef,
         "loss_bbox": spec.bbox_loss_coef,
         "loss_giou": spec.giou_loss_coef,
     }
-    return SetCriterion(matcher, weights, own.loss_types, own.alpha, own.gamma, spec.aux_loss)
+    return SetCriterion(matcher, weights, fields.loss_types, fields.alpha, fields.gamma, spec.aux_loss)

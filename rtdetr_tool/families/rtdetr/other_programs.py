@@ -106,9 +106,9 @@ def _constants(model: Mapping[str, Any], size: list[int], levels: int) -> dict[s
 
 
 def _refuse(problems: Iterator[str], layout: str, target: Path) -> None:
-    if found := list(problems):
+    if reasons := list(problems):
         raise CheckpointError(
-            f"{target} cannot be written for {layout}: {'; '.join(found)}. Write it as a file of this tool (--to "
+            f"{target} cannot be written for {layout}: {'; '.join(reasons)}. Write it as a file of this tool (--to "
             "rtdetr)"
         )
 

@@ -59,8 +59,8 @@ def read_onnx(path: str | Path, weights: bool = True) -> onnx.ModelProto:
     """
     path = Path(path)
     if not path.is_file():
-        found = sorted(p.name for p in path.parent.glob("*.onnx"))[:5] if path.parent.is_dir() else []
-        near = f" {path.parent} contains {', '.join(found)}." if found else ""
+        neighbors = sorted(p.name for p in path.parent.glob("*.onnx"))[:5] if path.parent.is_dir() else []
+        near = f" {path.parent} contains {', '.join(neighbors)}." if neighbors else ""
         raise CheckpointError(f"There is no ONNX file at {path}.{near}")
     try:
         if path.stat().st_size > LARGEST_MODEL:
@@ -139,7 +139,7 @@ def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    found = read_interface(
+    interface = read_interface(
         {value.name: _shape(value) for value in inputs},
         {value.name: _shape(value) for value in model.graph.output},
         description_of(model),
@@ -149,7 +149,7 @@ def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
     if kind != onnx.TensorProto.FLOAT:
         name = onnx.TensorProto.DataType.Name(kind)
         raise CheckpointError(f"{source}: input {inputs[0].name} is of type {name}; expected FLOAT")
-    return replace(found, opset=opset)
+    return replace(interface, opset=opset)
 
 
 def attach(model: onnx.ModelProto, description: Mapping[str, Any]) -> None:

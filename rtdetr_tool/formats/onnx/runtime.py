@@ -57,22 +57,22 @@ class OnnxRuntime:
         threads: int | None = None,
         options: onnxruntime.SessionOptions | None = None,
     ) -> None:
-        chosen = choose_provider(provider, torch.device(device))
-        half = emulated_half(file) if chosen == "cpu" else None
+        selected = choose_provider(provider, torch.device(device))
+        half = emulated_half(file) if selected == "cpu" else None
         options = options or options_for(file.model)
         options.log_severity_level = 4  # errors come back as exceptions
         if threads:
             options.intra_op_num_threads = threads
         index = torch.device(device).index or 0
-        on_gpu = chosen != "cpu" and torch.cuda.is_available()
+        on_gpu = selected != "cpu" and torch.cuda.is_available()
         self.device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
         stream = torch.cuda.Stream(self.device) if on_gpu else None
-        if chosen != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        if selected != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
             onnxruntime.preload_dlls()  # those of torch, where onnxruntime finds no other CUDA libraries
-        cache = engine_cache(file, self.device) if chosen == "tensorrt" else None
+        cache = engine_cache(file, self.device) if selected == "tensorrt" else None
         pointer = None if stream is None else stream.cuda_stream
         providers = [
-            (ONNX_PROVIDERS[each], provider_options(each, index, pointer, cache)) for each in FALLBACKS[chosen]
+            (ONNX_PROVIDERS[each], provider_options(each, index, pointer, cache)) for each in FALLBACKS[selected]
         ]
         try:
             self.session = new_session(half or str(file.path), options, providers)
@@ -82,17 +82,17 @@ class OnnxRuntime:
             )
             raise CheckpointError(f"{with_what}: {_reason(error)}") from error
         used = self.session.get_providers()[0]
-        if used != ONNX_PROVIDERS[chosen]:
+        if used != ONNX_PROVIDERS[selected]:
             raise UserError(
-                f"onnxruntime could not start {ONNX_PROVIDERS[chosen]} and would run on {used}; see the messages above "
-                "or choose another onnx_provider"
+                f"onnxruntime could not start {ONNX_PROVIDERS[selected]} and would run on {used}; see the messages "
+                "above or choose another onnx_provider"
             )
-        self.name = f"onnxruntime {onnxruntime.__version__} ({chosen}{', FP16 emulated' if half else ''})"
+        self.name = f"onnxruntime {onnxruntime.__version__} ({selected}{', FP16 emulated' if half else ''})"
         self.class_map = class_map
         self.interface, self.outputs = file.interface, names_to_run(file.interface)
         self.input_size = file.interface.size
         self.limits = BatchLimits(file.interface.batch or 1, file.interface.batch)
-        self._pads = chosen == "tensorrt" and file.interface.batch is None
+        self._pads = selected == "tensorrt" and file.interface.batch is None
         self._bound = BoundSession(self.session, self.outputs, self.device, stream)
 
     def predict(self, images: Tensor) -> Predictions:
@@ -112,8 +112,8 @@ def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     """All outputs of a graph with one input for `images`, which are passed unchanged."""
     session = new_session(str(path), onnxruntime.SessionOptions(), [ONNX_PROVIDERS["cpu"]])
     names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
-    return dict(zip(names, map(torch.from_numpy, found), strict=True))
+    outputs = session.run(names, {session.get_inputs()[0].name: images.numpy()})
+    return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
 
 
 def emulated_half(file: OnnxFile) -> bytes | None:

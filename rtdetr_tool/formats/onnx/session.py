@@ -65,10 +65,10 @@ def memory_limit() -> int:
 
 def explain_memory(error: Exception) -> str | None:
     """The message for an error of a session that reached the limit; None for any other error."""
-    found = _TOO_LARGE.search(str(error))
-    if found is None:
+    match = _TOO_LARGE.search(str(error))
+    if match is None:
         return None
-    needed, limit = int(found.group(1)) / 1e9, memory_limit() / 1e9
+    needed, limit = int(match.group(1)) / 1e9, memory_limit() / 1e9
     return (
         f"the graph needs {needed:.1f} GB for one tensor, but graphs may use {limit:.1f} GB in total "
         f"({MEMORY_SHARE:.0%} of the memory). Use a smaller batch size, unless the graph is not a detector"

@@ -58,9 +58,9 @@ def lower_precision(request: ExportRequest, graph: onnx.ModelProto, temporary: P
     current_status().running(f"Lowering the precision to {precision}.")
     account: dict[str, Any] = {}
     if precision == "INT8":
-        chosen = dict.fromkeys(quantizable(Graph(graph)), INT8_NODE)
+        formats = dict.fromkeys(quantizable(Graph(graph)), INT8_NODE)
         plan = Plan(remedy="export.openvino.data_type=FP16")
-        quantized = to_quantized(graph, chosen, calibration_feeds(request), plan)
+        quantized = to_quantized(graph, formats, calibration_feeds(request), plan)
         graph, account = quantized.model, {"quantized": quantized.quantized, "calibration": quantized.calibration}
     save(graph, {**request.description, "precision": precision}, temporary, half=precision == "FP16")
     change = check_change(request, OpenvinoRuntime(read(temporary)).predict, precision, bytes_of(temporary))

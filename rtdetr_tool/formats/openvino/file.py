@@ -86,10 +86,10 @@ def description_of(model: openvino.Model) -> dict[str, Any]:
     if not model.has_rt_info(_KEY):
         return {}
     try:
-        found = parse_json(model.get_rt_info(_KEY).astype(str))
+        description = parse_json(model.get_rt_info(_KEY).astype(str))
     except (ValueError, RuntimeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return description if isinstance(description, dict) else {}
 
 
 def _check(path: Path) -> None:

@@ -56,7 +56,7 @@ def audit_precision(
 
 
 def _ranges(
-    graph: Graph, feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
+    graph: Graph, feeds: Iterable[np.ndarray], first: list[np.ndarray], num_first: int
 ) -> tuple[dict[str, TensorRange], int]:
     """Range of every float tensor, and the number of images; the first images are added to `first`."""
     made = [name for node in graph.nodes if node.op_type not in MOVING for name in node.output if graph.is_float(name)]
@@ -64,7 +64,7 @@ def _ranges(
     ranges = {name: TensorRange() for name in (*graph.inputs, *made) if graph.is_float(name)}
     count = 0
     for image in rebatched(feeds, graph.model):
-        if count < wanted:
+        if count < num_first:
             first.append(image)
         count += len(image)
         for name in graph.inputs:

@@ -51,8 +51,8 @@ def read_cache(path: str | os.PathLike[str], graph_sha256: str, tensors: Iterabl
         return None
     try:
         data = parse_json(read_limited(path, LARGEST_CACHE))
-        found = Calibration(**data)
-        sound = found.format == FORMAT and all(value >= 0 for value in found.ranges.values())
+        cached = Calibration(**data)
+        sound = cached.format == FORMAT and all(value >= 0 for value in cached.ranges.values())
     except (OSError, ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -60,13 +60,13 @@ def read_cache(path: str | os.PathLike[str], graph_sha256: str, tensors: Iterabl
             f"{path} is not a calibration cache of this tool (TensorRT's own caches do not fit Q/DQ graphs). "
             "Remove it, or set another gen_trt_engine.tensorrt.calibration.cal_cache_file"
         )
-    if found.graph_sha256 != graph_sha256 or set(tensors) - set(found.ranges):
+    if cached.graph_sha256 != graph_sha256 or set(tensors) - set(cached.ranges):
         raise UserError(
-            f"{path} contains the INT8 ranges of another ONNX graph ({found.graph_sha256[:12]}, this one is "
+            f"{path} contains the INT8 ranges of another ONNX graph ({cached.graph_sha256[:12]}, this one is "
             f"{graph_sha256[:12]}). Remove it to calibrate again, or set another "
             "gen_trt_engine.tensorrt.calibration.cal_cache_file"
         )
-    return found
+    return cached
 
 
 def write_cache(path: str | os.PathLike[str], calibration: Calibration) -> None:

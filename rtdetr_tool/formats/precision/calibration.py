@@ -53,7 +53,7 @@ def calibrated(
     graph: Graph,
     model: onnx.ModelProto,
     feeds: Iterable[np.ndarray],
-    chosen: set[str],
+    nodes: set[str],
     cache_file: str | os.PathLike[str] | None,
     plan: Plan,
 ) -> tuple[Calibration, bool]:
@@ -70,14 +70,14 @@ def calibrated(
         method: {name: METHODS[plan.fixed.get(name, method)](histogram) for name, histogram in histograms.items()}
         for method in plan.methods
     }
-    costs, failures = _method_costs(graph, meter, chosen, limits, plan)
+    costs, failures = _method_costs(graph, meter, nodes, limits, plan)
     if not costs:
         raise RtdetrError(
             f"the quantized graph runs with the ranges of no method; it stops at {next(iter(failures.values()))}. Keep "
             f"layers in a higher precision ({plan.remedy})"
         )
     best = min(costs, key=costs.__getitem__)
-    kept = _too_dear(graph, meter, chosen, limits[best], costs[best], plan)
+    kept = _too_dear(graph, meter, nodes, limits[best], costs[best], plan)
     calibration = Calibration(sha, best, count, limits[best], costs, kept)
     if cache_file:
         write_cache(cache_file, calibration)
@@ -85,10 +85,10 @@ def calibrated(
 
 
 def _method_costs(
-    graph: Graph, meter: CostMeter, chosen: set[str], limits: Mapping[str, Mapping[str, float]], plan: Plan
+    graph: Graph, meter: CostMeter, nodes: set[str], limits: Mapping[str, Mapping[str, float]], plan: Plan
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Cost of the ranges of each method, or the failure; one graph is used for all, with scales as inputs."""
-    model = place(graph, chosen, next(iter(limits.values())), plan.half, plan.formats)
+    model = place(graph, nodes, next(iter(limits.values())), plan.half, plan.formats)
     made = {tensor.name for tensor in model.graph.initializer}
     scales = {
         (name, number_format): scale
@@ -99,9 +99,9 @@ def _method_costs(
     model.graph.input.extend(helper.make_tensor_value_info(scale, FLOAT, []) for scale in scales.values())
     session = open_session(model)
     costs, failures = {}, {}
-    for method, found in limits.items():
+    for method, ranges in limits.items():
         values = {
-            scale: scale_of(found[name], plan.half, number_format) for (name, number_format), scale in scales.items()
+            scale: scale_of(ranges[name], plan.half, number_format) for (name, number_format), scale in scales.items()
         }
         cost, failure = meter.attempt(session, values)
         if failure is None:
@@ -123,7 +123,7 @@ def _activations(graph: Graph) -> list[str]:
 def _too_dear(
     graph: Graph,
     meter: CostMeter,
-    chosen: Collection[str],
+    nodes: Collection[str],
     limits: Mapping[str, float],
     cost: float,
     plan: Plan,
@@ -137,17 +137,17 @@ def _too_dear(
     if cost <= TOLERATED_COST:
         return kept
     prices = []
-    for label, names in regions(graph, set(chosen)):
+    for label, names in regions(graph, set(nodes)):
         names = set(names) - plan.requested
         if names:
             prices.append((*attempt(names), label, names))
     prices.sort(key=lambda row: -row[0])
     for price, failure, label, names in prices:
-        if failure is None and (cost <= TOLERATED_COST or len(kept) + len(names) > len(chosen) / 2):
+        if failure is None and (cost <= TOLERATED_COST or len(kept) + len(names) > len(nodes) / 2):
             break
         reason = f"cost: quantizing {label} alone moves detections by {price:.1%}"
         if failure is not None:
             reason = f"does not run: quantizing {label} stops at {failure}"
         kept |= dict.fromkeys(names, reason)
-        cost, _ = attempt(set(chosen) - set(kept))
+        cost, _ = attempt(set(nodes) - set(kept))
     return kept

@@ -35,23 +35,23 @@ class CostMeter:
         """Mean over the images; FP16 parts of `model` are computed as on a GPU."""
         return self.measure(open_session(emulate_half(model)))
 
-    def measure(self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None) -> float:
-        """The cost of an opened graph; `others` are values of additional inputs."""
-        pairs = zip(self.reference, self._run(session, others or {}), strict=True)
+    def measure(self, session: InferenceSession, inputs: Mapping[str, np.ndarray] | None = None) -> float:
+        """The cost of an opened graph; `inputs` are values of additional inputs."""
+        pairs = zip(self.reference, self._run(session, inputs or {}), strict=True)
         return float(np.mean([output_difference(before, after) for before, after in pairs]))
 
     def attempt(
-        self, session: InferenceSession, others: Mapping[str, np.ndarray] | None = None
+        self, session: InferenceSession, inputs: Mapping[str, np.ndarray] | None = None
     ) -> tuple[float, str | None]:
         """`measure`, or an infinite cost and the failure if the graph does not run in this precision."""
         try:
-            return self.measure(session, others), None
+            return self.measure(session, inputs), None
         except RunFailed as failed:
             return math.inf, str(failed)
 
-    def _run(self, session: InferenceSession, others: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    def _run(self, session: InferenceSession, inputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [
-            dict(zip(self.names, run_session(session, self.names, {self.input: image, **others}), strict=True))
+            dict(zip(self.names, run_session(session, self.names, {self.input: image, **inputs}), strict=True))
             for image in self.images
         ]
 

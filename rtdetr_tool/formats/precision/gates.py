@@ -73,11 +73,11 @@ class GatedGraph:
             self._choose(name, self._rounded[name, group], group)
         return self._rounded[name, group]
 
-    def _choose(self, exact: str, chosen: str, group: int) -> None:
-        short, rounded = f"{chosen}/half", f"{chosen}/rounded"
+    def _choose(self, exact: str, output: str, group: int) -> None:
+        short, rounded = f"{output}/half", f"{output}/rounded"
         self._nodes.append(helper.make_node("Cast", [exact], [short], to=HALF))
         self._nodes.append(helper.make_node("Cast", [short], [rounded], to=FLOAT))
-        self._nodes.append(helper.make_node("Where", [_gate(group), rounded, exact], [chosen]))
+        self._nodes.append(helper.make_node("Where", [_gate(group), rounded, exact], [output]))
 
 
 def _gate(index: int) -> str:

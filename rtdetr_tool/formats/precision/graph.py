@@ -171,15 +171,15 @@ def is_bias_add(graph: Graph, node: NodeProto) -> bool:
 
 def backwards(graph: Graph, tensors: Iterable[str], stop: Callable[[NodeProto], bool]) -> list[NodeProto]:
     """Upstream nodes of some tensors with float outputs, up to and without those for which `stop` is true."""
-    found: dict[str, NodeProto] = {}
+    visited: dict[str, NodeProto] = {}
     stack = [name for name in tensors if name]
     while stack:
         node = graph.producer.get(stack.pop())
-        if node is None or node.name in found or not any(graph.is_float(name) for name in node.output) or stop(node):
+        if node is None or node.name in visited or not any(graph.is_float(name) for name in node.output) or stop(node):
             continue
-        found[node.name] = node
+        visited[node.name] = node
         stack.extend(name for name in node.input if graph.is_float(name))
-    return list(found.values())
+    return list(visited.values())
 
 
 def at_opset(model: onnx.ModelProto, needed: int, what: str) -> tuple[Graph, list[str]]:

@@ -55,8 +55,8 @@ def index_nodes(graph: Graph, stop: Stop) -> list[NodeProto]:
         for reader in graph.targets(node)
         if reader.op_type not in HEAVY and not stop(reader)
     ]
-    found = computing | {node.name: node for node in (*deciding, *readers)}
-    return [node for node in graph.nodes if node.name in found]
+    nodes = computing | {node.name: node for node in (*deciding, *readers)}
+    return [node for node in graph.nodes if node.name in nodes]
 
 
 def decides(graph: Graph, node: NodeProto) -> bool:
@@ -94,15 +94,15 @@ def _comes_from_floats(graph: Graph, index: str) -> bool:
 
 def _whole_numbers(graph: Graph) -> dict[str, NodeProto]:
     """Nodes with floating-point outputs that are whole numbers by construction, by name."""
-    found: dict[str, NodeProto] = {}
+    whole: dict[str, NodeProto] = {}
     tensors: set[str] = set()
     for node in graph.nodes:
         if not any(graph.is_float(name) for name in node.output):
             continue
         if _makes_whole(graph, node, tensors):
-            found[node.name] = node
+            whole[node.name] = node
             tensors |= {name for name in node.output if graph.is_float(name)}
-    return found
+    return whole
 
 
 def _makes_whole(graph: Graph, node: NodeProto, tensors: Collection[str]) -> bool:

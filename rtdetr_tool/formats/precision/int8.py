@@ -47,13 +47,13 @@ def to_int8(
     rules = rules or LayerRules()
     rows = judge(graph) if audit is None else audit.nodes
     reasons, risks = apply_rules(graph, rows, rules)
-    chosen, spared = _choose(graph, rules, reasons)
-    requested = {name for name in chosen if _requested(rules, graph, name)}
+    nodes, spared = _choose(graph, rules, reasons)
+    requested = {name for name in nodes if _requested(rules, graph, name)}
     plan = Plan(half, requested=frozenset(requested))
-    calibration, reused = calibrated(graph, model, feeds, chosen, cache_file, plan)
-    spared |= {name: why for name, why in calibration.kept.items() if name in chosen}
-    chosen -= set(spared)
-    quantized = Graph(place(graph, chosen, calibration.ranges, half))
+    calibration, reused = calibrated(graph, model, feeds, nodes, cache_file, plan)
+    spared |= {name: why for name, why in calibration.kept.items() if name in nodes}
+    nodes -= set(spared)
+    quantized = Graph(place(graph, nodes, calibration.ranges, half))
     halves = half_nodes(quantized, reasons) if half else set()
     written = write_half(quantized, halves)
     kept = kept_nodes(graph, rows, halves, reasons) if half else []
@@ -65,7 +65,7 @@ def to_int8(
     account = {"method": calibration.method, "pictures": calibration.pictures, "costs": calibration.costs}
     account |= {"reused_cache": reused}
     return PrecisionGraph(
-        written.model, kept, len(halves & set(rows) - chosen), written.casts, len(chosen), notes + risks, account
+        written.model, kept, len(halves & set(rows) - nodes), written.casts, len(nodes), notes + risks, account
     )
 
 
@@ -77,7 +77,7 @@ def _requested(rules: LayerRules, graph: Graph, name: str) -> bool:
 
 def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tuple[set[str], dict[str, str]]:
     """The nodes to quantize, and the reasons for those that are excluded."""
-    chosen, spared = set(), {}
+    nodes, spared = set(), {}
     for name, target in quantizable(graph).items():
         rule = rules.match(name, target.node.op_type)
         if rule is not None and rule.precision == "fp16":
@@ -85,14 +85,14 @@ def _choose(graph: Graph, rules: LayerRules, reasons: Mapping[str, str]) -> tupl
         elif name in reasons:
             spared[name] = reasons[name]
         else:
-            chosen.add(name)
+            nodes.add(name)
     for rule in rules.rules:
-        wanted = [n for n in graph.nodes if rule.precision == "int8" and rules.match(n.name, n.op_type) is rule]
-        if wanted and not chosen & {node.name for node in wanted}:
+        matching = [n for n in graph.nodes if rule.precision == "int8" and rules.match(n.name, n.op_type) is rule]
+        if matching and not nodes & {node.name for node in matching}:
             raise UserError(
                 f"gen_trt_engine.tensorrt.layers_precision: '{rule}' matches no layer that can run in INT8; "
                 "expected convolutions or products with a constant matrix"
             )
-    if not chosen:
+    if not nodes:
         raise UserError("INT8: this graph has no convolution or linear layer with constant weights to quantize")
-    return chosen, spared
+    return nodes, spared

@@ -63,10 +63,10 @@ def run_session(
 
 def failed_node(error: Exception) -> str:
     """Operator, node and reason from onnxruntime's error, without the source location."""
-    found = re.search(r"running (\S+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
-    if found is None:
+    match = re.search(r"running (\S+) node\. Name:'([^']*)' Status Message: (.*)", str(error), re.DOTALL)
+    if match is None:
         return first_line(error)
-    operator, node, reason = found.groups()
+    operator, node, reason = match.groups()
     if explained := explain_memory(error):
         return f"{operator} node {node or '(without a name)'}: {explained}"
     reason = re.sub(r"\S*onnxruntime\S*/\S+:\d+ .*?\) (\[with .*?\] )?(?=\S)", "", reason.strip().splitlines()[0])

@@ -35,13 +35,13 @@ def to_quantized(
     what = " and ".join(sorted(row.name.split("_")[0].upper() for row in used))
     graph, notes = at_opset(model, max(row.opset for row in used), f"{what} per channel")
     plan = replace(plan, half=False, formats=formats)
-    chosen = set(formats)
+    nodes = set(formats)
     if any(node.activations for node in formats.values()):
-        calibration, _ = calibrated(graph, model, feeds, chosen, None, plan)
+        calibration, _ = calibrated(graph, model, feeds, nodes, None, plan)
     else:
         calibration = Calibration(graph_hash(model), "weights only", 0, {})
     kept = [KeptNode(name, graph.by_name[name].op_type, "fp32", why) for name, why in calibration.kept.items()]
-    chosen -= set(calibration.kept)
-    written = place(graph, chosen, calibration.ranges, False, formats)
+    nodes -= set(calibration.kept)
+    written = place(graph, nodes, calibration.ranges, False, formats)
     account = {"method": calibration.method, "images": calibration.pictures, "costs": calibration.costs}
-    return PrecisionGraph(written, kept, 0, 0, len(chosen), notes, account)
+    return PrecisionGraph(written, kept, 0, 0, len(nodes), notes, account)

@@ -31,12 +31,12 @@ class Quantizable:
 
 def quantizable(graph: Graph) -> dict[str, Quantizable]:
     """Convolutions and products with a constant matrix, by node name."""
-    found = {}
+    targets = {}
     for node in graph.nodes:
         axis = _channel_axis(graph, node)
         if axis is not None and graph.is_float(node.input[0]) and node.input[0] not in graph.initializers:
-            found[node.name] = Quantizable(node, node.input[0], node.input[1], axis)
-    return found
+            targets[node.name] = Quantizable(node, node.input[0], node.input[1], axis)
+    return targets
 
 
 def _channel_axis(graph: Graph, node: NodeProto) -> int | None:
@@ -56,10 +56,10 @@ def _attribute(node: NodeProto, name: str) -> int:
     return next((a.i for a in node.attribute if a.name == name), 0)
 
 
-def residual_inputs(graph: Graph, chosen: Collection[str]) -> dict[str, int]:
+def residual_inputs(graph: Graph, quantized: Collection[str]) -> dict[str, int]:
     """Additions that TensorRT fuses into a quantized convolution before them: node name -> slot of the other input."""
     order = {node.name: place for place, node in enumerate(graph.nodes)}
-    found = {}
+    inputs = {}
     for node in graph.nodes:
         if node.op_type != "Add" or any(name in graph.initializers for name in node.input):
             continue
@@ -68,39 +68,39 @@ def residual_inputs(graph: Graph, chosen: Collection[str]) -> dict[str, int]:
             for slot, name in enumerate(node.input)
             if (maker := graph.producer.get(name)) is not None
             and maker.op_type == "Conv"
-            and maker.name in chosen
+            and maker.name in quantized
             and len(graph.readers[name]) == 1
         ]
         if convolutions:
-            found[node.name] = 1 - max(convolutions)[1]
-    return found
+            inputs[node.name] = 1 - max(convolutions)[1]
+    return inputs
 
 
 def place(
     graph: Graph,
-    chosen: Collection[str],
+    quantized: Collection[str],
     limits: Mapping[str, float],
     half: bool = False,
     formats: Mapping[str, NodeFormats] | None = None,
 ) -> onnx.ModelProto:
-    """The model with Q/DQ nodes around the nodes `chosen`; `limits` are magnitudes covered per activation.
+    """The model with Q/DQ nodes around the nodes in `quantized`; `limits` are magnitudes covered per activation.
 
     With `half`, scales are rounded to values that are exact in FP16. Nodes without `formats` are INT8.
     """
     writer = _Writer(graph, limits, half)
     candidates = quantizable(graph)
     formats = formats or {}
-    whole = {name for name in chosen if formats.get(name, INT8_NODE).activations is INT8}
+    whole = {name for name in quantized if formats.get(name, INT8_NODE).activations is INT8}
     residual = {k: slot for k, slot in residual_inputs(graph, whole).items() if graph.by_name[k].input[slot] in limits}
     nodes: list[NodeProto] = []
     for original in graph.nodes:
         node = NodeProto()
         node.CopyFrom(original)
-        if node.name in chosen:
-            target, own = candidates[node.name], formats.get(node.name, INT8_NODE)
-            if own.activations is not None:
-                node.input[0] = writer.activation(target.activation, own.activations)
-            node.input[1] = writer.weight(target.weight, target.axis, own.weights)
+        if node.name in quantized:
+            target, node_formats = candidates[node.name], formats.get(node.name, INT8_NODE)
+            if node_formats.activations is not None:
+                node.input[0] = writer.activation(target.activation, node_formats.activations)
+            node.input[1] = writer.weight(target.weight, target.axis, node_formats.weights)
         elif node.name in residual:
             slot = residual[node.name]
             node.input[slot] = writer.activation(node.input[slot], INT8)
@@ -163,8 +163,8 @@ class _Writer:
         if key not in self.made:
             values = self.graph.constant(name)
             assert values is not None  # `quantizable` nodes have constant weights
-            others = tuple(i for i in range(values.ndim) if i != axis)
-            scales = scale_of(np.abs(values).max(others), self.half, number_format)
+            other_axes = tuple(i for i in range(values.ndim) if i != axis)
+            scales = scale_of(np.abs(values).max(other_axes), self.half, number_format)
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]
             stem = name if name not in self.replaced else f"{name}/{axis}/{number_format.name}"
             inputs = [

@@ -58,28 +58,28 @@ def by_squared_error(histogram: Histogram) -> float:
     """The range with the smallest mean squared error of rounding and clipping."""
     width = histogram.limit / BINS
     centers, weights = (np.arange(BINS) + 0.5) * width, histogram.counts.astype(np.float64)
-    best, found = np.inf, histogram.max_abs
+    best, best_limit = np.inf, histogram.max_abs
     for limit in histogram.max_abs * np.linspace(0.05, 1.0, 96):
         step = limit / LEVELS
         rounded = np.minimum(np.rint(centers / step), LEVELS) * step
         error = float((weights * (centers - rounded) ** 2).sum())
         if error < best:
-            best, found = error, float(limit)
-    return found
+            best, best_limit = error, float(limit)
+    return best_limit
 
 
 def by_entropy(histogram: Histogram) -> float:
     """The range whose quantized distribution keeps most information (Kullback-Leibler divergence)."""
     counts = histogram.counts.astype(np.float64)
     counts[0] = counts[1]  # exact zeros do not matter for the range
-    best, found = np.inf, BINS
+    best, best_bins = np.inf, BINS
     for bins in range(LEVELS + 1, BINS + 1, 8):
         original = counts[:bins].copy()
         original[-1] += counts[bins:].sum()
         divergence = _divergence(original, counts[:bins])
         if divergence < best:
-            best, found = divergence, bins
-    return min(histogram.max_abs, histogram.limit * found / BINS)
+            best, best_bins = divergence, bins
+    return min(histogram.max_abs, histogram.limit * best_bins / BINS)
 
 
 def _divergence(original: np.ndarray, inside: np.ndarray) -> float:
@@ -106,15 +106,15 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 
 
 def collect(
-    model: onnx.ModelProto, tensors: Iterable[str], feeds: Iterable[np.ndarray], first: list[np.ndarray], wanted: int
+    model: onnx.ModelProto, tensors: Iterable[str], feeds: Iterable[np.ndarray], first: list[np.ndarray], num_first: int
 ) -> tuple[dict[str, Histogram], int]:
-    """A histogram per tensor, and the number of images; the first `wanted` images are added to `first`."""
+    """A histogram per tensor, and the number of images; the first `num_first` images are added to `first`."""
     names = list(tensors)
     observer = Observer(model, [name for name in names if name != _input(model)])
     histograms = {name: Histogram() for name in names}
     count = 0
     for image in rebatched(feeds, model):
-        if len(first) < wanted:
+        if len(first) < num_first:
             first.append(image)
         count += len(image)
         if observer.input in histograms:

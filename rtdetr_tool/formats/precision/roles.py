@@ -38,12 +38,12 @@ _WEIGHTED_SUM = frozenset({
 
 def find_roles(graph: Graph) -> dict[str, str]:
     """Role of each node that has one, by node name. A node with several roles has the first of `ROLES`."""
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     searches = (_coordinates, _sampling, _selection, _indices, _norms, _softmaxes, _positions)
     for role, search in zip(ROLES, searches, strict=True):
         for node in search(graph):
-            found.setdefault(node.name, role)
-    return found
+            roles.setdefault(node.name, role)
+    return roles
 
 
 def _coordinates(graph: Graph) -> list[NodeProto]:
@@ -55,21 +55,21 @@ def _coordinates(graph: Graph) -> list[NodeProto]:
 
 def _sampling(graph: Graph) -> list[NodeProto]:
     samplers = [node for node in graph.nodes if node.op_type == "GridSample"] + gathers_by_position(graph)
-    found, stack = {node.name: node for node in samplers}, list(samplers)
+    reached, stack = {node.name: node for node in samplers}, list(samplers)
     while stack:
         for target in graph.targets(stack.pop()):
-            if target.op_type in _WEIGHTED_SUM and target.name not in found:
-                found[target.name] = target
+            if target.op_type in _WEIGHTED_SUM and target.name not in reached:
+                reached[target.name] = target
                 stack.append(target)
-    return list(found.values())
+    return list(reached.values())
 
 
 def _selection(graph: Graph) -> list[NodeProto]:
     scores = [node.input[0] for node in graph.nodes if node.op_type == "TopK"]
-    found = backwards(graph, scores, lambda node: node.op_type in HEAVY or _ends_elsewhere(node))
-    makers = [maker for node in found for maker in graph.sources(node)]
+    nodes = backwards(graph, scores, lambda node: node.op_type in HEAVY or _ends_elsewhere(node))
+    makers = [maker for node in nodes for maker in graph.sources(node)]
     makers += [graph.producer[name] for name in scores if name in graph.producer]
-    return found + [maker for maker in makers if maker.op_type in HEAVY]
+    return nodes + [maker for maker in makers if maker.op_type in HEAVY]
 
 
 def _indices(graph: Graph) -> list[NodeProto]:
@@ -78,13 +78,13 @@ def _indices(graph: Graph) -> list[NodeProto]:
 
 def _norms(graph: Graph) -> list[NodeProto]:
     """Single operators, and the nodes around each square root of a mean: statistics before, division, scale after."""
-    found = [node for node in graph.nodes if node.op_type in NORMS]
+    nodes = [node for node in graph.nodes if node.op_type in NORMS]
     for root in (node for node in graph.nodes if node.op_type in ("Sqrt", "ReduceL2")):
         before = backwards(graph, list(root.input), lambda node: node.op_type not in _STATISTICS)
         if root.op_type == "Sqrt" and not any(n.op_type.startswith("Reduce") for n in before):
             continue
-        found += [root, *before, *(n for n in graph.targets(root) if n.op_type in ("Div", "Reciprocal", "Mul"))]
-    return found
+        nodes += [root, *before, *(n for n in graph.targets(root) if n.op_type in ("Div", "Reciprocal", "Mul"))]
+    return nodes
 
 
 def _softmaxes(graph: Graph) -> list[NodeProto]:

@@ -30,13 +30,13 @@ class LayerRules:
 
     def match(self, name: str, op_type: str = "") -> LayerRule | None:
         """The rule for a node; a pattern matches node names, or is an operator such as Softmax."""
-        others = None
+        fallback = None
         for rule in reversed(self.rules):
             if rule.pattern == OTHERS:
-                others = others or rule
+                fallback = fallback or rule
             elif fnmatchcase(name, rule.pattern) or rule.pattern == op_type:
                 return rule
-        return others
+        return fallback
 
     def check(self, nodes: Iterable[tuple[str, str]]) -> None:
         """Raise UserError for patterns that match none of the nodes (name, operator)."""

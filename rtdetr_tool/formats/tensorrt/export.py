@@ -145,15 +145,15 @@ def choose_targets(loaded: LoadedLibrary, names: Sequence[str], gpu: bool) -> tu
                 f"that the engine is for. {loaded.name} supports {allowed}"
             )
         return ()
-    wanted = tuple(dict.fromkeys(name.strip().upper() for name in names))
-    wrong = [name for name in wanted if name not in (*known, AMPERE_PLUS)]
+    targets = tuple(dict.fromkeys(name.strip().upper() for name in names))
+    wrong = [name for name in targets if name not in (*known, AMPERE_PLUS)]
     if wrong:
         raise UserError(
             f"gen_trt_engine.compute_capability: {', '.join(wrong)} is invalid; {loaded.name} supports {allowed}"
         )
-    if AMPERE_PLUS in wanted and len(wanted) > 1:
-        raise UserError(f"gen_trt_engine.compute_capability: {AMPERE_PLUS} and {', '.join(wanted)} cannot both be set")
-    return wanted
+    if AMPERE_PLUS in targets and len(targets) > 1:
+        raise UserError(f"gen_trt_engine.compute_capability: {AMPERE_PLUS} and {', '.join(targets)} cannot both be set")
+    return targets
 
 
 def _make_stop(trt: Any) -> Any:

@@ -155,5 +155,5 @@ def _neighbours(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" The folder {folder} does not exist either."
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".engine", ".plan", ".trt"))
-    return f" {folder} contains {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}." if found else ""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".engine", ".plan", ".trt"))
+    return f" {folder} contains {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}." if names else ""

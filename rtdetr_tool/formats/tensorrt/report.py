@@ -68,9 +68,9 @@ def layers_of_engine(loaded: LoadedLibrary, plan: bytes, messages: Messages) -> 
     engine = made(runtime.deserialize_cuda_engine(plan), "loading the engine that was just built", messages)
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(loaded.module.LayerInformationFormat.JSON)
-    found = json.loads(text or "{}").get("Layers") or []
+    layers = json.loads(text or "{}").get("Layers") or []
     types = Counter(
-        str(layer.get("LayerType", "layer")).lower() if isinstance(layer, Mapping) else "layer" for layer in found
+        str(layer.get("LayerType", "layer")).lower() if isinstance(layer, Mapping) else "layer" for layer in layers
     )
     return _layers_report(types, "engine")
 

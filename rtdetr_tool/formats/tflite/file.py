@@ -118,7 +118,7 @@ def _metadata(file: IO[bytes]) -> dict[str, Any]:
     """The metadata; empty if they are corrupted or too long, because the model may still work."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(METADATA) as content:
-            found = parse_json(content.read(LARGEST_METADATA))
+            metadata = parse_json(content.read(LARGEST_METADATA))
     except (KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}

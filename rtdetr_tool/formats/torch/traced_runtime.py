@@ -69,17 +69,17 @@ class TracedRuntime(TorchRuntime):
             return self._plain(images)
         whole = len(images) // self.batch * self.batch
         with self._computing():
-            found = [Predictions(*self.graph(part)) for part in images[:whole].split(self.batch) if len(part)]
+            predictions = [Predictions(*self.graph(part)) for part in images[:whole].split(self.batch) if len(part)]
         if whole < len(images):
-            found.append(self._plain(images[whole:]))
-        logits, boxes = (torch.cat([getattr(each, name) for each in found]) for name in ("logits", "boxes"))
+            predictions.append(self._plain(images[whole:]))
+        logits, boxes = (torch.cat([getattr(each, name) for each in predictions]) for name in ("logits", "boxes"))
         return Predictions(logits.float(), boxes.float())
 
     @torch.inference_mode()
     def _plain(self, images: Tensor) -> Predictions:
         with self._computing():
-            found = self.detector(images)
-        return Predictions(found.logits.float(), found.boxes.float())
+            predictions = self.detector(images)
+        return Predictions(predictions.logits.float(), predictions.boxes.float())
 
 
 class _Outputs(nn.Module):
@@ -90,8 +90,8 @@ class _Outputs(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.detector(images)
-        return found.logits, found.boxes
+        predictions = self.detector(images)
+        return predictions.logits, predictions.boxes
 
 
 def _traced(detector: nn.Module, example: Tensor) -> torch.jit.ScriptModule:

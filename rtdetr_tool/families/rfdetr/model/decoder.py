@@ -108,11 +108,11 @@ class RFDETRDecoder(QuerySelection):
 
     def resize_weights(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """The tensors without extra groups, and without extra queries in each group."""
-        found = count_groups(weights, f"{prefix}enc_output.")
+        groups_in_file = count_groups(weights, f"{prefix}enc_output.")
         kept = {name: t for name, t in weights.items() if _group_of(name, prefix) < self.groups}
         for name in (f"{prefix}refpoint_embed.weight", f"{prefix}query_feat.weight"):
-            if found and name in kept and len(kept[name]) % found == 0:
-                table = kept[name].unflatten(0, (found, -1))
+            if groups_in_file and name in kept and len(kept[name]) % groups_in_file == 0:
+                table = kept[name].unflatten(0, (groups_in_file, -1))
                 kept[name] = table[: self.groups, : self.num_queries].flatten(0, 1)
         return kept
 

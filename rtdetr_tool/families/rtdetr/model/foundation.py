@@ -57,15 +57,15 @@ class FoundationRTDETR(RTDETR):
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
         """As `RTDETR.forward`."""
-        found: RadioOutput = self.frozen_radio(images)
-        predictions: Predictions = self.decoder(self._maps(images, found), targets, found.summary)
+        radio: RadioOutput = self.frozen_radio(images)
+        predictions: Predictions = self.decoder(self._maps(images, radio), targets, radio.summary)
         return predictions
 
     def features(self, images: Tensor) -> list[Tensor]:
         return self._maps(images, self.frozen_radio(images))
 
-    def _maps(self, images: Tensor, found: RadioOutput) -> list[Tensor]:
-        fused: EncoderOutput = self.encoder([*self.backbone(images), found.spatial])
+    def _maps(self, images: Tensor, radio: RadioOutput) -> list[Tensor]:
+        fused: EncoderOutput = self.encoder([*self.backbone(images), radio.spatial])
         return fused.maps
 
     def load_frozen(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
