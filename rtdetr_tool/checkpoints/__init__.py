@@ -10,8 +10,9 @@ In: a path or a published name. Out: a `DetectorFile`, weights by our names with
     loading, class_rows              copying weights into a module, class rows by name, with a report
     published, download              weights by their public name
     backbone_names, timm_weights, dinov2, renames   tensor names of backbones
+    transformers_names, transformers_files, transformers_metadata, official_names   formats that several families share
 
 Our file is a Lightning checkpoint plus `tao_model: "rtdetr"` and `rtdetr_tool: {version, spec, classes, weights,
-metrics}`; its `state_dict` has TAO's prefix `model.model.`. Nothing that a file claims is used before it is checked:
+metrics}`; its `state_dict` has TAO's prefix `model.model.`. Nothing in a file is used before it is checked:
 its paths are removed and its sizes compared with its tensors. May import `spec` and the layers below.
 """

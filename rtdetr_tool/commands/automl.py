@@ -13,8 +13,8 @@ from rtdetr_tool.log import console
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.run import spec_text
 from rtdetr_tool.reports.search import search_page
-from rtdetr_tool.search.loop import Search, check_outcome
-from rtdetr_tool.search.results import SearchResults, best_spec_text, value_text
+from rtdetr_tool.search.loop import Search
+from rtdetr_tool.search.results import SearchResults, best_spec_text, check_outcome, value_text
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.metric_names import best_score_name
 from rtdetr_tool.spec.required import results_folder

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from rtdetr_tool.data.faults import check_readable, kind_of, machine_error, retried
 from rtdetr_tool.data.image_formats import FORMATS
 from rtdetr_tool.data.library_messages import keep_off_the_terminal
+from rtdetr_tool.data.pixels import rgb_pixels
 from rtdetr_tool.errors import DataError, MachineError, MissingData
 from rtdetr_tool.files import open_regular
 
@@ -40,8 +40,6 @@ _ROTATIONS: dict[int, Callable[[Tensor], Tensor]] = {
 # A file with more pixels (width x height) is refused before it is decoded. Phones take images of up to 108 million
 # pixels, and decoders need less than 2 GB for this many.
 MAX_PIXELS = 120_000_000
-
-_STRIP_PIXELS = 1 << 24  # converted at a time, so that large images are not copied as a whole
 
 
 class SizeMismatch(DataError):
@@ -100,7 +98,7 @@ def decode_pil_image(image: Image.Image) -> Tensor:
         if (kind := kind_of(error)) is not None:
             raise machine_error(kind, f"The image {name!r}", error) from error
         raise DataError(f"Cannot read the image {name!r}: {error}. Pass an open PIL image or a path.") from error
-    return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
+    return torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -121,7 +119,7 @@ def image_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
 
 
 def _upright(file: Image.Image, orientation: int) -> Tensor:
-    pixels = torch.from_numpy(_rgb_pixels(file))
+    pixels = torch.from_numpy(rgb_pixels(file))
     return _ROTATIONS[orientation](pixels).contiguous().permute(2, 0, 1)
 
 
@@ -181,65 +179,6 @@ def _orientation(file: Image.Image) -> int:
             raise
         return 1
     return orientation if orientation in _ROTATIONS else 1
-
-
-def _rgb_pixels(file: Image.Image) -> np.ndarray:
-    """Pixels of a loaded image as uint8 [H, W, 3], converted in strips."""
-    width, height = file.size
-    convert = _to_rgb(file)
-    rows = max(1, _STRIP_PIXELS // width)
-    if rows >= height:
-        return np.array(convert(file))  # copied, because torch needs writable memory
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        pixels[top:bottom] = np.asarray(convert(file.crop((0, top, width, bottom))))
-    return pixels
-
-
-def _to_rgb(file: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """A function that converts this image, or any part of it, to RGB."""
-    mode = file.mode
-    if mode == "RGB":
-        return lambda part: part
-    if mode.startswith("I") or mode == "F":
-        low, high = _gray_range(file)
-        return lambda part: Image.fromarray(_to_8_bit(np.asarray(part), low, high)).convert("RGB")
-    if mode == "P":
-        return lambda part: part.convert("RGBA").convert("RGB")
-    if mode in ("RGBa", "La"):  # premultiplied alpha
-        return lambda part: part.convert("RGBA" if mode == "RGBa" else "LA").convert("RGB")
-    if mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-
-        def from_lab(part: Image.Image) -> Image.Image:
-            converted = ImageCms.profileToProfile(part, lab, srgb, outputMode="RGB")
-            assert converted is not None  # None only if it works in place
-            return converted
-
-        return from_lab
-    return lambda part: part.convert("RGB")
-
-
-def _gray_range(file: Image.Image) -> tuple[float, float]:
-    """The gray values with more than 8 bits that map to 0 and 255.
-
-    Integers are treated as 16-bit, or scaled by their maximum if it is larger. Floats are treated as 0..1 if they are
-    in that range, else as 0..255, else scaled by the range of their finite values.
-    """
-    values = np.asarray(file)
-    if file.mode != "F":
-        return 0.0, float(max(65535, int(values.max())))
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    return (low, high) if low < 0 or high > 255 else (0.0, 1.0 if high <= 1 else 255.0)
-
-
-def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map gray values from `low`..`high` to 0..255; non-finite values become black."""
-    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low).clip(low, high)
-    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return np.rint(scaled).astype(np.uint8)
 
 
 def _reason(path: str | os.PathLike[str], content: bytes | None, error: Exception) -> str:

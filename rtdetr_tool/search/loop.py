@@ -1,4 +1,4 @@
-"""The search itself: choose trials, run them in this process or in several, record results, resume what was killed."""
+"""The search itself: choose trials, run them in this process or in several, resume what was killed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_tool.errors import MachineError, Preempted, SpecError, UserError
+from rtdetr_tool.errors import Preempted, SpecError
 from rtdetr_tool.files import make_folder_below, write_atomically
-from rtdetr_tool.messages import first_line, first_of
-from rtdetr_tool.redaction import mask_secrets
+from rtdetr_tool.search.record import PRUNED, SURPLUS, StudyRecord, database_errors
 from rtdetr_tool.search.results import SearchResults, value_text
 from rtdetr_tool.search.study import (
     grid,
@@ -40,12 +38,12 @@ from rtdetr_tool.spec.search_space import search_space
 from rtdetr_tool.status import current_status
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import Trial
 
 logger = logging.getLogger(__name__)
 
 _IDENTITY = ".search_id"  # a file: which trials of a shared database belong to this results folder
-OWNER, FOLDER, REASON, STARTS, PRUNED, SURPLUS = "owner", "folder", "reason", "starts", "pruned", "surplus"
+OWNER, FOLDER, STARTS = "owner", "folder", "starts"  # attributes of trials, as those of `record`
 _MOST_STARTS = 3  # of a trial that is killed before its next validation
 
 
@@ -67,6 +65,7 @@ class Search:
         for name, reason in space.skipped.items():
             logger.info("Not searching %s: %s; name it in automl.parameters to search it", name, reason)
         self.study = open_study(self.section, folder, loaded.spec, self.parameters)
+        self.record = StudyRecord(self.study, self.section, self.parameters, folder)
         train = loaded.spec.train
         self.study.pruner = pruner_for(self.section, train.num_epochs // train.validation_interval)
         self.limit = self.section.trials
@@ -84,7 +83,7 @@ class Search:
     def run(self) -> None:
         """Run trials until there are as many as requested. Preempted, KeyboardInterrupt: the search can be resumed."""
         count, gpus = self._workers()
-        with self._database_errors():
+        with database_errors():
             if count == 1:
                 while (job := self._next(None)) is not None:
                     self._run_here(job)
@@ -92,9 +91,8 @@ class Search:
                 self._run_in_processes(count, gpus)
 
     def results(self) -> SearchResults:
-        with self._database_errors():
-            trials = [trial for trial in self.study.get_trials() if not trial.user_attrs.get(SURPLUS)]
-            return SearchResults.of(self.study, trials, self.parameters, self.section)
+        with database_errors():
+            return self.record.results()
 
     def _workers(self) -> tuple[int, int]:
         """How many trials run at the same time, and the number of GPUs that they share."""
@@ -110,15 +108,7 @@ class Search:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         left = [trial.number for trial in running if trial.user_attrs.get(OWNER, self.identity) == self.identity]
         shared = self.section.storage is not None
-        return [n for n in left if not shared or self._frozen(n).user_attrs.get(OWNER) == self.identity]
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
-
-    def _trial(self, number: int) -> Trial:
-        from optuna.trial import Trial
-
-        return Trial(self.study, self._frozen(number)._trial_id)
+        return [n for n in left if not shared or self.record.frozen(n).user_attrs.get(OWNER) == self.identity]
 
     def _next(self, gpu: int | None) -> Job | None:
         """The next trial to run: one that was left behind, or a new one; None if there are enough."""
@@ -126,7 +116,7 @@ class Search:
             if self._left:
                 number = self._left.pop(0)
                 self.study.sampler = sampler_for(self.section, self.parameters, number)
-                trial = self._trial(number)
+                trial = self.record.trial(number)
                 logger.info("Resuming trial %d", number)
             else:
                 number = len(self.study.get_trials(deepcopy=False))
@@ -139,7 +129,7 @@ class Search:
                 trial.set_user_attr(OWNER, self.identity)
                 if trial.number >= self.limit:  # another machine was faster
                     trial.set_user_attr(SURPLUS, True)
-                    self._tell_failure(trial, "the search already has automl.trials trials")
+                    self.record.fail(trial, "the search already has automl.trials trials")
                     return None
             job = self._prepare(trial, gpu)
             if job is not None:
@@ -156,33 +146,33 @@ class Search:
         message = f"Trial {trial.number} ({trial.number + 1} of {self.limit}): {shown}"
         logger.info(message)
         current_status().running(message)
-        frozen = self._frozen(trial.number)
+        frozen = self.record.frozen(trial.number)
         if frozen.user_attrs.get(PRUNED):
-            self._finish(trial, Outcome(pruned=True))
+            self.record.finish(trial, Outcome(pruned=True))
             return None
         count, validations = frozen.user_attrs.get(STARTS, (0, 0))
         count = count + 1 if len(frozen.intermediate_values) == validations else 1
         if count > _MOST_STARTS:
-            self._finish(trial, Outcome(reason=f"its process was killed {_MOST_STARTS} times without progress"))
+            self.record.finish(trial, Outcome(reason=f"its process was killed {_MOST_STARTS} times without progress"))
             return None
         trial.set_user_attr(STARTS, [count, len(frozen.intermediate_values)])
         overrides = values if gpu is None else {**values, "train.gpu_ids": [gpu]}
         try:
             spec = trial_spec(self.loaded, overrides, folder)
         except SpecError as error:
-            self._finish(trial, Outcome(reason="; ".join(error.problems)))
+            self.record.finish(trial, Outcome(reason="; ".join(error.problems)))
             return None
         make_folder_below(self.folder, folder)
         return Job(trial.number, spec, self.section.latency_runtime if self.section.has_latency else None)
 
     def _run_here(self, job: Job) -> None:
-        trial = self._trial(job.number)
+        trial = self.record.trial(job.number)
         try:
-            outcome = run_trial(job, self.session, lambda *score: self._report(trial, Score(*score)))
+            outcome = run_trial(job, self.session, lambda *score: self.record.report(trial, Score(*score)))
         except Preempted:
             trial.set_user_attr(STARTS, [0, 0])
             raise
-        self._finish(trial, outcome)
+        self.record.finish(trial, outcome)
 
     def _run_in_processes(self, count: int, gpus: int) -> None:
         threads = None if gpus else max(1, len(os.sched_getaffinity(0)) // count)
@@ -206,85 +196,17 @@ class Search:
         """Handle a message of a process; False if the process has ended."""
         job = worker.job
         assert job is not None
-        message, trial = worker.receive(), self._trial(job.number)
+        message, trial = worker.receive(), self.record.trial(job.number)
         if isinstance(message, Score):
             with contextlib.suppress(OSError):  # the process has ended: reported as its next message
-                worker.connection.send(self._report(trial, message))
+                worker.connection.send(self.record.report(trial, message))
             return True
         worker.job = None
         if isinstance(message, Stopped):
             raise SearchStopped(message.reason)
         if isinstance(message, Outcome):
-            self._finish(trial, message)
+            self.record.finish(trial, message)
             return True
         logger.warning("The process of trial %d %s; the trial is started again", job.number, worker.end)
         self._left.append(job.number)
         return False
-
-    def _report(self, trial: Trial, score: Score) -> bool:
-        """Record a score; whether to end the trial."""
-        if self.section.has_latency:
-            return False
-        if score.validation not in self._frozen(trial.number).intermediate_values:
-            trial.report(score.value, score.validation)
-        pruned = not score.last and trial.should_prune()
-        if pruned:
-            trial.set_user_attr(PRUNED, True)
-        return pruned
-
-    def _finish(self, trial: Trial, outcome: Outcome) -> None:
-        from optuna.trial import TrialState
-
-        number = trial.number
-        if outcome.reason:
-            self._tell_failure(trial, outcome.reason)
-        elif outcome.pruned:
-            self.study.tell(number, state=TrialState.PRUNED)
-            logger.info("Trial %d was pruned", number)
-        else:
-            values = [outcome.score, outcome.latency] if self.section.has_latency else [outcome.score]
-            self.study.tell(number, [float(value) for value in values if value is not None])
-            latency = "" if outcome.latency is None else f", {outcome.latency:.2f} ms"
-            logger.info("Trial %d: %.4f%s", number, outcome.score, latency)
-        results = self.results()
-        results.write(self.folder)
-        best = {} if results.best is None else {"best_score": results.best.score}
-        current_status().running(f"Trial {number} finished.", kpi=best)
-
-    def _tell_failure(self, trial: Trial, reason: str) -> None:
-        from optuna.trial import TrialState
-
-        reason = mask_secrets(reason)
-        trial.set_user_attr(REASON, reason)
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        if not self._frozen(trial.number).user_attrs.get(SURPLUS):
-            logger.warning("Trial %d failed: %s", trial.number, reason)
-
-    @contextlib.contextmanager
-    def _database_errors(self) -> Iterator[None]:
-        """MachineError for a database that fails during the search."""
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            yield
-        except (StorageInternalError, SQLAlchemyError) as error:
-            raise MachineError(
-                f"automl.storage: the database failed: {mask_secrets(first_line(error))}. Run the same command again "
-                "to resume the search"
-            ) from error
-
-
-def check_outcome(results: SearchResults) -> None:
-    """UserError if no trial has a score, or none is fast enough."""
-    if results.best is not None:
-        return
-    failures = [f"trial {trial.number}: {trial.reason}" for trial in results.trials if trial.reason]
-    if failures and len(failures) == len(results.trials):
-        raise UserError(f"automl: all {len(failures)} trials failed: {first_of(failures, 3)}")
-    if results.fastest is not None:
-        raise UserError(
-            f"automl.max_latency: no trial is within {results.max_latency:g} ms; the fastest has {results.fastest:.2f} "
-            "ms. Raise it, or search smaller models"
-        )
-    raise UserError("automl: no trial has finished; see automl.json for the reasons")

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.redaction import without_secrets
 from rtdetr_tool.search.study import decoded
 from rtdetr_tool.spec import AutomlSpec, LoadedSpec
@@ -153,3 +155,18 @@ def _importance(study: optuna.Study, finished: int, section: AutomlSpec) -> dict
         logger.debug("the importance of parameters cannot be computed: %s", error)
         return {}
     return {name: float(share) for name, share in importance.items() if share == share}
+
+
+def check_outcome(results: SearchResults) -> None:
+    """UserError if no trial has a score, or none is fast enough."""
+    if results.best is not None:
+        return
+    failures = [f"trial {trial.number}: {trial.reason}" for trial in results.trials if trial.reason]
+    if failures and len(failures) == len(results.trials):
+        raise UserError(f"automl: all {len(failures)} trials failed: {first_of(failures, 3)}")
+    if results.fastest is not None:
+        raise UserError(
+            f"automl.max_latency: no trial is within {results.max_latency:g} ms; the fastest has {results.fastest:.2f} "
+            "ms. Raise it, or search smaller models"
+        )
+    raise UserError("automl: no trial has finished; see automl.json for the reasons")

@@ -23,19 +23,19 @@ PASSWORD = "correct-horse-battery"
 # validation to the search) or "worker" (when the process of the first trial starts it, the first time only).
 RUNNER = """
 import os, pathlib, signal, sys
-from rtdetr_tool.search import loop, trial, worker
+from rtdetr_tool.search import record, trial, worker
 
 number = getattr(signal, os.environ.get("SIGNAL", "SIGKILL"))
 mark = pathlib.Path(os.environ["MARK"])
 if os.environ["AT"] == "search":
-    original = loop.Search._report
+    original = record.StudyRecord.report
     def report(self, trial, score):
         answer = original(self, trial, score)
         if trial.number == 1 and score.validation == 2 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), number)
         return answer
-    loop.Search._report = report
+    record.StudyRecord.report = report
 if os.environ["AT"] == "worker":
     run = worker.run_trial
     def run_trial(job, *arguments):

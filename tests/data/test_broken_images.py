@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rtdetr_tool.data import decoding
+from rtdetr_tool.data import decoding, pixels
 from rtdetr_tool.data.decoding import MAX_PIXELS, decode_image, image_header, image_size
 from rtdetr_tool.errors import DataError
 
@@ -145,7 +145,7 @@ def test_an_image_read_in_strips_is_the_same_as_at_once(tmp_path, monkeypatch, m
     exif[0x0112] = 6
     image.save(tmp_path / "a.tif", exif=exif)
     at_once = decode_image(tmp_path / "a.tif")
-    monkeypatch.setattr(decoding, "_STRIP_PIXELS", 7 * 30)
+    monkeypatch.setattr(pixels, "_STRIP_PIXELS", 7 * 30)
     assert at_once.shape == (3, 30, 40) and bool((decode_image(tmp_path / "a.tif") == at_once).all())
 
 
