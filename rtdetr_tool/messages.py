@@ -7,7 +7,7 @@ from typing import Any
 
 
 def first_of(items: Iterable[Any], limit: int = 5) -> str:
-    """The first items separated by commas, and how many there are besides: `a, b, c and 3 more`."""
+    """The first items separated by commas, and the number of the others: `a, b, c and 3 more`."""
     texts = [str(item) for item in items]
     shown = ", ".join(texts[:limit])
     return f"{shown} and {len(texts) - limit} more" if len(texts) > limit else shown

@@ -41,7 +41,7 @@ TRAIN: dict[str, Rule] = {
 EXPORT_ELSEWHERE = {
     "simplify": "graphs are always simplified",
     "force": "overwrite=True replaces a file",
-    "infer_dir": "images of dataset.infer_data_sources are compared if there are some",
+    "infer_dir": "the comparison uses dataset.infer_data_sources if it is set",
     "patch_size": "it is determined by the model",
 }
 # Of `export`.
@@ -59,7 +59,7 @@ def train_settings(keywords: Mapping[str, Any], family: Family | None = None) ->
 
 
 def train_keywords(family: Family | None = None) -> dict[str, Rule | Keyword]:
-    """Keywords of `train` for detectors of a family: its own, and those of other families that set shared fields."""
+    """Keywords of `train` for detectors of a family, including those of other families that set shared fields."""
     known: dict[str, Rule | Keyword] = {}
     for other in all_families():
         is_selected = other is family
@@ -142,7 +142,7 @@ def _hint(name: str, known: Mapping[str, Rule | Keyword], elsewhere: Mapping[str
     if name in elsewhere:
         return f": {elsewhere[name]}"
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; expected one of {', '.join(sorted(known))}"
 
 
 def _of_the_model() -> dict[str, str]:
@@ -151,7 +151,7 @@ def _of_the_model() -> dict[str, str]:
 
 
 def _sections(family: Family) -> tuple[str, ...]:
-    """Sections of the family's fields, its own before the shared one."""
+    """Sections of the family's fields, the one of the family before the shared one."""
     return ("model",) if family.section is None else (f"model.{family.section}", "model")
 
 

@@ -76,7 +76,7 @@ class Prediction:
 
 
 def is_lazy(images: Any) -> bool:
-    """Whether it is an iterator of images, whose results come one by one; an open file is none."""
+    """Whether results must be returned one by one, because the images are an iterator (an open file is not)."""
     return isinstance(images, Iterator) and not isinstance(images, io.IOBase)
 
 

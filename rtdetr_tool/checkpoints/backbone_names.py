@@ -1,4 +1,4 @@
-"""Tables that rename backbone tensors of other programs to ours: timm's names (FAN: its own), without `backbone.`.
+"""Tables that rename backbone tensors of other programs to ours: timm's names (FAN: its repository's), no `backbone.`.
 
 NVIDIA TAO keeps the names of the networks' original repositories (facebookresearch/ConvNeXt and ConvNeXt-V2,
 mmaaz60/EdgeNeXt, mit-han-lab/efficientvit, NVlabs/FAN), so one table serves both.
@@ -112,7 +112,7 @@ _IN_TAO = {
 
 
 def tao_backbone_names(weights: Mapping[str, Tensor], name: str, family: str) -> tuple[dict[str, Tensor], str]:
-    """The weights of a backbone under TAO's names, and what TAO has beyond them (empty: nothing)."""
+    """The weights of a backbone under TAO's names, and what else TAO expects (empty: nothing)."""
     if family == "efficientvit":
         family = name[: len("efficientvit_b")]
     marker = _IN_TAO.get(family)

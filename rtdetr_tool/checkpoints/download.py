@@ -190,7 +190,7 @@ def _parts(response: requests.Response, end: float) -> Iterator[bytes]:
 
 
 def _reason(error: BaseException) -> str:
-    """The root cause of an error of requests, whose own text may contain the whole URL and its secrets."""
+    """The root cause of an error of requests; its text may contain the whole URL and secrets."""
     while root := error.__cause__ or error.__context__:
         error = root
     return getattr(error, "strerror", None) or type(error).__name__

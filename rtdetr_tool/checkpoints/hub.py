@@ -29,7 +29,7 @@ _WEIGHTS = _FILES[2:]
 
 
 def hub_id(name: str | os.PathLike[str]) -> str | None:
-    """The id on the Hub that a name or the address of a model's page stands for; None for a path or file name."""
+    """The id on the Hub for a name or the address of a model's page; None for a path or file name."""
     text = os.fspath(name)
     if page := _PAGE.fullmatch(text):
         return page[1]

@@ -33,7 +33,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write atomically: `path` has either its old or its complete new content, also after a crash or a power failure.
+    """Write atomically: `path` has either its old or its complete new content, even after a crash or a power failure.
 
     On failure the old file is unchanged and no temporary file remains.
     """

@@ -33,7 +33,7 @@ class HasFrozenWeights(Protocol):
 
 @runtime_checkable
 class HasResizableWeights(Protocol):
-    """A module with tensors whose size may differ, such as position embeddings."""
+    """A module with tensors that may have another size in a file, such as position embeddings."""
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights with such tensors resized to the module's size."""

@@ -131,7 +131,7 @@ def _acceptance(license: str) -> str:
 def _get(row: PublishedWeights, path: Path) -> None:
     logger.info("Downloading %s (license %s) from %s to %s", row.file, row.license, public_url(row.url), path.parent)
     if row.md5 is None:
-        logger.info("The publisher of %s states no hash, so the file is not verified", row.file)
+        logger.info("The publisher of %s provides no hash, so the file is not verified", row.file)
     hash_note = f" (MD5 {row.md5})" if row.md5 else ""
     try:
         download(row.url, path, md5=row.md5)

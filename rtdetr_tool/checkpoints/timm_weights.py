@@ -38,7 +38,7 @@ def from_timm(name: str) -> dict[str, Tensor]:
 
 
 def timm_weights(source: str, backbone: str) -> str:
-    """timm's name of the weights that `source` (`timm` or `timm/<tag>`) means: `name.tag`, or `name` for its default.
+    """timm's name of the weights for `source` (`timm` or `timm/<tag>`): `name.tag`, or `name` for the default.
 
     Raises:
         CheckpointError: timm does not have the backbone.

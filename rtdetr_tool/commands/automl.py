@@ -46,7 +46,7 @@ def run(loaded: LoadedSpec) -> None:
 
 
 def train_session(loaded: LoadedSpec, train: Callable[[LoadedSpec], None]) -> int:
-    """A trial's training in a session of its own, as `rtdetr train` has one."""
+    """Train a trial in a separate session, as `rtdetr train` does."""
     return run_session(loaded, "train", train)
 
 

@@ -1,4 +1,4 @@
-"""`rtdetr benchmark`: latency, throughput, memory and, if wanted, the score of a model in every runtime."""
+"""`rtdetr benchmark`: latency, throughput, memory and, on request, the score of a model in every runtime."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     target = Path(options.output)
     if target.exists() and not options.force:
-        raise UserError(f"{target} exists; give --force to overwrite it")
+        raise UserError(f"{target} exists; use --force to overwrite it")
     if not os.path.exists(options.dataset):
         raise MissingData(f"{options.dataset} does not exist; expected the folder of a dataset")
     from rtdetr_tool.files import write_atomically

@@ -43,7 +43,7 @@ def termination_as_preemption(last: bool = False) -> Iterator[Callable[[], None]
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Whether the error is, or stands for, a `KeyboardInterrupt`: Lightning turns that into `SystemExit(1)`."""
+    """Whether the error is a `KeyboardInterrupt`, which Lightning turns into `SystemExit(1)`."""
     while isinstance(error, SystemExit):
         error = error.__context__
     return isinstance(error, KeyboardInterrupt)

@@ -1,4 +1,4 @@
-"""Read the JSON of COCO files, within limits and without garbage."""
+"""Read the JSON of COCO files, within limits and with garbage collection paused."""
 
 from __future__ import annotations
 

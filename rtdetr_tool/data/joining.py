@@ -15,7 +15,7 @@ from rtdetr_tool.ops.classes import ClassMap
 def add_categories(
     known: dict[int, str], categories: Mapping[int, str], repairs: Repairs, ids_known: bool = True
 ) -> None:
-    """Add the categories of another file to `known`, joined by name whatever their ids are.
+    """Add the categories of another file to `known`, joined by name, not by id.
 
     A new name keeps its id if the id is free. With `ids_known`, changed ids are counted in `repairs`; without it, the
     ids were assigned by this package and have no meaning.

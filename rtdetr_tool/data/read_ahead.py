@@ -71,7 +71,7 @@ class ReadAhead(Generic[T]):
         self._put(end, False)
 
     def _put(self, item: T | _End, drop: bool) -> bool:
-        """Whether the item was put, and not the end wanted by the consumer."""
+        """Put an item; False if the consumer has ended the iteration."""
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=None if drop else 0.1, block=not drop)

@@ -70,7 +70,7 @@ class VideoSource:
 
 
 def video_source(value: str | int) -> VideoSource:
-    """The source that a path, a URL or the index of a camera (a number, or its digits) stands for.
+    """The source for a path, a URL or the index of a camera (a number, or its digits).
 
     Raises:
         ValueError: a URL with another scheme than `SCHEMES`.

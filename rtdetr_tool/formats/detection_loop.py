@@ -1,4 +1,4 @@
-"""The one detection loop of evaluate and inference, whatever the runtime."""
+"""The detection loop of evaluate and inference for every runtime."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class _Launched:
         self.marks = [*marks, _mark(runtime.device)]
 
     def read(self, times: LoopTimes) -> list[Detections]:
-        """Wait for the batch; nowhere else does the host wait for the device."""
+        """Wait for the batch. This is the only place where the host waits for the device."""
         if len(self.batch) == 0:
             return []
         if isinstance(self.marks[-1], torch.cuda.Event):

@@ -81,7 +81,7 @@ def _feature_binding(
 def _misfit(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]], align: str) -> str | None:
     """Why outputs of these shapes cannot be bound, or None."""
     if len(student) != len(teacher):
-        return f"they have {len(student)} and {len(teacher)} levels; bind outputs with equally many"
+        return f"they have {len(student)} and {len(teacher)} levels; bind outputs with the same number of levels"
     if any(len(a) != len(b) or len(a) not in (2, 3, 4) for a, b in zip(student, teacher, strict=True)):
         return "their kinds differ; maps [B, C, h, w], tokens [B, N, C] and vectors [B, C] must match"
     if any(len(a) == 3 and a[1] != b[1] for a, b in zip(student, teacher, strict=True)):

@@ -27,7 +27,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Confusion:
-    """Detections from `threshold` on, matched at IoU 0.5 whatever their class.
+    """Detections with at least this score, matched at IoU 0.5 regardless of their class.
 
     `matrix` [K + 1, K + 1] counts true class (row) against predicted class (column). The last row counts detections
     without an object, the last column objects without a detection.

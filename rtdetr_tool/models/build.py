@@ -38,7 +38,7 @@ class BuildModule(Protocol):
 
 
 class BackboneFields(Protocol):
-    """What a family's fields say about its backbone."""
+    """The fields of a family that describe its backbone."""
 
     @property
     def backbone(self) -> str: ...

@@ -119,7 +119,7 @@ def fix_batch_norms(module: nn.Module) -> int:
 def scale_and_shift(norm: nn.BatchNorm2d | FixedBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift of each channel by a batch norm in eval mode."""
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("the batch norm has no running statistics, so it is no scale and shift")
+        raise ValueError("the batch norm has no running statistics, so it cannot be folded into a scale and shift")
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 

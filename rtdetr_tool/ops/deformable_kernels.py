@@ -6,7 +6,7 @@ pass. Sums are float32, whatever the dtype of the values.
 Shape legend: B batch, S tokens of all levels, H heads, D channels of a head, Q queries, N points of all levels.
 """
 
-# Triton has no types, and compiles functions whose arguments are its own values.
+# Triton has no type annotations, and the arguments of compiled functions are Triton values, not Python ones.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNIN
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial; `scores` by validation, `seconds` since it was chosen."""
+    """One trial; `scores` by validation, `seconds` since it was proposed."""
 
     number: int
     state: str

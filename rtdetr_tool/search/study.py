@@ -136,7 +136,7 @@ def _check_identity(known: Mapping[str, Any], now: Mapping[str, Any], section: A
 def sampler_for(section: AutomlSpec, parameters: Sequence[Parameter], number: int) -> BaseSampler:
     """The sampler that chooses the trial with this number.
 
-    Its seed depends on the number, so that a search that is resumed chooses what it would have chosen anyway.
+    Its seed depends on the number, so that a resumed search makes the same choices.
     """
     from optuna import samplers
 

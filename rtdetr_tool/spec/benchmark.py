@@ -35,7 +35,7 @@ class BenchmarkSpec:
         None, "Threads of the CPU runtimes; null = one per core.", min=1, max=1024, origin="ours"
     )
     gpu_id: int = field(0, "GPU to use if there is one.", min=0, origin="ours")
-    on_cpu: bool = field(False, "Measure on the CPU although there is a GPU.", origin="ours")
+    on_cpu: bool = field(False, "Measure on the CPU even if there is a GPU.", origin="ours")
     score: bool = field(
         False, "Also score each runtime on dataset.test_data_sources, and plot mAP against latency.", origin="ours"
     )

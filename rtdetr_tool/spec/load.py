@@ -182,7 +182,7 @@ def _compose(data: dict[str, Any], overrides: Sequence[str], problems: list[str]
     accepted = [text for text in (_accepted(override, problems) for override in overrides) if text]
     if not accepted:
         return data
-    # Not fields of ours, but Hydra would act on them.
+    # These are not fields of a spec, but Hydra would interpret them.
     special: dict[str, Any] = {key: data[key] for key in ("defaults", "hydra") if key in data}
     node = _canonical({key: value for key, value in data.items() if key not in special})
     ConfigStore.instance().store(name="experiment", node=OmegaConf.create(node))

@@ -84,7 +84,7 @@ class _Resolver:
         return self._text(value, place) if isinstance(value, str) and "${" in value else value
 
     def _text(self, text: str, place: tuple[str | int, ...]) -> Any:
-        """A string with its references expanded; a lone reference keeps its value's type. `\\${` stands for `${`."""
+        """A string with its references expanded; a lone reference keeps its value's type. `\\${` is an escaped `${`."""
         parts: list[Any] = []
         position = 0
         while (start := text.find("${", position)) >= 0:

@@ -39,5 +39,5 @@ class RunModelSpec:
     tiles: TilesSpec = field(TilesSpec, "Sliced inference for large images.")
     is_quantized: bool = field(
         False,
-        "The checkpoint must be an output of quantize; such a file is recognized in any case.",
+        "Require that the checkpoint is an output of quantize. Quantized files also run without it.",
     )

@@ -121,7 +121,7 @@ def _choices(name: str, place: str, given: Mapping[str, Any], problems: list[str
 
 
 def _value_problems(place: str, name: str, value: Any) -> list[str]:
-    """What the field's declaration says about a value."""
+    """The problems of a value according to the field's declaration."""
     problems: list[str] = []
     from_plain(ExperimentSpec, with_values({}, {name: value}), problems)
     return [f"{place}: {problem.removeprefix(f'{name}: ')}" for problem in problems]

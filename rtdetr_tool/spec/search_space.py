@@ -18,7 +18,7 @@ SECTIONS = ("model", "dataset", "train")  # of fields that can be searched
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is searched, which fields of TAO are not and why, and what is wrong with the section."""
+    """The parameters to search, the skipped fields of TAO with the reason, and the problems of the section."""
 
     parameters: tuple[Parameter, ...]
     skipped: Mapping[str, str]
@@ -117,7 +117,7 @@ def automl_problems(spec: ExperimentSpec) -> Iterator[str]:
 
 
 def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, range); `train: {optim: {lr: {min: ...}}}` stands for `train.optim.lr: {min: ...}`."""
+    """(dotted name, range); `train: {optim: {lr: {min: ...}}}` is the same as `train.optim.lr: {min: ...}`."""
     for key, value in parameters.items():
         name = f"{prefix}{key}"
         is_section = any(field.startswith(f"{name}.") for field in field_names())

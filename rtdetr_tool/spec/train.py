@@ -49,7 +49,7 @@ class EmaSpec:
 
 @dataclass(frozen=True)
 class EarlyStoppingSpec:
-    """Early stopping of a run that no longer improves."""
+    """Stop a run when its validation score no longer improves."""
 
     enabled: bool = field(False, "Stop when val/mAP_50_95 has not improved for `patience` validations.", origin="ours")
     patience: int = field(10, "Validations without improvement.", min=1, unit="validations", origin="ours")
@@ -284,7 +284,9 @@ class TrainSpec:
     num_sanity_val_steps: int = field(
         0, "Validation batches to run before training, to find errors early.", min=0, unit="batches", origin="ours"
     )
-    early_stopping: EarlyStoppingSpec = field(EarlyStoppingSpec, "Early stopping of a run that no longer improves.")
+    early_stopping: EarlyStoppingSpec = field(
+        EarlyStoppingSpec, "Stop a run when its validation score no longer improves."
+    )
     compute_val_loss: bool = field(True, "Also compute the losses in validation.", origin="ours")
     compute_test_loss: bool = field(True, "Also compute the losses when Lightning tests.", origin="ours")
     log_per_class_metrics: bool = field(False, "Log the AP of each class as val/AP/<class>.", origin="ours")

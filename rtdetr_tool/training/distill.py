@@ -33,7 +33,7 @@ _PROJECTIONS = "distillation."  # prefix of their names in the module
 
 
 class DistillModule(DetectorModule):
-    """`DetectorModule` whose training step also compares the detector with a teacher.
+    """A `DetectorModule` that also compares the detector with a teacher in each training step.
 
     Args:
         teacher: a detector with its weights, on the CPU. It is frozen and may be modified.

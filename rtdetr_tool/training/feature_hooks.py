@@ -22,7 +22,7 @@ from rtdetr_tool.spec.distill import FEATURES, PREDICTIONS
 
 
 class FusedLevels(Protocol):
-    """What an encoder that mixes its levels (`Detector.fuses_levels`) returns."""
+    """The output of an encoder that mixes its levels (`Detector.fuses_levels`)."""
 
     @property
     def maps(self) -> Sequence[Tensor]:

@@ -107,7 +107,7 @@ def forward_signals(trainer: Trainer) -> Iterator[None]:
 
 
 def dry_run(spec: ExperimentSpec, module: DetectorModule, datamodule: DetectionDataModule) -> FitResult:
-    """Go once through the checkpoint to resume from or the initial weights, the optimizer, a training batch with
+    """Try once the checkpoint to resume from or the initial weights, the optimizer, a training batch with
     gradients and a validation batch."""
     trainer = build_trainer(spec, logger=False)
     device = trainer.strategy.root_device if trainer.num_devices == 1 else torch.device("cpu")
@@ -157,7 +157,7 @@ def _result(trainer: Trainer, module: DetectorModule, resume: Path | None) -> Fi
     if trainer.global_step and not saver.ended_epochs and saver.latest_path is None and resume is not None:
         stopping = find_callback(trainer, EarlyStopping)
         if stopping is not None and stopping.stopped:
-            reason = f"early stopping ended the run of {resume}. Raise train.early_stopping.patience to train longer."
+            reason = f"early stopping ended the run in {resume}. Raise train.early_stopping.patience to train longer."
         else:
             reason = f"{resume} already has train.num_epochs epochs. Raise train.num_epochs to train longer."
         logger.warning("Nothing to train: %s", reason)

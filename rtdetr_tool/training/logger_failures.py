@@ -28,7 +28,7 @@ def reason_of(error: Exception) -> str:
 
 @runtime_checkable
 class TitledLogger(Protocol):
-    """A logger whose messages use another name than that of its class."""
+    """A logger with a name for messages that differs from its class name."""
 
     title: str
 
@@ -60,7 +60,7 @@ class FailureGuard:
 
 
 def guard_loggers(loggers: Sequence[Logger]) -> list[Logger]:
-    """The loggers, none of which can end a run anymore. A logger that cannot start is skipped with a warning."""
+    """Wrap the loggers, so that none can end a run. A logger that cannot start is skipped with a warning."""
     guarded = []
     for target in loggers:
         try:

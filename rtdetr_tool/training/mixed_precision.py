@@ -1,4 +1,4 @@
-"""`train.precision` in the words of Lightning and torch."""
+"""`train.precision` as Lightning and torch name it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def explain_out_of_memory(spec: ExperimentSpec) -> Iterator[None]:
 
 
 def exhausted_memory(error: RuntimeError | MemoryError) -> str | None:
-    """`GPU`, `machine`, or None for another error. Only torch's GPU allocator has an exception type of its own."""
+    """`GPU`, `machine`, or None for another error. Only torch's GPU allocator raises a separate exception type."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or any(message in text for message in _GPU_ERRORS):
         return "GPU"

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _KINDS: dict[str, type[Strategy]] = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}
 _FSDP_ON_CPU = (2, 15)  # the oldest version of PyTorch that we have seen work
 _SHARDED_WEIGHTS = "no process has the whole weights to average; use ddp for train.enable_ema"
-_FOLDERS = "its checkpoints are folders in a format of its own; use Lightning's ModelCheckpoint to write them"
+_FOLDERS = "its checkpoints are folders that only it can read; use Lightning's ModelCheckpoint to write them"
 
 
 class SafeFSDP(FSDPStrategy):

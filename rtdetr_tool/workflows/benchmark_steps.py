@@ -1,4 +1,4 @@
-"""Measure one runtime of a model in a process of its own.
+"""Measure one runtime of a model in a separate process.
 
 A step is what `inference` does for a batch: decode, preprocess, model, postprocess. The parts are timed one by one; the
 latency is that of all but decoding. On a GPU, a part ends when its kernels have.
@@ -93,7 +93,7 @@ def requested_size(section: BenchmarkSpec) -> RequestedSize:
 
 
 def measure(candidate: Candidate, loaded: LoadedSpec, images: list[str]) -> Measurement:
-    """Measure one runtime in a new process, so that memory and thread settings are its own."""
+    """Measure one runtime in a new process with separate memory and thread settings."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
@@ -103,7 +103,7 @@ def measure(candidate: Candidate, loaded: LoadedSpec, images: list[str]) -> Meas
 
 
 def measure_here(job: Job) -> Measurement:
-    """Measure one runtime in this process; what it cannot do is the reason in `skipped`."""
+    """Measure one runtime in this process; if that fails, `skipped` has the reason."""
     section, candidate = job.loaded.spec.benchmark, job.candidate
     if section.threads is not None:
         torch.set_num_threads(section.threads)

@@ -92,7 +92,7 @@ def coco_rows(detections: Detections, class_map: ClassMap) -> list[CocoRow]:
 
 
 def with_category(detections: Detections, class_map: ClassMap) -> Detections:
-    """The detections of classes that have a category: an unused output of the network is no class."""
+    """Without the detections of unused outputs of the network, which have no category."""
     return detections.select([class_map.category_id_of(label) is not None for label in detections.labels.tolist()])
 
 

@@ -1,4 +1,4 @@
-"""Quantize a trained detector: which layers to which number format, on which images, and the file that results."""
+"""Quantize a trained detector: select layers, number formats and images, and write the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GATE = ScoreGate(
 
 @dataclass
 class Quantized:
-    """The written file, its graph, and the layers that were chosen."""
+    """The written file, its graph, and the selected layers."""
 
     path: Path
     graph: PrecisionGraph

@@ -27,7 +27,7 @@ class LayerChoice:
 
     Args:
         formats: node -> its number formats.
-        requested: nodes that a pattern of `quantize.layers` names, which stay quantized whatever it costs.
+        requested: nodes that a pattern of `quantize.layers` names, which stay quantized at any cost.
         observers: activation -> how its range is chosen, where a layer sets it.
         applied: indices of the `quantize.layers` that decide a node.
         skipped: node that could be quantized -> why it is not.

@@ -77,7 +77,7 @@ def served(nano, monkeypatch):
 def test_every_variant_has_weights_with_a_url_and_a_hash():
     assert {row.weights for row in (*RFDETR_VARIANTS.values(), *DFINE_VARIANTS.values())} <= set(PUBLISHED_WEIGHTS)
     for row in PUBLISHED_WEIGHTS.values():
-        assert row.md5 is not None or "Peterande" in row.url  # which states no hashes
+        assert row.md5 is not None or "Peterande" in row.url  # which provides no hashes
         assert row.url.startswith("https://")
 
 
@@ -149,7 +149,7 @@ def test_a_file_without_a_published_hash_is_downloaded_and_this_is_logged(served
     monkeypatch.setitem(PUBLISHED_WEIGHTS, "dfine_n_coco.pth", served._replace(file="dfine_n_coco.pth", md5=None))
     with caplog.at_level(logging.INFO):
         assert weights_path("dfine_n_coco") == cache / "dfine_n_coco.pth"
-    assert "dfine_n_coco.pth states no hash" in caplog.text and (cache / "dfine_n_coco.pth").stat().st_size > 0
+    assert "dfine_n_coco.pth provides no hash" in caplog.text and (cache / "dfine_n_coco.pth").stat().st_size > 0
 
 
 def test_an_unknown_name_is_reported_with_the_known_ones():

@@ -32,7 +32,7 @@ class TestAfterEarlyStopping:
         for _ in range(2):
             again = fit(spec)
             assert {name: (tmp_path / name).stat().st_mtime_ns for name in checkpoints(tmp_path)} == before
-            assert "early stopping ended the run of" in caplog.text
+            assert "early stopping ended the run in" in caplog.text
             assert (again.best_score, again.best_epoch) == (first.best_score, first.best_epoch)
             assert again.latest_path == first.latest_path
 

@@ -74,7 +74,7 @@ def test_checkpoints_in_folders_are_written_by_lightning(make_spec, tmp_path, ca
     callbacks = built_in_callbacks(make_spec(train__enable_ema=True), tmp_path)
     kept = callbacks_for(strategy, callbacks)
     assert kinds(callbacks) - kinds(kept) == {ExponentialMovingAverage, *FOLDERS}
-    assert caplog.text.count("checkpoints are folders in a format of its own; use Lightning's ModelCheckpoint") == 2
+    assert caplog.text.count("checkpoints are folders that only it can read; use Lightning's ModelCheckpoint") == 2
     if not isinstance(strategy, str):  # DeepSpeed itself is not installed
         trainer = build_trainer(make_spec(), logger=False, strategy=strategy)
         assert ModelCheckpoint in kinds(trainer.callbacks) and not kinds(trainer.callbacks) & set(FOLDERS)

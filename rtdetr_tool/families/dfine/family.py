@@ -1,4 +1,4 @@
-"""D-FINE as the rest of the program sees it."""
+"""D-FINE as the rest of the package uses it."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class DFINECriterion(SetCriterion):
         counts: tuple[Tensor | float, Tensor | float],
         balance: Balance,
     ) -> dict[str, Tensor]:
-        """Losses of classes by `matches` and of boxes by `targets`; `counts` normalize the ones and the others."""
+        """Losses of classes by `matches` and of boxes by `targets`; `counts` normalize both."""
         layers = len(stages.corners)
         corners, target_corners = cxcywh_to_xyxy(stages.boxes), cxcywh_to_xyxy(targets.boxes)
         overlap = box_iou(corners.detach(), target_corners)  # [S, B, Q]
@@ -149,7 +149,7 @@ class DFINECriterion(SetCriterion):
         }
 
     def _class_losses(self, stages: Stages, matches: Matches, padded: PaddedTargets) -> Tensor:
-        """[S], with the IoU of each stage's own pairs as quality."""
+        """[S], with the IoU of the pairs of each stage as quality."""
         source = stages.boxes.detach()[matches.stage, matches.image, matches.query]
         target = padded.boxes[matches.image, matches.target]
         quality = box_iou(cxcywh_to_xyxy(source), cxcywh_to_xyxy(target))

@@ -213,7 +213,7 @@ class RFDETR(Detector):
     def _check_patch_size(self, where: str, patch_size: int | None) -> None:
         actual = resolve_rfdetr(self.spec.model.rfdetr).patch_size
         if patch_size not in (None, actual):
-            raise UserError(f"{where}: patch_size {patch_size!r} is invalid; the model's is {actual}, or leave it out")
+            raise UserError(f"{where}: patch_size {patch_size!r} is invalid; expected {actual}, the model's, or None")
 
     def deploy_to_roboflow(
         self,

@@ -63,7 +63,7 @@ def aug_config(config: Any) -> Settings:
 
 def scheduler(name: Any) -> Settings:
     if not isinstance(name, str):
-        raise UserError("lr_scheduler: expected a name; pass a schedule of your own in a DetectorModule")
+        raise UserError("lr_scheduler: expected a name; define your own schedule in a DetectorModule")
     if name.startswith(SCHEDULER_PREFIX):
         return {"train.optim.lr_scheduler": name}
     kind = {"cosine": "Cosine", "step": "MultiStep"}.get(name.strip().lower(), name)

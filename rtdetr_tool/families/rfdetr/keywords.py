@@ -40,7 +40,7 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("checkpoint_interval", 10, "works", "train.checkpoint_interval", "the default here is 1, so that a run can "
             "be resumed from every epoch"),
     Keyword("skip_best_epochs", 0, "works", "train.skip_best_epochs"),
-    Keyword("smooth_alpha", 0.0, "refused", note="the best epoch is chosen by its own score (0.5 for keypoints in the "
+    Keyword("smooth_alpha", 0.0, "refused", note="the best epoch is selected by its score (0.5 for keypoints in the "
             "package)"),
     Keyword("warmup_epochs", 0.0, "works", "train.optim.warmup_epochs"),
     Keyword("lr_vit_layer_decay", 0.8, "works", "train.optim.lr_layer_decay"),
@@ -102,7 +102,7 @@ TRAIN: tuple[Keyword, ...] = (
             "wandb.project and mlflow.experiment"),
     Keyword("run", None, "works", lambda name: {} if name is None else {"wandb.name": name, "mlflow.run_name": name},
             "wandb.name and mlflow.run_name"),
-    Keyword("class_names", None, "works", lambda names: {}, "must be the names in the data, which always hold"),
+    Keyword("class_names", None, "works", lambda names: {}, "must be the names in the data, which are always used"),
     Keyword("run_test", False, "works", lambda on: {}, "scores the test split with the best weights after training"),
     Keyword("eval_max_dets", 500, "works", "evaluate.max_dets"),
     Keyword("eval_interval", 1, "works", "train.validation_interval"),

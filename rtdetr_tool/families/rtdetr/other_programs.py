@@ -76,7 +76,9 @@ def write_tao(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str, An
     notes = _position_notes(model["pe_order"], dataset["augmentation"], target)
     notes.append(f"{target} has no class names; TAO takes them from its classmap")
     if missing:
-        notes.append(f"{target} lacks {missing}, on which no detection depends; give it as train.pretrained_model_path")
+        notes.append(
+            f"{target} lacks {missing}, which detections do not use; set it as train.pretrained_model_path there"
+        )
     return notes
 
 

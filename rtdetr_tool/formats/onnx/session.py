@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime whose memory on the CPU is bounded.
+"""Sessions of onnxruntime with limited memory on the CPU.
 
 A small graph can compute tensors of any size, such as an Expand to 100 GB whose shape depends on the image. The memory
 of all sessions of a process comes from one pool with a limit, and a graph that needs more stops with an error.
@@ -71,7 +71,7 @@ def explain_memory(error: Exception) -> str | None:
     needed, limit = int(match.group(1)) / 1e9, memory_limit() / 1e9
     return (
         f"the graph needs {needed:.1f} GB for one tensor, but graphs may use {limit:.1f} GB in total "
-        f"({MEMORY_SHARE:.0%} of the memory). Use a smaller batch size, unless the graph is not a detector"
+        f"({MEMORY_SHARE:.0%} of the memory). Use a smaller batch size, and check that the graph is a detector"
     )
 
 

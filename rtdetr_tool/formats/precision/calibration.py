@@ -30,12 +30,12 @@ TOLERATED_COST = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """How to quantize the chosen nodes.
+    """How to quantize the selected nodes.
 
     Args:
         half: the rest of the graph runs in FP16.
         formats: of nodes that are not INT8.
-        requested: nodes that the user wants quantized, whatever it costs.
+        requested: nodes that the user wants quantized at any cost.
         methods: ways to cut the tails of ranges, of which the one with the lowest cost is used.
         fixed: activation -> the method for it.
         remedy: the field that keeps layers in a higher precision.
@@ -73,8 +73,8 @@ def calibrated(
     costs, failures = _method_costs(graph, meter, nodes, limits, plan)
     if not costs:
         raise RtdetrError(
-            f"the quantized graph runs with the ranges of no method; it stops at {next(iter(failures.values()))}. Keep "
-            f"layers in a higher precision ({plan.remedy})"
+            f"the quantized graph does not run with the ranges of any method; it stops at "
+            f"{next(iter(failures.values()))}. Keep layers in a higher precision ({plan.remedy})"
         )
     best = min(costs, key=costs.__getitem__)
     kept = _too_dear(graph, meter, nodes, limits[best], costs[best], plan)
@@ -128,7 +128,7 @@ def _too_dear(
     cost: float,
     plan: Plan,
 ) -> dict[str, str]:
-    """Nodes not to quantize, dearest stretch of the graph first, until the cost is tolerable; at most half."""
+    """Nodes not to quantize, most expensive region of the graph first, until the cost is tolerable; at most half."""
     kept: dict[str, str] = {}
 
     def attempt(names: Collection[str]) -> tuple[float, str | None]:

@@ -70,7 +70,7 @@ def to_int8(
 
 
 def _requested(rules: LayerRules, graph: Graph, name: str) -> bool:
-    """Whether the user wants this node in INT8, whatever it costs."""
+    """Whether the user requires this node in INT8 at any cost."""
     rule = rules.match(name, graph.by_name[name].op_type)
     return rule is not None and rule.precision == "int8"
 

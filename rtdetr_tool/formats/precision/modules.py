@@ -1,4 +1,4 @@
-"""The modules of a detector that the nodes of its ONNX graph come from, as patterns of users name them."""
+"""The modules of a detector that the nodes of its ONNX graph come from, as users name them in patterns."""
 
 from __future__ import annotations
 

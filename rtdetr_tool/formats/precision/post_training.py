@@ -1,4 +1,4 @@
-"""Post-training quantization of a graph: Q/DQ nodes in INT8 or FP8 where they are wanted, the rest in FP32."""
+"""Post-training quantization of a graph: Q/DQ nodes in INT8 or FP8 where requested, the rest in FP32."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def to_quantized(
         UserError: no images although activations are quantized, or the graph cannot be raised to the operator set.
     """
     if not formats:
-        raise UserError("no layer is left to quantize: convolutions and linear layers with constant weights can be")
+        raise UserError(
+            "no layer is left to quantize; expected at least one convolution or linear layer with constant weights"
+        )
     used = {row for node in formats.values() for row in (node.weights, node.activations) if row is not None}
     what = " and ".join(sorted(row.name.split("_")[0].upper() for row in used))
     graph, notes = at_opset(model, max(row.opset for row in used), f"{what} per channel")

@@ -1,4 +1,4 @@
-"""Stop a run whose validation score no longer improves."""
+"""Stop a run when its validation score no longer improves."""
 
 from __future__ import annotations
 

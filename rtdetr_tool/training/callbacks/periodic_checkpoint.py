@@ -245,4 +245,4 @@ def _link(create: Callable[[Path, Path], None], path: Path, saved: Path) -> None
         create(path, saved)
     except FileNotFoundError:
         current_status().confirm_folder()
-        logger.warning("%s was deleted before %s could be made from it; the next save writes both", saved, path.name)
+        logger.warning("%s was deleted before %s could be copied from it; the next save writes both", saved, path.name)

@@ -1,4 +1,4 @@
-"""What D-FINE predicts in training in addition to classes and boxes.
+"""Predictions of D-FINE in training in addition to classes and boxes.
 
 Shape legend: L decoder layers, B batch, Q queries, D denoising queries, C classes, R reg_max.
 """

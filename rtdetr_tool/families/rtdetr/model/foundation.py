@@ -37,7 +37,7 @@ FILE_PREFIX = "frozen_radio."  # RADIO's tensors in TAO's detector checkpoints
 
 
 class FoundationRTDETR(RTDETR):
-    """`RTDETR` whose encoder has one level more than its backbone, for RADIO.
+    """An `RTDETR` with one more level in its encoder than in its backbone, for RADIO.
 
     Args:
         encoder: built for the channels of the backbone and then RADIO; returns the backbone's number of levels.
