@@ -84,6 +84,11 @@ def decode_content(content: bytes, name: str) -> Tensor:
     return _read(name, decode, content)
 
 
+def content_size(content: bytes, name: str) -> tuple[int, int]:
+    """(width, height) as stored in the content of a file, from its header; `name` is used in errors."""
+    return _read(name, lambda file: file.size, content)
+
+
 def decode_pil_image(image: Image.Image) -> Tensor:
     """A PIL image as uint8 RGB [3, H, W]; not rotated by EXIF, because boxes refer to its pixels as they are.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import logging
 import os
 import sys
@@ -15,11 +14,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from rtdetr_tool.data.decoding import decode_content
+from rtdetr_tool.data.decoding import content_size, decode_content
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
 from rtdetr_tool.status import current_status, process_rank
@@ -136,8 +134,7 @@ class TensorBoard(TensorBoardLogger):
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for name, content in images.items():
-            with Image.open(io.BytesIO(content)) as header:
-                width, height = header.size
+            width, height = content_size(content, name)
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
             self.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
