@@ -58,7 +58,7 @@ def test_an_evaluation_file_must_agree_with_the_classes_of_the_checkpoint(make_s
     source = make_source()
     trained = ClassMap.from_list([{"index": 0, "id": 2, "name": "name2"}, {"index": 1, "id": 1, "name": "name1"}])
     dataset = build_eval_dataset(make_spec(val_data_sources=source), "val", trained)
-    assert dataset.class_map is trained and dataset.records[0].labels.tolist() == [1, 0]
+    assert dataset.class_map.to_list() == trained.to_list() and dataset.records[0].labels.tolist() == [1, 0]
     renamed = ClassMap.from_list([{"index": 0, "id": 1, "name": "cat"}, {"index": 1, "id": 2, "name": "name2"}])
     with pytest.raises(DataError, match=r"Category 1 is 'name1' .*'cat'"):
         build_eval_dataset(make_spec(val_data_sources=source), "val", renamed)
