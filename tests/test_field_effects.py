@@ -733,7 +733,7 @@ ROWS: list[tuple] = [
     ("train__save_dataset_grids", True, trainer),
     ("train__sync_bn", False, lambda spec: synchronized(spec)),
     ("train__precision", "bf16", trainer),
-    ("train__distributed_strategy", "fsdp", trainer),
+    ("train__distributed_strategy", "fsdp", trainer, {"train__num_gpus": 2, "train__gpu_ids": [0, 1]}),
     ("train__activation_checkpoint", True, recomputing),
     ("train__accelerator", "gpu", trainer),
 ]  # fmt: skip

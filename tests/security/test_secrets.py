@@ -123,7 +123,8 @@ def test_nor_does_a_fault_of_ours(project, capsys, monkeypatch, tmp_path):
         raise RuntimeError(f"at https://me:{SECRET}@host with password={SECRET}")
 
     monkeypatch.setattr(evaluate, "run", fault)
-    assert project.run("evaluate", "evaluate.checkpoint=x.pth") == 1
+    checkpoint = project.checkpoint()
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 1
     printed = capsys.readouterr()
     assert SECRET not in printed.err + printed.out and "https://***@host" in printed.err
     assert "Traceback" in (project.folder / "results/evaluate/log.txt").read_text()
