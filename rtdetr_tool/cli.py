@@ -14,12 +14,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.log import drop_failing_output, drop_stdout, showable
+from rtdetr_tool.json_output import collecting_output, command_output, stdout_to_stderr, write_document
+from rtdetr_tool.log import drop_failing_output, drop_stdout, set_quiet, showable
 from rtdetr_tool.redaction import mask_secrets
 from rtdetr_tool.spec.commands import COMMANDS
+from rtdetr_tool.status import process_rank
 from rtdetr_tool.version import package_version
 
 if TYPE_CHECKING:
@@ -42,18 +44,41 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class UsageError(UserError):
+    """Invalid options; `exit` ends the program as argparse does."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+    def exit(self) -> NoReturn:
+        argparse.ArgumentParser.error(self.parser, str(self))
+
+
+class _CommandParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self, message)
+
+
 def build_command_parser(command: str) -> argparse.ArgumentParser:
     row = COMMANDS[command]
-    parser = argparse.ArgumentParser(
+    parser = _CommandParser(
         prog=f"rtdetr {command}",
         description=f"{row.summary[0].upper()}{row.summary[1:]}.",
         epilog=f"example:\n  {row.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if not row.has_spec:
+    if row.has_spec:
+        _add_spec_arguments(parser)
+    else:
         importlib.import_module(row.module).add_arguments(parser)
-        return parser
+    parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="show only warnings and errors")
+    return parser
+
+
+def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", required=True, help="spec file, YAML or JSON")
     parser.add_argument("-r", "--results_dir", metavar="DIR", help="root of all results; same as results_dir=DIR")
     parser.add_argument("-g", "--gpus", type=int, metavar="N", help="number of GPUs, as in TAO's launcher")
@@ -65,7 +90,6 @@ def build_command_parser(command: str) -> argparse.ArgumentParser:
         help="values that override those of the file, in Hydra's grammar: train.num_epochs=20, "
         "'dataset.augmentation.multi_scales=[320,352]'",
     )
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,10 +109,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             build_parser().print_help()
         return 0 if options.version else 2
+    with collecting_output() as output:
+        if "--json" not in arguments:
+            return _run(arguments, program)
+        with stdout_to_stderr(program) as stream:
+            code = _run(arguments, program)
+            if process_rank() == 0:
+                return _print_document(output.to_dict(arguments[0], code), stream, code)
+            return code
+
+
+def _run(arguments: Sequence[str], program: bool) -> int:
+    """Run a command; messages go to stderr."""
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _fail(_unknown_command(command))
-    options = build_command_parser(command).parse_intermixed_args(rest)
+    try:
+        options = build_command_parser(command).parse_intermixed_args(rest)
+    except UsageError as error:
+        if "--json" not in rest:
+            error.exit()
+        return _fail(str(error))
+    set_quiet(options.quiet)
     try:
         if not COMMANDS[command].has_spec:
             return int(importlib.import_module(COMMANDS[command].module).main(options))
@@ -98,12 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
+        command_output().error = "Interrupted."
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         drop_stdout()
         return 0
     except Exception as error:
         return _report_fault(error)
+    finally:
+        set_quiet(False)
 
 
 def run_command(command: str, options: argparse.Namespace, last: bool = False) -> int:
@@ -142,7 +187,17 @@ def _unknown_command(command: str) -> str:
     return f"command '{command}' is invalid; expected one of {', '.join(COMMANDS)}{hint}"
 
 
+def _print_document(content: Any, stream: TextIO, code: int) -> int:
+    """Print the document of `--json`; a document that cannot be printed is an error."""
+    try:
+        write_document(content, stream)
+    except OSError as error:
+        return _fail(f"the output cannot be written: {error.strerror}")
+    return code
+
+
 def _fail(message: str) -> int:
+    command_output().error = message
     print(showable(f"Error: {message}"), file=sys.stderr)
     return 2
 
@@ -153,6 +208,7 @@ def _report_fault(error: Exception) -> int:
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(mask_secrets("".join(traceback.format_exception(error))))
     message = f"Failed: {type(error).__name__}: {error}. The traceback is in {path}."
+    command_output().error = message.removeprefix("Failed: ")
     print(showable(message), file=sys.stderr)
     return 1
 

@@ -25,6 +25,7 @@ except ImportError:  # Windows
 _JUST_CREATED, _ONE_DAY = 2.0, 86_400.0  # seconds; a file is locked a moment after it was created
 
 _confirmations: dict[Path, Callable[[], None]] = {}  # by the folder below which files are written
+_recorders: list[Callable[[Path], None]] = []  # called with each file that appeared under its name
 
 
 @contextmanager
@@ -96,6 +97,18 @@ def move_into_place(temporary: Path, path: Path) -> None:
         if root in target.parents:
             confirm()
     os.replace(temporary, path)
+    for record in _recorders:
+        record(path)
+
+
+@contextmanager
+def recording_writes(record: Callable[[Path], None]) -> Iterator[None]:
+    """Call `record` with the path of each file that this process has moved into place meanwhile."""
+    _recorders.append(record)
+    try:
+        yield
+    finally:
+        _recorders.remove(record)
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:

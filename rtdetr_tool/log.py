@@ -63,10 +63,29 @@ def drop_stdout() -> None:
 
 @cache
 def console() -> Console:
-    """The console for people, on stderr; results for other programs go to stdout or to files.
+    """The console for people, on stderr; results for other programs go to stdout or to files. Silent with `--quiet`.
 
     Text is printed literally, in tables too: no markup, no emoji codes, no terminal control sequences.
     """
+    return _new_console()
+
+
+@cache
+def _console_of_messages() -> Console:
+    """The console of warnings and errors, which is never silent. One console has tables and messages otherwise, because
+    it moves the progress bar out of their way."""
+    return _new_console()
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show only warnings and errors on the console from now on, or everything again."""
+    console().quiet = quiet
+    for handler in logging.getLogger(PACKAGE).handlers:
+        if isinstance(handler, _ConsoleHandler) and handler.level <= logging.WARNING:
+            handler.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _new_console() -> Console:
     from rich.console import Console
     from rich.text import Text
 
@@ -91,7 +110,8 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}.get(record.levelno)
         try:
-            console().print(mask_secrets(record.getMessage()), style=style)
+            target = _console_of_messages() if console().quiet else console()
+            target.print(mask_secrets(record.getMessage()), style=style)
         except Exception:
             self.handleError(record)
 
@@ -146,7 +166,8 @@ def set_up_console(rank: int = 0) -> None:
         package.addHandler(_ConsoleHandler())
     for handler in package.handlers:
         if isinstance(handler, _ConsoleHandler):
-            handler.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+            information = logging.WARNING if console().quiet else logging.INFO
+            handler.setLevel(information if rank == 0 else logging.ERROR)
 
 
 def open_log_file(path: Path) -> LogFile:

@@ -32,7 +32,7 @@ SHARED = LAYERS[LEVEL["models"]]
 ENTRANCES = LAYERS[-1]  # entry points, which may import one another
 
 # Components that work without torch: help, spec errors and default_specs come from these.
-WITHOUT_TORCH = (*LAYERS[0], *LAYERS[1], "spec", "completion", "cli", "__init__", "__main__")
+WITHOUT_TORCH = (*LAYERS[0], *LAYERS[1], *LAYERS[2], "completion", "cli", "__init__", "__main__")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "transformers", "onnx", "onnxruntime")
 
 FILES = sorted(PACKAGE.rglob("*.py"))

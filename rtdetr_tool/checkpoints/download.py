@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
 from rtdetr_tool.errors import DownloadError
 from rtdetr_tool.files import replacing
+from rtdetr_tool.progress import Task
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,16 @@ def _resume(url: str, file: Path, md5: str | None, end: float, stall: float) -> 
             os.truncate(file, 0)
         if response.status_code == 416:
             raise _Interrupted("the partial file does not match the content")
-        with file.open("ab") as stream:
+        have = file.stat().st_size
+        length = response.headers.get("Content-Length", "")
+        total = (have + int(length)) >> 20 if length.isdigit() else None
+        with (
+            file.open("ab") as stream,
+            Task(f"Downloading {Path(urlsplit(url).path).name}", total, "MiB", have >> 20) as task,
+        ):
             for part in _parts(response, end):
                 stream.write(part)
+                task.advance((stream.tell() >> 20) - task.done)
     if md5 is not None and (actual := md5_of(file)) != md5:
         os.truncate(file, 0)
         if have:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rtdetr_tool.commands.session import run_session
 from rtdetr_tool.files import write_atomically
+from rtdetr_tool.json_output import collecting_output, command_output
 from rtdetr_tool.log import console
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.run import spec_text
@@ -32,6 +33,7 @@ def run(loaded: LoadedSpec) -> None:
     search.run()
     results = search.results()
     results.write(folder)
+    command_output().results = results.to_dict()
     best = "" if results.best is None else best_spec_text(loaded, results.best.values)
     if best:
         write_atomically(folder / "best_spec.yaml", best)
@@ -47,7 +49,8 @@ def run(loaded: LoadedSpec) -> None:
 
 def train_session(loaded: LoadedSpec, train: Callable[[LoadedSpec], None]) -> int:
     """Train a trial in a separate session, as `rtdetr train` does."""
-    return run_session(loaded, "train", train)
+    with collecting_output():
+        return run_session(loaded, "train", train)
 
 
 def show_results(results: SearchResults, score_name: str) -> None:

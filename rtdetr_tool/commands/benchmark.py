@@ -6,12 +6,13 @@ import json
 import logging
 from dataclasses import asdict
 
-from rich.progress import track
 from rich.table import Table
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import make_folder_below, write_atomically
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.log import console
+from rtdetr_tool.progress import track
 from rtdetr_tool.reports.benchmark import COLUMNS, SUMMARY, benchmark_page, summary_rows, timing_rows
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.run import spec_text
@@ -31,11 +32,11 @@ def run(loaded: LoadedSpec) -> None:
     make_folder_below(folder, folder / "models")
     network = describe_network(loaded)
     runtimes, measurements = candidates(loaded, folder)
-    for candidate in track(runtimes, "Measuring", console=console()):
+    for candidate in track(runtimes, "Measuring"):
         current_status().running(f"Measuring {candidate.name}")
         measurements.append(measure(candidate, loaded, images))
     measurements.sort(key=lambda measurement: bool(measurement.skipped))
-    content = to_dict(network, measurements, section)
+    command_output().results = content = to_dict(network, measurements, section)
     write_atomically(folder / "benchmark.json", json.dumps(content, indent=2) + "\n")
     write_page(benchmark_page(content, spec_text(folder)), folder)
     rows = [asdict(measurement) for measurement in measurements]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from rtdetr_tool.json_output import command_output
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -19,5 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     from rtdetr_tool.completion import shell_code
 
-    print(shell_code(options.shell))
+    code = shell_code(options.shell)
+    command_output().results = {"shell": options.shell, "code": code}
+    if not options.json:
+        print(code)
     return 0

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 
 from rtdetr_tool.checkpoints.weights_exist import check_exists
-from rtdetr_tool.errors import UserError
-from rtdetr_tool.workflows.convert import LAYOUTS, OTHER_NAMES, RTDETR, SUFFIXES, check_room, check_target, metadata_of
+from rtdetr_tool.json_output import command_output
+from rtdetr_tool.progress import Steps
+from rtdetr_tool.workflows.convert import LAYOUTS, OTHER_NAMES, SUFFIXES, check_target, metadata_of, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -49,31 +50,23 @@ def main(options: argparse.Namespace) -> int:
     loaded = read_spec(options.experiment_spec_file, options.overrides, None)
     set_up_console()
 
-    from rtdetr_tool.checkpoints.family_weights import writer_of
-    from rtdetr_tool.checkpoints.io import save_detector
     from rtdetr_tool.formats.opening import open_detector
 
-    opened = open_detector(options.source, loaded)
-    meta = metadata_of(opened, options.classes)
-    notes: list[str] = []
-    try:
-        if layout == RTDETR:
-            save_detector(opened.detector.state_dict(), meta, target)
-        else:
-            notes = writer_of(opened.spec.model.family, layout)(target, opened.detector.state_dict(), meta)
-    except Exception as error:  # torch and safetensors raise their own types if the disk is full
-        check_room(target, opened.detector.state_dict())
-        if isinstance(error, OSError):
-            raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
-        raise
-    outside = opened.spec.model.family.outside_weights(opened.spec.model)
-    if outside is not None:
-        notes.append(
-            f"{target} does not contain {outside.what}: model.{outside.field} must name its file (a TAO checkpoint "
-            "that contains it works too)"
-        )
+    with Steps("Converting", {"reading": 6, "writing": 4}) as steps:
+        steps.begin("reading")
+        opened = open_detector(options.source, loaded)
+        meta = metadata_of(opened, options.classes)
+        steps.begin("writing")
+        notes = write_weights(opened, meta, target, layout)
     for note in notes:
         logger.warning(note)
+    command_output().results = {
+        "target": str(target),
+        "layout": layout,
+        "named_classes": len(meta["classes"]),
+        "classes": opened.spec.dataset.num_classes,
+        "notes": notes,
+    }
     named = f"{len(meta['classes'])} of {opened.spec.dataset.num_classes} classes named"
     logger.info("Wrote %s (%s, %s)", target, layout, named)
     return 0

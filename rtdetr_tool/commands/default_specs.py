@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.log import drop_stdout, showable
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.default_spec import default_data, default_yaml, whole_yaml
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     command.completer = lambda **_: [*WITH_SPEC, "module_name=rtdetr"]  # type: ignore[attr-defined]  # for argcomplete
     parser.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of the terminal")
-    parser.add_argument("--json", action="store_true", help="JSON instead of YAML")
     parser.add_argument("--schema", action="store_true", help="the JSON Schema instead of the default values")
     parser.add_argument("--force", action="store_true", help="overwrite the file")
 
@@ -41,14 +41,16 @@ def main(options: argparse.Namespace) -> int:
             f"'{' '.join(options.arguments)}' is invalid; expected one of {', '.join(WITH_SPEC)}, or TAO's "
             "module_name=rtdetr results_dir=DIR"
         )
+    output = command_output()
     if options.schema:
-        text = json.dumps(json_schema(command), indent=2) + "\n"
+        output.results = json_schema(command)
     elif options.json:
-        text = json.dumps(default_data(command), indent=2) + "\n"
-    else:
-        text = default_yaml(command)
+        output.results = default_data(command)
+    text = default_yaml(command) if output.results is None else json.dumps(output.results, indent=2) + "\n"
     if options.output is None:
-        _print(text)
+        output.bare = True
+        if not options.json:
+            _print(text)
         return 0
     path = Path(options.output)
     if path.exists() and not options.force:

@@ -11,6 +11,7 @@ from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.formats.opening import OpenedDetector, open_detector
 from rtdetr_tool.formats.resolve import RATIO, SIZE
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.spec import AugmentationSpec, LoadedSpec
 from rtdetr_tool.spec.required import required, results_folder
 
@@ -26,7 +27,7 @@ def run(loaded: LoadedSpec) -> None:
     folder = results_folder(spec.distill, "distill")
     spec = replace(spec, train=replace(spec.train, results_dir=str(folder)))
     build = partial(DistillModule, teacher=teacher.detector, teacher_classes=teacher.class_map)
-    fit(spec, build_module=build)
+    command_output().results = fit(spec, build_module=build).to_dict()
 
 
 def open_teacher(loaded: LoadedSpec) -> OpenedDetector:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, RESTRICTED
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.json_output import command_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,11 @@ def main(options: argparse.Namespace) -> int:
 
     set_up_console()
     _check(options.names)
+    command_output().results = paths = list[str]()
     for name in options.names:
-        print(_download(name, options.accept_license))
+        paths.append(str(_download(name, options.accept_license)))
+        if not options.json:
+            print(paths[-1])
     return 0
 
 

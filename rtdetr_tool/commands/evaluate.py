@@ -9,6 +9,7 @@ from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.commands.tables import print_result
 from rtdetr_tool.files import write_atomically
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.metrics.result import score_text
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.metric_names import SCORES, tao_name
@@ -33,7 +34,8 @@ def run(loaded: LoadedSpec) -> None:
     evaluator.merge(states[1:])
     result = evaluator.compute()
     folder = results_folder(section, "evaluate")
-    write_atomically(folder / "results.json", json.dumps(result.to_dict(), indent=2) + "\n")
+    command_output().results = content = result.to_dict()
+    write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
     write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
     kpi = {"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
     others = {kind: stats for kind, stats in result.by_kind.items() if kind != BOXES}

@@ -13,6 +13,8 @@ from rtdetr_tool.files import sha256_of, write_atomically
 from rtdetr_tool.formats.precision import parse_layers_precision
 from rtdetr_tool.formats.tensorrt.export import choose_backend, write_engine
 from rtdetr_tool.formats.tensorrt.report import summary
+from rtdetr_tool.json_output import command_output
+from rtdetr_tool.progress import Steps
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.required import required, results_folder
 from rtdetr_tool.status import current_status
@@ -34,12 +36,16 @@ def run(loaded: LoadedSpec) -> None:
         backend.check(source.file.path, settings)
     folder = results_folder(section, "gen_trt_engine")
 
-    variants, report = build_variants(source, rules, loaded, folder)
+    with Steps("Choosing precisions", {"measuring nodes": 6, "scoring": 4}) as steps:
+        steps.begin("measuring nodes")
+        variants, report = build_variants(source, rules, loaded, folder)
+        steps.begin("scoring")
+        score_variants(variants, source, section.score_images)
     for variant in variants:
         if variant.graph is not None:
             show_kept(variant.precision, variant.graph)
-    score_variants(variants, source, section.score_images)
     report["scores"] = {variant.precision: variant.scores for variant in variants}
+    command_output().results = report
     write_atomically(folder / "precision.json", json.dumps(report, indent=2) + "\n")
     show_scores(variants)
     ENGINE_GATE.check(variants, section.max_score_drop)

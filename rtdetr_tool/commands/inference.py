@@ -6,6 +6,7 @@ import logging
 
 from rtdetr_tool.commands.session import record_spec
 from rtdetr_tool.data.inference_sources import read_inference_sources
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.required import results_folder
@@ -41,9 +42,14 @@ def run(loaded: LoadedSpec) -> None:
     writer = Writer(folder, section, class_map, colors, sources.images)
     unreadable = detect_images(detecting, writer, sources.images, thresholds)
     problems: list[str] = []
+    videos = VideoDetector(runtime, spec, class_map, thresholds, colors, folder, tiling)
     if sources.videos:
-        problems = detect_videos(
-            VideoDetector(runtime, spec, class_map, thresholds, colors, folder, tiling), sources.videos
-        )
+        problems = detect_videos(videos, sources.videos)
     if rank() == 0:
+        command_output().results = {
+            "images": len(sources.images) - len(unreadable),
+            "unreadable": unreadable,
+            "skipped": sources.images.skipped,
+            "videos": [row.to_dict() for row in videos.results],
+        }
         raise_for_problems(folder, len(sources.images), unreadable, problems)

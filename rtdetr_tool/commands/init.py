@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from rtdetr_tool.errors import MissingData, UserError
+from rtdetr_tool.json_output import command_output
+from rtdetr_tool.progress import Steps
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +37,16 @@ def main(options: argparse.Namespace) -> int:
     from rtdetr_tool.workflows.new_spec import inspect, propose, spec_yaml
 
     set_up_console()
-    proposals = propose(inspect(options.dataset), options.results_dir)
+    with Steps("Inspecting the dataset", {"reading annotations and image sizes": 1}) as steps:
+        steps.begin("reading annotations and image sizes")
+        inspected = inspect(options.dataset)
+    proposals = propose(inspected, options.results_dir)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, spec_yaml(proposals, f"Trains an RT-DETR on {options.dataset}."))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+    command_output().results = [asdict(proposal) for proposal in proposals]
     for proposal in proposals:
         if proposal.reason:
             logger.info("%s: %s (%s)", proposal.name, proposal.value, proposal.reason)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from typing import Any
 
 from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, RESTRICTED
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.log import drop_stdout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    """It has no arguments of its own."""
 
 
 def main(options: argparse.Namespace) -> int:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     rows = published_rows()
+    command_output().results, command_output().bare = rows, True
     try:
-        if options.json:
-            print(json.dumps(rows, indent=2))
-        else:
+        if not options.json:
             _print_table(rows)
     except BrokenPipeError:
         drop_stdout()

@@ -7,6 +7,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+from rtdetr_tool.json_output import command_output
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,10 +40,13 @@ def main(options: argparse.Namespace) -> int:
     opened = open_detector(options.source, loaded)
     fields = {"repo_id": options.repo_id, "license": options.license, "layout": options.layout}
     if options.folder is not None:
-        logger.info("Wrote %s", write_directory(opened, Path(options.folder), overwrite=options.force, **fields))
+        written = write_directory(opened, Path(options.folder), overwrite=options.force, **fields)
+        command_output().results = {"repo_id": options.repo_id, "folder": str(written)}
+        logger.info("Wrote %s", written)
         return 0
     with tempfile.TemporaryDirectory(prefix="rtdetr-push-") as folder:
         write_directory(opened, Path(folder), **fields)
         url = upload(Path(folder), options.repo_id, private=options.private, message=options.message)
+    command_output().results = {"repo_id": options.repo_id, "url": str(url)}
     logger.info("Uploaded %s to %s", options.source, url)
     return 0

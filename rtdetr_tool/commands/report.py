@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.json_output import command_output
+from rtdetr_tool.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,14 @@ def main(options: argparse.Namespace) -> int:
 
     set_up_console()
     folders = [Path(folder) for folder in options.folders]
-    runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    named = list(zip(folders, run_names(folders), strict=True))
+    runs = [read_run(folder, name) for folder, name in track(named, "Reading runs", unit="runs")]
     target = Path(options.output)
     try:
         target.mkdir(parents=True, exist_ok=True)
         page = write_page(comparison_page(runs), target)
     except OSError as error:
         raise UserError(f"{target}: the report cannot be written: {error.strerror or error}") from None
+    command_output().results = {"page": str(page), "runs": [run.name for run in runs]}
     logger.info("Wrote %s", page)
     return 0

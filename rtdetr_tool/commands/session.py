@@ -14,6 +14,7 @@ from rtdetr_tool.commands.run_lock import RunLock
 from rtdetr_tool.commands.signals import termination_as_preemption, was_interrupted
 from rtdetr_tool.errors import Preempted, RtdetrError, SpecError, UserError, WriteError
 from rtdetr_tool.files import confirming, remove_unfinished, write_atomically
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.log import LogFile, close_log_file, open_log_file, set_up_console
 from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
@@ -65,6 +66,7 @@ def _run_in(
 ) -> int:
     """`run_session` in a folder that is locked for other runs."""
     first = process_rank() == 0
+    command_output().results_dir = str(folder)
     refuse_links_out(folder)
     for name in WRITTEN_FILES if first else ():
         remove_unfinished(folder / name)
@@ -84,6 +86,7 @@ def _run_in(
             return _report(over, loaded, command, run, folder)
     finally:
         set_current_status(outer)
+        command_output().metrics = status.kpi
         status.close()
         if handler is not None:
             close_log_file(handler)
@@ -131,12 +134,14 @@ def _report(
         return report_user_error(error)
     except Preempted as error:
         status.failure(f"User/System interruption: {error}")
+        command_output().error = str(error)
         logger.error(str(error))
         # The first process may have started the others, and treats any other exit code as a failure.
         return PREEMPTED if process_rank() == 0 else OK
     except BaseException as error:
         if was_interrupted(error):
             status.failure("User/System interruption: the run was interrupted.")
+            command_output().error = "Interrupted."
             logger.error("Interrupted.")
             return INTERRUPTED
         status.failure(f"{_failure_kind(error)}: {str(error) or type(error).__name__}")
@@ -198,6 +203,7 @@ def spec_to_yaml(spec: ExperimentSpec) -> str:
 
 
 def report_user_error(error: UserError) -> int:
+    command_output().error = str(error)
     logger.error(f"Error: {error}")
     return error.exit_code
 
@@ -208,7 +214,8 @@ def report_failure(error: BaseException, log_file: Path | None = None) -> int:
     where = f" The traceback is in {log_file}." if log_file else ""
     name = [] if isinstance(error, RtdetrError) else [type(error).__name__]
     text = ": ".join([*name, *([str(error)] if str(error) else [])])
-    logger.error(f"Failed: {text.rstrip('.')}.{where}")
+    command_output().error = f"{text.rstrip('.')}.{where}"
+    logger.error(f"Failed: {command_output().error}")
     return FAILED
 
 

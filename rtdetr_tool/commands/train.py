@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.spec import LoadedSpec
 
 
 def run(loaded: LoadedSpec) -> None:
     from rtdetr_tool.training.fit import fit
 
-    fit(loaded.spec)
+    command_output().results = fit(loaded.spec).to_dict()

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from rtdetr_tool.checkpoints.weights_exist import check_exists
+from rtdetr_tool.json_output import command_output
 
 logger = logging.getLogger(__name__)
 
@@ -43,5 +44,6 @@ def main(options: argparse.Namespace) -> int:
     path = Path(options.model)
     serving = Serving(options.name or path.stem, options.max_batch, options.queue_delay, options.cpu)
     folder = write_repository(read_served_model(path), serving, Path(options.repository), options.force)
+    command_output().results = {"name": serving.name, "folder": str(folder)}
     logger.info("Wrote %s. Start the server with: tritonserver --model-repository=%s", folder, options.repository)
     return 0

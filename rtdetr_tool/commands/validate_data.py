@@ -14,6 +14,7 @@ from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.inspection import SplitCounts, check_contents
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.files import write_atomically
+from rtdetr_tool.json_output import command_output
 from rtdetr_tool.log import console
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.findings import validation_page
@@ -33,7 +34,8 @@ def run(loaded: LoadedSpec) -> None:
     check_images(spec, datasets, findings)
 
     folder = results_folder(section, "validate_data")
-    write_atomically(folder / "report.json", json.dumps(report(datasets, counts, findings), indent=2) + "\n")
+    command_output().results = content = report(datasets, counts, findings)
+    write_atomically(folder / "report.json", json.dumps(content, indent=2) + "\n")
     page = write_page(validation_page(datasets, counts, findings, section.num_pictures, section.num_samples), folder)
     print_report(datasets, counts, findings)
     logger.info("Wrote %s: findings, statistics and sample images", page)

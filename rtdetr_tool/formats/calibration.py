@@ -24,6 +24,10 @@ class ArrayImages:
     images: np.ndarray
     origin: str
 
+    @property
+    def available(self) -> int:
+        return len(self.images)
+
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
         """Float images [batch, 3, H, W] 0..1 of the first `count`; the last batch may be smaller."""
         for start in range(0, min(count, len(self.images)), batch):

@@ -31,6 +31,11 @@ class ImageSource:
     spatial_size: tuple[int, int]
     preserve_aspect_ratio: bool = False
 
+    @property
+    def available(self) -> int:
+        """Number of files, some of which may be unreadable."""
+        return len(self.paths)
+
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
         """Float images [batch, 3, H, W] 0..1 of the first `count` readable files; the last batch may be smaller."""
         part: list[Tensor] = []

@@ -14,6 +14,7 @@ from rtdetr_tool.formats.calibration import calibration_images_from
 from rtdetr_tool.formats.export_request import ExportRequest
 from rtdetr_tool.formats.graph_tensors import to_graph
 from rtdetr_tool.formats.verification import Predict, change_of_detections
+from rtdetr_tool.progress import track
 from rtdetr_tool.spec.export import LowerPrecisionSpec
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,9 @@ def calibration_feeds(request: ExportRequest) -> Iterator[NDArray[np.float32]]:
     given = section.calibration if request.calibration is None else request.calibration
     name = f"export.{request.format.name}.calibration"
     source, count = calibration_images_from(given, request.dataset, request.size, name), 0
-    for part in source.batches(section.calibration_images, batch):
+    parts = source.batches(section.calibration_images, batch)
+    total = -(-min(section.calibration_images, source.available) // batch)
+    for part in track(parts, "Calibrating", total, "batches"):
         part = to_graph(part.repeat(-(-batch // len(part)), 1, 1, 1)[:batch], request.model.layout)
         count += batch
         yield part.contiguous().numpy()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rtdetr_tool.errors import Preempted, SpecError
 from rtdetr_tool.files import make_folder_below, write_atomically
+from rtdetr_tool.progress import Task
 from rtdetr_tool.search.record import PRUNED, SURPLUS, StudyRecord, database_errors
 from rtdetr_tool.search.results import SearchResults, value_text
 from rtdetr_tool.search.study import (
@@ -83,7 +84,8 @@ class Search:
     def run(self) -> None:
         """Run trials until there are as many as requested. Preempted, KeyboardInterrupt: the search can be resumed."""
         count, gpus = self._workers()
-        with database_errors():
+        done = len(self.study.get_trials(deepcopy=False)) - len(self._left)
+        with database_errors(), Task("Searching", self.limit, "trials", min(done, self.limit)) as self._progress:
             if count == 1:
                 while (job := self._next(None)) is not None:
                     self._run_here(job)
@@ -148,19 +150,19 @@ class Search:
         current_status().running(message)
         frozen = self.record.frozen(trial.number)
         if frozen.user_attrs.get(PRUNED):
-            self.record.finish(trial, Outcome(pruned=True))
+            self._finish(trial, Outcome(pruned=True))
             return None
         count, validations = frozen.user_attrs.get(STARTS, (0, 0))
         count = count + 1 if len(frozen.intermediate_values) == validations else 1
         if count > _MOST_STARTS:
-            self.record.finish(trial, Outcome(reason=f"its process was killed {_MOST_STARTS} times without progress"))
+            self._finish(trial, Outcome(reason=f"its process was killed {_MOST_STARTS} times without progress"))
             return None
         trial.set_user_attr(STARTS, [count, len(frozen.intermediate_values)])
         overrides = values if gpu is None else {**values, "train.gpu_ids": [gpu]}
         try:
             spec = trial_spec(self.loaded, overrides, folder)
         except SpecError as error:
-            self.record.finish(trial, Outcome(reason="; ".join(error.problems)))
+            self._finish(trial, Outcome(reason="; ".join(error.problems)))
             return None
         make_folder_below(self.folder, folder)
         return Job(trial.number, spec, self.section.latency_runtime if self.section.has_latency else None)
@@ -172,7 +174,7 @@ class Search:
         except Preempted:
             trial.set_user_attr(STARTS, [0, 0])
             raise
-        self.record.finish(trial, outcome)
+        self._finish(trial, outcome)
 
     def _run_in_processes(self, count: int, gpus: int) -> None:
         threads = None if gpus else max(1, len(os.sched_getaffinity(0)) // count)
@@ -205,8 +207,12 @@ class Search:
         if isinstance(message, Stopped):
             raise SearchStopped(message.reason)
         if isinstance(message, Outcome):
-            self.record.finish(trial, message)
+            self._finish(trial, message)
             return True
         logger.warning("The process of trial %d %s; the trial is started again", job.number, worker.end)
         self._left.append(job.number)
         return False
+
+    def _finish(self, trial: Trial, outcome: Outcome) -> None:
+        self.record.finish(trial, outcome)
+        self._progress.advance()

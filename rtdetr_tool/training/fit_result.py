@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ class FitResult:
     resumed_from: Path | None = None
     epochs: int = 0
     dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with paths as text."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 def show_result(result: FitResult) -> None:

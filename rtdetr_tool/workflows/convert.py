@@ -43,6 +43,32 @@ def check_target(target: Path, layout: str | None, force: bool) -> str:
     return layout
 
 
+def write_weights(opened: Any, meta: Mapping[str, Any], target: Path, layout: str) -> list[str]:
+    """Write the weights in a program's layout; returns what its users must know."""
+    from rtdetr_tool.checkpoints.family_weights import writer_of
+    from rtdetr_tool.checkpoints.io import save_detector
+
+    weights = opened.detector.state_dict()
+    notes: list[str] = []
+    try:
+        if layout == RTDETR:
+            save_detector(weights, meta, target)
+        else:
+            notes = writer_of(opened.spec.model.family, layout)(target, weights, meta)
+    except Exception as error:  # torch and safetensors raise their own types if the disk is full
+        check_room(target, weights)
+        if isinstance(error, OSError):
+            raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+        raise
+    outside = opened.spec.model.family.outside_weights(opened.spec.model)
+    if outside is not None:
+        notes.append(
+            f"{target} does not contain {outside.what}: model.{outside.field} must name its file (a TAO checkpoint "
+            "that contains it works too)"
+        )
+    return notes
+
+
 def check_room(target: Path, weights: Mapping[str, Any]) -> None:
     """`MachineError` if the weights do not fit on the disk of `target`."""
     import shutil

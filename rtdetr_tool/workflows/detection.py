@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rich.progress import track
-
 from rtdetr_tool.catalog import BOXES, KEYPOINTS
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of, tiling_of
 from rtdetr_tool.data.collate import InferenceBatch
@@ -23,11 +21,11 @@ from rtdetr_tool.formats.onnx.file import read_onnx
 from rtdetr_tool.formats.opening import OpenedModel, format_of, open_model
 from rtdetr_tool.formats.precision import is_quantized
 from rtdetr_tool.formats.requested_size import RequestedSize
-from rtdetr_tool.log import console
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.ops.keypoints import check_counts
 from rtdetr_tool.ops.structures import Batch
+from rtdetr_tool.progress import Task
 from rtdetr_tool.spec import MISSING, EvaluateSpec, ExperimentSpec, InferenceSpec, LoadedSpec
 from rtdetr_tool.spec.tiles import TilesSpec
 from rtdetr_tool.training.distributed import rank, start_processes, world_size
@@ -114,10 +112,11 @@ def score(
 ) -> LoopTimes:
     """Run on `loader` and pass all detections with a score of at least `conf_threshold` to `evaluator`."""
     times = LoopTimes()
-    batches = detect(runtime, loader, num_select, times)
-    for batch, detections in track(batches, title, len(loader), console=console()):
-        kept = [entry.above(conf_threshold) for entry in detections]
-        evaluator.update([target.image_id for target in batch.targets], kept)
+    with Task(title, len(loader), "batches") as task:
+        for batch, detections in detect(runtime, loader, num_select, times):
+            kept = [entry.above(conf_threshold) for entry in detections]
+            evaluator.update([target.image_id for target in batch.targets], kept)
+            task.advance()
     return times
 
 

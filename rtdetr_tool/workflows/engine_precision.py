@@ -26,6 +26,7 @@ from rtdetr_tool.formats.precision import (
     to_int8,
     to_mixed_fp16,
 )
+from rtdetr_tool.progress import track
 from rtdetr_tool.spec import MISSING, LoadedSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import Source
@@ -67,7 +68,8 @@ class CalibrationImages:
 
     def feeds(self) -> Iterator[np.ndarray]:
         """Batches [N, 3, H, W] float32 of inputs of the graph."""
-        for part in self.source.batches(self.count, self.batch):
+        parts = self.source.batches(self.count, self.batch)
+        for part in track(parts, "Running calibration images", -(-self.count // self.batch), "batches"):
             yield to_graph(part, self.layout).numpy()
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from rtdetr_tool.data.decoding import decode_image
@@ -25,9 +24,9 @@ from rtdetr_tool.data.folder import ImageFolder, read_classmap
 from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import make_folder_below, replacing, write_atomically
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect
-from rtdetr_tool.log import console
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Detections, Target
+from rtdetr_tool.progress import Task
 from rtdetr_tool.spec import DatasetSpec, InferenceSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
@@ -179,13 +178,13 @@ def detect_images(detecting: Detecting, writer: Writer, dataset: ImageFolder, th
     runtime, spec, times = detecting.model.runtime, detecting.spec, LoopTimes()
     if len(dataset):
         loader = detecting.loader(dataset)
-        for batch, detections in track(
-            detect(runtime, loader, spec.model.num_select, times), "Detecting", len(loader), console=console()
-        ):
-            for failure in batch.failures:
-                writer.fail(failure.path, failure.message)
-            for target, image_detections in zip(batch.targets, detections, strict=True):
-                writer.write(target, image_detections.above(thresholds))
+        with Task("Detecting", len(loader), "batches") as task:
+            for batch, detections in detect(runtime, loader, spec.model.num_select, times):
+                for failure in batch.failures:
+                    writer.fail(failure.path, failure.message)
+                for target, image_detections in zip(batch.targets, detections, strict=True):
+                    writer.write(target, image_detections.above(thresholds))
+                task.advance()
     writer.wait()
     results = gather_objects([(writer.results, writer.failures)])
     return _write_results(writer, results, times, runtime.name) if rank() == 0 else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from rtdetr_tool.formats.precision.calibration import Plan
 from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.resolve import resolve
 from rtdetr_tool.formats.table import FORMATS
+from rtdetr_tool.progress import Steps
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.required import results_folder
-from rtdetr_tool.status import current_status
 from rtdetr_tool.workflows.engine import Source
 from rtdetr_tool.workflows.engine_precision import CalibrationImages, Variant
 from rtdetr_tool.workflows.engine_scores import ScoreGate, score_variants
@@ -38,15 +38,17 @@ BATCH = 4  # calibration images per step
 GATE = ScoreGate(
     "quantize", "Nothing was written. Skip layers (quantize.skip_names), calibrate on more images, or raise the limit."
 )
+READING, QUANTIZING, SCORING = "reading the model", "quantizing", "scoring"
 
 
 @dataclass
 class Quantized:
-    """The written file, its graph, and the selected layers."""
+    """The written file, its graph, the selected layers, and the content of quantize.json."""
 
     path: Path
     graph: PrecisionGraph
     choice: LayerChoice
+    report: Mapping[str, Any]
 
 
 def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = lambda variants: None) -> Quantized:
@@ -59,21 +61,29 @@ def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = la
         UserError: the section is invalid, the file is quantized already, or there are no calibration images.
         RtdetrError: the quantized graph does not run, or loses more than `quantize.max_score_drop`.
     """
+    methods = methods_of(loaded)  # before anything slow
+    with Steps("Quantizing", {READING: 3, QUANTIZING: 4, SCORING: 3}) as steps:
+        return _quantize(loaded, methods, on_scored, steps)
+
+
+def _quantize(
+    loaded: LoadedSpec, methods: Sequence[str], on_scored: Callable[[list[Variant]], None], steps: Steps
+) -> Quantized:
     section = loaded.spec.quantize
     folder = results_folder(section, "quantize")
-    methods = methods_of(loaded)  # before anything slow
+    steps.begin(READING)
     source = open_graph(loaded, folder)
+    steps.begin(QUANTIZING)
     choice = choose_layers(Graph(source.file.model), section)
     for note in notes_without_effect(loaded.spec, choice):
         logger.warning("%s", note)
     images = calibration_images(source, loaded) if choice.needs_images else None
-    if images is not None:
-        current_status().running("Measuring the ranges of activations.")
     plan = Plan(requested=choice.requested, methods=methods, fixed=choice.observers, remedy="quantize.skip_names")
     graph = to_quantized(source.file.model, choice.formats, _feeds(images), plan)
     for note in graph.notes:
         logger.warning("%s", note)
 
+    steps.begin(SCORING)
     target = folder / FILE_NAME
     with replacing_onnx(target, graph.model) as temporary:
         name = choice.name
@@ -83,7 +93,7 @@ def quantize(loaded: LoadedSpec, on_scored: Callable[[list[Variant]], None] = la
         write_atomically(folder / "quantize.json", json.dumps(report, indent=2) + "\n")
         on_scored(variants)
         GATE.check(variants, section.max_score_drop)
-    return Quantized(target, graph, choice)
+    return Quantized(target, graph, choice, report)
 
 
 def open_graph(loaded: LoadedSpec, folder: Path) -> Source:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.progress import track
-
 from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.dataset import DetectionDataset
@@ -17,7 +15,7 @@ from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.inspection import SplitCounts, check_boxes
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import DataError, MissingSplit
-from rtdetr_tool.log import console
+from rtdetr_tool.progress import track
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.status import current_status
@@ -59,9 +57,7 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
     files = FileCheck(findings, replaced=("train",) if spec.dataset.on_bad_image == "skip" else ())
     for split, dataset in datasets.items():
         start, bad = time.monotonic(), files.bad
-        facts = track(
-            read_files(dataset.records, spec.dataset.workers), f"Reading {split}", len(dataset), console=console()
-        )
+        facts = track(read_files(dataset.records, spec.dataset.workers), f"Reading {split}", len(dataset), "images")
         for record, fact in zip(dataset.records, facts, strict=True):
             check_boxes(split, record, size, findings)
             files.add(split, record, fact)

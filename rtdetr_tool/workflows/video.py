@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from rtdetr_tool.data.read_ahead import ReadAhead
@@ -22,9 +21,9 @@ from rtdetr_tool.files import make_folder_below, write_atomically
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.decoded_images import detect_decoded
 from rtdetr_tool.formats.detection_loop import LoopTimes
-from rtdetr_tool.log import console
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Detections
+from rtdetr_tool.progress import Task
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank, world_size
@@ -34,8 +33,6 @@ from rtdetr_tool.workflows.tracking import LOWEST_SCORE, build_tracker
 from rtdetr_tool.workflows.video_writer import VideoWriter
 
 logger = logging.getLogger(__name__)
-
-REPORT_EVERY = 30.0  # seconds between status lines
 
 
 @dataclass
@@ -121,9 +118,8 @@ class VideoDetector:
         """Write frames until they end; on an interruption, finish the files first."""
         section, writer = self.spec.inference, None
         tracker = build_tracker(section.tracker, section.conf_threshold, reader.fps)
-        progress = _FrameProgress(result.source, reader.total_frames)
         try:
-            with progress:
+            with Task(result.source, reader.total_frames, "frames") as task:
                 for frame, raw in frames:
                     if writer is None:
                         writer = self._writer(reader, stem, result)
@@ -140,7 +136,7 @@ class VideoDetector:
                     result.frames += 1
                     result.detections += len(detections)
                     result.seconds = round(frame.time, 6)
-                    progress.advance()
+                    task.advance()
         except (KeyboardInterrupt, Preempted):
             logger.warning("Interrupted after %d frames of %s", result.frames, result.source)
             raise
@@ -198,38 +194,3 @@ def video_stems(sources: list[VideoSource]) -> list[str]:
         names[source], taken[name] = name, source
     stems = output_stems([name if source.kind == "file" else f"{name}.x" for source, name in names.items()])
     return list(stems.values())
-
-
-class _FrameProgress:
-    """A progress bar with frames per second, and a line in `status.json` from time to time."""
-
-    def __init__(self, title: str, total: int | None) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}{task.fields[total_text]} frames, {task.fields[speed]:.1f} frames/s"),
-            TimeRemainingColumn(),
-            console=console(),
-        )
-        text = f"/{total}" if total else ""
-        self._task = self._bar.add_task(title, total=total, total_text=text, speed=0.0)
-        self._title, self._total = title, total
-        self._frames, self._begin, self._reported = 0, time.monotonic(), time.monotonic()
-
-    def __enter__(self) -> None:
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self) -> None:
-        self._frames += 1
-        now = time.monotonic()
-        speed = self._frames / max(now - self._begin, 1e-9)
-        self._bar.update(self._task, completed=self._frames, speed=speed)
-        if now - self._reported >= REPORT_EVERY:
-            self._reported = now
-            of = f" of {self._total}" if self._total else ""
-            text = f"{self._title}: {self._frames}{of} frames, {speed:.1f} frames/s"
-            logger.info("%s", text)
-            current_status().running(text)

@@ -12,7 +12,7 @@ from rtsp_server import RtspServer
 from video_files import probe, truncate, write_video
 
 from rtdetr_tool.data import inference_sources, video, video_container
-from rtdetr_tool.workflows.video import _FrameProgress
+from rtdetr_tool.progress import Task
 
 pytest.importorskip("av")
 
@@ -113,14 +113,14 @@ def test_a_stream_is_opened_again_and_its_password_is_not_written(project, weigh
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_stream_with_whole_files(project, weights, monkeypatch, number, code):
     server = RtspServer(write_video(project.folder / "a.ts", 200), "operator", PASSWORD, connections=1, hang_up=False)
-    seen, advance = threading.Event(), _FrameProgress.advance
+    seen, advance = threading.Event(), Task.advance
 
     def counted(self) -> None:
         advance(self)
-        if self._frames == 3:
+        if self.done == 3:
             seen.set()
 
-    monkeypatch.setattr(_FrameProgress, "advance", counted)
+    monkeypatch.setattr(Task, "advance", counted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     killer = threading.Thread(target=lambda: (seen.wait(60), os.kill(os.getpid(), number)))
     killer.start()

@@ -18,10 +18,11 @@ from rtdetr_tool.data.video import VideoFrame
 from rtdetr_tool.data.video_formats import VideoSource
 from rtdetr_tool.errors import UserError, WriteError
 from rtdetr_tool.ops.structures import Detections
+from rtdetr_tool.progress import Task
 from rtdetr_tool.spec import spec_from_dict
 from rtdetr_tool.workflows import tracking
 from rtdetr_tool.workflows.tracking import build_tracker, require_tracker
-from rtdetr_tool.workflows.video import VideoDetector, _FrameProgress, video_stems
+from rtdetr_tool.workflows.video import VideoDetector, video_stems
 from rtdetr_tool.workflows.video_writer import VideoWriter
 
 pytest.importorskip("av")
@@ -157,14 +158,14 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_memory_is_constant_over_5000_frames(detector, tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 5000, (640, 360))
-    memory, advance = {}, _FrameProgress.advance
+    memory, advance = {}, Task.advance
 
     def measured(self) -> None:
         advance(self)
-        if self._frames % 1000 == 0:
-            memory[self._frames] = resident_megabytes()
+        if self.done % 1000 == 0:
+            memory[self.done] = resident_megabytes()
 
-    monkeypatch.setattr(_FrameProgress, "advance", measured)
+    monkeypatch.setattr(Task, "advance", measured)
     result, rows = run(detector, path)
     print(f"resident memory in MB after frames: {memory}, {result.frames_per_second} frames/s")
     assert len(rows) == 5000 and len(probe_times(detector.folder / "videos_annotated" / "a.mp4")) == 5000

@@ -28,6 +28,7 @@ from rtdetr_tool.formats.onnx.runtime import OnnxRuntime, run_once
 from rtdetr_tool.formats.precision.graph import opset_of
 from rtdetr_tool.formats.verification import verify_detections, verify_features
 from rtdetr_tool.messages import first_line
+from rtdetr_tool.progress import Steps
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,22 @@ OLDEST_OPSET = 12
 NATIVE_OPSET = 16  # the first operator set with GridSample
 NEWEST_TRACED = 20  # the exporter's own limit; ONNX's version converter converts to newer sets
 LARGE_TENSOR = 2**20  # bytes
+TRACING, COMPARING = "tracing the graph", "comparing with PyTorch"
 
 
 def export(request: ExportRequest) -> dict[str, Any]:
     """Verify and write the ONNX file; returns the content of `export.json`."""
+    section = request.section
+    with Steps("Exporting to ONNX", {TRACING: 6, COMPARING: 4}) as steps:
+        steps.begin(TRACING)
+        graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
+        steps.begin(COMPARING)
+        return _verified(request, graph)
+
+
+def _verified(request: ExportRequest, graph: onnx.ModelProto) -> dict[str, Any]:
+    """Write the graph if it agrees with PyTorch; returns the content of `export.json`."""
     section, target = request.section, request.target
-    graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
     attach(graph, request.description)
     nodes = len(graph.graph.node)
     file = None if section.backbone_only else parsed(target, graph)
@@ -186,8 +197,22 @@ def quiet(verbose: bool) -> Iterator[None]:
         kept = os.dup(2)
         os.dup2(output.fileno(), 2)
         try:
-            yield
+            with _progress_on(kept):
+                yield
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+
+
+@contextlib.contextmanager
+def _progress_on(descriptor: int) -> Iterator[None]:
+    """Let Python's `sys.stderr`, where progress is shown, write to another descriptor than 2 meanwhile."""
+    if sys.stderr is not sys.__stderr__ or sys.stderr is None:
+        yield
+        return
+    with (
+        open(descriptor, "w", encoding=sys.stderr.encoding, errors="replace", closefd=False) as stream,
+        contextlib.redirect_stderr(stream),
+    ):
+        yield

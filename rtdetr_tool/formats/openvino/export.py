@@ -25,18 +25,30 @@ from rtdetr_tool.formats.precision.number_formats import INT8_NODE
 from rtdetr_tool.formats.precision.quantize_nodes import quantizable
 from rtdetr_tool.formats.table import FULL
 from rtdetr_tool.formats.verification import verify_detections, verify_features
-from rtdetr_tool.status import current_status
+from rtdetr_tool.progress import Steps
 
 if TYPE_CHECKING:
     import openvino
 
+CONVERTING, COMPARING, LOWERING = "converting the network", "comparing with PyTorch", "lowering the precision"
+
 
 def export(request: ExportRequest) -> dict[str, Any]:
     """Write the OpenVINO file once it is verified; returns the content of `export.json`."""
+    section = request.section
+    precision = section.openvino.data_type
+    shares = {CONVERTING: 6.0, COMPARING: 3.0} | ({LOWERING: 6.0} if precision != FULL else {})
+    with Steps("Exporting to OpenVINO", shares) as steps:
+        steps.begin(CONVERTING)
+        graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
+        steps.begin(COMPARING)
+        return _verified(request, graph, steps)
+
+
+def _verified(request: ExportRequest, graph: onnx.ModelProto, steps: Steps) -> dict[str, Any]:
+    """Write the file if it agrees with PyTorch; returns the content of `export.json`."""
     section, target = request.section, request.target
     precision = section.openvino.data_type
-    current_status().running("Converting to OpenVINO.")
-    graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
     remove_unfinished(target)
     with replacing_with_companion(target, weights_path) as temporary:
         save(graph, request.description, temporary)
@@ -47,7 +59,10 @@ def export(request: ExportRequest) -> dict[str, Any]:
         else:
             runtime = OpenvinoRuntime(read(temporary))
             differences = verify_detections(request.reference, runtime.predict, section.tolerance, target)
-        lowered = {} if precision == FULL else lower_precision(request, graph, temporary)
+        lowered = {}
+        if precision != FULL:
+            steps.begin(LOWERING)
+            lowered = lower_precision(request, graph, temporary)
         report = {**request.report(temporary, differences), "data_type": precision, **lowered}
         return {**report, "bytes": bytes_of(temporary)}
 
@@ -55,7 +70,6 @@ def export(request: ExportRequest) -> dict[str, Any]:
 def lower_precision(request: ExportRequest, graph: onnx.ModelProto, temporary: Path) -> dict[str, Any]:
     """Replace the FP32 file by one of lower precision; returns how much that changes detections."""
     precision = request.section.openvino.data_type
-    current_status().running(f"Lowering the precision to {precision}.")
     account: dict[str, Any] = {}
     if precision == "INT8":
         formats = dict.fromkeys(quantizable(Graph(graph)), INT8_NODE)

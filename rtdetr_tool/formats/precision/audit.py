@@ -21,6 +21,7 @@ from rtdetr_tool.formats.precision.graph import HEAVY, Graph
 from rtdetr_tool.formats.precision.magnitudes import LARGEST, SMALLEST_NORMAL, TensorRange
 from rtdetr_tool.formats.precision.observe import Observer, open_session, rebatched
 from rtdetr_tool.formats.precision.roles import find_roles
+from rtdetr_tool.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def _measure_costs(graph: Graph, audit: Audit, meter: CostMeter) -> None:
     session = open_session(gated.model)
     cost, audit.failure_all_half = meter.attempt(session, gated.feed(*groups, *stretches))
     audit.cost_all_half = _finite(cost)
-    for label, names in (groups | stretches).items():
+    for label, names in track((groups | stretches).items(), "Measuring FP16 by region", unit="regions"):
         cost, failure = meter.attempt(session, gated.feed(label))
         audit.groups.append(GroupCost(label, len(names), _finite(cost), label in groups, failure))
 

@@ -21,6 +21,7 @@ from rtdetr_tool.formats.precision.number_formats import NUMBER_FORMATS, NodeFor
 from rtdetr_tool.formats.precision.observe import open_session
 from rtdetr_tool.formats.precision.quantize_nodes import place, quantizable, residual_inputs, scale_name, scale_of
 from rtdetr_tool.formats.precision.ranges import METHODS, collect
+from rtdetr_tool.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _method_costs(
     model.graph.input.extend(helper.make_tensor_value_info(scale, FLOAT, []) for scale in scales.values())
     session = open_session(model)
     costs, failures = {}, {}
-    for method, ranges in limits.items():
+    for method, ranges in track(limits.items(), "Comparing ranges", unit="methods"):
         values = {
             scale: scale_of(ranges[name], plan.half, number_format) for (name, number_format), scale in scales.items()
         }
@@ -137,7 +138,7 @@ def _too_dear(
     if cost <= TOLERATED_COST:
         return kept
     prices = []
-    for label, names in regions(graph, set(nodes)):
+    for label, names in track(list(regions(graph, set(nodes))), "Measuring INT8 by region", unit="regions"):
         names = set(names) - plan.requested
         if names:
             prices.append((*attempt(names), label, names))

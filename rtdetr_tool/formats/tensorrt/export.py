@@ -24,7 +24,9 @@ from rtdetr_tool.formats.tensorrt.build import (
     start,
 )
 from rtdetr_tool.formats.tensorrt.library import LIBRARIES, LoadedLibrary, load_library
+from rtdetr_tool.formats.tensorrt.monitor import make_monitor
 from rtdetr_tool.formats.tensorrt.plan import write_engine_file
+from rtdetr_tool.progress import Steps
 
 __all__ = ["AMPERE_PLUS", "BuildSettings", "BuiltEngine", "EngineBackend", "choose_backend", "write_engine"]
 
@@ -109,7 +111,12 @@ class LibraryBackend:
         """
         targets = self._targets(settings)
         logger.info("%s builds for %s", self.loaded.name, ", ".join(targets) or f"GPU {settings.gpu_id}")
-        stop = _make_stop(self.loaded.module)
+        with Steps(f"Building the engine with {self.loaded.name}", {"optimizing": 1}) as steps:
+            steps.begin("optimizing")
+            return self._build(model, settings, targets, steps)
+
+    def _build(self, model: Path, settings: BuildSettings, targets: tuple[str, ...], steps: Steps) -> BuiltEngine:
+        stop = make_monitor(self.loaded.module, steps.reach)
 
         def work() -> BuiltEngine:
             if not targets:
@@ -154,29 +161,6 @@ def choose_targets(loaded: LoadedLibrary, names: Sequence[str], gpu: bool) -> tu
     if AMPERE_PLUS in targets and len(targets) > 1:
         raise UserError(f"gen_trt_engine.compute_capability: {AMPERE_PLUS} and {', '.join(targets)} cannot both be set")
     return targets
-
-
-def _make_stop(trt: Any) -> Any:
-    class Stop(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a library without types
-        """Ends a build at its next step on request."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.asked = False
-
-        def ask(self) -> None:
-            self.asked = True
-
-        def phase_start(self, name: str, parent: str, steps: int) -> None:
-            pass
-
-        def phase_finish(self, name: str) -> None:
-            pass
-
-        def step_complete(self, name: str, step: int) -> bool:
-            return not self.asked
-
-    return Stop()
 
 
 def interruptible(work: Callable[[], Result], stop: Callable[[], None]) -> Result:

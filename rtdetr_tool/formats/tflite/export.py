@@ -16,16 +16,28 @@ from rtdetr_tool.formats.tflite.convert import convert, to_fp16, to_int8
 from rtdetr_tool.formats.tflite.file import append_description, read
 from rtdetr_tool.formats.tflite.runtime import LiteRtRuntime, run_once
 from rtdetr_tool.formats.verification import verify_detections, verify_features
-from rtdetr_tool.status import current_status
+from rtdetr_tool.progress import Steps
+
+CONVERTING, COMPARING, LOWERING = "converting the network", "comparing with PyTorch", "lowering the precision"
 
 
 def export(request: ExportRequest) -> dict[str, Any]:
     """Verify and write the TFLite file; returns the content of `export.json`."""
-    section, target = request.section, request.target
+    section = request.section
     precision = section.tflite.data_type
     feeds = list(calibration_feeds(request)) if precision == "INT8" else []
-    current_status().running("Converting to TFLite.")
-    content = convert(request.model, request.size, request.batch or 1, section.verbose)
+    shares = {CONVERTING: 5.0, COMPARING: 3.0} | ({LOWERING: 4.0} if precision != FULL else {})
+    with Steps("Exporting to TFLite", shares) as steps:
+        steps.begin(CONVERTING)
+        content = convert(request.model, request.size, request.batch or 1, section.verbose)
+        steps.begin(COMPARING)
+        return _verified(request, content, feeds, steps)
+
+
+def _verified(request: ExportRequest, content: bytes, feeds: list[NDArray[np.float32]], steps: Steps) -> dict[str, Any]:
+    """Write the file if it agrees with PyTorch; returns the content of `export.json`."""
+    section, target = request.section, request.target
+    precision = section.tflite.data_type
     remove_unfinished(target)
     with replacing(target) as temporary:
         temporary.write_bytes(content)
@@ -37,7 +49,10 @@ def export(request: ExportRequest) -> dict[str, Any]:
         else:
             runtime = LiteRtRuntime(read(temporary))
             differences = verify_detections(request.reference, runtime.predict, section.tolerance, target)
-        lowered = {} if precision == FULL else lower_precision(request, content, feeds, temporary)
+        lowered = {}
+        if precision != FULL:
+            steps.begin(LOWERING)
+            lowered = lower_precision(request, content, feeds, temporary)
         return {**request.report(temporary, differences), "data_type": precision, **lowered}
 
 
@@ -46,7 +61,6 @@ def lower_precision(
 ) -> dict[str, Any]:
     """Replace the FP32 file by one of lower precision; returns the change of the detections."""
     precision = request.section.tflite.data_type
-    current_status().running(f"Lowering the precision to {precision}.")
     lowered = to_int8(content, feeds, request.model.input_name) if precision == "INT8" else to_fp16(content)
     temporary.write_bytes(lowered)
     append_description(temporary, {**request.description, "precision": precision})

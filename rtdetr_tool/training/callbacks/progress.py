@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from rtdetr_tool.log import console as package_console
+from rtdetr_tool.progress import LINE_EVERY, Bar, duration
 from rtdetr_tool.spec.metric_names import MAIN_SCORES, TRAIN_LOSS, VAL_LOSS
 from rtdetr_tool.training.distributed import world_size
 from rtdetr_tool.training.step_guard import guard_of
@@ -57,15 +54,14 @@ class ProgressReport(ProgressBar):
     The loss is copied from the device only for drawing, at most every `redraw_every` seconds.
     """
 
-    def __init__(self, console: Console | None = None, line_every: float = 20.0, redraw_every: float = 0.5) -> None:
+    def __init__(self, line_every: float = LINE_EVERY, redraw_every: float = 0.5) -> None:
         super().__init__()
-        self.console = console or package_console()
         self.line_every, self.redraw_every = line_every, redraw_every
         self.pace = Pace(0)
         self._enabled = True
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar: Bar | None = None
         self._last_drawn = 0.0
+        self._validated = 0  # batches of the current validation
 
     def disable(self) -> None:
         self._enabled = False
@@ -82,16 +78,6 @@ class ProgressReport(ProgressBar):
         epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1  # a run may resume within an epoch
         self.pace = Pace(total, epoch * int(trainer.num_training_batches) + batch)
         self._last_drawn = time.monotonic()
-        if self.active and self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-                transient=True,
-            )
-            self._bar.start()
         self.on_train_epoch_start(trainer, pl_module)  # Lightning skips it when a run resumes within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,24 +91,27 @@ class ProgressReport(ProgressBar):
         self.pace.add(len(batch) * world_size(), done)
         if not self.active:
             return
-        wait = self.redraw_every if self._bar else self.line_every
+        shown = self._bar is not None and self._bar.visible
+        wait = self.redraw_every if shown else self.line_every
         if time.monotonic() - self._last_drawn < wait:
             return
         self._last_drawn = time.monotonic()
         text = self._describe(pl_module)
-        if self._bar:
-            self._bar.update(self._task, completed=batch_idx + 1, text=text)
+        if shown and self._bar is not None:
+            self._bar.update(batch_idx + 1, f"{batch_idx + 1}/{int(trainer.num_training_batches)}, {text}")
         else:
             where = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {batch_idx + 1}"
             logger.info("%s/%d: %s", where, int(trainer.num_training_batches), text)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
+            self._validated = 0
             self._show("validation", sum(int(n) for n in trainer.num_val_batches))
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        if self._bar and self._task is not None:
-            self._bar.advance(self._task)
+        if self._bar is not None and trainer.state.fn == "fit":
+            self._validated += 1
+            self._bar.update(self._validated, f"batch {self._validated}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.active:
@@ -136,7 +125,7 @@ class ProgressReport(ProgressBar):
         parts += [f"{name} undefined" for name in undefined]
         left = self.pace.seconds_left()
         speed = f"{self.pace.images_per_second:.1f} images/s"
-        parts += [speed] + ([f"{_format_duration(left)} left"] if left else [])
+        parts += [speed] + ([f"{duration(left)} left"] if left else [])
         if skipped := guard_of(pl_module).skipped:
             parts.append(f"{skipped} steps skipped since the start (not finite)")
         logger.info("Epoch %d/%s done: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
@@ -149,23 +138,18 @@ class ProgressReport(ProgressBar):
 
     def _show(self, description: str, total: int) -> None:
         """Start a new bar for another task."""
-        if self._bar:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(description, total=total, text="")
+        self._close()
+        if self.active:
+            self._bar = Bar(description, total)
 
     def _describe(self, pl_module: LightningModule) -> str:
         loss = cast("DetectorModule", pl_module).last_loss
         shown = "" if loss is None else f"loss {loss.item():.4f}, "
         seconds = self.pace.seconds_left()
-        left = _format_duration(seconds) if seconds is not None else "?"
+        left = duration(seconds) if seconds is not None else "?"
         return f"{shown}{self.pace.images_per_second:.1f} images/s, {left} left"
 
     def _close(self) -> None:
-        if self._bar:
-            self._bar.stop()
-            self._bar = self._task = None
-
-
-def _format_duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
