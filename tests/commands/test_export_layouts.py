@@ -122,7 +122,7 @@ def test_a_missing_converter_is_named_with_the_pip_command(shared, capsys, monke
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "There is no TFLite file"), (b"x" * 20, "is not a TFLite file"), (b"", "is not a TFLite file")],
+    [(None, "none.tflite does not exist"), (b"x" * 20, "is not a TFLite file"), (b"", "is not a TFLite file")],
 )
 def test_a_file_that_is_not_tflite_is_refused(content, message, shared, capsys):
     file = shared.folder / "none.tflite"

@@ -102,7 +102,7 @@ def test_what_automl_may_vary_is_in_default_specs_schema_and_docs(capsys):
     assert cli.main(["default_specs", "train"]) == 0
     lines = capsys.readouterr().out.splitlines()
     above = {line.split(":")[0].strip(): before for before, line in itertools.pairwise(lines) if ":" in line}
-    assert "(automl_enabled)" in above["lr_backbone"]
+    assert "(automl_enabled)" in above["lr_decay"]
     assert "AutoML" not in above["num_gpus"]
 
 
