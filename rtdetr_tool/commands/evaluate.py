@@ -38,6 +38,9 @@ def run(loaded: LoadedSpec) -> None:
     write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
     write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
     kpi = {"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
+    best = {"F1": result.best.f1, "precision": result.best.precision, "recall": result.best.recall}
+    kpi |= {f"test_{name}": value for name, value in best.items()}
+    kpi |= {f"test_AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
     others = {kind: stats for kind, stats in result.by_kind.items() if kind != BOXES}
     for kind, stats in others.items():
         names = (tao_name(f"test/{name}") for name in SCORES[kind])

@@ -75,9 +75,9 @@ class OptimSpec:
     )
     monitor_name: str = field(
         "val_loss",
-        "Accepted for old specs; neither schedule watches a metric.",
+        "Accepted for old specs; ReduceLROnPlateau follows lr_scheduler_monitor.",
         options=("val_loss", "train_loss"),
-        unused="neither MultiStep nor StepLR watches a metric",
+        unused="MultiStep and StepLR follow no metric, and ReduceLROnPlateau follows lr_scheduler_monitor",
     )
     lr: float = field(1e-4, "Learning rate of everything except the backbone.", above=0.0, automl=True)
     lr_backbone: float = field(1e-5, "Learning rate of the backbone.", above=0.0, automl=True)

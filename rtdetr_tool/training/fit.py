@@ -30,6 +30,7 @@ from rtdetr_tool.training.datamodule import DetectionDataModule
 from rtdetr_tool.training.fit_result import FitResult, show_result
 from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.logger_failures import log_thread_failures
+from rtdetr_tool.training.loggers import log_fields
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.out_of_memory import explain_out_of_memory
 from rtdetr_tool.training.torch_classes import check_classes
@@ -80,6 +81,7 @@ def _fit(
     folder = spec.train.results_dir or "."
     if trainer.is_global_zero:
         remove_unfinished(folder)
+        log_fields(trainer.loggers, spec)
     resume = find_resume_path(folder, spec.train.resume_training_checkpoint_path)
     if resume:
         _log_resume(resume, explicit=bool(spec.train.resume_training_checkpoint_path))

@@ -19,13 +19,15 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from rtdetr_tool.data.decoding import content_size, decode_content
 from rtdetr_tool.redaction import mask_secrets, without_secrets
-from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec
+from rtdetr_tool.spec import ExperimentSpec, MlflowSpec, WandbSpec, spec_to_dict
+from rtdetr_tool.spec.metric_names import VAL_MAP
 from rtdetr_tool.status import current_status, process_rank
 from rtdetr_tool.training.logger_failures import reason_of
 
 logger = logging.getLogger(__name__)
 
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31 at the latest
+_LOGGED_SECTIONS = ("model", "dataset", "train")
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 # By default, MLflow logs to the console, sends usage statistics, and waits for a server for minutes.
 _MLFLOW_ENVIRONMENT = {
@@ -114,6 +116,22 @@ def log_images(loggers: Sequence[Logger], images: Mapping[str, bytes], step: int
             target.log_encoded_images(images, step)
 
 
+def log_fields(loggers: Sequence[Logger], spec: ExperimentSpec) -> None:
+    """Log the fields of model, data and training as TensorBoard's hyperparameters, with secrets masked."""
+    sections = {name: section for name, section in spec_to_dict(spec).items() if name in _LOGGED_SECTIONS}
+    for target in loggers:
+        if isinstance(target, TensorBoard):
+            target.log_hyperparams(dict(_flat(without_secrets(sections))))
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value if isinstance(value, (bool, int, float)) else str(value)
+
+
 def save_table(loggers: Sequence[Logger]) -> None:
     """Write the metrics logged so far to the CSV file; by itself it does so every 100 steps."""
     for target in loggers:
@@ -128,6 +146,13 @@ def _decoded(images: Mapping[str, bytes]) -> dict[str, NDArray[np.uint8]]:
 
 class TensorBoard(TensorBoardLogger):
     title = "TensorBoard"
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """Show values next to the validation score; Lightning's method would log a score of -1 for it."""
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(dict(params), {VAL_MAP: 0}):  # names the score; its values are those that are logged
+            self.experiment.file_writer.add_summary(summary)
 
     def log_encoded_images(self, images: Mapping[str, bytes], step: int) -> None:
         """Write the encoded images as they are; `add_image` would compress the pixels again, 0.2 s per chart."""

@@ -53,7 +53,8 @@ def write_directory(
     Args:
         repo_id: the id under which others open it, for the card; None = the name of the folder.
         license: an identifier of the Hub such as `apache-2.0`; None = not stated, or that of the published weights if
-            it restricts their use.
+            it restricts their use. Checkpoints do not record where their first weights came from, so this also
+            applies to a model of that architecture that was trained from scratch.
         layout: `rtdetr` (all metadata) or `transformers` (opened by transformers as well).
 
     Raises:

@@ -79,6 +79,10 @@ def test_the_status_file_has_scores_and_ends_with_success(project, weights):
     kpi = next(line["kpi"] for line in lines if line["message"] == "Test metrics generated.")
     scores = read(project, "results.json")
     assert kpi["test_mAP"] == scores["mAP"] and kpi["test_mAP50"] == scores["mAP50"]
+    assert [kpi[f"test_{name}"] for name in ("F1", "precision", "recall")] == [
+        scores["best"][name] for name in ("f1", "precision", "recall")
+    ]
+    assert kpi["test_AP/cat"] == scores["per_class"][0]["AP"]
     undefined = {name for name, value in kpi.items() if value is None}
     assert undefined == {name for name in scores if name.startswith("A") and scores[name] is None}
     assert all(isinstance(kpi[name], (int, float)) for name in set(kpi) - undefined)

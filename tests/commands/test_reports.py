@@ -33,6 +33,7 @@ def test_the_report_of_a_training_shows_its_last_validation_and_its_curves(train
     kpi = trained.status("train")[-1]["kpi"]
     assert tiles(html)["epoch"] == "2 of 2"
     assert tiles(html)["mAP"] == f"{kpi['val_mAP']:.4f}" and tiles(html)["mAP50"] == f"{kpi['val_mAP50']:.4f}"
+    assert 0 <= kpi["val_F1"] <= 1 and {"val_precision", "val_recall"} <= set(kpi)
     charts = {file.stem for file in (folder / "plots").iterdir()}
     assert {"train_loss", "val_scores", "precision_recall", "confusion_matrix", "classes"} <= charts
     for title in ("Losses", "Errors", "Worst images", "Splits", "Run"):

@@ -456,7 +456,8 @@ class TestWithoutEffect:
         loaded = read_spec(write("model: {backbone_names: [a]}\ntrain: {optim: {monitor_name: train_loss}}\n"))
         assert loaded.notes == [
             "model.backbone_names has no effect: the backbone's parameters are known without a name pattern",
-            "train.optim.monitor_name has no effect: neither MultiStep nor StepLR watches a metric",
+            "train.optim.monitor_name has no effect: MultiStep and StepLR follow no metric, "
+            "and ReduceLROnPlateau follows lr_scheduler_monitor",
         ]
 
     def test_the_default_value_leaves_none(self, write):

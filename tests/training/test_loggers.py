@@ -35,6 +35,25 @@ def test_without_tensorboard_only_csv_is_written(make_spec):
     assert not list(folder.rglob("events.*"))
 
 
+def test_tensorboard_has_the_fields_of_the_run_as_hyperparameters(make_spec):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    spec = make_spec(train__notes=f"token={SECRET}")
+    fit(spec)
+    files = list(Path(spec.train.results_dir, "lightning_logs").rglob("events.*"))
+    events = [EventAccumulator(str(file)).Reload() for file in files]
+    start = next(
+        HParamsPluginData.FromString(event.summary_metadata["_hparams_/session_start_info"].plugin_data.content)
+        for event in events
+        if "_hparams_/session_start_info" in event.summary_metadata
+    ).session_start_info
+    assert start.hparams["train.optim.lr"].number_value == spec.train.optim.lr
+    assert start.hparams["model.backbone"].string_value == spec.model.backbone
+    assert not any(SECRET.encode() in file.read_bytes() for file in files)
+    assert not any("hp_metric" in event.Tags()["scalars"] for event in events)
+
+
 @pytest.mark.parametrize(
     ("flags", "changes", "message"),
     [

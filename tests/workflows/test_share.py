@@ -63,6 +63,7 @@ def test_a_directory_has_weights_card_and_spec_and_is_opened(checkpoint, tmp_pat
     assert read_spec(folder / "spec.yaml").spec.model.hidden_dim == 32
 
 
+@pytest.mark.slow
 def test_the_card_has_scores_classes_license_and_spec(checkpoint, tmp_path):
     head, text = card_of(Detector.from_checkpoint(checkpoint).save_pretrained(tmp_path / "mine", license="mit"))
     assert head["license"] == "mit" and head["pipeline_tag"] == "object-detection"
@@ -73,6 +74,7 @@ def test_the_card_has_scores_classes_license_and_spec(checkpoint, tmp_path):
     assert 'Detector.from_checkpoint("mine")' in text and "hidden_dim: 32" in text
 
 
+@pytest.mark.slow
 def test_huggingface_hub_accepts_the_metadata_of_the_card(checkpoint, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     folder = Detector.from_checkpoint(checkpoint).save_pretrained(tmp_path / "mine", license="mit")
@@ -86,11 +88,13 @@ def test_no_path_and_no_name_of_the_user_is_published(checkpoint, tmp_path):
         assert b"alice" not in file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_a_license_is_only_stated_if_it_is_known(checkpoint, tmp_path, caplog):
     head, text = card_of(Detector.from_checkpoint(checkpoint).save_pretrained(tmp_path / "mine"))
     assert "license" not in head and "| license | not stated |" in text and "states no license" in caplog.text
 
 
+@pytest.mark.slow
 def test_weights_under_a_restricted_license_keep_it(checkpoint, tmp_path):
     opened = open_detector(str(checkpoint), read_spec(None))
     spec = spec_from_dict({"model": {"arch": "rfdetr", "rfdetr": {"variant": "xlarge"}}, "dataset": {"num_classes": 3}})
@@ -98,6 +102,7 @@ def test_weights_under_a_restricted_license_keep_it(checkpoint, tmp_path):
     assert (head["license"], head["license_name"]) == ("other", "pml-1.0") and "| license | PML-1.0 |" in text
 
 
+@pytest.mark.slow
 def test_the_layout_of_transformers_is_opened_by_transformers(checkpoint, tmp_path):
     transformers = pytest.importorskip("transformers")
     plain = tmp_path / "plain.pth"  # ResNet-18 of TAO is no network of transformers; the d variant is
@@ -112,6 +117,7 @@ def test_the_layout_of_transformers_is_opened_by_transformers(checkpoint, tmp_pa
     assert Detector.from_checkpoint(folder).class_names[0] == "cat"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -208,6 +214,7 @@ print(there.class_names)
 """
 
 
+@pytest.mark.slow
 def test_a_detector_is_pushed_and_opened_by_its_id(checkpoint, hub, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", SCRIPT, str(checkpoint)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from pytorch_lightning import LightningModule, Trainer
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from rtdetr_tool.training.module import DetectorModule
 
 _TRAINING = (TRAIN_LOSS, "train/loss_distillation")
-_VALIDATION = (*(f"val/{name}" for name in MAIN_SCORES), VAL_LOSS)
+_VALIDATION = (*(f"val/{name}" for name in (*MAIN_SCORES, "F1", "precision", "recall")), VAL_LOSS)
+_PER_CLASS = "val/AP/"
 
 
 class StatusReport(Callback):
@@ -36,8 +38,10 @@ class StatusReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             metrics = cast("DetectorModule", pl_module).metrics
+            per_class = [name for name in trainer.callback_metrics if name.startswith(_PER_CLASS)]
             undefined = {tao_name(name): None for name in _VALIDATION if metrics.get(name, 0.0) is None}
-            current_status().running("Eval metrics generated.", kpi=_logged(trainer, _VALIDATION) | undefined)
+            kpi = _logged(trainer, (*_VALIDATION, *per_class)) | undefined
+            current_status().running("Eval metrics generated.", kpi=kpi)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = time.monotonic() - self._epoch_started
@@ -61,6 +65,6 @@ class StatusReport(Callback):
         current_status().running("Training loop complete.")
 
 
-def _logged(trainer: Trainer, names: tuple[str, ...]) -> dict[str, float | None]:
+def _logged(trainer: Trainer, names: Sequence[str]) -> dict[str, float | None]:
     metrics = trainer.callback_metrics
     return {tao_name(name): float(metrics[name]) for name in names if name in metrics}
