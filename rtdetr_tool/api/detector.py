@@ -342,14 +342,14 @@ class Detector:
         folder: str | os.PathLike[str],
         *,
         license: str | None = None,
-        layout: str = "rtdetr",
+        layout: str | None = None,
         overwrite: bool = False,
     ) -> Path:
         """Write weights, spec and a model card into a folder that `from_checkpoint` opens, as on the Hugging Face Hub.
 
         Args:
             license: for the card, such as `apache-2.0`.
-            layout: `rtdetr`, or `transformers`, which transformers opens too.
+            layout: `transformers` for files that transformers opens too.
         """
         from rtdetr_tool.api.sharing import save
 

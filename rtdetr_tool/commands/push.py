@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from rtdetr_tool.workflows.model_card import LAYOUTS, RTDETR
+    from rtdetr_tool.workflows.convert import RTDETR
+    from rtdetr_tool.workflows.model_card import LAYOUTS
 
     parser.add_argument("source", metavar="CHECKPOINT", help="weights of any supported format")
     parser.add_argument("repo_id", metavar="OWNER/NAME", help="id on the Hub; the repository is created if needed")

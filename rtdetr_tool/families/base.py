@@ -112,6 +112,10 @@ class Family(ABC):
         """Weights of the model that are in no checkpoint, None if it has none."""
         return None
 
+    def published_license(self, model: ModelSpec) -> str | None:
+        """The license of the published weights of this architecture, None if there are none."""
+        return None
+
     def class_rows(self, classes: int) -> int:
         """The number of class logits for this number of classes, if `dataset.num_classes` is not set."""
         return classes

@@ -52,7 +52,7 @@ def add_adapters(
         )
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, use_dora=dora, target_modules=layers)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, use_dora=dora, target_modules=layers)  # type: ignore[arg-type]  # a list is accepted
     inject_adapter_in_model(config, backbone)
     fix_batch_norms(backbone)
     detector.train(detector.training)

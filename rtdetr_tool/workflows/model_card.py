@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from rtdetr_tool.catalog import RESTRICTED
+from rtdetr_tool.workflows.convert import RTDETR, TRANSFORMERS
 
 LIBRARY = "rtdetr-tool"
-RTDETR, TRANSFORMERS = "rtdetr", "transformers"
 LAYOUTS = (RTDETR, TRANSFORMERS)
 # Names of metrics in checkpoints -> names on the card. The first one is the main score.
 _SCORES = {

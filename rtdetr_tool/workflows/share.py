@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rtdetr_tool.catalog import RESTRICTED, RFDETR_VARIANTS
+from rtdetr_tool.catalog import RESTRICTED
 from rtdetr_tool.checkpoints.family_weights import writer_of
 from rtdetr_tool.checkpoints.io import save_detector
 from rtdetr_tool.checkpoints.metadata import build_metadata, without_paths
@@ -23,7 +23,8 @@ from rtdetr_tool.redaction import mask_secrets, without_secrets
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.spec.queries import path_fields
 from rtdetr_tool.version import package_version
-from rtdetr_tool.workflows.model_card import LAYOUTS, RTDETR, Card
+from rtdetr_tool.workflows.convert import RTDETR
+from rtdetr_tool.workflows.model_card import LAYOUTS, Card
 
 logger = logging.getLogger(__name__)
 
@@ -149,5 +150,5 @@ def _names(classes: Sequence[Mapping[str, Any]], count: int) -> list[str | None]
 
 def _restricted_license(spec: ExperimentSpec) -> str | None:
     """The license of the published weights of this model, if it restricts what is trained from them."""
-    rows = [row for row in RFDETR_VARIANTS.values() if spec.model.kind == f"rfdetr-{row.name}"]
-    return next((row.license for row in rows if row.license in RESTRICTED), None)
+    license = spec.model.family.published_license(spec.model)
+    return license if license in RESTRICTED else None

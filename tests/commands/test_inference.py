@@ -83,7 +83,9 @@ def test_color_map_and_outline_width_are_used(project, weights):
 
 
 def test_an_invalid_color_is_reported_before_loading(project, capsys):
-    assert project.run("inference", "inference.checkpoint=absent.pth", "inference.color_map={cat: rouge}") == 2
+    empty = project.folder / "empty.pth"
+    empty.touch()
+    assert project.run("inference", f"inference.checkpoint={empty}", "inference.color_map={cat: rouge}") == 2
     said = capsys.readouterr().err
     assert "rouge" in said and "color_map.cat" in said
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS, RFDETR_VARIANTS
 from rtdetr_tool.families.base import Family, KeypointLayout
 from rtdetr_tool.families.rfdetr.checks import rfdetr_problems
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
@@ -73,6 +73,10 @@ class RfdetrFamily(Family):
         if full.segmentation_head:
             return MASKS
         return KEYPOINTS if full.use_grouppose_keypoints else BOXES
+
+    def published_license(self, model: ModelSpec) -> str | None:
+        row = RFDETR_VARIANTS.get(self.variant(model))
+        return None if row is None else row.license
 
     def boxes_only(self, kind: str) -> str:
         if kind == MASKS:
