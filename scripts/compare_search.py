@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("random, full length", max(1, round(total / options.epochs)), options.epochs),
     ):
         folder = options.out / name.split(", ")[1].replace(" ", "_")
-        automl(options, folder, trials, epochs, "random", "none").wait()
+        wait_for(automl(options, folder, trials, epochs, "random", "none"), folder)
         rows[name] = summary(folder)
         write(options, rows, killed)
     print((options.out / "results.md").read_text(encoding="utf-8"))
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet_18", help="model.backbone (default resnet_18)")
     parser.add_argument("--trials", type=int, default=12, help="trials of the first two searches (default 12)")
     parser.add_argument("--epochs", type=int, default=9, help="epochs of a trial that is not pruned (default 9)")
-    parser.add_argument("--kill-in-trial", type=int, default=5, help="trial in which the search is killed (default 5)")
+    parser.add_argument("--kill-in-trial", type=int, default=1, help="trial in which the search is killed (default 1)")
     return parser.parse_args(arguments)
 
 
@@ -135,13 +136,14 @@ def automl(
 
 
 def kill_and_resume(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the search with pruning, kill it once in the middle of a trial, and resume it."""
+    """Run the search with pruning, kill it once when half of a trial is trained, and resume it."""
     folder, number = options.out / "pruned", options.kill_in_trial
+    trial = folder / "automl" / f"trial_{number:04d}"
     record = folder / "killed.json"
     arguments = (options, folder, options.trials, options.epochs, "tpe", "asha")
     search = automl(*arguments)
     if not record.exists():
-        trained = folder / "automl" / f"trial_{number:04d}" / "model_epoch_000.pth"
+        trained = trial / f"model_epoch_{options.epochs // 2:03d}.pth"
         while not trained.exists() and search.poll() is None:
             time.sleep(0.5)
         search.send_signal(signal.SIGKILL)
@@ -150,13 +152,15 @@ def kill_and_resume(options: argparse.Namespace) -> dict[str, Any]:
         finished = sum(state in ("finished", "pruned") for state in states)
         record.write_text(json.dumps({"trial": number, "exit_code": search.returncode, "finished_before": finished}))
         search = automl(*arguments)
+    wait_for(search, folder)
+    resumed = re.findall(r"Resuming from (\S+)", (trial / "log.txt").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(record.read_text())
+    return {**content, "resumed_from": [Path(path).name for path in resumed], "trials": len(trials_of(folder))}
+
+
+def wait_for(search: subprocess.Popen[bytes], folder: Path) -> None:
     if search.wait() != 0:
         sys.exit(f"the search failed; see {folder / 'console.txt'}")
-    log = (folder / "automl" / f"trial_{number:04d}" / "log.txt").read_text(encoding="utf-8")
-    content: dict[str, Any] = json.loads(record.read_text())
-    content["resumed_from"] = log.count("Resuming from")
-    content["trials"] = len(trials_of(folder))
-    return content
 
 
 def trials_of(folder: Path) -> list[dict[str, Any]]:
@@ -184,10 +188,12 @@ def write(options: argparse.Namespace, rows: dict[str, dict[str, Any]], killed: 
     lines += [
         f"| {name} | {r['trials']} | {r['pruned']} | {r['epochs']} | {r['best']:.3f} |" for name, r in rows.items()
     ]
+    resumed = ", ".join(killed["resumed_from"]) or "no checkpoint, because the trial had been pruned"
     lines += [
         "",
-        f"The first search was killed with SIGKILL in trial {killed['trial']}, after {killed['finished_before']} "
-        f"trials. The same command resumed it from the checkpoint of that trial: {killed['trials']} trials in total.",
+        f"The first search was killed in trial {killed['trial']} (exit code {killed['exit_code']}), with "
+        f"{killed['finished_before']} trials done. The same command resumed the trial from {resumed}, and ended with "
+        f"{killed['trials']} trials.",
     ]
     (options.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

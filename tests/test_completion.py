@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +91,57 @@ def test_the_code_for_a_shell_is_printed_and_valid(shell, capsys, tmp_path):
         (tmp_path / "code").write_text(code)
         run = subprocess.run([program, "-n", str(tmp_path / "code")], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+
+
+def typed(shell: str, line: str, expected: str, folder, before: str = "") -> str:
+    """What an interactive shell shows after `line` and a tab, once it has `expected`."""
+    program = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}[shell]
+    environment = {**os.environ, "TERM": "dumb", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    command = folder / "rtdetr"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m rtdetr_tool "$@"\n')
+    command.chmod(0o755)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvpe(program[0], program, {**environment, "PYTHONPATH": str(Path(cli.__file__).parents[1])})
+    shown, deadline = "", time.monotonic() + 120
+    try:
+        setup = f'{before}eval "$(rtdetr completion {shell})"; echo rea""dy\n'
+        os.write(terminal, setup.encode())
+        for text, answer in ((None, "ready"), (f"{line}\t", expected)):
+            if text is not None:
+                shown = ""
+                os.write(terminal, text.encode())
+            while answer not in shown and time.monotonic() < deadline:
+                if select.select([terminal], [], [], 1)[0]:
+                    shown += os.read(terminal, 4096).decode(errors="replace")
+        return shown
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("rtdetr quant", "rtdetr quantize "),
+        ("rtdetr evaluate -e s.yaml --js", "--json "),
+        ("rtdetr models --qu", "--quiet "),
+        ("rtdetr train -e s.yaml train.num_ep", "train.num_epochs="),
+        ("rtdetr automl -e s.yaml automl.sampler=gr", "automl.sampler=grid"),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_real_shell_completes(shell, line, expected, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"requires {shell}")
+    before = "autoload -U compinit && compinit -u -D; " if shell == "zsh" else ""
+    assert expected in typed(shell, line, expected, tmp_path, before)
+
+
+@pytest.mark.parametrize("command", ["train", "models"])
+def test_the_options_of_every_command_complete(command):
+    assert completions(f"rtdetr {command} --js") == ["--json"]
+    assert completions(f"rtdetr {command} --qu") == ["--quiet"]

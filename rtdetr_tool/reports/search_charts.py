@@ -55,7 +55,7 @@ def parallel(
         line = [column[0][index] for column in positions]
         axes.plot(range(len(line)), line, color=colors.to_rgba(scores[index]), alpha=0.75)
     for number, (_, low, high) in enumerate(positions):
-        axes.axvline(number, color="#8b95a3", linewidth=0.8)
+        axes.vlines(number, 0, 1, color="#8b95a3", linewidth=0.8)  # ends before the labels
         for y, text in ((-0.04, low), (1.04, high)):
             axes.text(number, y, shortened(text, 16), ha="center", va="bottom" if y > 0 else "top", fontsize=8)
     labels = [*(column.rpartition(".")[2] for column, _ in columns), "score"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,12 @@ class TestDocument:
         for name in ("one.txt", "removed.txt", "status.json"):
             output.add_file(tmp_path / name)
         assert output.files() == [f"{tmp_path}/many/", f"{tmp_path}/one.txt"]
+
+
+def test_the_page_describes_the_document_and_the_results_of_every_command():
+    page = (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8")
+    keys, _, rest = page.partition("| command | `results` |\n")
+    results = rest.partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)) == {*ENVELOPE, "error"}
+    first_cells = "".join(line.split("|")[1] for line in results.splitlines())
+    assert set(re.findall(r"`(\w+)`", first_cells)) == set(COMMANDS) - set(BARE)
