@@ -10,6 +10,7 @@ from torch import nn
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.models.detector import Detector
+from rtdetr_tool.training.adamw import GroupedAdamW
 from rtdetr_tool.training.torch_classes import create, optimizer_class
 
 _NORMS = (
@@ -115,7 +116,7 @@ def build_optimizer(
     kind: type[torch.optim.Optimizer]
     defaults: dict[str, Any] = {}
     if name == "AdamW":
-        kind, defaults = torch.optim.AdamW, {"betas": (momentum, 0.999), "fused": fused or None}
+        kind, defaults = GroupedAdamW, {"betas": (momentum, 0.999), "fused": fused or None}
     elif name == "SGD":
         kind, defaults = torch.optim.SGD, {"lr": groups[0]["lr"], "momentum": momentum, "fused": fused or None}
     else:
