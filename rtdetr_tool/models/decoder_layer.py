@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.ops.attention import SelfAttention
 from rtdetr_tool.ops.deformable import Shapes, deformable_sample
 from rtdetr_tool.ops.layers import build_activation
 from rtdetr_tool.ops.precision import at_least_float32
@@ -25,7 +26,7 @@ class DecoderLayerBase(nn.Module):
         self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str, cross_attn: nn.Module
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.self_attn = SelfAttention(dim, num_heads, dropout)
         self.cross_attn = cross_attn
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
@@ -59,8 +60,7 @@ class DecoderLayer(DecoderLayerBase):
         position: Tensor,
         attention_mask: Tensor | None,
     ) -> Tensor:
-        query = content + position
-        attended = self.self_attn(query, query, content, attn_mask=attention_mask, need_weights=False)[0]
+        attended = self.self_attn(content + position, content, attention_mask)
         return self.update(content, attended, reference, memory, shapes, position)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetr_tool.ops.attention import SelfAttention
 from rtdetr_tool.ops.layers import ConvNorm, CSPRepLayer, build_activation
 from rtdetr_tool.ops.position import sincos_position_2d
 
@@ -159,7 +160,7 @@ class TransformerEncoder(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, act: str) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.self_attn = SelfAttention(dim, num_heads, dropout)
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
         self.norm1 = nn.LayerNorm(dim)
@@ -168,8 +169,7 @@ class EncoderLayer(nn.Module):
         self.activation = build_activation(act)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        query = tokens + position
-        attended = self.self_attn(query, query, tokens, need_weights=False)[0]
+        attended = self.self_attn(tokens + position, tokens)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
         output: Tensor = self.norm2(tokens + self.dropout(hidden))

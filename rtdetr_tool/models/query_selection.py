@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.denoising import DenoisingQueries, build_denoising
 from rtdetr_tool.ops.anchors import square_anchors
+from rtdetr_tool.ops.attention import additive_mask
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP, modules_of_type
 from rtdetr_tool.ops.precision import at_least_float32
@@ -37,7 +38,8 @@ class SelectedQueries(NamedTuple):
 
     @property
     def attention_mask(self) -> Tensor | None:
-        return None if self.denoising is None else self.denoising.attention_mask
+        """[Q, Q], added to the scores of the attention among the queries."""
+        return None if self.denoising is None else additive_mask(self.denoising.attention_mask, self.content.dtype)
 
     @property
     def denoising_count(self) -> int:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdetr_tool.models.decoder_layer import DeformableAttention
+from rtdetr_tool.ops.attention import SelfAttention
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP
 
@@ -40,7 +41,7 @@ class DFINELayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, points: Sequence[int]) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.self_attn = SelfAttention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn = DeformableAttention(dim, num_heads, points, projected=False)
         self.gateway = Gate(dim)
@@ -59,8 +60,7 @@ class DFINELayer(nn.Module):
         position: Tensor,
         attention_mask: Tensor | None,
     ) -> Tensor:
-        query = content + position
-        attended = self.self_attn(query, query, content, attn_mask=attention_mask, need_weights=False)[0]
+        attended = self.self_attn(content + position, content, attention_mask)
         content = self.norm1(content + attended)
         content = self.gateway(content, self.cross_attn(content + position, reference, memory, shapes))
         content = content + self.linear2(F.relu(self.linear1(content)))
