@@ -5,15 +5,16 @@ Shape legend: S stages, B batch, Q queries, C classes, P matched pairs, D denois
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import CLASS_LOSSES, LOSS_TYPES
-from rtdetr_tool.losses.functional import matchability_aware_loss, sum_by_stage, varifocal_loss
+from rtdetr_tool.losses.functional import matchability_aware_terms, sum_by_stage, varifocal_terms
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
-from rtdetr_tool.ops.boxes import both_ious, cxcywh_to_xyxy
+from rtdetr_tool.losses.rows import Rows, Stack
+from rtdetr_tool.ops.boxes import both_ious
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 
 
@@ -61,17 +62,26 @@ class SetCriterion(nn.Module):
         layer i, the last `_aux_` to the encoder, and `_dn_i` to the denoising queries of layer i.
         """
         padded = PaddedTargets.of(targets)
-        logits, boxes, names = self._stack(predictions)
+        stacks, names = self._matched_stacks(predictions)
+        matched = len(stacks)
         noisy = predictions.denoising if isinstance(predictions, TrainingPredictions) else None
         denoised = 0 if noisy is None else sum(map(len, noisy.object_index)) // noisy.groups
         count, denoised_count = average_counts(
-            [sum(padded.counts), denoised], logits.device, across_processes=self.training
+            [sum(padded.counts), denoised], predictions.logits.device, across_processes=self.training
         )
-        matches = self.matcher(logits.detach(), boxes.detach(), padded)
-        losses = self._losses(logits, boxes, matches, padded, count, names)
+        normalizers = [count] * len(names)
         if noisy is not None:
-            losses |= self._denoising_losses(noisy, padded, denoised_count)
-        losses["loss"] = torch.stack(list(losses.values())).sum()
+            layers = slice(None) if self.aux_loss else slice(-1, None)
+            stacks.append((noisy.logits[layers], noisy.boxes[layers]))
+            names += [f"_dn_{i}" for i in range(len(noisy.logits))][layers]
+            normalizers += [denoised_count * noisy.groups] * (len(names) - len(normalizers))
+        rows = Rows.of(stacks)
+        matching = rows.leading(matched)
+        table = self.matcher.match_rows(matching, padded)
+        if noisy is not None:
+            known = _denoising_table(noisy, rows.stages - matching.stages, matching.stages, matching.logits.shape[1])
+            table = torch.cat([table, known], dim=1)
+        losses = self._losses(rows, Matches(*table), padded, normalizers, names)
         if torch.is_grad_enabled():
             losses["loss"] = losses["loss"] + self._unsupervised(predictions)
         return losses
@@ -91,71 +101,83 @@ class SetCriterion(nn.Module):
                 unused += [getattr(predictions, f"layer_{kind}"), getattr(predictions, f"encoder_{kind}")]
         return sum((0.0 * tensor.sum() for tensor in unused), 0.0)
 
-    def _stack(self, predictions: Predictions) -> tuple[Tensor, Tensor, list[str]]:
-        """Logits [S, B, Q, C], boxes [S, B, Q, 4] and the suffix of each stage's losses; the final layer first."""
+    def _matched_stacks(self, predictions: Predictions) -> tuple[list[Stack], list[str]]:
+        """The predictions that are matched with objects (decoder layers, encoder), and the suffix of each stage."""
         if not isinstance(predictions, TrainingPredictions) or not self.aux_loss:
-            return predictions.logits[None], predictions.boxes[None], [""]
-        logits = [predictions.logits, *predictions.layer_logits[:-1], predictions.encoder_logits]
-        boxes = [predictions.boxes, *predictions.layer_boxes[:-1], predictions.encoder_boxes]
-        names = ["", *(f"_aux_{i}" for i in range(len(logits) - 1))]
-        return torch.stack([x.float() for x in logits]), torch.stack(boxes), names
+            return [(predictions.logits[None], predictions.boxes[None])], [""]
+        last = len(predictions.layer_logits) - 1
+        names = [*(f"_aux_{i}" for i in range(last)), "", f"_aux_{last}"]
+        encoder = (predictions.encoder_logits[None], predictions.encoder_boxes[None])
+        return [(predictions.layer_logits, predictions.layer_boxes), encoder], names
 
     def _losses(
         self,
-        logits: Tensor,
-        boxes: Tensor,
+        rows: Rows,
         matches: Matches,
         targets: PaddedTargets,
-        normalizer: Tensor | float,
+        normalizers: Sequence[Tensor | float],
         names: Sequence[str],
+        further: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        source = boxes[matches.stage, matches.image, matches.query].float()  # [P, 4]
+        """The weighted losses by name, and their sum `loss`.
+
+        Args:
+            normalizers, names: of each stage.
+            further: sums per stage that are weighted already, by name.
+        """
+        source = rows.boxes[matches.image, matches.row]  # [P, 4]
         target = targets.boxes[matches.image, matches.target]
-        corners, target_corners = cxcywh_to_xyxy(source), cxcywh_to_xyxy(target)
-        sums: dict[str, Tensor] = {}
-        iou, overlap = both_ious(corners, target_corners)
-        if self.has_class_loss:
-            quality = iou.detach()
-            label = targets.labels[matches.image, matches.target]
-            positive = (matches.stage, matches.image, matches.query, label)
-            sums[self.class_term] = self.class_loss(logits, positive, quality)
+        iou, generalized = both_ious(source, target)
+        terms: dict[str, Tensor] = {}  # sums per stage
         if "boxes" in self.loss_types:
-            distance = (source - target).abs().sum(-1)
-            sums["loss_bbox"] = sum_by_stage(distance, matches.stage, len(names))
-            sums["loss_giou"] = sum_by_stage(1 - overlap, matches.stage, len(names))
-        return {
-            f"{key}{suffix}": value
-            for key, total in sums.items()
-            for suffix, value in zip(names, (total * self.weights[key] / normalizer).unbind(), strict=True)
-        }
+            values = torch.stack([(source - target).abs().sum(-1), 1 - generalized], dim=1)
+            sums = sum_by_stage(values, matches.stage, rows.stages)
+            terms["loss_bbox"], terms["loss_giou"] = sums.unbind(1)
+        if self.has_class_loss:
+            label = targets.labels[matches.image, matches.target]
+            terms[self.class_term] = self.class_loss(rows, matches, label, iou.detach())
+        weights = [self.weights[name] for name in terms] + [1.0] * len(further or {})
+        terms |= further or {}
+        table = torch.stack(list(terms.values()), dim=1) * _coefficients(weights, normalizers, source.device)
+        by_term = zip(terms, table.unbind(1), strict=True)
+        losses = {f"{name}{end}": loss for name, of in by_term for end, loss in zip(names, of.unbind(), strict=True)}
+        return {**losses, "loss": table.sum()}
 
-    def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
-        """Class loss per stage [S] from logits [S, B, Q, C], indices of matched entries and their box IoU [P]."""
+    def class_loss(self, rows: Rows, matches: Matches, label: Tensor, quality: Tensor) -> Tensor:
+        """Class loss per stage, from the class [P] and the box IoU [P] of each pair."""
+        positive = (matches.image, matches.row, label)
+        return rows.sum_by_stage(self.class_terms(rows.logits, positive, quality))
+
+    def class_terms(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
+        """Class loss of each logit, from the indices of matched entries and their box IoU [P]."""
         if self.class_term == "loss_mal":
-            return matchability_aware_loss(logits, positive, quality, self.gamma)
-        return varifocal_loss(logits, positive, quality, self.alpha, self.gamma)
+            return matchability_aware_terms(logits, positive, quality, self.gamma)
+        return varifocal_terms(logits, positive, quality, self.alpha, self.gamma)
 
-    def _denoising_losses(
-        self, denoising: DenoisingPredictions, targets: PaddedTargets, count: Tensor | float
-    ) -> dict[str, Tensor]:
-        logits, boxes = denoising.logits, denoising.boxes
-        names = [f"_dn_{i}" for i in range(len(logits))]
-        if not self.aux_loss:
-            logits, boxes, names = logits[-1:], boxes[-1:], names[-1:]
-        matches = denoising_matches(denoising, len(logits))
-        return self._losses(logits.float(), boxes, matches, targets, count * denoising.groups, names)
+
+def _coefficients(weights: Sequence[float], normalizers: Sequence[Tensor | float], device: torch.device) -> Tensor:
+    """The factor of each stage and term."""
+    if any(isinstance(normalizer, Tensor) for normalizer in normalizers):
+        numbers = torch.stack([torch.as_tensor(normalizer, device=device) for normalizer in normalizers])
+        return torch.tensor(weights).to(device, non_blocking=True) / numbers[:, None]
+    factors = [[weight / normalizer for weight in weights] for normalizer in normalizers]
+    return torch.tensor(factors).to(device, non_blocking=True)
 
 
 def denoising_matches(denoising: DenoisingPredictions, stages: int) -> Matches:
     """Match each positive query with the object it was created from, at every stage."""
-    device = denoising.logits.device
+    return Matches(*_denoising_table(denoising, stages, 0, 0))
+
+
+def _denoising_table(denoising: DenoisingPredictions, stages: int, first_stage: int, first_row: int) -> Tensor:
+    """The fields of `Matches` [5, P] for the stages after those that are matched."""
     image = torch.cat([torch.full((len(index),), i) for i, index in enumerate(denoising.object_index)])
-    target = torch.cat(denoising.object_index).cpu()
+    target, query = torch.cat(denoising.object_index).cpu(), torch.cat(denoising.positive_index).cpu()
     stage = torch.arange(stages).repeat_interleave(len(image))
-    stage, image, target = (
-        torch.stack([stage, image.repeat(stages), target.repeat(stages)]).to(device, non_blocking=True).unbind()
-    )
-    return Matches(stage, image, torch.cat(denoising.positive_index).repeat(stages), target)
+    row = first_row + stage * denoising.logits.shape[2] + query.repeat(stages)
+    repeated = (values.repeat(stages) for values in (image, query, target))
+    table = torch.stack([first_stage + stage, *repeated, row])
+    return table.to(denoising.logits.device, non_blocking=True)
 
 
 def count_objects(counts: Sequence[int], device: torch.device, across_processes: bool) -> Tensor | float:

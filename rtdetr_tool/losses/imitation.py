@@ -107,6 +107,6 @@ def box_distance(student: Tensor, teacher: Tensor, criterion: str) -> Tensor:
     """Distance of boxes [P, 4] cxcywh 0..1 -> [P]: L1 and L2 summed over coordinates; IOU is 1 - generalized IoU."""
     student, teacher = student.float(), teacher.float()
     if criterion == "IOU":
-        return 1 - generalized_box_iou(cxcywh_to_xyxy(student), cxcywh_to_xyxy(teacher))
+        return 1 - generalized_box_iou(student, teacher)
     difference = student - teacher
     return (difference.abs() if criterion == "L1" else difference.square()).sum(-1)

@@ -2,8 +2,8 @@
 
 DETR (Carion et al. 2020, arXiv:2005.12872) with the focal class cost of Deformable DETR (arXiv:2010.04159).
 
-Shape legend: S stages (decoder layers, then the encoder), B batch, Q queries, C classes, M maximum objects per image,
-P matched pairs of all stages and images.
+Shape legend: S stages (decoder layers, then the encoder), B batch, Q queries, N rows (the queries of all stages), C
+classes, M maximum objects per image, P matched pairs of all stages and images.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rtdetr_tool.losses.assignment import assign_batch
-from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_box_iou
+from rtdetr_tool.losses.assignment import assign_rows
+from rtdetr_tool.losses.rows import Rows, Stack
+from rtdetr_tool.ops.boxes import pairwise_generalized_box_iou
 from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Target
-
-Stack = tuple[Tensor, Tensor]  # logits [S, B, Q, C], boxes [S, B, Q, 4] cxcywh 0..1
 
 
 @dataclass
@@ -42,12 +41,16 @@ class PaddedTargets:
 
 @dataclass
 class Matches:
-    """Matched pairs as index tensors [P]: pair p matches query `query` of `image` at `stage` with object `target`."""
+    """Matched pairs as index tensors [P]: pair p matches query `query` of `image` at `stage` with object `target`.
+
+    Among the queries of all stages, it is number `row` (see `losses.rows`).
+    """
 
     stage: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
+    row: Tensor
 
 
 class HungarianMatcher:
@@ -71,23 +74,23 @@ class HungarianMatcher:
         """Match logits [S, B, Q, C] and boxes [S, B, Q, 4] cxcywh 0..1, with one copy to the host and one back."""
         return self.match([(logits, boxes)], targets)[0]
 
+    def match(self, stacks: Sequence[Stack], targets: PaddedTargets) -> list[Matches]:
+        """One `Matches` per stack of different sizes, with one copy to the host and one back for all of them."""
+        rows = Rows.of(stacks)
+        return split_matches(self.match_rows(rows, targets), rows, targets)
+
     @torch.no_grad()
-    def match(
-        self, stacks: Sequence[Stack], targets: PaddedTargets, groups: int = 1, extra: Sequence[Tensor] = ()
-    ) -> list[Matches]:
-        """One `Matches` per stack, with one copy to the host and one back for all of them.
+    def match_rows(self, rows: Rows, targets: PaddedTargets, groups: int = 1, extra: Tensor | None = None) -> Tensor:
+        """The fields of `Matches` as [5, P]; stages are counted over all stacks.
 
         Args:
-            stacks: logits [S, B, G * Q, C] and boxes [S, B, G * Q, 4] cxcywh 0..1; sizes may differ between stacks.
-            groups: groups of queries. Within each, every object has one match.
-            extra: one more cost [S, B, G * Q, M] per stack, or nothing.
+            groups: groups of queries in each stage. Within each, every object has one match.
+            extra: one more cost [B, N, M].
         """
-        device = stacks[0][0].device
         if not any(targets.counts):
-            return [Matches(*torch.zeros(4, 0, dtype=torch.long, device=device)) for _ in stacks]
-        costs = [self.cost(logits, boxes, targets) for logits, boxes in stacks]  # [S, B, G * Q, M] each
-        costs = [cost + more for cost, more in zip(costs, extra, strict=True)] if extra else costs
-        return [Matches(*pairs) for pairs in assign_batch(costs, targets.counts, groups)]
+            return torch.zeros(5, 0, dtype=torch.long, device=rows.logits.device)
+        cost = self.cost(rows.logits[None], rows.boxes[None], targets)[0]
+        return assign_rows(cost if extra is None else cost + extra, rows.stacks, targets.counts, groups)
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
         """Matching cost [S, B, Q, M]; columns of padding are meaningless."""
@@ -96,7 +99,7 @@ class HungarianMatcher:
         boxes = at_least_float32(boxes)
         truth = targets.boxes[None].to(boxes.dtype)
         distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
-        overlap = pairwise_generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth))
+        overlap = pairwise_generalized_box_iou(boxes, truth)
         return self.class_cost * classes + self.bbox_cost * distance - self.giou_cost * overlap
 
     def class_term(self, logits: Tensor) -> Tensor:
@@ -105,3 +108,17 @@ class HungarianMatcher:
         present = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         absent = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
         return present - absent
+
+
+def split_matches(table: Tensor, rows: Rows, targets: PaddedTargets, groups: int = 1) -> list[Matches]:
+    """The result of `match_rows` as one `Matches` per stack, with stages counted from 0 in each."""
+    pairs = [
+        stages * sum(groups * min(count, queries // groups) for count in targets.counts)
+        for stages, queries in rows.stacks
+    ]
+    matches, first = [], 0
+    for part, (stages, _) in zip(table.split(pairs, dim=1), rows.stacks, strict=True):
+        stage, *others = part.unbind()
+        matches.append(Matches(stage - first if first else stage, *others))
+        first += stages
+    return matches

@@ -29,7 +29,7 @@ class DenoisingQueries:
     labels: Tensor  # [B, D] class index, padding = num_classes
     boxes: Tensor  # [B, D, 4] cxcywh as logits
     attention_mask: Tensor  # [D + Q, D + Q] bool, True = masked out
-    positive_index: list[Tensor]  # per image [G * N], group-major
+    positive_index: list[Tensor]  # per image [G * N], group-major, on the CPU
     object_index: list[Tensor]  # per image [G * N]: the object of each positive, on the CPU
     groups: int
 
@@ -70,7 +70,7 @@ def build_denoising(
     labels = _noisy_labels(labels, real, num_classes, label_noise)
     boxes = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise))
     starts = torch.arange(groups)[:, None] * 2 * most
-    positive_index = [(starts + torch.arange(count)).flatten().to(device, non_blocking=True) for count in counts]
+    positive_index = [(starts + torch.arange(count)).flatten() for count in counts]
     mask = denoising_attention_mask(groups, 2 * most, num_queries, device)
     return DenoisingQueries(labels, boxes, mask, positive_index, [index.repeat(groups) for index in selected], groups)
 

@@ -34,9 +34,9 @@ class SelfAttention(nn.MultiheadAttention):
         queries, keys = F.linear(query, weight, bias).split(width, dim=-1)
         values = F.linear(value, value_weight, value_bias)
         shape = (-1, length, self.num_heads, self.head_dim)
-        heads = (part.reshape(shape).transpose(1, 2) for part in (queries, keys, values))  # [N, H, L, D / H] each
+        q, k, v = (part.reshape(shape).transpose(1, 2) for part in (queries, keys, values))  # [N, H, L, D / H] each
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         joined = attended.transpose(1, 2).reshape(-1, length, width)
         return F.linear(joined, self.out_proj.weight, self.out_proj.bias)
 

@@ -91,7 +91,7 @@ class DenoisingPredictions(_Movable):
 
     logits: Tensor  # [L, B, D, C]
     boxes: Tensor  # [L, B, D, 4] cxcywh 0..1
-    positive_index: list[Tensor]  # per image: query index of each positive, length groups * N, group-major
+    positive_index: list[Tensor]  # per image: query index of each positive, length groups * N, group-major; on CPU
     object_index: list[Tensor]  # per image: target row that each positive was created from; on CPU
     groups: int
 

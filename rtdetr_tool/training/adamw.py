@@ -61,7 +61,7 @@ class GroupedAdamW(torch.optim.AdamW):
 
     def _slice(self, group: dict[str, Any]) -> _Slice:
         part = _Slice(group, [], [], [], [], [], [])
-        self._init_group(group, *part[1:])
+        self._init_group(group, *part[1:])  # type: ignore[no-untyped-call]  # not annotated in torch
         return part
 
     def _step_fused(self, slices: list[_Slice]) -> None:
@@ -110,24 +110,26 @@ def _is_foreach(group: dict[str, Any], tensor: Tensor) -> bool:
 def _step_foreach(slices: list[_Slice]) -> None:
     """The arithmetic of `torch.optim.AdamW(foreach=True)` in the same order, with numbers per tensor where they differ
     between groups. The step counters are on the host."""
-    _, params, grads, means, squares, _, steps = (
-        [item for part in slices for item in part[field]] if field else [] for field in range(7)
-    )
     (beta1, beta2), eps = slices[0].group["betas"], slices[0].group["eps"]
-    rates = [part.group["lr"] for part in slices for _ in part.params]
+    steps = [step for part in slices for step in part.steps]
     torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
     counts = [step.item() for step in steps]
-    decayed = [(part, 1 - part.group["lr"] * part.group["weight_decay"]) for part in slices]
-    decayed = [(part, factor) for part, factor in decayed if part.group["weight_decay"] and part.params]
+    params, decayed, factors, rates = [], [], [], []
+    for part in slices:
+        rate, decay = part.group["lr"], part.group["weight_decay"]
+        params += part.params
+        rates += [rate] * len(part.params)
+        decayed += part.params if decay else []
+        factors += [1 - rate * decay] * len(part.params) if decay else []
     if decayed:
-        torch._foreach_mul_(
-            [param for part, _ in decayed for param in part.params],
-            [factor for part, factor in decayed for _ in part.params],
-        )
+        torch._foreach_mul_(decayed, factors)
+    grads = [grad for part in slices for grad in part.grads]
+    means = [mean for part in slices for mean in part.means]
+    squares = [square for part in slices for square in part.squares]
     torch._foreach_lerp_(means, grads, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    roots = torch._foreach_sqrt(squares)
+    roots = list(torch._foreach_sqrt(squares))
     torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
     torch._foreach_add_(roots, eps)
     sizes = [-rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)]

@@ -8,7 +8,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from rtdetr_tool.losses import assignment
-from rtdetr_tool.losses.assignment import assign_batch
+from rtdetr_tool.losses.assignment import assign_rows
+from rtdetr_tool.losses.rows import joined
 
 COUNTS = [3, 0, 7, 5]
 
@@ -16,6 +17,27 @@ COUNTS = [3, 0, 7, 5]
 def random_costs(seed: int, queries: int, groups: int, stages: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(stages, len(COUNTS), groups * queries, max(COUNTS), generator=generator)
+
+
+def assign(costs: list[torch.Tensor], groups: int) -> list[torch.Tensor]:
+    """The matches (stage, image, query, object) of each stack of costs [S, B, G * Q, M]."""
+    stacks = [(len(cost), cost.shape[2]) for cost in costs]
+    table = assign_rows(joined(costs), stacks, COUNTS, groups)
+    stage, image, _, target, row = table
+    cost = torch.cat([stage_cost for cost in costs for stage_cost in cost], dim=1)
+    places = [(s, q) for s, (_, queries) in enumerate(expand(stacks)) for q in range(queries)]
+    assert [places[r] for r in row.tolist()] == list(zip(stage.tolist(), table[2].tolist(), strict=True))
+    assert cost[image, row, target].shape == stage.shape
+    results, first = [], 0
+    for stages, _ in stacks:
+        mine = (stage >= first) & (stage < first + stages)
+        results.append(table[:4, mine] - torch.tensor([first, 0, 0, 0])[:, None])
+        first += stages
+    return results
+
+
+def expand(stacks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(1, queries) for stages, queries in stacks for _ in range(stages)]
 
 
 def one_by_one(cost: torch.Tensor, groups: int) -> list[tuple[int, int, int, int]]:
@@ -35,7 +57,7 @@ def test_all_problems_of_a_step_are_solved_as_scipy_does(queries, groups, thread
     monkeypatch.setattr(assignment, "_THREADED_WORK", 0 if threads else 10**9)
     monkeypatch.setattr(assignment, "_available_cores", lambda: 4)
     costs = [random_costs(1, queries, groups, 3), random_costs(2, queries, groups, 1)]
-    for cost, pairs in zip(costs, assign_batch(costs, COUNTS, groups), strict=True):
+    for cost, pairs in zip(costs, assign(costs, groups), strict=True):
         assert sorted(zip(*pairs.tolist(), strict=True)) == sorted(one_by_one(cost, groups))
         places = pairs[0] * len(COUNTS) + pairs[1]
         assert torch.equal(places, places.sort(stable=True).values)
@@ -54,7 +76,7 @@ def test_all_problems_of_a_step_are_solved_as_scipy_does(queries, groups, thread
 )
 def test_degenerate_costs_are_assigned_at_the_lowest_total(degenerate):
     cost = degenerate(random_costs(3, 10, 2, 2)).contiguous()
-    [pairs] = assign_batch([cost], COUNTS, 2)
+    [pairs] = assign([cost], 2)
     stage, image, query, target = pairs
     expected = one_by_one(cost, 2)
     assert len(expected) == pairs.shape[1]
@@ -66,7 +88,7 @@ def test_degenerate_costs_are_assigned_at_the_lowest_total(degenerate):
 def test_a_non_finite_cost_matches_its_query_in_its_own_problem_only():
     cost = random_costs(4, 10, 2, 1)
     cost[0, 2, 13] = float("nan")  # group 1 of image 2
-    [pairs] = assign_batch([cost], COUNTS, 2)
+    [pairs] = assign([cost], 2)
     rows = set(zip(*pairs.tolist(), strict=True))
     assert any(row[1] == 2 and row[2] == 13 for row in rows)
     unaffected = [row for row in one_by_one(cost.nan_to_num(0.0), 2) if row[1] != 2 or row[2] < 10]
@@ -79,10 +101,10 @@ def test_padding_columns_are_not_copied(monkeypatch):
     monkeypatch.setattr(
         assignment, "_to_host", lambda parts: sizes.append(sum(p.numel() for p in parts)) or to_host(parts)
     )
-    assign_batch([random_costs(5, 20, 2, 3)], COUNTS, 2)
+    assign([random_costs(5, 20, 2, 3)], 2)
     assert sizes == [3 * 2 * 20 * sum(COUNTS)]
 
 
 def test_matches_of_no_query_are_empty():
-    [pairs] = assign_batch([torch.zeros(2, len(COUNTS), 0, max(COUNTS))], COUNTS, 1)
+    [pairs] = assign([torch.zeros(2, len(COUNTS), 0, max(COUNTS))], 1)
     assert pairs.shape == (4, 0) and pairs.dtype == torch.int64 and isinstance(pairs.numpy(), np.ndarray)

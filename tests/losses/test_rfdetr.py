@@ -10,7 +10,8 @@ from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion, iou_
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.losses import assignment
 from rtdetr_tool.losses.build import build_criterion
-from rtdetr_tool.losses.matcher import PaddedTargets
+from rtdetr_tool.losses.matcher import Matches, PaddedTargets
+from rtdetr_tool.losses.rows import Rows
 from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 from rtdetr_tool.spec import ModelSpec
 
@@ -66,14 +67,15 @@ def test_a_matched_class_has_a_target_of_at_least_a_hundredth():
     logits = torch.tensor([[[[-2.0]]]])
     index = tuple(torch.zeros(4, 1, dtype=torch.long))
     p = 1 / (1 + math.exp(2.0))
-    loss = iou_aware_bce(logits, index, torch.tensor([0.0]))
-    assert loss.item() == pytest.approx(-0.01 * math.log(p) - 0.99 * math.log(1 - p), rel=1e-5)
+    absent, correction = iou_aware_bce(logits, index, torch.tensor([0.0]))
+    assert (absent + correction).item() == pytest.approx(-0.01 * math.log(p) - 0.99 * math.log(1 - p), rel=1e-5)
 
 
 def test_the_weight_of_an_unmatched_entry_passes_a_gradient_and_the_target_of_a_matched_one_none():
     logits = torch.tensor([[[[0.5, 1.0]]]], dtype=torch.float64, requires_grad=True)
     index = tuple(torch.zeros(4, 1, dtype=torch.long))
-    iou_aware_bce(logits, index, torch.tensor([0.6], dtype=torch.float64)).sum().backward()
+    absent, correction = iou_aware_bce(logits, index, torch.tensor([0.6], dtype=torch.float64))
+    (absent.sum() + correction.sum()).backward()
     p, n = torch.tensor([0.5, 1.0], dtype=torch.float64).sigmoid().tolist()
     expected = p**0.25 * 0.6**0.75
     matched = p - expected  # of binary cross-entropy with a fixed target
@@ -90,18 +92,18 @@ def test_every_group_matches_each_object_once_with_one_copy_to_the_host(monkeypa
         (predictions.layer_logits, predictions.layer_boxes),
         (predictions.encoder_logits[None], predictions.encoder_boxes[None]),
     ]
-    layers, encoder = GroupMatcher().match(stacks, PaddedTargets.of(TARGETS), GROUPS)
+    matches = Matches(*GroupMatcher().match_rows(Rows.of(stacks), PaddedTargets.of(TARGETS), GROUPS))
     assert len(copies) == 1
-    for matches, stages in ((layers, 2), (encoder, 1)):
-        rows = torch.stack([matches.stage, matches.image, matches.query // QUERIES, matches.target], 1).tolist()
-        assert sorted(rows) == [[s, 0, g, t] for s in range(stages) for g in range(GROUPS) for t in range(2)]
-        assert len(set(zip(matches.stage.tolist(), matches.query.tolist(), strict=True))) == len(rows)
+    rows = torch.stack([matches.stage, matches.image, matches.query // QUERIES, matches.target], 1).tolist()
+    assert sorted(rows) == [[s, 0, g, t] for s in range(3) for g in range(GROUPS) for t in range(2)]
+    assert len(set(zip(matches.stage.tolist(), matches.query.tolist(), strict=True))) == len(rows)
+    assert torch.equal(matches.row, matches.stage * GROUPS * QUERIES + matches.query)
 
 
 def test_a_group_is_matched_as_if_it_were_alone():
     predictions, padded = random_predictions(), PaddedTargets.of(TARGETS)
     logits, boxes = predictions.layer_logits, predictions.layer_boxes
-    together = GroupMatcher().match([(logits, boxes)], padded, GROUPS)[0]
+    together = Matches(*GroupMatcher().match_rows(Rows.of([(logits, boxes)]), padded, GROUPS))
     for group in range(GROUPS):
         part = slice(group * QUERIES, (group + 1) * QUERIES)
         alone = GroupMatcher()(logits[:, :, part], boxes[:, :, part], padded)

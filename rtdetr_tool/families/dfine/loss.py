@@ -19,7 +19,7 @@ from rtdetr_tool.families.dfine.model.distribution import bin_offsets
 from rtdetr_tool.families.dfine.model.predictions import DFINEDenoising, DFINEPredictions
 from rtdetr_tool.losses.criterion import SetCriterion, average_counts, denoising_matches
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
-from rtdetr_tool.ops.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
+from rtdetr_tool.ops.boxes import both_ious
 from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -129,10 +129,10 @@ class DFINECriterion(SetCriterion):
     ) -> dict[str, Tensor]:
         """Losses of classes by `matches` and of boxes by `targets`; `counts` normalize both."""
         layers = len(stages.corners)
-        corners, target_corners = cxcywh_to_xyxy(stages.boxes), cxcywh_to_xyxy(targets.boxes)
-        overlap = box_iou(corners.detach(), target_corners)  # [S, B, Q]
+        iou, generalized = both_ious(stages.boxes, targets.boxes)  # [S, B, Q]
+        overlap = iou.detach()
         distance = ((stages.boxes - targets.boxes).abs().sum(-1) * targets.matched).sum((1, 2))
-        separation = ((1 - generalized_box_iou(corners, target_corners)) * targets.matched).sum((1, 2))
+        separation = ((1 - generalized) * targets.matched).sum((1, 2))
         edges = localization(stages.corners, stages.references, targets, overlap[:layers], self.offsets, self.reg_scale)
         follow = distillation(stages.corners, stages.logits[layers - 1], targets, overlap[:layers], balance)
         terms = {
@@ -152,9 +152,10 @@ class DFINECriterion(SetCriterion):
         """[S], with the IoU of the pairs of each stage as quality."""
         source = stages.boxes.detach()[matches.stage, matches.image, matches.query]
         target = padded.boxes[matches.image, matches.target]
-        quality = box_iou(cxcywh_to_xyxy(source), cxcywh_to_xyxy(target))
+        quality = both_ious(source, target)[0]
         label = padded.labels[matches.image, matches.target]
-        return self.class_loss(stages.logits, (matches.stage, matches.image, matches.query, label), quality)
+        positive = (matches.stage, matches.image, matches.query, label)
+        return self.class_terms(stages.logits, positive, quality).flatten(1).sum(1)
 
     def _unsupervised(self, predictions: Predictions) -> Tensor | float:
         assert isinstance(predictions, DFINEPredictions)  # others are supervised by the base class

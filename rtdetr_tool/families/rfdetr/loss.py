@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rtdetr_tool.losses.criterion import SetCriterion, count_objects
 from rtdetr_tool.losses.functional import sum_by_stage
-from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
+from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets, split_matches
+from rtdetr_tool.losses.rows import Rows, Stack, joined
 from rtdetr_tool.ops.structures import Predictions, Target, TrainingPredictions
 
 _LEAST_TARGET = 0.01  # of a matched class, however low its IoU
@@ -88,61 +89,57 @@ class RFDETRCriterion(SetCriterion):
         """Weighted losses by name and their sum `loss`; all are per object and group."""
         padded = PaddedTargets.of(targets)
         groups = self.group_detr if isinstance(predictions, TrainingPredictions) else 1
-        stacks = self._stacks(predictions)
+        stacks, names = self._matched_stacks(predictions)
         counts = [count * groups for count in padded.counts]
         normalizer = count_objects(counts, predictions.logits.device, across_processes=self.training)
-        tensors = [(logits.float(), boxes.float()) for logits, boxes, _ in stacks]
+        rows = Rows.of(stacks)
         parts: list[Any] = []
-        further: list[Tensor] = []
+        costs: list[Tensor] = []
         if self.head_loss is not None:
             parts, truth = self.head_loss.stacks(predictions, self.aux_loss), self.head_loss.truth(targets)
-            further = self.head_loss.costs(parts, truth)
-        matches_of_stacks = self.matcher.match([(a.detach(), b.detach()) for a, b in tensors], padded, groups, further)
-        losses: dict[str, Tensor] = {}
-        for (logits, boxes), (_, _, names), matches in zip(tensors, stacks, matches_of_stacks, strict=True):
-            losses |= self._losses(logits, boxes, matches, padded, normalizer, names)
-        for part, (logits, _), (_, _, names), matches in zip(parts, tensors, stacks, matches_of_stacks, strict=False):
-            pairs = [groups * min(count, logits.shape[2] // groups) for count in padded.counts]
+            costs = self.head_loss.costs(parts, truth)
+        extra = joined(costs) if costs else None
+        table = self.matcher.match_rows(rows.leading(len(stacks)), padded, groups, extra)
+        sums: list[dict[str, Tensor]] = []
+        for index, (part, matches) in enumerate(zip(parts, split_matches(table, rows, padded, groups), strict=False)):
+            pairs = [groups * min(count, rows.stacks[index][1] // groups) for count in padded.counts]
             assert self.head_loss is not None  # otherwise there are no parts
-            for term, sums in self.head_loss.sums(part, matches, pairs, truth).items():
-                each = zip(names, (sums / normalizer).unbind(), strict=True)
-                losses |= {f"{term}{end}": value for end, value in each}
-        losses["loss"] = torch.stack(list(losses.values())).sum()
+            sums.append(self.head_loss.sums(part, matches, pairs, truth))
+        further = {name: torch.cat([of[name] for of in sums]) for name in (sums[0] if sums else ())}
+        losses = self._losses(rows, Matches(*table), padded, [normalizer] * len(names), names, further)
         if torch.is_grad_enabled():
             losses["loss"] = losses["loss"] + self._unsupervised(predictions)
         return losses
 
-    def _stacks(self, predictions: Predictions) -> list[tuple[Tensor, Tensor, list[str]]]:
-        """Logits, boxes and the names' endings: the decoder layers, then the encoder, which may select less queries."""
-        if not isinstance(predictions, TrainingPredictions) or not self.aux_loss:
-            return [(predictions.logits[None], predictions.boxes[None], [""])]
-        layers = len(predictions.layer_logits)
-        names = [*(f"_{index}" for index in range(layers - 1)), ""]
-        return [
-            (predictions.layer_logits, predictions.layer_boxes, names),
-            (predictions.encoder_logits[None], predictions.encoder_boxes[None], ["_enc"]),
-        ]
+    def _matched_stacks(self, predictions: Predictions) -> tuple[list[Stack], list[str]]:
+        """The decoder layers, then the encoder, which may select less queries, and the names' endings."""
+        stacks, names = super()._matched_stacks(predictions)
+        layers = len(names) - 1
+        return stacks, [*(f"_{index}" for index in range(layers - 1)), "", "_enc"] if layers else names
 
-    def class_loss(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
-        return iou_aware_bce(logits, positive, quality, self.alpha)
+    def class_loss(self, rows: Rows, matches: Matches, label: Tensor, quality: Tensor) -> Tensor:
+        absent, correction = iou_aware_bce(rows.logits, (matches.image, matches.row, label), quality, self.alpha)
+        return rows.sum_by_stage(absent) + sum_by_stage(correction, matches.stage, rows.stages)
 
 
-def iou_aware_bce(logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor, alpha: float = 0.25) -> Tensor:
-    """Binary cross-entropy summed per stage: logits [S, B, Q, C] -> [S].
+def iou_aware_bce(
+    logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor, alpha: float = 0.25
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of every entry as if none were matched, in the shape of the logits, and what the matched
+    ones add to it, [P].
 
     An entry with probability p that is not matched has target 0 and weight p^2 (which passes a gradient). A matched one
     has the soft target t = p^alpha * IoU^(1 - alpha), at least 0.01, which passes none.
 
     Args:
-        positive: index tensors [P] of (stage, image, query, class) of the matched entries, each at most once.
+        positive: index tensors [P], one per axis, of the matched entries, each at most once.
         quality: [P], IoU of the matched boxes.
     """
     matched = logits[positive]
     with torch.no_grad():
         target = (matched.sigmoid() ** alpha * quality ** (1 - alpha)).clamp(min=_LEAST_TARGET)
-    # x - log sigmoid(x) = softplus(x); every entry first counts as not matched, so that nothing is scattered
-    correction = (1 - target) * matched + F.softplus(-matched) - _absent(matched)
-    return _absent(logits).flatten(1).sum(1) + sum_by_stage(correction, positive[0], len(logits))
+    # cross-entropy with target t = softplus(x) - t * x
+    return _absent(logits), F.softplus(matched) - target * matched - _absent(matched)
 
 
 def _absent(logits: Tensor) -> Tensor:
