@@ -24,7 +24,7 @@ ONNX_PROVIDERS: dict[str, str] = {
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("ReLU", {"inplace": True}),
     "gelu": ("GELU", {}),
-    "silu": ("SiLU", {"inplace": True}),
+    "silu": ("SiLU", {}),
     "prelu": ("PReLU", {}),
     "selu": ("SELU", {}),
     "leaky_relu": ("LeakyReLU", {"negative_slope": 0.01, "inplace": True}),

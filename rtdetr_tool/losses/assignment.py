@@ -45,7 +45,7 @@ def assign_rows(cost: Tensor, stacks: Sequence[tuple[int, int]], counts: Sequenc
     problems: list[Problem] = []
     stage = row = 0
     for stages, queries in stacks:
-        blocks = costs[:, row : row + stages * queries].reshape(-1, stages, groups, queries // groups)
+        blocks = costs[:, row : row + stages * queries].reshape(len(costs), stages, groups, queries // groups)
         table, block_problems = _prepare(blocks, counts)
         table[4] = row + table[0] * queries  # of the stage's first query
         table[0] += stage

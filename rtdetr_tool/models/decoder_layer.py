@@ -96,8 +96,8 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(dim, total)
         self.value_proj = nn.Linear(dim, dim) if projected else nn.Identity()
         self.output_proj = nn.Linear(dim, dim) if projected else nn.Identity()
-        unit = torch.tensor([1 / count for count in self.points for _ in range(count)])
-        self.register_buffer("unit", unit[:, None], persistent=False)  # [N, 1], of an offset
+        unit = torch.tensor([offset_scale / count for count in self.points for _ in range(count)])
+        self.register_buffer("unit", unit[:, None], persistent=False)  # [N, 1], of an offset, in sides of the box
         self.reset_parameters()
         self.sampling_offsets.requires_grad_(not self.discrete)
 
@@ -125,8 +125,8 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
         offsets = at_least_float32(self.sampling_offsets(query)).view(*spread, 2)
         weights = F.softmax(at_least_float32(self.attention_weights(query)).view(spread), dim=-1)
-        center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
-        locations = center + offsets * self.unit * size * self.offset_scale  # [B, Q, H, N, 2]
+        center, size = reference[:, :, None, None].split(2, dim=-1)
+        locations = center + offsets * (self.unit * size)  # [B, Q, H, N, 2]
         sampled = deformable_sample(value, shapes, locations, weights, self.points, self.discrete, self.precise)
         output: Tensor = self.output_proj(sampled)
         return output

@@ -30,7 +30,10 @@ class FixedBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale, shift = self._scale_and_shift(x.dtype)
-        return torch.addcmul(shift, x, scale)
+        if not torch.is_grad_enabled():
+            return torch.addcmul(shift, x, scale)
+        output: Tensor = _ScaleAndShift.apply(x, scale, shift)  # type: ignore[no-untyped-call]  # not annotated in torch
+        return output
 
     def _scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """[C, 1, 1] each, computed again only after one of the buffers has changed."""
@@ -51,6 +54,20 @@ class FixedBatchNorm2d(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_constants": None}  # copies and other processes compute their own
+
+
+class _ScaleAndShift(torch.autograd.Function):
+    """x * scale + shift with constants. PyTorch's own backward pass of `addcmul` has one kernel more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(shift, x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return gradients[0] * scale, None, None
 
 
 class _Constants(NamedTuple):

@@ -24,8 +24,15 @@ def build_activation(name: str | None) -> nn.Module:
     if name not in ACTIVATIONS:
         raise UserError(f"activation '{name}' is invalid; expected one of {', '.join(ACTIVATIONS)}")
     kind, arguments = ACTIVATIONS[name]
-    activation: nn.Module = getattr(nn, kind)(**arguments)
+    activation: nn.Module = SiLU() if name == "silu" else getattr(nn, kind)(**arguments)
     return activation
+
+
+class SiLU(nn.SiLU):
+    """SiLU in place unless there will be a backward pass, for which PyTorch would copy the input first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def modules_of_type(modules: Sequence[nn.Module] | nn.ModuleList, kind: type[M]) -> list[M]:

@@ -38,6 +38,7 @@ def sine_of_boxes(boxes: Tensor, dim: int, temperature: float = 10000.0) -> Tens
     """
     pair = torch.arange(dim, dtype=torch.float32, device=boxes.device).div(2, rounding_mode="floor")
     period = temperature ** (2 * pair[::2] / dim)  # [dim / 2]
-    swapped = torch.cat([boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]], dim=-1)  # a list as index would block a GPU
+    x, y, size = boxes.split([1, 1, 2], dim=-1)
+    swapped = torch.cat([y, x, size], dim=-1)  # a list as index would block a GPU
     angle = swapped[..., None] * (2 * torch.pi) / period
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.catalog import PROJECTOR_SCALES
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.ops.layers import modules_of_type
+from rtdetr_tool.ops.layers import SiLU, modules_of_type
 
 _EPS = 1e-6  # of the norms
 _BLOCKS = 3  # bottlenecks of a fusion block
@@ -78,7 +78,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
         self.bn = Norm(outputs)
-        self.act = nn.SiLU(inplace=True) if act is None else act
+        self.act = SiLU() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.act(self.bn(self.conv(x)))

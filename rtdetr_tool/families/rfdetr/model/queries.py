@@ -85,8 +85,9 @@ def refine(reference: Tensor, delta: Tensor, bbox_reparam: bool) -> Tensor:
     """
     if not bbox_reparam:
         return reference + delta
-    center = delta[..., :2] * reference[..., 2:] + reference[..., :2]
-    return torch.cat([center, delta[..., 2:].exp() * reference[..., 2:]], dim=-1)
+    center, size = reference.split(2, dim=-1)
+    shift, growth = delta.split(2, dim=-1)
+    return torch.cat([shift * size + center, growth.exp() * size], dim=-1)
 
 
 def _tokens(shapes: Shapes) -> int:
@@ -110,8 +111,9 @@ def _per_group(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         together = F.linear(flat, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
         output = together.transpose(0, 1).unflatten(1, x.shape[:2])
     else:
-        together = torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.transpose(1, 2))
-        output = together.unflatten(1, x.shape[1:3])
+        # weight @ x, not x @ weight: the gradients then have the weights' layout, and need no copy per group
+        together = torch.baddbmm(bias[..., None], weight, x.flatten(1, 2).transpose(1, 2))  # [G, o, B * N]
+        output = together.transpose(1, 2).unflatten(1, x.shape[1:3])
     return output
 
 

@@ -124,15 +124,17 @@ class TransformerDecoder(nn.Module):
         """
         reference = previous = reference.sigmoid()
         all_logits, all_boxes = [], []
-        for index in range(len(self.layers) if self.training else self.eval_idx + 1):
+        count = len(self.layers) if self.training else self.eval_idx + 1
+        for index in range(count):
             content = self.attend(index, content, reference, memory, shapes, query_pos_head, attention_mask, summary)
             delta = box_heads[index](content).float()
             start = inverse_sigmoid(previous)  # of the reference, too, which is the same without its gradient
             if self.training or index == self.eval_idx:
                 all_logits.append(score_heads[index](content))
                 all_boxes.append((delta + start).sigmoid())
-            previous = (delta + start.detach()).sigmoid()
-            reference = previous.detach()
+            if index + 1 < count:
+                previous = (delta + start.detach()).sigmoid()
+                reference = previous.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
 
     def attend(
