@@ -32,7 +32,7 @@ class FixedBatchNorm2d(nn.Module):
         scale, shift = self._scale_and_shift(x.dtype)
         if not torch.is_grad_enabled():
             return torch.addcmul(shift, x, scale)
-        output: Tensor = _ScaleAndShift.apply(x, scale, shift)  # type: ignore[no-untyped-call]  # not annotated in torch
+        output: Tensor = _ScaleAndShift.apply(x, scale, shift)
         return output
 
     def _scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from rtdetr_tool.errors import SpecError
 from rtdetr_tool.spec.train import OptimSpec, TrainSpec
+from rtdetr_tool.training.adamw import GroupedAdamW
 from rtdetr_tool.training.optim import build_optimizer, parameter_groups
 from rtdetr_tool.training.schedule import StagedSchedule, build_schedule
 
@@ -94,6 +95,37 @@ def test_fused_and_plain_optimizers_take_the_same_steps(name):
             optimizer.step()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"fused": True}, {"foreach": True}, {"foreach": False}, {"foreach": True, "amsgrad": True}],
+    ids=["fused", "foreach", "loop", "amsgrad"],
+)
+def test_stepping_all_groups_together_gives_the_bits_and_states_of_torch(options):
+    """Learning rates per group that change, a parameter without a gradient, and a step that the guard turns off."""
+    results = []
+    for kind in (torch.optim.AdamW, GroupedAdamW):
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(5, 3, generator=generator)) for _ in range(6)]
+        rates = ((1e-2, 0.1), (3e-3, 0.0), (1e-3, 0.05))
+        groups = [
+            {"params": weights[2 * i : 2 * i + 2], "lr": lr, "weight_decay": decay}
+            for i, (lr, decay) in enumerate(rates)
+        ]
+        optimizer = kind(groups, betas=(0.8, 0.99), **options)
+        for step in range(5):
+            for index, weight in enumerate(weights):
+                weight.grad = torch.randn(5, 3, generator=generator) if index != step else None
+            if options.get("fused"):
+                optimizer.found_inf = torch.tensor(float(step == 2))
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.9
+            optimizer.step()
+        results.append((weights, optimizer.state_dict()))
+    (expected, expected_state), (actual, state) = results
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
+    assert str(state) == str(expected_state) and state["state"][0]["step"] == (3 if options.get("fused") else 4)
 
 
 def test_freezing_everything_is_refused():
