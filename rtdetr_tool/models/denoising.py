@@ -68,7 +68,8 @@ def build_denoising(
     negative = (torch.arange(2 * groups, device=device) % 2).repeat_interleave(most).to(boxes.dtype)  # [D]
 
     labels = _noisy_labels(labels, real, num_classes, label_noise)
-    boxes = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise))
+    with torch.no_grad():  # exactly as in the original (see `inverse_sigmoid`)
+        boxes = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise))
     starts = torch.arange(groups)[:, None] * 2 * most
     positive_index = [(starts + torch.arange(count)).flatten() for count in counts]
     mask = denoising_attention_mask(groups, 2 * most, num_queries, device)
