@@ -79,14 +79,16 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.joint is not None:
-            together = self.joint(tokens)
-        else:  # one product of the joined weights, whose backward pass takes a third of the kernels
+            parts = self.joint(tokens).chunk(3, dim=-1)
+        elif self.training:  # one product of the joined weights, whose backward pass takes a third of the kernels
             weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
             bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
-            together = F.linear(tokens, weight, bias)
+            parts = F.linear(tokens, weight, bias).chunk(3, dim=-1)
+        else:
+            parts = (self.query(tokens), self.key(tokens), self.value(tokens))
         length, width = int(tokens.shape[1]), int(tokens.shape[2])  # constants in a trace; only the batch varies
         heads = (-1, length, self.num_heads, width // self.num_heads)
-        query, key, value = (part.reshape(heads).transpose(1, 2) for part in together.chunk(3, dim=-1))
+        query, key, value = (part.reshape(heads).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(query, key, value)
         output: Tensor = self.output(attended.transpose(1, 2).reshape(-1, length, width))
         return output
