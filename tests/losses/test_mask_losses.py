@@ -27,7 +27,9 @@ def everywhere(value=True):
 
 
 def pairs(*rows) -> Matches:
-    return Matches(*torch.tensor(rows, dtype=torch.long).reshape(-1, 4).T)
+    """Of (stage, image, query, object); the row is of no importance here."""
+    stage, image, query, target = torch.tensor(rows, dtype=torch.long).reshape(-1, 4).T
+    return Matches(stage, image, query, target, query)
 
 
 def test_uniform_masks_have_the_losses_of_a_single_pixel():

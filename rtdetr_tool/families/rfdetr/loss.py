@@ -100,7 +100,7 @@ class RFDETRCriterion(SetCriterion):
             costs = self.head_loss.costs(parts, truth)
         extra = joined(costs) if costs else None
         table = self.matcher.match_rows(rows.leading(len(stacks)), padded, groups, extra)
-        sums: list[dict[str, Tensor]] = []
+        sums: list[Mapping[str, Tensor]] = []
         for index, (part, matches) in enumerate(zip(parts, split_matches(table, rows, padded, groups), strict=False)):
             pairs = [groups * min(count, rows.stacks[index][1] // groups) for count in padded.counts]
             assert self.head_loss is not None  # otherwise there are no parts

@@ -17,8 +17,7 @@ class GroupDecoderLayer(DecoderLayerBase):
     def forward(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor, groups: int
     ) -> Tensor:
-        query = split_groups(content + position, groups)
-        attended = self.self_attn(query, query, split_groups(content, groups), need_weights=False)[0]
+        attended = self.self_attn(split_groups(content + position, groups), split_groups(content, groups))
         return self.update(content, attended.reshape(content.shape), reference, memory, shapes, position)
 
 
