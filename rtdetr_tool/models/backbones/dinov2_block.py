@@ -80,7 +80,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if self.joint is not None:
             parts = self.joint(tokens).chunk(3, dim=-1)
-        elif self.training:  # one product of the joined weights, whose backward pass takes a third of the kernels
+        elif self.training and all(map(_is_plain, (self.query, self.key, self.value))):
+            # one product of the joined weights, whose backward pass takes a third of the kernels
             weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
             bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
             parts = F.linear(tokens, weight, bias).chunk(3, dim=-1)
@@ -101,3 +102,8 @@ class Attention(nn.Module):
         joint.bias.copy_(torch.cat([part.bias for part in parts]))
         self.joint = joint.requires_grad_(False)
         del self.query, self.key, self.value
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether only the weights of a linear layer matter: it is no adapter (LoRA), and no hook reads its output."""
+    return type(layer) is nn.Linear and not layer._forward_hooks
