@@ -32,7 +32,7 @@ def one_image(project) -> None:
     project.write()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "inference"])
+@pytest.mark.parametrize("command", [pytest.param("evaluate", marks=pytest.mark.slow), "inference"])
 def test_every_field_has_an_effect(project, weights, command):
     one_image(project)
     base = predictions(project, command, weights)

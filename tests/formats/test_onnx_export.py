@@ -30,7 +30,7 @@ def assert_same(graph: onnx.ModelProto, model: ExportModel, images: torch.Tensor
     assert difference.within(1e-4), difference
 
 
-@pytest.mark.parametrize("opset", [12, 16, 17, 22])
+@pytest.mark.parametrize("opset", [12, 17, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (16, 22))])
 def test_the_graph_has_the_operator_set_asked_for_and_finds_what_torch_finds(opset, export_model):
     graph = export_graph(export_model, SIZE, batch=None, opset=opset)
     assert opset_of(graph) == opset

@@ -26,6 +26,7 @@ def test_a_reader_that_closes_the_pipe_does_not_end_the_run(trial):
     assert "Epoch 2/2 done" in (trial.results("pipe") / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_the_output_does_not_end_the_run(trial):
     assert trial.run("full_output", output="/dev/full") == 0
     assert trial.status("full_output")[-1]["status"] == "SUCCESS"

@@ -66,6 +66,7 @@ def _train(spec, folder: Path, name: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow  # tests/training/test_ddp.py has two processes in the default run
 def test_two_processes_train_like_one_with_twice_the_batch(make_spec, tmp_path):
     changes = {  # small SGD steps: AdamW turns rounding of tiny gradients into whole steps, large steps flip matches
         "train__num_epochs": 3, "train__optim__optimizer": "SGD", "train__optim__lr": 3e-3, "model__dn_number": 0,

@@ -86,9 +86,8 @@ def test_step_interval_file_names_have_epoch_and_step(make_spec):
     assert "model_epoch_000.pth" not in names
 
 
-@pytest.mark.parametrize(
-    "kind", ["automatic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("raw", "ema"))]
-)
+@pytest.mark.slow  # tests/training/test_resume.py resumes in the default run
+@pytest.mark.parametrize("kind", ["automatic", "raw", "ema"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_spec, tmp_path, kind):
     changes = {
         "train__num_epochs": 4, "train__checkpoint_interval": 2, "train__enable_ema": True,
