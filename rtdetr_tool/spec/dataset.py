@@ -172,7 +172,7 @@ class DatasetSpec:
     )
     dataset_type: str = field(
         "serialized",
-        "serialized = all workers share one copy of the records; default = each worker has its own copy.",
+        "serialized = records packed into memory that all workers share; default = Python objects, needs more memory.",
         options=("serialized", "default"),
         commands=(*TRAINING, "evaluate"),
     )
