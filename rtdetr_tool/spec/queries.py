@@ -40,9 +40,14 @@ def architecture_sections() -> tuple[tuple[str, tuple[str, ...]], ...]:
 @cache
 def family_of(name: str) -> str | None:
     """The only model family that reads the field with this dotted name; None = all."""
-    declared = {field: entry.metadata["family"] for field, entry, _ in walk_fields()}
+    declared = _declared_families()
     parts = name.split(".")
     return next((family for n in range(len(parts), 0, -1) if (family := declared.get(".".join(parts[:n])))), None)
+
+
+@cache
+def _declared_families() -> Mapping[str, str | None]:
+    return MappingProxyType({field: entry.metadata["family"] for field, entry, _ in walk_fields()})
 
 
 @cache

@@ -40,3 +40,12 @@ def test_reasons_cannot_be_changed_by_those_who_ask():
 def test_an_unused_field_of_the_teacher_is_noted():
     notes = read_spec(None, ["distill.teacher.clip_max_norm=1", "distill.pretrained_teacher_model_path=x.pth"]).notes
     assert notes == ["distill.teacher.clip_max_norm has no effect: gradients are clipped by train.clip_grad_norm"]
+
+
+def test_the_declarations_are_read_once_for_the_families_of_all_fields(monkeypatch) -> None:
+    walks = []
+    monkeypatch.setattr(queries, "walk_fields", lambda: walks.append(1) or walk_fields())
+    for function in (queries.family_of, queries.fields_of_other_families, queries._declared_families):
+        function.cache_clear()
+    assert "model.rfdetr.patch_size" in queries.fields_of_other_families("rtdetr")
+    assert len(walks) == 2  # one for the names, one for the families
