@@ -36,7 +36,7 @@ def run(loaded: LoadedSpec) -> None:
     folder = results_folder(section, "evaluate")
     command_output().results = content = result.to_dict()
     write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
-    write_atomically(folder / "predictions.json", json.dumps(evaluator.results_json()) + "\n")
+    write_atomically(folder / "predictions.json", evaluator.results_text() + "\n")
     kpi = {"test_mAP": result.map, "test_mAP50": result.map50, **result.stats}
     best = {"F1": result.best.f1, "precision": result.best.precision, "recall": result.best.recall}
     kpi |= {f"test_{name}": value for name, value in best.items()}

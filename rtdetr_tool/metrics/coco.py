@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
+from rtdetr_tool.metrics.coco_results import result_rows, results_text
 from rtdetr_tool.metrics.coco_stats import IOU_50, coco_stats, curves, defined_mean
 from rtdetr_tool.metrics.image_matches import ImageDetections, ImageMatches, match_images
 from rtdetr_tool.metrics.keypoints import keypoint_counts, keypoint_stats
@@ -126,12 +127,12 @@ class CocoEvaluator:
         return [image["id"] for image in self.images if image["id"] not in self._detections]
 
     def results_json(self) -> list[dict[str, Any]]:
-        """Detections in COCO's results format: original ids, xywh pixels, and `segmentation` or `keypoints`."""
-        return [
-            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4], **shape}
-            for image_id, (rows, shapes) in sorted(self._detections.items())
-            for row, shape in zip(rows.tolist(), [{}] * len(rows) if shapes is None else shapes, strict=True)
-        ]
+        """The detections in COCO's results format."""
+        return result_rows(self._detections)
+
+    def results_text(self) -> str:
+        """The detections as the text of a COCO results file."""
+        return results_text(self._detections)
 
     def compute(self) -> CocoResult:
         """Compute the metrics of all detections so far, over all images of the ground truth."""
