@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.progress import Progress
-    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class Task:
         self.detail = ""
         self._first = done
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Task:
         self._began = self._lined = self._stated = time.monotonic()
         self._drawn = 0.0
         self._bar = Bar(self.title, self.total)
@@ -169,7 +168,7 @@ class Steps(Task):
         self._over = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="rtdetr-progress", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Steps:
         super().__enter__()
         self._ticker.start()
         return self
