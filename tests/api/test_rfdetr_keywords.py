@@ -136,6 +136,7 @@ def test_resolution_can_be_given_to_train():
     assert train_settings({"resolution": 448}, FAMILY) == {"model.rfdetr.resolution": 448}
 
 
+@pytest.mark.slow
 def test_training_with_another_resolution_class_names_and_a_test(rfdetr, sample, tmp_path):
     import copy
 

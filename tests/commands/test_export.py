@@ -214,6 +214,7 @@ def test_a_missing_gpu_is_refused(monkeypatch):
         choose_device(ExportSpec(gpu_id=1))
 
 
+@pytest.mark.slow
 def test_verbose_shows_the_output_of_the_exporter(export, capfd):
     assert export("export.batch_size=1")[0] == 0
     silent = capfd.readouterr()

@@ -84,7 +84,7 @@ class TestResults:
             original = before[node.input[0].removesuffix("/int8")]
             assert (np.abs(whole * scale.reshape(shape) - original) <= 0.5001 * scale.reshape(shape) + 1e-7).all()
 
-    @pytest.mark.parametrize(("name", "row"), [("INT8", INT8), ("FP8", FP8)])
+    @pytest.mark.parametrize(("name", "row"), [("INT8", INT8), pytest.param("FP8", FP8, marks=pytest.mark.slow)])
     def test_a_checkpoint_is_exported_quantized_and_scored(self, name, row, quantize, project, trained):
         layers = f"layers=[{{module_name: '*', {row}}}]"
         assert quantize(STATIC, layers, model=trained.weights) == 0
@@ -112,6 +112,7 @@ class TestResults:
             assert project.run(command, f"{command}.checkpoint={file}", f"{command}.is_quantized=true") == 2
             assert f"{command}.is_quantized: {file} is not quantized" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_an_engine_can_be_built_from_the_file_but_not_quantized_again(self, quantize, project, capsys):
         assert quantize(STATIC, "score_images=0") == 0
         engine = [
@@ -155,7 +156,12 @@ class TestFields:
 
     @pytest.mark.parametrize(
         ("algorithm", "methods"),
-        [(None, 6), ("minmax", {"minmax"}), ("max", {"minmax"}), ("entropy", {"entropy"})],
+        [
+            (None, 6),
+            pytest.param("minmax", {"minmax"}, marks=pytest.mark.slow),
+            pytest.param("max", {"minmax"}, marks=pytest.mark.slow),
+            ("entropy", {"entropy"}),
+        ],
     )
     def test_the_algorithm_is_searched_unless_it_is_set(self, algorithm, methods, quantize, project):
         assert quantize(STATIC, "score_images=0", *([f"algorithm={algorithm}"] if algorithm else [])) == 0

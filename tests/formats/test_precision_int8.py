@@ -270,6 +270,7 @@ def test_the_cache_gives_the_same_graph_without_pictures(steady_graph, cached):
     assert data["ranges"]["inputs"] == pytest.approx(1.0, abs=0.01) and data["pictures"] == 4
 
 
+@pytest.mark.slow
 def test_calibrating_twice_gives_the_same_graph(steady_graph, quantised):
     again = to_int8(steady_graph, [IMAGES])
     assert again.model.SerializeToString(deterministic=True) == quantised.model.SerializeToString(deterministic=True)
