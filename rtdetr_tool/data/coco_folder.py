@@ -29,10 +29,13 @@ def coco_evidence(place: str) -> str:
 def read_coco_split(place: str, split: str, kind: str = BOXES) -> Source:
     """Read `annotations/instances_<split>.json` with images in `<split>/` or `images/<split>/`.
 
-    With `kind` keypoints it is `annotations/person_keypoints_<split>.json`, if the folder has that.
+    With `kind` keypoints it is `annotations/person_keypoints_<split>.json`, if the folder has that. If a folder has no
+    `instances` file at all, boxes are read from there as well.
     """
     folder = os.path.join(place, "annotations")
     kinds = ("person_keypoints", "instances") if kind == KEYPOINTS else ("instances",)
+    if not any(name.startswith("instances_") for name in names_in(folder)):
+        kinds = ("person_keypoints",)
     matches = next(filter(None, (_files_of(folder, split, start) for start in kinds)), [])
     if len(matches) != 1:
         content = first_of(names_in(folder), 8) or "no files"

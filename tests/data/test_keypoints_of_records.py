@@ -13,7 +13,7 @@ from PIL import Image
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, build_train_dataset
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.window import Placement, Window
-from rtdetr_tool.errors import DataError
+from rtdetr_tool.errors import DataError, MissingSplit
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import AugmentationSpec, DatasetSpec
 
@@ -186,6 +186,11 @@ def test_coco_folders_have_keypoints_in_a_file_of_their_own(tmp_path, files):
     (tmp_path / "images").rename(folder / "val2017")
     (tmp_path / "a.json").rename(folder / "annotations" / "person_keypoints_val2017.json")
     assert read_dataset_folder(str(folder), "val", kind="keypoints").has("keypoints")
+    boxes = read_dataset_folder(str(folder), "val")
+    assert len(boxes.images) == 2 and not boxes.has("keypoints")
+    (folder / "annotations" / "instances_train2017.json").write_text("{}")
+    with pytest.raises(MissingSplit, match=r"expected instances_val\.json"):  # not two files with different classes
+        read_dataset_folder(str(folder), "val")
 
 
 def test_serialized_records_of_images_without_objects(tmp_path):
