@@ -215,7 +215,7 @@ def test_the_published_file_detects_persons_at_index_0(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_training_learns_keypoints(posing):
-    """On 12 drawn images, from random weights: 180 steps find all figures and first keypoints."""
+    """On 12 drawn images, from random weights: 360 steps find all figures and most of their keypoints."""
     write_split(posing.folder, "train", 12, 96, seed=7)
     posing.spec["model"] = {
         "arch": "rfdetr", "num_select": 20,
@@ -227,8 +227,8 @@ def test_a_short_training_learns_keypoints(posing):
         "batch_size": 4, "augmentation": {"multi_scales": [], "flip_prob": 0.0, "scale_jitter_prob": 0.0}
     }  # fmt: skip
     rates = {"lr": 5e-4, "lr_backbone": 5e-4, "lr_layer_decay": 1.0, "lr_component_decay": 1.0}
-    posing.spec["train"] |= {"num_epochs": 60, "validation_interval": 60, "enable_ema": False, "optim": rates}
+    posing.spec["train"] |= {"num_epochs": 120, "validation_interval": 120, "enable_ema": False, "optim": rates}
     assert posing.run("train") == 0
     lines = [json.loads(line) for line in (posing.folder / "results/train/status.json").read_text().splitlines()]
     scores = next(line["kpi"] for line in reversed(lines) if "val_keypoint_mAP" in (line.get("kpi") or {}))
-    assert scores["val_mAP50"] > 0.8 and scores["val_keypoint_mAP50"] > 0.05
+    assert scores["val_mAP50"] > 0.8 and scores["val_keypoint_mAP50"] > 0.3, scores
