@@ -90,7 +90,7 @@ def weights(path):
 
 
 def perturbed(detector):
-    """A detector whose adapters have an effect."""
+    """A detector with adapters that change its outputs."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in detector.named_parameters():
