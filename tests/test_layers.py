@@ -200,6 +200,16 @@ def test_importing_components_without_torch_does_not_import_it():
     assert run.stdout.strip() == "[]"
 
 
+def test_commands_without_a_network_and_data_workers_do_not_import_torchvision_and_timm():
+    names = [f"rtdetr_tool.commands.{name}" for name in ("evaluate", "inference", "gen_trt_engine", "validate_data")]
+    names += ["rtdetr_tool.commands.automl", "rtdetr_tool.data.build", "rtdetr_tool.data.loader"]
+    slow = ("torchvision", "timm", "requests", "pytorch_lightning", "transformers")
+    code = f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+    code += f"print([name for name in {slow!r} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert run.stdout.strip() == "[]"
+
+
 def test_only_training_imports_lightning():
     result = {
         component_of(path)

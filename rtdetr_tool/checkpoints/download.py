@@ -13,16 +13,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
-
-import requests
-import urllib3
 
 from rtdetr_tool.errors import DownloadError
 from rtdetr_tool.files import replacing
 from rtdetr_tool.progress import Task
 from rtdetr_tool.version import package_version
+
+if TYPE_CHECKING:
+    import requests
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,8 @@ def _open(url: str, end: float, stall: float, have: int = 0) -> Iterator[request
 
     The request runs in its own thread: a server may send its headers byte by byte, which no socket timeout interrupts.
     """
+    import requests
+
     _check_scheme(url)
     seconds = max(end - time.monotonic(), 0.01)
     answer: concurrent.futures.Future[requests.Response] = concurrent.futures.Future()
@@ -164,6 +166,8 @@ def _open(url: str, end: float, stall: float, have: int = 0) -> Iterator[request
 
 
 def _ask(answer: concurrent.futures.Future[requests.Response], url: str, stall: float, have: int) -> None:
+    import requests
+
     headers = {"User-Agent": f"rtdetr/{package_version()}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -186,6 +190,8 @@ def _check_scheme(url: str, before: str = "") -> None:
 
 def _parts(response: requests.Response, end: float) -> Iterator[bytes]:
     """The body in parts as they arrive; `_Interrupted` if it ends before its stated length or time runs out."""
+    import urllib3
+
     try:
         while part := response.raw.read1(_PART):
             yield part

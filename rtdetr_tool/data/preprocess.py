@@ -7,15 +7,14 @@ normalization by mean and standard deviation, as in TAO.
 from __future__ import annotations
 
 import os
+import platform
 import random
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
 from rtdetr_tool.data.decoding import decode_image
 
@@ -50,8 +49,7 @@ def prepare_image(image: Tensor, spatial_size: Sequence[int], preserve_aspect_ra
     if not preserve_aspect_ratio:
         return PreparedImage(resize(image, target), (height, width), (float(width), float(height)))
     inner = letterbox_size((height, width), target[0])
-    padding = [0, 0, target[1] - inner[1], target[0] - inner[0]]
-    resized = F.pad(resize(image, inner), padding, fill=0)
+    resized = F.pad(resize(image, inner), [0, target[1] - inner[1], 0, target[0] - inner[0]])
     return PreparedImage(resized, (height, width), (target[1] * width / inner[1], target[0] * height / inner[0]))
 
 
@@ -70,13 +68,21 @@ def letterbox_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize a uint8 image to (height, width): bilinear, antialiased."""
+    """Resize a uint8 image to (height, width): bilinear, antialiased; keeps the memory format.
+
+    Equals `resize` of torchvision, which takes a second to import.
+    """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        resized: Tensor = F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return resized
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # with the strides of a batch in either memory format
+    if image.device.type == "cpu" and _has_uint8_kernel():
+        return F.interpolate(batch, list(size), mode="bilinear", antialias=True)[0]
+    return F.interpolate(batch.float(), list(size), mode="bilinear", antialias=True)[0].round_().to(torch.uint8)
+
+
+def _has_uint8_kernel() -> bool:
+    """Whether PyTorch resizes uint8 images with vector instructions; without them, float32 is faster."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64")
 
 
 # On the device
@@ -101,4 +107,4 @@ def resize_batch(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a float batch [B, 3, H, W] to (height, width), bilinear. Boxes are relative and do not change."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
-    return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

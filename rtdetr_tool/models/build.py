@@ -8,24 +8,9 @@ from typing import Protocol, cast
 from rtdetr_tool.catalog import BACKBONES, TIMM
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.models.backbones.base import ImageBackbone
-from rtdetr_tool.models.backbones.edgenext_bn import EdgeNextBnBackbone
-from rtdetr_tool.models.backbones.fan import FanBackbone
-from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
-from rtdetr_tool.models.backbones.timm_resnet import ResNetBackbone
-from rtdetr_tool.models.backbones.timm_staged import ConvNextBackbone, EfficientVitBackbone, StagedBackbone
 from rtdetr_tool.models.decoder_layer import DeformableAttention
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ModelSpec
-
-# Backbone family -> class; for `timm/<name>` the class depends on how timm extracts features.
-_FAMILIES: dict[str, type[ResNetBackbone | StagedBackbone]] = {
-    "resnet": ResNetBackbone,
-    "convnext": ConvNextBackbone,
-    "convnextv2": StagedBackbone,
-    "efficientvit": EfficientVitBackbone,
-    "edgenext": StagedBackbone,
-    "edgenext_bn": EdgeNextBnBackbone,
-}
 
 WITHOUT_DROP_PATH = ("efficientvit",)
 
@@ -55,6 +40,11 @@ class BackboneFields(Protocol):
 
 def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) -> ImageBackbone:
     """The backbone of `spec` with random weights."""
+    # These import timm, which takes a second; graphs and engines need no backbone.
+    from rtdetr_tool.models.backbones.fan import FanBackbone
+    from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
+    from rtdetr_tool.models.backbones.timm_families import TIMM_FAMILIES
+
     indices = spec.return_interm_indices
     drop_path = {} if spec.drop_path is None else {"drop_path_rate": spec.drop_path}
     if spec.backbone.startswith(TIMM):
@@ -69,7 +59,7 @@ def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) ->
         elif drop_path and row.family in WITHOUT_DROP_PATH:
             raise UserError(f"model.drop_path is not supported with model.backbone={spec.backbone}; remove it")
         else:
-            build = _FAMILIES[row.family]
+            build = TIMM_FAMILIES[row.family]
             backbone = build(row.timm_name, indices, activation_checkpoint, **row.options, **drop_path)
     if tuple(spec.feat_strides) != backbone.strides:
         raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 METHODS = ("nms", "nmm")
 
@@ -25,6 +24,8 @@ def merge_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, method: str, thre
         boxes [K, 4] and their indices [K] in the input.
     """
     if method == "nms":
+        from torchvision.ops import batched_nms  # takes a second
+
         kept = batched_nms(boxes, scores, labels, threshold)
         return boxes[kept], kept
     left = scores.argsort(descending=True, stable=True)

@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional as torchvision_functional
+from torchvision.transforms.v2.functional import _geometry
 
+from rtdetr_tool.data import preprocess
 from rtdetr_tool.data.decoding import decode_image, image_size
 from rtdetr_tool.data.preprocess import (
     draw_scale,
@@ -16,6 +19,7 @@ from rtdetr_tool.data.preprocess import (
     letterbox_size,
     load_image,
     prepare_image,
+    resize,
     resize_batch,
     to_float,
 )
@@ -265,6 +269,27 @@ def test_the_drawn_size_depends_on_seed_and_step_alone() -> None:
     assert drawn != [draw_scale(scales, 8, step) for step in range(400)]
     assert {*drawn} == {(480, 480), (512, 512), (544, 960), (640, 640)}
     assert all(60 < drawn.count(size) < 140 for size in set(drawn))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_an_image_is_resized_exactly_as_by_torchvision_in_its_memory_format(
+    monkeypatch, vectorized, channels_last
+) -> None:
+    monkeypatch.setattr(preprocess, "_has_uint8_kernel", lambda: vectorized)
+    monkeypatch.setattr(_geometry, "_do_native_uint8_resize_on_cpu", lambda interpolation: vectorized)
+    rng = np.random.default_rng(0)
+    for old_height, old_width, height, width in [(48, 64, 64, 64), (1, 9, 20, 3), (30, 1, 7, 40), (5, 5, 1, 2)] + [
+        rng.integers(2, 90, 4).tolist() for _ in range(50)
+    ]:
+        shape = (old_height, old_width, 3) if channels_last else (3, old_height, old_width)
+        image = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+        image = image.permute(2, 0, 1) if channels_last else image
+        expected = torchvision_functional.resize(image, [height, width], antialias=True)
+        resized = resize(image, (height, width))
+        assert torch.equal(resized, expected) and resized.dtype == torch.uint8
+        if min(old_height, old_width, height, width) > 1:  # the format of a single row is ambiguous
+            assert resized.stride() == expected.stride()
 
 
 def test_a_batch_is_resized_bilinearly_to_height_and_width() -> None:

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, make_grid
 
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
@@ -46,6 +45,8 @@ class BatchPreview(Callback):
 
 def draw_batch(batch: Batch) -> Tensor:
     """The first images of a batch as a grid, uint8 [3, H, W], with boxes colored by class."""
+    from torchvision.utils import draw_bounding_boxes, make_grid  # takes a second
+
     images = []
     for image, target in list(zip(batch.images.cpu(), batch.targets, strict=True))[: _IMAGES_PER_ROW**2]:
         height, width = image.shape[-2:]

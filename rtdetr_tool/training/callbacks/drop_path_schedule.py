@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pytorch_lightning import Callback, LightningModule, Trainer
-from timm.layers import DropPath
+
+if TYPE_CHECKING:
+    from timm.layers import DropPath
 
 
 class DropPathSchedule(Callback):
@@ -25,6 +29,8 @@ class DropPathSchedule(Callback):
         return float((step < early_steps) == (self.kind == "early"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from timm.layers import DropPath
+
         self._rates = [(module, module.drop_prob) for module in pl_module.modules() if isinstance(module, DropPath)]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
