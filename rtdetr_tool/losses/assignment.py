@@ -20,7 +20,6 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _MAX_THREADS = 8
@@ -64,6 +63,8 @@ def assign(cost: Costs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Queries with non-finite costs are matched first, so that the loss is not finite either and the training loop reports
     it (`training.step_guard`).
     """
+    from scipy.optimize import linear_sum_assignment  # takes half a second, and only losses need it
+
     finite = np.isfinite(cost).all(axis=0)
     if finite.all():
         rows, columns = linear_sum_assignment(cost)
@@ -113,6 +114,8 @@ def _prepare(costs: Costs, counts: Sequence[int]) -> tuple[Pairs, list[Problem]]
 
 def _solve(problems: Sequence[Problem], costs: Costs) -> None:
     """Write the matched queries and objects of every problem to their places."""
+    from scipy.optimize import linear_sum_assignment
+
     solver = linear_sum_assignment if np.isfinite(costs).all() else assign
 
     def solve(part: Sequence[Problem]) -> None:

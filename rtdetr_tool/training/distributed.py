@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,11 @@ import torch.distributed as dist
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.status import process_rank
+
+# Environment variables by which a launcher (torchrun, SLURM, LSF, MPI, Lightning) describes its processes, or their
+# beginnings.
+_LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
+_LAUNCHER_PREFIXES = ("TORCHELASTIC_", "SLURM_", "JSM_", "OMPI_", "PMI_", "PMIX_", "LT_")
 
 
 def rank() -> int:
@@ -64,13 +70,29 @@ def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nod
     Like training, it starts the same command once per additional device, or uses the rank set by torchrun or SLURM.
     Afterwards, `rank()`, `world_size()` and `gather_objects` refer to these processes.
     """
-    from lightning_fabric import Fabric
-
     from rtdetr_tool.training.devices import choose_devices
 
     accelerator, devices = choose_devices(num_gpus, gpu_ids)
     count = devices if isinstance(devices, int) else len(devices)
+    if count * num_nodes == 1 and not has_launcher():
+        return _only_device(devices)
+    from lightning_fabric import Fabric  # takes three seconds, so not for a single process
+
     strategy = "ddp" if count * num_nodes > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()
     return fabric.device
+
+
+def has_launcher() -> bool:
+    """Whether a launcher has started this process, perhaps as one of several; it then decides about the processes."""
+    return any(name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES) for name in os.environ)
+
+
+def _only_device(devices: int | list[int]) -> torch.device:
+    """The GPU in a list of one, which becomes the current one, or the CPU."""
+    if isinstance(devices, int):
+        return torch.device("cpu")
+    device = torch.device("cuda", devices[0])
+    torch.cuda.set_device(device)
+    return device

@@ -16,7 +16,15 @@ from torch import nn
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import spec_to_dict
-from rtdetr_tool.training.distributed import broadcast_object, check_equal, gather_objects, rank, world_size
+from rtdetr_tool.training.distributed import (
+    broadcast_object,
+    check_equal,
+    gather_objects,
+    has_launcher,
+    rank,
+    start_processes,
+    world_size,
+)
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
 
@@ -142,3 +150,28 @@ def test_synchronized_norms_equal_one_norm_over_the_whole_batch(tmp_path):
 def test_gather_and_broadcast_work_in_one_process():
     check_equal({"dataset.batch_size": 8})
     assert gather_objects([1, 2]) == [1, 2] and broadcast_object("x") == "x" and (rank(), world_size()) == (0, 1)
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    for name in [name for name in os.environ if has_launcher_name(name)]:
+        monkeypatch.delenv(name)
+
+
+def has_launcher_name(name: str) -> bool:
+    return name.endswith("RANK") or name == "WORLD_SIZE" or name.startswith(("TORCHELASTIC", "SLURM", "PMI", "OMPI"))
+
+
+def test_a_single_process_starts_without_lightning(monkeypatch, no_launcher) -> None:
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)  # importing it would fail
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert start_processes() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_lightning_joins_the_processes_of_a_launcher(monkeypatch, no_launcher, name) -> None:
+    assert not has_launcher()
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    with pytest.raises(ImportError, match="lightning_fabric"):
+        start_processes()
