@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="alternations (default 3)")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the GPU in bf16 (default: by its name)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--compile", action="store_true", help="also measure compiled inference of ours")
+    parser.add_argument("--compile", action="store_true", help="also measure our compiled inference")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no model is started")
     parser.add_argument("--json", type=Path, help="file to write the results to, after each model")
     options = parser.parse_args()

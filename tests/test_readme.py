@@ -90,7 +90,7 @@ def small_demo(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_readme_runs_as_written_from_spec_to_annotated_pictures(small_demo, capsys):
+def test_readme_commands_train_and_draw_detections(small_demo, capsys):
     small = ["train.num_epochs=1", "train.checkpoint_interval=1", "train.validation_interval=1", "dataset.workers=0"]
     for words in [words for words in commands("rtdetr") if words[1] != "init"][:4]:
         extra = [] if words[1] == "default_specs" else small

@@ -14,7 +14,7 @@ from rtdetr_tool.catalog import CLASS_LOSSES, LOSS_TYPES
 from rtdetr_tool.losses.functional import matchability_aware_terms, sum_by_stage, varifocal_terms
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
 from rtdetr_tool.losses.rows import Rows, Stack
-from rtdetr_tool.ops.boxes import both_ious
+from rtdetr_tool.ops.boxes import cxcywh_ious
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 
 
@@ -127,7 +127,7 @@ class SetCriterion(nn.Module):
         """
         source = rows.boxes[matches.image, matches.row]  # [P, 4]
         target = targets.boxes[matches.image, matches.target]
-        iou, generalized = both_ious(source, target)
+        iou, generalized = cxcywh_ious(source, target)
         terms: dict[str, Tensor] = {}  # sums per stage
         if "boxes" in self.loss_types:
             values = torch.stack([(source - target).abs().sum(-1), 1 - generalized], dim=1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rtdetr_tool.losses.matcher import PaddedTargets
-from rtdetr_tool.ops.boxes import cxcywh_to_xyxy, generalized_box_iou, pairwise_box_iou
+from rtdetr_tool.ops.boxes import cxcywh_generalized_iou, cxcywh_to_xyxy, pairwise_box_iou
 
 SMALLEST_MASK = 0.01  # as in TAO and DETRDistill: background keeps a little weight
 
@@ -107,6 +107,6 @@ def box_distance(student: Tensor, teacher: Tensor, criterion: str) -> Tensor:
     """Distance of boxes [P, 4] cxcywh 0..1 -> [P]: L1 and L2 summed over coordinates; IOU is 1 - generalized IoU."""
     student, teacher = student.float(), teacher.float()
     if criterion == "IOU":
-        return 1 - generalized_box_iou(student, teacher)
+        return 1 - cxcywh_generalized_iou(student, teacher)
     difference = student - teacher
     return (difference.abs() if criterion == "L1" else difference.square()).sum(-1)

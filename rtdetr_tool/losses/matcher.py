@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rtdetr_tool.losses.assignment import assign_rows
 from rtdetr_tool.losses.rows import Rows, Stack
-from rtdetr_tool.ops.boxes import pairwise_generalized_box_iou
+from rtdetr_tool.ops.boxes import pairwise_cxcywh_generalized_iou
 from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Target
 
@@ -99,7 +99,7 @@ class HungarianMatcher:
         boxes = at_least_float32(boxes)
         truth = targets.boxes[None].to(boxes.dtype)
         distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
-        overlap = pairwise_generalized_box_iou(boxes, truth)
+        overlap = pairwise_cxcywh_generalized_iou(boxes, truth)
         return self.class_cost * classes + self.bbox_cost * distance - self.giou_cost * overlap
 
     def class_term(self, logits: Tensor) -> Tensor:

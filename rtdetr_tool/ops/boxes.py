@@ -45,7 +45,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
-def both_ious(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def cxcywh_ious(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalized IoU (Rezatofighi et al. 2019, arXiv:1902.09630, -1..1) of cxcywh boxes with sides of at least
     0, elementwise, with broadcasting; IoU is 0 if both are empty.
 
@@ -64,19 +64,19 @@ def both_ious(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (hull - union) / F.threshold(hull, tiny, tiny)
 
 
-def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise generalized IoU of cxcywh boxes, -1..1 (see `both_ious`)."""
-    return both_ious(a, b)[1]
+def cxcywh_generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise generalized IoU of cxcywh boxes, -1..1 (see `cxcywh_ious`)."""
+    return cxcywh_ious(a, b)[1]
 
 
 def pairwise_box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of each a with each b: [..., N, 4], [..., M, 4] -> [..., N, M]."""
+    """IoU of each a with each b: [..., N, 4], [..., M, 4] xyxy -> [..., N, M]."""
     return box_iou(a[..., :, None, :], b[..., None, :, :])
 
 
-def pairwise_generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
+def pairwise_cxcywh_generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU of each a with each b: [..., N, 4], [..., M, 4] cxcywh -> [..., N, M]."""
-    return generalized_box_iou(a[..., :, None, :], b[..., None, :, :])
+    return cxcywh_generalized_iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -10,7 +10,7 @@ from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.losses.criterion import SetCriterion
 from rtdetr_tool.losses.functional import varifocal_loss
 from rtdetr_tool.losses.matcher import HungarianMatcher
-from rtdetr_tool.ops.boxes import generalized_box_iou
+from rtdetr_tool.ops.boxes import cxcywh_generalized_iou
 from rtdetr_tool.ops.structures import DenoisingPredictions, Predictions, Target, TrainingPredictions
 from rtdetr_tool.spec.model import ModelSpec
 
@@ -98,7 +98,7 @@ def test_denoising_queries_are_compared_with_the_object_they_came_from():
         expected = TARGETS[0].boxes.repeat(2, 1)
         result = noisy.boxes[layer, 0, noisy.positive_index[0]]
         distance = (result - expected).abs().sum() / normalizer
-        giou = (1 - generalized_box_iou(result, expected)).sum() / normalizer
+        giou = (1 - cxcywh_generalized_iou(result, expected)).sum() / normalizer
         assert losses[f"loss_bbox_dn_{layer}"].item() == pytest.approx(5 * distance.item(), rel=1e-5)
         assert losses[f"loss_giou_dn_{layer}"].item() == pytest.approx(2 * giou.item(), rel=1e-5)
 

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtdetr_tool.ops.boxes import (
-    both_ious,
     box_area,
     box_iou,
+    cxcywh_generalized_iou,
+    cxcywh_ious,
     cxcywh_to_xyxy,
-    generalized_box_iou,
     inverse_sigmoid,
     pairwise_box_iou,
-    pairwise_generalized_box_iou,
+    pairwise_cxcywh_generalized_iou,
     xyxy_to_cxcywh,
 )
 
@@ -35,10 +35,10 @@ def test_formats_convert_there_and_back():
 def test_iou_and_generalized_iou_of_two_squares_by_hand():
     a, b = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 1.0, 3.0, 3.0])
     assert box_iou(a, b).item() == pytest.approx(1 / 7)
-    assert generalized_box_iou(*xyxy_to_cxcywh(torch.stack([a, b]))).item() == pytest.approx(1 / 7 - 2 / 9)  # hull 9
+    assert cxcywh_generalized_iou(*xyxy_to_cxcywh(torch.stack([a, b]))).item() == pytest.approx(1 / 7 - 2 / 9)  # hull 9
     far = torch.tensor([4.0, 0.0, 6.0, 2.0])
     assert box_iou(a, far).item() == 0
-    assert generalized_box_iou(*xyxy_to_cxcywh(torch.stack([a, far]))).item() == pytest.approx(-4 / 12)
+    assert cxcywh_generalized_iou(*xyxy_to_cxcywh(torch.stack([a, far]))).item() == pytest.approx(-4 / 12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -48,9 +48,9 @@ def test_pairwise_values_equal_torchvision(seed, n, m):
     torch.testing.assert_close(pairwise_box_iou(a, b), torchvision.ops.box_iou(a, b))
     centers = xyxy_to_cxcywh(a), xyxy_to_cxcywh(b)
     torch.testing.assert_close(
-        pairwise_generalized_box_iou(*centers), torchvision.ops.generalized_box_iou(a, b), atol=1e-6, rtol=1e-5
+        pairwise_cxcywh_generalized_iou(*centers), torchvision.ops.generalized_box_iou(a, b), atol=1e-6, rtol=1e-5
     )
-    iou = both_ious(centers[0][:, None], centers[1])[0]
+    iou = cxcywh_ious(centers[0][:, None], centers[1])[0]
     torch.testing.assert_close(iou, torchvision.ops.box_iou(a, b), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(box_area(a), torchvision.ops.box_area(a))
 
@@ -58,7 +58,7 @@ def test_pairwise_values_equal_torchvision(seed, n, m):
 def test_empty_boxes_give_finite_values_and_gradients():
     boxes = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.3]], requires_grad=True)
     corners = cxcywh_to_xyxy(boxes)
-    total = box_iou(corners, corners.detach()).sum() + generalized_box_iou(boxes, boxes.detach()).sum()
+    total = box_iou(corners, corners.detach()).sum() + cxcywh_generalized_iou(boxes, boxes.detach()).sum()
     total.backward()
     assert torch.isfinite(total) and torch.isfinite(boxes.grad).all()
 
@@ -68,7 +68,7 @@ def test_edges_at_the_same_place_share_the_gradient_as_in_torchvision(offset):
     """The subgradient of a maximum of two equal numbers is half of each."""
     a = torch.tensor([[0.25, 0.25, 0.75, 0.75]], requires_grad=True)
     b = torch.tensor([[0.25, 0.25 + offset, 0.75, 0.75]])
-    ours = torch.autograd.grad(generalized_box_iou(xyxy_to_cxcywh(a), xyxy_to_cxcywh(b)).sum(), a)[0]
+    ours = torch.autograd.grad(cxcywh_generalized_iou(xyxy_to_cxcywh(a), xyxy_to_cxcywh(b)).sum(), a)[0]
     reference = torch.autograd.grad(torchvision.ops.generalized_box_iou(a, b).sum(), a)[0]
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 
@@ -76,13 +76,13 @@ def test_edges_at_the_same_place_share_the_gradient_as_in_torchvision(offset):
 def test_small_boxes_keep_their_precision():
     a = torch.tensor([[0.9, 0.9, 1e-3, 2e-3]])
     b = a + torch.tensor([[2e-4, -1e-4, 1e-4, 2e-4]])
-    exact = [value.item() for value in both_ious(a.double(), b.double())]
-    assert [value.item() for value in both_ious(a, b)] == pytest.approx(exact, rel=1e-4)
+    exact = [value.item() for value in cxcywh_ious(a.double(), b.double())]
+    assert [value.item() for value in cxcywh_ious(a, b)] == pytest.approx(exact, rel=1e-4)
 
 
 def test_the_gradient_of_generalized_iou_equals_torchvision():
     a, b = random_boxes(6, 3).requires_grad_(), random_boxes(6, 4)
-    ours = torch.autograd.grad(generalized_box_iou(xyxy_to_cxcywh(a), xyxy_to_cxcywh(b)).sum(), a)[0]
+    ours = torch.autograd.grad(cxcywh_generalized_iou(xyxy_to_cxcywh(a), xyxy_to_cxcywh(b)).sum(), a)[0]
     reference = torch.autograd.grad(torchvision.ops.generalized_box_iou(a, b).diagonal().sum(), a)[0]
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 

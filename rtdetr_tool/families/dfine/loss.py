@@ -19,7 +19,7 @@ from rtdetr_tool.families.dfine.model.distribution import bin_offsets
 from rtdetr_tool.families.dfine.model.predictions import DFINEDenoising, DFINEPredictions
 from rtdetr_tool.losses.criterion import SetCriterion, average_counts, denoising_matches
 from rtdetr_tool.losses.matcher import HungarianMatcher, Matches, PaddedTargets
-from rtdetr_tool.ops.boxes import both_ious
+from rtdetr_tool.ops.boxes import cxcywh_ious
 from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -129,7 +129,7 @@ class DFINECriterion(SetCriterion):
     ) -> dict[str, Tensor]:
         """Losses of classes by `matches` and of boxes by `targets`; `counts` normalize both."""
         layers = len(stages.corners)
-        iou, generalized = both_ious(stages.boxes, targets.boxes)  # [S, B, Q]
+        iou, generalized = cxcywh_ious(stages.boxes, targets.boxes)  # [S, B, Q]
         overlap = iou.detach()
         distance = ((stages.boxes - targets.boxes).abs().sum(-1) * targets.matched).sum((1, 2))
         separation = ((1 - generalized) * targets.matched).sum((1, 2))
@@ -152,7 +152,7 @@ class DFINECriterion(SetCriterion):
         """[S], with the IoU of the pairs of each stage as quality."""
         source = stages.boxes.detach()[matches.stage, matches.image, matches.query]
         target = padded.boxes[matches.image, matches.target]
-        quality = both_ious(source, target)[0]
+        quality = cxcywh_ious(source, target)[0]
         label = padded.labels[matches.image, matches.target]
         positive = (matches.stage, matches.image, matches.query, label)
         return self.class_terms(stages.logits, positive, quality).flatten(1).sum(1)
