@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.opening import OpenedDetector, OpenedModel, format_of, open_model
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
-from rtdetr_tool.formats.torch.traced_runtime import DTYPES, TracedRuntime
+from rtdetr_tool.messages import first_line
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec
 
@@ -36,6 +37,17 @@ if TYPE_CHECKING:
     from rtdetr_tool.training.fit_result import FitResult
 
 logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Optimization:
+    """The settings of `optimize_for_inference`."""
+
+    dtype: torch.dtype
+    compiled: bool
+    batch_size: int
 
 
 class Detector:
@@ -50,7 +62,7 @@ class Detector:
         self.device = choose_device(device)
         self._opened = opened
         self._cache = RuntimeCache()
-        self._traced: dict[str, Any] | None = None  # the settings of `optimize_for_inference`
+        self._optimized: _Optimization | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -148,7 +160,7 @@ class Detector:
             DataError: an image cannot be read, or an object is not an image.
         """
         if is_lazy(images):
-            one_by_one = batch_size is None and self._traced is None
+            one_by_one = batch_size is None and self._optimized is None
             count = 1 if one_by_one else batch_size
             prediction = self._prediction("predict", threshold, shape, include_source_image, count)
             return prediction.of_images(images, None, 0 if one_by_one else None)
@@ -188,10 +200,10 @@ class Detector:
     def _prediction(
         self, method: str, threshold: float, shape: Sequence[int] | None, include_source: bool, batch_size: int | None
     ) -> Prediction:
-        """The checked arguments of `predict`; without `batch_size`, that of the traced network or of the spec."""
+        """The checked arguments of `predict`; without `batch_size`, that of `optimize_for_inference` or of the spec."""
         threshold, size = check_threshold(method, threshold), self._shape(shape)
         if batch_size is None:
-            batch_size = self._traced["shape"][0] if self._traced else self.spec.dataset.batch_size
+            batch_size = (self._optimized or self.spec.dataset).batch_size
         keep_ratio = self.spec.dataset.augmentation.preserve_aspect_ratio
         return Prediction(
             self.runtime, self.class_map, size, keep_ratio, self.spec.model.num_select, threshold, include_source,
@@ -210,47 +222,57 @@ class Detector:
         """The runtime that predicts: that of a deployed file, or one with the current weights of the network."""
         if isinstance(self._opened, OpenedModel):
             return self._opened.runtime
-        return self._cache.get(self._opened.detector, self._build_runtime, sums=self._traced is None)
+        return self._cache.get(self._opened.detector, self._build_runtime, sums=self._optimized is None)
 
     def _build_runtime(self) -> Runtime:
         network = self._trainable("predict").detector
-        if self._traced is None:
+        if self._optimized is None:
             return TorchRuntime(network, self.class_map, self.device)
-        return TracedRuntime(network, self.class_map, self.device, **self._traced)
+        return TorchRuntime(network, self.class_map, self.device, self._optimized.dtype, self._optimized.compiled)
 
     def optimize_for_inference(
         self, compile: bool = True, batch_size: int = 1, dtype: torch.dtype | str = torch.float32
     ) -> None:
-        """Predict with an optimized copy of the network; other sizes and numbers of images run unoptimized.
+        """Predict with an optimized copy of the network, masks and keypoints included.
 
         If the weights change, the copy is rebuilt before the next prediction. In-place changes through `.data` are not
         detected: call this method again after them.
 
         Args:
-            compile: trace the network for `batch_size` images of `input_size`. In float32 on a CPU, the weights are
-                packed instead, which speeds up all sizes.
-            dtype: float32, float16 or bfloat16.
+            compile: on a GPU, compile the network as a CUDA graph for `batch_size` images of `input_size`; smaller
+                batches are padded, other sizes are compiled again. No effect on a CPU, where compiled networks were
+                not faster.
+            batch_size: images per step of `predict`, unless it is given there.
+            dtype: float32, bfloat16 or, on a GPU, float16; that of convolutions and matrix products. Coordinates, sums
+                and norms stay float32, so that boxes keep their precision.
+
+        Raises:
+            UserError: the device does not support the network in `dtype`, or torch.compile fails.
         """
         name = str(dtype).removeprefix("torch.")
-        if name not in DTYPES:
-            raise UserError(f"dtype: {dtype!r} is invalid; expected one of {', '.join(DTYPES)}")
+        if name not in _DTYPES:
+            raise UserError(f"dtype: {dtype!r} is invalid; expected one of {', '.join(_DTYPES)}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size: {batch_size!r} is invalid; expected a number of at least 1")
-        network = self._trainable("optimize_for_inference").detector
-        before, self._traced = self._traced, {
-            "shape": (batch_size, *self.input_size), "dtype": DTYPES[name], "trace": compile
-        }  # fmt: skip
+        self._trainable("optimize_for_inference")
+        before = self._optimized
+        self._optimized = _Optimization(_DTYPES[name], compile and self.device.type == "cuda", batch_size)
         self._cache.clear()
         try:
-            self._cache.get(network, self._build_runtime, sums=False)
-        except BaseException:
-            self._traced = before
+            self.runtime.predict(torch.zeros(batch_size, 3, *self.input_size, device=self.device))
+        except BaseException as error:
+            self._optimized = before
+            self._cache.clear()
+            if isinstance(error, RuntimeError):
+                raise UserError(
+                    f"{self.device} cannot run this detector in {name}: {first_line(error)}; use float32"
+                ) from error
             raise
 
     def remove_optimized_model(self) -> None:
         """Undo `optimize_for_inference`, if it was called."""
-        if self._traced is not None:
-            self._traced = None
+        if self._optimized is not None:
+            self._optimized = None
             self._cache.clear()
 
     # Training and evaluation

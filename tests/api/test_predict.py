@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from rtdetr_tool import api
 from rtdetr_tool.api import Detector, PlainDetections
 from rtdetr_tool.api import results as result_forms
 from rtdetr_tool.api.images import to_pixels
 from rtdetr_tool.errors import DataError, DownloadError, UserError
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
+from tests.api.small import SMALL_RFDETR
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +174,7 @@ def test_an_optimized_detector_predicts_the_same_for_other_sizes_and_batches(det
     plain = detector.predict(images, threshold=0.0)
     small = detector.predict(images[0], threshold=0.0, shape=(64, 96))
     detector.optimize_for_inference(batch_size=2, dtype=dtype)
-    assert (detector.runtime.graph is None) == (dtype == "float32")  # packed weights are faster there
+    assert detector.runtime.dtype == getattr(torch, dtype) and not detector.runtime.compiled  # compiled on GPUs only
     try:
         for one, other in zip(
             detector.predict(images, threshold=0.0), plain, strict=True
@@ -204,6 +206,22 @@ def test_invalid_options_of_optimization_are_reported(rtdetr):
         rtdetr.optimize_for_inference(dtype="int8")
     with pytest.raises(UserError, match="batch_size: 0 is invalid"):
         rtdetr.optimize_for_inference(batch_size=0)
+
+
+def test_float16_is_refused_on_a_cpu_and_the_detector_stays_as_it_was(rtdetr, sample):
+    before = rtdetr.predict(sample.image(1), threshold=0.0)
+    with pytest.raises(UserError, match="fp16 is not supported on a CPU"):
+        rtdetr.optimize_for_inference(dtype="float16")
+    assert same(rtdetr.predict(sample.image(1), threshold=0.0), before)
+
+
+@pytest.mark.parametrize(("name", "field"), [("RFDETRSegNano", "mask"), ("RFDETRKeypointPreview", "xy")])
+def test_optimized_detectors_return_masks_and_keypoints(name, field, sample):
+    model = getattr(api, name)(**{**SMALL_RFDETR, "resolution": 96}, pretrain_weights=None, device="cpu")
+    plain = model.predict(sample.image(1), threshold=0.0)
+    model.optimize_for_inference()
+    optimized = model.predict(sample.image(1), threshold=0.0)
+    np.testing.assert_array_equal(getattr(optimized, field), getattr(plain, field))
 
 
 def test_supervision_gets_its_own_class(rtdetr, sample, monkeypatch):

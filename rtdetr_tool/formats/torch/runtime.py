@@ -57,7 +57,7 @@ class TorchRuntime:
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.class_map = class_map
-        if dtype == torch.float16 and self.device.type == "cpu" and type(self) is TorchRuntime:
+        if dtype == torch.float16 and self.device.type == "cpu":
             raise UserError("precision: fp16 is not supported on a CPU; use bf16 or fp32")
         precision = next(name for name, value in DTYPES.items() if value == dtype)
         parts = ["torch", *([precision] if precision != "fp32" else []), *(["compiled"] if compiled else [])]
@@ -91,9 +91,9 @@ class TorchRuntime:
             images = F.pad(images, [0] * 7 + [self._batch - count]) if count < self._batch else images
         with self._computing():
             predictions = self._run(images.contiguous(memory_format=torch.channels_last))
-        found = predictions.map(lambda tensor: tensor[:count])
-        found.logits, found.boxes = found.logits.float(), found.boxes.float()
-        return found
+        predictions = predictions.map(lambda tensor: tensor[:count])
+        predictions.logits, predictions.boxes = predictions.logits.float(), predictions.boxes.float()
+        return predictions
 
     def _run(self, images: Tensor) -> Predictions:
         if not self.compiled:
