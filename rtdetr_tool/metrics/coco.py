@@ -60,7 +60,7 @@ class CocoEvaluator:
             )
         self.annotations = [{**a, "id": number} for number, a in enumerate(ground_truth["annotations"], start=1)]
         self._with_masks = any(annotation.get("segmentation") for annotation in self.annotations)
-        self._with_keypoints = bool(keypoint_counts(ground_truth))
+        self._with_keypoints = bool(keypoint_counts({"annotations": self._selected()}))
         self._image_numbers = _numbers(image["id"] for image in self.images)
         self._category_numbers = _numbers(known)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images if "height" in image}

@@ -129,3 +129,9 @@ def test_without_keypoints_in_the_truth_there_are_no_keypoint_scores():
         del annotation["keypoints"]
     result = evaluate(truth, found).compute()
     assert result.keypoints is None and result.to_dict()["keypoints"] is None
+
+
+def test_selected_categories_without_keypoints_have_no_keypoint_scores():
+    truth, found = scenes(np.random.default_rng(5), 6, [5, 0])
+    result = evaluate(truth, found, eval_class_ids=[7]).compute()
+    assert result.keypoints is None and result.stats["AP"] > 0
