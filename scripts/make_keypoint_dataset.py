@@ -9,7 +9,6 @@ keypoint behind another object has visibility 1, one outside the image 0.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from drawn_dataset import SPLITS, box_of, draw_splits
 from PIL import Image, ImageDraw
 
-SPLITS = ("train", "val", "test")
 KEYPOINTS = ("head", "hip", "left_hand", "right_hand", "left_foot", "right_foot")
 SKELETON = ((1, 2), (1, 3), (1, 4), (2, 5), (2, 6))  # from 1, as in COCO
 CATEGORIES = (
@@ -41,9 +40,7 @@ class DrawnObject:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """x, y, width, height in pixels."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        x, y = int(columns[0]), int(rows[0])
-        return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
+        return box_of(self.mask)
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[DrawnObject]]:
@@ -140,18 +137,7 @@ def write_split(root: Path, split: str, count: int, size: int, seed: int) -> int
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw a small keypoint dataset as COCO files.")
-    parser.add_argument("out", type=Path, help="folder to write to")
-    for split, count in zip(SPLITS, (400, 80, 40), strict=True):
-        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"images (default {count})")
-    parser.add_argument("--size", type=int, default=192, help="side of an image in pixels (default 192)")
-    parser.add_argument("--seed", type=int, default=7, help="(default 7)")
-    options = parser.parse_args(arguments)
-    for split in SPLITS:
-        count = getattr(options, split)
-        if count:
-            objects = write_split(options.out, split, count, options.size, options.seed)
-            print(f"{options.out / split}: {count} images, {objects} objects")
+    draw_splits(arguments, write_split, "Draw a small keypoint dataset as COCO files.", 192, "side of an image")
     return 0
 
 

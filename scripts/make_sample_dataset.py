@@ -10,7 +10,6 @@ least `MIN_VISIBLE` of every object is visible.
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import io
 import json
@@ -20,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from drawn_dataset import SPLITS, box_of, draw_splits
 from PIL import Image, ImageDraw, ImageFilter
 
 CLASSES = ("disc", "square", "triangle", "star", "ring")  # category ids 1..5, in this order
-SPLITS = ("train", "val", "test")
 ASPECTS = ((1.0, 1.0), (1.0, 0.75), (0.75, 1.0))  # (width, height) relative to --size
 MAX_OBJECTS = 6
 RADIUS = (0.075, 0.21)  # relative to the image's shorter side
@@ -40,9 +39,7 @@ class DrawnObject:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """x, y, width, height in pixels: the smallest box that contains every visible pixel."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        x, y = int(columns[0]), int(rows[0])
-        return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
+        return box_of(self.mask)
 
 
 @dataclass
@@ -256,23 +253,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw a small object detection dataset as COCO files.")
-    parser.add_argument("out", type=Path, help="folder to write to")
-    for split, count in zip(SPLITS, (400, 80, 40), strict=True):
-        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"images (default {count})")
-    parser.add_argument("--size", type=int, default=256, help="longer side of an image in pixels (default 256)")
-    parser.add_argument("--seed", type=int, default=7, help="(default 7)")
-    options = parser.parse_args(arguments)
-    if options.size < 64:
-        parser.error(f"--size must be at least 64, not {options.size}")
-    if options.seed < 0 or min(getattr(options, split) for split in SPLITS) < 0:
-        parser.error("--seed and the numbers of images must not be negative")
-    for split in SPLITS:
-        count = getattr(options, split)
-        if count:
-            objects = write_split(options.out, split, count, options.size, options.seed)
-            print(f"{options.out / split}: {count} images, {objects} objects")
-    _write(options.out / "classmap.txt", "".join(f"{name}\n" for name in CLASSES).encode())
+    description = "Draw a small object detection dataset as COCO files."
+    out = draw_splits(arguments, write_split, description, 256, "longer side of an image")
+    _write(out / "classmap.txt", "".join(f"{name}\n" for name in CLASSES).encode())
     return 0
 
 
