@@ -42,12 +42,17 @@ def confusable(names: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def other_spellings(unknown: Iterable[str], known: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, known name) for each unknown name that is known in another spelling."""
+    spellings = {_without_spelling(name): name for name in known}
+    return [(name, spellings[key]) for name in unknown if (key := _without_spelling(name)) in spellings]
+
+
 def spelling_hint(unknown: Iterable[str], known: Iterable[str]) -> str:
     """` ('car' is 'Car' there)` for unknown names that are known in another spelling; empty if there are none."""
-    spellings = {_without_spelling(name): name for name in known}
-    pairs = [(name, spellings[key]) for name in unknown if (key := _without_spelling(name)) in spellings]
+    pairs = other_spellings(unknown, known)
     return f" ({', '.join(f'{name!r} is {other!r} there' for name, other in pairs[:4])})" if pairs else ""
 
 
 def _without_spelling(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+    return re.sub(r"[\s_-]+", "", name.casefold())

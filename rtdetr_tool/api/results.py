@@ -115,7 +115,7 @@ def result_of(
     )
 
 
-def _key_points(found: Detections, keypoints: InstanceKeypoints, data: dict[str, Any]) -> Any:
+def _key_points(detections: Detections, keypoints: InstanceKeypoints, data: dict[str, Any]) -> Any:
     points = keypoints.points.numpy().astype(np.float32)
     precision = {
         "keypoint_precision_cholesky": keypoints.precision.numpy().astype(np.float32),
@@ -124,8 +124,8 @@ def _key_points(found: Detections, keypoints: InstanceKeypoints, data: dict[str,
     return key_points_class()(
         xy=points[..., :2],
         keypoint_confidence=points[..., 2],
-        detection_confidence=found.scores.numpy().astype(np.float32),
-        class_id=found.labels.numpy().astype(np.int64),
+        detection_confidence=detections.scores.numpy().astype(np.float32),
+        class_id=detections.labels.numpy().astype(np.int64),
         visible=points[..., 2] > 0,
         data={**data, **precision},
     )

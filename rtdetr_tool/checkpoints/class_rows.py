@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from rtdetr_tool.catalog import COCO_SPELLINGS
+from rtdetr_tool.class_names import other_spellings
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import all_families
 from rtdetr_tool.messages import first_of
@@ -36,7 +37,7 @@ class ClassRows:
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     spelled: list[tuple[str, str]] = field(default_factory=list)  # (the model's, the file's name) of the same class
-    similar: list[tuple[str, str]] = field(default_factory=list)  # differ only in case and spaces: not matched
+    similar: list[tuple[str, str]] = field(default_factory=list)  # differ only in spelling: not matched
     repeated: list[str] = field(default_factory=list)  # names that several classes of the file share
 
     @property
@@ -82,8 +83,8 @@ class ClassRows:
                 [f"{in_model!r} in the dataset, {in_file!r} in {source}" for in_model, in_file in self.similar], 8
             )
             lines.append(
-                f"Names that differ only in case or spaces are treated as different classes: {pairs}. Use the same "
-                "spelling to copy their rows."
+                "Names that differ only in case, spaces, hyphens or underscores are treated as different classes: "
+                f"{pairs}. Use the same spelling to copy their rows."
             )
         if self.repeated:
             lines.append(f"Several classes of {source} share a name; using the first: {first_of(self.repeated, 8)}.")
@@ -167,7 +168,7 @@ def match_rows(model: Classes, stored: Classes, model_rows: int, file_rows: int,
             match.spelled.append((name, file_name))
     match.dropped = [name for name in file_rows_of if name not in seen]
     match.repeated = [name for name, count in seen.items() if len(file_rows_of[name]) > max(count, 1)]
-    match.similar = _similar(match.new, match.dropped)
+    match.similar = other_spellings(match.new, match.dropped)
     _match_rows_without_class(match, names, in_file)
     return match
 
@@ -191,15 +192,6 @@ def _spellings(in_file: Container[str], in_model: set[str]) -> dict[str, str]:
     """Name in the model -> name in the file, for COCO classes that the file spells differently."""
     pairs = [pair for name, other in COCO_SPELLINGS.items() for pair in ((name, other), (other, name))]
     return {name: other for name, other in pairs if name in in_model and other in in_file and other not in in_model}
-
-
-def _similar(new: Sequence[str], dropped: Sequence[str]) -> list[tuple[str, str]]:
-    by_key = {_key(name): name for name in dropped}
-    return [(name, by_key[_key(name)]) for name in new if _key(name) in by_key]
-
-
-def _key(name: str) -> str:
-    return "".join(name.split()).casefold()
 
 
 def _match_rows_without_class(match: ClassRows, names: Mapping[int, str], in_file: Mapping[int, str]) -> None:

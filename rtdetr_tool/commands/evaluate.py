@@ -41,14 +41,14 @@ def run(loaded: LoadedSpec) -> None:
     best = {"F1": result.best.f1, "precision": result.best.precision, "recall": result.best.recall}
     kpi |= {f"test_{name}": value for name, value in best.items()}
     kpi |= {f"test_AP/{row.name}": row.ap for row in result.per_class if row.ap is not None}
-    others = {kind: stats for kind, stats in result.by_kind.items() if kind != BOXES}
-    for kind, stats in others.items():
+    beyond_boxes = {kind: stats for kind, stats in result.by_kind.items() if kind != BOXES}
+    for kind, stats in beyond_boxes.items():
         names = (tao_name(f"test/{name}") for name in SCORES[kind])
         kpi |= dict(zip(names, (stats["AP"], stats["AP50"]), strict=False))
     current_status().running("Test metrics generated.", kpi=kpi)
     print_result(result)
     logger.info("Runtime %s on %s: %s", model.runtime.name, model.runtime.device, times.summary())
-    for kind, stats in others.items():
+    for kind, stats in beyond_boxes.items():
         scores = score_text(stats["AP"]), score_text(stats["AP50"])
         logger.info("%s: mAP %s, mAP50 %s", kind.capitalize(), *scores)
     scores = score_text(result.map), score_text(result.map50)

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
+from rtdetr_tool.class_names import unique_names
 from rtdetr_tool.data.coco_json import json_kind, load_json, without_garbage_collection
 from rtdetr_tool.data.coco_keypoints import PoseReader
 from rtdetr_tool.data.decoding import image_size
@@ -23,7 +24,6 @@ from rtdetr_tool.data.source import LARGEST_SIDE, AnnotatedImage, Source, fitted
 from rtdetr_tool.data.units import XYWH, BoxUnits
 from rtdetr_tool.errors import DataError, MissingData
 from rtdetr_tool.messages import encodable, first_of, shortened
-from rtdetr_tool.ops.class_names import unique_names
 from rtdetr_tool.ops.masks import UNKNOWN, counts_of
 
 _LARGEST_ID = 2**63 - 1  # ids are kept as 64-bit integers

@@ -64,13 +64,13 @@ class PoseReader:
             return ()
         if pose is None:
             self._unnamed[category_id] = max(self._unnamed.get(category_id, 0), len(points))
-        found: list[float] = []
+        kept: list[float] = []
         for x, y, visibility in points:
             outside = visibility > 0 and not _is_inside(x, y, image)
             if outside:
                 self.repairs.add("keypoint_outside", where)
-            found += (x, y, visibility) if visibility > 0 and not outside else (0.0, 0.0, 0.0)
-        return tuple(found) if any(found[2::3]) else ()
+            kept += (x, y, visibility) if visibility > 0 and not outside else (0.0, 0.0, 0.0)
+        return tuple(kept) if any(kept[2::3]) else ()
 
     def complete(self) -> None:
         """Add poses without names to the categories whose objects have keypoints."""

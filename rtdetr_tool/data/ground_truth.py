@@ -36,8 +36,11 @@ def coco_ground_truth(records: Iterable[ImageRecord], class_map: ClassMap) -> di
             if counts != UNKNOWN:
                 annotation["segmentation"] = to_coco(counts, (record.height, record.width))
             if pose is not None and label in poses:
-                own = pose[: len(poses[label].names)]
-                annotation |= {"keypoints": own.ravel().tolist(), "num_keypoints": int((own[:, 2] > 0).sum())}
+                keypoints = pose[: len(poses[label].names)]
+                annotation |= {
+                    "keypoints": keypoints.ravel().tolist(),
+                    "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+                }
             annotations.append(annotation)
     categories = [_category(entry) for entry in class_map.entries]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rtdetr_tool.class_names import confusable, spelling_hint
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.source import Source
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
-from rtdetr_tool.ops.class_names import confusable, spelling_hint
 from rtdetr_tool.ops.classes import ClassMap
 
 

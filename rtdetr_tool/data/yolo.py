@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from rtdetr_tool.catalog import BOXES, MASKS
+from rtdetr_tool.class_names import unique_names
 from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
@@ -29,7 +30,6 @@ from rtdetr_tool.data.source import (
 from rtdetr_tool.data.units import CXCYWH, BoxUnits
 from rtdetr_tool.data.yolo_yaml import Description, describe, yaml_of
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.ops.class_names import unique_names
 from rtdetr_tool.ops.masks import UNKNOWN, rasterize
 
 LOOKED_FOR = "data.yaml (with names and the folders of the splits)"

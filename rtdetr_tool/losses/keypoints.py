@@ -106,8 +106,8 @@ class KeypointLoss:
         matched = replace(truth, **{name: getattr(truth, name)[matches.image, matches.target] for name in vars(truth)})
         rows = torch.arange(len(values), device=values.device)
         labels = matched.labels.clamp(max=len(self.counts) - 1)
-        found = values.unflatten(1, (len(self.counts), -1))[rows, labels]  # [N, P, 8]
-        terms = zip(self.terms, self.weights, _terms(found, matched), strict=True)
+        predicted = values.unflatten(1, (len(self.counts), -1))[rows, labels]  # [N, P, 8]
+        terms = zip(self.terms, self.weights, _terms(predicted, matched), strict=True)
         return {name: sum_by_stage(weight * term, matches.stage, len(stack.values)) for name, weight, term in terms}
 
 
@@ -116,21 +116,21 @@ def _resized(points: Tensor, most: int) -> Tensor:
     return F.pad(points, (0, 0, 0, most - points.shape[1]))
 
 
-def _terms(found: Tensor, truth: TrueKeypoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distance, findable, visible and likelihood [...], means over the keypoints of found [..., P, 8].
+def _terms(predicted: Tensor, truth: TrueKeypoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distance, findable, visible and likelihood [...], means over the keypoints of predicted [..., P, 8].
 
     The fields of `truth` are broadcast to [..., P].
     """
-    points = truth.points.to(found.dtype)
-    areas = truth.areas.to(found.dtype)
+    points = truth.points.to(predicted.dtype)
+    areas = truth.areas.to(predicted.dtype)
     known = areas > torch.finfo(torch.float32).eps
     areas = torch.where(known, areas, 1.0)[..., None]
     labeled = truth.active & (points[..., 2] > 0) & known[..., None]
-    offset = found[..., :2] - points[..., :2]
+    offset = predicted[..., :2] - points[..., :2]
     distance = _mean(offset.abs().sum(-1) / areas.sqrt(), labeled)
-    findable = _cross_entropy(found[..., _FINDABLE], points[..., 2] > 0, truth.active)
-    visible = _cross_entropy(found[..., _VISIBLE], points[..., 2] > 1, truth.active)
-    return distance, findable, visible, _negative_log_likelihood(offset, found[..., 4:7], areas, labeled)
+    findable = _cross_entropy(predicted[..., _FINDABLE], points[..., 2] > 0, truth.active)
+    visible = _cross_entropy(predicted[..., _VISIBLE], points[..., 2] > 1, truth.active)
+    return distance, findable, visible, _negative_log_likelihood(offset, predicted[..., 4:7], areas, labeled)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, active: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def split_matches(table: Tensor, rows: Rows, targets: PaddedTargets, groups: int
     ]
     matches, first = [], 0
     for part, (stages, _) in zip(table.split(pairs, dim=1), rows.stacks, strict=True):
-        stage, *others = part.unbind()
-        matches.append(Matches(stage - first if first else stage, *others))
+        stage, *indices = part.unbind()
+        matches.append(Matches(stage - first if first else stage, *indices))
         first += stages
     return matches

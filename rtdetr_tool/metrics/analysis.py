@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetr_tool.class_names import unique_names
 from rtdetr_tool.metrics.coco import CocoEvaluator
 from rtdetr_tool.metrics.operating_point import THRESHOLDS, threshold_curves
 from rtdetr_tool.metrics.result import CocoResult
@@ -124,12 +125,6 @@ def analyze(evaluator: CocoEvaluator, result: CocoResult | None = None) -> Analy
         errors=_errors(evaluation),
         images=image_scores(evaluator, threshold),
     )
-
-
-def unique_names(names: Mapping[int, str]) -> dict[int, str]:
-    """The names by category id; duplicates get the id appended."""
-    values = list(names.values())
-    return {id_: name if values.count(name) == 1 else f"{name} ({id_})" for id_, name in names.items()}
 
 
 def image_scores(evaluator: CocoEvaluator, threshold: float) -> list[ImageScore]:

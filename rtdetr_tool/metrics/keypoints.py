@@ -47,8 +47,8 @@ def keypoint_stats(
     groups: dict[int, list[int]] = {}
     for category_id, count in sorted(keypoint_counts(truth).items()):
         groups.setdefault(count, []).append(category_id)
-    found = list(results)
-    parts = [_curves(truth, found, ids, oks_sigmas(count, sigmas)) for count, ids in groups.items()]
+    detections = list(results)
+    parts = [_curves(truth, detections, ids, oks_sigmas(count, sigmas)) for count, ids in groups.items()]
     precision = np.concatenate([part[0] for part in parts], axis=2)  # [T, R, K, A, M]
     recall = np.concatenate([part[1] for part in parts], axis=1)  # [T, K, A, M]
     return {

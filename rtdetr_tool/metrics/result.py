@@ -76,10 +76,10 @@ class CocoResult:
         metrics of `masks` and `keypoints` (null if the model does not predict them)."""
         names = {"category_id": "id", "ap": "AP", "ap50": "AP50", "ar": "AR"}
         rows = [{names.get(key, key): value for key, value in asdict(entry).items()} for entry in self.per_class]
-        others = {kind: None if stats is None else _with_aliases(stats)
+        by_head = {kind: None if stats is None else _with_aliases(stats)
                   for kind, stats in ((MASKS, self.masks), (KEYPOINTS, self.keypoints))}  # fmt: skip
         return {**_with_aliases(self.stats), "max_dets": self.max_dets, "per_class": rows, "images": self.images,
-                "detections": self.detections, "best": asdict(self.best), **others}  # fmt: skip
+                "detections": self.detections, "best": asdict(self.best), **by_head}  # fmt: skip
 
 
 def score_rows(kinds: Mapping[str, Stats]) -> list[list[str]]:

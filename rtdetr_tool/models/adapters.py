@@ -45,9 +45,9 @@ def add_adapters(
     below = tuple(f"{name}." for name in frozen)
     layers = [name for name in layers if not f"backbone.{name}.".startswith(below)]
     if not layers:
-        wanted = "no linear attention layers" if modules is None else f"no linear layers named {', '.join(modules)}"
+        missing = "no linear attention layers" if modules is None else f"no linear layers named {', '.join(modules)}"
         raise UserError(
-            f"model.backbone_lora is not supported with this backbone, which has {wanted} in its forward pass; use a "
+            f"model.backbone_lora is not supported with this backbone, which has {missing} in its forward pass; use a "
             "backbone with attention, such as a ViT, or train.freeze"
         )
     from peft import LoraConfig, inject_adapter_in_model

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rtdetr_tool.catalog import COCO_CATEGORIES
+from rtdetr_tool.class_names import spelling_hint, unique_names
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
-from rtdetr_tool.ops.class_names import spelling_hint, unique_names
 from rtdetr_tool.ops.keypoints import Pose
 
 RULES = ("auto", "raw", "contiguous")

@@ -70,14 +70,14 @@ def skeleton_of(pairs: Any, count: int) -> tuple[tuple[int, int], ...] | None:
     """COCO's `skeleton`, pairs that count from 1, as pairs from 0; None if it is not one."""
     if not isinstance(pairs, (list, tuple)):
         return None
-    found = []
+    lines = []
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             return None
         if any(type(end) is not int or not 1 <= end <= count for end in pair):
             return None
-        found.append((pair[0] - 1, pair[1] - 1))
-    return tuple(found)
+        lines.append((pair[0] - 1, pair[1] - 1))
+    return tuple(lines)
 
 
 def swaps_of_names(names: Sequence[str]) -> tuple[int, ...] | None:
@@ -128,10 +128,10 @@ def oks_sigmas(count: int, given: Sequence[float] | None = None) -> list[float]:
 
 def coco_points(detections: Detections) -> list[list[float]]:
     """COCO's `keypoints` of each detection: x, y in pixels and probability, for the keypoints of its class."""
-    found = detections.keypoints
-    assert found is not None  # only called for detections with keypoints
-    pairs = zip(found.points.tolist(), detections.labels.tolist(), strict=True)
-    return [[value for point in points[: found.count_of(label)] for value in point] for points, label in pairs]
+    keypoints = detections.keypoints
+    assert keypoints is not None  # only called for detections with keypoints
+    pairs = zip(keypoints.points.tolist(), detections.labels.tolist(), strict=True)
+    return [[value for point in points[: keypoints.count_of(label)] for value in point] for points, label in pairs]
 
 
 def of_detections(
@@ -152,26 +152,26 @@ def of_detections(
     has_pose = labels < len(counts)
     label = labels.clamp(max=len(counts) - 1)
     index = (query * len(counts) + label)[..., None, None].expand(-1, -1, *values.shape[2:])
-    found = values.gather(1, index)  # [B, K, P, 8]
-    exists = torch.arange(found.shape[2], device=labels.device) < counts[label][..., None]
+    of_class = values.gather(1, index)  # [B, K, P, 8]
+    exists = torch.arange(of_class.shape[2], device=labels.device) < counts[label][..., None]
     exists &= has_pose[..., None]
-    points = torch.where(exists[..., None], torch.cat([found[..., :2], found[..., 2:3].sigmoid()], dim=-1), 0.0)
-    precision = torch.where(exists[..., None], found[..., 4:7], torch.nan)
+    points = torch.where(exists[..., None], torch.cat([of_class[..., :2], of_class[..., 2:3].sigmoid()], dim=-1), 0.0)
+    precision = torch.where(exists[..., None], of_class[..., 4:7], torch.nan)
     if keypoints.trace_alpha > 0:
-        uncertainty = _log_mean_variance(found, exists)
+        uncertainty = _log_mean_variance(of_class, exists)
         fused = torch.sigmoid(scores.log() - keypoints.trace_alpha * uncertainty)
         below_one = torch.nextafter(torch.ones_like(fused), torch.zeros_like(fused))
         scores = torch.where(has_pose, torch.minimum(fused, below_one), scores)
     return torch.cat([points, precision], dim=-1), scores
 
 
-def _log_mean_variance(found: Tensor, exists: Tensor) -> Tensor:
+def _log_mean_variance(keypoints: Tensor, exists: Tensor) -> Tensor:
     """Log of the mean trace of the covariances, weighted by being findable; 0 without keypoints, [B, K]."""
-    log_l11, l21, log_l22 = found[..., 4:7].unbind(-1)
+    log_l11, l21, log_l22 = keypoints[..., 4:7].unbind(-1)
     first, second = -2 * log_l11, -2 * log_l22
     third = 2 * l21.abs().clamp(min=_SMALLEST).log() + first + second
     trace = torch.stack([first, second, third], dim=-1).logsumexp(-1)
-    weight = found[..., 2].sigmoid().clamp(min=_SMALLEST).log().masked_fill(~exists, -torch.inf)
+    weight = keypoints[..., 2].sigmoid().clamp(min=_SMALLEST).log().masked_fill(~exists, -torch.inf)
     mean: Tensor = (trace + weight).logsumexp(-1) - weight.logsumexp(-1)
     return torch.where(exists.any(-1), mean, 0.0)
 

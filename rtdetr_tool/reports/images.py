@@ -75,10 +75,10 @@ def comparison_image(
     shapes = detections.shapes or [{}] * len(order)
     points = [np.reshape(shapes[index].get("keypoints", []), (-1, 3)) for index in order]
     skeletons = skeletons_of(class_map)
-    found = Shown(
+    shown = Shown(
         boxes, [palette_color(index) for index in classes], captions, points, [skeletons.get(i, ()) for i in classes]
     )
-    left, right = _drawn(image, scale, labels_of(record, class_map)), _drawn(image, scale, found)
+    left, right = _drawn(image, scale, labels_of(record, class_map)), _drawn(image, scale, shown)
     both = Image.new("RGB", (left.width * 2 + _GAP, left.height), "white")
     both.paste(left, (0, 0))
     both.paste(right, (left.width + _GAP, 0))

@@ -103,8 +103,8 @@ class GroupedAdamW(torch.optim.AdamW):
 
 def _is_foreach(group: dict[str, Any], tensor: Tensor) -> bool:
     """Whether torch would take its kernels for lists of tensors; by default it does so on a GPU."""
-    chosen = tensor.is_cuda if group["foreach"] is None else group["foreach"]
-    return chosen and not group["amsgrad"] and not group["maximize"]
+    requested = tensor.is_cuda if group["foreach"] is None else group["foreach"]
+    return requested and not group["amsgrad"] and not group["maximize"]
 
 
 def _step_foreach(slices: list[_Slice]) -> None:

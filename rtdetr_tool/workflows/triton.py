@@ -180,12 +180,12 @@ def _max_batch(model: ServedModel, serving: Serving) -> int:
                 "form batches. Export it with export.batch_size=-1"
             )
         return 0  # shapes include the batch
-    chosen = serving.max_batch or model.max_batch or DEFAULT_MAX_BATCH
-    if model.max_batch is not None and chosen > model.max_batch:
+    largest = serving.max_batch or model.max_batch or DEFAULT_MAX_BATCH
+    if model.max_batch is not None and largest > model.max_batch:
         raise UserError(
-            f"--max-batch {chosen}: {model.path} was built for batches up to {model.max_batch}; expected at most that"
+            f"--max-batch {largest}: {model.path} was built for batches up to {model.max_batch}; expected at most that"
         )
-    return chosen
+    return largest
 
 
 def _tensors(kind: str, tensors: Sequence[ServedTensor], batched: bool) -> list[str]:

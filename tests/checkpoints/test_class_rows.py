@@ -59,10 +59,10 @@ def test_the_messages_name_kept_new_and_dropped_classes():
     assert "old.pth has no class of the dataset" in unknown[0]
 
 
-def test_names_that_differ_in_case_or_spaces_are_different_classes_with_a_message():
-    match = rows(classes("Red Car", "dog"), classes("redcar", "dog "))
-    assert match.rows == [None, None]
-    assert match.similar == [("Red Car", "redcar"), ("dog", "dog ")]
+def test_names_that_differ_in_spelling_are_different_classes_with_a_message():
+    match = rows(classes("Red Car", "dog", "stop-sign"), classes("redcar", "dog ", "Stop_Sign"))
+    assert match.rows == [None, None, None]
+    assert match.similar == [("Red Car", "redcar"), ("dog", "dog "), ("stop-sign", "Stop_Sign")]
     assert "'Red Car' in the dataset, 'redcar' in old.pth" in "\n".join(match.lines("old.pth"))
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtdetr_tool.class_names import unique_names
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.ops.class_names import unique_names
 from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
 
 names = {1: "RBC", 2: "WBC", 3: "Platelets"}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from rtdetr_tool.class_names import unique_names
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.inspection import SplitCounts
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.ops.class_names import unique_names
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import spec_from_dict
 

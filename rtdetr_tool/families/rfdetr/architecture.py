@@ -138,12 +138,12 @@ def _keypoints(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"use_grouppose_keypoints": False}
     layer = "decoder.layers.0."
     total, width = weights["decoder.keypoint_pos_embed"].shape
-    found = {
+    fields = {
         "grouppose_keypoint_dim_downscale": weights["decoder.class_embed.weight"].shape[1] // width,
         "keypoint_cross_attn": f"{layer}kp_cross_attn_norm.weight" in weights,
         "inter_instance_kp_attn": f"{layer}inter_inst_kp_norm.weight" in weights,
     }
-    differing = {name: value for name, value in found.items() if value != _KEYPOINT_DEFAULTS[name]}
+    differing = {name: value for name, value in fields.items() if value != _KEYPOINT_DEFAULTS[name]}
     active = weights["decoder.keypoint_active"]
     classes, most = active.shape
     counts = [most] * classes if classes * most == total else active.sum(1).tolist()

@@ -48,16 +48,16 @@ def rfdetr_problems(section: RfdetrSpec, name: str) -> Iterator[str]:
         )
 
 
-def _keypoint_problems(own: RfdetrSpec, full: ResolvedRfdetrSpec, name: str) -> Iterator[str]:
+def _keypoint_problems(section: RfdetrSpec, full: ResolvedRfdetrSpec, name: str) -> Iterator[str]:
     """What keypoints require of other fields."""
     if full.segmentation_head:
         yield f"{name}.segmentation_head and {name}.use_grouppose_keypoints cannot both be set"
     for field_name in ("bbox_reparam", "lite_refpoint_refine"):
         if not getattr(full, field_name):
             yield f"{name}.use_grouppose_keypoints is not supported with {name}.{field_name}=false; use true"
-    if own.num_keypoints_per_class is not None and not any(own.num_keypoints_per_class):
+    if section.num_keypoints_per_class is not None and not any(section.num_keypoints_per_class):
         yield (
-            f"{name}.num_keypoints_per_class: {own.num_keypoints_per_class} is invalid; expected the number of "
+            f"{name}.num_keypoints_per_class: {section.num_keypoints_per_class} is invalid; expected the number of "
             "keypoints by class index, at least one above 0"
         )
     narrower = full.grouppose_keypoint_dim_downscale

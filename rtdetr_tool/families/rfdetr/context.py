@@ -38,10 +38,10 @@ class PostProcess:
         return [_fields(detections) for detections in postprocess(predictions, targets, self.num_select)]
 
 
-def _fields(found: Detections) -> dict[str, Tensor]:
-    fields = {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
-    if found.keypoints is not None:
-        fields |= {"keypoints": found.keypoints.points, "keypoint_precision_cholesky": found.keypoints.precision}
+def _fields(detections: Detections) -> dict[str, Tensor]:
+    fields = {"scores": detections.scores, "labels": detections.labels, "boxes": detections.boxes}
+    if (keypoints := detections.keypoints) is not None:
+        fields |= {"keypoints": keypoints.points, "keypoint_precision_cholesky": keypoints.precision}
     return fields
 
 

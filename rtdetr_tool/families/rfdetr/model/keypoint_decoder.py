@@ -144,15 +144,15 @@ class KeypointDecoder(RFDETRDecoder):
         self, predictions: Predictions, points: Tensor, reference: Tensor, selected: Selected
     ) -> Predictions:
         """The predictions with keypoints of points [L, B, G * Q, K, d], whose classes they also support."""
-        found = self._padded(self._located(self.keypoint_embed(points), reference))
-        boost = self._class_boost(found)
+        keypoints_by_layer = self._padded(self._located(self.keypoint_embed(points), reference))
+        boost = self._class_boost(keypoints_by_layer)
         if not isinstance(predictions, TrainingPredictions):
-            keypoints = self._predictions(found[-1])
+            keypoints = self._predictions(keypoints_by_layer[-1])
             return replace(predictions, logits=predictions.logits + boost[-1], keypoints=keypoints)
         tokens = self.keypoint_query_initializer_enc(selected.tokens)  # [G, B, k, K, d]
         deltas = mlp_per_group(tokens.flatten(2, 3), self.enc_out_keypoint_embed).view(*tokens.shape[:4], -1)
         proposed = self._padded(merge_groups(self._located(deltas, selected.references)))
-        layers = self._predictions(found)
+        layers = self._predictions(keypoints_by_layer)
         return replace(
             predictions,
             logits=predictions.logits + boost[-1],
@@ -171,12 +171,12 @@ class KeypointDecoder(RFDETRDecoder):
         locations = deltas[..., :2] * reference[..., None, 2:] + reference[..., None, :2]
         return torch.cat([locations, deltas[..., 2:]], dim=-1)
 
-    def _padded(self, found: Tensor) -> Tensor:
+    def _padded(self, values: Tensor) -> Tensor:
         """Keypoints [..., K, 8] with the same number of each class, [..., C' * P, 8]; 0 where a class has none."""
-        if len(self._slots) == found.shape[-2]:
-            return found
-        nothing = torch.zeros_like(found[..., :1, :])
-        return torch.cat([found, nothing], dim=-2).index_select(-2, self._slots)
+        if len(self._slots) == values.shape[-2]:
+            return values
+        nothing = torch.zeros_like(values[..., :1, :])
+        return torch.cat([values, nothing], dim=-2).index_select(-2, self._slots)
 
     def _class_boost(self, values: Tensor) -> Tensor:
         """What the keypoints [..., C' * P, 8] add to the class logits, [..., C]."""
