@@ -212,7 +212,8 @@ def cached_bytes(spec):
 def train_sample(spec):
     from rtdetr_tool.data.build import build_train_dataset
 
-    samples = [build_train_dataset(spec.dataset, seed=spec.train.seed)[index] for index in range(4)]
+    dataset = build_train_dataset(spec.dataset, seed=spec.train.seed, num_epochs=spec.train.num_epochs)
+    samples = [dataset[index] for index in range(4)]
     return [(tuple(image.shape), image.float().mean().item(), target.boxes.tolist()) for image, target in samples]
 
 
@@ -662,6 +663,14 @@ ROWS: list[tuple] = [
     ("dataset__augmentation__zoom_out_prob", 0.0, train_sample),
     ("dataset__augmentation__flip_prob", 0.0, train_sample),
     ("dataset__augmentation__scale_jitter_prob", 1.0, train_sample),
+    ("dataset__augmentation__policy", "rfdetr", train_sample),
+    *((f"dataset__augmentation__{name}", 1.0, train_sample) for name in (
+        "vertical_flip_prob", "rotate90_prob", "rotation_prob", "mosaic_prob", "mixup_prob")),
+    ("dataset__augmentation__rotation_degrees", 30.0, train_sample, {"dataset__augmentation__rotation_prob": 1.0}),
+    ("dataset__augmentation__copy_paste_prob", 1.0, train_sample),  # refused, because no object has a mask
+    ("dataset__augmentation__start_epoch", 1, train_sample, {"dataset__augmentation__distortion_prob": 1.0}),
+    ("dataset__augmentation__mix_stop_epoch", 0, train_sample, {"dataset__augmentation__mosaic_prob": 1.0}),
+    ("dataset__augmentation__no_aug_epochs", 2, train_sample, {"dataset__augmentation__distortion_prob": 1.0}),
     ("dataset__augmentation__preserve_aspect_ratio", True, train_sample),
     ("dataset__augmentation__preserve_aspect_ratio", True, eval_sample),
     ("dataset__class_ids", "contiguous", class_list),

@@ -1,6 +1,6 @@
 """Build datasets and loaders from the `dataset` section of a spec.
 
-No other module of `data` but `build_sources` reads a spec.
+No other modules of `data` but `build_sources` and `build_augmentation` read a spec.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, overload
 import torch
 
 from rtdetr_tool.catalog import BOXES
+from rtdetr_tool.data.build_augmentation import mixing_of, stages_of, train_transform
 from rtdetr_tool.data.build_sources import read_sources, sources_with_classes
 from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
@@ -29,9 +30,7 @@ from rtdetr_tool.data.scoring import Scoring
 from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.tiles import Tiling, collate_tiles
-from rtdetr_tool.data.transforms import TrainTransform
 from rtdetr_tool.errors import DataError
-from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.keypoints import Pose, swaps_of_pairs
 from rtdetr_tool.ops.structures import Batch
@@ -43,13 +42,16 @@ logger = logging.getLogger(__name__)
 ALWAYS_REPLACED = 10  # number of bad training images that is always accepted
 
 
-def build_train_dataset(spec: DatasetSpec, seed: int = 0, kind: str = BOXES) -> TrainDataset:
+def build_train_dataset(
+    spec: DatasetSpec, seed: int = 0, kind: str = BOXES, num_epochs: int | None = None
+) -> TrainDataset:
     """All training sources as one dataset; a negative seed means a random seed.
 
     Args:
         kind: what is read of objects, one of `catalog.PREDICTS`.
+        num_epochs: the length of the run, from which the epochs of augmentation follow; None = no end.
     """
-    sources = sources_with_classes(spec, "train", kind)
+    sources = sources_with_classes(spec, "train", kind, with_masks=spec.augmentation.copy_paste_prob > 0)
     max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
     missing = sum(drop_missing_images(source, spec.on_bad_image) for source in sources)
     if missing > max_bad:
@@ -63,20 +65,11 @@ def build_train_dataset(spec: DatasetSpec, seed: int = 0, kind: str = BOXES) -> 
     repairs = _report("train", sources)
     class_map = _class_map(spec, categories, _joined_poses(sources))
     records = _records(spec, sources, class_map)
-    augmentation = spec.augmentation
-    height, width = augmentation.train_spatial_size
-    transform = TrainTransform(
-        size=(height, width),
-        distortion_prob=augmentation.distortion_prob,
-        iou_crop_prob=augmentation.iou_crop_prob,
-        preserve_aspect_ratio=augmentation.preserve_aspect_ratio,
-        zoom_out_prob=augmentation.zoom_out_prob,
-        flip_prob=flip_probability(augmentation.flip_prob, class_map),
-        scale_jitter_prob=augmentation.scale_jitter_prob,
-    )
     cache = None if spec.cache == "none" else ImageCache(spec.cache, int(spec.cache_gb * 1e9), len(records))
+    transform, mixing = train_transform(spec.augmentation, class_map), mixing_of(spec.augmentation)
+    stages = stages_of(spec.augmentation, num_epochs)
     dataset = TrainDataset(
-        records, class_map, transform, seed, spec.on_bad_image, repairs, kind, max_bad - missing, cache
+        records, class_map, transform, seed, spec.on_bad_image, repairs, kind, max_bad - missing, cache, mixing, stages
     )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
@@ -242,18 +235,6 @@ def _with_swaps(poses: Mapping[int, Pose], pairs: Sequence[int]) -> dict[int, Po
             )
         changed[category_id] = replace(pose, swaps=swaps)
     return changed
-
-
-def flip_probability(probability: float, class_map: ClassMap) -> float:
-    """How often to mirror images; never (with a warning) if it is unknown which keypoints are left and right."""
-    unknown = [class_map.name_of(index) for index, pose in class_map.poses.items() if pose.swaps is None]
-    if not probability or not unknown:
-        return probability
-    logger.warning(
-        "The names of the keypoints of %s do not show left and right; training without horizontal flips. Set "
-        "dataset.augmentation.keypoint_flip_pairs (empty = no keypoint has another side)", first_of(unknown, 4),
-    )  # fmt: skip
-    return 0.0
 
 
 def _records(

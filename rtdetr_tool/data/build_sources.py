@@ -28,18 +28,26 @@ def train_categories(spec: DatasetSpec) -> dict[int, str]:
     return joined_categories(sources_with_classes(spec, "train"))
 
 
-def read_sources(spec: DatasetSpec, split: str, kind: str = BOXES) -> list[Source]:
+def read_sources(spec: DatasetSpec, split: str, kind: str = BOXES, with_masks: bool = False) -> list[Source]:
     """The annotations of every source of `train`, `val` or `test`, in any format.
 
+    Args:
+        with_masks: also read masks, for copy-paste; not together with keypoints.
+
     Raises:
-        DataError: a source has nothing of this kind (one of `catalog.PREDICTS`).
+        DataError: a source has nothing of this kind (one of `catalog.PREDICTS`), or none has a mask.
     """
     entries = _entries(spec, split)
     if not entries:
         raise DataError(
             f"dataset.{split}_data_sources: required, but not set; expected image_dir and json_file, or dataset_dir"
         )
-    sources = [_read(entry, split, spec.format, kind) for entry in entries]
+    sources = [_read(entry, split, spec.format, MASKS if with_masks else kind) for entry in entries]
+    if with_masks and not any(source.has(MASKS) for source in sources):
+        raise DataError(
+            "dataset.augmentation.copy_paste_prob: objects are pasted by their masks, but no training object has one. "
+            f"Use {_REQUIRED[MASKS][2]}, or set it to 0."
+        )
     for source in sources:
         objects = sum(len(image.rows) for image in source.images.values())
         if kind != BOXES and objects and not source.has(kind):
@@ -83,9 +91,9 @@ def _read(entry: Mapping[str, Any], split: str, data_format: str, kind: str = BO
     return source
 
 
-def sources_with_classes(spec: DatasetSpec, split: str, kind: str = BOXES) -> list[Source]:
-    """The sources of a split, with classes decided over all splits of the spec."""
-    sources = read_sources(spec, split, kind)
+def sources_with_classes(spec: DatasetSpec, split: str, kind: str = BOXES, with_masks: bool = False) -> list[Source]:
+    """The sources of a split as `read_sources`, with classes decided over all splits of the spec."""
+    sources = read_sources(spec, split, kind, with_masks)
     if needs_other_splits(sources):
         decide_classes(sources, _other_splits(spec, split))
     return sources

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,32 +19,22 @@ from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder
 from rtdetr_tool.data.ground_truth import coco_ground_truth
 from rtdetr_tool.data.image_cache import ImageCache
+from rtdetr_tool.data.mixing import Mixing
 from rtdetr_tool.data.preprocess import input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.data.scene import Scene, scene_of
+from rtdetr_tool.data.stages import Stages
 from rtdetr_tool.data.tiles import TiledSample, Tiling, tiled_sample
-from rtdetr_tool.data.transforms import to_relative
+from rtdetr_tool.data.transforms import TrainTransform, to_relative
 from rtdetr_tool.data.window import Placement, Window
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.ops.masks import decode
 from rtdetr_tool.ops.structures import Target
 
 logger = logging.getLogger(__name__)
 
 Sample = tuple[Tensor, Target]
-
-
-class Transform(Protocol):
-    """Augmentation of an image with its boxes and labels."""
-
-    def __call__(
-        self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def placed(
-        self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Placement, NDArray[np.int64]]: ...
 
 
 BOXES_TO_CHECK = 200  # boxes before augmentation, or all if there are fewer
@@ -102,24 +92,9 @@ class DetectionDataset(Dataset[Sample | TiledSample | FailedImage]):
             check_folder(record.path)
             raise
 
-    def _shapes(
-        self, record: ImageRecord, objects: NDArray[np.int64], size: tuple[int, int], placement: Placement
-    ) -> dict[str, Tensor]:
-        """Masks or keypoints of these objects of an image of `size` (height, width), as fields of a `Target`."""
-        if self.kind == MASKS:
-            return {MASKS: placement.masks(_decoded(record, objects, size))}
-        if self._swaps is None:
-            return {}
-        points = record.keypoints
-        points = np.zeros((len(record), self._swaps.shape[1], 3)) if points is None else points
-        return {KEYPOINTS: placement.keypoints(points[objects], self._swaps[record.labels[objects]])}
-
-
-def _decoded(record: ImageRecord, objects: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Masks [N, H, W] of 0 and 1 of the objects."""
-    counts = record.masks or []
-    masks = [decode(counts[index], *size) for index in objects]
-    return np.stack(masks) if masks else np.zeros((0, *size), np.uint8)
+    def _scene(self, record: ImageRecord, image: Tensor) -> Scene:
+        """The objects of an image with what the model predicts of them."""
+        return scene_of(record, image, self.kind == MASKS, self._swaps)
 
 
 def swaps_by_class(class_map: ClassMap) -> NDArray[np.int64]:
@@ -138,28 +113,33 @@ class TrainDataset(DetectionDataset):
     contain crowd regions.
 
     Args:
-        transform: (image, xyxy boxes, labels, generator) -> (image, cxcywh 0..1 boxes, labels).
         on_bad_image: `skip` warns once about an unreadable image and replaces it with another one, which also depends
             on (seed, e, i) only; `error` raises.
         max_bad: maximum number of different images that may be replaced, `DataError` above; None means no limit.
         cache: of decoded images, by index; None = images are decoded every time.
+        mixing: steps that combine images; for copy-paste, records must have masks.
+        stages: epochs in which strong steps and mixing are used.
     """
 
     def __init__(
         self,
         records: Sequence[ImageRecord],
         class_map: ClassMap,
-        transform: Transform,
+        transform: TrainTransform,
         seed: int = 0,
         on_bad_image: str = "skip",
         repairs: Repairs | None = None,
         kind: str = BOXES,
         max_bad: int | None = None,
         cache: ImageCache | None = None,
+        mixing: Mixing | None = None,
+        stages: Stages | None = None,
     ) -> None:
         super().__init__(records, class_map, repairs, kind)
         self.cache = cache
         self.transform, self.max_bad = transform, max_bad
+        self.mixing, self.stages = mixing or Mixing(), stages or Stages()
+        self._plain_transform = transform.without_strong_steps()
         self.seed = seed if seed >= 0 else int.from_bytes(os.urandom(4), "little")
         self.on_bad_image = on_bad_image
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -175,33 +155,46 @@ class TrainDataset(DetectionDataset):
         epoch, index = index if isinstance(index, tuple) else (int(self._epoch[0]), index)
         index = range(len(self))[index]
         rng = np.random.default_rng([self.seed, epoch, index])
-        candidate = index
+        is_strong = self.stages.is_strong(epoch)
+        transform = self.transform if is_strong else self._plain_transform
+        record, scene = self._read(index, rng)
+        objects = [len(scene.labels)]
+        if self.mixing and self.stages.mixes(epoch):
+
+            def read(rng: np.random.Generator) -> Scene:
+                _, other = self._read(int(rng.integers(len(self))), rng)
+                objects.append(len(other.labels))
+                return other
+
+            mixing_rng = np.random.default_rng([self.seed, epoch, index, 1])
+            placed = self.mixing.sample(scene, read, transform, rng, mixing_rng)
+        else:
+            placed = transform.scene(scene, rng)
+        self._count_boxes(sum(objects), len(placed.boxes))
+        # An augmented image cannot be mapped back to pixels of the original, so its own size is used.
+        height, width = placed.image.shape[-2:]
+        scale, shapes = (float(width), float(height)), placed.shapes.of_kind(self.kind)
+        target = Target(placed.boxes, placed.labels, record.image_id, scene.size, scale, record.path, **shapes)
+        return placed.image, target
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[ImageRecord, Scene]:
+        """An image and its objects; another image if it cannot be read."""
         for _ in range(_MAX_ATTEMPTS):
-            record = self.records[candidate]
+            record = self.records[index]
             try:
-                image = self._decode(record, candidate)
+                return record, self._scene(record, self._decode(record, index))
             except DataError as error:
                 if self.on_bad_image == "error":
                     raise
-                self._report(candidate, error)
-                candidate = int(rng.integers(len(self)))
-                continue
-            return self._augment(image, record, rng)
+                self._report(index, error)
+                index = int(rng.integers(len(self)))
         raise DataError(
-            f"{_MAX_ATTEMPTS} images in a row cannot be read; the last one is {self.records[candidate].path}. "
+            f"{_MAX_ATTEMPTS} images in a row cannot be read; the last one is {record.path}. "
             "Check the image directory of dataset.train_data_sources."
         )
 
-    def _augment(self, image: Tensor, record: ImageRecord, rng: np.random.Generator) -> Sample:
-        keep = ~record.iscrowd
-        boxes, labels = torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
-        height, width = image.shape[-2:]
-        image, boxes, labels, placement, kept = self.transform.placed(image, boxes, labels, rng)
-        shapes = self._shapes(record, np.flatnonzero(keep)[kept], (height, width), placement)
-        self._count_boxes(int(keep.sum()), len(boxes))
-        # An augmented image cannot be mapped back to pixels of the original, so its own size is used.
-        scale = (float(image.shape[-1]), float(image.shape[-2]))
-        return image, Target(boxes, labels, record.image_id, (height, width), scale, record.path, **shapes)
+    def _scene(self, record: ImageRecord, image: Tensor) -> Scene:
+        return scene_of(record, image, self.kind == MASKS or self.mixing.copy_paste_prob > 0, self._swaps)
 
     def _count_boxes(self, original: int, kept: int) -> None:
         """Warn once if augmentation drops nearly all boxes."""
@@ -263,7 +256,9 @@ class EvalDataset(DetectionDataset):
         across, down = prepared.box_scale
         boxes = torch.from_numpy(to_relative(record.boxes[keep], (down, across)))
         labels = torch.from_numpy(record.labels[keep])
-        shapes = self._shapes(record, np.flatnonzero(keep), *self._placement(image))
+        shapes = (
+            self._scene(record, image).shapes(np.arange(int(keep.sum())), self._placement(image)).of_kind(self.kind)
+        )
         target = Target(
             boxes, labels, record.image_id, prepared.original_size, prepared.box_scale, record.path, **shapes
         )
@@ -271,9 +266,9 @@ class EvalDataset(DetectionDataset):
             return tiled_sample(image, target, self.tiling, self.spatial_size, self.preserve_aspect_ratio)
         return prepared.image, target
 
-    def _placement(self, image: Tensor) -> tuple[tuple[int, int], Placement]:
-        """The (height, width) of a decoded image, and where it is in the network's input."""
+    def _placement(self, image: Tensor) -> Placement:
+        """Where a decoded image is in the network's input."""
         height, width = image.shape[-2:]
         outer = input_size(self.spatial_size, self.preserve_aspect_ratio)
         inner = letterbox_size((height, width), outer[0]) if self.preserve_aspect_ratio else outer
-        return (height, width), Placement(Window(0, 0, width, height), inner, outer)
+        return Placement(Window(0, 0, width, height), inner, outer)

@@ -1,6 +1,7 @@
-"""Training augmentation, in the order of TAO and of the official RT-DETR code:
+"""Augmentation of one training image, in the order of TAO and of the official RT-DETR code:
 
 photometric distortion, zoom-out, IoU crop, scale jitter (of RF-DETR), sanitize, horizontal flip, resize, sanitize.
+Before them come vertical flip and rotations (`orientation`).
 
 Random parameters follow torchvision v2 (`RandomPhotometricDistort`, `RandomZoomOut`, `RandomIoUCrop`) but come from the
 caller's `numpy.random.Generator`, so that a sample is a function of its seed. Boxes are xyxy pixels until the last
@@ -9,15 +10,17 @@ step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rtdetr_tool.data.photometric import draw_distortion
+from rtdetr_tool.data.orientation import Orientation
+from rtdetr_tool.data.photometric import Distortion, draw_distortion
 from rtdetr_tool.data.preprocess import input_size, letterbox_size
+from rtdetr_tool.data.scene import PlacedScene, Scene
 from rtdetr_tool.data.window import Placement, Window
 
 ZOOM_RANGE = (1.0, 4.0)
@@ -47,6 +50,7 @@ class TrainTransform:
     zoom_out_prob: float = 0.5
     flip_prob: float = 0.5
     scale_jitter_prob: float = 0.0
+    orientation: Orientation = field(default_factory=Orientation)
 
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
@@ -68,21 +72,32 @@ class TrainTransform:
             corners, kept = corners[keep], kept[keep]
         if self.scale_jitter_prob and rng.random() < self.scale_jitter_prob:
             window = draw_scale_jitter(rng, window)
-        corners, keep = window.clip(corners)
-        kept = kept[keep]
         mirrored = bool(rng.random() < self.flip_prob)
-        if mirrored:
-            corners[:, [0, 2]] = window.width - corners[:, [2, 0]]
         inner, outer = self._sizes(window)
-        scaled = corners * ([inner[1] / window.width, inner[0] / window.height] * 2)  # pixels of the output
-        keep = large_enough(scaled)
-        kept = kept[keep]
         placement = Placement(window, inner, outer, mirrored)
-        rows, columns = window.visible(height, width)
-        visible = Window(window.left - columns.start, window.top - rows.start, window.width, window.height)
-        pixels = replace(placement, window=visible).image(distort(image, rows, columns))
-        remaining = torch.from_numpy(to_relative(scaled[keep], outer))
-        return pixels, remaining, labels[torch.from_numpy(kept)], placement, kept
+        scaled, remaining = placed_boxes(corners, placement)
+        kept = kept[remaining]
+        pixels = placed_image(image, placement, distort)
+        return pixels, torch.from_numpy(to_relative(scaled, outer)), labels[torch.from_numpy(kept)], placement, kept
+
+    def scene(self, scene: Scene, rng: np.random.Generator) -> PlacedScene:
+        """The same with masks and keypoints, after `oriented`."""
+        scene = self.oriented(scene, rng)
+        boxes, labels = torch.from_numpy(scene.boxes), torch.from_numpy(scene.labels)
+        image, boxes, labels, placement, kept = self.placed(scene.image, boxes, labels, rng)
+        return PlacedScene(image, boxes, labels, scene.shapes(kept, placement))
+
+    def oriented(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        """The steps on the whole image, before it is placed."""
+        return self.orientation(scene, rng)
+
+    def without_strong_steps(self) -> TrainTransform:
+        """Only flips, rotations by 90 degrees and resizing."""
+        orientation = replace(self.orientation, rotation_prob=0.0)
+        return replace(
+            self, distortion_prob=0.0, iou_crop_prob=0.0, zoom_out_prob=0.0, scale_jitter_prob=0.0,
+            orientation=orientation,
+        )  # fmt: skip
 
     def _sizes(self, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) of the resized window and of the whole output."""
@@ -158,6 +173,21 @@ def _pairwise_iou(crops: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArr
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (crops[:, 2:] - crops[:, :2]).prod(axis=1)[:, None]
     iou: NDArray[np.float64] = shared / (areas - shared)
     return iou
+
+
+def placed_boxes(boxes: NDArray[np.float64], placement: Placement) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """xyxy boxes of the image in pixels of the network's input, and their indices; too small ones are removed."""
+    scaled, kept = placement.boxes(boxes)
+    keep = large_enough(scaled)
+    return scaled[keep], kept[keep]
+
+
+def placed_image(image: Tensor, placement: Placement, distort: Distortion) -> Tensor:
+    """The network's input from a uint8 image [3, H, W]; only its visible part is distorted."""
+    window = placement.window
+    rows, columns = window.visible(*image.shape[-2:])
+    visible = Window(window.left - columns.start, window.top - rows.start, window.width, window.height)
+    return replace(placement, window=visible).image(distort(image, rows, columns))
 
 
 def large_enough(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:

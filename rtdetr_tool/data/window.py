@@ -52,23 +52,38 @@ class Window:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the window of an image is in the network's input: resized to `inner`, at the top left of `outer`.
+    """Where the window of an image is in the network's input: resized to `inner`, at `offset` of `outer`.
 
-    Sizes are (height, width). Images, masks and keypoints of one sample have the same placement.
+    Sizes are (height, width), and the offset from the top left is (y, x). Images, masks and keypoints of one sample
+    have the same placement.
     """
 
     window: Window
     inner: tuple[int, int]
     outer: tuple[int, int]
     mirrored: bool = False
+    offset: tuple[int, int] = (0, 0)
 
     def image(self, image: Tensor) -> Tensor:
         """The network's input from a uint8 image [3, H, W]."""
-        return render(image, self.window, self.inner, self.outer, self.mirrored)
+        return render(image, self.window, self.inner, self.outer, self.mirrored, self.offset)
+
+    def boxes(self, boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """xyxy boxes [n, 4] in pixels of `outer` from [N, 4] in pixels of the image, and their indices.
+
+        Boxes below one pixel of the window are removed.
+        """
+        corners, keep = self.window.clip(boxes)
+        if self.mirrored:
+            corners[:, [0, 2]] = self.window.width - corners[:, [2, 0]]
+        scaled = corners * ([self.inner[1] / self.window.width, self.inner[0] / self.window.height] * 2)
+        if self.offset != (0, 0):
+            scaled += [self.offset[1], self.offset[0]] * 2
+        return scaled, np.flatnonzero(keep)
 
     def masks(self, masks: NDArray[np.uint8]) -> Tensor:
         """bool [N, *outer] from masks [N, H, W] of 0 and 1."""
-        return render_masks(masks, self.window, self.inner, self.outer, self.mirrored)
+        return render_masks(masks, self.window, self.inner, self.outer, self.mirrored, self.offset)
 
     def keypoints(self, points: NDArray[np.float64], swaps: NDArray[np.int64]) -> Tensor:
         """float32 [N, P, 3] relative to `outer` from points [N, P, 3] in pixels of the image.
@@ -86,12 +101,21 @@ class Placement:
             x = self.window.width - 1 - x
         inside = (visible > 0) & (x >= 0) & (x < self.window.width) & (y >= 0) & (y < self.window.height)
         height, width = (inner / outer for inner, outer in zip(self.inner, self.outer, strict=True))
-        moved = np.stack([x * (width / self.window.width), y * (height / self.window.height), visible], axis=-1)
+        top, left = (start / outer for start, outer in zip(self.offset, self.outer, strict=True))
+        x, y = x * (width / self.window.width) + left, y * (height / self.window.height) + top
+        moved = np.stack([x, y, visible], axis=-1)
         return torch.from_numpy(np.where(inside[..., None], moved, 0.0).astype(np.float32))
 
 
-def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool) -> Tensor:
-    """The window resized to `inner` (height, width), optionally mirrored, at the top left of a black canvas `outer`.
+def render(
+    image: Tensor,
+    window: Window,
+    inner: tuple[int, int],
+    outer: tuple[int, int],
+    mirrored: bool,
+    offset: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """The window resized to `inner` (height, width), optionally mirrored, at `offset` of a black canvas `outer`.
 
     Args:
         image: uint8 [3, H, W].
@@ -105,12 +129,17 @@ def render(image: Tensor, window: Window, inner: tuple[int, int], outer: tuple[i
     if inner == outer:
         return resized
     canvas = _black(*outer)
-    canvas[:, : inner[0], : inner[1]] = resized
+    canvas[:, offset[0] : offset[0] + inner[0], offset[1] : offset[1] + inner[1]] = resized
     return canvas
 
 
 def render_masks(
-    masks: np.ndarray, window: Window, inner: tuple[int, int], outer: tuple[int, int], mirrored: bool
+    masks: np.ndarray,
+    window: Window,
+    inner: tuple[int, int],
+    outer: tuple[int, int],
+    mirrored: bool,
+    offset: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Masks with the same transform as `render`: bool [N, *outer], nearest neighbor.
 
@@ -122,7 +151,7 @@ def render_masks(
     rows, columns = window.top + rows, window.left + (window.width - 1 - columns if mirrored else columns)
     canvas = np.zeros((len(masks), *outer), dtype=bool)
     here_y, here_x = ((at >= 0) & (at < size) for at, size in zip((rows, columns), masks.shape[1:], strict=True))
-    inside = np.ix_(np.arange(len(masks)), np.flatnonzero(here_y), np.flatnonzero(here_x))
+    inside = np.ix_(np.arange(len(masks)), offset[0] + np.flatnonzero(here_y), offset[1] + np.flatnonzero(here_x))
     canvas[inside] = masks[:, rows[here_y][:, None], columns[here_x]]
     return torch.from_numpy(canvas)
 

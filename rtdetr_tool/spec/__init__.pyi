@@ -1,7 +1,7 @@
+from .augmentation import AugmentationSpec as AugmentationSpec
 from .automl import AutomlSpec as AutomlSpec
 from .benchmark import BenchmarkSpec as BenchmarkSpec
 from .convert import spec_to_dict as spec_to_dict
-from .dataset import AugmentationSpec as AugmentationSpec
 from .dataset import DatasetSpec as DatasetSpec
 from .distill import BindingSpec as BindingSpec
 from .distill import DistillSpec as DistillSpec

@@ -1,4 +1,4 @@
-"""The `dataset` section: sources, loading and augmentation."""
+"""The `dataset` section: sources and loading."""
 
 from __future__ import annotations
 
@@ -6,84 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_tool.families import all_families
+from rtdetr_tool.spec.augmentation import AugmentationSpec
 from rtdetr_tool.spec.fields import INF, Recorded, field
 
 TRAINING = ("train", "distill")  # the commands that train
 
 
-def _from_the_model(text: str = "") -> str:
-    """The families with a field that determines image sizes, for the help."""
-    sides = [(family.name, side) for family in all_families() for side in family.image_sides]
-    return " ".join(f"With model.arch {name}: {text}model.{side}." for name, side in sides)
-
-
 def _one_more() -> str:
     names = [family.name for family in all_families() if family.class_rows(1) > 1]
     return f", plus one with model.arch {' or '.join(names)} (the last logit belongs to no class)" if names else ""
-
-
-@dataclass(frozen=True)
-class AugmentationSpec:
-    """Sizes and training augmentation."""
-
-    multi_scales: list[Any] = field(
-        [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
-        "Sizes from which one is chosen at random for each training step: a side, or [height, width]; multiples of 32. "
-        f"[] = always train_spatial_size. {_from_the_model('around ')}",
-        unit="pixels",
-    )
-    train_spatial_size: list[int] = field(
-        [640, 640],
-        f"Input size in training, [height, width]; multiples of 32. {_from_the_model()}",
-        min=32,
-        unit="pixels",
-    )
-    eval_spatial_size: list[int] = field(
-        [640, 640],
-        f"Input size in all other commands and in validation, [height, width]; multiples of 32. {_from_the_model()}",
-        min=32,
-        unit="pixels",
-        recorded=Recorded("the input size", "elsewhere", "elsewhere"),
-    )
-    distortion_prob: float = field(
-        0.8,
-        "Probability of each photometric distortion (brightness, contrast, saturation, hue, channel order).",
-        min=0.0,
-        max=1.0,
-        automl=True,
-    )
-    iou_crop_prob: float = field(
-        0.8, "Probability of a crop that keeps a minimum IoU with an object.", min=0.0, max=1.0, automl=True
-    )
-    zoom_out_prob: float = field(
-        0.5,
-        "Probability of placing the image on a black canvas of 1 to 4 times its sides.",
-        min=0.0,
-        max=1.0,
-        origin="ours",
-    )
-    flip_prob: float = field(0.5, "Probability of a horizontal flip.", min=0.0, max=1.0, origin="ours")
-    keypoint_flip_pairs: list[int] | None = field(
-        None,
-        "Keypoints that exchange places in a mirrored image, as a flat list of pairs such as [1, 2, 3, 4]; null = by "
-        "left and right in the names of keypoints (without any, images are not mirrored), [] = none.",
-        min=0,
-        max=999,
-        origin="ours",
-    )
-    scale_jitter_prob: float = field(
-        0.0,
-        "Probability of training on a random square of the image: the shorter side is scaled to 400, 500 or 600 "
-        "pixels, of which the square has 384 to 600. RF-DETR: 0.5.",
-        min=0.0,
-        max=1.0,
-        origin="ours",
-    )
-    preserve_aspect_ratio: bool = field(
-        False,
-        "Keep the aspect ratio and pad on the right and at the bottom, in training and in all other commands.",
-        recorded=Recorded("whether images are padded (true) or stretched (false)"),
-    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The default spec of a command: as plain data and as commented YAML.
 
-Fields whose default depends on `train.preset` or on the model (training recipe, image sizes) are not set: a value would
-take precedence over preset and recipe. In YAML they are comments with RT-DETR's value.
+Fields whose default depends on `train.preset`, `dataset.augmentation.policy` or the model (training recipe, image
+sizes) are not set: a value would take precedence over them. In YAML they are comments with RT-DETR's value.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from rtdetr_tool.families import all_families
 from rtdetr_tool.families.base import SIZE_FIELDS
+from rtdetr_tool.spec.augmentation_policy import OFF, SCHEDULE_FIELDS
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import bounds_text, options_text
 from rtdetr_tool.spec.dataset import DatasetSpec
@@ -22,8 +23,8 @@ from rtdetr_tool.spec.queries import reasons
 from rtdetr_tool.spec.schema import hints_of, section_type
 
 _ABOUT_COMMENTS = (
-    "# Fields in comments, such as `# precision: fp32`, are not set: their defaults depend on train.preset and on the",
-    "# model. The values are those of RT-DETR with preset tao.",
+    "# Fields in comments, such as `# precision: fp32`, are not set: their defaults depend on train.preset,",
+    "# dataset.augmentation.policy and the model. The values are those of RT-DETR with preset tao.",
 )
 
 
@@ -33,10 +34,10 @@ def default_data(command: str) -> dict[str, Any]:
 
 
 def dependent_fields() -> frozenset[str]:
-    """Dotted names of the fields whose default depends on `train.preset` or on the model."""
+    """Dotted names of the fields whose default depends on `train.preset`, on the policy or on the model."""
     recipes = (name for family in all_families() for name in family.recipe)
-    sizes = (f"dataset.augmentation.{name}" for name in SIZE_FIELDS)
-    return frozenset((*(f"train.{name}" for name in FAST), *recipes, *sizes))
+    of_augmentation = (f"dataset.augmentation.{name}" for name in (*SIZE_FIELDS, *OFF, *SCHEDULE_FIELDS))
+    return frozenset((*(f"train.{name}" for name in FAST), *recipes, *of_augmentation))
 
 
 def _all_values(command: str) -> dict[str, Any]:

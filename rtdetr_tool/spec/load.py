@@ -13,13 +13,14 @@ from rtdetr_tool.errors import SpecError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.redaction import remember_secrets
+from rtdetr_tool.spec.augmentation_policy import with_policy
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import from_plain, spec_to_dict, suggestion
 from rtdetr_tool.spec.documents import read_file, unusual
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.spec.preset import overridden_note, with_preset
-from rtdetr_tool.spec.recipe import with_recipe
+from rtdetr_tool.spec.recipe import epochs_of, with_recipe
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields
 from rtdetr_tool.spec.sources import with_sources
@@ -64,9 +65,8 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec from `data`; `SpecError` with `problems` and those found here."""
-    spec = from_plain(
-        ExperimentSpec, with_recipe(with_preset(_with_sizes(_with_devices(with_sources(data))))), problems
-    )
+    data = with_preset(_with_sizes(_with_devices(with_sources(data))))
+    spec = from_plain(ExperimentSpec, with_recipe(with_policy(data, epochs_of(data))), problems)
     spec = _with_engine_path(spec, command)
     problems += _not_following(find_problems(spec, command), problems)
     if problems:

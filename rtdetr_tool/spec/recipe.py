@@ -11,6 +11,7 @@ from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import default_of
 from rtdetr_tool.spec.schema import walk_fields
 from rtdetr_tool.spec.tables import FIELD_ALIASES
+from rtdetr_tool.spec.train import TrainSpec
 
 
 def with_recipe(data: Mapping[str, Any], family: Family | None = None) -> dict[str, Any]:
@@ -28,6 +29,13 @@ def with_recipe(data: Mapping[str, Any], family: Family | None = None) -> dict[s
         if not _is_given(data, field) and not _is_given(data, aliases.get(field, field)):
             _set(result, field, value)
     return result
+
+
+def epochs_of(data: Mapping[str, Any]) -> Any:
+    """The unchecked `train.num_epochs` of spec data: the one that is set, or else the recipe's."""
+    train = with_recipe(data).get("train")
+    given = train.get("num_epochs") if isinstance(train, Mapping) else None
+    return TrainSpec().num_epochs if given is None else given
 
 
 def without_values(data: Mapping[str, Any], fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 
 from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families import all_families
+from rtdetr_tool.spec.augmentation import AugmentationSpec
+from rtdetr_tool.spec.augmentation_checks import augmentation_problems
 from rtdetr_tool.spec.backbone_lora import BackboneLoraSpec
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec, checkpointer_problems
 from rtdetr_tool.spec.commands import WITH_SPEC
 from rtdetr_tool.spec.convert import changed_from_default, shown
-from rtdetr_tool.spec.dataset import AugmentationSpec, DatasetSpec
+from rtdetr_tool.spec.dataset import DatasetSpec
 from rtdetr_tool.spec.distill import distill_problems, missing_bindings
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.fields import is_blank
@@ -28,6 +30,7 @@ from rtdetr_tool.spec.train import TrainSpec
 def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]:
     """All inconsistencies between fields, and missing values that `command` requires."""
     problems = [*_model(spec.model, "model"), *_dataset(spec.dataset, spec.model.size_multiple), *_train(spec.train)]
+    problems += augmentation_problems(spec)
     if spec.distill is not None:
         problems += _model(spec.distill.teacher, "distill.teacher")
         problems += distill_problems(spec.distill, spec.train.num_epochs)

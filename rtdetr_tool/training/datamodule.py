@@ -52,11 +52,12 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _build(self, split: str) -> Any:
         if split == "train":
-            return build_train_dataset(self.spec.dataset, seed=self.spec.train.seed, kind=self.spec.model.predicts)
+            train = self.spec.train
+            return build_train_dataset(self.spec.dataset, train.seed, self.spec.model.predicts, train.num_epochs)
         if split == "predict":
             return build_inference_dataset(self.spec.dataset)
-        train = self._datasets.get("train")
-        class_map = train.class_map if train else None
+        known = self._datasets.get("train")
+        class_map = known.class_map if known else None
         return build_eval_dataset(self.spec.dataset, split=split, class_map=class_map, kind=self.spec.model.predicts)
 
     @property
