@@ -878,7 +878,9 @@ COMMAND_ROWS_ELSEWHERE = {
     "dataset.quant_calibration_data_sources",  # commands/test_quantize.py
 }  # fmt: skip
 # Commands whose tests show the effect of every field: the file sets each as `field=value`.
-COMMANDS_WITH_OWN_TESTS = ("automl", "benchmark", "export", "gen_trt_engine", "distill", "quantize", "validate_data")
+COMMANDS_WITH_OWN_TESTS = (
+    "automl", "benchmark", "export", "gen_trt_engine", "distill", "quantize", "serve", "validate_data",
+)  # fmt: skip
 # Fields of `model` that only distill reads; its tests show their effect.
 OF_DISTILL = {"model.load_teacher_enc_dec", "model.distillation_loss_coef"}
 

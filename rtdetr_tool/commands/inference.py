@@ -29,7 +29,8 @@ def run(loaded: LoadedSpec) -> None:
     detecting = open_for(loaded, section)
     runtime, spec = detecting.model.runtime, detecting.spec
     record_spec(as_run(spec, "inference"), "inference")
-    class_map = resolve_classes(runtime.class_map, spec.dataset)
+    classmap = (spec.dataset.infer_data_sources or {}).get("classmap")
+    class_map = resolve_classes(runtime.class_map, classmap, spec.dataset.num_classes)
     unknown = sorted(set(colors) - set(class_map.categories.values()))
     if unknown:
         logger.warning("Ignoring inference.color_map of %s, which are not among the classes", first_of(unknown))

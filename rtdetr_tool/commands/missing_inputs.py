@@ -114,7 +114,7 @@ def _may_resume(spec: ExperimentSpec, command: str) -> bool:
 
 def _advice(name: str, path: str) -> str:
     """What is there instead, for a model."""
-    if "calibration" in name or name.endswith("thresholds_from"):
+    if "calibration" in name or name.endswith(("thresholds_from", "classmap")):
         return ""
     row, folder = format_by_suffix(path), Path(path).parent
     if row is None or row.trainable or not folder.is_dir():

@@ -22,6 +22,7 @@ from .load import spec_from_dict as spec_from_dict
 from .model import ModelSpec as ModelSpec
 from .quantize import LayerQuantizationSpec as LayerQuantizationSpec
 from .quantize import QuantizeSpec as QuantizeSpec
+from .serve import ServeSpec as ServeSpec
 from .train import CudnnSpec as CudnnSpec
 from .train import EmaSpec as EmaSpec
 from .train import OptimSpec as OptimSpec

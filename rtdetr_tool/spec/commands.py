@@ -83,6 +83,14 @@ _COMMANDS = (
         (_one_of("inference.checkpoint", "inference.trt_engine"), _one_of("dataset.infer_data_sources")),
     ),
     Command(
+        "serve",
+        "answer HTTP requests with detections, in batches",
+        "rtdetr serve -e specs/demo.yaml -r results serve.checkpoint=results/train/rtdetr_model_best.pth "
+        "serve.port=8000",
+        ("results_dir", "serve"),
+        (_one_of("serve.checkpoint"),),
+    ),
+    Command(
         "export",
         f"write a checkpoint as {titles(exported_formats())}, verified against PyTorch",
         "rtdetr export -e specs/demo.yaml -r results export.checkpoint=results/train/rtdetr_model_best.pth "

@@ -15,6 +15,7 @@ from rtdetr_tool.spec.gen_trt_engine import GenTrtEngineSpec
 from rtdetr_tool.spec.inference import InferenceSpec
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.quantize import QuantizeSpec
+from rtdetr_tool.spec.serve import ServeSpec
 from rtdetr_tool.spec.train import TrainSpec
 from rtdetr_tool.spec.validate_data import ValidateDataSpec
 
@@ -72,6 +73,7 @@ class ExperimentSpec:
     inference: InferenceSpec = field(InferenceSpec, "How to run inference.")
     export: ExportSpec = field(ExportSpec, "How to export.")
     gen_trt_engine: GenTrtEngineSpec = field(GenTrtEngineSpec, "How to build a TensorRT engine.")
+    serve: ServeSpec = field(ServeSpec, "How to answer HTTP requests.")
     benchmark: BenchmarkSpec = field(BenchmarkSpec, "How to measure speed.")
     automl: AutomlSpec = field(AutomlSpec, "How to search for better values of fields.")
     distill: DistillSpec | None = field(None, "Distillation settings.")

@@ -22,6 +22,7 @@ from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.outputs import output_problems
 from rtdetr_tool.spec.queries import fields_of_other_families, reasons
 from rtdetr_tool.spec.search_space import automl_problems
+from rtdetr_tool.spec.serve import ServeSpec
 from rtdetr_tool.spec.sources import source_problems
 from rtdetr_tool.spec.tiles import tiles_problems
 from rtdetr_tool.spec.train import TrainSpec
@@ -41,6 +42,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
     for name in ("evaluate", "inference"):
         problems += tiles_problems(getattr(spec, name).tiles, f"{name}.tiles")
     problems += _engine(spec)
+    problems += _serving(spec.serve)
     if command == "automl":
         problems += automl_problems(spec)
     if command in ("train", "evaluate", "inference", "export"):
@@ -184,6 +186,11 @@ def _engine(spec: ExperimentSpec) -> Iterator[str]:
         )
     if spec.gen_trt_engine.batch_size == 0:
         yield "gen_trt_engine.batch_size: 0 is invalid; expected -1 (that of the ONNX file) or at least 1"
+
+
+def _serving(serve: ServeSpec) -> Iterator[str]:
+    if serve.max_images > serve.max_queue:
+        yield f"serve.max_images: {serve.max_images} is invalid; expected at most {serve.max_queue} (serve.max_queue)"
 
 
 def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:

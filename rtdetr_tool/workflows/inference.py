@@ -27,7 +27,7 @@ from rtdetr_tool.formats.detection_loop import LoopTimes, detect
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.progress import Task
-from rtdetr_tool.spec import DatasetSpec, InferenceSpec
+from rtdetr_tool.spec import InferenceSpec
 from rtdetr_tool.status import current_status
 from rtdetr_tool.training.distributed import gather_objects, rank
 from rtdetr_tool.visualize import Color, draw_detections, skeletons_of
@@ -40,23 +40,28 @@ _THREADS = min(4, os.cpu_count() or 1)  # that write files
 NAMED = 20  # maximum number of unreadable images in the final message
 
 
-def resolve_classes(class_map: ClassMap | None, spec: DatasetSpec) -> ClassMap:
+def resolve_classes(
+    class_map: ClassMap | None,
+    path: str | None,
+    num_classes: int | None,
+    field: str = "dataset.infer_data_sources.classmap",
+) -> ClassMap:
     """The checkpoint's classes, with which a classmap must agree, or those of the classmap if the checkpoint has none.
 
+    `field` names the classmap, the file `path`, in messages.
     Line i of a classmap is the name of class index i. If the classes do not start at index 0 (ids 1..N used as
     indices), a classmap without a line for the unused index 0, or in the order of the category ids, is also accepted.
     """
-    path = (spec.infer_data_sources or {}).get("classmap")
     names = read_classmap(path) if path else None
     if class_map is None:
         if names is None:
             raise UserError(
-                "dataset.infer_data_sources.classmap: required, but not set, because the checkpoint has no class names;"
-                " expected a text file with one name per line"
+                f"{field}: required, but not set, because the checkpoint has no class names; expected a text file with "
+                "one name per line"
             )
-        if spec.num_classes and len(names) > spec.num_classes:
-            raise UserError(f"{path} has {len(names)} names; expected at most {spec.num_classes} (dataset.num_classes)")
-        return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], spec.num_classes)
+        if num_classes and len(names) > num_classes:
+            raise UserError(f"{path} has {len(names)} names; expected at most {num_classes} (dataset.num_classes)")
+        return ClassMap([ClassEntry(i, i, name) for i, name in enumerate(names)], num_classes)
     if names is None:
         return class_map
     by_index = [name if name is not None else "" for name in class_map.names[: class_map.entries[-1].index + 1]]

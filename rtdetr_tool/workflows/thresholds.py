@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,24 +13,37 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import parse_json, read_limited
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.spec import InferenceSpec
 
 logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 64 << 20
 
 
-def score_thresholds(section: InferenceSpec, class_map: ClassMap) -> Tensor:
-    """Thresholds [C] by class index.
+class Section(Protocol):
+    """The section of a command that only returns detections with sufficient scores."""
+
+    @property
+    def conf_threshold(self) -> float: ...
+
+    @property
+    def class_thresholds(self) -> dict[str, float] | None: ...
+
+    @property
+    def thresholds_from(self) -> str | None: ...
+
+
+def score_thresholds(section: Section, class_map: ClassMap, command: str = "inference") -> Tensor:
+    """Thresholds [C] by class index; `command` is the name of the section.
 
     Raises:
         UserError: a class that the model does not have, a score outside 0..1, or a file without thresholds.
     """
     thresholds = torch.full((class_map.num_classes,), float(section.conf_threshold))
     index_of = {entry.name: entry.index for entry in class_map.entries}
-    measured = _measured(section.thresholds_from) if section.thresholds_from else {}
+    file = section.thresholds_from
+    measured = _measured(file, f"{command}.thresholds_from") if file else {}
     given = section.class_thresholds or {}
-    for source, values in (("inference.thresholds_from", measured), ("inference.class_thresholds", given)):
+    for source, values in ((f"{command}.thresholds_from", measured), (f"{command}.class_thresholds", given)):
         unknown = [name for name in values if name not in index_of]
         if unknown:
             raise UserError(
@@ -46,9 +59,8 @@ def score_thresholds(section: InferenceSpec, class_map: ClassMap) -> Tensor:
     return thresholds
 
 
-def _measured(path: str) -> dict[str, float]:
+def _measured(path: str, where: str) -> dict[str, float]:
     """The thresholds with the best F1 by class name; classes without objects have none."""
-    where = "inference.thresholds_from"
     try:
         content = parse_json(read_limited(path, _MAX_BYTES))
     except FileNotFoundError:

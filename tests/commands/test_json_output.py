@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from rtdetr_tool.cli import main
 from rtdetr_tool.json_output import CommandOutput, write_document
@@ -42,6 +49,23 @@ def prepared(tmp_path_factory, make_project):
     return project
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def end_when_ready(port: str) -> None:
+    """Send SIGTERM to this process as soon as its server answers."""
+    for _ in range(600):
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(f"http://127.0.0.1:{port}/health/ready", timeout=60).status_code == 200:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+        time.sleep(0.1)
+
+
 def arguments_of(command: str, project) -> list[str]:
     """Arguments with which a command is done in about a second."""
     folder, weights = project.folder, project.folder / "model_epoch_000.pth"
@@ -50,6 +74,7 @@ def arguments_of(command: str, project) -> list[str]:
         "train": [*spec, f"train.results_dir={folder}/trained"],
         "evaluate": [*spec, f"evaluate.checkpoint={weights}", "evaluate.report=false"],
         "inference": [*spec, f"inference.checkpoint={weights}"],
+        "serve": [*spec, f"serve.checkpoint={weights}", f"serve.port={free_port()}"],
         "export": [*spec, f"export.checkpoint={weights}", f"export.onnx_file={folder}/n.onnx", "export.overwrite=true"],
         "gen_trt_engine": [
             *spec, f"gen_trt_engine.onnx_file={folder}/m.onnx", "gen_trt_engine.trt_engine=null",
@@ -92,7 +117,10 @@ def test_every_command_prints_one_document(command, prepared, capsys):
     if command == "report":
         prepared.run("evaluate", f"evaluate.checkpoint={prepared.folder}/model_epoch_000.pth", "evaluate.report=false")
         capsys.readouterr()
-    code = main([command, *arguments_of(command, prepared), "--json"])
+    arguments = arguments_of(command, prepared)
+    if command == "serve":
+        threading.Thread(target=end_when_ready, args=(arguments[-1].partition("=")[2],)).start()
+    code = main([command, *arguments, "--json"])
     shown = capsys.readouterr()
     content = json.loads(shown.out)
     expected = 2 if command == "download" else 0

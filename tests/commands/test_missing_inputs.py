@@ -58,6 +58,7 @@ def reported(tmp_path_factory) -> dict[str, tuple[int, str]]:
         "inference": {"checkpoint": str(folder / "there.pth")},
         "export": {"checkpoint": str(folder / "there.pth"), "onnx_file": str(folder / "new.onnx")},
         "benchmark": {"checkpoint": str(folder / "there.pth")},
+        "serve": {"checkpoint": str(folder / "there.pth")},
         "gen_trt_engine": {"onnx_file": str(folder / "there.onnx"), "trt_engine": str(folder / "new.engine")},
         "quantize": {"model_path": str(folder / "there.pth")},
         "distill": {

@@ -215,7 +215,7 @@ def test_the_examples_of_the_documentation_serve_every_command_unchanged(command
     path = tmp_path / "spec.yaml"
     path.write_text(EXAMPLE)
     given = ["gen_trt_engine.onnx_file=a.onnx", "gen_trt_engine.trt_engine=a.engine", "quantize.model_path=a.pth"]
-    given += ["benchmark.checkpoint=a.pth"]  # not in TAO's documents
+    given += ["benchmark.checkpoint=a.pth", "serve.checkpoint=a.pth"]  # not in TAO's documents
     spec = load_spec(path, given, command)
     assert spec.train.optim.lr_linear_proj_mult == 0.1
     assert spec.distill.bindings[0].weight == 20.0
