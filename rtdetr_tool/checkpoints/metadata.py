@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rtdetr_tool.checkpoints.limits import check_metadata_values, stored_numbers
 from rtdetr_tool.checkpoints.recorded_fields import REFUSED, names_in
+from rtdetr_tool.checkpoints.sub_detectors import is_possible, trained_note
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import all_families, family_of
 from rtdetr_tool.redaction import without_secrets
@@ -135,6 +136,7 @@ def check_against(
     source: str,
     explicit: Mapping[str, Any] | None = None,
     every_field: bool = False,
+    sub_detectors: bool = False,
     advice: str = ADVICE,
 ) -> None:
     """CheckpointError with both values of each field in which `spec` contradicts the checkpoint.
@@ -144,14 +146,18 @@ def check_against(
         explicit: the fields that the user set (`LoadedSpec.explicit`); only these can contradict the checkpoint.
             Without it, all values other than the schema's defaults count as set.
         every_field: compare all fields, for resuming.
+        sub_detectors: the spec may ask for a sub-detector of the weights.
         advice: the end of the message.
     """
     problems = []
     for section, name, given, stored in _compared(spec, meta):
         values = operator.attrgetter(section)(spec)
         was_given = given != _default(values, name) if explicit is None else name in section_of(explicit, section)
-        if given != stored and (every_field or was_given):
-            problems.append(f"{section}.{name} is {given!r} in the spec, but {stored!r} in the checkpoint")
+        if given == stored or not (every_field or was_given):
+            continue
+        if not (sub_detectors and is_possible(f"{section}.{name}", given, meta)):
+            note = trained_note(f"{section}.{name}", meta) if sub_detectors else ""
+            problems.append(f"{section}.{name} is {given!r} in the spec, but {stored!r} in the checkpoint{note}")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"The spec does not match {source}:\n{lines}\n{advice}".rstrip())

@@ -11,10 +11,12 @@ from typing import Any
 
 from rtdetr_tool.checkpoints.metadata import ADVICE, check_against, without_paths
 from rtdetr_tool.checkpoints.recorded_fields import REFUSED, WARNED, names_in, other_values, value_at
+from rtdetr_tool.checkpoints.sub_detectors import LAYERS, is_possible
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec.queries import recorded_fields
 from rtdetr_tool.spec.recipe import with_recipe, without_values
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def merge_spec(source: str, loaded: LoadedSpec, meta: Mapping[str, Any], graph: 
         CheckpointError: the user's spec contradicts the file.
     """
     given = loaded.explicit
-    check_against(loaded.spec, meta, source=source, explicit=given)
+    check_against(loaded.spec, meta, source=source, explicit=given, sub_detectors=not graph)
     refuse(
         (
             f"{name} is {value!r} in the spec, but {stored!r} in the file, where it is fixed"
@@ -41,11 +43,27 @@ def merge_spec(source: str, loaded: LoadedSpec, meta: Mapping[str, Any], graph: 
         source,
     )
     for name, rule, value, stored in other_values(given, meta, graph, WARNED):
+        if not graph and is_possible(name, value, meta) == "trained":
+            continue
         logger.warning(
             "%s is %s in the spec, %s in %s: it decides %s, so scores may differ", name, value, stored, source,
             rule.decides,
         )  # fmt: skip
+    if not graph:
+        _warn_of_fewer_layers(given, meta, source)
     return complete_spec(loaded, meta)
+
+
+def _warn_of_fewer_layers(given: Mapping[str, Any], meta: Mapping[str, Any], source: str) -> None:
+    """Fewer decoder layers than weights were trained with, where no other rule warns of them."""
+    field = family_of(value_at(meta, "spec.model.arch")).sub_fields.get(LAYERS)
+    name = "" if field is None else f"model.{field.name}"
+    value = value_at(given, name)
+    if field is not None and name not in recorded_fields() and is_possible(name, value, meta) == "untrained":
+        logger.warning(
+            "%s runs with %d decoder layers only, for which it was not trained (train.supernet), so scores may differ",
+            source, value - field.offset,
+        )  # fmt: skip
 
 
 def complete_spec(loaded: LoadedSpec, meta: Mapping[str, Any]) -> ExperimentSpec:

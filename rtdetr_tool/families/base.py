@@ -29,6 +29,13 @@ class OutsideWeights(NamedTuple):
     name: str  # under which they are published
 
 
+class SubField(NamedTuple):
+    """The field of `model` with a number in which sub-detectors of the same weights differ."""
+
+    name: str  # relative to `model`
+    offset: int = 0  # of the field's value from the number: a decoder layer's index from how many there are
+
+
 class KeypointLayout(NamedTuple):
     """The keypoints that a model predicts."""
 
@@ -59,6 +66,8 @@ class Family(ABC):
     recipe_source: ClassVar[str] = "the schema's defaults"  # where the recipe comes from, in messages
     # The section of `model` with the fields `freeze_norm` and `freeze_at`; "" = in `model`; None = there are none.
     freezing: ClassVar[str | None] = None
+    # Choices of `train.supernet` that the weights allow in addition to the resolution -> their field.
+    sub_fields: ClassVar[Mapping[str, SubField]] = MappingProxyType({})
     # Keywords of the Python API that another package has for models of this family.
     train_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})
     deprecated_keywords: ClassVar[Mapping[str, str]] = MappingProxyType({})  # of `train`, ignored -> the reason
@@ -107,6 +116,23 @@ class Family(ABC):
     @abstractmethod
     def query_count(self, model: ModelSpec) -> int:
         """The number of objects that a model can detect per image."""
+
+    def whole_detector(self, model: ModelSpec) -> dict[str, int]:
+        """The numbers of `sub_fields` that the whole model has."""
+        return {}
+
+    def fixed_reason(self, model: ModelSpec, choice: str) -> str:
+        """Why sub-detectors cannot differ in this choice of `train.supernet`; empty if they can."""
+        return "" if choice in self.sub_fields else f"the weights of {self.title} have only one value of it"
+
+    def sub_values(self, model: ModelSpec, numbers: Mapping[str, int], size: tuple[int, int]) -> dict[str, Any]:
+        """Field of `model` -> value, where a sub-detector differs from the whole model.
+
+        Args:
+            numbers: of `sub_fields`; those that are not given are the whole model's.
+            size: height and width of its input.
+        """
+        return {self.sub_fields[choice].name: n + self.sub_fields[choice].offset for choice, n in numbers.items()}
 
     def outside_weights(self, model: ModelSpec) -> OutsideWeights | None:
         """Weights of the model that are in no checkpoint, None if it has none."""

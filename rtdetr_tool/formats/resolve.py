@@ -13,6 +13,7 @@ from typing import Any
 
 from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.checkpoints.spec_merge import merge_spec, refuse
+from rtdetr_tool.checkpoints.sub_detectors import trained_sizes
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import Family
@@ -91,6 +92,8 @@ def _numbering_conflicts(given: Mapping[str, Any], meta: Mapping[str, Any], clas
 def _warn_of_another_size(file: Recorded, augmentation: AugmentationSpec) -> None:
     """Weights run at other sizes than they were trained for, with a warning."""
     recorded, used = value_at(file.meta, f"spec.{SIZE}"), _size_of(augmentation)
+    if used in trained_sizes(file.meta):
+        return
     if recorded and used != (trained := input_size(recorded, augmentation.preserve_aspect_ratio)):
         logger.warning(
             "Images are resized to %d x %d (height x width), but %s was trained for %d x %d; scores may differ",

@@ -54,6 +54,19 @@ class Detector(nn.Module):
     def deploy(self) -> Detector:
         """A copy for inference and export. It cannot be trained."""
 
+    def run_as(self, **choices: int) -> None:
+        """Run as a sub-detector with the same weights from now on, in training and in eval mode.
+
+        Args:
+            choices: the values of choices of `train.supernet` that the family has; the others are the whole model's.
+        """
+        if choices:
+            raise UserError(f"{type(self).__name__} has no sub-detectors with other values of {', '.join(choices)}")
+
+    def skipped(self) -> list[nn.Parameter]:
+        """The parameters that take no part in the sub-detector of `run_as`."""
+        return []
+
     def forget_data(self) -> None:
         """Reset what only holds for the data that weights were trained on, before they are trained on other data."""
 

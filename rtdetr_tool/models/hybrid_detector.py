@@ -9,10 +9,11 @@ import copy
 from collections.abc import Sequence
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.models.hybrid_encoder import EncoderOutput
+from rtdetr_tool.models.query_selection import QuerySelection
 from rtdetr_tool.ops.layers import fold_batch_norms, fuse_reparameterized
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -26,6 +27,7 @@ class HybridDetector(Detector):
     in training and in eval mode.
     """
 
+    decoder: QuerySelection
     decoder_layers = ("decoder.decoder.",)
     fuses_levels = True
     selects_queries = True
@@ -38,6 +40,13 @@ class HybridDetector(Detector):
     def features(self, images: Tensor) -> list[Tensor]:
         fused: EncoderOutput = self.encoder(self.backbone(images))
         return fused.maps
+
+    def run_as(self, **choices: int) -> None:
+        """Choices: `decoder_layers`, `num_queries`."""
+        self.decoder.run_as(**choices)
+
+    def skipped(self) -> list[nn.Parameter]:
+        return self.decoder.skipped()
 
     def deploy(self: _Self) -> _Self:
         """A copy for inference and export, with RepVGG blocks fused and batch norms folded into convolutions.

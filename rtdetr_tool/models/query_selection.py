@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.models.denoising import DenoisingQueries, build_denoising
+from rtdetr_tool.models.first_layers import FirstLayers
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.attention import additive_mask
 from rtdetr_tool.ops.deformable import Shapes
@@ -81,6 +82,10 @@ class QuerySelection(nn.Module):
         num_denoising: maximum number of denoising queries of one kind per image; 0 disables denoising.
     """
 
+    decoder: FirstLayers
+    dec_score_head: nn.ModuleList
+    dec_bbox_head: nn.ModuleList
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -94,6 +99,7 @@ class QuerySelection(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.num_queries, self.hidden_dim = num_classes, num_queries, hidden_dim
+        self._all_queries = num_queries
         self.num_denoising, self.label_noise, self.box_noise = num_denoising, label_noise, box_noise
         extra = (num_levels or len(channels)) - len(channels)
         self.input_proj = nn.ModuleList(self.projection(inputs) for inputs in channels)
@@ -132,6 +138,22 @@ class QuerySelection(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         if self.num_denoising > 0:
             nn.init.normal_(self.denoising_class_embed.weight[:-1])
+
+    def run_as(self, decoder_layers: int | None = None, num_queries: int | None = None) -> None:
+        """Run the first decoder layers, and select fewer queries, from now on; None = all."""
+        self.num_queries = num_queries or self._all_queries
+        self.decoder.run_first(decoder_layers)
+
+    def lists_by_layer(self) -> list[nn.ModuleList]:
+        """The modules of each layer."""
+        return [self.decoder.layers, self.dec_score_head, self.dec_bbox_head]
+
+    def skipped(self) -> list[nn.Parameter]:
+        """The parameters of the layers that `run_as` has excluded, and of their heads."""
+        depth = self.decoder.depth
+        if depth is None:
+            return []
+        return [weight for layers in self.lists_by_layer() for weight in layers[depth:].parameters()]
 
     def select(self, maps: Sequence[Tensor], targets: Sequence[Target] | None) -> SelectedQueries:
         """maps [B, C, h, w] each; in training mode, `targets` are denoised."""

@@ -22,26 +22,32 @@ def search_page(
     """
     trials, best = content["trials"], content["best"]
     counts = {state: sum(trial["state"] == state for trial in trials) for state in ("finished", "pruned", "failed")}
-    tiles = [("trials", str(len(trials))), *((state, str(count)) for state, count in counts.items() if count)]
+    supernet = content.get("supernet")
+    kind = "sub-detector" if supernet else "trial"
+    tiles = [(f"{kind}s", str(len(trials))), *((state, str(count)) for state, count in counts.items() if count)]
     if best is not None:
-        tiles = [(f"best {score_name}", f"{content['best_score']:.4f}"), ("best trial", str(best)), *tiles]
+        tiles = [(f"best {score_name}", f"{content['best_score']:.4f}"), (f"best {kind}", str(best)), *tiles]
     sections = [
-        Section("Best trial", _best_blocks(content, best_spec)),
-        Section("History", _history_blocks(trials, score_name)),
+        Section(f"Best {kind}", _best_blocks(content, best_spec)),
+        Section("History", [] if supernet else _history_blocks(trials, score_name)),
         Section("Score and latency", _pareto_blocks(content, score_name)),
         Section("Parameters", _parameter_blocks(content, trials, log)),
-        Section("Trials", [_trial_table(content, trials)]),
+        Section(f"{kind.capitalize()}s", [_trial_table(content, trials)]),
         run_section({}, spec_yaml),
     ]
-    return Page("Hyper-parameter search", ", ".join(content["parameters"]), tiles, sections)
+    title, subtitle = "Hyper-parameter search", ", ".join(content["parameters"])
+    if supernet:
+        title, subtitle = "Sub-detectors of one training run", supernet["checkpoint"]
+    return Page(title, subtitle, tiles, sections)
 
 
 def _best_blocks(content: Mapping[str, Any], best_spec: str) -> list[Block]:
     if content["best"] is None:
         return [Text("No trial has finished with a usable score.")]
     values = content["best_values"]
+    commands = "rtdetr evaluate, inference and export" if content.get("supernet") else "rtdetr train"
     rows = [[name, _text(values[name]), searched] for name, searched in content["parameters"].items() if name in values]
-    return [Table(["field", "value", "searched"], rows), Code("best_spec.yaml, for rtdetr train", best_spec)]
+    return [Table(["field", "value", "searched"], rows), Code(f"best_spec.yaml, for {commands}", best_spec)]
 
 
 def _history_blocks(trials: Sequence[Mapping[str, Any]], score_name: str) -> list[Block]:
@@ -62,13 +68,18 @@ def _history_blocks(trials: Sequence[Mapping[str, Any]], score_name: str) -> lis
 
 
 def _pareto_blocks(content: Mapping[str, Any], score_name: str) -> list[Block]:
-    front = {
-        t["number"]: (t["latency"], t["score"]) for t in content["trials"] if t["number"] in content["pareto_front"]
-    }
-    if not front:
+    measured = [t for t in content["trials"] if t["latency"] is not None and t["score"] is not None]
+    points = {str(t["number"]): (t["latency"], t["score"]) for t in measured}
+    if not content["pareto_front"]:
         return []
-    points = {f"trial {number}": point for number, point in sorted(front.items(), key=lambda item: item[1])}
-    return [charts.points("pareto_front", "Pareto front", points, "median latency (ms)", score_name)]
+    front = [str(number) for number in content["pareto_front"]]
+    names, on_front = list(content["parameters"]), [t for n in front for t in measured if str(t["number"]) == n]
+    rows = [
+        [str(t["number"]), f"{t['latency']:.2f}", f"{t['score']:.4f}", *(_text(t["values"].get(n, "-")) for n in names)]
+        for t in on_front
+    ]
+    chart = search_charts.pareto("pareto_front", points, front, "median latency (ms)", score_name)
+    return [chart, Table(["trial", "latency (ms)", score_name, *names], rows, caption="Pareto front")]
 
 
 def _parameter_blocks(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from rtdetr_tool.reports.drawing import Drawing, shortened, styled
+from rtdetr_tool.reports.drawing import GRAY, Drawing, shortened, styled
 from rtdetr_tool.reports.page import Chart
 
 _MARKS = {"finished": ("o", "#1f6feb"), "pruned": ("x", "#8b95a3")}
@@ -30,6 +30,27 @@ def history(name: str, trials: Sequence[tuple[int, str, float]], score_name: str
         axes.step([number for number, _ in finished], best, where="post", color="#d1570a", label="best so far")
     axes.set_xlabel("trial")
     axes.set_ylabel(score_name)
+    axes.legend(loc="best")
+    return drawing.chart(name)
+
+
+@styled
+def pareto(
+    name: str, points: Mapping[str, tuple[float, float]], front: Sequence[str], x_label: str, y_label: str
+) -> Chart:
+    """Points (latency, score) by the number of their trial; those of the front are connected and labeled."""
+    drawing = Drawing("Pareto front")
+    axes = drawing.axes
+    others = [point for number, point in points.items() if number not in front]
+    if others:
+        axes.plot(*zip(*others, strict=True), "o", color=GRAY, markersize=4, label="others")
+    axes.step(*zip(*(points[number] for number in front), strict=True), "o-", where="post", label="front")
+    for number in front:
+        axes.annotate(number, points[number], (4, 5), textcoords="offset points", fontsize=8.5)
+    axes.set_xlim(left=0)
+    axes.margins(0.12)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.legend(loc="best")
     return drawing.chart(name)
 

@@ -15,7 +15,7 @@ from rtdetr_tool.errors import Preempted, SpecError
 from rtdetr_tool.files import make_folder_below, write_atomically
 from rtdetr_tool.progress import Task
 from rtdetr_tool.search.record import PRUNED, SURPLUS, StudyRecord, database_errors
-from rtdetr_tool.search.results import SearchResults, value_text
+from rtdetr_tool.search.results import SearchResults, TrialResult, best_spec_text, value_text
 from rtdetr_tool.search.study import (
     grid,
     open_study,
@@ -95,6 +95,13 @@ class Search:
     def results(self) -> SearchResults:
         with database_errors():
             return self.record.results()
+
+    def spec_text(self, trial: TrialResult) -> str:
+        """The spec with the values of a trial, for `rtdetr train`."""
+        return best_spec_text(self.loaded, trial.values)
+
+    def write_specs(self, results: SearchResults) -> None:
+        """Each trial has its spec in its own folder."""
 
     def _workers(self) -> tuple[int, int]:
         """How many trials run at the same time, and the number of GPUs that they share."""

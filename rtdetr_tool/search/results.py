@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ class SearchResults:
     front: list[int] = field(default_factory=list)  # numbers of the trials that no other beats in score and latency
     importance: dict[str, float] = field(default_factory=dict)
     max_latency: float | None = None
+    supernet: dict[str, Any] | None = None  # the weights of which the trials are sub-detectors, and how they are scored
 
     @staticmethod
     def of(
@@ -78,15 +79,22 @@ class SearchResults:
     ) -> SearchResults:
         trials = [TrialResult.of(trial, parameters) for trial in frozen]
         finished = [trial for trial in trials if trial.state == "finished"]
-        limit = section.max_latency
+        results = SearchResults.of_trials(trials, parameters, section)
+        return replace(results, importance=_importance(study, len(finished), section))
+
+    @staticmethod
+    def of_trials(
+        trials: list[TrialResult], parameters: Sequence[Parameter], section: AutomlSpec, supernet: Any = None
+    ) -> SearchResults:
+        finished, limit = [trial for trial in trials if trial.state == "finished"], section.max_latency
         fast = [t for t in finished if limit is None or (t.latency is not None and t.latency <= limit)]
         return SearchResults(
             trials,
             parameters,
             best=max(fast, key=lambda trial: (trial.score or 0.0, -(trial.latency or 0.0)), default=None),
             front=pareto_front(finished) if section.has_latency else [],
-            importance=_importance(study, len(finished), section),
             max_latency=limit,
+            supernet=supernet,
         )
 
     @property
@@ -112,6 +120,7 @@ class SearchResults:
             "importance": self.importance,
             "parameters": {parameter.name: parameter.text for parameter in self.parameters},
             "trials": [asdict(trial) for trial in self.trials],
+            **({} if self.supernet is None else {"supernet": self.supernet}),
         }
 
     def write(self, folder: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import MachineError, Preempted, RtdetrError, UserError, WriteError
 from rtdetr_tool.messages import first_line
+from rtdetr_tool.search import latency
 from rtdetr_tool.spec import LoadedSpec, spec_from_dict
 from rtdetr_tool.spec.search_ranges import with_values
 
@@ -81,7 +82,9 @@ def run_trial(job: Job, session: TrainingSession, report: Report) -> Outcome:
     if errors and isinstance(errors[0], (MachineError, WriteError)):
         raise SearchStopped(f"trial {job.number}: {first_line(errors[0])}") from errors[0]
     if not results:
-        return Outcome(reason=_reason(errors[0]) if errors else f"the run ended with exit code {code}; see its log.txt")
+        return Outcome(
+            reason=reason_of(errors[0]) if errors else f"the run ended with exit code {code}; see its log.txt"
+        )
     (result,) = results
     if callback.ended_at is not None:
         return Outcome(result.best_score, pruned=True)
@@ -92,37 +95,17 @@ def run_trial(job: Job, session: TrainingSession, report: Report) -> Outcome:
     try:
         return Outcome(result.best_score, measure_latency(job, result.best_path or result.latest_path))
     except UserError as error:
-        return Outcome(result.best_score, reason=f"latency: {_reason(error)}")
+        return Outcome(result.best_score, reason=f"latency: {reason_of(error)}")
 
 
 def measure_latency(job: Job, checkpoint: Path | None) -> float:
-    """Median milliseconds for one image, without decoding, as `rtdetr benchmark` measures it."""
-    from rtdetr_tool.files import make_folder_below
-    from rtdetr_tool.workflows.benchmark import benchmark_images, candidates
-    from rtdetr_tool.workflows.benchmark_steps import measure
-
-    spec, runtime = job.loaded.spec, job.latency_runtime
-    folder = Path(spec.train.results_dir or ".")
-    section = replace(
-        spec.benchmark,
-        checkpoint=str(checkpoint),
-        runtimes=[str(runtime)],
-        batch_sizes=[1],
-        decoder_layers=[],
-        score=False,
-        gpu_id=spec.train.gpu_ids[0],
-        on_cpu=spec.train.accelerator == "cpu" or spec.benchmark.on_cpu,
-    )
-    loaded = LoadedSpec(replace(spec, benchmark=section))
-    make_folder_below(folder, folder / "models")
-    runtimes, skipped = candidates(loaded, folder)
-    measured = measure(runtimes[0], loaded, benchmark_images(spec)) if runtimes else skipped[0]
-    if measured.skipped or not measured.timings:
-        raise UserError(f"{measured.name} cannot run this model here: {measured.skipped}")
-    return measured.timings[0].median
+    """Median milliseconds of a trial's weights for one image."""
+    spec = job.loaded.spec
+    return latency.measure_latency(spec, str(checkpoint), str(job.latency_runtime), Path(spec.train.results_dir or "."))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The reason of a failed trial."""
     problems = getattr(error, "problems", None)
     if problems:
         return "; ".join(problems)

@@ -11,6 +11,11 @@ from rtdetr_tool.spec.fields import field
 SAMPLERS = ("tpe", "gp", "random", "grid")
 PRUNERS = ("auto", "none", "asha", "hyperband", "median")
 PARETO = "pareto"
+# Fields that only apply to trials.
+OF_TRIALS = (
+    "fields", "parameters", "trials", "sampler", "pruner", "pruning_start", "seed", "objective", "storage",
+    "study_name", "workers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,14 @@ class AutomlSpec:
         None,
         "Folder of this command's results, with a folder per trial; null = <results_dir>/automl.",
         path="results",
+        origin="ours",
+    )
+    supernet_checkpoint: str | None = field(
+        None,
+        "Weights trained with train.supernet: instead of training trials, score each of their sub-detectors, measure "
+        "its latency, and write a spec for each point of the Pareto front. If train.supernet is enabled in this spec, "
+        "its choices, otherwise all that the weights were trained with.",
+        path="read",
         origin="ours",
     )
     fields: list[str] | None = field(
@@ -86,7 +99,7 @@ class AutomlSpec:
     @property
     def has_latency(self) -> bool:
         """Whether latency is the second objective."""
-        return self.objective == PARETO or self.max_latency is not None
+        return self.objective == PARETO or self.max_latency is not None or self.supernet_checkpoint is not None
 
     @property
     def effective_pruner(self) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from rtdetr_tool.errors import SpecError
-from rtdetr_tool.families import family_of
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.redaction import remember_secrets
 from rtdetr_tool.spec.augmentation_policy import with_policy
@@ -23,6 +22,7 @@ from rtdetr_tool.spec.preset import overridden_note, with_preset
 from rtdetr_tool.spec.recipe import epochs_of, with_recipe
 from rtdetr_tool.spec.references import resolve
 from rtdetr_tool.spec.schema import field_names, walk_fields
+from rtdetr_tool.spec.sizes import with_sizes
 from rtdetr_tool.spec.sources import with_sources
 from rtdetr_tool.spec.tables import FIELD_ALIASES
 from rtdetr_tool.spec.validate import find_problems, inert_notes
@@ -44,12 +44,17 @@ class LoadedSpec:
 
     def with_value(self, name: str, value: Any) -> LoadedSpec:
         """A copy in which the user has set `value` for the field with this dotted name."""
+        return self.with_values({name: value})
+
+    def with_values(self, values: Mapping[str, Any]) -> LoadedSpec:
+        """A copy in which the user has set these fields, by dotted names."""
         data, explicit = spec_to_dict(self.spec), copy.deepcopy(self.explicit)
-        *sections, field = name.split(".")
-        inner, given = data, explicit
-        for section in sections:
-            inner, given = inner[section], given.setdefault(section, {})
-        inner[field] = given[field] = value
+        for name, value in values.items():
+            *sections, field = name.split(".")
+            inner, given = data, explicit
+            for section in sections:
+                inner, given = inner[section], given.setdefault(section, {})
+            inner[field] = given[field] = value
         return replace(self, spec=spec_from_dict(data), explicit=explicit)
 
 
@@ -65,7 +70,7 @@ def spec_from_dict(data: dict[str, Any], command: str | None = None, source: str
 
 def _checked(data: dict[str, Any], problems: list[str], command: str | None, source: str | None) -> ExperimentSpec:
     """The spec from `data`; `SpecError` with `problems` and those found here."""
-    data = with_preset(_with_sizes(_with_devices(with_sources(data))))
+    data = with_preset(with_sizes(_with_devices(with_sources(data))))
     spec = from_plain(ExperimentSpec, with_recipe(with_policy(data, epochs_of(data))), problems)
     spec = _with_engine_path(spec, command)
     problems += _not_following(find_problems(spec, command), problems)
@@ -98,24 +103,6 @@ def _with_devices(data: dict[str, Any]) -> dict[str, Any]:
         elif "num_gpus" not in section and isinstance(ids, list) and ids:
             data[name] = {**section, "num_gpus": len(ids)}
     return data
-
-
-def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
-    """Derive image sizes that are not set from the family's section, if it determines them."""
-    model, dataset = data.get("model"), data.get("dataset", {})
-    if not (isinstance(model, dict) and isinstance(dataset, dict)):
-        return data
-    family = family_of(model.get("arch"))
-    if family.section is None or family.section_type is None:
-        return data
-    section, augmentation = model.get(family.section, {}), dataset.get("augmentation", {})
-    if not (isinstance(section, dict) and isinstance(augmentation, dict)):
-        return data
-    wrong: list[str] = []  # reported when the whole spec is converted
-    scales = augmentation.get("multi_scales")
-    given_scales = scales if isinstance(scales, list) else None
-    sizes = family.default_sizes(from_plain(family.section_type, section, wrong), given_scales)
-    return data if wrong else {**data, "dataset": {**dataset, "augmentation": {**sizes, **augmentation}}}
 
 
 def read_spec(path: str | Path | None, overrides: Sequence[str] = (), command: str | None = None) -> LoadedSpec:

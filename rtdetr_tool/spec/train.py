@@ -7,6 +7,7 @@ from typing import Any
 
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec
 from rtdetr_tool.spec.fields import INF, field
+from rtdetr_tool.spec.supernet import SupernetSpec
 
 SCHEDULERS = ("MultiStep", "StepLR", "Cosine", "FlatCosine")
 PRECISIONS = ("bf16", "fp32", "fp16")
@@ -308,6 +309,7 @@ class TrainSpec:
     notes: str | None = field(
         None, "Any text; stored in checkpoints, and in ONNX files without export.notes.", origin="ours"
     )
+    supernet: SupernetSpec = field(SupernetSpec, "Sub-detectors that share their weights.")
     accelerator: str = field(
         "auto",
         "Device type; auto = a CUDA GPU if there is one, otherwise the CPU; mps = the GPU of an Apple computer.",

@@ -10,6 +10,7 @@ from rtdetr_tool.errors import nearest_multiples
 from rtdetr_tool.families import all_families
 from rtdetr_tool.spec.augmentation import AugmentationSpec
 from rtdetr_tool.spec.augmentation_checks import augmentation_problems
+from rtdetr_tool.spec.automl import OF_TRIALS
 from rtdetr_tool.spec.backbone_lora import BackboneLoraSpec
 from rtdetr_tool.spec.checkpointer import CheckpointerSpec, checkpointer_problems
 from rtdetr_tool.spec.commands import WITH_SPEC
@@ -24,6 +25,8 @@ from rtdetr_tool.spec.queries import fields_of_other_families, reasons
 from rtdetr_tool.spec.search_space import automl_problems
 from rtdetr_tool.spec.serve import ServeSpec
 from rtdetr_tool.spec.sources import source_problems
+from rtdetr_tool.spec.sub_detectors import supernet_problems
+from rtdetr_tool.spec.supernet import CHOICES
 from rtdetr_tool.spec.tiles import tiles_problems
 from rtdetr_tool.spec.train import TrainSpec
 
@@ -43,7 +46,10 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += tiles_problems(getattr(spec, name).tiles, f"{name}.tiles")
     problems += _engine(spec)
     problems += _serving(spec.serve)
-    if command == "automl":
+    trains = command in ("train", "distill") or (command == "automl" and not spec.automl.supernet_checkpoint)
+    if command and trains and spec.train.supernet.enabled:
+        problems += supernet_problems(spec, command)
+    if command == "automl" and trains:
         problems += automl_problems(spec)
     if command in ("train", "evaluate", "inference", "export"):
         problems += [
@@ -68,6 +74,12 @@ def inert_notes(spec: ExperimentSpec) -> list[str]:
     if not spec.model.backbone_lora.enabled:
         of_adapters = (f"model.backbone_lora.{entry.name}" for entry in fields(BackboneLoraSpec))
         without_effect |= dict.fromkeys(of_adapters, "model.backbone_lora.enabled is false")
+    if spec.automl.supernet_checkpoint:
+        of_trials = (f"automl.{name}" for name in OF_TRIALS)
+        without_effect |= dict.fromkeys(of_trials, "automl.supernet_checkpoint is set, so nothing is trained")
+    if not spec.train.supernet.enabled:
+        of_supernet = (f"train.supernet.{name}" for name in CHOICES)
+        without_effect |= dict.fromkeys(of_supernet, "train.supernet.enabled is false")
     return [
         f"{name} has no effect: {reason}" for name, reason in without_effect.items() if changed_from_default(name, spec)
     ]

@@ -15,6 +15,7 @@ from rtdetr_tool.catalog import KEYPOINTS, MASKS
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.structures import Batch, Target
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.sub_detectors import training_sizes
 from rtdetr_tool.status import process_rank
 from rtdetr_tool.training.devices import choose_devices, resolve_precision
 from rtdetr_tool.training.mixed_precision import MIXED_PRECISION
@@ -62,10 +63,8 @@ def resolve_batch_size(spec: ExperimentSpec, module: DetectorModule) -> Experime
 
 
 def _at_largest_size(spec: ExperimentSpec) -> ExperimentSpec:
-    augmentation = spec.dataset.augmentation
-    sizes = [[side, side] if isinstance(side, int) else list(side) for side in augmentation.multi_scales]
-    largest = max(sizes or [augmentation.train_spatial_size], key=lambda size: size[0] * size[1])
-    fixed = replace(augmentation, multi_scales=[], train_spatial_size=largest)
+    largest = max(training_sizes(spec), key=lambda size: size[0] * size[1])
+    fixed = replace(spec.dataset.augmentation, multi_scales=[], train_spatial_size=list(largest))
     return replace(spec, dataset=replace(spec.dataset, augmentation=fixed))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.sub_detectors import training_sizes
 from rtdetr_tool.training.devices import choose_devices
 
 
@@ -22,7 +23,7 @@ def check_batch_norms(spec: ExperimentSpec, detector: nn.Module, images: int) ->
     processes = (devices if isinstance(devices, int) else len(devices)) * spec.train.num_nodes
     if _smallest_batch(spec.dataset.batch_size, images, processes) > 1 or (processes > 1 and spec.train.sync_bn):
         return
-    height, width = _smallest_size(spec)
+    height, width = min(training_sizes(spec), key=lambda size: size[0] * size[1])
     name = _norm_without_variance(detector, height, width)
     if name is not None:
         raise UserError(
@@ -36,13 +37,6 @@ def check_batch_norms(spec: ExperimentSpec, detector: nn.Module, images: int) ->
 def _smallest_batch(batch_size: int, images: int, processes: int) -> int:
     """The smallest batch of the sampler: it drops incomplete batches, unless there are fewer images than one batch."""
     return batch_size if images >= batch_size * processes else -(-images // processes)
-
-
-def _smallest_size(spec: ExperimentSpec) -> tuple[int, int]:
-    augmentation = spec.dataset.augmentation
-    sizes = [[size, size] if isinstance(size, int) else size for size in augmentation.multi_scales]
-    height, width = min(sizes or [augmentation.train_spatial_size], key=lambda size: size[0] * size[1])
-    return height, width
 
 
 def _norm_without_variance(detector: nn.Module, height: int, width: int) -> str | None:

@@ -14,6 +14,7 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import DEFAULT_FAMILY, all_families
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+from rtdetr_tool.spec.sub_detectors import training_sizes, whole_size
 from rtdetr_tool.training.freezing import freezing_section
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,7 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
 def _square_inputs(spec: ExperimentSpec) -> bool:
     """Whether the network only sees square images, for which the orientation fields make no difference."""
     augmentation = spec.dataset.augmentation
-    sizes = [augmentation.train_spatial_size, augmentation.eval_spatial_size]
-    if augmentation.preserve_aspect_ratio:
-        sizes = []
-    sizes += [size for size in augmentation.multi_scales if not isinstance(size, int)]
-    return all(height == width for height, width in sizes)
+    drawn = training_sizes(spec) if augmentation.multi_scales or spec.train.supernet.enabled else []
+    loaded = [] if augmentation.preserve_aspect_ratio else [augmentation.train_spatial_size]
+    evaluated = whole_size(augmentation)
+    return all(height == width for height, width in (*loaded, evaluated, *drawn))

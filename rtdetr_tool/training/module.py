@@ -42,6 +42,7 @@ from rtdetr_tool.training.resume_checks import check_checkpoint
 from rtdetr_tool.training.schedule import StagedSchedule, build_schedule
 from rtdetr_tool.training.sharding import sharding_of
 from rtdetr_tool.training.step_guard import StepGuard, guard_of, handle_non_finite
+from rtdetr_tool.training.supernet import Supernet, with_all_gradients
 from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
 from rtdetr_tool.version import package_version
 
@@ -89,6 +90,7 @@ class DetectorModule(ScoredModule):
         self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
+        self.supernet = Supernet(spec) if spec.train.supernet.enabled else None
         self.logged_terms = self.criterion.main_terms  # the terms of `compute_losses` that training steps log
         self.guard: StepGuard | None = None  # while training
         self.last_loss: Tensor | None = None  # the latest finite loss, on the device
@@ -149,17 +151,29 @@ class DetectorModule(ScoredModule):
 
     def prepare_images(self, batch: Batch, multi_scale: bool) -> Tensor:
         """uint8 images as floats 0..1. With `multi_scale`, resized to the size drawn for this optimizer step."""
-        images = to_float(batch.images)
-        scales = self.spec.dataset.augmentation.multi_scales
-        if multi_scale and scales:
-            images = resize_batch(images, draw_scale(scales, self.run_seed, self.global_step))
+        images, size = to_float(batch.images), self.draw_pass(multi_scale)
+        if size is not None:
+            images = resize_batch(images, size)
         return images.contiguous(memory_format=torch.channels_last)
+
+    def draw_pass(self, drawn: bool) -> tuple[int, int] | None:
+        """Let the detector run as the sub-detector drawn for this optimizer step, or else as a whole; the size of its
+        images, None for that of the batch."""
+        scales = self.spec.dataset.augmentation.multi_scales
+        if self.supernet is None:
+            return draw_scale(scales, self.run_seed, self.global_step) if drawn and scales else None
+        if not drawn:
+            self.detector.run_as()
+            return None
+        sub = self.supernet.draw(self.run_seed, self.global_step)
+        self.detector.run_as(**sub.numbers)
+        return sub.size
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a training batch; `loss` is their sum. Distillation overrides this."""
         predictions = self.detector(self.prepare_images(batch, multi_scale=True), batch.targets)
         losses: dict[str, Tensor] = self.criterion(predictions, batch.targets)
-        return losses
+        return losses if self.supernet is None else with_all_gradients(losses, self.detector)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
@@ -280,6 +294,8 @@ class DetectorModule(ScoredModule):
         handle_non_finite(self.trainer, self, what, self.spec.train.non_finite_loss, save)
 
     def on_train_end(self) -> None:
+        if self.supernet is not None:
+            self.detector.run_as()
         guard_of(self).close()
 
     # Checkpoints

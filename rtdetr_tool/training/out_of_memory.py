@@ -10,6 +10,7 @@ import torch
 from rtdetr_tool.data.loader import explain_dead_worker
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.spec import ExperimentSpec
+from rtdetr_tool.spec.sub_detectors import training_sizes
 from rtdetr_tool.training.devices import resolve_precision
 
 _GPU_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -46,7 +47,9 @@ def memory_advice(spec: ExperimentSpec) -> str:
     height, width = dataset.augmentation.train_spatial_size
     scales = [size if isinstance(size, int) else max(size) for size in dataset.augmentation.multi_scales or ()]
     sizes = f"dataset.augmentation.train_spatial_size (now {height} x {width})"
-    if scales:
+    if train.supernet.resolution and train.supernet.enabled:
+        sizes += f" and the largest of train.supernet.resolution (now {max(max(s) for s in training_sizes(spec))})"
+    elif scales:
         sizes += f" and the largest of dataset.augmentation.multi_scales (now {max(scales)})"
     advice = []
     if not train.activation_checkpoint:

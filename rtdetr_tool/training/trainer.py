@@ -61,7 +61,10 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     requested = trainer_kwargs.pop("strategy", None)
     kind = trainer_kwargs.get("accelerator", accelerator)
     strategy = choose_strategy(
-        requested or train.distributed_strategy, several or requested is not None, kind, train.grad_accum_steps
+        requested or train.distributed_strategy,
+        several or requested is not None,
+        kind,
+        static=train.grad_accum_steps == 1 and not train.supernet.enabled,
     )
     check_skipping(strategy, train.non_finite_loss)
     if kind == "cpu" and several:
@@ -106,13 +109,15 @@ def check_precision(precision: str, accelerator: str) -> None:
         raise SpecError(f"train.precision: fp16 is not supported on {device}; use bf16 or fp32")
 
 
-def choose_strategy(
-    requested: str | Strategy, several: bool, accelerator: str, grad_accum_steps: int = 1
-) -> str | Strategy:
+def choose_strategy(requested: str | Strategy, several: bool, accelerator: str, static: bool = True) -> str | Strategy:
     """A configured strategy for `ddp` and `fsdp` (`auto` for one process); other strategies are returned as they are.
 
     Every trained weight has a gradient in every step, whatever the spec's losses and the batch's objects, so DDP need
     not search for weights without one.
+
+    Args:
+        static: every backward pass is followed by an optimizer step, and has the same graph. Otherwise DDP must not
+            assume one, because a static graph reduces the gradients of its first batch at once.
     """
     if requested == "fsdp" and accelerator == "mps":
         raise SpecError("train.distributed_strategy: fsdp is not supported on Apple GPUs; use ddp")
@@ -121,7 +126,6 @@ def choose_strategy(
     if requested == "ddp":
         if not several:
             return "auto"
-        static = grad_accum_steps == 1  # a static graph reduces the gradients of its first batch at once
         return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True, static_graph=static)
     return requested
 

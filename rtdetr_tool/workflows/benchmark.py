@@ -20,9 +20,7 @@ from rtdetr_tool.spec import BenchmarkSpec, ExperimentSpec, LoadedSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.workflows.benchmark_steps import (
     EAGER,
-    LAYERS,
     OPTIMIZED,
-    QUERIES,
     Candidate,
     Measurement,
     requested_size,
@@ -70,12 +68,8 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
         _candidate(OPTIMIZED, section.checkpoint),
         replace(_candidate(f"{OPTIMIZED} bf16", section.checkpoint), precision="bf16"),
     ]
-    for layers in section.decoder_layers:
-        name = f"{OPTIMIZED}, {layers} decoder layers"
-        runtimes.append(replace(_candidate(name, section.checkpoint), reduced=(LAYERS, layers - 1)))
-    for queries in section.num_queries:
-        name = f"{OPTIMIZED}, {queries} queries"
-        runtimes.append(replace(_candidate(name, section.checkpoint), reduced=(QUERIES, queries)))
+    for title, reduced in _reductions(loaded):
+        runtimes.append(replace(_candidate(f"{OPTIMIZED}, {title}", section.checkpoint), reduced=reduced))
     skipped = []
     for other in exported_formats():
         try:
@@ -90,6 +84,26 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
     runtimes = [candidate for candidate in runtimes if _requested(section, candidate.name)]
     _check_names(section, [*(c.name for c in runtimes), *(m.name for m in skipped)])
     return runtimes, [measurement for measurement in skipped if _requested(section, measurement.name)]
+
+
+def _reductions(loaded: LoadedSpec) -> list[tuple[str, dict[str, int]]]:
+    """What to measure the weights with: its title, and the values of spec fields."""
+    section = loaded.spec.benchmark
+    listed = {name: values for name in ("decoder_layers", "num_queries") if (values := getattr(section, name))}
+    if not listed:
+        return []
+    model = open_detector(section.checkpoint, loaded, requested_size(section)).spec.model
+    family, whole, result = model.family, model.family.whole_detector(model), []
+    for choice, numbers in listed.items():
+        if reason := family.fixed_reason(model, choice):
+            raise UserError(f"benchmark.{choice} is not supported with {family.title}: {reason}; set it to []")
+        if max(numbers) > whole[choice]:
+            raise UserError(
+                f"benchmark.{choice}: {max(numbers)} is invalid; expected at most {whole[choice]}, which the model has"
+            )
+        field, words = family.sub_fields[choice], choice.replace("num_", "").replace("_", " ")
+        result += [(f"{number} {words}", {f"model.{field.name}": number + field.offset}) for number in numbers]
+    return result
 
 
 def _requested(section: BenchmarkSpec, name: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -30,7 +30,6 @@ from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Predictions, Target
 from rtdetr_tool.spec import BenchmarkSpec, ExperimentSpec, LoadedSpec
-from rtdetr_tool.spec.queries import reads
 from rtdetr_tool.workflows.benchmark_meters import Clock, MemoryMeter
 from rtdetr_tool.workflows.detection import score_split
 
@@ -38,7 +37,6 @@ PARTS = ("decode", "preprocess", "model", "postprocess")
 EAGER, OPTIMIZED = "torch eager", "torch"
 _FEWEST = 10  # steps, however long they take
 _MOST = 20_000
-LAYERS, QUERIES = "model.eval_idx", "model.num_queries"  # spec fields that make trained weights faster
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Candidate:
     path: str
     eager: bool = False
     precision: str = "fp32"
-    reduced: tuple[str, int] | None = None  # a spec field (LAYERS or QUERIES) and its value
+    reduced: Mapping[str, int] = field(default_factory=dict)  # dotted spec fields that make the same weights faster
     megabytes: float | None = None
 
 
@@ -127,26 +125,12 @@ def measure_here(job: Job) -> Measurement:
 def _open(candidate: Candidate, loaded: LoadedSpec, device: torch.device) -> tuple[Runtime, ExperimentSpec]:
     section = loaded.spec.benchmark
     size = requested_size(section)
-    loaded = with_reduction(candidate, loaded)
+    loaded = loaded.with_values(candidate.reduced)
     if candidate.eager:
         opened = open_detector(candidate.path, loaded, size)
         return _Eager(opened.detector.eval().to(device), opened.class_map, device), opened.spec
     model = open_model(candidate.path, loaded, device, "auto", size, candidate.precision)
-    if candidate.reduced is not None:
-        check_reduction(model.spec, candidate.reduced[0])
     return model.runtime, model.spec
-
-
-def with_reduction(candidate: Candidate, loaded: LoadedSpec) -> LoadedSpec:
-    """The spec with fewer decoder layers or queries, if the candidate has them."""
-    return loaded if candidate.reduced is None else loaded.with_value(*candidate.reduced)
-
-
-def check_reduction(spec: ExperimentSpec, name: str) -> None:
-    """UserError for a model that cannot predict with fewer decoder layers or queries; it would be measured whole."""
-    if not reads(spec.model.arch, name):
-        field = {LAYERS: "decoder_layers", QUERIES: "num_queries"}[name]
-        raise UserError(f"benchmark.{field} is not supported with {spec.model.family.title}; set it to []")
 
 
 class _Eager:
@@ -212,7 +196,7 @@ def _scores(candidate: Candidate, loaded: LoadedSpec, device: torch.device) -> d
     section = loaded.spec.benchmark
     if candidate.eager:
         return {}  # those of the optimized network
-    loaded = with_reduction(candidate, loaded)
+    loaded = loaded.with_values(candidate.reduced)
     model = open_model(candidate.path, loaded, device, "auto", requested_size(section), candidate.precision)
     result = score_split(model, "test", 0.0).evaluator.compute()
     return {"mAP": result.map, "mAP50": result.map50}

@@ -9,9 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from rtdetr_tool.cli import main
-from rtdetr_tool.errors import UserError
-from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.workflows.benchmark_steps import LAYERS, QUERIES, Job, check_reduction, measure_here
+from rtdetr_tool.workflows.benchmark_steps import Job, measure_here
 
 FAST = ("benchmark.seconds=0.05", "benchmark.warmup=1", "benchmark.threads=1", "benchmark.on_cpu=true")
 
@@ -98,15 +96,44 @@ def test_fewer_queries_score_as_evaluate_does_with_them(project, in_process):
     assert row["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
 
 
-@pytest.mark.parametrize(("field", "name"), [("decoder_layers", LAYERS), ("num_queries", QUERIES)])
-def test_a_reduction_is_refused_where_it_would_have_no_effect(field, name, project, in_process, capsys):
-    check_reduction(spec_from_dict({"model": {"arch": "rtdetr"}}), name)
-    with pytest.raises(UserError, match=rf"benchmark\.{field} is not supported with RF-DETR"):
-        check_reduction(spec_from_dict({"model": {"arch": "rfdetr"}}), name)
-    file = project.folder / "model.onnx"
-    assert project.run("export", f"export.checkpoint={project.checkpoint()}", f"export.onnx_file={file}") == 0
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"arch": "dfine", "dfine": {"variant": "n", "dec_layers": 2, "num_queries": 12}},
+        {"arch": "rfdetr", "rfdetr": {"hidden_dim": 32, "sa_nheads": 2, "ca_nheads": 4, "dim_feedforward": 16,
+                                      "num_queries": 12, "group_detr": 1, "resolution": 64}},
+    ],
+    ids=["dfine", "rfdetr"],
+)  # fmt: skip
+def test_other_families_are_measured_with_fewer_layers_and_queries_too(model, project, in_process):
+    project.spec["model"] = {**model, "num_select": 8}
+    project.write()
+    checkpoint = project.checkpoint()
+    names = "['torch, 1 decoder layers','torch, 4 queries']"
+    options = (f"benchmark.runtimes={names}", "benchmark.decoder_layers=[1]", "benchmark.num_queries=[4]")
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", *options, *FAST) == 0
+    rows = content(project)["runtimes"]
+    assert [row["name"] for row in rows if row["timings"]] == ["torch, 1 decoder layers", "torch, 4 queries"]
+
+
+@pytest.mark.parametrize("field", ["decoder_layers", "num_queries"])
+def test_a_reduction_is_refused_where_it_would_have_no_effect(field, project, in_process, capsys):
+    checkpoint, file = project.checkpoint(), project.folder / "model.onnx"
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", f"benchmark.{field}=[9]", *FAST) == 2
+    assert f"benchmark.{field}: 9 is invalid; expected at most" in capsys.readouterr().err
+    assert project.run("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={file}") == 0
     assert project.run("benchmark", f"benchmark.checkpoint={file}", f"benchmark.{field}=[1]", *FAST) == 2
     assert f"benchmark.{field} requires weights" in capsys.readouterr().err
+
+
+def test_layers_that_cannot_predict_are_refused_with_the_reason(project, in_process, capsys):
+    project.spec["model"] = {
+        "arch": "dfine", "dfine": {"variant": "n", "dec_layers": 3, "eval_idx": 1, "layer_scale": 2.0}
+    }  # fmt: skip
+    project.write()
+    checkpoint = project.checkpoint()
+    assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", "benchmark.decoder_layers=[1]", *FAST) == 2
+    assert "benchmark.decoder_layers is not supported with D-FINE: with model.dfine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def train(module: DetectorModule, rank: int, options: dict[str, Any]) -> dict[st
 def compare(rank: int, store: str, cases: dict[str, dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    options = ddp_options(1)
+    options = ddp_options()
     for name, document in cases.items():
         module = build_module(document)
         reference = train(copy.deepcopy(module), rank, {"find_unused_parameters": True})
@@ -114,16 +114,16 @@ def compare(rank: int, store: str, cases: dict[str, dict[str, Any]]) -> None:
     torch.distributed.destroy_process_group()
 
 
-def ddp_options(accumulated: int) -> dict[str, Any]:
-    strategy = choose_strategy("ddp", True, "cpu", accumulated)
+def ddp_options(static: bool = True) -> dict[str, Any]:
+    strategy = choose_strategy("ddp", True, "cpu", static)
     assert isinstance(strategy, DDPStrategy)
     return dict(strategy._ddp_kwargs)
 
 
-def test_gradients_are_views_of_buckets_and_the_graph_is_static_unless_gradients_are_accumulated():
+def test_gradients_are_views_of_buckets_and_the_graph_is_static_unless_it_varies():
     options = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    assert ddp_options(1) == {**options, "static_graph": True}
-    assert ddp_options(4) == {**options, "static_graph": False}
+    assert ddp_options() == {**options, "static_graph": True}
+    assert ddp_options(static=False) == {**options, "static_graph": False}
 
 
 @pytest.mark.parametrize("cases", [CASES, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["some", "others"])
@@ -135,10 +135,10 @@ def compare_compiled(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     module = build_module({"model": TINY, "train": {"activation_checkpoint": True}})
-    reference = train(copy.deepcopy(module), rank, ddp_options(1))
+    reference = train(copy.deepcopy(module), rank, ddp_options())
     compilation.BACKEND = "aot_eager"
     compilation.compile_network(module.detector)
-    for key, tensor in train(module, rank, ddp_options(1)).items():
+    for key, tensor in train(module, rank, ddp_options()).items():
         torch.testing.assert_close(tensor, reference[key], rtol=1e-4, atol=1e-5, msg=key)
     torch.distributed.destroy_process_group()
 

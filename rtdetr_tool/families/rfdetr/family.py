@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS, RFDETR_VARIANTS
-from rtdetr_tool.families.base import Family, KeypointLayout
+from rtdetr_tool.families.base import Family, KeypointLayout, SubField
 from rtdetr_tool.families.rfdetr.checks import rfdetr_problems
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.recipe import RECIPE
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 def section_of(model: ModelSpec) -> RfdetrSpec:
     return cast(RfdetrSpec, model.rfdetr)
+
+
+SUB_FIELDS = MappingProxyType(
+    {
+        "decoder_layers": SubField("rfdetr.dec_layers"),
+        "num_queries": SubField("rfdetr.num_queries"),
+        "num_windows": SubField("rfdetr.num_windows"),
+        "patch_size": SubField("rfdetr.patch_size"),
+    }
+)
 
 
 class RfdetrFamily(Family):
@@ -36,6 +47,7 @@ class RfdetrFamily(Family):
     section_type = RfdetrSpec
     class_heads = ("decoder.class_embed.", "enc_out_class_embed.")
     image_sides = ("rfdetr.resolution",)
+    sub_fields = SUB_FIELDS
 
     def variant(self, model: ModelSpec) -> str:
         return section_of(model).variant
@@ -59,6 +71,21 @@ class RfdetrFamily(Family):
 
     def query_count(self, model: ModelSpec) -> int:
         return resolve_rfdetr(section_of(model)).num_queries
+
+    def whole_detector(self, model: ModelSpec) -> dict[str, int]:
+        full = resolve_rfdetr(section_of(model))
+        return {
+            "decoder_layers": full.dec_layers,
+            "num_queries": full.num_queries,
+            "num_windows": full.num_windows,
+            "patch_size": full.patch_size,
+        }
+
+    def sub_values(self, model: ModelSpec, numbers: Mapping[str, int], size: tuple[int, int]) -> dict[str, Any]:
+        """The same position embeddings, which are interpolated to the number of patches."""
+        grid = resolve_rfdetr(section_of(model)).positional_encoding_size
+        fixed = {"rfdetr.resolution": size[0], "rfdetr.positional_encoding_size": grid}
+        return {**super().sub_values(model, numbers, size), **fixed}
 
     def class_rows(self, classes: int) -> int:
         """One more row at the end that belongs to no class, as in Roboflow's models and expected by its package."""

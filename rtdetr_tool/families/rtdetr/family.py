@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rtdetr_tool.catalog import FREEZING
-from rtdetr_tool.families.base import Family, OutsideWeights
+from rtdetr_tool.families.base import Family, OutsideWeights, SubField
 from rtdetr_tool.families.rtdetr.checks import SIZE_MULTIPLE, rtdetr_problems
 from rtdetr_tool.families.rtdetr.spec import RtdetrFields, rtdetr_fields
 
 if TYPE_CHECKING:
     from rtdetr_tool.spec.model import ModelSpec
+
+
+# Each decoder layer has heads of its own, and queries are the encoder tokens with the best scores.
+SUB_FIELDS = MappingProxyType({"decoder_layers": SubField("eval_idx", -1), "num_queries": SubField("num_queries")})
 
 
 class RtdetrFamily(Family):
@@ -25,6 +30,7 @@ class RtdetrFamily(Family):
     freezing = ""
     orientation_fields = ("pe_order",)
     recipe_source = "NVIDIA TAO's defaults"
+    sub_fields = SUB_FIELDS
 
     def variant(self, model: ModelSpec) -> str:
         return rtdetr_fields(model).backbone
@@ -37,6 +43,13 @@ class RtdetrFamily(Family):
 
     def query_count(self, model: ModelSpec) -> int:
         return rtdetr_fields(model).num_queries
+
+    def whole_detector(self, model: ModelSpec) -> dict[str, int]:
+        fields = rtdetr_fields(model)
+        return {"decoder_layers": fields.eval_idx % fields.dec_layers + 1, "num_queries": fields.num_queries}
+
+    def fixed_reason(self, model: ModelSpec, choice: str) -> str:
+        return "" if choice in self.sub_fields else "its backbone has fixed strides, without patches and windows"
 
     def outside_weights(self, model: ModelSpec) -> OutsideWeights | None:
         frozen = rtdetr_fields(model).frozen_fm

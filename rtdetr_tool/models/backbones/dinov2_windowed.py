@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
@@ -63,6 +65,7 @@ class WindowedDinov2(ImageBackbone):
         super().__init__()
         self.out_indices, self.num_windows, self.num_registers = tuple(out_indices), num_windows, num_registers
         self.patch_size, self.grid, self.activation_checkpoint = patch_size, grid, activation_checkpoint
+        self._whole = (num_windows, patch_size)
         if (
             not self.out_indices
             or list(self.out_indices) != sorted({*self.out_indices})
@@ -77,9 +80,7 @@ class WindowedDinov2(ImageBackbone):
         self.position = nn.Parameter(torch.empty(1, 1 + grid * grid, width))  # class token, then rows of patches
         rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(
-                width, num_heads, rate, num_windows if index in self.out_indices or index > self.out_indices[-1] else 1
-            )
+            Block(width, num_heads, rate, num_windows if self._is_global(index) else 1)
             for index, rate in enumerate(rates)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -97,6 +98,20 @@ class WindowedDinov2(ImageBackbone):
                 zero_bias(module)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
+
+    def _is_global(self, block: int) -> bool:
+        """Whether the block attends over the whole image."""
+        return block in self.out_indices or block > self.out_indices[-1]
+
+    def run_as(self, num_windows: int | None = None, patch_size: int | None = None) -> None:
+        """Run with other windows and patches from now on; None = those of the weights.
+
+        The patch embedding is resampled to the size of the patches in each pass, and the position embeddings are
+        interpolated to their number, as FlexiViT is trained (Beyer et al. 2022, arXiv:2212.08013).
+        """
+        self.num_windows, self.patch_size = num_windows or self._whole[0], patch_size or self._whole[1]
+        for index, block in enumerate(self.blocks):
+            block.merge = self.num_windows if self._is_global(index) else 1
 
     @property
     def size_multiple(self) -> int:
@@ -119,13 +134,19 @@ class WindowedDinov2(ImageBackbone):
         if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
         positions = self._positions(height, width).to(images.dtype)
-        patches = self.patch_embed(images).flatten(2).transpose(1, 2) + positions[:, 1:]  # [B, h * w, D]
+        patches = self._embed_patches(images).flatten(2).transpose(1, 2) + positions[:, 1:]  # [B, h * w, D]
         windows = split_windows(patches, height, width, self.num_windows)
         extra = [self.cls_token + positions[:, :1]]
         if self.registers is not None:
             extra.append(self.registers)
         leading = torch.cat(extra, dim=1).to(windows.dtype).expand(windows.shape[0], -1, -1)
         return torch.cat([leading, windows], dim=1)
+
+    def _embed_patches(self, images: Tensor) -> Tensor:
+        if self.patch_size == self.patch_embed.weight.shape[-1]:
+            return self.patch_embed(images)  # type: ignore[no-any-return]
+        weight = resize_patches(self.patch_embed.weight, self.patch_size)
+        return F.conv2d(images, weight, self.patch_embed.bias, stride=self.patch_size)
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Embeddings [1, 1 + h * w, D] for a grid of this size."""
@@ -153,17 +174,14 @@ class WindowedDinov2(ImageBackbone):
         return frozenset(name for name, number in self.layer_numbers().items() if number == 0)
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with position embeddings and patch embeddings resized to those of this model.
-
-        DINOv2's patches have 14 pixels; they are resampled so that a resized patch keeps its embedding (FlexiViT, Beyer
-        et al. 2022, arXiv:2212.08013).
-        """
+        """Weights with position embeddings and patch embeddings resized to those of this model; DINOv2's patches have
+        14 pixels."""
         weights = dict(weights)
         position, embed = weights.get("position"), weights.get("patch_embed.weight")
         if position is not None and position.shape[1] != self.position.shape[1]:
             weights["position"] = resize_positions(position, self.grid, self.grid)
         if embed is not None and embed.shape[-1] != self.patch_size:
-            weights["patch_embed.weight"] = resample_patch_embed(embed, [self.patch_size, self.patch_size])
+            weights["patch_embed.weight"] = resize_patches(embed, self.patch_size)
         return weights
 
     @torch.no_grad()
@@ -199,6 +217,22 @@ def join_windows(tokens: Tensor, height: int, width: int, windows: int) -> Tenso
     rows, columns = height // windows, width // windows
     cut = tokens.reshape(-1, windows, rows, columns, tokens.shape[-1])  # [B * n, n, h / n, w / n, D]
     return cut.transpose(1, 2).reshape(-1, height * width, tokens.shape[-1])
+
+
+def resize_patches(weight: Tensor, size: int) -> Tensor:
+    """Resample a patch embedding [D, 3, p, p] to patches of another size, so that a resized patch keeps its embedding
+    (FlexiViT)."""
+    matrix = _patch_matrix(int(weight.shape[-1]), size).to(weight.device)  # [p * p, size * size]
+    with torch.autocast(weight.device.type, enabled=False):
+        return (weight.float().flatten(2) @ matrix).unflatten(-1, (size, size)).to(weight.dtype)
+
+
+@cache
+def _patch_matrix(before: int, after: int) -> Tensor:
+    """What resampling does to each pixel of a patch embedding, on the CPU."""
+    with torch.inference_mode(False), torch.no_grad():
+        pixels = torch.eye(before * before).view(-1, 1, before, before)
+        return resample_patch_embed(pixels, [after, after]).flatten(1)
 
 
 def resize_positions(position: Tensor, height: int, width: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rtdetr_tool.families.dfine.model.distribution import bin_offsets, mean_offsets, move_edges
 from rtdetr_tool.families.dfine.model.layers import DFINELayer, LocalizationQuality
 from rtdetr_tool.families.dfine.model.predictions import DFINEDenoising, DFINEPredictions
+from rtdetr_tool.models.first_layers import FirstLayers
 from rtdetr_tool.models.query_selection import QuerySelection, SelectedQueries
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
@@ -28,7 +29,7 @@ from rtdetr_tool.ops.structures import Predictions, Target
 
 
 class Refined(NamedTuple):
-    """Outputs of the layers: of all of them in training mode, otherwise only of `eval_idx`."""
+    """Outputs of the layers: of all of them in training mode, otherwise only of the last one that runs."""
 
     logits: Tensor  # [K, B, Q, C]
     boxes: Tensor  # [K, B, Q, 4] cxcywh 0..1
@@ -37,7 +38,7 @@ class Refined(NamedTuple):
     first_boxes: Tensor  # [B, Q, 4]
 
 
-class RefiningDecoder(nn.Module):
+class RefiningDecoder(FirstLayers):
     """The layers, with the refinement of the distributions between them.
 
     Layers after `eval_idx` only help in training, and may be wider by `layer_scale`.
@@ -82,7 +83,8 @@ class RefiningDecoder(nn.Module):
         before: Tensor | None = None  # the content after the previous layer, without gradient
         logits, boxes, all_corners = [], [], []
         dtype = self.offsets.dtype  # of the weights
-        for index in range(len(self.layers) if self.training else self.eval_idx + 1):
+        count = self.count
+        for index in range(count):
             position = query_pos_head(reference.to(dtype)).clamp(-10, 10)
             if self.widths[index] != position.shape[-1]:
                 position = _widen(position, self.widths[index])
@@ -98,7 +100,7 @@ class RefiningDecoder(nn.Module):
             change = at_least_float32(box_heads[index](content if before is None else content + before))
             corners = change if corners is None else corners + change
             moved = move_edges(initial, mean_offsets(corners, self.offsets), self.reg_scale)
-            if self.training or index == self.eval_idx:
+            if self.training or index == count - 1:
                 quality = self.lqe_layers[index](corners.to(dtype))
                 logits.append(score_heads[index](content) + quality)
                 boxes.append(moved)
@@ -122,6 +124,8 @@ class DFINEDecoder(QuerySelection):
         layer_scale: width of the layers after `eval_idx`, relative to the others.
         reg_max, reg_scale: bins and scale of the distributions (see `distribution`).
     """
+
+    decoder: RefiningDecoder
 
     def __init__(
         self,
@@ -173,6 +177,9 @@ class DFINEDecoder(QuerySelection):
         if not self.training:
             return Predictions(refined.logits[-1], refined.boxes[-1])
         return _training_predictions(refined, queries)
+
+    def lists_by_layer(self) -> list[nn.ModuleList]:
+        return [*super().lists_by_layer(), self.decoder.lqe_layers]
 
     def keep_predicting_layers(self) -> None:
         """Remove, in place, what eval mode does not run."""

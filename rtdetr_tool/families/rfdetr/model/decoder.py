@@ -68,6 +68,7 @@ class RFDETRDecoder(QuerySelection):
     ) -> None:
         super().__init__(hidden_dim, num_classes, group_detr, bbox_reparam)
         self.num_classes, self.num_queries, self.hidden_dim = num_classes, num_queries, hidden_dim
+        self._all_queries, self.depth = num_queries, num_layers  # the latter: layers to run
         self.lite_refpoint_refine = lite_refpoint_refine
         self.layers = nn.ModuleList(
             layer(
@@ -103,17 +104,27 @@ class RFDETRDecoder(QuerySelection):
         """Remove all groups except the first `count`, in place. One is enough for inference."""
         super().keep_groups(count)
         for name in ("refpoint_embed", "query_feat"):
-            rows = getattr(self, name).weight.detach()[: count * self.num_queries].clone()
+            rows = getattr(self, name).weight.detach()[: count * self._all_queries].clone()
             setattr(self, name, nn.Embedding.from_pretrained(rows, freeze=False))
 
+    def run_as(self, decoder_layers: int | None = None, num_queries: int | None = None) -> None:
+        """Run the first layers, and the first queries of each group, from now on; None = all."""
+        self.depth = decoder_layers or len(self.layers)
+        self.num_queries = num_queries or self._all_queries
+
+    def skipped(self) -> list[nn.Parameter]:
+        """The parameters of the layers that `run_as` has excluded."""
+        return list(self.layers[self.depth :].parameters())
+
     def resize_weights(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """The tensors without extra groups, and without extra queries in each group."""
+        """The tensors without extra groups and layers, and without extra queries in each group."""
         groups_in_file = count_groups(weights, f"{prefix}enc_output.")
         kept = {name: t for name, t in weights.items() if _group_of(name, prefix) < self.groups}
+        kept = without_later(kept, f"{prefix}layers.", len(self.layers))
         for name in (f"{prefix}refpoint_embed.weight", f"{prefix}query_feat.weight"):
             if groups_in_file and name in kept and len(kept[name]) % groups_in_file == 0:
                 table = kept[name].unflatten(0, (groups_in_file, -1))
-                kept[name] = table[: self.groups, : self.num_queries].flatten(0, 1)
+                kept[name] = table[: self.groups, : self._all_queries].flatten(0, 1)
         return kept
 
     def forward(self, maps: Sequence[Tensor], attended: Sequence[Tensor] | None = None) -> Decoded:
@@ -132,13 +143,17 @@ class RFDETRDecoder(QuerySelection):
         group has queries, the references of the remaining queries are learned too.
         """
         groups, batch, count, _ = selected.references.shape
-        learned = self.refpoint_embed.weight[: groups * self.num_queries].unflatten(0, (groups, 1, -1))
-        learned = learned.expand(-1, batch, -1, -1)  # [G, B, Q, 4]
+        learned = self._rows(self.refpoint_embed, groups)[:, None].expand(-1, batch, -1, -1)  # [G, B, Q, 4]
         reference = refine(selected.references.detach(), learned[:, :, :count].float(), self.bbox_reparam)
         if count < self.num_queries:
             reference = torch.cat([reference, learned[:, :, count:].to(reference.dtype)], dim=2)
-        content = self.query_feat.weight[: groups * self.num_queries]
+        content = self._rows(self.query_feat, groups).flatten(0, 1)
         return content.expand(batch, -1, -1), merge_groups(reference)
+
+    def _rows(self, table: nn.Embedding, groups: int) -> Tensor:
+        """The rows of the first queries of each group, [G, Q, ...]."""
+        rows = table.weight[: groups * self._all_queries].unflatten(0, (groups, -1))
+        return rows if self.num_queries == self._all_queries else rows[:, : self.num_queries]
 
     def _decode(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes
@@ -146,16 +161,16 @@ class RFDETRDecoder(QuerySelection):
         """Normalized content and reference of each layer; at inference of the last one only."""
         groups = self.groups if self.training else 1
         hidden, references = [], []
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers[: self.depth]):
             if number == 0 or not self.lite_refpoint_refine:
                 box = reference.detach() if number else reference
                 box = box if self.bbox_reparam else box.sigmoid()
                 position = self._position(box, content.dtype)
             content = layer(content, box, memory, shapes, position, groups)
-            if self.training or number == len(self.layers) - 1:
+            if self.training or number == self.depth - 1:
                 hidden.append(self.norm(content))
                 references.append(reference)
-            if not self.lite_refpoint_refine and number < len(self.layers) - 1:
+            if not self.lite_refpoint_refine and number < self.depth - 1:
                 reference = refine(reference.detach() if number else reference, self._delta(content), self.bbox_reparam)
         return hidden, references
 
@@ -203,3 +218,8 @@ def _group_of(name: str, prefix: str) -> int:
 def count_groups(names: Iterable[str], start: str) -> int:
     """The number of different numbers that follow `start`."""
     return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
+
+
+def without_later(weights: Mapping[str, Tensor], start: str, count: int) -> dict[str, Tensor]:
+    """The tensors without those of the list that `start` names from its item `count` on."""
+    return {n: t for n, t in weights.items() if not n.startswith(start) or int(n[len(start) :].split(".")[0]) < count}

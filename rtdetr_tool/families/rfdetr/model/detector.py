@@ -9,11 +9,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.checkpoints.renames import split_by_prefix
-from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder
+from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder, without_later
 from rtdetr_tool.families.rfdetr.model.keypoint_decoder import KeypointDecoder
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
@@ -85,16 +85,34 @@ class RFDETR(Detector):
         levels: list[Tensor] = self.encoder(self.backbone(images))
         return levels
 
+    def run_as(
+        self,
+        decoder_layers: int | None = None,
+        num_queries: int | None = None,
+        num_windows: int | None = None,
+        patch_size: int | None = None,
+    ) -> None:
+        self.backbone.run_as(num_windows, patch_size)
+        self.decoder.run_as(decoder_layers, num_queries)
+        if self.segmentation_head is not None:
+            self.segmentation_head.depth = self.decoder.depth
+
+    def skipped(self) -> list[nn.Parameter]:
+        blocks = () if self.segmentation_head is None else self.segmentation_head.blocks[self.decoder.depth :]
+        return [*self.decoder.skipped(), *(weight for block in blocks for weight in block.parameters())]
+
     def forget_data(self) -> None:
         """How precise keypoints are."""
         if isinstance(self.decoder, KeypointDecoder):
             self.decoder.forget_precision()
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with the ViT's position and patch embeddings resized to this model, without extra groups and
-        queries."""
+        """Weights with the ViT's position and patch embeddings resized to this model, without extra groups, queries and
+        decoder layers."""
         vit, remaining = split_by_prefix(weights, "backbone.")
         resized = {f"backbone.{name}": tensor for name, tensor in self.backbone.resize_weights(vit).items()}
+        if self.segmentation_head is not None:
+            remaining = without_later(remaining, "segmentation_head.blocks.", len(self.segmentation_head.blocks))
         return self.decoder.resize_weights({**resized, **remaining}, "decoder.")
 
     def deploy(self) -> RFDETR:

@@ -130,10 +130,10 @@ class KeypointDecoder(RFDETRDecoder):
         keypoints = self.keypoint_query_initializer(content)
         groups = self.groups if self.training else 1
         hidden, points = [], []
-        for number, layer in enumerate(modules_of_type(self.layers, KeypointDecoderLayer)):
+        for number, layer in enumerate(modules_of_type(self.layers[: self.depth], KeypointDecoderLayer)):
             content = layer(content, reference, memory, shapes, position, groups)
             content, keypoints = layer.update_keypoints(content, keypoints, reference, shapes, position, context)
-            if self.training or number == len(self.layers) - 1:
+            if self.training or number == self.depth - 1:
                 hidden.append(self.norm(content))
                 points.append(keypoints)
         predictions = self._predict(hidden, [reference] * len(hidden), selected)

@@ -30,7 +30,7 @@ class MaskHead(nn.Module):
 
     def __init__(self, dim: int, num_layers: int, downsample: int = 4) -> None:
         super().__init__()
-        self.downsample = downsample
+        self.downsample, self.depth = downsample, num_layers  # the latter: decoder layers that run
         self.blocks = nn.ModuleList(MapBlock(dim) for _ in range(num_layers))
         self.spatial_features_proj = nn.Conv2d(dim, dim, 1)
         self.query_features_block = QueryBlock(dim)
@@ -45,7 +45,7 @@ class MaskHead(nn.Module):
         target = (size[0] // self.downsample, size[1] // self.downsample)
         first = F.interpolate(level, size=target, mode="bilinear", align_corners=False)
         maps = [first]
-        for block in self.blocks:
+        for block in self.blocks[: self.depth]:
             maps.append(block(maps[-1]))
         if self.training:
             layers, proposed = self._factors(maps[1:], decoded.hidden), self._factors([first], [decoded.proposed])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention, points_per_level
+from rtdetr_tool.models.first_layers import FirstLayers
 from rtdetr_tool.models.query_selection import QuerySelection
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
@@ -97,7 +98,7 @@ class RTDETRDecoder(QuerySelection):
         return queries.training_predictions(logits, boxes)
 
 
-class TransformerDecoder(nn.Module):
+class TransformerDecoder(FirstLayers):
     """The decoder layers with box refinement between them."""
 
     def __init__(self, layers: Iterable[DecoderLayer], eval_idx: int) -> None:
@@ -117,19 +118,20 @@ class TransformerDecoder(nn.Module):
         attention_mask: Tensor | None,
         summary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of all layers in training mode, otherwise only of `eval_idx`.
+        """Logits [K, B, Q, C] and boxes [K, B, Q, 4] of all layers in training mode, otherwise only of the last one
+        that runs (`FirstLayers`).
 
         The reference that a layer attends around carries no gradient, but the box it predicts passes one to the box
         head of the layer before (look forward twice, DINO, arXiv:2203.03605; so do the official code and TAO).
         """
         reference = previous = reference.sigmoid()
         all_logits, all_boxes = [], []
-        count = len(self.layers) if self.training else self.eval_idx + 1
+        count = self.count
         for index in range(count):
             content = self.attend(index, content, reference, memory, shapes, query_pos_head, attention_mask, summary)
             delta = box_heads[index](content).float()
             start = inverse_sigmoid(previous)  # of the reference, too, which is the same without its gradient
-            if self.training or index == self.eval_idx:
+            if self.training or index == count - 1:
                 all_logits.append(score_heads[index](content))
                 all_boxes.append((delta + start).sigmoid())
             if index + 1 < count:
