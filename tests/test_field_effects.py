@@ -196,6 +196,14 @@ def class_list(spec):
     return classes(spec).to_list()
 
 
+def sub_detectors_of(spec):
+    """The draws of a module's first steps."""
+    from rtdetr_tool.training.module import DetectorModule
+
+    module = DetectorModule(spec, classes(spec))
+    return module.supernet and [module.supernet.draw(0, step).values for step in range(64)]
+
+
 def default_scales(spec):
     return spec.model.family.default_sizes(spec.model.rfdetr)["multi_scales"]
 
@@ -745,6 +753,12 @@ ROWS: list[tuple] = [
     ("train__distributed_strategy", "fsdp", trainer, {"train__num_gpus": 2, "train__gpu_ids": [0, 1]}),
     ("train__activation_checkpoint", True, recomputing),
     ("train__accelerator", "gpu", trainer),
+    ("train__supernet__enabled", True, sub_detectors_of, {"train__supernet__decoder_layers": [1]}),
+    *((f"train__supernet__{name}", value, sub_detectors_of, {"train__supernet__enabled": True}) for name, value in (
+        ("resolution", [96]), ("decoder_layers", [1]), ("num_queries", [5]))),
+    *((f"train__supernet__{name}", value, sub_detectors_of,
+       {**RFDETR, "train__supernet__enabled": True, "train__supernet__resolution": [64]}) for name, value in (
+        ("num_windows", [1]), ("patch_size", [8]))),
 ]  # fmt: skip
 
 

@@ -30,11 +30,7 @@ _ROWS = 10
 def run(loaded: LoadedSpec) -> None:
     spec = loaded.spec
     folder = results_folder(spec.automl, "automl")
-    if spec.automl.supernet_checkpoint:
-        search: Search | SubDetectorSearch = SubDetectorSearch(loaded, folder)
-        spec = search.whole
-    else:
-        search = Search(loaded, folder, train_session)
+    search = (SubDetectorSearch if spec.automl.supernet_checkpoint else Search)(loaded, folder, train_session)
     search.run()
     results = search.results()
     results.write(folder)
@@ -42,7 +38,7 @@ def run(loaded: LoadedSpec) -> None:
     best = search.spec_text(results.best) if results.best else ""
     if best:
         write_atomically(folder / "best_spec.yaml", best)
-    score_name = best_score_name(spec.train.best_metric, spec.model.predicts)
+    score_name = best_score_name(spec.train.best_metric, search.kind)
     log = [parameter.name for parameter in results.parameters if parameter.log]
     write_page(search_page(results.to_dict(), score_name, log, best, spec_text(folder)), folder)
     show_results(results, score_name)

@@ -74,6 +74,11 @@ class Search:
             self.limit = min(self.limit, len(grid(self.parameters, self.section.seed)))
         self._left = self._left_behind()
 
+    @property
+    def kind(self) -> str:
+        """What the trials predict, one of `catalog.PREDICTS`."""
+        return self.loaded.spec.model.predicts
+
     @cached_property
     def identity(self) -> str:
         path = self.folder / _IDENTITY

@@ -26,7 +26,7 @@ from rtdetr_tool.progress import Task
 from rtdetr_tool.redaction import without_secrets
 from rtdetr_tool.search import latency
 from rtdetr_tool.search.results import SearchResults, TrialResult, value_text
-from rtdetr_tool.search.trial import reason_of
+from rtdetr_tool.search.trial import TrainingSession, reason_of
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec, spec_to_dict
 from rtdetr_tool.spec.required import required
 from rtdetr_tool.spec.search_ranges import Parameter, with_values
@@ -43,9 +43,15 @@ _SIZED = ("evaluate", "inference", "export")  # sections with an input size of t
 
 
 class SubDetectorSearch:
-    """The sub-detectors of `automl.supernet_checkpoint`, scored in a results folder that no other process uses."""
+    """The sub-detectors of `automl.supernet_checkpoint`, scored in a results folder that no other process uses.
 
-    def __init__(self, loaded: LoadedSpec, folder: Path) -> None:
+    It has the interface of `Search`.
+
+    Args:
+        session: not used, because nothing is trained.
+    """
+
+    def __init__(self, loaded: LoadedSpec, folder: Path, session: TrainingSession | None = None) -> None:
         self.section, self.folder = loaded.spec.automl, folder
         self.checkpoint = required(self.section.supernet_checkpoint, "automl.supernet_checkpoint")
         meta = read_detector(self.checkpoint, {}).meta
@@ -59,6 +65,11 @@ class SubDetectorSearch:
         self.parameters = [Parameter(name, choices=tuple(seen[name])) for name in names]
         self.identity = self._identity()
         self.trials = self._resumed()
+
+    @property
+    def kind(self) -> str:
+        """What the weights predict, one of `catalog.PREDICTS`."""
+        return self.whole.model.predicts
 
     def _choices(self, given: SupernetSpec, recorded: SupernetSpec | None) -> SupernetSpec:
         """The choices of the spec, if it has any, or else those of the weights."""

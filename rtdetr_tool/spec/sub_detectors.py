@@ -88,7 +88,7 @@ def supernet_problems(spec: ExperimentSpec, command: str) -> Iterator[str]:
     supernet, model, augmentation = spec.train.supernet, spec.model, spec.dataset.augmentation
     whole, family, count = model.family.whole_detector(model), model.family, len(augmentation.multi_scales)
     if not any(getattr(supernet, name) for name in CHOICES):
-        yield f"{_NAME}: expected values of at least one of {', '.join(CHOICES)}"
+        yield f"{_NAME}: expected values of at least one of {', '.join(f'{_NAME}.{name}' for name in CHOICES)}"
     if augmentation.multi_scales:
         yield (
             f"{_NAME}.enabled and dataset.augmentation.multi_scales ({count} sizes) cannot both be set, because both "

@@ -28,7 +28,7 @@ from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.dinov2_block import NORM_EPS, Block
 from rtdetr_tool.models.backbones.recompute import run_with_recompute
-from rtdetr_tool.ops.layers import zero_bias
+from rtdetr_tool.ops.layers import modules_of_type, zero_bias
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.ops.resize import resize_bicubic
 
@@ -104,13 +104,10 @@ class WindowedDinov2(ImageBackbone):
         return block in self.out_indices or block > self.out_indices[-1]
 
     def run_as(self, num_windows: int | None = None, patch_size: int | None = None) -> None:
-        """Run with other windows and patches from now on; None = those of the weights.
-
-        The patch embedding is resampled to the size of the patches in each pass, and the position embeddings are
-        interpolated to their number, as FlexiViT is trained (Beyer et al. 2022, arXiv:2212.08013).
-        """
+        """Run with other windows and patches from now on (None = those of the weights), for which each pass resizes the
+        patch and position embeddings, as FlexiViT is trained (Beyer et al. 2022, arXiv:2212.08013)."""
         self.num_windows, self.patch_size = num_windows or self._whole[0], patch_size or self._whole[1]
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(modules_of_type(self.blocks, Block)):
             block.merge = self.num_windows if self._is_global(index) else 1
 
     @property
@@ -144,7 +141,8 @@ class WindowedDinov2(ImageBackbone):
 
     def _embed_patches(self, images: Tensor) -> Tensor:
         if self.patch_size == self.patch_embed.weight.shape[-1]:
-            return self.patch_embed(images)  # type: ignore[no-any-return]
+            embedded: Tensor = self.patch_embed(images)
+            return embedded
         weight = resize_patches(self.patch_embed.weight, self.patch_size)
         return F.conv2d(images, weight, self.patch_embed.bias, stride=self.patch_size)
 
@@ -224,7 +222,8 @@ def resize_patches(weight: Tensor, size: int) -> Tensor:
     (FlexiViT)."""
     matrix = _patch_matrix(int(weight.shape[-1]), size).to(weight.device)  # [p * p, size * size]
     with torch.autocast(weight.device.type, enabled=False):
-        return (weight.float().flatten(2) @ matrix).unflatten(-1, (size, size)).to(weight.dtype)
+        resized: Tensor = (weight.float().flatten(2) @ matrix).unflatten(-1, (size, size))
+    return resized.to(weight.dtype)
 
 
 @cache
@@ -232,7 +231,8 @@ def _patch_matrix(before: int, after: int) -> Tensor:
     """What resampling does to each pixel of a patch embedding, on the CPU."""
     with torch.inference_mode(False), torch.no_grad():
         pixels = torch.eye(before * before).view(-1, 1, before, before)
-        return resample_patch_embed(pixels, [after, after]).flatten(1)
+        resized: Tensor = resample_patch_embed(pixels, [after, after])
+    return resized.flatten(1)
 
 
 def resize_positions(position: Tensor, height: int, width: int) -> Tensor:

@@ -152,7 +152,7 @@ class RFDETRDecoder(QuerySelection):
 
     def _rows(self, table: nn.Embedding, groups: int) -> Tensor:
         """The rows of the first queries of each group, [G, Q, ...]."""
-        rows = table.weight[: groups * self._all_queries].unflatten(0, (groups, -1))
+        rows: Tensor = table.weight[: groups * self._all_queries].unflatten(0, (groups, -1))
         return rows if self.num_queries == self._all_queries else rows[:, : self.num_queries]
 
     def _decode(

@@ -85,15 +85,11 @@ class RFDETR(Detector):
         levels: list[Tensor] = self.encoder(self.backbone(images))
         return levels
 
-    def run_as(
-        self,
-        decoder_layers: int | None = None,
-        num_queries: int | None = None,
-        num_windows: int | None = None,
-        patch_size: int | None = None,
-    ) -> None:
-        self.backbone.run_as(num_windows, patch_size)
-        self.decoder.run_as(decoder_layers, num_queries)
+    def run_as(self, **choices: int) -> None:
+        """Choices: `decoder_layers`, `num_queries`, `num_windows`, `patch_size`."""
+        of_backbone = {name: choices.pop(name) for name in ("num_windows", "patch_size") if name in choices}
+        self.backbone.run_as(**of_backbone)
+        self.decoder.run_as(**choices)
         if self.segmentation_head is not None:
             self.segmentation_head.depth = self.decoder.depth
 
