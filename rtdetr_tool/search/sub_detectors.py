@@ -39,7 +39,7 @@ from rtdetr_tool.workflows.detection import score_split
 logger = logging.getLogger(__name__)
 
 FRONT = "pareto"  # folder of the specs of the Pareto front
-_SIZED = ("evaluate", "inference", "export")  # sections with an input size of their own
+_SIZED = ("evaluate", "inference", "export", "serve")  # sections with an input size of their own
 
 
 class SubDetectorSearch:

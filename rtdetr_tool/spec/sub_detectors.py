@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rtdetr_tool.errors import nearest_multiples
+from rtdetr_tool.spec.augmentation import AugmentationSpec
 from rtdetr_tool.spec.convert import shown
-from rtdetr_tool.spec.dataset import AugmentationSpec
 from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.model import ModelSpec
 from rtdetr_tool.spec.supernet import CHOICES, NUMBERS, RESOLUTION
