@@ -30,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo check test test-slow lint format types site gpu-check gpu-wheels docs lock audit clean
+.PHONY: help install install-dev demo check test test-slow lint format types site gpu-check gpu-wheels cpp-headers docs lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +83,9 @@ gpu-check: $(INSTALLED_DEV) ## run the tests that need a CUDA device, then a ben
 
 gpu-wheels: $(INSTALLED_DEV) ## collect the wheels for gpu-check on a machine without network (ARGS="--has FILE")
 	$(BIN)/python scripts/collect_gpu_wheels.py $(ARGS)
+
+cpp-headers: $(INSTALLED) ## get onnxruntime's C++ headers from Debian, for the test of examples/cpp
+	scripts/onnxruntime_headers.sh $(VENV)/include/onnxruntime
 
 check: lint types test ## run lint, types and test, as CI does
 

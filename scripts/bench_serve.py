@@ -102,16 +102,24 @@ def running(model: str, options: Sequence[str]) -> Iterator[tuple[subprocess.Pop
             process.wait()
 
 
-def measure(port: int, images: Sequence[bytes], count: int, seconds: float) -> dict[str, object]:
-    """One row: requests per second and latency of `count` clients."""
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Time that the process has used on all cores so far, from Linux's /proc."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(
+    process: subprocess.Popen[bytes], port: int, images: Sequence[bytes], count: int, seconds: float
+) -> dict[str, object]:
+    """One row: requests per second, latency and CPU time of `count` clients."""
     warm_up = Clients(port, images, count)
     time.sleep(min(2.0, seconds / 4))
     warm_up.stop()
-    start = time.perf_counter()
+    start, used = time.perf_counter(), cpu_seconds(process)
     clients = Clients(port, images, count)
     time.sleep(seconds)
     clients.stop()
-    elapsed = time.perf_counter() - start
+    elapsed, used = time.perf_counter() - start, cpu_seconds(process) - used
     milliseconds = sorted(1000 * value for value in clients.latencies)
     cuts = statistics.quantiles(milliseconds, n=100, method="inclusive") if len(milliseconds) > 1 else milliseconds * 99
     return {
@@ -120,6 +128,7 @@ def measure(port: int, images: Sequence[bytes], count: int, seconds: float) -> d
         "per_second": round(len(milliseconds) / elapsed, 2),
         "p50_ms": round(cuts[49], 1),
         "p95_ms": round(cuts[94], 1),
+        "cpu_ms_per_request": round(1000 * used / max(1, len(milliseconds)), 1),
         "outcomes": dict(clients.outcomes),
     }
 
@@ -155,7 +164,7 @@ def main() -> int:
     lost = 0
     for size in arguments.batch_sizes:
         with running(arguments.model, [f"serve.max_batch_size={size}", *arguments.options]) as (process, port):
-            rows = [measure(port, images, count, arguments.seconds) for count in arguments.clients]
+            rows = [measure(process, port, images, count, arguments.seconds) for count in arguments.clients]
             end = end_under_load(process, port, images, max(arguments.clients))
         report["servers"] = [*report["servers"], {"max_batch_size": size, "rows": rows, "sigterm": end}]
         lost += int(end["lost"] != 0 or end["exit_code"] != 0)
