@@ -238,6 +238,13 @@ def eval_sample(spec):
     return tuple(image.shape), target.boxes.tolist(), target.box_scale
 
 
+def decoded(spec):
+    from rtdetr_tool.data.build import build_eval_dataset
+    from rtdetr_tool.data.build_sources import pixel_format_of
+
+    return build_eval_dataset(spec.dataset, "val", pixels=pixel_format_of(spec))[0][0].tolist()
+
+
 def test_sample(spec):
     from rtdetr_tool.data.build import build_eval_dataset
 
@@ -561,6 +568,7 @@ ROWS: list[tuple] = [
     ("model__freeze_at", 1, trainable),
     ("model__num_queries", 20, lambda spec: len(output(spec)[0])),
     ("model__num_select", 4, detections),
+    ("model__num_channels", 4, parts),
     ("model__num_feature_levels", 2, parts),
     ("model__return_interm_indices", [0, 1, 2], parts),
     ("model__return_interm_indices", [2, 3], parts, {k: v for k, v in LEVELS.items() if "indices" not in k}),
@@ -687,6 +695,7 @@ ROWS: list[tuple] = [
     ("dataset__cache_gb", 1e-5, cached_bytes, {"dataset__cache": "ram"}),
     ("dataset__on_bad_image", "error", bad_image),
     ("dataset__max_bad_share", 0.5, replaced_images),
+    ("dataset__value_range", [100.0, 200.0], decoded),
     ("train__num_gpus", 2, trainer),
     ("train__gpu_ids", [0, 1], trainer),
     ("train__num_nodes", 2, trainer),

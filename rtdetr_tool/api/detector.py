@@ -20,6 +20,7 @@ from rtdetr_tool.api.opening import choose_device, loaded_for_deployed, open_wei
 from rtdetr_tool.api.prediction import Prediction, check_batch_size, check_shape, check_threshold, is_lazy
 from rtdetr_tool.api.runtime_cache import RuntimeCache
 from rtdetr_tool.api.train_arguments import read_train_arguments
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.video_container import require_video
 from rtdetr_tool.data.video_formats import video_source
@@ -145,7 +146,7 @@ class Detector:
 
         Args:
             images: one, a list or an iterator of paths, http(s) addresses, PIL images, arrays [H, W, 3] or tensors
-                [3, H, W]; RGB, uint8 or floats 0..1.
+                [3, H, W]; RGB, uint8 or floats 0..1. With `model.num_channels`, that number instead of 3.
             threshold: minimum score.
             shape: (height, width) to which images are resized, instead of `input_size`.
             include_source_image: return the image in `metadata["source_image"]`.
@@ -195,6 +196,8 @@ class Detector:
         except ValueError as error:
             raise UserError(f"predict_video: {error}") from None
         require_video()
+        if (channels := self.spec.model.num_channels) != 3:
+            raise UserError(f"predict_video: frames have 3 channels, but model.num_channels is {channels}; use predict")
         return self._prediction("predict_video", threshold, shape, include_source_image, batch_size).of_video(video)
 
     def _prediction(
@@ -207,7 +210,7 @@ class Detector:
         keep_ratio = self.spec.dataset.augmentation.preserve_aspect_ratio
         return Prediction(
             self.runtime, self.class_map, size, keep_ratio, self.spec.model.num_select, threshold, include_source,
-            check_batch_size(method, batch_size),
+            check_batch_size(method, batch_size), pixel_format_of(self.spec),
         )  # fmt: skip
 
     def _shape(self, shape: Sequence[int] | None) -> tuple[int, int]:
@@ -259,7 +262,9 @@ class Detector:
         self._optimized = _Optimization(_DTYPES[name], compile and self.device.type == "cuda", batch_size)
         self._cache.clear()
         try:
-            self.runtime.predict(torch.zeros(batch_size, 3, *self.input_size, device=self.device))
+            self.runtime.predict(
+                torch.zeros(batch_size, self.spec.model.num_channels, *self.input_size, device=self.device)
+            )
         except BaseException as error:
             self._optimized = before
             self._cache.clear()
@@ -342,7 +347,7 @@ class Detector:
             shape: (height, width) of the input; None = `input_size`.
             batch_size: batch size of the graph, unless `dynamic_batch` is set.
             output_name: file name without suffix; None = the kind of detector, such as `rtdetr-resnet_50`.
-            calibration_data: images for INT8 in TFLite: a folder, an array file, or an array [N, H, W, 3].
+            calibration_data: images for INT8 in TFLite: a folder, an array file, or an array [N, H, W, C].
             keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`; for TFLite
                 also `quantization` (fp32, fp16, int8) and `max_images`.
         """

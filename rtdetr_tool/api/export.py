@@ -22,23 +22,24 @@ def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], 
     """Export a detector with the fields of the spec's `export` section in `base`, overridden by the keywords.
 
     Args:
-        calibration: images for INT8; a folder, an array file, or an array [N, H, W, 3] or [N, 3, H, W].
+        calibration: images for INT8; a folder, an array file, or an array [N, H, W, C] or [N, C, H, W].
     """
     settings = {**base, **export_settings(keywords)}
-    images = calibration_array(calibration) if isinstance(calibration, np.ndarray) else None
+    channels = opened.detector.num_channels
+    images = calibration_array(calibration, channels) if isinstance(calibration, np.ndarray) else None
     if calibration is not None and images is None:
         if not isinstance(calibration, (str, os.PathLike)):
             raise UserError(
                 f"export: calibration_data of type {type(calibration).__name__} is invalid; expected a folder of "
-                "images, an array file (.npy), an array [N, height, width, 3]"
+                "images, an array file (.npy), an array [N, height, width, channels]"
             )
         settings["export.tflite.calibration"] = os.fspath(calibration)
     spec = spec_from_dict(applied(spec_to_dict(opened.spec), settings), "export")
     return export_detector(opened, spec.export, spec.inference.conf_threshold, images)
 
 
-def calibration_array(images: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Images as [N, 3, H, W], from channels-first or channels-last arrays."""
-    if images.ndim == 4 and images.shape[-1] == 3 and images.shape[1] != 3:
+def calibration_array(images: NDArray[np.generic], channels: int = 3) -> NDArray[np.generic]:
+    """Images as [N, C, H, W], from channels-first or channels-last arrays."""
+    if images.ndim == 4 and images.shape[-1] == channels and images.shape[1] != channels:
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return images

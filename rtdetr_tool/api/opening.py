@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rtdetr_tool.api.keywords import applied, model_settings
-from rtdetr_tool.checkpoints.detector_file import read_detector
+from rtdetr_tool.checkpoints.detector_file import adapt_file, read_detector
 from rtdetr_tool.checkpoints.metadata import section_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import DEFAULT_FAMILY, all_families, family_named, family_of
@@ -77,7 +77,8 @@ def open_weights(
 ) -> OpenedDetector:
     """The detector of a weights file or of published weights by name.
 
-    With another number of classes, the class heads are initialized from scratch.
+    With another number of classes, the class heads are initialized from scratch. For images with another number of
+    channels, the first convolution is adapted.
 
     Raises:
         CheckpointError: `base` or `keywords` contradict the file.
@@ -87,6 +88,7 @@ def open_weights(
     family = family_of(section_of(file.meta, "spec.model").get("arch"))
     known = section_of(file.meta, "spec.dataset").get("num_classes")
     settings = {**base, **model_settings(keywords, family, where)}
+    adapt_file(file, settings.get("model.num_channels"))
     rows = known if num_classes is None else family.class_rows(num_classes)
     new_classes = rows != known
     return build_opened(WeightsFile(file, new_classes), _loaded(settings, rows if new_classes else None))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rtdetr_tool.api.images import to_pixels
 from rtdetr_tool.api.results import result_of
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.read_ahead import ReadAhead
 from rtdetr_tool.data.video import VideoFrame, VideoReader
 from rtdetr_tool.data.video_formats import VideoSource
@@ -41,10 +42,11 @@ class Prediction:
     threshold: float
     include_source_image: bool
     batch_size: int
+    pixels: PixelFormat = RGB
 
     def of_images(self, images: Iterable[Any], total: int | None, ahead: int | None = None) -> Iterator[Any]:
         """The result of each image, in order; images are taken and decoded when their batch runs."""
-        inputs = _decoded(images, total)
+        inputs = _decoded(images, total, self.pixels)
         for item, detections in self._detect(iter(lambda: list(islice(inputs, self.batch_size)), []), _path_of, ahead):
             yield self._result(item.image, detections)
 
@@ -118,10 +120,10 @@ def _path_of(item: _Decoded) -> str:
     return item.path
 
 
-def _decoded(images: Iterable[Any], total: int | None) -> Iterator[_Decoded]:
+def _decoded(images: Iterable[Any], total: int | None, form: PixelFormat) -> Iterator[_Decoded]:
     for index, image in enumerate(images):
         try:
-            pixels = to_pixels(image)
+            pixels = to_pixels(image, form)
         except UserError as error:
             kind = type(error) if isinstance(error, DataError) else DataError
             of = "" if total is None else f" of {total}"

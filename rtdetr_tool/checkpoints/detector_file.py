@@ -7,6 +7,7 @@ the directory). A published name such as `rf-detr-nano` works like the path of i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from rtdetr_tool.checkpoints.download import is_url, public_url
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, family_of_tensors, weights_of
 from rtdetr_tool.checkpoints.identify import OURS, identify, with_native_names
+from rtdetr_tool.checkpoints.input_channels import RGB, adapted_from_rgb, image_channels, input_weight
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata
 from rtdetr_tool.checkpoints.published import weights_path
@@ -25,6 +27,8 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import family_of
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.spec.queries import fields_not_in_weights
+
+logger = logging.getLogger(__name__)
 
 DIRECTORY_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -85,7 +89,20 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
     read = DetectorFile(source, identified.kind, what, weights, {}, format=identified.format)
     family = identified.family if identified.format is not None else family_of_tensors(weights)
     weights_of(family).describe(read, FileContents(identified, payload, file, place.is_dir()), given or {})
+    if (channels := image_channels(weights)) not in (None, RGB):
+        read.meta["spec"]["model"]["num_channels"] = channels
     return read
+
+
+def adapt_file(file: DetectorFile, channels: Any) -> None:
+    """Adapt weights for RGB images to images with another number of channels, if one is given."""
+    name, model = input_weight(file.weights), file.meta["spec"]["model"]
+    known = model.get("num_channels", RGB)
+    if not isinstance(channels, int) or channels < 1 or name is None or not channels != known == RGB:
+        return
+    file.weights[name] = adapted_from_rgb(file.weights[name], channels)
+    model["num_channels"] = channels
+    logger.info("Adapted %s of %s from %d to %d channels", name, file.source, RGB, channels)
 
 
 def is_model_directory(path: str | Path) -> bool:

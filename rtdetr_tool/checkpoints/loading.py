@@ -17,6 +17,7 @@ from rtdetr_tool.checkpoints.class_rows import (
     is_score_head,
     with_class_rows,
 )
+from rtdetr_tool.checkpoints.input_channels import RGB, adapt_inputs, differs_in_channels
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.messages import first_of
 
@@ -49,6 +50,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     class_rows: ClassRows | None = None  # if classes were matched by name
+    adapted: dict[str, int] = field(default_factory=dict)  # convolutions of RGB images -> their channels in the module
 
     @property
     def total(self) -> int:
@@ -82,6 +84,7 @@ class LoadReport:
                 f"The file has {classes[0]} classes, but the model {classes[1]} (dataset.num_classes); the class heads "
                 "keep their initial values."
             )
+        lines += [f"Adapted {name} from {RGB} to {channels} channels." for name, channels in self.adapted.items()]
         shapes = [
             f"{name} (file {list(in_file)}, model {list(in_module)})"
             for name, (in_file, in_module) in self.reinitialized.items()
@@ -111,7 +114,8 @@ def load_into(
     Otherwise (pretrained weights) tensors of another shape keep their initial values, which the report lists. If less
     than half of the module's tensors match, the weights belong to another model, which is an error. Frozen weights
     that are not in the state dict (`HasFrozenWeights`) are loaded first, and tensors of variable size
-    (`HasResizableWeights`) are resized.
+    (`HasResizableWeights`) are resized. Without `strict`, the first convolution of RGB images is adapted to another
+    number of channels (`input_channels`).
 
     Weights without adapters (`adapters`) can be loaded into a module that has some, which start from scratch then.
 
@@ -131,7 +135,11 @@ def load_into(
     restart = has_adapters(target) and not has_adapters(state_dict)
     if restart:
         target = without_adapters(target)
-    report, arranged = LoadReport(source), state_dict
+    report = LoadReport(source)
+    if not strict:
+        state_dict, names = adapt_inputs(state_dict, target)
+        report.adapted = {name: target[name].shape[1] for name in names}
+    arranged = state_dict
     if classes is not None:
         arranged, report.class_rows = with_class_rows(state_dict, target, classes, file_classes, source)
     for name, tensor in target.items():
@@ -144,7 +152,9 @@ def load_into(
             report.loaded.append(name)
     report.unused = [name for name in state_dict if name not in target and not name.endswith("num_batches_tracked")]
     if strict and not report.complete:
-        raise CheckpointError(f"{source} does not match this {what}{_class_hint(report)}.\n{report.summary()}")
+        raise CheckpointError(
+            f"{source} does not match this {what}{_class_hint(report) or _channel_hint(report)}.\n{report.summary()}"
+        )
     if report.share < _SMALLEST_SHARE:
         raise CheckpointError(
             f"{source} does not have the weights of this {what}: only {len(report.loaded)} of {report.total} tensors "
@@ -160,6 +170,14 @@ def load_into(
 
 def _essential(tensor: Tensor) -> tuple[int, ...]:
     return tuple(size for size in tensor.shape if size != 1)
+
+
+def _channel_hint(report: LoadReport) -> str:
+    """An explanation if the first convolution is for images with another number of channels."""
+    for name, (in_file, in_module) in report.reinitialized.items():
+        if differs_in_channels(in_file, in_module):
+            return f": {name} is for {in_file[1]} channels in the file, but for {in_module[1]} (model.num_channels)"
+    return ""
 
 
 def _class_hint(report: LoadReport) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from rtdetr_tool.commands.session import record_spec
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.inference_sources import read_inference_sources
 from rtdetr_tool.json_output import command_output
 from rtdetr_tool.messages import first_of
@@ -39,7 +40,7 @@ def run(loaded: LoadedSpec) -> None:
     tiling = tiling_for(section.tiles, spec)
     augmentation, folder = spec.dataset.augmentation, results_folder(section, "inference")
     entry, size = spec.dataset.infer_data_sources or {}, augmentation.eval_spatial_size
-    sources = read_inference_sources(entry, size, augmentation.preserve_aspect_ratio, tiling)
+    sources = read_inference_sources(entry, size, augmentation.preserve_aspect_ratio, tiling, pixel_format_of(spec))
     writer = Writer(folder, section, class_map, colors, sources.images)
     unreadable = detect_images(detecting, writer, sources.images, thresholds)
     problems: list[str] = []

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from rtdetr_tool.data.build import scoring_of
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.inspection import SplitCounts, check_contents
@@ -29,7 +30,7 @@ def run(loaded: LoadedSpec) -> None:
     """Check the datasets, write and print the report; `DataError` at the end if training or scoring would fail."""
     spec, section = loaded.spec, loaded.spec.validate_data
     findings = Findings(section.num_pictures)
-    datasets = load_splits(spec.dataset, findings, spec.model.predicts)
+    datasets = load_splits(spec.dataset, findings, spec.model.predicts, pixel_format_of(spec))
     counts = check_contents(datasets, findings, scoring_of(spec))
     check_images(spec, datasets, findings)
 

@@ -14,6 +14,7 @@ from typing import Any, overload
 import torch
 
 from rtdetr_tool.catalog import BOXES
+from rtdetr_tool.data.array_files import check_tiff_support
 from rtdetr_tool.data.build_augmentation import mixing_of, stages_of, train_transform
 from rtdetr_tool.data.build_sources import read_sources, sources_with_classes
 from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
@@ -22,6 +23,7 @@ from rtdetr_tool.data.folder import ImageFolder, search, skipped_line
 from rtdetr_tool.data.image_cache import ImageCache
 from rtdetr_tool.data.joining import joined_categories, match_classes, report_confusable
 from rtdetr_tool.data.loader import DetectionLoader, start_worker
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
@@ -43,13 +45,14 @@ ALWAYS_REPLACED = 10  # number of bad training images that is always accepted
 
 
 def build_train_dataset(
-    spec: DatasetSpec, seed: int = 0, kind: str = BOXES, num_epochs: int | None = None
+    spec: DatasetSpec, seed: int = 0, kind: str = BOXES, num_epochs: int | None = None, pixels: PixelFormat = RGB
 ) -> TrainDataset:
     """All training sources as one dataset; a negative seed means a random seed.
 
     Args:
         kind: what is read of objects, one of `catalog.PREDICTS`.
         num_epochs: the length of the run, from which the epochs of augmentation follow; None = no end.
+        pixels: what images are decoded to.
     """
     sources = sources_with_classes(spec, "train", kind, with_masks=spec.augmentation.copy_paste_prob > 0)
     max_bad = largest_bad_count(sum(len(source.images) for source in sources), spec.max_bad_share)
@@ -64,12 +67,28 @@ def build_train_dataset(
     categories = joined_categories(sources)
     repairs = _report("train", sources)
     class_map = _class_map(spec, categories, _joined_poses(sources))
-    records = _records(spec, sources, class_map)
-    cache = None if spec.cache == "none" else ImageCache(spec.cache, int(spec.cache_gb * 1e9), len(records))
+    records = _records(spec, sources, class_map, pixels)
+    if pixels.channels != 3 and spec.augmentation.distortion_prob:
+        logger.info(
+            "Skipping distortions of saturation, hue and channel order, which exist only for images with 3 channels "
+            "(model.num_channels is %d)", pixels.channels,
+        )  # fmt: skip
+    cache = None if spec.cache == "none" else ImageCache(spec.cache, int(spec.cache_gb * 1e9), len(records), pixels)
     transform, mixing = train_transform(spec.augmentation, class_map), mixing_of(spec.augmentation)
     stages = stages_of(spec.augmentation, num_epochs)
     dataset = TrainDataset(
-        records, class_map, transform, seed, spec.on_bad_image, repairs, kind, max_bad - missing, cache, mixing, stages
+        records,
+        class_map,
+        transform,
+        seed,
+        spec.on_bad_image,
+        repairs,
+        kind,
+        max_bad - missing,
+        cache,
+        mixing,
+        stages,
+        pixels,
     )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
@@ -86,11 +105,13 @@ def build_eval_dataset(
     class_map: ClassMap | None = None,
     kind: str = BOXES,
     tiling: Tiling | None = None,
+    pixels: PixelFormat = RGB,
 ) -> EvalDataset:
     """The `val` or `test` source as a dataset, with `tiling` of tiled images.
 
     With `class_map` (from the training data or a checkpoint) the categories of the source must be among its classes;
-    otherwise they are numbered as the spec specifies. `kind` is what is read of objects (`catalog.PREDICTS`).
+    otherwise they are numbered as the spec specifies. `kind` is what is read of objects (`catalog.PREDICTS`), `pixels`
+    what images are decoded to.
     """
     sources = (sources_with_classes if class_map is None else read_sources)(spec, split, kind)
     if len(sources) != 1:
@@ -103,31 +124,31 @@ def build_eval_dataset(
     else:
         class_map = match_classes(source, class_map)
     dataset = EvalDataset(
-        _records(spec, [source], class_map),
+        _records(spec, [source], class_map, pixels),
         class_map,
         spec.augmentation.eval_spatial_size,
         spec.augmentation.preserve_aspect_ratio,
         _report(split, [source]),
         kind,
         tiling,
+        pixels,
     )
     logger.info("%s data: %d images, %s", split.capitalize(), len(dataset), class_map.describe())
     return dataset
 
 
-def build_inference_dataset(spec: DatasetSpec) -> ImageFolder:
+def build_inference_dataset(spec: DatasetSpec, pixels: PixelFormat = RGB) -> ImageFolder:
     """All images in the folders of `dataset.infer_data_sources.image_dir` (a path or a list of paths)."""
     folders = (spec.infer_data_sources or {}).get("image_dir")
     if not folders:
         raise DataError(
             "dataset.infer_data_sources.image_dir: required, but not set; expected an image folder or a list of folders"
         )
-    augmentation, contents = spec.augmentation, search(folders)
+    augmentation, contents = spec.augmentation, search(folders, arrays=not pixels.is_rgb)
     if contents.skipped:
         logger.warning("%s", skipped_line(contents.skipped))
-    return ImageFolder(
-        contents.images, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, contents.skipped
-    )
+    size, keep_ratio = augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
+    return ImageFolder(contents.images, size, keep_ratio, contents.skipped, pixels=pixels)
 
 
 def tiling_of(tiles: TilesSpec, spec: DatasetSpec) -> Tiling | None:
@@ -184,12 +205,13 @@ def build_loader(
         sampler = EvalSampler(len(dataset), rank, world_size)
         drop_last = False
     size = input_size(spec.augmentation.eval_spatial_size, spec.augmentation.preserve_aspect_ratio)
+    shape = (dataset.pixels.channels, *size)
     merge: Callable[..., Any] = collate
     if isinstance(dataset, (ImageFolder, EvalDataset)) and dataset.tiling is not None:
         batch_size = 1  # image; its tiles are many
-        merge = partial(collate_tiles, tiling=dataset.tiling, size=size, strict=isinstance(dataset, EvalDataset))
+        merge = partial(collate_tiles, tiling=dataset.tiling, shape=shape, strict=isinstance(dataset, EvalDataset))
     elif isinstance(dataset, ImageFolder):
-        merge = partial(collate_inference, size=size)
+        merge = partial(collate_inference, shape=shape)
     return DetectionLoader(
         dataset,
         batch_size=batch_size,
@@ -238,9 +260,11 @@ def _with_swaps(poses: Mapping[int, Pose], pairs: Sequence[int]) -> dict[int, Po
 
 
 def _records(
-    spec: DatasetSpec, sources: Sequence[Source], class_map: ClassMap
+    spec: DatasetSpec, sources: Sequence[Source], class_map: ClassMap, pixels: PixelFormat
 ) -> SerializedRecords | list[ImageRecord]:
     records = [record for source in sources for record in source.records(class_map)]
+    for record in () if pixels.is_rgb or pixels.channels == 1 else records:
+        check_tiff_support(record.path)
     return SerializedRecords(records) if spec.dataset_type == "serialized" else records
 
 

@@ -11,16 +11,23 @@ from rtdetr_tool.data.coco import read_source
 from rtdetr_tool.data.dataset_folder import read_dataset_folder
 from rtdetr_tool.data.folder import find_images
 from rtdetr_tool.data.joining import decide_classes, joined_categories, needs_other_splits
+from rtdetr_tool.data.pixels import PixelFormat
 from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.families import all_families
-from rtdetr_tool.spec import DatasetSpec
+from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
 
 # Kind -> what an object needs, the head that requires it, and files that have it; for messages.
 _REQUIRED = {
     MASKS: ("a mask", "segmentation", "COCO files with `segmentation` or YOLO labels with polygons"),
     KEYPOINTS: ("keypoints", "keypoint", "COCO files with `keypoints`, such as person_keypoints_train2017.json"),
 }
+
+
+def pixel_format_of(spec: ExperimentSpec) -> PixelFormat:
+    """What images are decoded to for the model of a spec."""
+    value_range = spec.dataset.value_range
+    return PixelFormat(spec.model.num_channels, None if value_range is None else tuple(value_range))
 
 
 def train_categories(spec: DatasetSpec) -> dict[int, str]:
@@ -60,8 +67,11 @@ def read_sources(spec: DatasetSpec, split: str, kind: str = BOXES, with_masks: b
     return sources
 
 
-def source_images(spec: DatasetSpec, split: str) -> list[str]:
-    """Image files of `train`, `val`, `test` or `infer`: all in an image_dir, or those of the split in a dataset_dir."""
+def source_images(spec: DatasetSpec, split: str, arrays: bool = False) -> list[str]:
+    """Image files of `train`, `val`, `test` or `infer`: all in an image_dir, or those of the split in a dataset_dir.
+
+    Array files (.npy) in an image_dir are only images with `arrays`.
+    """
     paths: dict[str, None] = {}
     for entry in _entries(spec, split):
         if entry.get("dataset_dir"):
@@ -69,7 +79,7 @@ def source_images(spec: DatasetSpec, split: str) -> list[str]:
             drop_missing_images(source, "skip")
             paths.update(dict.fromkeys(image.path for image in source.images.values()))
         elif entry.get("image_dir"):
-            paths.update(dict.fromkeys(find_images(entry["image_dir"])))
+            paths.update(dict.fromkeys(find_images(entry["image_dir"], arrays)))
     if not paths:
         raise DataError(f"dataset.{split}_data_sources has no images; expected at least one.")
     return list(paths)

@@ -35,7 +35,7 @@ class FailedImage:
 
 @dataclass
 class InferenceBatch(Batch):
-    """A batch and the images that failed; the batch may be empty ([0, 3, H, W])."""
+    """A batch and the images that failed; the batch may be empty ([0, C, H, W])."""
 
     failures: list[FailedImage] = field(default_factory=list)
 
@@ -50,9 +50,9 @@ def collate(samples: Sequence[tuple[Tensor, Target] | FailedImage]) -> Batch | F
 
 
 def collate_inference(
-    samples: Sequence[tuple[Tensor, Target] | FailedImage], size: tuple[int, int]
+    samples: Sequence[tuple[Tensor, Target] | FailedImage], shape: tuple[int, int, int]
 ) -> InferenceBatch | FailedImage:
-    """A batch of the readable images, and the failures; `size` is the (height, width) of an empty batch.
+    """A batch of the readable images, and the failures; `shape` [C, H, W] is that of the images of an empty batch.
 
     A machine fault is returned alone, and the loader raises it.
     """
@@ -60,23 +60,24 @@ def collate_inference(
         if isinstance(sample, FailedImage) and sample.ends_the_run:
             return sample
     good = [sample for sample in samples if not isinstance(sample, FailedImage)]
-    images = stack_images([image for image, _ in good]) if good else torch.zeros((0, 3, *size), dtype=torch.uint8)
+    images = stack_images([image for image, _ in good]) if good else torch.zeros((0, *shape), dtype=torch.uint8)
     failures = [sample for sample in samples if isinstance(sample, FailedImage)]
     return InferenceBatch(images, [target for _, target in good], failures)
 
 
 def stack_images(images: Sequence[Tensor]) -> Tensor:
-    """uint8 [3, H, W] each -> [B, 3, H, W] in channels_last, the layout of decoders and of the network's convolutions.
+    """uint8 [C, H, W] each -> [B, C, H, W] in channels_last, the layout of decoders and of the network's convolutions.
 
     In a worker process the batch is made in shared memory, from which the main process reads it without another copy.
     """
-    height, width = images[0].shape[-2:]
-    shape = (len(images), height, width, 3)
+    channels, height, width = images[0].shape
+    shape = (len(images), height, width, channels)
     if get_worker_info() is None:
         batch = torch.empty(shape, dtype=torch.uint8)
     else:
-        storage = torch.UntypedStorage._new_shared(len(images) * height * width * 3, device="cpu")
-        batch = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape, (height * width * 3, width * 3, 3, 1))
+        storage = torch.UntypedStorage._new_shared(len(images) * height * width * channels, device="cpu")
+        strides = (height * width * channels, width * channels, channels, 1)
+        batch = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape, strides)
     for row, image in zip(batch, images, strict=True):
         row.copy_(image.permute(1, 2, 0))
     return batch.permute(0, 3, 1, 2)

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
+from rtdetr_tool.data.channels import ChannelMismatch
 from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder
 from rtdetr_tool.data.ground_truth import coco_ground_truth
 from rtdetr_tool.data.image_cache import ImageCache
 from rtdetr_tool.data.mixing import Mixing
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
@@ -58,11 +60,13 @@ class DetectionDataset(Dataset[Sample | TiledSample | FailedImage]):
         class_map: ClassMap,
         repairs: Repairs | None = None,
         kind: str = BOXES,
+        pixels: PixelFormat = RGB,
     ) -> None:
         if not len(records):
             raise DataError("The dataset has no images; expected at least one.")
         self.records, self.class_map = records, class_map
         self.repairs = repairs or Repairs()
+        self.pixels = pixels  # what images are decoded to
         self.kind = kind  # what records and targets have, one of `catalog.PREDICTS`
         self._swaps = swaps_by_class(class_map) if kind == KEYPOINTS else None
 
@@ -87,7 +91,9 @@ class DetectionDataset(Dataset[Sample | TiledSample | FailedImage]):
     def _decode(self, record: ImageRecord, index: int) -> Tensor:
         size = (record.width, record.height) if record.width else None
         try:
-            return decode_image(record.path, size) if self.cache is None else self.cache.read(index, record.path, size)
+            if self.cache is not None:
+                return self.cache.read(index, record.path, size)
+            return decode_image(record.path, size, self.pixels)
         except DataError:
             check_folder(record.path)
             raise
@@ -114,7 +120,7 @@ class TrainDataset(DetectionDataset):
 
     Args:
         on_bad_image: `skip` warns once about an unreadable image and replaces it with another one, which also depends
-            on (seed, e, i) only; `error` raises.
+            on (seed, e, i) only; `error` raises. Another number of channels always does.
         max_bad: maximum number of different images that may be replaced, `DataError` above; None means no limit.
         cache: of decoded images, by index; None = images are decoded every time.
         mixing: steps that combine images; for copy-paste, records must have masks.
@@ -134,8 +140,9 @@ class TrainDataset(DetectionDataset):
         cache: ImageCache | None = None,
         mixing: Mixing | None = None,
         stages: Stages | None = None,
+        pixels: PixelFormat = RGB,
     ) -> None:
-        super().__init__(records, class_map, repairs, kind)
+        super().__init__(records, class_map, repairs, kind, pixels)
         self.cache = cache
         self.transform, self.max_bad = transform, max_bad
         self.mixing, self.stages = mixing or Mixing(), stages or Stages()
@@ -184,7 +191,7 @@ class TrainDataset(DetectionDataset):
             try:
                 return record, self._scene(record, self._decode(record, index))
             except DataError as error:
-                if self.on_bad_image == "error":
+                if self.on_bad_image == "error" or isinstance(error, ChannelMismatch):
                     raise
                 self._report(index, error)
                 index = int(rng.integers(len(self)))
@@ -238,8 +245,9 @@ class EvalDataset(DetectionDataset):
         repairs: Repairs | None = None,
         kind: str = BOXES,
         tiling: Tiling | None = None,
+        pixels: PixelFormat = RGB,
     ) -> None:
-        super().__init__(records, class_map, repairs, kind)
+        super().__init__(records, class_map, repairs, kind, pixels)
         self.tiling = tiling
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
@@ -247,7 +255,8 @@ class EvalDataset(DetectionDataset):
         """A dataset with `count` of the images, sampled with `seed` and in their original order."""
         indices = sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
         records = [self.records[index] for index in indices]
-        return EvalDataset(records, self.class_map, self.spatial_size, self.preserve_aspect_ratio, kind=self.kind)
+        size, keep_ratio = self.spatial_size, self.preserve_aspect_ratio
+        return EvalDataset(records, self.class_map, size, keep_ratio, kind=self.kind, pixels=self.pixels)
 
     def sample(self, index: int) -> Sample | TiledSample:
         record = self.records[index]

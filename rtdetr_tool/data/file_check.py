@@ -8,10 +8,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from rtdetr_tool.data.channels import ChannelMismatch
 from rtdetr_tool.data.decoding import SizeMismatch, decode_image, image_header
 from rtdetr_tool.data.faults import check_folder, retried
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.loader import explain_dead_worker, explain_loader_faults, start_worker
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.errors import DataError, MachineError
 from rtdetr_tool.files import sha256_of
@@ -29,13 +31,14 @@ class ImageFacts:
     wrong_size: bool = False
     error: str | None = None
     machine: bool = False  # whether the error is a machine fault
+    wrong_channels: bool = False
 
 
 class _Files(Dataset[ImageFacts]):
     """Reads each file as training does."""
 
-    def __init__(self, records: Sequence[ImageRecord]) -> None:
-        self.records = records
+    def __init__(self, records: Sequence[ImageRecord], pixels: PixelFormat) -> None:
+        self.records, self.pixels = records, pixels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -43,7 +46,7 @@ class _Files(Dataset[ImageFacts]):
     def __getitem__(self, index: int) -> ImageFacts:
         record = self.records[index]
         try:
-            decode_image(record.path, (record.width, record.height) if record.width else None)
+            decode_image(record.path, (record.width, record.height) if record.width else None, self.pixels)
             upright, orientation = image_header(record.path)
             as_stored = bool(record.width) and (record.width, record.height) != upright
             sha256 = retried(lambda: sha256_of(record.path), record.path)
@@ -51,14 +54,15 @@ class _Files(Dataset[ImageFacts]):
         except MachineError as error:
             return ImageFacts(error=str(error), machine=True)
         except (DataError, OSError) as error:
-            return ImageFacts(wrong_size=isinstance(error, SizeMismatch), error=str(error))
+            size, channels = (isinstance(error, kind) for kind in (SizeMismatch, ChannelMismatch))
+            return ImageFacts(wrong_size=size, wrong_channels=channels, error=str(error))
 
 
-def read_files(records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFacts]:
+def read_files(records: Sequence[ImageRecord], workers: int, pixels: PixelFormat = RGB) -> Iterator[ImageFacts]:
     """Read every image file, in order, with `workers` processes (0: in this process)."""
     options: dict[str, Any] = {"prefetch_factor": 16, "worker_init_fn": start_worker} if workers else {}
     with explain_dead_worker(f"dataset.workers (now {workers})"):
-        loader = DataLoader(_Files(records), batch_size=None, num_workers=workers, **options)
+        loader = DataLoader(_Files(records, pixels), batch_size=None, num_workers=workers, **options)
         for record, facts in zip(records, explain_loader_faults(loader), strict=True):
             if facts.machine:
                 raise MachineError(facts.error)
@@ -83,7 +87,7 @@ class FileCheck:
         if facts.error is not None:
             self.bad += 1
             kind = "image_size_differs" if facts.wrong_size else "image_unreadable"
-            kind = "image_replaced" if split in self.replaced else kind
+            kind = "image_replaced" if split in self.replaced and not facts.wrong_channels else kind
             self.findings.add(kind, split, facts.error, record=record)
             return
         if facts.as_stored:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from rtdetr_tool.data.array_files import ARRAY_SUFFIX
 from rtdetr_tool.data.collate import FailedImage
 from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.faults import check_folder, retried, walked
 from rtdetr_tool.data.image_formats import EXTENSIONS, is_image
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import prepare_image
 from rtdetr_tool.data.tiles import TiledSample, Tiling, tiled_sample
 from rtdetr_tool.data.video_formats import EXTENSIONS as VIDEO_EXTENSIONS
@@ -40,11 +42,12 @@ class FolderContents:
     skipped: list[str] = field(default_factory=list)
 
 
-def search(folders: str | Iterable[str], videos: bool = False) -> FolderContents:
+def search(folders: str | Iterable[str], videos: bool = False, arrays: bool = False) -> FolderContents:
     """Find all files in folders and their subfolders, without duplicates; the extension decides what is an image.
 
     Folders keep their order, and the files of each are sorted by path. An entry may also be a single image file with
-    any name. Links to folders are not followed; they count as skipped, and without `videos` so do videos.
+    any name. Links to folders are not followed; they count as skipped, and without `videos` so do videos, without
+    `arrays` array files (.npy), which other programs store next to images.
 
     Raises:
         DataError: a folder does not exist, or none of them contains an image (with `videos`: or a video).
@@ -57,28 +60,29 @@ def search(folders: str | Iterable[str], videos: bool = False) -> FolderContents
             (contents.videos if videos and is_video(path) else contents.images).append(path)
         elif os.path.isdir(folder):
             for path in _walk(os.fspath(folder)):
-                _list_of(path, contents, videos).append(path)
+                _list_of(path, contents, videos, arrays).append(path)
         else:
             raise MissingData(f"The image directory {os.fspath(folder)!r} does not exist.")
     if not contents.images and not contents.videos:
         skipped = f". {skipped_line(contents.skipped)}" if contents.skipped else ""
         kinds = "images or videos" if videos else "images"
-        extensions = " ".join((*EXTENSIONS, *(VIDEO_EXTENSIONS if videos else ())))
+        more = (*(VIDEO_EXTENSIONS if videos else ()), *((ARRAY_SUFFIX,) if arrays else ()))
+        extensions = " ".join((*EXTENSIONS, *more))
         raise DataError(f"{folders} contains no {kinds}; expected files with the extensions {extensions}{skipped}")
     return FolderContents(
         *(list(dict.fromkeys(paths)) for paths in (contents.images, contents.videos, contents.skipped))
     )
 
 
-def _list_of(path: str, contents: FolderContents, videos: bool) -> list[str]:
-    if is_image(path):
+def _list_of(path: str, contents: FolderContents, videos: bool, arrays: bool) -> list[str]:
+    if is_image(path) or (arrays and path.lower().endswith(ARRAY_SUFFIX)):
         return contents.images
     return contents.videos if videos and is_video(path) else contents.skipped
 
 
-def find_images(folders: str | Iterable[str]) -> list[str]:
+def find_images(folders: str | Iterable[str], arrays: bool = False) -> list[str]:
     """The image files in folders, see `search`; skipped files are logged as a warning."""
-    contents = search(folders)
+    contents = search(folders, arrays=arrays)
     if contents.skipped:
         logger.warning("%s", skipped_line(contents.skipped))
     return contents.images
@@ -136,8 +140,9 @@ class ImageFolder(Dataset[tuple[Tensor, Target] | TiledSample | FailedImage]):
         preserve_aspect_ratio: bool = False,
         skipped: Sequence[str] = (),
         tiling: Tiling | None = None,
+        pixels: PixelFormat = RGB,
     ) -> None:
-        self.tiling = tiling
+        self.tiling, self.pixels = tiling, pixels
         self.paths, self.skipped = list(paths), list(skipped)
         self.spatial_size, self.preserve_aspect_ratio = tuple(spatial_size), preserve_aspect_ratio
 
@@ -147,7 +152,7 @@ class ImageFolder(Dataset[tuple[Tensor, Target] | TiledSample | FailedImage]):
     def __getitem__(self, index: int) -> tuple[Tensor, Target] | TiledSample | FailedImage:
         path = self.paths[index]
         try:
-            image = decode_image(path)
+            image = decode_image(path, pixels=self.pixels)
         except (DataError, MachineError) as error:
             if isinstance(error, DataError):
                 check_folder(path)

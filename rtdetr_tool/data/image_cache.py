@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.data.decoding import decode_image
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_line
 
@@ -37,12 +38,13 @@ class ImageCache:
         kind: `ram` or `disk`.
         limit: bytes.
         count: number of images of the dataset.
+        pixels: what images are decoded to.
 
     Raises:
         DataError: the cache cannot be created.
     """
 
-    def __init__(self, kind: str, limit: int, count: int) -> None:
+    def __init__(self, kind: str, limit: int, count: int, pixels: PixelFormat = RGB) -> None:
         folder = _MEMORY if kind == "ram" else Path(tempfile.gettempdir())
         if not (Path("/proc/self/fd").is_dir() and folder.is_dir()):
             raise DataError(f"dataset.cache: {kind} is not supported on this system; use none")
@@ -53,7 +55,7 @@ class ImageCache:
         except OSError as error:
             raise DataError(f"dataset.cache: {kind}: cannot create a file in {folder}: {first_line(error)}") from error
         self._path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"  # for processes that do not inherit the file
-        self._limit = limit
+        self._limit, self.pixels = limit, pixels
         self._entries = torch.full((count, 5), _NOWHERE).share_memory_()  # offset, height, width, mtime, file size
         self._used = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._lock = multiprocessing.Lock()
@@ -67,14 +69,14 @@ class ImageCache:
         try:
             status = os.stat(path)
         except (OSError, ValueError):
-            return decode_image(path, declared_size)  # which explains the error
+            return decode_image(path, declared_size, self.pixels)  # which explains the error
         identity = [status.st_mtime_ns, status.st_size]
         offset, height, width, *known = self._entries[index].tolist()
         if offset != _NOWHERE and known == identity:
-            pixels = np.empty((height, width, 3), np.uint8)
+            pixels = np.empty((height, width, self.pixels.channels), np.uint8)
             if os.preadv(self._descriptor(), [pixels.data], offset) == pixels.nbytes:
                 return torch.from_numpy(pixels).permute(2, 0, 1)
-        image = decode_image(path, declared_size)
+        image = decode_image(path, declared_size, self.pixels)
         self._store(index, image, identity)
         return image
 

@@ -1,12 +1,12 @@
 """Photometric distortion (SSD, arXiv:1512.02325) as in torchvision v2, but faster.
 
-Each operation agrees with torchvision's to within one gray level. Pixels are uint8 numpy arrays [H, W, 3], as returned
-by decoders.
+Each operation agrees with torchvision's to within one gray level. Pixels are uint8 numpy arrays [H, W, C], as returned
+by decoders. Saturation, hue and the order of channels are only distorted in RGB.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,10 +35,12 @@ class Distortion:
     channels: tuple[int, int, int] | None = None
 
     def __call__(self, image: Tensor, rows: slice = _ALL, columns: slice = _ALL) -> Tensor:
-        """Distort a uint8 RGB image [3, H, W] and return a part of it; the input is not modified.
+        """Distort a uint8 image [C, H, W] and return a part of it; the input is not modified.
 
         Only contrast depends on the whole image, so the other pixels are not distorted unless its mean is needed.
         """
+        if len(image) != 3:
+            self = self.for_channels(len(image))
         if not self.operations:
             return image[:, rows, columns]
         pixels = image.permute(1, 2, 0).numpy()
@@ -47,13 +49,17 @@ class Distortion:
         if self.brightness is not None:
             pixels = adjust_brightness(pixels, self.brightness)
         if self.contrast is not None:
-            gray = _GRAY
+            gray = _GRAY if len(image) == 3 else np.full(len(image), 1 / len(image))
             if not self._contrast_before_colors:
                 pixels, gray = self._adjust_colors(pixels), _GRAY[list(self.channels or (0, 1, 2))]
             pixels = adjust_contrast(pixels[rows, columns], self.contrast, mean_gray(pixels, gray))
         if self.contrast is None or self._contrast_before_colors:
             pixels = self._adjust_colors(pixels)
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def for_channels(self, count: int) -> Distortion:
+        """The operations that exist for images with this number of channels."""
+        return self if count == 3 else replace(self, saturation=None, hue=None, channels=None)
 
     @property
     def operations(self) -> int:
@@ -82,12 +88,12 @@ def adjust_contrast(pixels: np.ndarray, factor: float, mean: float) -> np.ndarra
 
 
 def mean_gray(pixels: np.ndarray, weights: np.ndarray = _GRAY) -> float:
-    """The mean of the gray values of all pixels, with the weights of the three channels."""
+    """The mean of the gray values of all pixels, with the weights of the channels."""
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     sums = np.zeros(rows.shape[1], np.int64)
     for top in range(0, len(rows), 256):  # as many as fit into 16 bits
         sums += np.add.reduce(rows[top : top + 256], axis=0, dtype=np.uint16)
-    return float(sums.reshape(-1, 3).sum(axis=0) @ weights) / (pixels.size / 3)
+    return float(sums.reshape(-1, len(weights)).sum(axis=0) @ weights) / (pixels.size / len(weights))
 
 
 def _by_table(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:

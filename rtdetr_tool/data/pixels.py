@@ -1,13 +1,35 @@
-"""Convert the pixels of a loaded image to uint8 RGB, from every mode of Pillow."""
+"""The pixels that images are decoded to, and the conversion of every mode of Pillow to uint8 RGB."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageCms
 
 _STRIP_PIXELS = 1 << 24  # converted at a time, so that large images are not copied as a whole
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What images are decoded to: uint8 with this number of channels (`model.num_channels`).
+
+    Args:
+        value_range: stored values that become 0 and 255 (`dataset.value_range`): two numbers for all channels, or two
+            for each one. None = those of the type (`channels.default_range`).
+    """
+
+    channels: int = 3
+    value_range: tuple[float, ...] | None = None
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether every image can be converted: to RGB with 8 bits."""
+        return self.channels == 3 and self.value_range is None
+
+
+RGB = PixelFormat()
 
 
 def rgb_pixels(file: Image.Image) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Resize decoded images to the network's input, for evaluation, inference and all runtimes.
 
-Images are uint8 RGB [3, H, W] until they are on the device, where `to_float` converts them to 0..1. There is no
-normalization by mean and standard deviation, as in TAO.
+Images are uint8 [C, H, W], mostly RGB, until they are on the device, where `to_float` converts them to 0..1. There is
+no normalization by mean and standard deviation, as in TAO.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rtdetr_tool.data.decoding import decode_image
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 
 
 @dataclass
 class PreparedImage:
     """An image at the network's size, and what is needed to undo the resizing (see `ops.structures.Target`)."""
 
-    image: Tensor  # [3, H, W] uint8
+    image: Tensor  # [C, H, W] uint8
     original_size: tuple[int, int]  # (height, width)
     box_scale: tuple[float, float]  # (x, y)
 
@@ -39,7 +40,7 @@ def input_size(spatial_size: Sequence[int], preserve_aspect_ratio: bool) -> tupl
 
 
 def prepare_image(image: Tensor, spatial_size: Sequence[int], preserve_aspect_ratio: bool = False) -> PreparedImage:
-    """Resize a decoded image, uint8 [3, H, W], to the network's input.
+    """Resize a decoded image, uint8 [C, H, W], to the network's input.
 
     Without `preserve_aspect_ratio` it is stretched to `spatial_size` (height, width). With it, the longer side becomes
     the longer of the two, and the image is padded with black on the right or bottom to a square.
@@ -54,10 +55,13 @@ def prepare_image(image: Tensor, spatial_size: Sequence[int], preserve_aspect_ra
 
 
 def load_image(
-    path: str | os.PathLike[str], spatial_size: Sequence[int], preserve_aspect_ratio: bool = False
+    path: str | os.PathLike[str],
+    spatial_size: Sequence[int],
+    preserve_aspect_ratio: bool = False,
+    pixels: PixelFormat = RGB,
 ) -> PreparedImage:
     """Decode and prepare one file."""
-    return prepare_image(decode_image(path), spatial_size, preserve_aspect_ratio)
+    return prepare_image(decode_image(path, pixels=pixels), spatial_size, preserve_aspect_ratio)
 
 
 def letterbox_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -104,7 +108,7 @@ def draw_scale(scales: Sequence[int | Sequence[int]], seed: int, step: int) -> t
 
 
 def resize_batch(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a float batch [B, 3, H, W] to (height, width), bilinear. Boxes are relative and do not change."""
+    """Resize a float batch [B, C, H, W] to (height, width), bilinear. Boxes are relative and do not change."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

@@ -60,7 +60,7 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 class TiledSample:
     """The tiles of one image."""
 
-    images: list[Tensor]  # uint8 [3, H, W] each, at the network's size
+    images: list[Tensor]  # uint8 [C, H, W] each, at the network's size
     views: list[Target]  # one per tile, without objects: its size and box scale
     corners: list[tuple[int, int]]  # (left, top) of each tile
     target: Target  # of the whole image
@@ -69,7 +69,7 @@ class TiledSample:
 def tiled_sample(
     image: Tensor, target: Target, tiling: Tiling, spatial_size: Sequence[int], preserve_aspect_ratio: bool
 ) -> TiledSample:
-    """Cut a decoded image, uint8 [3, H, W]. An image that fits into a tile is one tile, the whole image."""
+    """Cut a decoded image, uint8 [C, H, W]. An image that fits into a tile is one tile, the whole image."""
     height, width = image.shape[-2:]
     corners = tiling.corners(height, width)
     crops = [image[:, top : top + tiling.size[0], left : left + tiling.size[1]] for left, top in corners]
@@ -124,9 +124,9 @@ class TiledBatch(InferenceBatch):
 
 
 def collate_tiles(
-    samples: Sequence[TiledSample | FailedImage], tiling: Tiling, size: tuple[int, int], strict: bool
+    samples: Sequence[TiledSample | FailedImage], tiling: Tiling, shape: tuple[int, int, int], strict: bool
 ) -> TiledBatch | FailedImage:
-    """A batch of the tiles of all readable images; `size` is the (height, width) of an empty batch.
+    """A batch of the tiles of all readable images; `shape` [C, H, W] is that of the images of an empty batch.
 
     A machine fault, and with `strict` any failure, is returned alone, and the loader raises it.
     """
@@ -136,7 +136,7 @@ def collate_tiles(
             return failure
     good = [sample for sample in samples if isinstance(sample, TiledSample)]
     if not good:
-        return TiledBatch(torch.zeros((0, 3, *size), dtype=torch.uint8), [], failures, tiling=tiling)
+        return TiledBatch(torch.zeros((0, *shape), dtype=torch.uint8), [], failures, tiling=tiling)
     return batch_of_tiles(good, tiling, failures)
 
 

@@ -37,7 +37,7 @@ JITTER_CROP = (384, 600)  # pixels of the square's side
 
 @dataclass
 class TrainTransform:
-    """Augments a uint8 image [3, H, W] with xyxy pixel boxes; returns the network's input and cxcywh 0..1 boxes.
+    """Augments a uint8 image [C, H, W] with xyxy pixel boxes; returns the network's input and cxcywh 0..1 boxes.
 
     `size` is (height, width); with `preserve_aspect_ratio` the image is letterboxed as in evaluation. Areas of zoom-out
     and padding are black (0), as in TAO.

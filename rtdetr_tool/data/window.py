@@ -65,7 +65,7 @@ class Placement:
     offset: tuple[int, int] = (0, 0)
 
     def image(self, image: Tensor) -> Tensor:
-        """The network's input from a uint8 image [3, H, W]."""
+        """The network's input from a uint8 image [C, H, W]."""
         return render(image, self.window, self.inner, self.outer, self.mirrored, self.offset)
 
     def boxes(self, boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -118,7 +118,7 @@ def render(
     """The window resized to `inner` (height, width), optionally mirrored, at `offset` of a black canvas `outer`.
 
     Args:
-        image: uint8 [3, H, W].
+        image: uint8 [C, H, W].
     """
     rows, columns = window.visible(*image.shape[-2:])
     part = image[:, rows, columns]
@@ -128,7 +128,7 @@ def render(
     resized = _resize_on_black(part, (top, left), (window.height, window.width), inner)
     if inner == outer:
         return resized
-    canvas = _black(*outer)
+    canvas = _black(*outer, len(image))
     canvas[:, offset[0] : offset[0] + inner[0], offset[1] : offset[1] + inner[1]] = resized
     return canvas
 
@@ -168,7 +168,7 @@ def _resize_on_black(part: Tensor, offset: tuple[int, int], canvas: tuple[int, i
     columns that the part reaches.
     """
     if 0 in part.shape:  # the window is outside the image
-        return _black(*size)
+        return _black(*size, len(part))
     height, width = part.shape[-2:]
     if (height, width) == canvas:
         return resize(_channels_last(part), size)
@@ -184,14 +184,14 @@ def _padded(part: Tensor, start: int, length: int, dim: int) -> Tensor:
     """`part` in black, as long as `length` in one dimension."""
     shape = list(part.shape)
     shape[dim] = length
-    canvas = _black(shape[1], shape[2])
+    canvas = _black(shape[1], shape[2], shape[0])
     canvas.narrow(dim, start, part.shape[dim]).copy_(part)
     return canvas
 
 
-def _black(height: int, width: int) -> Tensor:
+def _black(height: int, width: int, channels: int) -> Tensor:
     """Channels are last in memory, as in decoded images, because those are resized much faster."""
-    return torch.zeros((height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+    return torch.zeros((height, width, channels), dtype=torch.uint8).permute(2, 0, 1)
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Runtime(Protocol):
     def device(self) -> torch.device: ...
 
     def predict(self, images: Tensor) -> Predictions:
-        """images [B, 3, H, W] float32 RGB 0..1 on `device` -> raw predictions."""
+        """images [B, C, H, W] float32 0..1 on `device` -> raw predictions."""
         ...
 
 

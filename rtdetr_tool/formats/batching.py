@@ -24,7 +24,7 @@ class BatchLimits:
 def run_in_batches(
     images: Tensor, limits: BatchLimits, run: Callable[[Tensor], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The outputs of `run` for images [B, 3, H, W], B >= 0; axis 0 of every output is the image.
+    """The outputs of `run` for images [B, C, H, W], B >= 0; axis 0 of every output is the image.
 
     Larger batches are split; smaller ones are padded with black images, whose outputs are dropped.
     """

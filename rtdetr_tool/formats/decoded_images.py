@@ -21,7 +21,7 @@ class Decoded(Protocol):
 
     @property
     def image(self) -> Tensor:
-        """uint8 RGB [3, H, W]."""
+        """uint8 [C, H, W]."""
         ...
 
 

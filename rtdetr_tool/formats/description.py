@@ -16,13 +16,19 @@ from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import KEY, without_paths
 from rtdetr_tool.checkpoints.recorded_fields import names_in
 from rtdetr_tool.formats.graph_interface import ADDED_BACKGROUND
+from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, statistics
 from rtdetr_tool.redaction import mask_secrets
 
 ROBOFLOW_NOTES = "rfdetr_notes"  # the key of notes in files of Roboflow's package
-NORMALISATION = {
-    False: "RGB, float32, pixel / 255 (0..1), no mean, no standard deviation",
-    True: "RGB, float32, (pixel / 255 - mean) / deviation, mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
-}  # by `Layout.normalised`
+
+
+def normalization(normalised: bool, channels: int = 3) -> str:
+    """The pixels that a file expects, by `Layout.normalised` and number of channels."""
+    images = "RGB" if channels == 3 else f"{channels} channel{'s' * (channels > 1)}"
+    if not normalised:
+        return f"{images}, float32, pixel / 255 (0..1), no mean, no standard deviation"
+    mean, deviation = (" ".join(map(str, statistics(values, channels))) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return f"{images}, float32, (pixel / 255 - mean) / deviation, mean {mean}, deviation {deviation}"
 
 
 def describe(
@@ -53,7 +59,7 @@ def describe(
         "names": {str(entry["index"]): entry["name"] for entry in meta["classes"]},
         "input_size": list(size),
         "preserve_aspect_ratio": bool(sizes.get("preserve_aspect_ratio", False)),
-        "normalisation": NORMALISATION[LAYOUTS[layout].normalised],
+        "normalisation": normalization(LAYOUTS[layout].normalised, (spec.get("model") or {}).get("num_channels", 3)),
         ADDED_BACKGROUND: background_added,
         "rtdetr_version": meta.get("version", ""),
         "spec_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),

@@ -24,7 +24,7 @@ NEVER = -100.0  # logit of an added background: a score of 0 in every precision
 
 
 class ExportModel(nn.Module):
-    """images [B, 3, H, W] -> the tensors of a layout, by name: class logits [B, Q, C] before the sigmoid, boxes
+    """images [B, C, H, W] -> the tensors of a layout, by name: class logits [B, Q, C] before the sigmoid, boxes
     [B, Q, 4] cxcywh 0..1, and mask logits [B, Q, h, w] or keypoints [B, Q, S, 8] if the detector predicts them.
 
     With `num_select` also the best K detections, best first: boxes [B, K, 4] xyxy in pixels of the input, clipped to
@@ -73,7 +73,7 @@ class ExportModel(nn.Module):
 
 
 class ExportFeatures(nn.Module):
-    """images [B, 3, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in the
+    """images [B, C, H, W] -> the maps [B, D, h, w] that the decoder reads: `features`, `features_1`, ..., as in the
     export of RF-DETR's package; `size` is (H, W)."""
 
     def __init__(self, detector: Detector, layout: Layout, size: tuple[int, int]) -> None:
@@ -81,7 +81,7 @@ class ExportFeatures(nn.Module):
         self.detector, self.layout = detector.deploy().eval(), layout
         self.detector.decoder = nn.Identity()  # never runs, so its weights are not exported
         with torch.no_grad():
-            images = torch.zeros(1, 3, *size, device=next(detector.parameters()).device)
+            images = torch.zeros(1, detector.num_channels, *size, device=next(detector.parameters()).device)
             levels = len(self.detector.features(images))
         self.output_names = tuple(FEATURES if index == 0 else f"{FEATURES}_{index}" for index in range(levels))
 

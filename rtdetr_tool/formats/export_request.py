@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.files import sha256_of
 from rtdetr_tool.formats.comparison import Difference
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
@@ -32,7 +33,8 @@ class ExportRequest:
         batch: None = dynamic.
         description: the metadata of the file (`description.py`).
         dataset: the section of the checkpoint's spec, for calibration images.
-        calibration: images [N, 3, H, W] to use instead of those in the section.
+        calibration: images [N, C, H, W] to use instead of those in the section.
+        pixels: what image files are decoded to.
     """
 
     format: Format
@@ -45,9 +47,10 @@ class ExportRequest:
     reference: Reference
     dataset: DatasetSpec
     calibration: NDArray[np.generic] | None = None
+    pixels: PixelFormat = RGB
 
     def features_of(self, file: Path, run_once: Callable[[Path, Tensor], dict[str, Tensor]]) -> Features:
-        """A function from images RGB 0..1 to the feature maps of a file without decoder; `run_once` runs the file."""
+        """A function from images 0..1 to the feature maps of a file without decoder; `run_once` runs the file."""
 
         def run(images: Tensor) -> list[Tensor]:
             outputs = run_once(file, to_graph(images, self.model.layout))

@@ -10,7 +10,7 @@ from typing import Any
 from rtdetr_tool.checkpoints.metadata import KEY, checked_metadata
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.formats.base import Recorded
-from rtdetr_tool.formats.description import NORMALISATION
+from rtdetr_tool.formats.description import normalization
 from rtdetr_tool.formats.graph_interface import GraphInterface
 
 
@@ -46,8 +46,12 @@ def recorded_in(path: str | Path, description: Mapping[str, Any], interface: Gra
 
 def _check_pixels(path: str | Path, description: Mapping[str, Any], interface: GraphInterface) -> None:
     """The names of inputs and outputs determine the pixels that a graph expects; its description must agree."""
-    described, expected = description.get("normalisation"), NORMALISATION[interface.layout.normalised]
-    if described in NORMALISATION.values() and described != expected:
+    described = description.get("normalisation")
+    expected, other = (
+        normalization(kind, interface.channels)
+        for kind in (interface.layout.normalised, not interface.layout.normalised)
+    )
+    if described in (expected, other) and described != expected:
         raise CheckpointError(
             f"{path} was exported for {described}, but an input named {interface.layout.input} expects {expected}. "
             "The input was renamed or the description was changed; export the file again."

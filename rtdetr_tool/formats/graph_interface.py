@@ -12,6 +12,7 @@ from rtdetr_tool.families.base import KeypointLayout
 
 Shape = tuple[int | None, ...]
 
+_SMALLEST_SIDE = 5  # pixels; an axis below is one of channels
 FEATURES = "features"  # names of the outputs of a file without decoder: features, features_1, ...
 ADDED_BACKGROUND = "background_added"  # key of a description: the last class score was added for the layout
 
@@ -28,6 +29,7 @@ class GraphInterface:
     outputs: tuple[str, ...]
     opset: int | None = None  # operator set of an ONNX graph
     keypoints: KeypointLayout | None = None  # None: all keypoints belong to the first class
+    channels: int = 3  # of images
 
 
 def layout_of(inputs: Iterable[str], outputs: Iterable[str]) -> Layout | None:
@@ -52,16 +54,16 @@ def read_interface(
         raise CheckpointError(_no_detector(inputs, outputs, source))
     shape = inputs[layout.input]
     batch, channels, height, width = shape if len(shape) == 4 else (None, None, None, None)
-    if channels != 3 or height is None or width is None:
+    if channels is None or height is None or width is None or min(height, width) < _SMALLEST_SIDE:
         raise CheckpointError(
-            f"{source}: input {layout.input} is {_text(shape)}; expected [batch, 3, height, width] with a fixed height "
-            "and width. Export it with a fixed input size."
+            f"{source}: input {layout.input} is {_text(shape)}; expected [batch, channels, height, width] with fixed "
+            "channels and a fixed height and width. Export it with a fixed input size."
         )
     logits = outputs[layout.outputs["logits"]]
     queries, classes = logits[1:] if len(logits) == 3 else (None, None)
     if classes is not None and description.get(ADDED_BACKGROUND) is True:
         classes -= 1
-    return GraphInterface(layout, batch, (height, width), queries, classes, tuple(outputs))
+    return GraphInterface(layout, batch, (height, width), queries, classes, tuple(outputs), channels=channels)
 
 
 def _no_detector(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], source: Any) -> str:
@@ -71,7 +73,7 @@ def _no_detector(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], sour
             f"{contents}: it was exported with export.backbone_only and has no detections. Export the whole detector."
         )
     known = " or ".join(
-        f"input {layout.input} [batch, 3, height, width] and outputs "
+        f"input {layout.input} [batch, channels, height, width] and outputs "
         f"{layout.outputs['logits']}, {layout.outputs['boxes']} (layout {name})"
         for name, layout in LAYOUTS.items()
     )

@@ -17,7 +17,7 @@ _TRACE_ALPHA = 0.2  # of files that do not record it, as in RF-DETR's package
 
 
 def to_graph(images: Tensor, layout: Layout) -> Tensor:
-    """images [B, 3, H, W] RGB 0..1 -> the pixels that the file expects."""
+    """images [B, C, H, W] 0..1 -> the pixels that the file expects."""
     return normalize(images) if layout.normalised else images
 
 

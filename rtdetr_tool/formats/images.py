@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.data.build_sources import source_images
+from rtdetr_tool.data.channels import ChannelMismatch
 from rtdetr_tool.data.folder import find_images
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import load_image, to_float
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.spec import DatasetSpec
@@ -30,6 +32,7 @@ class ImageSource:
     origin: str
     spatial_size: tuple[int, int]
     preserve_aspect_ratio: bool = False
+    pixels: PixelFormat = RGB
 
     @property
     def available(self) -> int:
@@ -37,7 +40,7 @@ class ImageSource:
         return len(self.paths)
 
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
-        """Float images [batch, 3, H, W] 0..1 of the first `count` readable files; the last batch may be smaller."""
+        """Float images [batch, C, H, W] 0..1 of the first `count` readable files; the last batch may be smaller."""
         part: list[Tensor] = []
         for image in self._readable(count):
             part.append(image)
@@ -48,7 +51,7 @@ class ImageSource:
             yield to_float(torch.stack(part))
 
     def load(self, count: int) -> Tensor:
-        """The first `count` readable images as one float batch [N, 3, H, W]."""
+        """The first `count` readable images as one float batch [N, C, H, W]."""
         return next(self.batches(count, count))
 
     def _readable(self, count: int) -> Iterator[Tensor]:
@@ -57,7 +60,9 @@ class ImageSource:
             if given == count:
                 return
             try:
-                image = load_image(path, self.spatial_size, self.preserve_aspect_ratio).image
+                image = load_image(path, self.spatial_size, self.preserve_aspect_ratio, self.pixels).image
+            except ChannelMismatch:
+                raise
             except DataError as error:
                 failures.append(str(error))
                 logger.warning("%s", error)
@@ -74,15 +79,17 @@ def image_source_of(
     spatial_size: Sequence[int],
     preserve_aspect_ratio: bool,
     order: Sequence[str] = ("val", "test", "train", "infer"),
+    pixels: PixelFormat = RGB,
 ) -> ImageSource | None:
     """Images in `folders`, or else in the first data source, in this order, with existing images.
 
     None if there are no images. The files are shuffled with a fixed seed, so that a few represent all.
     """
+    arrays = not pixels.is_rgb
     named: list[tuple[str, Callable[[], Sequence[str]]]] = []
     if folders:
-        named.append(("the given folders", partial(find_images, folders)))
-    named += [(f"dataset.{name}_data_sources", partial(source_images, dataset, name)) for name in order]
+        named.append(("the given folders", partial(find_images, folders, arrays)))
+    named += [(f"dataset.{name}_data_sources", partial(source_images, dataset, name, arrays)) for name in order]
     for origin, find in named:
         try:
             paths = find()
@@ -92,20 +99,20 @@ def image_source_of(
             continue
         shuffled = np.random.default_rng(0).permutation(len(paths))
         size = (int(spatial_size[0]), int(spatial_size[1]))
-        return ImageSource(tuple(paths[index] for index in shuffled), origin, size, preserve_aspect_ratio)
+        return ImageSource(tuple(paths[index] for index in shuffled), origin, size, preserve_aspect_ratio, pixels)
     return None
 
 
-def synthetic_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Float images [count, 3, H, W] 0..1 of soft blobs and rectangles, used if there are no real images."""
+def synthetic_images(count: int, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Float images [count, C, H, W] 0..1 of soft blobs and rectangles, used if there are no real images."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    coarse = torch.rand(count, channels, 8, 8, generator=generator)
     images = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
     for image in images:
         for _ in range(12):
             top, left, tall, wide = torch.rand(4, generator=generator).tolist()
             y, x = int(top * height * 0.8), int(left * width * 0.8)
-            color = torch.rand(3, 1, 1, generator=generator)
+            color = torch.rand(channels, 1, 1, generator=generator)
             image[:, y : y + max(4, int(tall * height * 0.4)), x : x + max(4, int(wide * width * 0.4))] = color
     return images

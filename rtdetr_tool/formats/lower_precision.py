@@ -31,7 +31,7 @@ def calibration_feeds(request: ExportRequest) -> Iterator[NDArray[np.float32]]:
     section, batch = precision_section(request), request.batch or 1
     given = section.calibration if request.calibration is None else request.calibration
     name = f"export.{request.format.name}.calibration"
-    source, count = calibration_images_from(given, request.dataset, request.size, name), 0
+    source, count = calibration_images_from(given, request.dataset, request.size, name, request.pixels), 0
     parts = source.batches(section.calibration_images, batch)
     total = -(-min(section.calibration_images, source.available) // batch)
     for part in track(parts, "Calibrating", total, "batches"):

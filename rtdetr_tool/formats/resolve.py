@@ -19,7 +19,7 @@ from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families import Family
 from rtdetr_tool.families.base import QUERY_COUNT
 from rtdetr_tool.formats.base import Recorded
-from rtdetr_tool.formats.description import NORMALISATION
+from rtdetr_tool.formats.description import normalization
 from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.formats.requested_size import FILE_SIZE, RequestedSize
 from rtdetr_tool.ops.classes import MSCOCO_IDS, ClassMap
@@ -52,6 +52,7 @@ def resolve(
     _log_assumed(file, replace(spec, dataset=replace(spec.dataset, augmentation=augmentation)), given, class_map, size)
     if interface is None:
         return _with_dataset(spec, augmentation=augmentation), class_map
+    spec = _fixed_channels(file, spec, given, interface)
     num_classes = _fixed_classes(file, spec.dataset, given, class_map, interface)
     _check_queries(file, spec.model.family, given, interface)
     augmentation = _fixed_size(augmentation, file.source, given, size, interface.size)
@@ -99,6 +100,22 @@ def _warn_of_another_size(file: Recorded, augmentation: AugmentationSpec) -> Non
             "Images are resized to %d x %d (height x width), but %s was trained for %d x %d; scores may differ",
             *used, file.source, *trained,
         )  # fmt: skip
+
+
+def _fixed_channels(
+    file: Recorded, spec: ExperimentSpec, given: Mapping[str, Any], interface: GraphInterface
+) -> ExperimentSpec:
+    """The spec with the number of image channels of a graph; CheckpointError if it has another one."""
+    channels, known = interface.channels, spec.model.num_channels
+    if known == channels:
+        return spec
+    if file.meta or value_at(given, "model.num_channels") is not None:
+        origin = "records" if value_at(given, "model.num_channels") is None else "was opened with"
+        raise CheckpointError(
+            f"{file.source} supports images with {channels} channels, but {origin} model.num_channels {known}. "
+            f"{'Export it again' if origin == 'records' else 'Remove it'}."
+        )
+    return replace(spec, model=replace(spec.model, num_channels=channels))
 
 
 def _fixed_classes(
@@ -169,7 +186,7 @@ def _log_assumed(
             origin = "given" if name in requested or value_at(given, name) is not None else "default"
             lines.append(f"{name} = {_shown(value_at(spec_to_dict(spec), name))} ({origin})")
     if file.interface and not file.meta:
-        lines.append(f"pixels: {NORMALISATION[file.interface.layout.normalised]}")
+        lines.append(f"pixels: {normalization(file.interface.layout.normalised, file.interface.channels)}")
     if lines:
         logger.warning("%s does not record its preprocessing; assuming %s", file.source, "; ".join(lines))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.comparison import Difference, compare_on
 from rtdetr_tool.formats.images import image_source_of, synthetic_images
@@ -44,7 +45,7 @@ class FeatureDifference:
 
 @dataclass(frozen=True)
 class Reference:
-    """A deployed detector in PyTorch, and images [N, 3, H, W] RGB 0..1, complete batches of every compared size."""
+    """A deployed detector in PyTorch, and images [N, C, H, W] 0..1, complete batches of every compared size."""
 
     detector: Detector
     images: Tensor
@@ -68,15 +69,18 @@ class Reference:
         return next(self.detector.parameters()).device
 
 
-def build_reference(detector: Detector, dataset: DatasetSpec, size: tuple[int, int], batch: int | None) -> Reference:
+def build_reference(
+    detector: Detector, dataset: DatasetSpec, size: tuple[int, int], batch: int | None, pixels: PixelFormat = RGB
+) -> Reference:
     """A reference on images of the spec's data, or synthetic ones; `batch` None is dynamic."""
     batches = (batch,) if batch else DYNAMIC_BATCHES
     count = max(batches) * -(-MIN_IMAGES // max(batches))  # complete batches
     augmentation = dataset.augmentation
-    source = image_source_of(dataset, None, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
+    spatial_size, keep_ratio = augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio
+    source = image_source_of(dataset, None, spatial_size, keep_ratio, pixels=pixels)
     if source is None:
         logger.warning("The spec has no folder with images; using synthetic images for the comparison")
-        return Reference(detector, synthetic_images(count, size), "drawn", batches)
+        return Reference(detector, synthetic_images(count, size, detector.num_channels), "drawn", batches)
     images = source.load(count)
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
     return Reference(detector, images, source.origin, batches)

@@ -74,7 +74,7 @@ def _layers_in_use(detector: Detector, names: set[str]) -> list[str]:
     ]
     training, side = backbone.training, 2 * detector.size_multiple
     try:
-        backbone.eval()(torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device))
+        backbone.eval()(torch.zeros(1, backbone.num_channels, side, side, device=next(backbone.parameters()).device))
     finally:
         backbone.train(training)
         for handle in handles:

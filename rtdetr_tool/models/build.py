@@ -38,8 +38,8 @@ class BackboneFields(Protocol):
     def drop_path(self) -> float | None: ...
 
 
-def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) -> ImageBackbone:
-    """The backbone of `spec` with random weights."""
+def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False, num_channels: int = 3) -> ImageBackbone:
+    """The backbone of `spec` with random weights, for images with this number of channels."""
     # These import timm, which takes a second; graphs and engines need no backbone.
     from rtdetr_tool.models.backbones.fan import FanBackbone
     from rtdetr_tool.models.backbones.timm_any import any_timm_backbone
@@ -48,19 +48,22 @@ def build_backbone(spec: BackboneFields, activation_checkpoint: bool = False) ->
     indices = spec.return_interm_indices
     drop_path = {} if spec.drop_path is None else {"drop_path_rate": spec.drop_path}
     if spec.backbone.startswith(TIMM):
-        backbone = any_timm_backbone(spec.backbone.removeprefix(TIMM), indices, activation_checkpoint, **drop_path)
+        name = spec.backbone.removeprefix(TIMM)
+        backbone = any_timm_backbone(name, indices, activation_checkpoint, num_channels, **drop_path)
     else:
         row = BACKBONES.get(spec.backbone)
         if row is None:
             raise UserError(f"model.backbone: {spec.backbone!r} is invalid; expected one of {', '.join(BACKBONES)}")
         if row.timm_name is None:
             fan_options = {} if spec.drop_path is None else {"drop_path": spec.drop_path}
-            backbone = FanBackbone(indices, activation_checkpoint, **{**row.options, **fan_options})
+            backbone = FanBackbone(
+                indices, activation_checkpoint, num_channels=num_channels, **{**row.options, **fan_options}
+            )
         elif drop_path and row.family in WITHOUT_DROP_PATH:
             raise UserError(f"model.drop_path is not supported with model.backbone={spec.backbone}; remove it")
         else:
             build = TIMM_FAMILIES[row.family]
-            backbone = build(row.timm_name, indices, activation_checkpoint, **row.options, **drop_path)
+            backbone = build(row.timm_name, indices, activation_checkpoint, num_channels, **row.options, **drop_path)
     if tuple(spec.feat_strides) != backbone.strides:
         raise UserError(
             f"model.feat_strides: {list(spec.feat_strides)} is invalid; expected {list(backbone.strides)}, the strides "

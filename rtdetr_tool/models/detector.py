@@ -38,13 +38,18 @@ class Detector(nn.Module):
         return 32
 
     @property
+    def num_channels(self) -> int:
+        """The channels of images: 3 = RGB."""
+        return self.backbone.num_channels
+
+    @property
     def predicts(self) -> str:
         """What it predicts for each object, one of `catalog.PREDICTS`."""
         return BOXES
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Predictions:
-        """images [B, 3, H, W] RGB 0..1; in training mode, `targets` may feed denoising queries."""
+        """images [B, C, H, W] 0..1, mostly RGB; in training mode, `targets` may feed denoising queries."""
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:

@@ -70,7 +70,7 @@ class Target(_Movable):
 class Batch(_Movable):
     """A batch of a data loader; images stay uint8 until they are on the device."""
 
-    images: Tensor  # [B, 3, H, W] uint8 RGB
+    images: Tensor  # [B, C, H, W] uint8, mostly RGB
     targets: list[Target]
 
     def __len__(self) -> int:

@@ -33,9 +33,10 @@ def dataset_sections(
     ]
     if samples:
         images = [
-            CaptionedImage(labeled_image(record, class_map), f"{split}: {len(record)} objects", record.path)
+            CaptionedImage(image, f"{split}: {len(record)} objects", record.path)
             for split, dataset in datasets.items()
             for record in spread(dataset.records, max(1, samples // len(datasets)))
+            for image in (labeled_image(record, class_map, pixels=dataset.pixels),)
         ]
         sections.append(Section("Sample images", [Gallery(images)]))
     return sections

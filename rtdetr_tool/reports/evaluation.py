@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rtdetr_tool.catalog import BOXES
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.metrics.analysis import ERROR_TYPES, Analysis, ImageScore
 from rtdetr_tool.metrics.coco import CocoEvaluator
@@ -39,13 +40,14 @@ def evaluation_sections(
     records: Sequence[ImageRecord],
     class_map: ClassMap,
     samples: int = 6,
+    pixels: PixelFormat = RGB,
 ) -> list[Section]:
     """Everything about an evaluation; `samples` is the number of best and of worst images."""
     return [
         Section("Scores", [scores_table(analysis), classes_table(analysis)]),
         Section("Curves", curve_charts(analysis)),
         Section("Errors", error_blocks(analysis)),
-        *image_sections(analysis, evaluator, records, class_map, samples),
+        *image_sections(analysis, evaluator, records, class_map, samples, pixels),
     ]
 
 
@@ -127,6 +129,7 @@ def image_sections(
     records: Sequence[ImageRecord],
     class_map: ClassMap,
     samples: int,
+    pixels: PixelFormat = RGB,
 ) -> list[Section]:
     """The images with the most errors and those with the fewest, labels next to detections."""
     known = {record.image_id: record for record in records}
@@ -142,7 +145,11 @@ def image_sections(
         shots = [
             CaptionedImage(
                 comparison_image(
-                    known[image.image_id], class_map, evaluator.detections_of(image.image_id, threshold), index_of
+                    known[image.image_id],
+                    class_map,
+                    evaluator.detections_of(image.image_id, threshold),
+                    index_of,
+                    pixels,
                 ),
                 _summary(image),
                 known[image.image_id].path,

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.findings import ERROR, KINDS, LEVELS, Findings, Suspect
 from rtdetr_tool.data.inspection import SplitCounts
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.reports.dataset import dataset_sections
 from rtdetr_tool.reports.images import labeled_image
@@ -31,7 +32,8 @@ def validation_page(
         num_samples: how many other images are drawn with their labels.
     """
     class_map = next(iter(datasets.values())).class_map if datasets else None
-    shots = [_drawn(suspect, class_map) for suspect in select_suspects(findings, num_suspects)]
+    pixels = next(iter(datasets.values())).pixels if datasets else RGB
+    shots = [_drawn(suspect, class_map, pixels) for suspect in select_suspects(findings, num_suspects)]
     sections = [
         Section("Findings", [_table(findings) if any(findings) else Text("No problems found.")]),
         Section("Images with findings", [Gallery(shots)] if shots else []),
@@ -62,8 +64,8 @@ def _table(findings: Findings) -> Table:
     return Table(["", "split", "count", "finding", "examples"], rows, levels=[f.level for f in findings])
 
 
-def _drawn(suspect: Suspect, class_map: ClassMap | None) -> CaptionedImage:
+def _drawn(suspect: Suspect, class_map: ClassMap | None, pixels: PixelFormat) -> CaptionedImage:
     level, text = KINDS[suspect.kind]
     extra = [] if suspect.original is None else [(suspect.original, REPAIRED, "as labeled")]
-    image = labeled_image(suspect.record, class_map, extra)
+    image = labeled_image(suspect.record, class_map, extra, pixels)
     return CaptionedImage(image, text, f"{suspect.split}: {suspect.where}", level)

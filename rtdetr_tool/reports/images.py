@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rtdetr_tool.data.decoding import SizeMismatch, decode_image
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.errors import DataError
 from rtdetr_tool.metrics.image_matches import ImageDetections
 from rtdetr_tool.ops.classes import ClassMap
+from rtdetr_tool.ops.pixels import as_rgb
 from rtdetr_tool.visualize import Color, Skeleton, draw_boxes, draw_keypoints, palette_color, skeletons_of
 
 SIDE = 420  # pixels of the longer side
@@ -37,14 +39,17 @@ class Shown:
 
 
 def labeled_image(
-    record: ImageRecord, class_map: ClassMap | None, extra: Sequence[tuple[Sequence[float], Color, str]] = ()
+    record: ImageRecord,
+    class_map: ClassMap | None,
+    extra: Sequence[tuple[Sequence[float], Color, str]] = (),
+    pixels: PixelFormat = RGB,
 ) -> bytes | None:
     """The image as training reads it with its labels and `extra` boxes (xyxy pixels, color, caption), as JPEG.
 
     None if it cannot be read.
     """
     try:
-        image, scale = _decoded(record)
+        image, scale = _decoded(record, pixels)
     except DataError:
         return None
     labels = labels_of(record, class_map)
@@ -56,7 +61,11 @@ def labeled_image(
 
 
 def comparison_image(
-    record: ImageRecord, class_map: ClassMap, detections: ImageDetections, index_of: Mapping[int, int]
+    record: ImageRecord,
+    class_map: ClassMap,
+    detections: ImageDetections,
+    index_of: Mapping[int, int],
+    pixels: PixelFormat = RGB,
 ) -> bytes | None:
     """Labels on the left, detections on the right, as JPEG; None if the image cannot be read.
 
@@ -64,7 +73,7 @@ def comparison_image(
         index_of: class index by category id, for names and colors.
     """
     try:
-        image, scale = _decoded(record)
+        image, scale = _decoded(record, pixels)
     except DataError:
         return None
     order = np.argsort(detections.rows[:, 4], kind="stable")
@@ -96,13 +105,13 @@ def labels_of(record: ImageRecord, class_map: ClassMap | None) -> Shown:
     return Shown(record.boxes.tolist(), [palette_color(label) for label in labels], names, points, lines)
 
 
-def _decoded(record: ImageRecord) -> tuple[Image.Image, tuple[float, float]]:
+def _decoded(record: ImageRecord, pixels: PixelFormat) -> tuple[Image.Image, tuple[float, float]]:
     """The image, resized so that its longer side is `SIDE`, and the scale (x, y) of its boxes."""
     try:
-        pixels = decode_image(record.path, (record.width, record.height) if record.width else None)
+        decoded = decode_image(record.path, (record.width, record.height) if record.width else None, pixels)
     except SizeMismatch:
-        pixels = decode_image(record.path)
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        decoded = decode_image(record.path, pixels=pixels)
+    image = Image.fromarray(as_rgb(decoded).permute(1, 2, 0).numpy())
     width, height = image.size
     factor = SIDE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

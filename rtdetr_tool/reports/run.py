@@ -37,7 +37,7 @@ def write_evaluation_report(
     """
     analysis = analyze(evaluator, result)
     sections = [
-        *evaluation_sections(analysis, evaluator, dataset.records, dataset.class_map),
+        *evaluation_sections(analysis, evaluator, dataset.records, dataset.class_map, pixels=dataset.pixels),
         run_section(facts, spec_text(folder)),
     ]
     page = Page(f"Evaluation of {Path(model).name}", f"{model}, {_now()}", score_tiles(analysis), sections)
@@ -65,10 +65,10 @@ class TrainingReport:
         """Write the report to `folder`; returns its charts (PNG) and sample images (JPEG) by name."""
         sections, tiles = training_sections(read_history(folder)), list(self.tiles.items())
         if self.evaluation is not None and self.validated is not None:
-            evaluator, result = self.evaluation
+            (evaluator, result), data = self.evaluation, self.validated
             analysis = analyze(evaluator, result)
             tiles += score_tiles(analysis)
-            sections += evaluation_sections(analysis, evaluator, self.validated.records, self.validated.class_map)
+            sections += evaluation_sections(analysis, evaluator, data.records, data.class_map, pixels=data.pixels)
         images = images_of(sections)
         sections += [*self.dataset_sections, run_section(self.facts, spec_text(folder))]
         write_page(Page(self.title, f"{folder}, {_now()}", tiles, sections), folder)

@@ -158,6 +158,14 @@ class DatasetSpec:
         origin="ours",
         commands=(*TRAINING, "validate_data"),
     )
+    value_range: list[float] | None = field(
+        None,
+        "Stored values of images that become black and white (0 and 255): [low, high] for all channels, or low and "
+        "high of each channel in turn. null = those of the type: 0 to 255, 0 to 65535 with 16 bits, 0 to 1 for floats; "
+        "with 3 channels, other gray images are scaled by their own maximum.",
+        origin="ours",
+        recorded=Recorded("how pixel values are scaled", "warned", "warned"),
+    )
     max_bad_share: float = field(
         0.1,
         "With on_bad_image: skip, the maximum share of training images that may be missing or unreadable before the "

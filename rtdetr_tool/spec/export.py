@@ -17,7 +17,7 @@ class LowerPrecisionSpec:
 
     calibration: str | None = field(
         None,
-        "INT8: a folder of images, or an array file (.npy) of images [N, 3, height, width] or channels last, RGB, "
+        "INT8: a folder of images, or an array file (.npy) of images [N, channels, height, width] or channels last, "
         "uint8 or float 0..1; null = images of the dataset.",
         origin="ours",
         path="read",
@@ -90,7 +90,9 @@ class ExportSpec:
     checkpoint: str = field(MISSING, "Weights to export.", path="read")
     onnx_file: str = field(MISSING, "File to write; its suffix is replaced by that of the format.", path="written")
     on_cpu: bool = field(False, "Export on the CPU.")
-    input_channel: int = field(3, "Channels of the input: RGB.", min=3, options=(3,))
+    input_channel: int = field(
+        3, "Accepted for old specs; must be model.num_channels of the checkpoint, or 3, the default.", min=1
+    )
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")
     opset_version: int = field(17, "ONNX operator set.", min=MIN_OPSET, max=MAX_OPSET)

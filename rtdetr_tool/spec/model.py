@@ -100,6 +100,16 @@ class SharedModelSpec:
         "Deformable attention on a GPU with operators whose gradients are the same in every run, instead of the faster "
         "kernels that add them up in any order. On a CPU they always are. Combine with train.cudnn.deterministic.",
     )
+    num_channels: int = field(
+        3,
+        "Channels of the images: 3 = RGB; 1 = gray; 4 = RGB with transparency; any other number for multispectral "
+        "images (docs/datasets.md). With other numbers than 3, every image must have exactly this number.",
+        min=1,
+        max=512,
+        origin="ours",
+        architecture=True,
+        size="breadth",
+    )
     arch: str = field(DEFAULT_FAMILY, _arch_help(), options=tuple(FAMILIES), origin="ours", architecture=True)
 
     @property

@@ -40,7 +40,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "inference.gpu_ids": ("min", "a GPU index cannot be negative"),
     "inference.conf_threshold": ("min max", "a score is in 0..1"),
     "export.gpu_id": ("min", "a GPU index cannot be negative"),
-    "export.input_channel": ("min options", "the documentation's smallest value is 3; the models take RGB"),
+    "export.input_channel": ("options", "models take any number of channels (model.num_channels)"),
     "export.opset_version": ("min max", "the models' operators require 12; the exporter does not support newer ones"),
     "export.format": ("options", "TAO's RT-DETR does not export xdl either"),
     "export.input_width": (
@@ -87,6 +87,7 @@ DOCUMENTATION_DIFFERENCES: dict[str, tuple[str, str]] = {
     "dataset.workers": ("min", "0 loads in the main process, as in PyTorch"),
     "train.optim.lr_scheduler": ("options", "Cosine and FlatCosine are added"),
     "dataset.eval_class_ids": ("default", "null (all classes), as the package's value; [1] would score one class only"),
+    "export.input_channel": ("min", "1 as in the package, for gray images"),
     "export.opset_version": ("min", "the models' operators require at least 12"),
     "inference.input_width": ("default", "null = the trained width; 960 would stretch every model's input"),
     "inference.input_height": ("default", "null = the trained height; 544 would stretch every model's input"),

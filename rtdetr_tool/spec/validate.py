@@ -35,6 +35,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
     """All inconsistencies between fields, and missing values that `command` requires."""
     problems = [*_model(spec.model, "model"), *_dataset(spec.dataset, spec.model.size_multiple), *_train(spec.train)]
     problems += augmentation_problems(spec)
+    problems += _value_range(spec)
     if spec.distill is not None:
         problems += _model(spec.distill.teacher, "distill.teacher")
         problems += distill_problems(spec.distill, spec.train.num_epochs)
@@ -107,6 +108,17 @@ def _dataset(dataset: DatasetSpec, multiple: int) -> Iterator[str]:
             "dataset.remap_mscoco_category"
         )
     yield from _sizes(dataset.augmentation, multiple)
+
+
+def _value_range(spec: ExperimentSpec) -> Iterator[str]:
+    values, channels = spec.dataset.value_range, spec.model.num_channels
+    if values is None:
+        return
+    if len(values) not in (2, 2 * channels):
+        each = "" if channels == 1 else f" or {2 * channels}, two per channel (model.num_channels is {channels})"
+        yield f"dataset.value_range: expected 2 items{each}, but got {len(values)}"
+    elif any(low >= high for low, high in zip(values[::2], values[1::2], strict=True)):
+        yield f"dataset.value_range: {values} is invalid; expected a lower and then a higher value for each channel"
 
 
 def _sizes(augmentation: AugmentationSpec, multiple: int) -> Iterator[str]:

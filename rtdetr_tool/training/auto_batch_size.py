@@ -132,7 +132,8 @@ def trial_batch(module: DetectorModule, count: int, device: torch.device) -> Bat
         most = max(module.spec.model.keypoints.counts)
         shapes[KEYPOINTS] = torch.cat([torch.rand(_OBJECTS, most, 2), torch.full((_OBJECTS, most, 1), 2.0)], dim=-1)
     targets = [Target(boxes, labels, number, (height, width), (width, height), **shapes) for number in range(count)]
-    return Batch(torch.full((count, 3, height, width), 127, dtype=torch.uint8), targets).to(device)
+    shape = (count, module.detector.num_channels, height, width)
+    return Batch(torch.full(shape, 127, dtype=torch.uint8), targets).to(device)
 
 
 def free_memory() -> int:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.spec import ExperimentSpec
 from rtdetr_tool.spec.sub_detectors import training_sizes
 from rtdetr_tool.training.devices import choose_devices
 
 
-def check_batch_norms(spec: ExperimentSpec, detector: nn.Module, images: int) -> None:
+def check_batch_norms(spec: ExperimentSpec, detector: Detector, images: int) -> None:
     """Raise UserError if a trained batch norm cannot compute a variance, because it sees one pixel of one image.
 
     A batch of one image at the smallest training size is run in eval mode, which does not change statistics.
@@ -39,7 +40,7 @@ def _smallest_batch(batch_size: int, images: int, processes: int) -> int:
     return batch_size if images >= batch_size * processes else -(-images // processes)
 
 
-def _norm_without_variance(detector: nn.Module, height: int, width: int) -> str | None:
+def _norm_without_variance(detector: Detector, height: int, width: int) -> str | None:
     """The name of a trained batch norm that sees one value per channel for one image, or None."""
     was_training, names = detector.training, []
     detector.train()
@@ -60,7 +61,8 @@ def _norm_without_variance(detector: nn.Module, height: int, width: int) -> str 
         if norms:
             detector.eval()
             with torch.inference_mode():
-                detector(torch.zeros(1, 3, height, width, device=next(detector.parameters()).device))
+                device = next(detector.parameters()).device
+                detector(torch.zeros(1, detector.num_channels, height, width, device=device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ from rtdetr_tool.data.build import (
     build_train_dataset,
     scoring_of,
 )
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.inspection import check_before_training
 from rtdetr_tool.data.loader import DetectionLoader
 from rtdetr_tool.ops.classes import ClassMap
@@ -51,14 +52,16 @@ class DetectionDataModule(pl.LightningDataModule):
         return self._datasets[split]
 
     def _build(self, split: str) -> Any:
+        kind, pixels = self.spec.model.predicts, pixel_format_of(self.spec)
         if split == "train":
-            train = self.spec.train
-            return build_train_dataset(self.spec.dataset, train.seed, self.spec.model.predicts, train.num_epochs)
+            return build_train_dataset(
+                self.spec.dataset, self.spec.train.seed, kind, self.spec.train.num_epochs, pixels
+            )
         if split == "predict":
-            return build_inference_dataset(self.spec.dataset)
+            return build_inference_dataset(self.spec.dataset, pixels)
         known = self._datasets.get("train")
         class_map = known.class_map if known else None
-        return build_eval_dataset(self.spec.dataset, split=split, class_map=class_map, kind=self.spec.model.predicts)
+        return build_eval_dataset(self.spec.dataset, split, class_map, kind, pixels=pixels)
 
     @property
     def class_map(self) -> ClassMap:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rtdetr_tool.data.preprocess import input_size
-from rtdetr_tool.errors import SpecError
+from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.losses.build import build_distillation
 from rtdetr_tool.losses.distillation import Outputs
 from rtdetr_tool.models.detector import Detector
@@ -47,6 +47,7 @@ class DistillModule(DetectorModule):
         if spec.distill is None:
             raise SpecError("distill: required to train with a teacher, but not set")
         distill = self._distill = spec.distill
+        check_channels(self.detector, teacher)
         check_names(distill, self.detector, teacher)
         self._start = encoder_decoder_weights(teacher) if spec.model.load_teacher_enc_dec else {}
         self._teacher_classes = teacher_classes.to_list() if teacher_classes else []
@@ -129,7 +130,8 @@ class DistillModule(DetectorModule):
 
     def _blank_images(self, count: int) -> Tensor:
         augmentation = self.spec.dataset.augmentation
-        return torch.zeros(count, 3, *input_size(augmentation.train_spatial_size, augmentation.preserve_aspect_ratio))
+        size = input_size(augmentation.train_spatial_size, augmentation.preserve_aspect_ratio)
+        return torch.zeros(count, self.detector.num_channels, *size)
 
 
 def weight_factor(distill: DistillSpec, epoch: int, num_epochs: int) -> float:
@@ -144,6 +146,16 @@ def weight_factor(distill: DistillSpec, epoch: int, num_epochs: int) -> float:
         progress = min(1.0, (epoch + 1 - start) / (num_epochs - start))
         factor *= 1.0 - (1.0 - distill.final_factor) * progress
     return factor
+
+
+def check_channels(student: Detector, teacher: Detector) -> None:
+    """UserError if the networks cannot see the same images."""
+    if student.num_channels != teacher.num_channels:
+        raise UserError(
+            f"The teacher has images with {teacher.num_channels} channels, but model.num_channels is "
+            f"{student.num_channels}. Use a teacher that was trained with {student.num_channels} channels, or set "
+            f"model.num_channels={teacher.num_channels}."
+        )
 
 
 def check_names(distill: DistillSpec, student: Detector, teacher: Detector) -> None:

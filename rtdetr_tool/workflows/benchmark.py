@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rtdetr_tool.data.build_sources import source_images
+from rtdetr_tool.data.build_sources import pixel_format_of, source_images
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.formats.opening import format_of, open_detector
@@ -50,7 +50,7 @@ def describe_network(loaded: LoadedSpec) -> Network | None:
     detector = opened.detector.deploy()
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
-        detector(torch.zeros(1, 3, *size))
+        detector(torch.zeros(1, detector.num_channels, *size))
     return Network(sum(p.numel() for p in detector.parameters()), counter.get_total_flops() / 1e9, size)
 
 
@@ -142,7 +142,7 @@ def benchmark_images(spec: ExperimentSpec) -> list[str]:
     """Image files of the first source that the spec has; UserError without one."""
     for split in ("test", "val", "infer"):
         if not is_blank(getattr(spec.dataset, f"{split}_data_sources")):
-            return source_images(spec.dataset, split)[:_IMAGES]
+            return source_images(spec.dataset, split, not pixel_format_of(spec).is_rgb)[:_IMAGES]
     raise UserError(
         "benchmark: images are required, but not set; expected dataset.test_data_sources, val_data_sources, "
         "infer_data_sources or dataset_dir"

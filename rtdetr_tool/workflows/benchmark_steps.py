@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.decoding import decode_image
 from rtdetr_tool.data.preprocess import prepare_image, to_float
 from rtdetr_tool.errors import RtdetrError, UserError
@@ -160,7 +161,8 @@ def _time(runtime: Runtime, spec: ExperimentSpec, batch: int, files: Sequence[st
     """Time the steps of one batch size; a graph with a fixed batch size runs it in parts, as in `inference`."""
     augmentation = spec.dataset.augmentation
     size, letterbox = tuple(augmentation.eval_spatial_size), augmentation.preserve_aspect_ratio
-    decoded = [decode_image(path) for path in files[: max(batch, 8)]]
+    pixels = pixel_format_of(spec)
+    decoded = [decode_image(path, pixels=pixels) for path in files[: max(batch, 8)]]
     rows: list[list[float]] = []
     deadline = 0.0
     for step in range(section.warmup + _MOST):
@@ -171,7 +173,7 @@ def _time(runtime: Runtime, spec: ExperimentSpec, batch: int, files: Sequence[st
         indices = [(step * batch + n) % len(decoded) for n in range(batch)]
         clock = Clock(runtime.device)
         for index in indices:
-            decode_image(files[index])
+            decode_image(files[index], pixels=pixels)
         decode = clock.lap()
         prepared = [prepare_image(decoded[index], size, letterbox) for index in indices]
         images = to_float(torch.stack([each.image for each in prepared]).to(runtime.device))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdetr_tool.errors import MachineError, UserError
+from rtdetr_tool.errors import CheckpointError, MachineError, UserError
 from rtdetr_tool.version import package_version
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,11 @@ def write_weights(opened: Any, meta: Mapping[str, Any], target: Path, layout: st
     from rtdetr_tool.checkpoints.family_weights import writer_of
     from rtdetr_tool.checkpoints.io import save_detector
 
+    if layout != RTDETR and (channels := opened.detector.num_channels) != 3:
+        raise CheckpointError(
+            f"{target} cannot be written for {layout}: model.num_channels is {channels}, but its files "
+            "are opened as RGB models. Write it as a file of this tool (--to rtdetr)"
+        )
     weights = opened.detector.state_dict()
     notes: list[str] = []
     try:

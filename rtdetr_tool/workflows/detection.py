@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rtdetr_tool.catalog import BOXES, KEYPOINTS
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of, tiling_of
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.collate import InferenceBatch
 from rtdetr_tool.data.dataset import EvalDataset
 from rtdetr_tool.data.folder import ImageFolder
@@ -137,7 +138,8 @@ def score_split(
     runtime, spec = model.runtime, model.spec
     tiling = tiling_for(tiles, spec) if tiles is not None else None
     kind = spec.model.predicts
-    dataset = build_eval_dataset(spec.dataset, split, class_map=runtime.class_map, kind=kind, tiling=tiling)
+    pixels = pixel_format_of(spec)
+    dataset = build_eval_dataset(spec.dataset, split, runtime.class_map, kind, tiling, pixels)
     if kind == KEYPOINTS:
         check_counts(spec.model.keypoints.counts, dataset.class_map, f"the {split} data")
     evaluator = evaluator_for(split, dataset, spec)

@@ -47,13 +47,13 @@ def check_input(loaded: LoadedSpec, interface: GraphInterface, path: Path) -> No
     """UserError if TAO's fields for the input are set and do not match the ONNX file."""
     given = loaded.explicit.get("gen_trt_engine") or {}
     height, width = interface.size
-    actual = {"input_channel": 3, "input_height": height, "input_width": width}
+    actual = {"input_channel": interface.channels, "input_height": height, "input_width": width}
     for name, value in actual.items():
         if given.get(name) not in (None, value):
             raise UserError(
                 f"gen_trt_engine.{name}: {given[name]} is invalid; expected {value}, because the inputs of {path} are "
-                f"3 x {height} x {width} (channels, height, width). Remove the field, or export the checkpoint at that "
-                "size."
+                f"{interface.channels} x {height} x {width} (channels, height, width). Remove the field, or export the "
+                "checkpoint at that size."
             )
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from rtdetr_tool.catalog import Layout
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.graph_tensors import to_graph
@@ -67,7 +68,7 @@ class CalibrationImages:
     layout: Layout
 
     def feeds(self) -> Iterator[np.ndarray]:
-        """Batches [N, 3, H, W] float32 of inputs of the graph."""
+        """Batches [N, C, H, W] float32 of inputs of the graph."""
         parts = self.source.batches(self.count, self.batch)
         for part in track(parts, "Running calibration images", -(-self.count // self.batch), "batches"):
             yield to_graph(part, self.layout).numpy()
@@ -85,7 +86,12 @@ def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages 
     folders = None if calibration.cal_image_dir in (MISSING, [], None) else list(calibration.cal_image_dir)
     augmentation = source.spec.dataset.augmentation
     images = image_source_of(
-        source.spec.dataset, folders, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio, UNSCORED_FIRST
+        source.spec.dataset,
+        folders,
+        augmentation.eval_spatial_size,
+        augmentation.preserve_aspect_ratio,
+        UNSCORED_FIRST,
+        pixel_format_of(source.spec),
     )
     name = "gen_trt_engine.tensorrt.calibration.cal_image_dir"
     if images is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import CheckpointError, RtdetrError
 from rtdetr_tool.formats.onnx.file import bytes_of, read
@@ -68,7 +69,7 @@ def score_variants(variants: list[Variant], source: Source, limit: int, gate: Sc
         reason = f"{gate.section}.score_images is 0" if limit == 0 else "dataset.val_data_sources is not set"
         logger.warning("Skipping scores and the check of %s.max_score_drop: %s", gate.section, reason)
         return
-    dataset = build_eval_dataset(spec.dataset, "val", source.class_map)
+    dataset = build_eval_dataset(spec.dataset, "val", source.class_map, pixels=pixel_format_of(spec))
     if 0 < limit < len(dataset):
         dataset = dataset.sample_of(limit, seed=0)
     log_scoring("val", dataset, scoring_of(spec))

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.description import describe
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel, lacks_background
 from rtdetr_tool.formats.export_request import ExportRequest, export_module
-from rtdetr_tool.formats.onnx.deepstream import write_side_files
+from rtdetr_tool.formats.onnx.deepstream import COLOR_FORMATS, write_side_files
 from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.formats.table import FORMATS, FULL, exported_formats
 from rtdetr_tool.formats.verification import build_reference
@@ -39,9 +40,10 @@ def export_detector(
 
     Args:
         conf_threshold: minimum score that DeepStream shows.
-        calibration: images [N, 3, H, W] to use instead of `export.tflite.calibration`.
+        calibration: images [N, C, H, W] to use instead of `export.tflite.calibration`.
     """
     check_section(section)
+    check_channels(section, opened.detector.num_channels)
     target, device = check_target(section), choose_device(section)
     request = build_request(opened, section, target, device, calibration)
     start = time.perf_counter()
@@ -52,7 +54,8 @@ def export_detector(
         if opened.class_map is None:
             raise UserError("export.serialize_nvdsinfer: the checkpoint does not name its classes")
         letterbox, num_select = opened.spec.dataset.augmentation.preserve_aspect_ratio, opened.spec.model.num_select
-        write_side_files(target, opened.class_map, request.size, letterbox, num_select, conf_threshold)
+        channels = opened.detector.num_channels
+        write_side_files(target, opened.class_map, request.size, letterbox, num_select, conf_threshold, channels)
     current_status().running("Export finished.", kpi=kpi_of(content))
     logger.info(
         "%s: %.1f MB, %.1f s, batch %s, input %d x %d",
@@ -91,9 +94,10 @@ def build_request(
         model = ExportModel(detector, num_select, layout, added)
     notes = section.notes or notes_of(opened)
     description = describe(metadata_of(opened), size, notes, section.layout, added)
-    reference = build_reference(model.to(device).eval().detector, opened.spec.dataset, size, batch)
+    pixels = pixel_format_of(opened.spec)
+    reference = build_reference(model.to(device).eval().detector, opened.spec.dataset, size, batch, pixels)
     dataset = opened.spec.dataset
-    return ExportRequest(row, section, target, model, size, batch, description, reference, dataset, calibration)
+    return ExportRequest(row, section, target, model, size, batch, description, reference, dataset, calibration, pixels)
 
 
 # Input
@@ -124,6 +128,20 @@ def check_section(section: ExportSpec) -> None:
                 "(the effect of lower precision is measured on detections)"
             )
     row.to_export.require(f"export.format={row.name}")
+
+
+def check_channels(section: ExportSpec, channels: int) -> None:
+    """UserError for settings that contradict the number of image channels."""
+    if section.input_channel not in (3, channels):  # 3 is the default
+        raise UserError(
+            f"export.input_channel: {section.input_channel} is invalid; expected {channels}, the model.num_channels of "
+            "the checkpoint"
+        )
+    if section.serialize_nvdsinfer and channels not in COLOR_FORMATS:
+        raise UserError(
+            f"export.serialize_nvdsinfer: DeepStream has RGB or gray images, but model.num_channels is {channels}; set "
+            "it to false"
+        )
 
 
 def check_target(section: ExportSpec) -> Path:

@@ -25,6 +25,7 @@ from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.files import make_folder_below, replacing, write_atomically
 from rtdetr_tool.formats.detection_loop import LoopTimes, detect
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
+from rtdetr_tool.ops.pixels import as_rgb
 from rtdetr_tool.ops.structures import Detections, Target
 from rtdetr_tool.progress import Task
 from rtdetr_tool.spec import InferenceSpec
@@ -96,7 +97,7 @@ class Writer:
         images: ImageFolder,
     ) -> None:
         self.folder, self.section, self.class_map, self.colors = folder, section, class_map, colors
-        self.paths, self.skipped = images.paths, images.skipped
+        self.paths, self.skipped, self.pixels = images.paths, images.skipped, images.pixels
         self.stems, self.label_names = self._stems(self.paths), kitti_names(class_map)
         self.results: list[ResultRow] = []
         self.created: set[Path] = set()  # folders
@@ -144,7 +145,7 @@ class Writer:
     def _write_files(self, target: Target, detections: Detections, label_file: Path, image_file: Path) -> None:
         lines = kitti_lines(detections, self.label_names.__getitem__)
         write_atomically(label_file, "".join(f"{line}\n" for line in lines))
-        image = Image.fromarray(decode_image(target.path).permute(1, 2, 0).numpy())
+        image = Image.fromarray(as_rgb(decode_image(target.path, pixels=self.pixels)).permute(1, 2, 0).numpy())
         drawn = draw_detections(
             image,
             detections,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.formats.images import UNSCORED_FIRST, image_source_of
@@ -129,7 +130,8 @@ def calibration_images(source: Source, loaded: LoadedSpec) -> CalibrationImages:
     dataset = source.spec.dataset
     folder = (loaded.spec.dataset.quant_calibration_data_sources or {}).get("image_dir")
     size, letterbox = dataset.augmentation.eval_spatial_size, dataset.augmentation.preserve_aspect_ratio
-    images = image_source_of(dataset, [folder] if folder else None, size, letterbox, UNSCORED_FIRST)
+    pixels = pixel_format_of(source.spec)
+    images = image_source_of(dataset, [folder] if folder else None, size, letterbox, UNSCORED_FIRST, pixels)
     if images is None:
         raise UserError(
             "dataset.quant_calibration_data_sources: required by quantize.mode=static_ptq, but not set; expected "

@@ -13,6 +13,7 @@ from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.file_check import FileCheck, read_files
 from rtdetr_tool.data.findings import Findings
 from rtdetr_tool.data.inspection import SplitCounts, check_boxes
+from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import DataError, MissingSplit
 from rtdetr_tool.progress import track
@@ -25,7 +26,9 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
-def load_splits(spec: DatasetSpec, findings: Findings, kind: str = BOXES) -> dict[str, DetectionDataset]:
+def load_splits(
+    spec: DatasetSpec, findings: Findings, kind: str = BOXES, pixels: PixelFormat = RGB
+) -> dict[str, DetectionDataset]:
     """The datasets of the spec as training loads them; a dataset that cannot be loaded becomes a finding.
 
     If test and val are the same, only val is loaded. A dataset folder without a test split is not an error.
@@ -40,10 +43,10 @@ def load_splits(spec: DatasetSpec, findings: Findings, kind: str = BOXES) -> dic
             continue
         try:
             if split == "train":
-                datasets[split] = build_train_dataset(spec, kind=kind)
+                datasets[split] = build_train_dataset(spec, kind=kind, pixels=pixels)
             else:
                 known = datasets["train"].class_map if "train" in datasets else None
-                datasets[split] = build_eval_dataset(spec, split, known, kind)
+                datasets[split] = build_eval_dataset(spec, split, known, kind, pixels=pixels)
         except DataError as error:
             absent = isinstance(error, MissingSplit) and spec.test_data_sources == of_folder and split == "test"
             findings.add("no_test_split" if absent else "unusable", split, str(error))
@@ -57,7 +60,8 @@ def check_images(spec: ExperimentSpec, datasets: Mapping[str, DetectionDataset],
     files = FileCheck(findings, replaced=("train",) if spec.dataset.on_bad_image == "skip" else ())
     for split, dataset in datasets.items():
         start, bad = time.monotonic(), files.bad
-        facts = track(read_files(dataset.records, spec.dataset.workers), f"Reading {split}", len(dataset), "images")
+        read = read_files(dataset.records, spec.dataset.workers, dataset.pixels)
+        facts = track(read, f"Reading {split}", len(dataset), "images")
         for record, fact in zip(dataset.records, facts, strict=True):
             check_boxes(split, record, size, findings)
             files.add(split, record, fact)

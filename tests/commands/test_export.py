@@ -236,7 +236,7 @@ def test_verbose_shows_the_output_of_the_exporter(export, capfd):
         (["export.onnx_file=model.pt"], "expected a file that ends in .onnx"),
         (["export.onnx_file=???"], "export.onnx_file"),
         (["export.is_quantized=true"], "quantized"),
-        (["export.input_channel=1"], "export.input_channel"),
+        (["export.input_channel=1"], "export.input_channel: 1 is invalid; expected 3"),
         (
             ["dataset.augmentation.preserve_aspect_ratio=true"],
             "preserve_aspect_ratio is True in the spec, but False in",

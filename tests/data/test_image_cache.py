@@ -33,7 +33,7 @@ def paths(tmp_path):
 def decoded(monkeypatch):
     """The paths of the images that were decoded."""
     seen = []
-    monkeypatch.setattr(image_cache, "decode_image", lambda path, size: seen.append(path) or decode_image(path, size))
+    monkeypatch.setattr(image_cache, "decode_image", lambda path, *more: seen.append(path) or decode_image(path, *more))
     return seen
 
 

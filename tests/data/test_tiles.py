@@ -63,7 +63,7 @@ def test_nmm_joins_the_parts_of_a_cut_object():
 def detections_of(path, tiling: Tiling):
     dataset = ImageFolder([str(path)], (64, 96), tiling=tiling)
     runtime, times = ColorRuntime(), LoopTimes()
-    batch = collate_tiles([dataset[0]], tiling, (64, 96), strict=True)
+    batch = collate_tiles([dataset[0]], tiling, (3, 64, 96), strict=True)
     ((target,), (found,)) = next((batch.targets, one) for batch, one in detect(runtime, [batch], 2, times))
     assert times.images == 1 and target.original_size == (400, 600) and sum(runtime.batches) == len(batch.images)
     return found.above(0.5), runtime.batches

@@ -11,7 +11,7 @@ from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.recorded_fields import value_at
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.formats.base import Recorded
-from rtdetr_tool.formats.description import NORMALISATION, describe
+from rtdetr_tool.formats.description import describe, normalization
 from rtdetr_tool.formats.graph_file import recorded_in
 from rtdetr_tool.formats.graph_interface import GraphInterface
 from rtdetr_tool.formats.requested_size import RequestedSize
@@ -129,7 +129,7 @@ def test_what_a_foreign_file_does_not_record_is_said_with_where_it_comes_from(ca
 def test_a_graph_without_description_says_what_is_assumed(caplog):
     spec, class_map = resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None))
     assert spec.dataset.num_classes == 3 and spec.dataset.augmentation.eval_spatial_size == [64, 96]
-    assert class_map is None and f"{RATIO} = false (default)" in caplog.text and NORMALISATION[False] in caplog.text
+    assert class_map is None and f"{RATIO} = false (default)" in caplog.text and normalization(False) in caplog.text
     with pytest.raises(CheckpointError, match="padded to a square"):
         resolve(recorded_in("a.onnx", {}, GRAPH), read_spec(None, [f"{RATIO}=true"]))
     with pytest.raises(CheckpointError, match=r"50 queries built in, but model.num_queries is 300"):
@@ -145,7 +145,7 @@ def test_the_queries_of_every_family_must_be_those_of_a_graph_without_descriptio
 
 
 def test_pixels_that_do_not_go_with_the_names_of_the_graph_are_refused():
-    other = {**describe(META, (64, 96)), "normalisation": NORMALISATION[True]}
+    other = {**describe(META, (64, 96)), "normalisation": normalization(True)}
     with pytest.raises(CheckpointError, match=r"was exported for RGB.*deviation 0.229"):
         resolve(recorded_in("a.onnx", other, GRAPH), read_spec(None))
 

@@ -68,7 +68,10 @@ def their_criterion(variant: str, **changes: Any) -> nn.Module:
 
 
 def normalized(images: Tensor) -> Tensor:
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    """As the package does, which repeats the statistics of RGB for other channels."""
+    mean, std = (
+        torch.tensor((values * images.shape[1])[: images.shape[1]]) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (images - mean[:, None, None]) / std[:, None, None]
 
 

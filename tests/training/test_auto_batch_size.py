@@ -52,7 +52,7 @@ def test_the_objects_of_a_trial_have_what_the_model_predicts(kind):
         dataset=SimpleNamespace(augmentation=SimpleNamespace(train_spatial_size=(8, 12))),
         model=SimpleNamespace(keypoints=KeypointLayout((0, 5))),
     )
-    module = SimpleNamespace(detector=SimpleNamespace(predicts=kind), spec=spec)
+    module = SimpleNamespace(detector=SimpleNamespace(predicts=kind, num_channels=3), spec=spec)
     for target in auto_batch_size.trial_batch(module, 2, torch.device("cpu")).targets:
         shapes = {"masks": (len(target.boxes), 8, 12), "keypoints": (len(target.boxes), 5, 3)}
         for name, shape in shapes.items():

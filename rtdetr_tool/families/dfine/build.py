@@ -18,7 +18,7 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
     """A D-FINE with random weights, in training mode."""
     fields = resolve_dfine(spec.dfine)
     row = DFINE_VARIANTS[fields.variant]
-    backbone = HGNetV2(row.backbone, row.indices, activation_checkpoint)
+    backbone = HGNetV2(row.backbone, row.indices, activation_checkpoint, spec.num_channels)
     encoder = HybridEncoder(
         backbone.channels,
         fields.hidden_dim,

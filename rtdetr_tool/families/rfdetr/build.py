@@ -39,6 +39,7 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
         num_registers=vit.num_registers,
         drop_path=config.drop_path,
         activation_checkpoint=activation_checkpoint,
+        num_channels=spec.num_channels,
     )
     projector = MultiScaleProjector(backbone.channels, config.hidden_dim, config.projector_scale)
     second = None

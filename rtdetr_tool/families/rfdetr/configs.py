@@ -87,7 +87,8 @@ def config_of(spec: ExperimentSpec, changes: dict[str, Any]) -> ModelConfig:
         if (value := full.get(name)) is not None and value != _as_list(published.get(name, ...))
     }
     rows = spec.dataset.num_classes
-    known = {"num_select": spec.model.num_select} | ({} if rows is None else {"num_classes": rows - 1})
+    known: dict[str, Any] = {"num_select": spec.model.num_select, "num_channels": spec.model.num_channels}
+    known |= {} if rows is None else {"num_classes": rows - 1}
     return kind(**{**fields, **known, **changes})
 
 

@@ -47,7 +47,7 @@ def _fields(detections: Detections) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """A network, `model(images)`, and its settings. Images are [B, 3, H, W], RGB 0..1."""
+    """A network, `model(images)`, and its settings. Images are [B, C, H, W] 0..1, mostly RGB."""
 
     model: nn.Module | None  # None for a deployed file
     postprocess: PostProcess

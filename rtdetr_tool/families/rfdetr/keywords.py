@@ -182,7 +182,7 @@ MODEL: tuple[Keyword, ...] = (
     Keyword("lite_refpoint_refine", True, "works", "model.rfdetr.lite_refpoint_refine"),
     Keyword("layer_norm", True, "refused", note="the projector always normalizes"),
     Keyword("amp", True, "works", lambda on: {} if on else {"train.precision": "fp32"}, "train.precision"),
-    Keyword("num_channels", 3, "refused", note="models take RGB; convert images to three channels"),
+    Keyword("num_channels", 3, "works", "model.num_channels"),
     Keyword("num_classes", 90, "works", lambda count: {}, "the constructor's argument"),
     Keyword("pretrain_weights", None, "works", lambda path: {}, "the constructor's argument; default: the variant's"),
     Keyword("device", "cpu", "works", lambda name: {}, "the constructor's argument; the default is auto"),

@@ -22,7 +22,7 @@ from rtdetr_tool.spec import ModelSpec
 def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: bool = False) -> RTDETR:
     """An RT-DETR with random weights, in training mode."""
     fields = rtdetr_fields(spec)
-    backbone = build_backbone(fields, activation_checkpoint)
+    backbone = build_backbone(fields, activation_checkpoint, spec.num_channels)
     frozen_radio = build_frozen_radio(fields.frozen_fm) if fields.frozen_fm.enabled else None
     encoder = HybridEncoder(
         backbone.channels if frozen_radio is None else (*backbone.channels, frozen_radio.width),

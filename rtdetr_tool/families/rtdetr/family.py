@@ -37,6 +37,11 @@ class RtdetrFamily(Family):
 
     def problems(self, model: ModelSpec, name: str) -> Iterator[str]:
         yield from rtdetr_problems(rtdetr_fields(model), name)
+        if rtdetr_fields(model).frozen_fm.enabled and model.num_channels != 3:
+            yield (
+                f"{name}.frozen_fm.enabled is not supported with {name}.num_channels={model.num_channels}, because "
+                "RADIO was trained on RGB; use 3 channels, or set it to false"
+            )
 
     def size_multiple(self, model: ModelSpec) -> int:
         return SIZE_MULTIPLE

@@ -63,7 +63,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 _FIXED_BACKBONE: dict[str, tuple[Any, ...]] = {
     "model_type": ("rt_detr_resnet",),
-    "num_channels": (3,),
     "embedding_size": (64,),
     "hidden_act": ("relu",),
     "downsample_in_first_stage": (False,),

@@ -19,7 +19,8 @@ from rtdetr_tool.ops.classes import ClassMap
 LABELS, CONFIG = "labels.txt", "nvdsinfer_config.yaml"
 PARSER_LIBRARY = "/opt/nvidia/deepstream/deepstream/lib/libnvds_infercustomparser_tao.so"
 PARSER_FUNCTION = "NvDsInferParseCustomDDETRTAO"
-FP32, DETECTOR, NO_CLUSTERING, RGB = 0, 0, 4, 0
+FP32, DETECTOR, NO_CLUSTERING = 0, 0, 4
+COLOR_FORMATS = {3: 0, 1: 2}  # channels -> RGB or gray
 
 
 def write_side_files(
@@ -29,6 +30,7 @@ def write_side_files(
     preserve_aspect_ratio: bool,
     num_select: int,
     threshold: float,
+    channels: int = 3,
 ) -> tuple[Path, Path]:
     """`labels.txt` and `nvdsinfer_config.yaml` next to the ONNX file; `size` is (height, width) of the input."""
     labels, names = label_lines(class_map), LAYOUTS["tao"].outputs
@@ -39,8 +41,8 @@ def write_side_files(
             "labelfile-path": LABELS,
             "net-scale-factor": 1 / 255,
             "offsets": "0;0;0",
-            "infer-dims": f"3;{size[0]};{size[1]}",
-            "model-color-format": RGB,
+            "infer-dims": f"{channels};{size[0]};{size[1]}",
+            "model-color-format": COLOR_FORMATS[channels],
             "network-type": DETECTOR,
             "network-mode": FP32,
             "cluster-mode": NO_CLUSTERING,

@@ -90,7 +90,7 @@ def export_graph(
         UserError: the exporter or the converter does not support this operator set.
     """
     device = next(model.parameters()).device
-    images = torch.rand(batch or 2, 3, *size, device=device)
+    images = torch.rand(batch or 2, model.detector.num_channels, *size, device=device)
     graph = trace(model, images, min(opset, NEWEST_TRACED), dynamic=batch is None, verbose=verbose)
     weights = [] if fits_one_file(graph) else detach_weights(graph)
     if opset > NEWEST_TRACED:

@@ -29,11 +29,11 @@ EVERYWHERE, BEFORE_DECODER = ".*", ".*_(backbone|encoder)/.*"  # patterns of mod
 
 
 def convert(model: ExportModel | ExportFeatures, size: tuple[int, int], batch: int, verbose: bool = False) -> bytes:
-    """The FP32 file of `model` for inputs [batch, 3, *size]; its signature has the names of the layout."""
+    """The FP32 file of `model` for inputs [batch, C, *size]; its signature has the names of the layout."""
     with _silenced(verbose):
         import litert_torch
 
-    images = torch.rand(batch, 3, *size)
+    images = torch.rand(batch, model.detector.num_channels, *size)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _silenced(verbose):
         file = Path(folder) / "model.tflite"
         try:

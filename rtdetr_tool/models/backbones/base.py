@@ -12,9 +12,10 @@ _BLOCK = re.compile(r"(?:.*?\.)??(?:\w*blocks\.\d+(?:\.\d+)?|layer\d+\.\d+|s\d+\
 
 
 class ImageBackbone(nn.Module):
-    """images [B, 3, H, W] -> one map [B, C, H / stride, W / stride] for each of `channels` and `strides`."""
+    """images [B, num_channels, H, W] -> one map [B, C, H / stride, W / stride] for each of `channels` and `strides`."""
 
-    channels: tuple[int, ...]
+    num_channels: int = 3  # of images
+    channels: tuple[int, ...]  # of the maps
     strides: tuple[int, ...]
 
     @abstractmethod

@@ -29,12 +29,12 @@ from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.dinov2_block import NORM_EPS, Block
 from rtdetr_tool.models.backbones.recompute import run_with_recompute
 from rtdetr_tool.ops.layers import modules_of_type, zero_bias
-from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
+from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, statistics
 from rtdetr_tool.ops.resize import resize_bicubic
 
 
 class WindowedDinov2(ImageBackbone):
-    """images [B, 3, H, W] RGB 0..1 -> one map [B, D, h, w] per output index.
+    """images [B, num_channels, H, W] 0..1 -> one map [B, D, h, w] per output index.
 
     Args:
         out_indices: numbers of blocks after which the tokens are returned as a map, ascending; 0 = embedded patches.
@@ -42,6 +42,7 @@ class WindowedDinov2(ImageBackbone):
         grid: side of the square of position embeddings, in patches; they are interpolated to other sizes.
         drop_path: drop path rate of the last block, increasing linearly from 0 in the first one.
         activation_checkpoint: recompute the blocks in the backward pass to save memory.
+        num_channels: of images; with other numbers than 3, ImageNet's statistics of RGB are repeated, as in RF-DETR.
     """
 
     registers: nn.Parameter | None
@@ -61,8 +62,10 @@ class WindowedDinov2(ImageBackbone):
         num_registers: int = 0,
         drop_path: float = 0.0,
         activation_checkpoint: bool = False,
+        num_channels: int = 3,
     ) -> None:
         super().__init__()
+        self.num_channels = num_channels
         self.out_indices, self.num_windows, self.num_registers = tuple(out_indices), num_windows, num_registers
         self.patch_size, self.grid, self.activation_checkpoint = patch_size, grid, activation_checkpoint
         self._whole = (num_windows, patch_size)
@@ -73,7 +76,7 @@ class WindowedDinov2(ImageBackbone):
         ):
             raise UserError(f"out_feature_indexes: {list(out_indices)} is invalid; expected 0 to {depth}, ascending")
         self.channels, self.strides = (width,) * len(self.out_indices), (patch_size,) * len(self.out_indices)
-        self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.patch_embed = nn.Conv2d(num_channels, width, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
         self.registers = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
@@ -84,8 +87,12 @@ class WindowedDinov2(ImageBackbone):
             for index, rate in enumerate(rates)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(statistics(IMAGENET_MEAN, num_channels))[:, None, None], persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(statistics(IMAGENET_STD, num_channels))[:, None, None], persistent=False
+        )
         self._tables: dict[tuple[int, int], Tensor] | None = None  # positions by size, cached by deployed copies only
         self.blocks[self.out_indices[-1] :].requires_grad_(False)  # nothing reads what they compute
         self.reset_parameters()

@@ -22,8 +22,8 @@ from rtdetr_tool.ops.layers import zero_bias
 class EdgeNextBnBackbone(StagedBackbone):
     """EdgeNeXt whose norms are batch norms, with hard swish and without biases before a norm."""
 
-    def __init__(self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any) -> None:
-        super().__init__(name, indices, activation_checkpoint, act_layer=nn.Hardswish, conv_bias=False, **options)
+    def __init__(self, name: str, indices: Sequence[int], *args: Any, **options: Any) -> None:
+        super().__init__(name, indices, *args, act_layer=nn.Hardswish, conv_bias=False, **options)
         for module in self.modules():
             if isinstance(module, ConvBlock):
                 module.__class__ = _ConvBlock

@@ -42,6 +42,7 @@ class FanBackbone(ImageBackbone):
         stem_depths: ConvNeXt blocks of the two stages before the FAN blocks.
         map_block: the block whose output is the map at stride 16; None = the last.
         drop_path: share of images for which a block is skipped in training; the default is TAO's.
+        num_channels: of images.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class FanBackbone(ImageBackbone):
         stem_depths: Sequence[int] = (3, 3),
         map_block: int | None = None,
         drop_path: float = 0.3,
+        num_channels: int = 3,
     ) -> None:
         super().__init__()
+        self.num_channels = num_channels
         self.indices = tuple(indices)
         self.activation_checkpoint = activation_checkpoint
         widths = (*_STEM_WIDTHS, width, _LAST_WIDTH)
@@ -64,7 +67,7 @@ class FanBackbone(ImageBackbone):
         self.strides = tuple((4, 8, 16, 32)[index] for index in self.indices)
         self.map_block = depth - 1 if map_block is None else map_block
         last = max(self.indices)
-        self.patch_embed = HybridEmbed(width if last >= 2 else None, stem_depths[: last + 1])
+        self.patch_embed = HybridEmbed(width if last >= 2 else None, stem_depths[: last + 1], num_channels)
         if last >= 2:
             self.pos_embed = FourierPosition(width)
             blocks = depth if last == 3 else self.map_block + 1
@@ -105,9 +108,9 @@ class FanBackbone(ImageBackbone):
 class HybridEmbed(nn.Module):
     """ConvNeXt stages of strides 4 and 8 and, with a token width, the projection of 2 x 2 patches of the second."""
 
-    def __init__(self, width: int | None, depths: Sequence[int]) -> None:
+    def __init__(self, width: int | None, depths: Sequence[int], num_channels: int) -> None:
         super().__init__()
-        self.backbone = ConvNextStages(depths)
+        self.backbone = ConvNextStages(depths, num_channels)
         if width is not None:
             self.proj = nn.Conv2d(_STEM_WIDTHS[len(self.backbone.stages) - 1], width, 2, stride=2)
 
@@ -123,9 +126,10 @@ class HybridEmbed(nn.Module):
 class ConvNextStages(nn.Module):
     """Patches of 4 x 4 pixels and up to two ConvNeXt stages with `depths` blocks."""
 
-    def __init__(self, depths: Sequence[int]) -> None:
+    def __init__(self, depths: Sequence[int], num_channels: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, _STEM_WIDTHS[0], 4, stride=4), LayerNorm2d(_STEM_WIDTHS[0], eps=1e-6))
+        patches = nn.Conv2d(num_channels, _STEM_WIDTHS[0], 4, stride=4)
+        self.stem = nn.Sequential(patches, LayerNorm2d(_STEM_WIDTHS[0], eps=1e-6))
         self.stages = nn.Sequential()
         previous = _STEM_WIDTHS[0]
         for index, (width, depth) in enumerate(zip(_STEM_WIDTHS, depths, strict=False)):

@@ -34,8 +34,11 @@ class WholeBackbone(ImageBackbone):
 
     channels_are_last = False
 
-    def __init__(self, extractor: nn.Module, indices: Sequence[int], activation_checkpoint: bool) -> None:
+    def __init__(
+        self, extractor: nn.Module, indices: Sequence[int], activation_checkpoint: bool, num_channels: int = 3
+    ) -> None:
         super().__init__()
+        self.num_channels = num_channels
         self.extractor = extractor
         feature_info: Any = extractor.feature_info  # timm's attributes are not declared
         self.channels = tuple(feature_info.channels())
@@ -61,7 +64,11 @@ class WholeBackbone(ImageBackbone):
 
 
 def any_timm_backbone(
-    name: str, indices: Sequence[int], activation_checkpoint: bool = False, **arguments: Any
+    name: str,
+    indices: Sequence[int],
+    activation_checkpoint: bool = False,
+    num_channels: int = 3,
+    **arguments: Any,
 ) -> ImageBackbone:
     """The network `name` (with or without a tag) as a backbone with the maps in `indices` (strides 4 to 32).
 
@@ -81,7 +88,7 @@ def any_timm_backbone(
     problem = ""
     for options in _ANY_SIZE:
         try:
-            backbone = _build(name, indices, activation_checkpoint, {**options, **arguments})
+            backbone = _build(name, indices, activation_checkpoint, num_channels, {**options, **arguments})
         except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError, LookupError) as error:
             problem = problem or f"timm cannot extract feature maps from it ({first_line(error)})"
             continue
@@ -93,7 +100,7 @@ def any_timm_backbone(
 
 
 def _build(
-    name: str, indices: Sequence[int], activation_checkpoint: bool, options: dict[str, Any]
+    name: str, indices: Sequence[int], activation_checkpoint: bool, num_channels: int, options: dict[str, Any]
 ) -> StagedBackbone | WholeBackbone:
     network: Any = timm.create_model(name, num_classes=0, **options)
     entries = list(network.feature_info)
@@ -107,12 +114,14 @@ def _build(
                 f"(model.return_interm_indices {index}); expected one of its strides {strides}"
             )
         positions.append(fitting[-1])
+    if num_channels != 3:  # not every network has the argument
+        options = {**options, "in_chans": num_channels}
     extractor = timm.create_model(name, features_only=True, out_indices=positions, **options)
     backbone: StagedBackbone | WholeBackbone
     if isinstance(extractor, FeatureListNet):
-        backbone = StagedBackbone(name, indices, activation_checkpoint, **options)
+        backbone = StagedBackbone(name, indices, activation_checkpoint, num_channels, **options)
     else:
-        backbone = WholeBackbone(extractor, indices, activation_checkpoint)
+        backbone = WholeBackbone(extractor, indices, activation_checkpoint, num_channels)
     backbone.channels_are_last = getattr(extractor, "output_fmt", None) == Format.NHWC
     return backbone
 
@@ -124,7 +133,9 @@ def _problem_with(backbone: ImageBackbone) -> str | None:
     expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
     training = backbone.training
     try:
-        maps = backbone.eval()(torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device))
+        maps = backbone.eval()(
+            torch.zeros(1, backbone.num_channels, height, width, device=next(backbone.parameters()).device)
+        )
     except (RuntimeError, AssertionError, ValueError) as error:
         return f"it does not support all input sizes that are multiples of 32 ({first_line(error)})"
     finally:

@@ -27,6 +27,7 @@ class ResNetBackbone(ImageBackbone):
         name: a ResNet of timm, for example `resnet18d`.
         indices: stages to return, ascending.
         activation_checkpoint: recompute the stages in the backward pass to save memory.
+        num_channels: of images.
         options: more arguments of timm's ResNet, for example `channels` and `layers` of its stages.
     """
 
@@ -38,14 +39,17 @@ class ResNetBackbone(ImageBackbone):
         name: str,
         indices: Sequence[int],
         activation_checkpoint: bool = False,
+        num_channels: int = 3,
         **options: Any,
     ) -> None:
         super().__init__()
-        network: Any = timm.create_model(name, num_classes=0, **options)  # timm's attributes are not declared
+        network: Any = timm.create_model(
+            name, num_classes=0, in_chans=num_channels, **options
+        )  # timm's attributes are not declared
         if isinstance(network.conv1, nn.Sequential):
             _project_first_shortcut(network.layer1[0])
         self.conv1, self.bn1, self.act1, self.maxpool = network.conv1, network.bn1, network.act1, network.maxpool
-        self.indices = tuple(indices)
+        self.indices, self.num_channels = tuple(indices), num_channels
         self.stages = STAGES[: max(indices) + 1]
         for stage in self.stages:
             self.add_module(stage, getattr(network, stage))

@@ -34,13 +34,24 @@ class StagedBackbone(ImageBackbone):
         name: a network of timm, for example `convnext_tiny`.
         indices: stages to return, ascending.
         activation_checkpoint: recompute each part that has weights in the backward pass to save memory.
+        num_channels: of images.
         options: more arguments of the timm network, for example its `depths`.
     """
 
     channels_are_last = False
 
-    def __init__(self, name: str, indices: Sequence[int], activation_checkpoint: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        indices: Sequence[int],
+        activation_checkpoint: bool = False,
+        num_channels: int = 3,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        self.num_channels = num_channels
+        if num_channels != 3:  # not every network of timm has the argument
+            options["in_chans"] = num_channels
         network: Any = timm.create_model(name, num_classes=0, **options)  # timm's attributes are not declared
         self.indices = tuple(indices)
         self.activation_checkpoint = activation_checkpoint
@@ -133,10 +144,10 @@ def _parts_up_to(network: nn.Module, outputs: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def _same_maps(first: nn.Module, second: nn.Module) -> bool:
+def _same_maps(first: ImageBackbone, second: ImageBackbone) -> bool:
     """Whether two backbones return the same maps for a random image, up to rounding."""
     generator, weight = torch.Generator().manual_seed(0), next(first.parameters())
-    images = torch.rand(1, 3, 64, 64, generator=generator).to(weight.device, weight.dtype)
+    images = torch.rand(1, first.num_channels, 64, 64, generator=generator).to(weight.device, weight.dtype)
     with exact_float32():
         pairs = list(zip(first(images), second(images), strict=True))
     return all((a - b).abs().max() <= 1e-3 * a.abs().max() for a, b in pairs)

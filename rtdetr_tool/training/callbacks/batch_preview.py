@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.ops.boxes import cxcywh_to_xyxy
+from rtdetr_tool.ops.pixels import as_rgb
 from rtdetr_tool.ops.structures import Batch
 
 _IMAGES_PER_ROW = 3  # and per column
@@ -49,7 +50,7 @@ def draw_batch(batch: Batch) -> Tensor:
 
     images = []
     for image, target in list(zip(batch.images.cpu(), batch.targets, strict=True))[: _IMAGES_PER_ROW**2]:
-        height, width = image.shape[-2:]
+        image, (height, width) = as_rgb(image), image.shape[-2:]
         boxes = cxcywh_to_xyxy(target.boxes.cpu()) * torch.tensor([width, height, width, height])
         labels = target.labels.tolist()
         colors = [_COLORS[label % len(_COLORS)] for label in labels]

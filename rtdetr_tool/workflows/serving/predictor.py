@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.decoding import content_size, decode_content
 from rtdetr_tool.data.image_formats import FORMATS
 from rtdetr_tool.data.preprocess import PreparedImage, input_size, prepare_image
@@ -65,7 +66,7 @@ class Predictor:
                 f"{self.section.max_pixels} pixels (serve.max_pixels). Reduce its size."
             )
         augmentation = self.spec.dataset.augmentation
-        image = decode_content(content, name)
+        image = decode_content(content, name, pixel_format_of(self.spec))
         return prepare_image(image, augmentation.eval_spatial_size, augmentation.preserve_aspect_ratio)
 
     def options(self, threshold: float | None, of_classes: Mapping[str, float], most: int | None) -> Options:
@@ -104,6 +105,7 @@ class Predictor:
                 "device": str(self.runtime.device),
                 "predicts": self.spec.model.predicts,
                 "input": dict(zip(("height", "width"), self.size, strict=True)),
+                "num_channels": self.spec.model.num_channels,
                 "preserve_aspect_ratio": self.spec.dataset.augmentation.preserve_aspect_ratio,
                 "max_detections": self.spec.model.num_select,
             },

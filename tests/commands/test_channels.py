@@ -1,0 +1,121 @@
+"""The commands on gray and multispectral images: train, evaluate, inference, export, calibrate, validate, refuse."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rtdetr_tool.checkpoints.detector_file import read_detector
+from rtdetr_tool.cli import main
+
+tifffile = pytest.importorskip("tifffile", reason="requires tifffile")
+SUFFIX = {1: ".png", 5: ".tif"}
+
+
+@pytest.fixture(params=[1, 5])
+def spectral(project, request):
+    """The project with images of one channel (PNG) or five bands with 16 bits (TIFF)."""
+    channels = request.param
+    rng = np.random.default_rng(0)
+    for entry in project.coco["images"]:
+        project.image(entry["id"]).unlink()
+        entry["file_name"] = f"{entry['id']}{SUFFIX[channels]}"
+        path = project.folder / "images" / entry["file_name"]
+        if channels == 1:
+            Image.fromarray(rng.integers(0, 255, (48, 64), dtype=np.uint8)).save(path)
+        else:
+            bands = rng.integers(0, 4000, (48, 64, 5), dtype=np.uint16)
+            tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="contig")
+    project.spec["model"]["num_channels"] = project.channels = channels
+    project.spec["dataset"]["value_range"] = None if channels == 1 else [0.0, 4000.0]
+    project.write()
+    return project
+
+
+def results(project, name: str):
+    return json.loads((project.folder / "results" / name).read_text())
+
+
+def test_a_trained_file_and_its_graph_have_the_channels_and_equal_scores(spectral):
+    run = ["train.is_dry_run=false", "train.num_epochs=1", "train.checkpoint_interval=1", "train.precision=fp32"]
+    assert spectral.run("train", *run) == 0
+    checkpoint = spectral.folder / "results/train/rtdetr_model_best.pth"
+    file = read_detector(checkpoint)
+    assert file.weights["backbone.conv1.0.weight"].shape[1] == spectral.channels
+    assert file.meta["spec"]["model"]["num_channels"] == spectral.channels
+    checkpoint = spectral.checkpoint(lively=True)
+    del spectral.spec["model"], spectral.spec["dataset"]["value_range"]  # both are recorded
+    spectral.write()
+    assert spectral.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
+    spectral.label_best_detections()
+    found, stats = [], []
+    graph = spectral.folder / "model.onnx"
+    assert spectral.run("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={graph}") == 0
+    for path in (checkpoint, graph):
+        assert spectral.run("evaluate", f"evaluate.checkpoint={path}") == 0
+        found.append(sorted(row["score"] for row in results(spectral, "evaluate/predictions.json")))
+        stats.append(results(spectral, "evaluate/results.json")["mAP"])
+    assert found[0] == pytest.approx(found[1], abs=1e-5) and len(found[0]) > 0
+    assert stats[0] == pytest.approx(stats[1], abs=1e-3) and stats[0] > 0
+    assert spectral.run("inference", f"inference.checkpoint={graph}", "inference.conf_threshold=0.0") == 0
+    drawn = sorted((spectral.folder / "results/inference/images_annotated").iterdir())
+    assert len(drawn) == 6 and {Image.open(path).mode for path in drawn} == {"RGB"}
+
+
+def test_a_contradiction_of_channels_is_one_message(spectral, capsys):
+    checkpoint = spectral.checkpoint()
+    other = spectral.channels + 1
+    assert spectral.run("evaluate", f"evaluate.checkpoint={checkpoint}", f"model.num_channels={other}") == 2
+    assert f"model.num_channels is {other} in the spec, but {spectral.channels} in the checkpoint" in (
+        capsys.readouterr().err
+    )
+    payload = torch.load(checkpoint, weights_only=False)
+    payload["rtdetr_tool"]["spec"]["model"]["num_channels"] = 3
+    torch.save(payload, spectral.folder / "forged.pth")
+    del spectral.spec["model"]["num_channels"]
+    spectral.write()
+    assert spectral.run("evaluate", f"evaluate.checkpoint={spectral.folder / 'forged.pth'}") == 2
+    assert f"is for {spectral.channels} channels in the file, but for 3 (model.num_channels)" in capsys.readouterr().err
+
+
+def test_rgb_images_are_refused_by_every_command(spectral, capsys):
+    name = spectral.coco["images"][0]["file_name"]
+    Image.new("RGB", (64, 48)).save(spectral.folder / "images" / "rgb.png")
+    spectral.coco["images"][0]["file_name"] = "rgb.png"
+    spectral.write()
+    checkpoint = spectral.checkpoint()
+    for command, *arguments in (
+        ("train", "train.is_dry_run=false"),
+        ("evaluate", f"evaluate.checkpoint={checkpoint}"),
+        ("inference", f"inference.checkpoint={checkpoint}"),
+        ("validate_data",),
+    ):
+        assert spectral.run(command, *arguments) == 2, command
+        shown = capsys.readouterr().err
+        assert "rgb.png has 3 channels" in shown and "Traceback" not in shown, command
+    assert (spectral.folder / "images" / name).exists()
+
+
+def test_the_data_is_validated_and_drawn(spectral):
+    assert spectral.run("validate_data") == 0
+    page = (spectral.folder / "results/validate_data/report.html").read_text()
+    assert page.count("data:image/jpeg") >= 4
+
+
+def test_other_programs_have_no_such_files(spectral, capsys):
+    target = spectral.folder / "official.pth"
+    assert main(["convert", str(spectral.checkpoint()), str(target), "--to", "official"]) == 2
+    assert f"model.num_channels is {spectral.channels}" in capsys.readouterr().err and not target.exists()
+
+
+def test_rgb_weights_start_a_run_with_other_channels(project, caplog):
+    checkpoint = project.checkpoint()
+    for entry in project.coco["images"]:
+        Image.open(project.image(entry["id"])).convert("L").save(project.image(entry["id"]))
+    run = [f"train.pretrained_model_path={checkpoint}", "model.num_channels=1"]
+    assert project.run("train", *run) == 0
+    assert "Adapted backbone.conv1.0.weight from 3 to 1 channels" in caplog.text
