@@ -14,6 +14,7 @@ from rtdetr_tool.log import console
 from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.run import spec_text
 from rtdetr_tool.reports.search import search_page
+from rtdetr_tool.search.cluster_search import ClusterSearch
 from rtdetr_tool.search.loop import Search
 from rtdetr_tool.search.results import SearchResults, check_outcome, value_text
 from rtdetr_tool.search.sub_detectors import SubDetectorSearch
@@ -31,7 +32,10 @@ def run(loaded: LoadedSpec) -> None:
     spec = loaded.spec
     folder = results_folder(spec.automl, "automl")
     search = (SubDetectorSearch if spec.automl.supernet_checkpoint else Search)(loaded, folder, train_session)
-    search.run()
+    if isinstance(search, Search) and spec.automl.slurm.jobs is not None:
+        ClusterSearch(search).run()
+    else:
+        search.run()
     results = search.results()
     results.write(folder)
     command_output().results = results.to_dict()

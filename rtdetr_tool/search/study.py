@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.messages import first_line, first_of
+from rtdetr_tool.messages import first_of
 from rtdetr_tool.redaction import mask_secrets, without_secrets
+from rtdetr_tool.search.storage import open_storage, storage_failure, storage_url
 from rtdetr_tool.spec import AutomlSpec, ExperimentSpec, spec_to_dict
 from rtdetr_tool.spec.search_ranges import Parameter
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import Trial
 
-DATABASE = "study.db"
 _INSTALL = 'automl requires optuna: pip install "rtdetr-tool[automl]"'
 _SPEC = "rtdetr_spec"  # attribute of a study: the spec of its trials
 _REDUCTION = 3  # of the trials that continue at each rung
@@ -47,20 +47,18 @@ def open_study(
         UserError: the database cannot be opened, or has a search of this name with another spec.
     """
     import optuna
-    from sqlalchemy import URL
 
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()  # to the log file
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    local = URL.create("sqlite", database=str(folder.resolve() / DATABASE)).render_as_string(hide_password=False)
-    url = _with_driver(section.storage) if section.storage else local
-    shown = section.storage or str(folder / DATABASE)
+    url = storage_url(section, folder)
+    shown = mask_secrets(section.storage or str(folder / Path(url).name))
     directions: list[Literal["maximize", "minimize"]] = ["maximize"]
     if section.has_latency:
         directions.append("minimize")
     identity = search_identity(section, spec, parameters)
     try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+        storage = open_storage(url)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             study = optuna.create_study(
@@ -71,37 +69,15 @@ def open_study(
             study.set_user_attr(_SPEC, identity)
     except ImportError as error:
         package = 'psycopg: pip install "psycopg[binary]"' if url.startswith("postgresql") else f"{error.name}"
-        raise UserError(f"automl.storage: {mask_secrets(shown)} requires {package}") from None
+        raise UserError(f"automl.storage: {shown} requires {package}") from None
     except Exception as error:  # of SQLAlchemy, of the database's driver and of Optuna
-        reason = _database_reason(error)
         raise UserError(
-            f"automl.storage: {mask_secrets(shown)} cannot be used: {reason}. Expected a database that exists and can "
-            "be written; use another storage, or remove a damaged file to start the search from scratch"
+            f"automl.storage: {shown} cannot be used: {storage_failure(error)}. Expected a database that exists and "
+            "can be written; use another storage, or remove a damaged file to start the search from scratch"
         ) from None
     if known is not None:
-        _check_identity(known, identity, section, mask_secrets(shown))
+        _check_identity(known, identity, section, shown)
     return study
-
-
-def _database_reason(error: BaseException) -> str:
-    """The message of the driver, which is at the root of the causes."""
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    return mask_secrets(first_line(root))
-
-
-def _with_driver(url: str) -> str:
-    """PostgreSQL's URL with psycopg as its driver unless it names one."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgresql", "postgres") else url
-
-
-def _engine_options(url: str) -> dict[str, Any]:
-    if url.startswith("sqlite"):
-        return {}
-    timeout = {"connect_timeout": 20} if url.startswith("postgresql") else {}
-    return {"pool_pre_ping": True, "connect_args": timeout}
 
 
 def search_identity(section: AutomlSpec, spec: ExperimentSpec, parameters: Sequence[Parameter]) -> dict[str, Any]:

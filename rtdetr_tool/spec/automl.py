@@ -7,6 +7,7 @@ from typing import Any
 
 from rtdetr_tool.formats.table import exported_formats
 from rtdetr_tool.spec.fields import field
+from rtdetr_tool.spec.slurm import SlurmSpec
 
 SAMPLERS = ("tpe", "gp", "random", "grid")
 PRUNERS = ("auto", "none", "asha", "hyperband", "median")
@@ -14,7 +15,7 @@ PARETO = "pareto"
 # Fields that only apply to trials.
 OF_TRIALS = (
     "fields", "parameters", "trials", "sampler", "pruner", "pruning_start", "seed", "objective", "storage",
-    "study_name", "workers",
+    "study_name", "workers", "slurm.jobs",
 )  # fmt: skip
 
 
@@ -87,14 +88,16 @@ class AutomlSpec:
     )
     storage: str | None = field(
         None,
-        "Database of the trials as a URL, such as postgresql://user:password@host/database, for several machines; "
-        "null = study.db (SQLite) in the results folder.",
+        "Where trials are stored, as a URL: postgresql://user:password@host/database, or journal:///shared/file for a "
+        "file on a shared file system; null = study.db (SQLite) in the results folder, or study.journal with "
+        "slurm.jobs.",
         origin="ours",
     )
     study_name: str = field("automl", "Name of the search in the database.", origin="ours")
     workers: int | None = field(
         None, "Trials that run at the same time, as processes; null = one per GPU.", min=1, max=1024, origin="ours"
     )
+    slurm: SlurmSpec = field(SlurmSpec, "Workers as jobs of a SLURM cluster.")
 
     @property
     def has_latency(self) -> bool:

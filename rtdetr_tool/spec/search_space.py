@@ -12,6 +12,7 @@ from rtdetr_tool.spec.experiment import ExperimentSpec
 from rtdetr_tool.spec.queries import names_with, reads
 from rtdetr_tool.spec.schema import field_names, section_type
 from rtdetr_tool.spec.search_ranges import RANGE_KEYS, Parameter, declared, given_parameter, number_type
+from rtdetr_tool.spec.slurm import slurm_problems
 
 SECTIONS = ("model", "dataset", "train")  # of fields that can be searched
 
@@ -93,6 +94,7 @@ def automl_problems(spec: ExperimentSpec) -> Iterator[str]:
     """What is wrong with the `automl` section, and with the rest of the spec for a search."""
     section, space = spec.automl, search_space(spec)
     yield from space.problems
+    yield from slurm_problems(section.slurm)
     if section.has_latency and section.effective_pruner != "none":
         yield (
             f"automl.pruner: {section.pruner} is not supported with latency as second objective, because a trial has "
