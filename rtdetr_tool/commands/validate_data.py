@@ -21,6 +21,7 @@ from rtdetr_tool.reports.files import write_page
 from rtdetr_tool.reports.findings import validation_page
 from rtdetr_tool.spec import LoadedSpec
 from rtdetr_tool.spec.required import results_folder
+from rtdetr_tool.workflows.augmentation_preview import write_preview
 from rtdetr_tool.workflows.validate_data import check_images, load_splits, report
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def run(loaded: LoadedSpec) -> None:
     """Check the datasets, write and print the report; `DataError` at the end if training or scoring would fail."""
     spec, section = loaded.spec, loaded.spec.validate_data
     findings = Findings(section.num_pictures)
-    datasets = load_splits(spec.dataset, findings, spec.model.predicts, pixel_format_of(spec))
+    epochs, pixels = spec.train.num_epochs, pixel_format_of(spec)
+    datasets = load_splits(spec.dataset, findings, spec.model.predicts, pixels, epochs)
     counts = check_contents(datasets, findings, scoring_of(spec))
     check_images(spec, datasets, findings)
 
@@ -38,6 +40,7 @@ def run(loaded: LoadedSpec) -> None:
     command_output().results = content = report(datasets, counts, findings)
     write_atomically(folder / "report.json", json.dumps(content, indent=2) + "\n")
     page = write_page(validation_page(datasets, counts, findings, section.num_pictures, section.num_samples), folder)
+    write_preview(datasets.get("train"), section.num_augmented, folder)
     print_report(datasets, counts, findings)
     logger.info("Wrote %s: findings, statistics and sample images", page)
     if findings.errors:

@@ -84,7 +84,7 @@ def copy_paste(first: PlacedScene, second: PlacedScene, rng: np.random.Generator
     """
     masks = second.shapes.masks
     assert masks is not None  # the records of the dataset were read with masks
-    usable = masks.flatten(1).any(1).nonzero()[:, 0].numpy()
+    usable = np.flatnonzero([np.count_nonzero(mask) for mask in masks.numpy()])
     if not len(usable):
         return first
     chosen = torch.from_numpy(np.sort(rng.permutation(usable)[: rng.integers(1, len(usable) + 1)]))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from rtdetr_tool.data.scene import MaskReader, Scene
+from rtdetr_tool.data.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def flipped_vertically(scene: Scene) -> Scene:
         points = _moved(points, points[..., 0], height - 1 - points[..., 1])
     return replace(
         scene,
-        image=scene.image.flip(1),
+        image=_channels_first(_channels_last(scene.image)[::-1]),
         boxes=np.stack([x1, height - y2, x2, height - y1], axis=1),
         masks=None if masks is None else lambda indices: np.ascontiguousarray(masks(indices)[:, ::-1]),
         keypoints=points,
@@ -54,21 +54,27 @@ def flipped_vertically(scene: Scene) -> Scene:
 
 def rotated_90(scene: Scene, times: int) -> Scene:
     """Rotated by `times` times 90 degrees."""
+    (height, width), boxes, points, masks = scene.size, scene.boxes, scene.keypoints, scene.masks
     for _ in range(times % 4):
-        width, masks, points = scene.size[1], scene.masks, scene.keypoints
-        x1, y1, x2, y2 = scene.boxes.T
-        scene = replace(
-            scene,
-            image=scene.image.rot90(1, (1, 2)),
-            boxes=np.stack([y1, width - x2, y2, width - x1], axis=1),
-            masks=None if masks is None else _rotated_masks(masks),
-            keypoints=None if points is None else _moved(points, points[..., 1], width - 1 - points[..., 0]),
-        )
-    return scene
+        x1, y1, x2, y2 = boxes.T
+        boxes = np.stack([y1, width - x2, y2, width - x1], axis=1)
+        if points is not None:
+            points = _moved(points, points[..., 1], width - 1 - points[..., 0])
+        height, width = width, height
+    return replace(
+        scene,
+        image=_channels_first(_rotated_pixels(_channels_last(scene.image), times)),
+        boxes=boxes,
+        masks=None if masks is None else lambda indices: np.ascontiguousarray(np.rot90(masks(indices), times, (1, 2))),
+        keypoints=points,
+    )
 
 
-def _rotated_masks(masks: MaskReader) -> MaskReader:
-    return lambda indices: np.ascontiguousarray(np.rot90(masks(indices), 1, (1, 2)))
+def _rotated_pixels(pixels: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
+    """[H, W, C] rotated; a pixel is moved as one element, which is twice as fast."""
+    whole = np.ascontiguousarray(pixels).view(f"V{pixels.shape[2]}")[..., 0]
+    turned = np.ascontiguousarray(np.rot90(whole, times))
+    return turned.view(np.uint8).reshape(*turned.shape, pixels.shape[2])
 
 
 def rotated(scene: Scene, degrees: float) -> Scene:
@@ -106,18 +112,28 @@ def rotated(scene: Scene, degrees: float) -> Scene:
 
 def rotated_image(image: Tensor, degrees: float) -> Tensor:
     """A uint8 image [C, H, W] rotated with bilinear interpolation, channels last in memory."""
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pixels = np.ascontiguousarray(_channels_last(image))
     if pixels.shape[2] == 3:
         turned = np.asarray(Image.fromarray(pixels).rotate(degrees, Image.Resampling.BILINEAR))
     else:
         planes = [Image.fromarray(plane) for plane in np.moveaxis(pixels, 2, 0)]
         turned = np.stack([np.asarray(plane.rotate(degrees, Image.Resampling.BILINEAR)) for plane in planes], axis=2)
-    return torch.from_numpy(np.array(turned)).permute(2, 0, 1)
+    return _channels_first(turned.copy())
 
 
 def _rotated_planes(masks: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
     turned = [np.asarray(Image.fromarray(mask).rotate(degrees, Image.Resampling.NEAREST)) for mask in masks]
     return np.stack(turned) if turned else masks
+
+
+def _channels_last(image: Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+    return pixels
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    """[C, H, W], with channels last in memory as in decoded images."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def _moved(points: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

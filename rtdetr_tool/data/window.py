@@ -146,14 +146,23 @@ def render_masks(
     Args:
         masks: [N, H, W] of 0 and 1, of the image passed to `render`.
     """
-    rows = _nearest(inner[0], window.height)
-    columns = _nearest(inner[1], window.width)
+    rows, columns = _nearest(inner[0], window.height), _nearest(inner[1], window.width)
     rows, columns = window.top + rows, window.left + (window.width - 1 - columns if mirrored else columns)
+    height, width = masks.shape[1:]
+    rows, here_y = _inside(rows, height, offset[0])
+    columns, here_x = _inside(columns, width, offset[1])
     canvas = np.zeros((len(masks), *outer), dtype=bool)
-    here_y, here_x = ((at >= 0) & (at < size) for at, size in zip((rows, columns), masks.shape[1:], strict=True))
-    inside = np.ix_(np.arange(len(masks)), offset[0] + np.flatnonzero(here_y), offset[1] + np.flatnonzero(here_x))
-    canvas[inside] = masks[:, rows[here_y][:, None], columns[here_x]]
+    for mask, target in zip(masks, canvas, strict=True):
+        target[here_y, here_x] = mask[rows].take(columns, axis=1)  # much faster than both indices at once
     return torch.from_numpy(canvas)
+
+
+def _inside(indices: NDArray[np.int64], size: int, offset: int) -> tuple[NDArray[np.int64], slice]:
+    """The indices in 0..size-1, which are adjacent, and where they are after `offset`."""
+    valid = np.flatnonzero((indices >= 0) & (indices < size))
+    if not len(valid):
+        return indices[:0], slice(0, 0)
+    return indices[valid], slice(offset + int(valid[0]), offset + int(valid[-1]) + 1)
 
 
 def _nearest(new: int, old: int) -> np.ndarray:

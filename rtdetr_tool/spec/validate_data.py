@@ -23,3 +23,10 @@ class ValidateDataSpec:
     num_samples: int = field(
         24, "Number of sample images with their labels that report.html shows.", min=0, max=10_000, origin="ours"
     )
+    num_augmented: int = field(
+        16,
+        "Number of training images that augmented.jpg shows after augmentation, with their labels; 0 = none.",
+        min=0,
+        max=400,
+        origin="ours",
+    )

@@ -27,7 +27,11 @@ SPLITS = ("train", "val", "test")
 
 
 def load_splits(
-    spec: DatasetSpec, findings: Findings, kind: str = BOXES, pixels: PixelFormat = RGB
+    spec: DatasetSpec,
+    findings: Findings,
+    kind: str = BOXES,
+    pixels: PixelFormat = RGB,
+    num_epochs: int | None = None,
 ) -> dict[str, DetectionDataset]:
     """The datasets of the spec as training loads them; a dataset that cannot be loaded becomes a finding.
 
@@ -43,7 +47,7 @@ def load_splits(
             continue
         try:
             if split == "train":
-                datasets[split] = build_train_dataset(spec, kind=kind, pixels=pixels)
+                datasets[split] = build_train_dataset(spec, kind=kind, num_epochs=num_epochs, pixels=pixels)
             else:
                 known = datasets["train"].class_map if "train" in datasets else None
                 datasets[split] = build_eval_dataset(spec, split, known, kind, pixels=pixels)

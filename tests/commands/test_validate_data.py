@@ -68,7 +68,7 @@ def test_valid_data_is_exit_code_0_with_the_usual_files(sound, capsys):
     }  # fmt: skip
     folder = sound.folder / "results" / "validate_data"
     assert {path.name for path in folder.iterdir()} == {
-        "experiment.yaml", "log.txt", "plots", "report.html", "report.json", "status.json",
+        "augmented.jpg", "experiment.yaml", "log.txt", "plots", "report.html", "report.json", "status.json",
     }  # fmt: skip
     assert sound.status("validate_data")[-1]["status"] == "SUCCESS"
     text = capsys.readouterr().err
@@ -289,6 +289,22 @@ def test_sample_images_show_the_labels_of_each_split(sound):
         shown = page(sound).partition("<h2>Sample images</h2>")[2]
         captions = re.findall(r"<b>(train|val): 1 objects</b>", shown)
         assert captions == ["train"] * (number // 2) + ["val"] * min(number // 2, 2)
+
+
+def test_the_grid_shows_augmented_images_with_their_boxes(sound):
+    grid = sound.folder / "results" / "validate_data" / "augmented.jpg"
+    assert sound.run("validate_data", "validate_data.num_augmented=0") == 0 and not grid.exists()
+    size = "dataset.augmentation.train_spatial_size=[64,96]"
+    plain = ("validate_data.num_augmented=5", size, "dataset.augmentation.policy=none")
+    assert sound.run("validate_data", *plain) == 0
+    shown = Image.open(grid)
+    assert shown.size == (3 * 100 + 4, 2 * 68 + 4)  # five images in three columns, with gaps
+    sample = sound.folder / sound.coco["images"][0]["file_name"]
+    first = np.asarray(shown.crop((4, 4, 100, 68)), float)
+    original = np.asarray(Image.open(next(sound.folder.rglob(sample.name))).resize((96, 64)), float)
+    assert np.corrcoef(first.ravel(), original.ravel())[0, 1] > 0.5
+    assert sound.run("validate_data", *plain[:2], "dataset.augmentation.policy=strong") == 0
+    assert not np.array_equal(first, np.asarray(Image.open(grid).crop((4, 4, 100, 68)), float))
 
 
 def test_results_are_written_to_the_folder_of_the_section(sound):

@@ -20,9 +20,9 @@ LEVELS = (100, 140, 180, 220)  # of the objects in the four images
 PLAIN = TrainTransform((96, 128), distortion_prob=0.0)
 
 
-def scene(level: int, size: tuple[int, int], corners: tuple[int, int, int, int]) -> Scene:
+def scene(level: int, size: tuple[int, int], corners: tuple[int, int, int, int], channels: int = 3) -> Scene:
     """A dark image with a rectangle, and a keypoint in its center."""
-    image = torch.full((3, *size), 20, dtype=torch.uint8)
+    image = torch.full((channels, *size), 20, dtype=torch.uint8)
     x1, y1, x2, y2 = corners
     image[:, y1:y2, x1:x2] = level
     mask = np.zeros((1, *size), np.uint8)
@@ -34,26 +34,26 @@ def scene(level: int, size: tuple[int, int], corners: tuple[int, int, int, int])
     )  # fmt: skip
 
 
-def four(rng):
+def four(rng, channels):
     scenes = []
     for level in LEVELS:
         height, width = rng.integers(40, 160, 2).tolist()
         x1, y1 = int(rng.integers(0, width - 24)), int(rng.integers(0, height - 24))
         x2, y2 = int(rng.integers(x1 + 20, width + 1)), int(rng.integers(y1 + 20, height + 1))
-        scenes.append(scene(level, (height, width), (x1, y1, x2, y2)))
+        scenes.append(scene(level, (height, width), (x1, y1, x2, y2), channels))
     return scenes
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.booleans())
-def test_boxes_masks_and_keypoints_are_where_the_mosaic_shows_them(seed, preserve) -> None:
+@given(st.integers(0, 2**32), st.booleans(), st.sampled_from([1, 3, 4]))
+def test_boxes_masks_and_keypoints_are_where_the_mosaic_shows_them(seed, preserve, channels) -> None:
     rng = np.random.default_rng(seed)
     orientation = Orientation(vertical_flip_prob=0.5, rotate90_prob=0.5)
     transform = replace(PLAIN, preserve_aspect_ratio=preserve, orientation=orientation)
-    result = mosaic(four(rng), transform, rng)
+    result = mosaic(four(rng, channels), transform, rng)
     height, width = result.image.shape[-2:]
     assert (height, width) == ((128, 128) if preserve else (96, 128)) and result.image.dtype == torch.uint8
-    assert result.image.stride(0) == 1
+    assert result.image.stride(0) == 1 and len(result.image) == channels
     count = len(result.labels)
     assert len(set(result.labels.tolist())) == count == len(result.boxes) == len(result.shapes.masks)
     assert result.boxes.dtype == torch.float32 and ((result.boxes >= 0) & (result.boxes <= 1)).all()
