@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import requests
 from PIL import Image
 
-from rtdetr_tool.cli import main
+from rtdetr_tool.cli import build_command_parser, main
 from rtdetr_tool.errors import SpecError, UserError
-from rtdetr_tool.spec import read_spec
+from rtdetr_tool.spec import ServeSpec, read_spec
 from rtdetr_tool.workflows.serving import server as server_module
 from rtdetr_tool.workflows.serving.predictor import choose_device
+from rtdetr_tool.workflows.serving.upload import PARAMETERS
 from tests.serving import gated, predictor_of, serving
 
 
@@ -182,6 +187,17 @@ def test_a_form_field_that_is_not_a_file_is_refused(client):
 # Limits
 
 
+def test_the_page_names_existing_fields_options_and_paths(client):
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(ServeSpec)}
+    assert set(re.findall(r"`serve\.(\w+)`", page)) <= fields
+    assert set(re.findall(r"`(\w+)=[^`]*`", page)) == set(PARAMETERS)
+    assert set(re.findall(r"`(?:GET|POST) (/[\w/]+)`", page)) == set(client.service.paths)
+    (command,) = re.findall(r"^rtdetr (serve .*)$", page, flags=re.MULTILINE)
+    options = build_command_parser("serve").parse_intermixed_args(shlex.split(command)[1:])
+    assert read_spec(None, options.overrides, None).spec.serve.port == 8000
+
+
 def test_limits_of_a_request(project):
     limits = ["serve.max_images=2", "serve.max_body=0.05", "serve.max_pixels=4000"]
     with serving(predictor_of(project, f"serve.checkpoint={project.weights}", *limits)) as client:
@@ -321,6 +337,19 @@ def test_sigterm_answers_everything_accepted_and_exits_with_0(project, monkeypat
     )
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{listening['address']}/health/live", timeout=60)
+
+
+def test_a_signal_that_the_program_was_started_to_ignore_stays_ignored(predictor):
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = server_module.Server(server_module.Service(predictor), predictor.section)
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit and server.reason == "Stopped by SIGTERM"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def failure(project, capsys, *overrides: str) -> str:

@@ -133,7 +133,8 @@ class Server(uvicorn.Server):
             yield
             return
         numbers = (signal.SIGINT, *Preempted.signals)
-        earlier = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        usable = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # SIGHUP with nohup
+        earlier = {number: signal.signal(number, self.handle_exit) for number in usable}
         try:
             yield
         finally:

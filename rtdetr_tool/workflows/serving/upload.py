@@ -17,7 +17,7 @@ from rtdetr_tool.spec import ServeSpec
 from rtdetr_tool.workflows.serving.predictor import Options, Predictor
 
 _LONGEST_NAME = 100  # characters of a file name in messages
-_PARAMETERS = ("threshold", "class_threshold", "max_detections")
+PARAMETERS = ("threshold", "class_threshold", "max_detections")
 _EXPECTED = "expected the content of an image file, or multipart/form-data with one file per image"
 
 
@@ -91,9 +91,9 @@ async def _read_parts(request: Request, body: AsyncGenerator[bytes, None], most:
 
 def read_options(query: QueryParams, predictor: Predictor) -> Options:
     """The options in the query of a request; UserError if one is unknown or invalid."""
-    unknown = [name for name in query if name not in _PARAMETERS]
+    unknown = [name for name in query if name not in PARAMETERS]
     if unknown:
-        raise UserError(f"{first_of(unknown)}: unknown parameter; expected {', '.join(_PARAMETERS)}")
+        raise UserError(f"{first_of(unknown)}: unknown parameter; expected {', '.join(PARAMETERS)}")
     for name in ("threshold", "max_detections"):
         if len(query.getlist(name)) > 1:
             raise UserError(f"{name}: set more than once; expected one value")
