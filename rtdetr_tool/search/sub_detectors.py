@@ -39,7 +39,8 @@ from rtdetr_tool.workflows.detection import score_split
 logger = logging.getLogger(__name__)
 
 FRONT = "pareto"  # folder of the specs of the Pareto front
-_SIZED = ("evaluate", "inference", "export", "serve")  # sections with an input size of their own
+_USING = ("evaluate", "inference", "export", "serve")  # sections of commands that open the checkpoint
+_OF_OTHER_MODELS = ("input_width", "input_height", "trt_engine")  # fields of these sections that a spec must not keep
 
 
 class SubDetectorSearch:
@@ -129,9 +130,9 @@ class SubDetectorSearch:
         path = os.path.abspath(self.checkpoint) if os.path.exists(self.checkpoint) else self.checkpoint
         data = with_values(self.loaded.explicit, self._values(self.subs[trial.number]))
         data["train"] = {name: value for name, value in data["train"].items() if name != "supernet"}
-        for name in _SIZED:
-            section = {key: value for key, value in (data.get(name) or {}).items() if not key.startswith("input_")}
-            data[name] = {**section, "checkpoint": path}
+        for name in _USING:
+            given = {key: value for key, value in (data.get(name) or {}).items() if key not in _OF_OTHER_MODELS}
+            data[name] = {**given, "checkpoint": path}
         text: str = yaml.safe_dump(without_secrets(data), sort_keys=False, allow_unicode=True)
         return text
 
