@@ -8,6 +8,7 @@ from typing import Any
 
 from rtdetr_tool.checkpoints.metadata import KEY, check_against, section_of
 from rtdetr_tool.checkpoints.recorded_fields import value_at
+from rtdetr_tool.checkpoints.sub_detectors import recorded_supernet
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.redaction import without_secrets
@@ -64,6 +65,7 @@ def check_checkpoint(
             _check_optimizer(checkpoint, meta, spec, group_sizes, source)
         if resuming:
             _compare_scoring(meta, spec, source)
+            _compare_supernets(meta, spec, source)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{_START_A_NEW_RUN}" if resuming else str(error)) from None
     return meta
@@ -129,6 +131,15 @@ def _compare_scoring(meta: Mapping[str, Any], spec: ExperimentSpec, source: str)
             "train.pretrained_model_path.",
             source, "; ".join(changed),
         )  # fmt: skip
+
+
+def _compare_supernets(meta: Mapping[str, Any], spec: ExperimentSpec, source: str) -> None:
+    """Warn if the run has trained other sub-detectors so far than those to come, which its checkpoints will record."""
+    before, now = recorded_supernet(meta), spec.train.supernet
+    if before != (now if now.enabled else None):
+        logger.warning(
+            "%s was trained with other values of train.supernet; the run continues with those of the spec", source
+        )
 
 
 def _format_classes(classes: Sequence[Mapping[str, Any]], limit: int = 8) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,15 @@ def test_a_resumed_run_ends_with_the_same_weights(make_spec, tmp_path):
     weights("parts", 1)
     resumed = weights("parts", 3)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_run_that_resumes_with_other_choices_says_so(make_spec, caplog):
+    fit(make_spec(train__supernet=CHOICES))
+    for choices, warned in ((CHOICES, False), (replace(CHOICES, num_queries=[5]), True), (SupernetSpec(), True)):
+        caplog.clear()
+        fit(make_spec(train__supernet=choices, train__num_epochs=2))
+        assert ("other values of train.supernet" in caplog.text) is warned
+        next((Path(make_spec().train.results_dir)).glob("model_epoch_001.pth")).unlink()
 
 
 def test_every_parameter_has_a_gradient_as_ddp_requires(make_spec):
