@@ -8,6 +8,7 @@ from rtdetr_tool.formats.precision import KeptNode, PrecisionGraph
 from rtdetr_tool.log import console
 from rtdetr_tool.metrics.result import CocoResult, score_rows, score_text
 from rtdetr_tool.workflows.engine_precision import Variant
+from rtdetr_tool.workflows.engine_scores import maps_of
 
 SHOWN_REASONS = 12  # rows of the table of nodes that stay in a higher precision
 
@@ -55,19 +56,21 @@ def kind_of(reason: str) -> str:
     return first if first.startswith(("role", "layers_precision", "between")) else first.split(":")[0]
 
 
+def _points_lost(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{100 * (before - after):.2f}"
+
+
 def show_scores(variants: list[Variant]) -> None:
     """Print the mAP of each precision and the points lost compared with the first, if they were scored."""
     scored = [(variant.precision, variant.scores) for variant in variants if variant.scores is not None]
     if not scored:
         return
     table = Table("precision", title="Score in ONNX Runtime on dataset.val_data_sources")
-    for name in ("mAP", "points lost", "mAP50", "MB"):
-        table.add_column(name, justify="right")
-    base = scored[0][1]["mAP"]
+    first = maps_of(scored[0][1])
+    for column in (*(part for name in first for part in (name, "points lost")), "mAP50", "MB"):
+        table.add_column(column, justify="right")
     for precision, scores in scored:
-        lost = "-" if base is None or scores["mAP"] is None else f"{100 * (base - scores['mAP']):.2f}"
-        table.add_row(
-            precision, score_text(scores["mAP"]), lost, score_text(scores["mAP50"]),
-            f"{scores['bytes'] / 1e6:.1f}",
-        )  # fmt: skip
+        maps = maps_of(scores)
+        cells = [cell for name in first for cell in (score_text(maps[name]), _points_lost(first[name], maps[name]))]
+        table.add_row(precision, *cells, score_text(scores["mAP50"]), f"{scores['bytes'] / 1e6:.1f}")
     console().print(table)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -27,6 +27,8 @@ from rtdetr_tool.formats.torch.file import WeightsFile, build_network, read
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import ExperimentSpec, LoadedSpec
+
+AnyGraph = TypeVar("AnyGraph", bound=GraphFile)
 
 
 @dataclass
@@ -83,12 +85,19 @@ def open_model(
     request = OpenRequest(loaded, torch.device(device), onnx_provider, precision, compiled)
     file = file_module(row).read(path, request)
     spec, class_map = resolve(file.recorded, loaded, size)
-    if isinstance(file, GraphFile) and spec.model.predicts == KEYPOINTS:
-        file = replace(file, interface=replace(file.interface, keypoints=spec.model.keypoints))
+    if isinstance(file, GraphFile):
+        file = with_keypoints(file, spec)
     runtime = runtime_module(row).build_runtime(file, spec, class_map, request)
     location = os.path.abspath(path) if os.path.exists(path) else path  # else a published name
     reopen = partial(open_model, location, loaded, device, onnx_provider, size, precision, compiled, name)
     return OpenedModel(runtime, spec, reopen)
+
+
+def with_keypoints(file: AnyGraph, spec: ExperimentSpec) -> AnyGraph:
+    """The file with the numbers of keypoints of each class, which are in the spec and not in the graph."""
+    if spec.model.predicts != KEYPOINTS:
+        return file
+    return replace(file, interface=replace(file.interface, keypoints=spec.model.keypoints))
 
 
 def _check_precision(path: str, precision: str, compiled: bool) -> None:

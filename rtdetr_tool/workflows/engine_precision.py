@@ -43,6 +43,7 @@ class Scores(TypedDict):
 
     mAP: float | None
     mAP50: float | None
+    other_mAP: dict[str, float | None]  # of masks or keypoints, if the model predicts them
     images: int
     model_ms_per_image: float
     bytes: int

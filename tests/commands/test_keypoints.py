@@ -104,6 +104,85 @@ def test_the_graph_has_the_keypoints_as_its_third_output_and_scores_the_same(tra
     assert best[0]["keypoints"] == pytest.approx(best[1]["keypoints"], abs=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "fields", "package"),
+    [
+        ("xml", ["export.format=openvino"], "openvino"),
+        ("tflite", ["export.format=tflite", "export.batch_size=1"], "litert_torch"),
+    ],
+)
+def test_other_formats_detect_the_same_keypoints(trained, suffix, fields, package):
+    pytest.importorskip(package)
+    project, checkpoint = trained
+    target = project.folder / f"model.{suffix}"
+    assert project.run("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={target}", *fields) == 0
+    predictions = []
+    for path in (checkpoint, target):
+        assert project.run("evaluate", f"evaluate.checkpoint={path}") == 0
+        predictions.append(project.read("evaluate/predictions.json"))
+    before, after = predictions
+    assert [row["score"] for row in after] == pytest.approx([row["score"] for row in before], abs=1e-5)
+    best = [next(row for row in rows if row["category_id"] == 1) for rows in predictions]
+    assert len(best[0]["keypoints"]) == 18 and best[1]["keypoints"] == pytest.approx(best[0]["keypoints"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_quantize_scores_keypoints_and_keeps_them_near_those_of_torch(trained, capsys):
+    import torch
+
+    from rtdetr_tool.formats.opening import open_model
+    from rtdetr_tool.spec import read_spec
+
+    project, checkpoint = trained
+    assert project.run("quantize", f"quantize.model_path={checkpoint}", "quantize.mode=static_ptq") == 0
+    assert "none of the scored objects has keypoints" not in " ".join(capsys.readouterr().err.split())
+    report = project.read("quantize/quantize.json")
+    assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
+    expected = project.read("evaluate/results.json")["keypoints"]["AP"]
+    first, last = report["scores"].values()
+    assert first["other_mAP"] == {"keypoints": pytest.approx(expected, abs=1e-6)}
+    assert last["other_mAP"]["keypoints"] is not None
+    loaded = read_spec(str(project.folder / "spec.json"), [], "evaluate")
+    images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    paths = (checkpoint, project.folder / "results" / "quantize" / "quantized_model.onnx")
+    full, lowered = (open_model(str(path), loaded, "cpu").runtime.predict(images).keypoints.values for path in paths)
+    assert full.shape == lowered.shape == (2, 8, 18, 8)
+    assert (full[..., :2].sort(1).values - lowered[..., :2].sort(1).values).abs().mean() < 0.05
+
+
+@pytest.mark.slow
+def test_an_engine_is_built_and_its_graph_is_scored_with_keypoints(trained, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    project, checkpoint = trained
+    graph, engine = project.folder / "model.onnx", project.folder / "model.engine"
+    assert project.run("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={graph}") == 0
+    capsys.readouterr()
+    fields = [f"gen_trt_engine.onnx_file={graph}", f"gen_trt_engine.trt_engine={engine}"]
+    assert project.run("gen_trt_engine", *fields, "gen_trt_engine.compute_capability=[AMPERE_PLUS]") == 0
+    said = capsys.readouterr()
+    assert "keypoints_mAP" in said.out and "none of the scored objects has keypoints" not in said.err
+    assert engine.stat().st_size > 1_000_000
+
+
+@pytest.mark.slow
+def test_a_student_with_keypoints_is_distilled_and_scored(trained):
+    project, checkpoint = trained
+    project.spec["distill"] = {
+        "teacher": project.spec["model"], "pretrained_teacher_model_path": str(checkpoint),
+        "bindings": [
+            {"teacher_module_name": name, "student_module_name": name, "criterion": criterion, "weight": 1.0}
+            for name, criterion in (("dsrcs", "L2"), ("pred_logits", "KL"))
+        ],
+    }  # fmt: skip
+    try:
+        assert project.run("distill") == 0
+    finally:
+        del project.spec["distill"]
+    lines = [json.loads(line) for line in (project.folder / "results/distill/status.json").read_text().splitlines()]
+    assert any("val_keypoint_mAP" in (line.get("kpi") or {}) for line in lines)
+
+
 def test_a_converted_file_opens_in_the_package_and_comes_back_with_its_keypoints(trained):
     rfdetr = pytest.importorskip("rfdetr.models", reason="requires the package rfdetr")
     import torch
@@ -173,6 +252,22 @@ def test_tiles_are_refused_with_the_reason(trained, capsys):
     project, checkpoint = trained
     assert project.run("evaluate", f"evaluate.checkpoint={checkpoint}", "evaluate.tiles.enabled=true") == 2
     assert "tiles.enabled is not supported for models with keypoints" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_video_has_keypoints_in_its_lines_and_frames(trained):
+    pytest.importorskip("av")
+    from tests.video_files import write_video
+
+    project, checkpoint = trained
+    clip = write_video(project.folder / "clip.mp4", 2)
+    source = f"dataset.infer_data_sources={{image_dir: null, video: '{clip}'}}"
+    results = project.folder / "results" / "video"
+    fields = ["inference.conf_threshold=0", f"inference.checkpoint={checkpoint}", f"inference.results_dir={results}"]
+    assert project.run("inference", source, *fields) == 0
+    lines = [json.loads(line) for line in (results / "video_detections" / "clip.jsonl").read_text().splitlines()]
+    figures = [row for line in lines for row in line["detections"] if row["category_id"] == 1]
+    assert len(lines) == 2 and figures and all(len(row["keypoints"]) == 18 for row in figures)
+    assert (results / "videos_annotated" / "clip.mp4").stat().st_size > 0
 
 
 def test_drawn_keypoints_and_skeleton_have_the_color_of_their_class():

@@ -19,14 +19,14 @@ from rtdetr_tool.workflows.engine_scores import ENGINE_GATE
 
 
 def variants(before: float | None, after: float | None) -> list[Variant]:
-    scores = ({"mAP": value, "mAP50": value, "images": 4} for value in (before, after))
+    scores = ({"mAP": value, "mAP50": value, "images": 4, "other_mAP": {}} for value in (before, after))
     return [Variant(name, Path("m.onnx"), None, score) for name, score in zip(("FP32", "INT8"), scores, strict=True)]
 
 
 def test_a_loss_that_cannot_be_measured_is_a_warning_and_not_zero(caplog):
     with caplog.at_level(logging.WARNING, "rtdetr_tool"):
         ENGINE_GATE.check(variants(None, None), 0.01)
-    assert "gen_trt_engine.max_score_drop cannot be checked: the 4 scored images have no objects" in caplog.text
+    assert "gen_trt_engine.max_score_drop cannot be checked: the 4 scored images have nothing to score" in caplog.text
 
 
 def test_a_loss_above_the_limit_builds_no_engine(caplog):
@@ -34,6 +34,14 @@ def test_a_loss_above_the_limit_builds_no_engine(caplog):
     assert caplog.text == ""
     with pytest.raises(RtdetrError, match=r"INT8 loses 5\.00 points of mAP .* expected at most 1\.00"):
         ENGINE_GATE.check(variants(0.5, 0.45), 0.01)
+
+
+def test_a_loss_of_keypoints_above_the_limit_builds_no_engine():
+    pair = variants(0.5, 0.5)
+    for variant, value in zip(pair, (0.6, 0.5), strict=True):
+        variant.scores["other_mAP"] = {"keypoints": value}
+    with pytest.raises(RtdetrError, match=r"INT8 loses 10\.00 points of keypoints_mAP"):
+        ENGINE_GATE.check(pair, 0.01)
 
 
 def kinds(masks, scoring: Scoring, split: str = "val") -> list[str]:

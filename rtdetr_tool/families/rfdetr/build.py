@@ -45,6 +45,8 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
     second = None
     if config.dual_projector:
         second = MultiScaleProjector(backbone.channels, config.hidden_dim, config.projector_scale)
+        attended = config.use_grouppose_keypoints and config.keypoint_cross_attn
+        second.requires_grad_(attended or not config.dual_projector_kp_only)  # else nothing uses it
     head = (
         MaskHead(config.hidden_dim, config.dec_layers, config.mask_downsample_ratio)
         if config.segmentation_head

@@ -92,6 +92,9 @@ class KeypointDecoderLayer(GroupDecoderLayer):
         self.kp_linear1, self.kp_linear3 = nn.Linear(width, wide), nn.Linear(wide, width)
         self.kp_norm5 = nn.LayerNorm(width)
         self.instance_kp_layer_scale = nn.Parameter(torch.full((1,), _FIRST_SCALE))
+        # The weights exist in every file, but without these attentions nothing uses them: DDP would wait for gradients.
+        self.memory_in_proj.requires_grad_(attends_image)
+        self.inst_pos_in_proj.requires_grad_(attends_image or attends_objects)
 
     def update_keypoints(
         self,
