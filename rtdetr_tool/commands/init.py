@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     proposals = propose(inspected, options.results_dir)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, spec_yaml(proposals, f"Trains an RT-DETR on {options.dataset}."))
+        write_atomically(target, spec_yaml(proposals, f"Trains {inspected.detector} on {options.dataset}."))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
     command_output().results = [asdict(proposal) for proposal in proposals]

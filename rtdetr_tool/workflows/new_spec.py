@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rtdetr_tool.catalog import KEYPOINTS
 from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.statistics import Statistics, measure
@@ -47,6 +48,11 @@ class Inspected:
     most_objects_of_a_class: int  # in one image
     gpu_gib: float | None  # memory of the first GPU; None without one
     cores: int
+    keypoints: int = 0  # training objects with keypoints
+
+    @property
+    def detector(self) -> str:
+        return "an RF-DETR with keypoints" if self.keypoints else "an RT-DETR"
 
 
 def inspect(place: str) -> Inspected:
@@ -60,7 +66,7 @@ def inspect(place: str) -> Inspected:
     }
     train_sources = [{"dataset_dir": place, "split": "train"}]
     spec = DatasetSpec(dataset_dir=place, num_classes=None, train_data_sources=train_sources, **sources)
-    train = build_train_dataset(spec)
+    train = _with_keypoints(spec) or build_train_dataset(spec)
     try:
         build_eval_dataset(spec, "val", train.class_map)
     except MissingSplit as error:
@@ -77,7 +83,23 @@ def inspect(place: str) -> Inspected:
     return Inspected(
         place, len(train.class_map.entries), has_test, measure(train.records), _most_of_a_class(train), gpu,
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        _with_keypoints_count(train),
     )  # fmt: skip
+
+
+def _with_keypoints(spec: DatasetSpec) -> DetectionDataset | None:
+    """The training data with keypoints; None if it has none, or its format cannot have any."""
+    try:
+        dataset = build_train_dataset(spec, kind=KEYPOINTS)
+    except DataError:
+        return None
+    return dataset if _with_keypoints_count(dataset) else None
+
+
+def _with_keypoints_count(dataset: DetectionDataset) -> int:
+    """The number of objects with keypoints."""
+    poses = (record.keypoints for record in dataset.records if record.keypoints is not None)
+    return sum(int((pose[..., 2] > 0).any(axis=1).sum()) for pose in poses)
 
 
 def _most_of_a_class(dataset: DetectionDataset) -> int:
@@ -89,19 +111,13 @@ def propose(inspected: Inspected, results: str) -> list[Proposal]:
     """The values that differ from the defaults, in the order of the sections."""
     images = len(inspected.train.objects_per_image)
     on_gpu = inspected.gpu_gib is not None
-    size, why = _resolution(inspected.train, _USUAL if on_gpu else _ON_CPU)
-    proposals = [Proposal("results_dir", results), *_model(inspected, on_gpu)]
+    model = _keypoint_model(inspected) if inspected.keypoints else _model(inspected, on_gpu)
+    proposals = [Proposal("results_dir", results), *model]
     proposals += [
         Proposal("dataset.dataset_dir", inspected.place),
         Proposal("dataset.batch_size", "auto", "as many images as memory allows; train.effective_batch_size per step"),
         Proposal("dataset.workers", max(1, min(8, inspected.cores - 1)), f"{inspected.cores} CPU cores"),
-        Proposal("dataset.augmentation.train_spatial_size", [size, size], why),
-        Proposal("dataset.augmentation.eval_spatial_size", [size, size]),
-        Proposal(
-            "dataset.augmentation.multi_scales",
-            list(range(size - 3 * _STRIDE, size + 3 * _STRIDE + 1, _STRIDE)),
-            "one is drawn for each step",
-        ),
+        *([] if inspected.keypoints else _sizes(inspected, on_gpu)),
     ]
     epochs = min(max(math.ceil(_STEPS * _BATCH / max(1, images)), _EPOCHS[0]), _EPOCHS[1])
     every = max(1, epochs // 20)
@@ -110,9 +126,16 @@ def propose(inspected: Inspected, results: str) -> list[Proposal]:
         Proposal("train.effective_batch_size", _BATCH, "as in the reference recipe, whatever fits into memory"),
         Proposal("train.validation_interval", every),
         Proposal("train.checkpoint_interval", every),
-        Proposal("train.enable_ema", True, "averaged weights score higher; part of the reference recipe"),
-        Proposal("train.precision", "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"),
     ]
+    if inspected.keypoints:
+        weights = "rf-detr-keypoint-preview-xlarge.pth"
+        reason = "trained on COCO's persons, downloaded once; null = random weights, needs many more epochs"
+        proposals.append(Proposal("train.pretrained_model_path", weights, reason))
+    else:
+        proposals += [
+            Proposal("train.enable_ema", True, "averaged weights score higher; part of the reference recipe"),
+            Proposal("train.precision", "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"),
+        ]
     most = inspected.most_objects_of_a_class
     proposals += [
         Proposal("evaluate.checkpoint", f"{results}/train/rtdetr_model_best.pth"),
@@ -122,6 +145,26 @@ def propose(inspected: Inspected, results: str) -> list[Proposal]:
         reason = f"an image has {most} objects of a class; COCO's limit of {_COCO_LIMIT} would cap its score"
         proposals.append(Proposal("evaluate.max_dets", _rounded(most, 100), reason))
     return proposals
+
+
+def _sizes(inspected: Inspected, on_gpu: bool) -> list[Proposal]:
+    size, why = _resolution(inspected.train, _USUAL if on_gpu else _ON_CPU)
+    scales = list(range(size - 3 * _STRIDE, size + 3 * _STRIDE + 1, _STRIDE))
+    return [
+        Proposal("dataset.augmentation.train_spatial_size", [size, size], why),
+        Proposal("dataset.augmentation.eval_spatial_size", [size, size]),
+        Proposal("dataset.augmentation.multi_scales", scales, "one is drawn for each step"),
+    ]
+
+
+def _keypoint_model(inspected: Inspected) -> list[Proposal]:
+    """RF-DETR with keypoints, at its own size and with its own recipe."""
+    objects = int(inspected.train.objects_per_image.sum())
+    reason = f"{inspected.keypoints:,} of {objects:,} training objects have keypoints, which only RF-DETR predicts"
+    return [
+        Proposal("model.arch", "rfdetr", reason),
+        Proposal("model.rfdetr.variant", "keypoint_preview", "use another one to train boxes only"),
+    ]
 
 
 def _model(inspected: Inspected, on_gpu: bool) -> list[Proposal]:

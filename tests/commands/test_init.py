@@ -11,6 +11,7 @@ from PIL import Image
 
 from rtdetr_tool.cli import main
 from rtdetr_tool.spec import read_spec
+from scripts.make_keypoint_dataset import write_split
 
 SIDE = 512
 
@@ -72,6 +73,33 @@ def test_the_spec_trains_as_it_is(make_dataset, tmp_path):
             "dataset.augmentation.train_spatial_size=[64,64]", "dataset.augmentation.eval_spatial_size=[64,64]",
             "dataset.augmentation.multi_scales=[]", "wandb.enable=false"]  # fmt: skip
     assert main(["train", "-e", str(tmp_path / "spec.yaml"), *tiny]) == 0
+
+
+def test_a_dataset_with_keypoints_gets_a_keypoint_model(tmp_path, capsys):
+    for split in ("train", "val"):
+        write_split(tmp_path / "data", split, 4, 64, seed=1)
+    spec = written(tmp_path, str(tmp_path / "data"))
+    assert spec["model"] == {"arch": "rfdetr", "rfdetr": {"variant": "keypoint_preview"}}
+    assert "augmentation" not in spec["dataset"]
+    content = json.loads((tmp_path / "data" / "annotations" / "person_keypoints_train.json").read_text())
+    figures = [a for a in content["annotations"] if a.get("num_keypoints")]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(figures)} of {len(content['annotations'])} training objects have keypoints" in said
+    loaded = read_spec(str(tmp_path / "spec.yaml"), [], "train").spec
+    assert loaded.model.predicts == "keypoints" and loaded.dataset.augmentation.eval_spatial_size == [576, 576]
+    tiny = ["model.rfdetr.resolution=48", "model.rfdetr.out_feature_indexes=[1,2]", "model.rfdetr.hidden_dim=16",
+            "model.rfdetr.sa_nheads=2", "model.rfdetr.ca_nheads=2", "model.rfdetr.dec_layers=2", "model.num_select=8",
+            "model.rfdetr.num_queries=8", "model.rfdetr.group_detr=2", "train.pretrained_model_path=null",
+            "dataset.batch_size=2", "dataset.workers=0", "train.accelerator=cpu", "train.is_dry_run=true",
+            "train.precision=fp32"]  # fmt: skip
+    assert main(["train", "-e", str(tmp_path / "spec.yaml"), *tiny]) == 0
+
+
+def test_a_keypoint_file_without_keypoints_gets_a_model_of_boxes(make_dataset, tmp_path):
+    data = make_dataset([(10, 10, 100, 100)])
+    for path in (data / "annotations").iterdir():
+        path.rename(path.with_name(path.name.replace("instances", "person_keypoints")))
+    assert "arch" not in written(tmp_path, str(data))["model"]
 
 
 def test_small_objects_ask_for_a_larger_input(make_dataset, tmp_path):
