@@ -10,7 +10,12 @@ target=$1
 test -e "$target/onnxruntime_cxx_api.h" && exit 0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-site=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' | grep '/debian$\|/debian/$' | head -n 1)
+mirror() {
+	apt-get indextargets --format '$(SITE)' 'Identifier: Packages' | grep '/debian/*$' | head -n 1
+}
+site=$(mirror)
+test -n "$site" || { apt-get -qq update || true; site=$(mirror); } # a new machine has no lists yet
+test -n "$site" || { echo "apt-get has no mirror of Debian" >&2; exit 1; }
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/content" "$target"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${site%/} trixie main" > "$work/sources.list"
 set -- -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/null \
