@@ -17,7 +17,7 @@ from rtdetr_tool.api import results as result_forms
 from rtdetr_tool.api.images import to_pixels
 from rtdetr_tool.errors import DataError, DownloadError, UserError
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
-from tests.api.small import SMALL_RFDETR
+from tests.api.small import SMALL_RFDETR, SMALL_RTDETR
 
 
 @pytest.fixture(autouse=True)
@@ -232,3 +232,20 @@ def test_supervision_gets_its_own_class(rtdetr, sample, monkeypatch):
     assert len(result) > 0 and len(result.with_nms(0.5)) <= len(result)
     assert result["class_name"][0] == f"class_{result.class_id[0]}"
     assert len(rtdetr.predict(sample.image(1), threshold=1.0)) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_with_other_channels_are_arrays_tensors_files_and_pil_images(channels, tmp_path):
+    gray = api.RTDETR("resnet_18", num_classes=2, device="cpu", num_channels=channels, **SMALL_RTDETR)
+    values = np.random.default_rng(0).integers(0, 255, (48, 64, channels), dtype=np.uint8)
+    pillow = Image.fromarray(values[..., 0] if channels == 1 else values)
+    pillow.save(tmp_path / "a.png")
+    forms = [values, torch.from_numpy(values).permute(2, 0, 1), pillow, tmp_path / "a.png", values / np.float32(255)]
+    forms += [values[..., 0]] if channels == 1 else []
+    expected, *others = gray.predict(forms, threshold=0.0)
+    assert len(expected) > 0
+    for result in others:
+        assert np.allclose(result.confidence, expected.confidence, atol=1e-5)
+    for wrong in (np.zeros((48, 64, 3), np.uint8), Image.new("RGB", (64, 48))):
+        with pytest.raises(DataError, match=r"3 channels|\[48, 64, 3\] is not an image"):
+            gray.predict(wrong)

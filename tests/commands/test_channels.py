@@ -112,10 +112,65 @@ def test_other_programs_have_no_such_files(spectral, capsys):
     assert f"model.num_channels is {spectral.channels}" in capsys.readouterr().err and not target.exists()
 
 
-def test_rgb_weights_start_a_run_with_other_channels(project, caplog):
+def test_rgb_weights_start_a_run_with_other_channels(project, capsys):
     checkpoint = project.checkpoint()
     for entry in project.coco["images"]:
         Image.open(project.image(entry["id"])).convert("L").save(project.image(entry["id"]))
     run = [f"train.pretrained_model_path={checkpoint}", "model.num_channels=1"]
     assert project.run("train", *run) == 0
-    assert "Adapted backbone.conv1.0.weight from 3 to 1 channels" in caplog.text
+    assert "Adapted backbone.conv1.0.weight from 3 to 1 channels" in "".join(capsys.readouterr())
+
+
+def test_a_file_without_metadata_has_the_channels_of_its_graph(project, capsys):
+    """A graph of another program: its input decides, and a contradiction is one message."""
+    import onnx
+
+    for entry in project.coco["images"]:
+        Image.open(project.image(entry["id"])).convert("L").save(project.image(entry["id"]))
+    project.spec["model"]["num_channels"] = 1
+    project.write()
+    graph = project.folder / "model.onnx"
+    assert project.run("export", f"export.checkpoint={project.checkpoint()}", f"export.onnx_file={graph}") == 0
+    model = onnx.load(graph)
+    assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 1
+    del model.metadata_props[:]
+    onnx.save(model, graph)
+    del project.spec["model"]
+    project.write()
+    assert project.run("evaluate", f"evaluate.checkpoint={graph}") == 0
+    assert project.run("evaluate", f"evaluate.checkpoint={graph}", "model.num_channels=3") == 2
+    assert "supports images with 1 channels, but was opened with model.num_channels 3" in capsys.readouterr().err
+
+
+def test_a_teacher_has_the_same_channels_as_its_student(project, capsys):
+    project.spec["distill"] = {
+        "teacher": dict(project.spec["model"]), "pretrained_teacher_model_path": str(project.checkpoint()),
+        "bindings": [{"teacher_module_name": "srcs", "student_module_name": "srcs", "criterion": "L2", "weight": 1.0}],
+    }  # fmt: skip
+    for entry in project.coco["images"]:
+        Image.open(project.image(entry["id"])).convert("L").save(project.image(entry["id"]))
+    project.spec["model"]["num_channels"] = 1
+    project.write()
+    assert project.run("distill") == 2
+    assert "The teacher has images with 3 channels, but model.num_channels is 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_openvino_and_the_benchmark_use_images_with_all_bands(spectral):
+    pytest.importorskip("openvino", reason="requires openvino")
+    checkpoint, target = spectral.checkpoint(lively=True), spectral.folder / "model.xml"
+    export = [f"export.checkpoint={checkpoint}", f"export.onnx_file={target}", "export.format=openvino"]
+    assert spectral.run("export", *export) == 0
+    assert spectral.run("evaluate", f"evaluate.checkpoint={target}") == 0
+    run = ["benchmark.seconds=0.1", "benchmark.warmup=1", "benchmark.runtimes=[torch]", "benchmark.score=false"]
+    assert spectral.run("benchmark", f"benchmark.checkpoint={checkpoint}", *run) == 0
+
+
+@pytest.mark.slow
+def test_calibration_images_have_all_bands(spectral):
+    checkpoint = spectral.checkpoint(lively=True)
+    quantize = [f"quantize.model_path={checkpoint}", "quantize.mode=static_ptq", "quantize.max_score_drop=1.0"]
+    quantize += ["quantize.backend=modelopt.onnx", "quantize.algorithm=minmax"]
+    assert spectral.run("quantize", *quantize) == 0
+    path = spectral.folder / "results/quantize/quantized_model.onnx"
+    assert spectral.run("evaluate", f"evaluate.checkpoint={path}") == 0

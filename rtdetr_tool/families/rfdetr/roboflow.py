@@ -26,6 +26,11 @@ WEIGHTS, CLASS_NAMES = "weights.pt", "class_names.txt"
 
 def write_bundle(opened: OpenedDetector, folder: Path) -> None:
     """Write `weights.pt` (weights with Roboflow's names, settings, class names) and `class_names.txt`."""
+    if (channels := opened.spec.model.num_channels) != 3:
+        raise UserError(
+            f"export_for_roboflow is not supported with num_channels={channels}, because Roboflow's package opens "
+            "files as RGB models; export the detector to ONNX"
+        )
     names = class_names(opened)
     try:
         folder.mkdir(parents=True, exist_ok=True)
