@@ -961,7 +961,7 @@ def test_every_field_of_a_command_is_set_in_its_tests(command):
 
 OF_TORCH_CLASSES = (
     "optim.optimizer_kwargs", "optim.lr_scheduler_kwargs", "optim.lr_scheduler_interval",
-    "optim.lr_scheduler_monitor", "best_metric", "skip_best_epochs", "num_sanity_val_steps",
+    "optim.lr_scheduler_monitor", "best_metric", "skip_best_epochs", "best_score_smoothing", "num_sanity_val_steps",
 )  # fmt: skip
 
 

@@ -282,6 +282,14 @@ class TrainSpec:
         unit="epochs",
         origin="ours",
     )
+    best_score_smoothing: float = field(
+        0.0,
+        "Weight of earlier scores in the moving average, which starts at 0, of the scores of the trained weights that "
+        "decides the best epoch. Scores of averaged weights (ema) are used as they are. In RF-DETR: smooth_alpha.",
+        min=0.0,
+        max=0.999,
+        origin="ours",
+    )
     num_sanity_val_steps: int = field(
         0, "Validation batches to run before training, to find errors early.", min=0, unit="batches", origin="ours"
     )

@@ -164,6 +164,7 @@ def built_in_callbacks(spec: ExperimentSpec, folder: Path) -> list[Callback]:
             monitor,
             ranking,
             skip_epochs=train.skip_best_epochs,
+            smoothing=train.best_score_smoothing,
         )
     )
     callbacks.append(PreemptionSave())

@@ -37,6 +37,7 @@ OTHER = {
     "lr_scheduler": "cosine", "lr_scheduler_kwargs": {"lr_drop": 7}, "optimizer": "sgd",
     "optimizer_kwargs": {"betas": (0.8, 0.999)}, "compute_val_loss": False, "compute_test_loss": False,
     "pin_memory": False, "early_stopping_use_ema": True, "best_model_metric": "mar", "skip_best_epochs": 2,
+    "smooth_alpha": 0.5,
     "num_sanity_val_steps": 2, "lr_scheduler_interval": "epoch", "lr_scheduler_monitor": "val/mAP_50",
 }  # fmt: skip
 ELSEWHERE = {"class_names", "run_test"}  # read by `Detector.train`

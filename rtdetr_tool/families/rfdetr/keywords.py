@@ -40,8 +40,7 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("checkpoint_interval", 10, "works", "train.checkpoint_interval", "the default here is 1, so that a run can "
             "be resumed from every epoch"),
     Keyword("skip_best_epochs", 0, "works", "train.skip_best_epochs"),
-    Keyword("smooth_alpha", 0.0, "refused", note="the best epoch is selected by its score (0.5 for keypoints in the "
-            "package)"),
+    Keyword("smooth_alpha", 0.0, "works", "train.best_score_smoothing", "the package's default for keypoints is 0.5"),
     Keyword("warmup_epochs", 0.0, "works", "train.optim.warmup_epochs"),
     Keyword("lr_vit_layer_decay", 0.8, "works", "train.optim.lr_layer_decay"),
     Keyword("lr_component_decay", 0.7, "works", "train.optim.lr_component_decay"),
@@ -61,8 +60,8 @@ TRAIN: tuple[Keyword, ...] = (
               "Convert other datasets to COCO."),
         "dataset.format; o365 and webdataset are refused",
     ),
-    Keyword("square_resize_div_64", True, "refused", note="images are resized to a square; preserve_aspect_ratio=True "
-            "pads them"),
+    Keyword("square_resize_div_64", True, "refused", note="batches have one size; preserve_aspect_ratio=True keeps the "
+            "aspect ratio and pads images to a square"),
     Keyword("dataset_dir", ..., "works", "dataset.dataset_dir"),
     Keyword("output_dir", "output", "works", "train.results_dir"),
     Keyword("multi_scale", "per-batch", "works", multi_scale, "augmentation.multi_scales; per-sample is refused"),

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from rtdetr_tool.spec.metric_names import VAL_MAP, averaged_name, logged_name
 from rtdetr_tool.status import current_status
+from rtdetr_tool.training.best_selection import SmoothedSelection
 from rtdetr_tool.training.callbacks.ema import average_of
 from rtdetr_tool.training.callbacks.lookup import find_callback
 from rtdetr_tool.training.checkpoint_ranking import KINDS, CheckpointRanking
@@ -38,10 +39,12 @@ class PeriodicCheckpoint(Checkpoint):
         monitor: str = VAL_MAP,
         ranking: CheckpointRanking | None = None,
         skip_epochs: int = 0,
+        smoothing: float = 0.0,
     ) -> None:
         self.folder = Path(folder)
         self.interval, self.unit, self.monitor, self.ranking = interval, unit, logged_name(monitor), ranking
         self.skip_epochs = skip_epochs  # which cannot be the best one
+        self.selection = SmoothedSelection(smoothing)
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.best_of_each: dict[str, float] = {}  # by kind of weights, with train.ema.validate_both
@@ -123,15 +126,17 @@ class PeriodicCheckpoint(Checkpoint):
     def _update_best(self, trainer: Trainer, epoch: int) -> bool:
         """Whether this epoch was validated and is better than all before it."""
         scores = self.scores(trainer)
-        if not scores or self._validated_epoch != epoch or epoch < self.skip_epochs:
+        if not scores or self._validated_epoch != epoch:
+            return False
+        compared = self.selection.smoothed(scores)
+        if epoch < self.skip_epochs:
             return False
         if len(scores) > 1:
-            self._save_best_of_each(trainer, scores)
-        self._best_kind = max(scores, key=lambda kind: scores[kind])
-        score = scores[self._best_kind]
-        if self.best_score is not None and not score > self.best_score:
+            self._save_best_of_each(trainer, compared)
+        self._best_kind = max(compared, key=lambda kind: compared[kind])
+        if not self.selection.admits(compared[self._best_kind]):
             return False
-        self.best_score, self.best_epoch = score, epoch
+        self.best_score, self.best_epoch = scores[self._best_kind], epoch
         return True
 
     def scores(self, trainer: Trainer) -> dict[str, float]:
@@ -227,12 +232,14 @@ class PeriodicCheckpoint(Checkpoint):
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "best_of_each": dict(self.best_of_each),
+            "selection": self.selection.state(),
             "ranked": [] if self.ranking is None else self.ranking.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_of_each = dict(state_dict.get("best_of_each", {}))
+        self.selection.restore(state_dict.get("selection", {"best": self.best_score}))
         if self.ranking is not None:
             self.ranking.restore(state_dict.get("ranked", []))
 
