@@ -20,7 +20,7 @@ from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, 
 from rtdetr_tool.checkpoints.identify import OURS, identify, with_native_names
 from rtdetr_tool.checkpoints.input_channels import RGB, adapted_from_rgb, image_channels, input_weight
 from rtdetr_tool.checkpoints.io import load_checkpoint
-from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata
+from rtdetr_tool.checkpoints.metadata import KEY, check_sizes, checked_metadata, section_of
 from rtdetr_tool.checkpoints.published import weights_path
 from rtdetr_tool.checkpoints.transformers_files import CONFIG
 from rtdetr_tool.errors import CheckpointError
@@ -96,12 +96,15 @@ def read_detector(path: str | Path, given: Mapping[str, Any] | None = None) -> D
 
 def adapt_file(file: DetectorFile, channels: Any) -> None:
     """Adapt weights for RGB images to images with another number of channels, if one is given."""
-    name, model = input_weight(file.weights), file.meta["spec"]["model"]
-    known = model.get("num_channels", RGB)
+    name = input_weight(file.weights)
+    known = section_of(file.meta, "spec.model").get("num_channels", RGB)
     if not isinstance(channels, int) or channels < 1 or name is None or not channels != known == RGB:
         return
+    if image_channels(file.weights) != RGB:
+        return  # loading the weights explains the contradiction
     file.weights[name] = adapted_from_rgb(file.weights[name], channels)
-    model["num_channels"] = channels
+    spec = section_of(file.meta, "spec")
+    file.meta["spec"] = {**spec, "model": {**section_of(spec, "model"), "num_channels": channels}}
     logger.info("Adapted %s of %s from %d to %d channels", name, file.source, RGB, channels)
 
 
