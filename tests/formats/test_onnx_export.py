@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import onnx
 import onnxruntime
 import pytest
@@ -98,6 +100,7 @@ def test_pixel_boxes_by_hand():
 def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_model, capfd):
     class Odd(nn.Module):
         input_name, output_names = "inputs", ("pred_logits", "pred_boxes")
+        detector = SimpleNamespace(num_channels=3)
 
         def __init__(self):
             super().__init__()
