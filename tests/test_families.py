@@ -28,9 +28,12 @@ ALLOWED = {
     "completion.py": "the program's name",
     "formats/description.py": "a layout of graphs, and the key of its notes",
     "reports/facts.py": "the program's name",
+    "spec/augmentation.py": "names of policies of augmentation, which suit any family",
+    "spec/augmentation_policy.py": "names of policies of augmentation, which suit any family",
     "spec/experiment.py": "the program's name, an experiment of MLflow",
     "spec/launcher.py": "the program's name in TAO's launcher",
     "rfdetr.py": "public names",
+    "workflows/serving/predictor.py": "the program's name",
     "workflows/convert.py": "the program's name, a layout of files",
 }
 

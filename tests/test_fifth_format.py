@@ -36,6 +36,7 @@ results["precision"] = project.run("evaluate", f"evaluate.checkpoint={toy}", "ev
 results["inference"] = project.run("inference", f"inference.checkpoint={toy}")
 detector = Detector.from_checkpoint(toy)
 results["api"] = [repr(detector), len(detector.predict([np.zeros((64, 64, 3), np.uint8)] * 2, threshold=0.0))]
+(folder / "model.caffemodel").write_bytes(b"no model")
 results["unknown"] = project.run("evaluate", "evaluate.checkpoint=model.caffemodel")
 results["page"] = main(["default_specs", "export"])
 """

@@ -72,6 +72,8 @@ class Family(ABC):
     train_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})
     deprecated_keywords: ClassVar[Mapping[str, str]] = MappingProxyType({})  # of `train`, ignored -> the reason
     model_keywords: ClassVar[Mapping[str, Keyword]] = MappingProxyType({})  # of constructors
+    # One of `catalog.PREDICTS` besides boxes -> dotted fields that a new spec proposes for such data.
+    proposals: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     def module(self, name: str) -> ModuleType:
         """A module of the family's package: `build`, `weights`, `api`. This imports torch."""

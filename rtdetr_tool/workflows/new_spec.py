@@ -17,6 +17,7 @@ from rtdetr_tool.data.build import build_eval_dataset, build_train_dataset
 from rtdetr_tool.data.dataset import DetectionDataset
 from rtdetr_tool.data.statistics import Statistics, measure
 from rtdetr_tool.errors import DataError, MissingSplit
+from rtdetr_tool.families import all_families
 from rtdetr_tool.spec import DatasetSpec
 
 _STRIDE = 32  # sizes are multiples of it; also the step between the sizes of multi-scale training
@@ -158,12 +159,16 @@ def _sizes(inspected: Inspected, on_gpu: bool) -> list[Proposal]:
 
 
 def _keypoint_model(inspected: Inspected) -> list[Proposal]:
-    """RF-DETR with keypoints, at its own size and with its own recipe."""
+    """The family that predicts keypoints, at its own size and with its own recipe."""
+    family = next(family for family in all_families() if KEYPOINTS in family.proposals)
     objects = int(inspected.train.objects_per_image.sum())
-    reason = f"{inspected.keypoints:,} of {objects:,} training objects have keypoints, which only RF-DETR predicts"
+    reason = (
+        f"{inspected.keypoints:,} of {objects:,} training objects have keypoints, which only {family.title} predicts"
+    )
+    proposals = family.proposals[KEYPOINTS].items()
     return [
-        Proposal("model.arch", "rfdetr", reason),
-        Proposal("model.rfdetr.variant", "keypoint_preview", "use another one to train boxes only"),
+        Proposal("model.arch", family.name, reason),
+        *(Proposal(name, value, "use another one to train boxes only") for name, value in proposals),
     ]
 
 

@@ -48,6 +48,7 @@ class RfdetrFamily(Family):
     class_heads = ("decoder.class_embed.", "enc_out_class_embed.")
     image_sides = ("rfdetr.resolution",)
     sub_fields = SUB_FIELDS
+    proposals = MappingProxyType({KEYPOINTS: {"model.rfdetr.variant": "keypoint_preview"}})
 
     def variant(self, model: ModelSpec) -> str:
         return section_of(model).variant
