@@ -38,6 +38,8 @@ MODELS = {
     "RT-DETRv2, discrete": {**SMALL, "backbone": "timm/test_resnet", "cross_attn_method": "discrete"},
     "RF-DETR": {"arch": "rfdetr", "rfdetr": {"resolution": 64, "dec_layers": 1, "num_queries": 8, "group_detr": 2}},
 }
+# Operators without a kernel for MPS; docs/training.md names them.
+MISSING = set() if torch.__version__ >= (2, 15) else {"aten::grid_sampler_2d_backward"}
 
 
 @cache
@@ -100,13 +102,14 @@ def test_every_operator_has_a_kernel_and_none_needs_float64(name, monkeypatch):
     with Trace() as trace, sdpa_kernel(SDPBackend.MATH):
         train_and_detect(MODELS[name])
     assert len(trace.operators) > 90
-    assert {operator for operator in trace.operators if not runs_on_mps(operator)} == set()
+    assert {operator for operator in trace.operators if not runs_on_mps(operator)} <= MISSING
     assert trace.double == set()
 
 
 def test_the_table_would_show_a_missing_kernel():
     assert not runs_on_mps("aten::_scaled_dot_product_flash_attention_for_cpu")
-    assert runs_on_mps("aten::grid_sampler_2d_backward")
+    assert runs_on_mps("aten::grid_sampler_2d")
+    assert all(not runs_on_mps(operator) for operator in MISSING)
 
 
 def test_batches_have_no_float64(make_spec):
