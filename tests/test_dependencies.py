@@ -19,9 +19,11 @@ RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in rows] for name, rows in PROJECT["optional-dependencies"].items()}
 
 # Import name -> distribution, if they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "lightning_fabric": "pytorch-lightning"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "lightning_fabric": "pytorch-lightning",
+                 "cv2": "opencv-python-headless"}  # fmt: skip
 # Needed by a dependency of ours that we name (hydra-core, omegaconf and pytorch-lightning could not do without).
-THROUGH_OTHERS = {"pyyaml", "lightning-fabric", "packaging", "triton"}  # triton: of torch, where it has GPUs
+# triton: of torch, where it has GPUs; OpenCV: of albumentations
+THROUGH_OTHERS = {"pyyaml", "lightning-fabric", "packaging", "triton", "opencv-python-headless"}
 
 
 def pins(name: str) -> dict[str, str]:

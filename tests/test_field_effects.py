@@ -684,6 +684,8 @@ ROWS: list[tuple] = [
         "vertical_flip_prob", "rotate90_prob", "rotation_prob", "mosaic_prob", "mixup_prob")),
     ("dataset__augmentation__rotation_degrees", 30.0, train_sample, {"dataset__augmentation__rotation_prob": 1.0}),
     ("dataset__augmentation__copy_paste_prob", 1.0, train_sample),  # refused, because no object has a mask
+    # Refused with the command to install the package if it is missing.
+    ("dataset__augmentation__albumentations", [{"__class_fullname__": "InvertImg", "p": 1.0}], train_sample),
     ("dataset__augmentation__start_epoch", 1, train_sample, {"dataset__augmentation__distortion_prob": 1.0}),
     ("dataset__augmentation__mix_stop_epoch", 0, train_sample, {"dataset__augmentation__mosaic_prob": 1.0}),
     ("dataset__augmentation__no_aug_epochs", 2, train_sample, {"dataset__augmentation__distortion_prob": 1.0}),

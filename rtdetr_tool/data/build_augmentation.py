@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from rtdetr_tool.data.albumentations_steps import FIELD, AlbumentationsSteps, log_package
 from rtdetr_tool.data.mixing import Mixing
 from rtdetr_tool.data.orientation import Orientation
 from rtdetr_tool.data.stages import Stages
 from rtdetr_tool.data.transforms import TrainTransform
+from rtdetr_tool.errors import DataError
 from rtdetr_tool.messages import first_of
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.spec import AugmentationSpec
@@ -34,7 +36,21 @@ def train_transform(spec: AugmentationSpec, class_map: ClassMap) -> TrainTransfo
         flip_prob=spec.flip_prob if mirrors else 0.0,
         scale_jitter_prob=spec.scale_jitter_prob,
         orientation=orientation,
+        first=_albumentations(spec, class_map),
     )
+
+
+def _albumentations(spec: AugmentationSpec, class_map: ClassMap) -> AlbumentationsSteps | None:
+    if not spec.albumentations:
+        return None
+    steps = AlbumentationsSteps(spec.albumentations)
+    if steps.changes_geometry and class_map.poses:
+        raise DataError(
+            f"{FIELD}: only transforms of pixels are supported for keypoints, because flips would not exchange left "
+            "and right. Use flip_prob, vertical_flip_prob, rotate90_prob and rotation_prob for the others."
+        )
+    log_package()
+    return steps
 
 
 def mixing_of(spec: AugmentationSpec) -> Mixing:

@@ -10,6 +10,7 @@ step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -51,6 +52,7 @@ class TrainTransform:
     flip_prob: float = 0.5
     scale_jitter_prob: float = 0.0
     orientation: Orientation = field(default_factory=Orientation)
+    first: Callable[[Scene, np.random.Generator], Scene] | None = None  # on the decoded image, before all others
 
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, rng: np.random.Generator
@@ -89,14 +91,14 @@ class TrainTransform:
 
     def oriented(self, scene: Scene, rng: np.random.Generator) -> Scene:
         """The steps on the whole image, before it is placed."""
-        return self.orientation(scene, rng)
+        return self.orientation(scene if self.first is None else self.first(scene, rng), rng)
 
     def without_strong_steps(self) -> TrainTransform:
         """Only flips, rotations by 90 degrees and resizing."""
         orientation = replace(self.orientation, rotation_prob=0.0)
         return replace(
             self, distortion_prob=0.0, iou_crop_prob=0.0, zoom_out_prob=0.0, scale_jitter_prob=0.0,
-            orientation=orientation,
+            orientation=orientation, first=None,
         )  # fmt: skip
 
     def _sizes(self, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -125,6 +125,12 @@ class AugmentationSpec:
         max=1.0,
         origin="ours",
     )
+    albumentations: list[dict[str, Any]] | None = field(
+        None,
+        "Transforms of the Albumentations library before all other steps, each a dictionary as its to_dict writes it, "
+        'such as {__class_fullname__: GaussNoise, p: 0.3}. `pip install "rtdetr-tool[albumentations]"`.',
+        origin="ours",
+    )
     start_epoch: int = field(
         0,
         "First epoch (from 0) with all steps; before that, images are only flipped, rotated by 90 degrees and resized.",

@@ -17,6 +17,12 @@ def augmentation_problems(spec: ExperimentSpec) -> Iterator[str]:
             f"{name}.start_epoch, {name}.no_aug_epochs: together {without} epochs; expected at most train.num_epochs "
             f"({epochs})"
         )
+    for index, entry in enumerate(augmentation.albumentations or ()):
+        if not isinstance(entry.get("__class_fullname__"), str):
+            yield (
+                f"{name}.albumentations[{index}]: required key __class_fullname__ is missing; expected the name of a "
+                "transform, such as {__class_fullname__: GaussNoise, p: 0.3}"
+            )
     if augmentation.copy_paste_prob and spec.model.predicts == KEYPOINTS:
         yield (
             f"{name}.copy_paste_prob: {augmentation.copy_paste_prob} is invalid for a model of keypoints, because "

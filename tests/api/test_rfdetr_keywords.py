@@ -110,7 +110,7 @@ def test_a_field_of_the_model_works_warns_or_is_refused(row, caplog):
         ({"dataset_file": "webdataset"}, "dataset_file: 'webdataset' is not supported.*Convert"),
         ({"amp_dtype": "fp8"}, "amp_dtype: 'fp8' is not supported"),
         ({"multi_scale": "per-sample"}, "multi_scale: 'per-sample'"),
-        ({"aug_config": {"Blur": {}}}, "aug_config: expected"),
+        ({"aug_config": {"Blur": 3}}, "aug_config: .* expected names"),
         ({"lr_scheduler": "mine.Schedule"}, "lr_scheduler: .* is not supported"),
         ({"best_model_metric": "loss"}, "best_model_metric: 'loss' is not supported"),
         ({"optimizer": "lion"}, "optimizer: 'lion' is not supported"),
@@ -122,6 +122,22 @@ def test_a_field_of_the_model_works_warns_or_is_refused(row, caplog):
 def test_values_that_are_not_supported_are_errors(keywords, message):
     with pytest.raises(UserError, match=message):
         train_settings(keywords, FAMILY)
+
+
+def test_augmentations_are_flips_and_albumentations():
+    blur = {"Blur": {"blur_limit": 3}}
+    config = {"VerticalFlip": {"p": 0.2}, **blur, "OneOf": {"transforms": [blur, {"ToGray": {"p": 1.0}}], "p": 0.3}}
+    name, entry = "__class_fullname__", {"__class_fullname__": "Blur", "p": 0.5, "blur_limit": 3}
+    assert train_settings({"aug_config": config}, FAMILY) == {
+        "dataset.augmentation.flip_prob": 0.0,
+        "dataset.augmentation.vertical_flip_prob": 0.2,
+        "dataset.augmentation.albumentations": [
+            entry, {name: "OneOf", "p": 0.3, "transforms": [entry, {name: "ToGray", "p": 1.0}]},
+        ],
+    }  # fmt: skip
+    assert train_settings({"aug_config": {}}, FAMILY) == {"dataset.augmentation.flip_prob": 0.0}
+    flip = {"HorizontalFlip": {"p": 0.7}}
+    assert train_settings({"aug_config": flip}, FAMILY) == {"dataset.augmentation.flip_prob": 0.7}
 
 
 @pytest.mark.parametrize("name", ["callbacks", *TRAIN_DEPRECATED])

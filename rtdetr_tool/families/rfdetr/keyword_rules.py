@@ -8,6 +8,7 @@ from typing import Any
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.keywords import Rule, Settings
+from rtdetr_tool.messages import shortened
 from rtdetr_tool.spec.train import OPTIMIZER_PREFIX, SCHEDULER_PREFIX
 
 
@@ -47,18 +48,37 @@ def multi_scale(mode: Any) -> Settings:
     raise UserError(f"multi_scale: {mode!r} is not supported; expected 'per-batch' or 'off' (one size per batch)")
 
 
+_FLIPS = {"HorizontalFlip": "flip_prob", "VerticalFlip": "vertical_flip_prob"}
+
+
 def aug_config(config: Any) -> Settings:
+    """Transforms by name with their arguments; they replace the flips of the recipe."""
     if config is None:
         return {}
-    flip = config.get("HorizontalFlip") if isinstance(config, dict) and set(config) <= {"HorizontalFlip"} else False
-    if isinstance(config, dict) and not config:
-        return {"dataset.augmentation.flip_prob": 0.0}
-    if isinstance(flip, dict) and set(flip) <= {"p"}:
-        return {"dataset.augmentation.flip_prob": flip.get("p", 0.5)}
-    raise UserError(
-        "aug_config: expected {} (no flip) or {'HorizontalFlip': {'p': ...}}; Albumentations is not used. Set "
-        "distortion_prob, zoom_out_prob, iou_crop_prob, scale_jitter_prob and flip_prob instead."
-    )
+    if not isinstance(config, dict) or not all(isinstance(arguments, dict) for arguments in config.values()):
+        raise UserError(
+            f"aug_config: {shortened(config)} is invalid; expected names of transforms with their arguments, such as "
+            "{'HorizontalFlip': {'p': 0.5}}, or {} for no flip"
+        )
+    fields: Settings = {"dataset.augmentation.flip_prob": 0.0}
+    others = []
+    for name, arguments in config.items():
+        if name in _FLIPS and set(arguments) <= {"p"}:
+            fields[f"dataset.augmentation.{_FLIPS[name]}"] = arguments.get("p", 0.5)
+        else:
+            others.append(_albumentation(name, arguments))
+    return {**fields, **({"dataset.augmentation.albumentations": others} if others else {})}
+
+
+def _albumentation(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A transform as Albumentations' `to_dict` writes it; parts of a composition are {name: arguments}."""
+    entry = {"__class_fullname__": name, "p": 0.5, **arguments}
+    if isinstance(parts := entry.get("transforms"), list):
+        entry["transforms"] = [
+            _albumentation(*next(iter(part.items()))) if isinstance(part, dict) and len(part) == 1 else part
+            for part in parts
+        ]
+    return entry
 
 
 def scheduler(name: Any) -> Settings:

@@ -108,8 +108,8 @@ TRAIN: tuple[Keyword, ...] = (
     Keyword("log_per_class_metrics", False, "works", "train.log_per_class_metrics"),
     Keyword("eval_backend", "vernier", "warned", note=_SAME_METRICS),
     Keyword("eval_masks_head_resolution", False, "refused", note="masks are scored at the size of the image"),
-    Keyword("aug_config", None, "works", aug_config, "{} and HorizontalFlip set dataset.augmentation.flip_prob; other "
-            "Albumentations are refused"),
+    Keyword("aug_config", None, "works", aug_config, "flips set dataset.augmentation.flip_prob and vertical_flip_prob, "
+            "other transforms dataset.augmentation.albumentations"),
     Keyword("scale_jitter", True, "works", lambda on: {} if on else {"dataset.augmentation.scale_jitter_prob": 0.0},
             "dataset.augmentation.scale_jitter_prob"),
     Keyword("augmentation_backend", "cpu", "warned", note=_AUGMENTATION),
