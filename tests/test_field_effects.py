@@ -217,6 +217,20 @@ def cached_bytes(spec):
     return None if dataset.cache is None else int(dataset.cache._used)
 
 
+def epoch_images(spec):
+    """Images per epoch of the dataset, whose only object of the largest category id is in the first image."""
+    from rtdetr_tool.data.build import build_loader, build_train_dataset
+
+    source = spec.dataset.train_data_sources[0]
+    coco = json.loads(Path(source["json_file"]).read_text())
+    rare, first = max(row["category_id"] for row in coco["annotations"]), coco["images"][0]["id"]
+    coco["annotations"] = [row for row in coco["annotations"] if row["category_id"] != rare or row["image_id"] == first]
+    path = Path(source["json_file"]).with_name("rare.json")
+    path.write_text(json.dumps(coco))
+    dataset = dataclasses.replace(spec.dataset, train_data_sources=[{**source, "json_file": str(path)}])
+    return len(build_loader(build_train_dataset(dataset), dataset, training=True).sampler)
+
+
 def train_sample(spec):
     from rtdetr_tool.data.build import build_train_dataset
 
@@ -697,6 +711,7 @@ ROWS: list[tuple] = [
     ("dataset__cache_gb", 1e-5, cached_bytes, {"dataset__cache": "ram"}),
     ("dataset__on_bad_image", "error", bad_image),
     ("dataset__max_bad_share", 0.5, replaced_images),
+    ("dataset__repeat_threshold", 1.0, epoch_images),
     ("dataset__value_range", [100.0, 200.0], decoded),
     ("train__num_gpus", 2, trainer),
     ("train__gpu_ids", [0, 1], trainer),

@@ -115,8 +115,8 @@ def swaps_by_class(class_map: ClassMap) -> NDArray[np.int64]:
 class TrainDataset(DetectionDataset):
     """Augmented images. Sample i of epoch e is a function of (seed, e, i) only.
 
-    Index it with `i` (in the epoch of `set_epoch`, which also reaches running workers) or with `(e, i)`. Targets do not
-    contain crowd regions.
+    Index it with `i` (in the epoch of `set_epoch`, which also reaches running workers) or with `(e, i)`. i + r * length
+    is the same image with another augmentation. Targets do not contain crowd regions.
 
     Args:
         on_bad_image: `skip` warns once about an unreadable image and replaces it with another one, which also depends
@@ -125,6 +125,7 @@ class TrainDataset(DetectionDataset):
         cache: of decoded images, by index; None = images are decoded every time.
         mixing: steps that combine images; for copy-paste, records must have masks.
         stages: epochs in which strong steps and mixing are used.
+        factors: how often each image is drawn per epoch (see `TrainSampler`); None = once.
     """
 
     def __init__(
@@ -141,9 +142,10 @@ class TrainDataset(DetectionDataset):
         mixing: Mixing | None = None,
         stages: Stages | None = None,
         pixels: PixelFormat = RGB,
+        factors: NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__(records, class_map, repairs, kind, pixels)
-        self.cache = cache
+        self.cache, self.factors = cache, factors
         self.transform, self.max_bad = transform, max_bad
         self.mixing, self.stages = mixing or Mixing(), stages or Stages()
         self._plain_transform = transform.without_strong_steps()
@@ -160,8 +162,9 @@ class TrainDataset(DetectionDataset):
 
     def sample(self, index: int | tuple[int, int]) -> Sample:
         epoch, index = index if isinstance(index, tuple) else (int(self._epoch[0]), index)
-        index = range(len(self))[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
+        position = index if index >= 0 else range(len(self))[index]
+        index = position % len(self)
+        rng = np.random.default_rng([self.seed, epoch, position])
         is_strong = self.stages.is_strong(epoch)
         transform = self.transform if is_strong else self._plain_transform
         record, scene = self._read(index, rng)
@@ -173,7 +176,7 @@ class TrainDataset(DetectionDataset):
                 objects.append(len(other.labels))
                 return other
 
-            mixing_rng = np.random.default_rng([self.seed, epoch, index, 1])
+            mixing_rng = np.random.default_rng([self.seed, epoch, position, 1])
             placed = self.mixing.sample(scene, read, transform, rng, mixing_rng)
         else:
             placed = transform.scene(scene, rng)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 
@@ -14,10 +15,24 @@ class TrainSampler(Sampler[tuple[int, int]]):
     Step k of all ranks together sees the same images as step k of a single process with a batch `world_size` times as
     large. All ranks get the same number of images: an incomplete last step is dropped, except that a dataset smaller
     than one step is used completely (with a few images repeated if it cannot be divided evenly).
+
+    Args:
+        factors: [count] how often each image is drawn per epoch, at least 1. Each epoch rounds them up or down at
+            random. Repetition r of an image has index i + r * count, so that it is augmented differently.
     """
 
-    def __init__(self, count: int, seed: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.count, self.seed, self.batch_size = count, seed, batch_size
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        factors: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.images, self.factors = count, factors
+        self.count = count if factors is None else epoch_length(factors)
+        self.seed, self.batch_size = seed, batch_size
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._start = (-1, 0)
@@ -37,10 +52,43 @@ class TrainSampler(Sampler[tuple[int, int]]):
         return self.full_steps * self.batch_size or -(-self.count // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        order = self._order(np.random.default_rng([self.seed, self.epoch]))
         order = np.resize(order, len(self) * self.world_size)  # truncates, or repeats from the start
         skipped = self._start[1] * self.batch_size if self._start[0] == self.epoch else 0
         return ((self.epoch, int(index)) for index in order[self.rank :: self.world_size][skipped:])
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """`count` indices in random order."""
+        if self.factors is None:
+            return rng.permutation(self.count)
+        images = rng.permutation(self.images)
+        # Systematic sampling: each image is drawn its factor rounded up or down, and all images together `count` times.
+        shares = self.factors[images] * (self.count / self.factors.sum())
+        ends = np.floor(np.cumsum(shares) + rng.random()).astype(np.int64)
+        ends[-1] = self.count
+        draws = np.diff(ends, prepend=0)
+        repetition = np.arange(self.count) - np.repeat(ends - draws, draws)
+        return rng.permutation(np.repeat(images, draws) + repetition * self.images)
+
+
+def repeat_factors(labels: Iterable[NDArray[np.int64]], threshold: float) -> NDArray[np.float64]:
+    """Repeat factors of images for rare classes (Gupta et al. 2019, arXiv:1908.03195), [images].
+
+    The factor of a class that occurs in the share f of the images is max(1, sqrt(threshold / f)), and that of an image
+    the largest one of its classes.
+
+    Args:
+        labels: the class indices of the objects of each image.
+    """
+    present = [np.unique(of_image) for of_image in labels]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *present]))
+    factors = np.sqrt(threshold * len(present) / np.maximum(counts, 1)).clip(min=1)
+    return np.array([factors[classes].max() if len(classes) else 1.0 for classes in present])
+
+
+def epoch_length(factors: NDArray[np.float64]) -> int:
+    """The number of images drawn per epoch."""
+    return int(np.ceil(factors.sum() - 1e-6))
 
 
 class EvalSampler(Sampler[int]):

@@ -158,6 +158,15 @@ class DatasetSpec:
         origin="ours",
         commands=(*TRAINING, "validate_data"),
     )
+    repeat_threshold: float | None = field(
+        None,
+        "Repeat images of rare classes: an image with a class that occurs in the share f of the training images is "
+        "drawn sqrt(repeat_threshold / f) times per epoch, if that is above 1. null = every image once.",
+        above=0.0,
+        max=1.0,
+        origin="ours",
+        commands=TRAINING,
+    )
     value_range: list[float] | None = field(
         None,
         "Stored values of images that become black and white (0 and 255): [low, high] for all channels, or low and "
