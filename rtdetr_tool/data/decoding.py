@@ -136,9 +136,8 @@ def _load(file: Opened) -> None:
 
 
 def _upright(file: Opened, orientation: int, pixels: PixelFormat, name: str) -> Tensor:
-    plain = pixels.is_rgb and isinstance(file, Image.Image)
-    stored = torch.from_numpy(rgb_pixels(file) if plain else exact_pixels(file, pixels, name))  # type: ignore[arg-type]
-    return _ROTATIONS[orientation](stored).contiguous().permute(2, 0, 1)
+    stored = rgb_pixels(file) if pixels.is_rgb and isinstance(file, Image.Image) else exact_pixels(file, pixels, name)
+    return _ROTATIONS[orientation](torch.from_numpy(stored)).contiguous().permute(2, 0, 1)
 
 
 def _read(
