@@ -2,8 +2,10 @@
 
     python scripts/convert_dataset.py demo/data demo/yolo --format yolo
 
-reads `annotations/instances_{train,val,test}.json` and the images in the folders of the same names, and copies them.
-Numbers are written with full precision. Crowd regions become difficult objects in VOC; YOLO does not support them.
+reads `annotations/instances_{train,val,test}.json`, or `person_keypoints_{train,val,test}.json` if there are none, and
+the images in the folders of the same names, and copies them. Numbers are written with full precision. Crowd regions
+become difficult objects in VOC; YOLO does not support them. Keypoints are written to COCO, Roboflow and YOLO files; in
+YOLO all classes have the same number of them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import yaml
+
+from rtdetr_tool.ops.keypoints import swaps_of_names
 
 FORMATS = ("coco", "roboflow", "yolo", "voc")
 
@@ -61,6 +65,7 @@ def _roboflow(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]
 
 def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
     """YOLO as exported by Roboflow and Ultralytics: `train: ../train/images`, relative to the folder itself."""
+    keypoints = next((c["keypoints"] for c in splits["train"]["categories"] if c.get("keypoints")), [])
     for split, content in splits.items():
         index = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
         (root / split / "labels").mkdir(parents=True)
@@ -71,12 +76,26 @@ def _yolo(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) ->
                 x, y, width, height = a["bbox"]
                 shares = ((x + width / 2) / image["width"], (y + height / 2) / image["height"])
                 shares += (width / image["width"], height / image["height"])
+                if keypoints:
+                    shares += _pose_values(a.get("keypoints") or [0] * 3 * len(keypoints), image)
                 lines.append(" ".join([str(index[a["category_id"]]), *(f"{share:.17g}" for share in shares)]))
             if lines:  # images without objects have no label file
                 (root / split / "labels" / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines) + "\n")
     names = [c["name"] for c in sorted(splits["train"]["categories"], key=lambda c: c["id"])]
     description = {split: f"../{split}/images" for split in splits} | {"nc": len(names), "names": names}
+    if keypoints:
+        description |= {
+            "kpt_shape": [len(keypoints), 3],
+            "flip_idx": list(swaps_of_names(keypoints) or []),
+            "kpt_names": {index: list(keypoints) for index in range(len(names))},
+        }
     (root / "data.yaml").write_text(yaml.safe_dump(description))
+
+
+def _pose_values(points: list[float], image: Mapping) -> tuple[float, ...]:
+    """COCO's x, y, visibility of each keypoint with coordinates as fractions."""
+    sides = (image["width"], image["height"], 1)
+    return tuple(value / sides[number % 3] for number, value in enumerate(points))
 
 
 def _voc(root: Path, splits: Mapping[str, dict], images: Mapping[str, Path]) -> None:
@@ -122,7 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="new folder to write to")
     parser.add_argument("--format", choices=FORMATS, required=True)
     options = parser.parse_args(arguments)
-    files = {split: options.source / "annotations" / f"instances_{split}.json" for split in ("train", "val", "test")}
+    annotations = options.source / "annotations"
+    kind = "instances" if any(annotations.glob("instances_*.json")) else "person_keypoints"
+    files = {split: annotations / f"{kind}_{split}.json" for split in ("train", "val", "test")}
     splits = {split: json.loads(path.read_text()) for split, path in files.items() if path.is_file()}
     if "train" not in splits:
         parser.error(f"{files['train']} does not exist")

@@ -20,7 +20,11 @@ from rtdetr_tool.spec import DatasetSpec, ExperimentSpec
 # Kind -> what an object needs, the head that requires it, and files that have it; for messages.
 _REQUIRED = {
     MASKS: ("a mask", "segmentation", "COCO files with `segmentation` or YOLO labels with polygons"),
-    KEYPOINTS: ("keypoints", "keypoint", "COCO files with `keypoints`, such as person_keypoints_train2017.json"),
+    KEYPOINTS: (
+        "keypoints",
+        "keypoint",
+        "COCO files with `keypoints`, such as person_keypoints_train2017.json, or YOLO labels with them (kpt_shape)",
+    ),
 }
 
 

@@ -1,8 +1,10 @@
 """Read YOLO datasets: a `data.yaml`, images, and one label file per image.
 
 A line of a label file is `class x y width height`: class index, center and size as fractions of the image's sides. A
-longer line `class x1 y1 x2 y2 x3 y3 ...` is a polygon, or with `kpt_shape` in the YAML file a box and keypoints. The
-labels of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, or next to the image if there is no folder `images`. An
+longer line `class x1 y1 x2 y2 x3 y3 ...` is a polygon. With `kpt_shape` in the YAML file there are no polygons, and a
+longer line is a box and keypoints: `class x y width height x1 y1 [visibility1] x2 y2 [visibility2] ...`.
+
+The labels of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, or next to the image if there is no folder `images`. An
 image without a label file, or with an empty one, has no objects.
 """
 
@@ -12,8 +14,9 @@ import os
 
 import numpy as np
 
-from rtdetr_tool.catalog import BOXES, MASKS
+from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS
 from rtdetr_tool.class_names import unique_names
+from rtdetr_tool.data.coco_keypoints import PoseReader
 from rtdetr_tool.data.decoding import image_size
 from rtdetr_tool.data.faults import exists, walked
 from rtdetr_tool.data.folder import search
@@ -46,21 +49,24 @@ def evidence(place: str) -> str:
 
 def read_split(place: str, split: str, kind: str = BOXES) -> Source:
     """Read the images and labels of a split; `place` is the folder or the YAML file."""
-    return _Reader(describe(place), split, kind == MASKS).read()
+    return _Reader(describe(place), split, kind).read()
 
 
 class _Reader:
     """Reads the images and labels of one split."""
 
-    def __init__(self, description: Description, split: str, masks: bool) -> None:
+    def __init__(self, description: Description, split: str, kind: str) -> None:
         self.description = description
         self.split = split
-        self.masks = masks
+        self.kind = kind
         self.source = Source(
             f"{os.path.dirname(description.path) or description.path} (YOLO, {split})",
             ids_known=False,
         )
         self.source.categories = unique_names(dict(enumerate(description.names)), self.source.repairs.add)
+        if kind == KEYPOINTS and description.pose:
+            self.source.poses = dict(description.pose.by_class)
+        self.poses = PoseReader(description.path, self.source)
         self.units = BoxUnits(CXCYWH, normalized=True)
         self.label_files = self.dropped = 0  # dropped boxes
 
@@ -163,15 +169,18 @@ class _Reader:
             if not parts:
                 continue
             where = f"{label}, line {number}"
-            label_index, (x1, y1, x2, y2), outline = self._object(parts, where)
+            label_index, (x1, y1, x2, y2), outline, points = self._object(parts, where)
             corners = (x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
             box = fitted_box(corners, image, self.source.repairs, where)
             if box is None:
                 self.dropped += 1
             else:
                 image.rows.append((*box, label_index, False, area_of(box)))
-                if self.masks:
+                if self.kind == MASKS:
                     image.masks.append(self._mask(outline, image, where))
+                elif self.kind == KEYPOINTS and (pose := self.description.pose):
+                    pixels = pose.in_pixels(points, image.width, image.height)
+                    image.keypoints.append(self.poses.points(pixels, label_index, image, where))
 
     def _mask(self, outline: list[float], image: AnnotatedImage, where: str) -> bytes:
         pixels = np.array(outline).reshape(-1, 2) * (image.width, image.height)
@@ -180,34 +189,38 @@ class _Reader:
             self.source.repairs.add("mask_malformed" if outline else "mask_missing", where)
         return counts or UNKNOWN
 
-    def _object(self, parts: list[bytes], where: str) -> tuple[int, tuple[float, float, float, float], list[float]]:
-        """Class index, xyxy box and polygon (empty if none) of a line; as fractions of the sides."""
+    def _object(
+        self, parts: list[bytes], where: str
+    ) -> tuple[int, tuple[float, float, float, float], list[float], list[float]]:
+        """Class index, xyxy box, polygon and keypoints (empty if none) of a line; as fractions of the sides."""
         try:
             if any(b"_" in part for part in parts):
                 raise ValueError
             index, *numbers = map(float, parts)
         except ValueError:
             raise self._malformed(where, "not all values are numbers") from None
-        names = self.description.names
+        names, pose = self.description.names, self.description.pose
         if not 0 <= index < len(names) or index != int(index):
             hint = " Class indices start at 0." if index == len(names) else ""
             raise DataError(
                 f"{where}: class index {index:g} is invalid; {self.description.path} has {len(names)} classes, 0 to "
                 f"{len(names) - 1}.{hint} Fix the line, or add the class to `names`."
             )
-        if len(numbers) == 4 or (self.description.has_keypoints and len(numbers) > 4):
-            if len(numbers) > 4:
+        if len(numbers) == 4 or (pose and len(numbers) == 4 + pose.length):
+            if len(numbers) > 4 and self.kind != KEYPOINTS:
                 self.source.repairs.add("keypoints_left_out", where)
             x, y, width, height = numbers[:4]
             self.units.add((x, y, width, height), 1, 1)
-            return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), []
-        if len(numbers) >= 6 and len(numbers) % 2 == 0:
-            if not self.masks:
+            return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), [], numbers[4:]
+        if not pose and len(numbers) >= 6 and len(numbers) % 2 == 0:
+            if self.kind != MASKS:
                 self.source.repairs.add("outline_boxed", where)
             box = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
-            return int(index), box, numbers
+            return int(index), box, numbers, []
         hint = " (a score? expected labels, not predictions)" if len(numbers) == 5 else ""
         raise self._malformed(where, f"{len(parts)} values{hint}")
 
     def _malformed(self, where: str, reason: str) -> DataError:
-        return DataError(f"{where}: {reason}; expected {_EXPECTED}, or a polygon of at least 3 points.")
+        pose = self.description.pose
+        longer = f"optionally followed by {pose.expected()}" if pose else "or a polygon of at least 3 points"
+        return DataError(f"{where}: {reason}; expected {_EXPECTED}, {longer}.")

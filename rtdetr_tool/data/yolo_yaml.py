@@ -1,4 +1,4 @@
-"""The `data.yaml` of a YOLO dataset: class names and the image folders of each split."""
+"""The `data.yaml` of a YOLO dataset: class names, keypoints, and the image folders of each split."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from rtdetr_tool.data.source import read_bytes, refuse_link_out, spellings
+from rtdetr_tool.data.yolo_pose import YoloPose, read_pose
 from rtdetr_tool.errors import DataError, MissingData, MissingSplit
 from rtdetr_tool.messages import first_of
 
@@ -27,7 +28,7 @@ class Description:
     path: str
     root: str  # the paths of splits are relative to it
     names: list[str]
-    has_keypoints: bool
+    pose: YoloPose | None
     splits: dict[str, list[str]] = field(default_factory=dict)  # as written: folders, or lists of images
     confined: bool = True
 
@@ -84,7 +85,7 @@ def describe(place: str) -> Description:
     root = folder
     given_root = content.get("path")
     if isinstance(given_root, str) and given_root.strip():
-        inside = Description(path, folder, [], False, confined=confined)
+        inside = Description(path, folder, [], None, confined=confined)
         candidate = os.path.normpath(os.path.join(folder, given_root.strip()))
         if inside.allows(candidate) and os.path.isdir(candidate):
             root = candidate
@@ -98,7 +99,8 @@ def describe(place: str) -> Description:
         for name in spellings(split)
         if _is_path_or_paths(value := content.get(name))
     }
-    return Description(path, root, _names(content, path), "kpt_shape" in content, splits, confined)
+    names = _names(content, path)
+    return Description(path, root, names, read_pose(content, names, path), splits, confined)
 
 
 def yaml_of(place: str) -> str:

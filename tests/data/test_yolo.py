@@ -169,6 +169,83 @@ def test_a_malformed_line_is_named_by_file_and_line(make, line, message) -> None
     assert "labels/train/0.txt, line 2" in str(caught.value)
 
 
+POSE = "train: images/train\nnames: [cat, dog]\nkpt_shape: [3, 3]\nflip_idx: [0, 2, 1]\n"
+BOX = GOOD.strip()
+
+
+def keypoints(source) -> list[list[tuple]]:
+    return [image.keypoints for image in source.images.values()]
+
+
+def test_keypoints_are_read_on_request(make) -> None:
+    names = "kpt_names: {0: [nose, left_eye, right_eye]}\n"
+    root = make([f"{BOX} 0.5 0.25 2 0.25 0.5 1 0.9 0.9 0\n{BOX} 0 0 0 0 0 0 0 0 0.000\n{GOOD}"], POSE + names)
+    source = read_split(str(root), "train", "keypoints")
+    assert keypoints(source) == [[(32.0, 12.0, 2.0, 16.0, 24.0, 1.0, 0.0, 0.0, 0.0), (), ()]]
+    assert source.repairs.counts == {"keypoints_missing": 1}  # the line that has none
+    assert [pose.names for pose in source.poses.values()] == [
+        ("nose", "left_eye", "right_eye"),
+        ("keypoint_1", "keypoint_2", "keypoint_3"),
+    ]
+    assert [pose.swaps for pose in source.poses.values()] == [(0, 2, 1), (0, 2, 1)]
+    boxes = read_split(str(root), "train")
+    assert rows(boxes) == rows(source) and not boxes.poses and not boxes.has("keypoints")
+
+
+def test_keypoints_without_visibility_are_visible_unless_they_are_at_the_origin_or_negative(make) -> None:
+    description = "train: images/train\nnames: [cat, dog]\nkpt_shape: [3, 2]\nkpt_names: [left ear, nose, right ear]\n"
+    source = read_split(str(make([f"{BOX} 0.5 0.5 0 0 -1 0.5\n"], description)), "train", "keypoints")
+    assert keypoints(source) == [[(32.0, 24.0, 2.0, *[0.0] * 6)]] and not source.repairs
+    assert source.poses[1].swaps == (2, 1, 0)
+
+
+def test_classes_without_names_and_flip_idx_have_no_known_sides(make) -> None:
+    description = "train: images/train\nnames: [cat]\nkpt_shape: [1, 2]\nflip_idx: []\n"
+    source = read_split(str(make([f"{BOX} 0.5 0.5\n"], description)), "train", "keypoints")
+    assert source.poses[0].swaps is None
+
+
+@pytest.mark.parametrize(("values", "repair"), [("1.5 0.5 2", "keypoint_outside"), ("0.5 0.5 3", "keypoints_malformed"),
+                                                ("nan 0.5 2", "keypoints_malformed")])  # fmt: skip
+def test_invalid_keypoints_are_counted_as_in_coco_files(make, values, repair) -> None:
+    source = read_split(str(make([f"{BOX} {values} 0.5 0.5 2 0.5 0.5 2\n"], POSE)), "train", "keypoints")
+    assert source.repairs.counts == {repair: 1}
+
+
+@pytest.mark.parametrize("kind", ["boxes", "keypoints"])
+@pytest.mark.parametrize("count", [1, 6, 8, 10])
+def test_a_line_with_another_number_of_keypoints_is_named_by_file_and_line(make, count, kind) -> None:
+    root = make([f"{BOX}{' 0.5 0.5 2' * 3}\n{BOX}{' 0.5' * count}\n"], POSE)
+    message = (
+        rf"0\.txt, line 2: {5 + count} values.*, optionally followed by 9 values of 3 keypoints \(x, y, visibility"
+    )
+    with pytest.raises(DataError, match=message):
+        read_split(str(root), "train", kind)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("kpt_shape: 17", r"kpt_shape in .*data\.yaml is '17'; expected \[keypoints, values\]"),
+        ("kpt_shape: [3, 4]", r"kpt_shape in .* 2 \(x, y\) or 3 \(x, y, visibility\)"),
+        ("kpt_shape: [0, 3]", "kpt_shape in .* with 1 to 1000 keypoints"),
+        ("kpt_shape: [1.5, 3]", "kpt_shape in "),
+        ("kpt_shape: [3, 3]\nflip_idx: [0, 1]", "flip_idx in .* expected 3 indices"),
+        ("kpt_shape: [3, 3]\nflip_idx: [1, 2, 0]", "flip_idx in "),
+        ("kpt_shape: [3, 3]\nflip_idx: [0, 1, 3]", "flip_idx in "),
+        ("kpt_shape: [3, 3]\nflip_idx: [0, 1, -1]", "flip_idx in "),
+        ("kpt_shape: [3, 3]\nflip_idx: {0: 1}", "flip_idx in "),
+        ("kpt_shape: [3, 3]\nkpt_names: [a, b]", "kpt_names in .* for class 0; expected 3 names"),
+        ("kpt_shape: [3, 3]\nkpt_names: {1: [a, b, [c]]}", "kpt_names in .* for class 1; expected 3 names"),
+        ("kpt_shape: [3, 3]\nkpt_names: eyes", "kpt_names in .* has 'eyes' for class 0"),
+    ],
+)
+def test_an_invalid_pose_in_the_yaml_is_one_message(make, entries, message) -> None:
+    root = make([GOOD], f"train: images/train\nnames: [cat, dog]\n{entries}\n")
+    with pytest.raises(DataError, match=message):
+        read_split(str(root), "train", "keypoints")
+
+
 @pytest.mark.parametrize(
     ("description", "message"),
     [
