@@ -31,7 +31,7 @@ _ROWS = 10
 def run(loaded: LoadedSpec) -> None:
     spec = loaded.spec
     folder = results_folder(spec.automl, "automl")
-    search = (SubDetectorSearch if spec.automl.supernet_checkpoint else Search)(loaded, folder, train_session)
+    search = (Search if spec.automl.has_trials else SubDetectorSearch)(loaded, folder, train_session)
     if isinstance(search, Search) and spec.automl.slurm.jobs is not None:
         ClusterSearch(search).run()
     else:

@@ -43,12 +43,13 @@ _READ_IF: dict[str, _Condition] = {
     "gen_trt_engine.tensorrt.calibration.cal_image_dir": lambda spec, command: (
         spec.gen_trt_engine.tensorrt.data_type == "INT8"
     ),
-    "train.pretrained_model_path": lambda spec, command: not _may_resume(spec, command),
+    "train.pretrained_model_path": lambda spec, command: _starts(spec, command),
+    "train.resume_training_checkpoint_path": lambda spec, command: _trains(spec, command),
     "model.pretrained_backbone_path": lambda spec, command: (
-        not spec.train.pretrained_model_path and not _may_resume(spec, command)
+        not spec.train.pretrained_model_path and _starts(spec, command)
     ),
     "model.frozen_fm.checkpoint": lambda spec, command: (
-        spec.model.family.outside_weights(spec.model) is not None and not _may_resume(spec, command)
+        spec.model.family.outside_weights(spec.model) is not None and _starts(spec, command)
     ),
 }
 
@@ -76,6 +77,8 @@ def _files(spec: ExperimentSpec, command: str) -> Iterator[tuple[str, str]]:
 
 def _data(spec: ExperimentSpec, command: str) -> Iterator[tuple[str, str]]:
     for split in _SOURCES.get(command, ()):
+        if split == "train" and not _trains(spec, command):
+            continue
         field = f"dataset.{split}_data_sources"
         value = value_of(spec, field)
         for index, source in enumerate(value if isinstance(value, list) else [value or {}]):
@@ -102,6 +105,16 @@ def _is_pattern(key: str, path: str) -> bool:
 
 def _is_int8(spec: ExperimentSpec, file_format: str) -> bool:
     return spec.export.format == file_format and bool(getattr(spec.export, file_format).data_type == "INT8")
+
+
+def _trains(spec: ExperimentSpec, command: str) -> bool:
+    """Whether a command with the section `train` trains anything."""
+    return command != "automl" or spec.automl.has_trials
+
+
+def _starts(spec: ExperimentSpec, command: str) -> bool:
+    """Whether a run starts from initial weights."""
+    return _trains(spec, command) and not _may_resume(spec, command)
 
 
 def _may_resume(spec: ExperimentSpec, command: str) -> bool:

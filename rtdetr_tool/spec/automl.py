@@ -100,6 +100,11 @@ class AutomlSpec:
     slurm: SlurmSpec = field(SlurmSpec, "Workers as jobs of a SLURM cluster.")
 
     @property
+    def has_trials(self) -> bool:
+        """Whether detectors are trained; otherwise the sub-detectors of existing weights are scored."""
+        return not self.supernet_checkpoint
+
+    @property
     def has_latency(self) -> bool:
         """Whether latency is the second objective."""
         return self.objective == PARETO or self.max_latency is not None or self.supernet_checkpoint is not None

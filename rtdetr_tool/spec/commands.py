@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rtdetr_tool.formats.table import exported_formats, titles
+from rtdetr_tool.spec.fields import is_blank
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A required value of a command: one of `fields`, unless another field has a certain value.
+    """A required value of a command: one of `fields`, unless another field has a certain value (None = any value).
 
     With `null_is_default`, null is a value: then it differs from an omitted field.
     """
 
     fields: tuple[str, ...]
-    unless: tuple[str, str] | None = None
+    unless: tuple[str, str | None] | None = None
     null_is_default: bool = False
+
+    def is_waived_by(self, value: Any) -> bool:
+        """Whether this value of the other field makes it unnecessary."""
+        assert self.unless is not None
+        return not is_blank(value) if self.unless[1] is None else bool(value == self.unless[1])
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,11 @@ def _one_of(*fields: str) -> Requirement:
     return Requirement(fields)
 
 
-_TRAINING_DATA = (
-    _one_of("dataset.train_data_sources", "dataset.dataset_dir"),
-    _one_of("dataset.val_data_sources", "dataset.dataset_dir"),
+_TRAIN_SOURCES, _VAL_SOURCES = (
+    ("dataset.train_data_sources", "dataset.dataset_dir"),
+    ("dataset.val_data_sources", "dataset.dataset_dir"),
 )
+_TRAINING_DATA = (Requirement(_TRAIN_SOURCES), Requirement(_VAL_SOURCES))
 
 # Commands that read a checkpoint take architecture, classes and sizes from it, and a spec must not contradict it. So
 # their sections do not include `model`.
@@ -123,7 +131,7 @@ _COMMANDS = (
         "search for the field values with the best validation score, as a series of training runs",
         "rtdetr automl -e specs/demo.yaml -r results automl.trials=20 automl.fields=[train.optim.lr]",
         ("results_dir", "wandb", "mlflow", "model", "dataset", "train", "automl"),
-        _TRAINING_DATA,
+        (Requirement(_TRAIN_SOURCES, unless=("automl.supernet_checkpoint", None)), Requirement(_VAL_SOURCES)),
         exclusive=True,
     ),
     Command(

@@ -21,7 +21,12 @@ def json_schema(command: str) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a spec; all sections are allowed, and values that `command` needs are required."""
     schema = _schema_of_section(ExperimentSpec)
     requirements = [
-        {"anyOf": [_require(name.split("."), needed.null_is_default) for name in needed.fields]}
+        {
+            "anyOf": [
+                *(_require(name.split("."), needed.null_is_default) for name in needed.fields),
+                *([_require(needed.unless[0].split("."), False, needed.unless[1])] if needed.unless else []),
+            ]
+        }
         for needed in WITH_SPEC[command].requires
     ]
     return {
@@ -32,10 +37,12 @@ def json_schema(command: str) -> dict[str, Any]:
     }
 
 
-def _require(path: list[str], null: bool) -> dict[str, Any]:
+def _require(path: list[str], null: bool, value: str | None = None) -> dict[str, Any]:
+    """The schema of a spec that has this field, with `value` if it is given."""
     if len(path) == 1 and null:
         return {"required": path}
-    inner = {"not": {"type": "null"}} if len(path) == 1 else _require(path[1:], null)
+    last = {"not": {"type": "null"}} if value is None else {"const": value}
+    inner = last if len(path) == 1 else _require(path[1:], null, value)
     return {"required": [path[0]], "properties": {path[0]: inner}}
 
 

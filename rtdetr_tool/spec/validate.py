@@ -47,7 +47,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
         problems += tiles_problems(getattr(spec, name).tiles, f"{name}.tiles")
     problems += _engine(spec)
     problems += _serving(spec.serve)
-    trains = command in ("train", "distill") or (command == "automl" and not spec.automl.supernet_checkpoint)
+    trains = command in ("train", "distill") or (command == "automl" and spec.automl.has_trials)
     if command and trains and spec.train.supernet.enabled:
         problems += supernet_problems(spec, command)
     if command == "automl" and trains:
@@ -75,7 +75,7 @@ def inert_notes(spec: ExperimentSpec) -> list[str]:
     if not spec.model.backbone_lora.enabled:
         of_adapters = (f"model.backbone_lora.{entry.name}" for entry in fields(BackboneLoraSpec))
         without_effect |= dict.fromkeys(of_adapters, "model.backbone_lora.enabled is false")
-    if spec.automl.supernet_checkpoint:
+    if not spec.automl.has_trials:
         of_trials = (f"automl.{name}" for name in OF_TRIALS)
         without_effect |= dict.fromkeys(of_trials, "automl.supernet_checkpoint is set, so nothing is trained")
     if not spec.train.supernet.enabled:
@@ -224,7 +224,7 @@ def _missing(spec: ExperimentSpec, command: str) -> Iterator[str]:
             "resolves dataset.batch_size auto"
         )
     for needed in WITH_SPEC[command].requires if command in WITH_SPEC else ():
-        if needed.unless and value_of(spec, needed.unless[0]) == needed.unless[1]:
+        if needed.unless and needed.is_waived_by(value_of(spec, needed.unless[0])):
             continue
         if all(is_blank(value_of(spec, name)) for name in needed.fields):
             yield f"{' or '.join(needed.fields)}: required by `{command}`, but not set"

@@ -92,6 +92,23 @@ def test_each_sub_detector_scores_what_its_own_spec_does(supernet, timed, capsys
         assert "scores may differ" not in caplog.text  # it was trained for these values
 
 
+def test_only_validation_data_are_read(supernet, timed, capsys):
+    """Nothing is trained, so training data and initial weights may be absent."""
+    del supernet.spec["dataset"]["train_data_sources"]
+    supernet.spec["train"] |= {"pretrained_model_path": "nowhere.pth", "resume_training_checkpoint_path": "gone.pth"}
+    supernet.spec["model"]["pretrained_backbone_path"] = "none.pth"
+    supernet.write()
+    assert search(supernet, "train.supernet.resolution=[]") == 0, message(capsys)
+    assert [trial["state"] for trial in content(supernet)["trials"]] == ["finished"] * 4
+    supernet.spec["dataset"]["train_data_sources"] = [{"image_dir": "nowhere", "json_file": "nowhere.json"}]
+    supernet.write()
+    assert search(supernet, "train.supernet.resolution=[]") == 0, message(capsys)
+    del supernet.spec["dataset"]["val_data_sources"]
+    supernet.write()
+    assert search(supernet) == 2
+    assert "dataset.val_data_sources or dataset.dataset_dir: required by `automl`, but not set" in message(capsys)
+
+
 def test_a_point_is_exported_and_equals_the_sub_detector(supernet, timed, capsys):
     import onnxruntime
 

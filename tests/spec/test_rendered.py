@@ -133,6 +133,28 @@ def test_the_schema_of_a_command_asks_for_what_the_command_needs():
         assert len(json_schema(command)["allOf"]) == len(row.requires)
 
 
+@pytest.mark.parametrize(
+    ("command", "data"),
+    [
+        ("gen_trt_engine", {"gen_trt_engine": {"onnx_file": "a.onnx", "backend": "none"}}),
+        ("automl", {"automl": {"supernet_checkpoint": "a.pth"},
+                    "dataset": {"val_data_sources": {"dataset_dir": "b", "split": "val"}}}),
+    ],
+)  # fmt: skip
+def test_the_schema_and_the_loader_accept_what_another_field_makes_unnecessary(command, data, tmp_path):
+    data["results_dir"] = str(tmp_path)
+    validator(command).validate(data)
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    load_spec(tmp_path / "spec.json", command=command)
+    section = data[command]
+    del section["backend" if command == "gen_trt_engine" else "supernet_checkpoint"]
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    with pytest.raises(jsonschema.ValidationError):
+        validator(command).validate(data)
+    with pytest.raises(Exception, match="required by"):
+        load_spec(tmp_path / "spec.json", command=command)
+
+
 def test_a_comment_says_options_bounds_and_unit():
     comments = {name: comment_of(entry) for name, entry, _ in walk_fields()}
     assert comments["train.precision"].endswith("One of: bf16, fp32, fp16, auto.")
