@@ -28,16 +28,18 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class _Around:
-    """A default range: fixed bounds, or factors on the value in the spec."""
+    """A default range: fixed bounds, or factors on the value in the spec or on the number of epochs."""
 
     low: float
     high: float
     log: bool = False
     factors: bool = False
+    of_epochs: bool = False
     if_zero: tuple[float, float] = (0.0, 0.0)
 
 
-# Default ranges of the fields that TAO marks; those of learning rates and sizes follow the value in the spec.
+# Default ranges of the fields that TAO marks, and of augmentation; those of learning rates and sizes follow the value in
+# the spec. Mirrored or turned images are at most as frequent as upright ones.
 _DEFAULT_RANGES = {
     "model.num_queries": _Around(0.5, 1.5, factors=True),
     "model.enc_layers": _Around(1, 2),
@@ -45,6 +47,20 @@ _DEFAULT_RANGES = {
     "dataset.batch_size": _Around(0.5, 2, factors=True, log=True),
     "dataset.augmentation.distortion_prob": _Around(0, 1),
     "dataset.augmentation.iou_crop_prob": _Around(0, 1),
+    "dataset.augmentation.zoom_out_prob": _Around(0, 1),
+    "dataset.augmentation.flip_prob": _Around(0, 0.5),
+    "dataset.augmentation.vertical_flip_prob": _Around(0, 0.5),
+    "dataset.augmentation.rotate90_prob": _Around(0, 0.75),
+    "dataset.augmentation.rotation_prob": _Around(0, 1),
+    "dataset.augmentation.rotation_degrees": _Around(2, 30),
+    "dataset.augmentation.scale_jitter_prob": _Around(0, 1),
+    "dataset.augmentation.mosaic_prob": _Around(0, 1),
+    "dataset.augmentation.mixup_prob": _Around(0, 0.5),
+    "dataset.augmentation.copy_paste_prob": _Around(0, 1),
+    "dataset.augmentation.start_epoch": _Around(0, 0.1, of_epochs=True),
+    "dataset.augmentation.mix_stop_epoch": _Around(0.4, 1, of_epochs=True),
+    "dataset.augmentation.no_aug_epochs": _Around(0, 0.3, of_epochs=True),
+    "dataset.repeat_threshold": _Around(1e-3, 0.1, log=True),
     "train.ema.decay": _Around(0.99, 0.9999),
     "train.optim.lr": _Around(0.1, 10, factors=True, log=True),
     "train.optim.lr_backbone": _Around(0.1, 10, factors=True, log=True),
@@ -159,8 +175,11 @@ def _default(name: str, spec: ExperimentSpec, problems: list[str]) -> Parameter 
     low, high = around.low, around.high
     if around.factors:
         low, high = around.if_zero if not value else (low * value, high * value)
+    elif around.of_epochs:
+        low, high = low * spec.train.num_epochs, high * spec.train.num_epochs
     if kind is int:
-        low, high = float(max(round(low), 1)), float(max(round(high), 1))
+        least = 1 if around.low else 0
+        low, high = float(max(round(low), least)), float(max(round(high), least))
     limit = rules["max"]
     high = high if limit is None else min(high, limit)
     low = low if rules["min"] is None else max(low, rules["min"])

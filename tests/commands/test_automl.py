@@ -428,6 +428,29 @@ def test_by_default_the_fields_that_tao_marks_are_searched_unless_they_have_no_e
     assert "train.num_epochs" in names and "train.optim.lr" not in names
 
 
+def test_every_step_of_augmentation_has_a_range_that_is_valid_at_both_ends():
+    """Apart from sizes and lists, of which no range follows from the spec."""
+    from rtdetr_tool.spec import spec_from_dict
+    from rtdetr_tool.spec.schema import field_names
+    from rtdetr_tool.spec.search_ranges import with_values
+    from rtdetr_tool.spec.search_space import search_space
+
+    lists = ("multi_scales", "train_spatial_size", "eval_spatial_size", "keypoint_flip_pairs", "albumentations")
+    start = "dataset.augmentation."
+    names = [name for name in field_names() if name.startswith(start) and name.removeprefix(start) not in lists]
+    names.append("dataset.repeat_threshold")
+    base = {"train": {"num_epochs": 40}, "automl": {"fields": names}}
+    space = search_space(spec_from_dict(base))
+    assert not space.problems and {parameter.name for parameter in space.parameters} == set(names)
+    found = {parameter.name.rpartition(".")[2]: parameter for parameter in space.parameters}
+    assert (found["no_aug_epochs"].low, found["no_aug_epochs"].high, found["no_aug_epochs"].whole) == (0, 12, True)
+    assert (found["mix_stop_epoch"].low, found["mix_stop_epoch"].high) == (16, 40)
+    ranges = [parameter for parameter in space.parameters if not parameter.choices]
+    for ends in ([p.low for p in ranges], [p.high for p in ranges]):
+        values = {p.name: int(end) if p.whole else end for p, end in zip(ranges, ends, strict=True)}
+        spec_from_dict(with_values(base, values))  # raises for invalid values
+
+
 def test_the_spec_of_a_search_serves_other_commands_unchanged(searched):
     spec = load_spec(searched.spec_file, [], "train")
     assert spec.automl.trials == 2 and spec_to_dict(spec)["automl"]["fields"] == ["train.optim.lr"]
