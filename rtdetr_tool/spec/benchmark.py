@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdetr_tool.spec.fields import MISSING, field
+from rtdetr_tool.spec.run_model import OneDeviceSpec
 
 
 @dataclass(frozen=True)
-class BenchmarkSpec:
+class BenchmarkSpec(OneDeviceSpec):
     """Measure latency, throughput and memory of a model in every runtime."""
 
     checkpoint: str = field(
@@ -34,16 +35,8 @@ class BenchmarkSpec:
     threads: int | None = field(
         None, "Threads of the CPU runtimes; null = one per core.", min=1, max=1024, origin="ours"
     )
-    gpu_id: int = field(0, "GPU to use if there is one.", min=0, origin="ours")
-    on_cpu: bool = field(False, "Measure on the CPU even if there is a GPU.", origin="ours")
     score: bool = field(
         False, "Also score each runtime on dataset.test_data_sources, and plot mAP against latency.", origin="ours"
-    )
-    input_width: int | None = field(
-        None, "Input width; null = that of the checkpoint.", min=32, unit="pixels", origin="ours"
-    )
-    input_height: int | None = field(
-        None, "Input height; null = that of the checkpoint.", min=32, unit="pixels", origin="ours"
     )
     decoder_layers: list[int] = field(
         [],

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdetr_tool.spec.fields import MISSING, field
-from rtdetr_tool.spec.run_model import RunModelSpec
+from rtdetr_tool.spec.run_model import ClassThresholdsSpec, RunModelSpec
 
 TRACKERS = ("none", "bytetrack")
 
 
 @dataclass(frozen=True)
-class InferenceSpec(RunModelSpec):
+class InferenceSpec(RunModelSpec, ClassThresholdsSpec):
     """Detect objects in images and videos."""
 
     checkpoint: str = field(MISSING, "Model to use: a checkpoint, an ONNX file or a TFLite file.", path="read")
@@ -23,17 +23,6 @@ class InferenceSpec(RunModelSpec):
         None, "Class name to box color (name or #rrggbb); other classes get a default color."
     )
     conf_threshold: float = field(0.5, "Minimum score of detections that are drawn and written.", min=0.0, max=1.0)
-    class_thresholds: dict[str, float] | None = field(
-        None,
-        "Minimum score of individual classes, by class name; other classes use thresholds_from or conf_threshold.",
-        origin="ours",
-    )
-    thresholds_from: str | None = field(
-        None,
-        "The results.json of an evaluation: each class uses the threshold at which its F1 was highest.",
-        path="read",
-        origin="ours",
-    )
     is_internal: bool = field(False, "Write one output folder per image sequence, and draw boxes without text.")
     input_width: int | None = field(None, "Input width; null = that of the checkpoint.", min=32, unit="pixels")
     input_height: int | None = field(None, "Input height; null = that of the checkpoint.", min=32, unit="pixels")

@@ -38,7 +38,7 @@ class _Around:
     if_zero: tuple[float, float] = (0.0, 0.0)
 
 
-# Default ranges of the fields that TAO marks, and of augmentation; those of learning rates and sizes follow the value in
+# Default ranges of the fields that TAO marks and of augmentation; those of learning rates and sizes follow the value in
 # the spec. Mirrored or turned images are at most as frequent as upright ones.
 _DEFAULT_RANGES = {
     "model.num_queries": _Around(0.5, 1.5, factors=True),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rtdetr_tool.catalog import ONNX_PROVIDERS
 from rtdetr_tool.spec.fields import INF, MISSING, field
-from rtdetr_tool.spec.train import PRECISIONS
+from rtdetr_tool.spec.run_model import ClassThresholdsSpec, OneDeviceSpec, RuntimeSpec
 
 
 @dataclass(frozen=True)
-class ServeSpec:
+class ServeSpec(RuntimeSpec, OneDeviceSpec, ClassThresholdsSpec):
     """Answer HTTP requests with detections."""
 
     checkpoint: str = field(
@@ -32,29 +31,6 @@ class ServeSpec:
         origin="ours",
     )
     port: int = field(8000, "Port to listen on; 0 = a free one, which is logged.", min=0, max=65535, origin="ours")
-    gpu_id: int = field(0, "GPU to use if there is one.", min=0, origin="ours")
-    on_cpu: bool = field(False, "Run on the CPU even if there is a GPU.", origin="ours")
-    onnx_provider: str = field(
-        "auto",
-        "Execution provider for ONNX files; auto = CUDA if available, otherwise the CPU.",
-        options=("auto", *ONNX_PROVIDERS),
-        origin="ours",
-    )
-    precision: str = field(
-        "fp32",
-        "Precision of a checkpoint's convolutions and matrix products; fp16 needs a GPU. Other files have their own.",
-        options=PRECISIONS,
-        origin="ours",
-    )
-    compile: bool = field(
-        False, "Compile a checkpoint's network with torch.compile: slow to start, then faster.", origin="ours"
-    )
-    input_width: int | None = field(
-        None, "Input width; null = that of the checkpoint.", min=32, unit="pixels", origin="ours"
-    )
-    input_height: int | None = field(
-        None, "Input height; null = that of the checkpoint.", min=32, unit="pixels", origin="ours"
-    )
     classmap: str | None = field(
         None,
         "Text file with one class name per line, for a model without class names.",
@@ -63,17 +39,6 @@ class ServeSpec:
     )
     conf_threshold: float = field(
         0.5, "Minimum score of detections, unless a request sets its own.", min=0.0, max=1.0, origin="ours"
-    )
-    class_thresholds: dict[str, float] | None = field(
-        None,
-        "Minimum score of individual classes, by class name; other classes use thresholds_from or conf_threshold.",
-        origin="ours",
-    )
-    thresholds_from: str | None = field(
-        None,
-        "The results.json of an evaluation: each class uses the threshold at which its F1 was highest.",
-        path="read",
-        origin="ours",
     )
     max_batch_size: int = field(
         8, "Maximum number of images, also of different requests, that run together.", min=1, max=4096, origin="ours"
