@@ -52,6 +52,7 @@ class Backbone(NamedTuple):
 
 
 _APACHE, _MIT, _CC_NC, _NVIDIA_NC = "Apache-2.0", "MIT", "CC-BY-NC-4.0", "NVIDIA Source Code License-NC"
+DINOV3_LICENSE = "DINOv3 License"
 
 _BASIC = (64, 128, 256, 512)
 _BOTTLENECK = (256, 512, 1024, 2048)
@@ -92,6 +93,18 @@ def _edgenext_bn(size: str, channels: tuple[int, int, int, int], parameters: int
     return Backbone(name, "edgenext_bn", f"edgenext_{size}", channels, parameters, weights, _MIT, origin="code")
 
 
+def _dinov3_convnext(size: str, width: int, parameters: int) -> Backbone:
+    network, channels = f"convnext_{size}", (width, 2 * width, 4 * width, 8 * width)
+    name, weights = f"dinov3_{network}", f"timm/{network}.dinov3_lvd1689m"
+    return Backbone(name, "dinov3_convnext", network, channels, parameters, weights, DINOV3_LICENSE, origin="ours")
+
+
+def _dinov3_vit(size: str, width: int, parameters: int) -> Backbone:
+    network, channels = f"vit_{size}_patch16_dinov3", (width // 4, width // 2, width, width)
+    name, weights = f"dinov3_vit_{size}", f"timm/{network}.lvd1689m"
+    return Backbone(name, "dinov3_vit", network, channels, parameters, weights, DINOV3_LICENSE, origin="ours")
+
+
 _ROWS = (
     _timm("resnet_18", "a1_in1k", _APACHE, _BASIC, 11_176_512),
     _timm("resnet_34", "a1_in1k", _APACHE, _BASIC, 21_284_672),
@@ -129,6 +142,13 @@ _ROWS = (
     _edgenext_bn("xx_small", (24, 48, 88, 168), 1_156_848),
     _edgenext_bn("x_small", (32, 64, 100, 192), 2_141_624),
     _edgenext_bn("small", (48, 96, 160, 304), 5_278_392),
+    _dinov3_convnext("tiny", 96, 27_818_592),
+    _dinov3_convnext("small", 96, 49_453_152),
+    _dinov3_convnext("base", 128, 87_564_416),
+    _dinov3_convnext("large", 192, 196_227_264),
+    _dinov3_vit("small", 384, 22_473_024),
+    _dinov3_vit("small_plus", 384, 29_569_344),
+    _dinov3_vit("base", 768, 89_182_848),
 )
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in _ROWS}
@@ -346,6 +366,10 @@ class RestrictedLicence(NamedTuple):
 RESTRICTED: dict[str, RestrictedLicence] = {
     _PML: RestrictedLicence("Roboflow's Platform Model License 1.0", "model.rfdetr.accept_platform_model_license"),
 }
+
+
+# Licenses of published weights that also apply to weights trained from them.
+INHERITED_LICENSES = (*RESTRICTED, DINOV3_LICENSE)
 
 
 class PublishedWeights(NamedTuple):

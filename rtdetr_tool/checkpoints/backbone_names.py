@@ -7,11 +7,12 @@ mmaaz60/EdgeNeXt, mit-han-lab/efficientvit, NVlabs/FAN), so one table serves bot
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
+from rtdetr_tool.checkpoints import dinov3
 from rtdetr_tool.checkpoints.renames import Table, to_foreign, to_native
 
 # Classifier heads of ImageNet models, which a detector does not use.
@@ -24,6 +25,7 @@ class Naming(NamedTuple):
     marker: str  # start of a name that only these files have
     table: Table | None
     dropped: tuple[str, ...] = ()  # regular expressions of tensors that no feature map depends on
+    prepare: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict  # before names are replaced
 
 
 NAMINGS = (
@@ -40,7 +42,7 @@ NAMINGS = (
             ("stages.*.*.", "stages.*.blocks.*."),
             ("conv_", "conv_"),  # TAO's convolutions after the stages of ConvNeXt
         ),
-        (r"norm\.",),
+        (r"norm\.", r"norms\."),
     ),
     Naming(  # torchvision's ConvNeXt: the stem, then stages and downsampling layers alternately
         "features.1.0.layer_scale",
@@ -83,6 +85,9 @@ NAMINGS = (
         None,
         (r"cls_token$", r"cls_attn_blocks\.\d+\.(attn|mlp|gamma2)", r"norm\."),
     ),
+    Naming("embeddings.patch_embeddings.", dinov3.TRANSFORMERS_VIT, dinov3.UNUSED_VIT, dinov3.join_projections),
+    Naming("storage_tokens", dinov3.META_VIT, dinov3.UNUSED_VIT, dinov3.without_biases),
+    Naming("stages.0.downsample_layers.", dinov3.TRANSFORMERS_CONVNEXT, (r"layer_norm\.",)),
 )
 
 
@@ -97,7 +102,7 @@ def native_backbone_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(weights)
     dropped = re.compile("|".join((*map(re.escape, CLASSIFIER), *family.dropped)))
     kept = {name: tensor for name, tensor in weights.items() if not dropped.match(name)}
-    return kept if family.table is None else to_native(kept, family.table)
+    return kept if family.table is None else to_native(family.prepare(kept), family.table)
 
 
 # Family in the catalog -> marker of TAO's names for it. Others have the same names.

@@ -14,7 +14,7 @@ RGB = 3
 # Names of the first convolution of our backbones, below `backbone.`.
 _FIRST = (
     "patch_embed.weight", "patch_embed.backbone.stem.0.weight", "conv1.weight", "conv1.0.weight", "stem.0.weight",
-    "stem.in_conv.conv.weight", "stem.stem1.conv.weight",
+    "stem.in_conv.conv.weight", "stem.stem1.conv.weight", "network.patch_embed.proj.weight", "network.stem.0.weight",
 )  # fmt: skip
 
 

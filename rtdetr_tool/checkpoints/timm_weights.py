@@ -38,7 +38,7 @@ def from_timm(name: str) -> dict[str, Tensor]:
 
 
 def timm_weights(source: str, backbone: str) -> str:
-    """timm's name of the weights for `source` (`timm` or `timm/<tag>`): `name.tag`, or `name` for the default.
+    """timm's name of the weights for `source` (`timm` or `timm/<tag>`): `name.tag`, or `name` for timm's default.
 
     Raises:
         CheckpointError: timm does not have the backbone.
@@ -54,6 +54,8 @@ def timm_weights(source: str, backbone: str) -> str:
         if row.weights is None or not row.weights.startswith(TIMM):
             advice = f"give the path of a file ({row.weights})" if row.weights else "none are published"
             raise CheckpointError(f"model.pretrained_backbone_path: timm has no weights of {backbone}; {advice}")
+        if not tag:
+            return row.weights.removeprefix(TIMM)
         name = row.weights.removeprefix(TIMM).partition(".")[0]
     return tagged(name, tag)
 

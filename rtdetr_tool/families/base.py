@@ -141,7 +141,7 @@ class Family(ABC):
         return None
 
     def published_license(self, model: ModelSpec) -> str | None:
-        """The license of the published weights of this architecture, None if there are none."""
+        """The license of the published weights of this architecture or its backbone, None if there are none."""
         return None
 
     def class_rows(self, classes: int) -> int:

@@ -30,7 +30,8 @@ def add_adapters(
 ) -> list[str]:
     """Add an adapter to each linear layer of the backbone with one of the names in `modules`.
 
-    The rest of the backbone is frozen, batch norms included. Returns the dotted names of the layers, below `backbone`.
+    The rest of the backbone is frozen, batch norms included, except for layers that are not in published files. Returns
+    the dotted names of the layers, below `backbone`.
 
     Args:
         modules: last parts of names; None = the layers of attention.
@@ -43,7 +44,7 @@ def add_adapters(
     backbone = detector.backbone
     layers = _layers_in_use(detector, set(ATTENTION_LAYERS if modules is None else modules))
     below = tuple(f"{name}." for name in frozen)
-    layers = [name for name in layers if not f"backbone.{name}.".startswith(below)]
+    layers = [n for n in layers if backbone.is_published(n) and not f"backbone.{n}.".startswith(below)]
     if not layers:
         missing = "no linear attention layers" if modules is None else f"no linear layers named {', '.join(modules)}"
         raise UserError(
@@ -52,9 +53,10 @@ def add_adapters(
         )
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, use_dora=dora, target_modules=layers)  # type: ignore[arg-type]  # a list is accepted
-    inject_adapter_in_model(config, backbone)
-    fix_batch_norms(backbone)
+    targets = [name.removeprefix(f"{backbone.published_name}.") for name in layers]
+    config = LoraConfig(r=rank, lora_alpha=alpha, use_dora=dora, target_modules=targets)  # type: ignore[arg-type]  # a list is accepted
+    inject_adapter_in_model(config, backbone.published)
+    fix_batch_norms(backbone.published)
     detector.train(detector.training)
     return layers
 

@@ -83,5 +83,5 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
         if isinstance(module, DeformableAttention):
             module.precise = spec.precise_msda
     if not spec.train_backbone:
-        detector.freeze(["backbone"])
+        detector.freeze_published()
     return detector

@@ -87,6 +87,10 @@ class Detector(nn.Module):
             self._frozen.append(name)
         self.train(self.training)
 
+    def freeze_published(self) -> None:
+        """Freeze the backbone except for layers that are not in published files."""
+        self.freeze([f"backbone.{self.backbone.published_name}".rstrip(".")])
+
     def freeze_backbone(self, norms: bool, stages: int) -> int:
         """Freeze all batch norms of the backbone, its stem (0) and this number of first stages; -1 = no stage.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from torch import nn
+
 from rtdetr_tool.checkpoints.backbone_names import CLASSIFIER
 from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.checkpoints.detector_file import read_detector
@@ -59,7 +61,9 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
     elif spec.model.pretrained_backbone_path:
         path = spec.model.pretrained_backbone_path
         weights = weights_of(spec.model.family).read_backbone(path, spec.model)
-        backbone = detector.backbone.published
+        backbone: nn.Module = detector.backbone
+        if not any(map(detector.backbone.is_published, weights)):  # else they are of a detector, with our names
+            backbone = detector.backbone.published
         report = load_into(backbone, weights, source=path, strict=False, what="backbone")
         report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
     else:

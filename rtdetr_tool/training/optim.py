@@ -67,7 +67,7 @@ def parameter_groups(
             continue
         layer, _, inner = name.partition(".")
         depth = last
-        if layer == "backbone":
+        if layer == "backbone" and detector.backbone.is_published(inner):
             kind, depth = "backbone", layers.get(inner, last)
         elif any(part in name for part in linear_proj_names):
             kind = "decoder_linear_proj" if name.startswith(decoder) else "linear_proj"

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rtdetr_tool.catalog import RESTRICTED
+from rtdetr_tool.catalog import INHERITED_LICENSES
 from rtdetr_tool.workflows.convert import RTDETR, TRANSFORMERS
 
 LIBRARY = "rtdetr-tool"
@@ -68,8 +68,8 @@ class Card:
             "pipeline_tag": "object-detection",
             "tags": ["object-detection", "vision", *self.kind.split("-")[:1]],
         }
-        if self.license in RESTRICTED:
-            data |= {"license": "other", "license_name": self.license.lower()}
+        if self.license in INHERITED_LICENSES:
+            data |= {"license": "other", "license_name": self.license.lower().replace(" ", "-")}
         elif self.license is not None:
             data["license"] = self.license
         metrics = [{"type": name, "value": round(value, 4)} for name, value in self.scores().items() if name != "loss"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rtdetr_tool.catalog import RESTRICTED
+from rtdetr_tool.catalog import INHERITED_LICENSES
 from rtdetr_tool.checkpoints.family_weights import writer_of
 from rtdetr_tool.checkpoints.io import save_detector
 from rtdetr_tool.checkpoints.metadata import build_metadata, without_paths
@@ -86,7 +86,7 @@ def write_directory(
         classes=_names(classes, spec.dataset.num_classes or 0),
         metrics=meta["metrics"],
         spec=public,
-        license=license or _restricted_license(spec),
+        license=license or _inherited_license(spec),
         layout=layout,
         version=package_version(),
         averaged=meta["weights"] == "ema",
@@ -148,7 +148,7 @@ def _names(classes: Sequence[Mapping[str, Any]], count: int) -> list[str | None]
     return [names.get(index) for index in range(count)]
 
 
-def _restricted_license(spec: ExperimentSpec) -> str | None:
-    """The license of the published weights of this model, if it restricts what is trained from them."""
+def _inherited_license(spec: ExperimentSpec) -> str | None:
+    """The license of the published weights of this model, if it also applies to what is trained from them."""
     license = spec.model.family.published_license(spec.model)
-    return license if license in RESTRICTED else None
+    return license if license in INHERITED_LICENSES else None

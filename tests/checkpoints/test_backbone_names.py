@@ -18,7 +18,7 @@ from rtdetr_tool.spec import ModelSpec
 
 from .layouts import official_shapes, random_weights, tao_shapes
 
-FACEBOOK, TORCHVISION, VIT_B, VIT_L, FAN = NAMINGS
+FACEBOOK, TORCHVISION, VIT_B, VIT_L, FAN = NAMINGS[:5]
 
 
 def load(name: str, payload: dict):

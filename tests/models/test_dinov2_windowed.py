@@ -54,7 +54,7 @@ def test_the_maps_have_the_size_of_the_patch_grid():
 
 def test_images_are_normalized_inside():
     vit = tiny_backbone().eval()
-    gray = torch.tensor(vit.mean.flatten().tolist())[:, None, None].expand(1, 3, 48, 48)
+    gray = torch.tensor(vit.normalization.mean.flatten().tolist())[:, None, None].expand(1, 3, 48, 48)
     with torch.no_grad():
         embedded = vit._embed(gray, 6, 6)
         black = vit.patch_embed(torch.zeros(1, 3, 48, 48)).flatten(2).transpose(1, 2) + vit.position[:, 1:]

@@ -17,10 +17,12 @@ from rtdetr_tool.training.initial_weights import load_initial_weights
 @pytest.mark.parametrize(
     ("source", "backbone", "name"),
     [
-        ("timm", "resnet_18", "resnet18"),
+        ("timm", "resnet_18", "resnet18.a1_in1k"),
         ("timm/a3_in1k", "resnet_18", "resnet18.a3_in1k"),
         ("timm/resnet18.a3_in1k", "resnet_18", "resnet18.a3_in1k"),
-        ("timm", "convnextv2_nano", "convnextv2_nano"),
+        ("timm", "convnextv2_nano", "convnextv2_nano.fcmae_ft_in22k_in1k"),
+        ("timm", "dinov3_convnext_tiny", "convnext_tiny.dinov3_lvd1689m"),  # not timm's default weights
+        ("timm", "dinov3_vit_small", "vit_small_patch16_dinov3.lvd1689m"),
         ("timm", "timm/regnety_004", "regnety_004"),
         ("timm", "timm/regnety_004.tv2_in1k", "regnety_004.tv2_in1k"),
         ("timm/pycls_in1k", "timm/regnety_004.tv2_in1k", "regnety_004.pycls_in1k"),

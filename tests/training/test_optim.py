@@ -9,10 +9,15 @@ import torch
 from torch import nn
 
 from rtdetr_tool.errors import SpecError
+from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.spec.train import OptimSpec, TrainSpec
 from rtdetr_tool.training.adamw import GroupedAdamW
 from rtdetr_tool.training.optim import build_optimizer, parameter_groups
 from rtdetr_tool.training.schedule import StagedSchedule, build_schedule
+
+
+class _Backbone(nn.Sequential, ImageBackbone):
+    """A backbone of layers in sequence."""
 
 
 class _Named(nn.Module):
@@ -20,7 +25,7 @@ class _Named(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.backbone = _Backbone(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
         self.encoder = nn.ModuleDict({"input_proj": nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))})
         self.decoder = nn.ModuleDict(
             {

@@ -43,7 +43,7 @@ def published(name="vit_small_patch14_dinov2"):
 def check_maps(backbone, network):
     images = torch.rand(1, 3, 56, 56)
     with torch.no_grad():
-        expected = network.forward_intermediates((images - backbone.mean) / backbone.std, [2, 11], norm=True)[1]
+        expected = network.forward_intermediates(backbone.normalization(images), [2, 11], norm=True)[1]
         maps = backbone(images)
     for actual, reference in zip((maps[0], maps[-1]), expected, strict=True):
         torch.testing.assert_close(actual, reference, atol=1e-4, rtol=1e-4)

@@ -95,11 +95,18 @@ def test_a_license_is_only_stated_if_it_is_known(checkpoint, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_weights_under_a_restricted_license_keep_it(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "name", "title"),
+    [
+        ({"arch": "rfdetr", "rfdetr": {"variant": "xlarge"}}, "pml-1.0", "PML-1.0"),
+        ({"backbone": "dinov3_vit_small"}, "dinov3-license", "DINOv3 License"),
+    ],
+)
+def test_weights_under_a_license_for_all_that_is_trained_from_them_keep_it(checkpoint, tmp_path, model, name, title):
     opened = open_detector(str(checkpoint), read_spec(None))
-    spec = spec_from_dict({"model": {"arch": "rfdetr", "rfdetr": {"variant": "xlarge"}}, "dataset": {"num_classes": 3}})
+    spec = spec_from_dict({"model": model, "dataset": {"num_classes": 3}})
     head, text = card_of(write_directory(replace(opened, spec=spec), tmp_path / "mine"))
-    assert (head["license"], head["license_name"]) == ("other", "pml-1.0") and "| license | PML-1.0 |" in text
+    assert (head["license"], head["license_name"]) == ("other", name) and f"| license | {title} |" in text
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from rtdetr_tool.catalog import BACKBONES, FOUNDATION_MODELS
-from rtdetr_tool.checkpoints.renames import count
+from rtdetr_tool.checkpoints.renames import count, split_by_prefix
 from rtdetr_tool.checkpoints.sampling_points import points_from_shares
 from rtdetr_tool.errors import CheckpointError
 
@@ -50,6 +50,12 @@ STAGED: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (False, 80, (3, 3, 9, 3)): "edgenext_base",
 }
 FAN = {8: "fan_tiny", 10: "fan_small", 16: "fan_base", 22: "fan_large"}
+# (width, blocks, gated MLP) -> ViTs of DINOv3.
+VITS: dict[tuple[int, int, bool], str] = {
+    (384, 12, False): "vit_small",
+    (384, 12, True): "vit_small_plus",
+    (768, 12, False): "vit_base",
+}
 _HEADS, _POINTS = 8, 4  # of all published models
 
 _STEMS = ("stem.0", "stem.in_conv.conv")
@@ -90,6 +96,8 @@ def backbone_of(weights: Mapping[str, Tensor]) -> str | None:
     blocks = tuple(count(weights, f"backbone.layer{stage}.") for stage in range(1, 5))
     if depth := RESNETS.get(("backbone.layer1.0.conv3.weight" in weights, blocks)):
         return f"resnet_{depth}{'d' if 'backbone.conv1.0.weight' in weights else ''}"
+    if any(name.startswith("backbone.network.") for name in weights):
+        return _dinov3(split_by_prefix(weights, "backbone.network.")[0])
     if any(name.startswith("backbone.patch_embed.") for name in weights):
         return FAN.get(count(weights, "backbone.blocks."))
     stem = next((weights[f"backbone.{name}.weight"] for name in _STEMS if f"backbone.{name}.weight" in weights), None)
@@ -99,6 +107,17 @@ def backbone_of(weights: Mapping[str, Tensor]) -> str | None:
     name = STAGED.get((any(".grn." in name for name in weights), stem.shape[0], blocks), "")
     if name.startswith("edgenext") and "backbone.stem.1.running_mean" in weights:
         name += "_bn_hs"  # batch norms and hard swish
+    return name if name in BACKBONES else None
+
+
+def _dinov3(network: Mapping[str, Tensor]) -> str | None:
+    """The catalog's name of a DINOv3 with these tensors."""
+    if "stem.0.weight" in network:
+        blocks = tuple(count(network, f"stages.{stage}.blocks.") for stage in range(4))
+        name = f"dinov3_{STAGED.get((False, network['stem.0.weight'].shape[0], blocks))}"
+    else:
+        shape = (network["cls_token"].shape[-1], count(network, "blocks."), "blocks.0.mlp.fc1_g.weight" in network)
+        name = f"dinov3_{VITS.get(shape)}"
     return name if name in BACKBONES else None
 
 

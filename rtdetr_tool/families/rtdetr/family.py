@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from rtdetr_tool.catalog import FREEZING
+from rtdetr_tool.catalog import BACKBONES, FREEZING
 from rtdetr_tool.families.base import Family, OutsideWeights, SubField
 from rtdetr_tool.families.rtdetr.checks import SIZE_MULTIPLE, rtdetr_problems
 from rtdetr_tool.families.rtdetr.spec import RtdetrFields, rtdetr_fields
@@ -61,6 +61,11 @@ class RtdetrFamily(Family):
         if not frozen.enabled:
             return None
         return OutsideWeights("frozen_fm.checkpoint", frozen.checkpoint, "the frozen foundation model", frozen.backbone)
+
+    def published_license(self, model: ModelSpec) -> str | None:
+        """That of the backbone's weights."""
+        row = BACKBONES.get(rtdetr_fields(model).backbone)
+        return None if row is None else row.license
 
     def is_frozen_by_recipe(self, model: ModelSpec, start: str) -> bool:
         return rtdetr_fields(model).backbone in FREEZING[start]

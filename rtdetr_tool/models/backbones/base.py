@@ -17,6 +17,9 @@ class ImageBackbone(nn.Module):
     num_channels: int = 3  # of images
     channels: tuple[int, ...]  # of the maps
     strides: tuple[int, ...]
+    # Dotted name of the module whose parameters have the names of published files. Other parameters are trained like
+    # those of the rest of the detector: with its learning rate, and also if the backbone is frozen or has adapters.
+    published_name: str = ""
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -25,7 +28,11 @@ class ImageBackbone(nn.Module):
     @property
     def published(self) -> nn.Module:
         """The module whose parameters have the names of published files."""
-        return self
+        return self.get_submodule(self.published_name)
+
+    def is_published(self, name: str) -> bool:
+        """Whether published files have the parameter with this name."""
+        return not self.published_name or name.startswith(f"{self.published_name}.")
 
     @property
     def freezable_parts(self) -> tuple[tuple[str, ...], ...] | None:

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.dinov2_block import NORM_EPS, Block
+from rtdetr_tool.models.backbones.normalization import ImageNormalization
 from rtdetr_tool.models.backbones.recompute import run_with_recompute
 from rtdetr_tool.ops.layers import modules_of_type, zero_bias
-from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, statistics
 from rtdetr_tool.ops.resize import resize_bicubic
 
 
@@ -47,8 +47,7 @@ class WindowedDinov2(ImageBackbone):
 
     registers: nn.Parameter | None
     mask_token: nn.Parameter | None  # of DINOv2's pretraining
-    mean: Tensor | None  # of the images' channels; None once normalization is part of the patch embedding
-    std: Tensor | None
+    normalization: ImageNormalization | None  # None once it is part of the patch embedding
 
     def __init__(
         self,
@@ -87,12 +86,7 @@ class WindowedDinov2(ImageBackbone):
             for index, rate in enumerate(rates)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.register_buffer(
-            "mean", torch.tensor(statistics(IMAGENET_MEAN, num_channels))[:, None, None], persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(statistics(IMAGENET_STD, num_channels))[:, None, None], persistent=False
-        )
+        self.normalization = ImageNormalization(num_channels)
         self._tables: dict[tuple[int, int], Tensor] | None = None  # positions by size, cached by deployed copies only
         self.blocks[self.out_indices[-1] :].requires_grad_(False)  # nothing reads what they compute
         self.reset_parameters()
@@ -135,8 +129,8 @@ class WindowedDinov2(ImageBackbone):
         return [self._to_map(self.norm(tokens), images.shape[0], height, width) for tokens in maps]
 
     def _embed(self, images: Tensor, height: int, width: int) -> Tensor:
-        if self.mean is not None and self.std is not None:
-            images = (images - self.mean) / self.std
+        if self.normalization is not None:
+            images = self.normalization(images)
         positions = self._positions(height, width).to(images.dtype)
         patches = self._embed_patches(images).flatten(2).transpose(1, 2) + positions[:, 1:]  # [B, h * w, D]
         windows = split_windows(patches, height, width, self.num_windows)
@@ -193,11 +187,9 @@ class WindowedDinov2(ImageBackbone):
     def fold_for_inference(self) -> None:
         """Fold normalization and layer scales, join the projections of query, key and value, and remove unused blocks,
         in place. The outputs are the same up to rounding; the module cannot be trained afterwards."""
-        if self.mean is not None and self.std is not None and self.patch_embed.bias is not None:
-            scaled = self.patch_embed.weight / self.std
-            self.patch_embed.bias.sub_((scaled * self.mean).sum((1, 2, 3)))
-            self.patch_embed.weight.copy_(scaled)
-        self.mean = self.std = None
+        if self.normalization is not None:
+            self.normalization.fold_into(self.patch_embed)
+        self.normalization = None
         del self.blocks[self.out_indices[-1] :]
         self.mask_token = None
         for block in self.blocks:

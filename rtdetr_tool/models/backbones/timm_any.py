@@ -40,20 +40,13 @@ class WholeBackbone(ImageBackbone):
         super().__init__()
         self.num_channels = num_channels
         self.extractor = extractor
+        inner = (name for name in ("model", "body") if isinstance(getattr(extractor, name, None), nn.Module))
+        self.published_name = ".".join(("extractor", *inner))
         feature_info: Any = extractor.feature_info  # timm's attributes are not declared
         self.channels = tuple(feature_info.channels())
         self.strides = tuple(STRIDES[index] for index in indices)
         if activation_checkpoint and not _recompute(self.published):
             logger.info("train.activation_checkpoint has no effect on %s.", type(self.published).__name__)
-
-    @property
-    def published(self) -> nn.Module:
-        """The module whose parameters have the names of timm's files."""
-        for name in ("model", "body"):
-            inner = getattr(self.extractor, name, None)
-            if isinstance(inner, nn.Module):
-                return inner
-        return self.extractor
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.extractor(images)

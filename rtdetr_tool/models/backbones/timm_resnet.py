@@ -5,58 +5,35 @@ Submodules have timm's names (`conv1`, `bn1`, `layer1` ... `layer4`), which are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import timm
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run_with_recompute
+from rtdetr_tool.models.backbones.timm_network import TimmBackbone
 from rtdetr_tool.ops.batch_norm import FixedBatchNorm2d, fold_into
 from rtdetr_tool.ops.layers import fold_batch_norms
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-class ResNetBackbone(ImageBackbone):
-    """Feature maps of the stages in `indices` (0..3 = strides 4, 8, 16, 32).
-
-    Args:
-        name: a ResNet of timm, for example `resnet18d`.
-        indices: stages to return, ascending.
-        activation_checkpoint: recompute the stages in the backward pass to save memory.
-        num_channels: of images.
-        options: more arguments of timm's ResNet, for example `channels` and `layers` of its stages.
-    """
+class ResNetBackbone(TimmBackbone):
+    """ResNets of timm, for example `resnet18d`; stages are recomputed one by one. See `TimmBackbone`."""
 
     conv1: nn.Conv2d | nn.Sequential  # a sequence in a ResNet-d
     bn1: nn.Module
 
-    def __init__(
-        self,
-        name: str,
-        indices: Sequence[int],
-        activation_checkpoint: bool = False,
-        num_channels: int = 3,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        network: Any = timm.create_model(
-            name, num_classes=0, in_chans=num_channels, **options
-        )  # timm's attributes are not declared
+    def adopt(self, network: Any) -> None:
         if isinstance(network.conv1, nn.Sequential):
             _project_first_shortcut(network.layer1[0])
         self.conv1, self.bn1, self.act1, self.maxpool = network.conv1, network.bn1, network.act1, network.maxpool
-        self.indices, self.num_channels = tuple(indices), num_channels
-        self.stages = STAGES[: max(indices) + 1]
+        self.stages = STAGES[: max(self.indices) + 1]
         for stage in self.stages:
             self.add_module(stage, getattr(network, stage))
         info = {entry["module"]: entry for entry in network.feature_info}
         self.channels = tuple(info[STAGES[index]]["num_chs"] for index in self.indices)
         self.strides = tuple(info[STAGES[index]]["reduction"] for index in self.indices)
-        self.activation_checkpoint = activation_checkpoint
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))

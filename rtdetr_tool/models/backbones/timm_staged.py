@@ -10,7 +10,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -18,43 +17,23 @@ from torch import Tensor, nn
 from rtdetr_tool.catalog import STRIDES
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.backbones.recompute import run_with_recompute
+from rtdetr_tool.models.backbones.timm_network import TimmBackbone
 from rtdetr_tool.ops.layers import fold_batch_norms, zero_bias
 from rtdetr_tool.ops.tf32 import exact_float32
 
 
-class StagedBackbone(ImageBackbone):
-    """Feature maps of a timm network at the stages in `indices` (0..3 = strides 4, 8, 16, 32).
+class StagedBackbone(TimmBackbone):
+    """Networks of timm that are a sequence of parts; see `TimmBackbone`. Parts with weights are recomputed one by one.
 
     The parts up to the last stage keep their names; the classifier and later parts are omitted. As in timm's feature
     extraction, parts run in the order in which the network registers them.
 
     `channels_are_last` is set for networks of timm whose maps are [B, H, W, C].
-
-    Args:
-        name: a network of timm, for example `convnext_tiny`.
-        indices: stages to return, ascending.
-        activation_checkpoint: recompute each part that has weights in the backward pass to save memory.
-        num_channels: of images.
-        options: more arguments of the timm network, for example its `depths`.
     """
 
     channels_are_last = False
 
-    def __init__(
-        self,
-        name: str,
-        indices: Sequence[int],
-        activation_checkpoint: bool = False,
-        num_channels: int = 3,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self.num_channels = num_channels
-        if num_channels != 3:  # not every network of timm has the argument
-            options["in_chans"] = num_channels
-        network: Any = timm.create_model(name, num_classes=0, **options)  # timm's attributes are not declared
-        self.indices = tuple(indices)
-        self.activation_checkpoint = activation_checkpoint
+    def adopt(self, network: Any) -> None:
         self.strides = tuple(STRIDES[index] for index in self.indices)
         entries = {entry["reduction"]: entry for entry in network.feature_info}  # the last one of each stride
         self.channels = tuple(entries[stride]["num_chs"] for stride in self.strides)
