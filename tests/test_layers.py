@@ -44,7 +44,7 @@ DECLARATIONS = ("__init__", "family", "spec", "resolved", "checks", "recipe", "k
 
 
 # Modules of a family that belong to `api`.
-IN_THE_API = ("api", "api_base", "configs", "context", "primitives", "roboflow", "run_files")
+IN_THE_API = ("api", "api_base", "api_parts", "configs", "context", "primitives", "roboflow", "run_files")
 
 
 def component_of(path: Path) -> str:

@@ -168,3 +168,20 @@ def test_an_upload_needs_a_key_and_the_package(nano, monkeypatch):
     monkeypatch.setitem(sys.modules, "roboflow", None)
     with pytest.raises(UserError, match="pip install roboflow"):
         nano.deploy_to_roboflow("team", "cells", 1, api_key="key")
+
+
+def test_flags_of_the_package_tell_how_a_detector_was_optimized():
+    detector = RFDETRNano(None, 2, "cpu", **SMALL_RFDETR)
+    flags = ("_is_optimized_for_inference", "_optimized_dtype", "_optimized_resolution", "_optimized_has_been_compiled")
+    before = [getattr(detector, name) for name in flags]
+    assert before == [False, None, None, False]
+    detector.optimize_for_inference(dtype="bfloat16")
+    assert [getattr(detector, name) for name in flags] == [True, torch.bfloat16, 64, False]  # never compiled on a CPU
+    with pytest.raises(UserError, match="dtype"):
+        detector.optimize_for_inference(dtype="int8")
+    assert detector._optimized_dtype == torch.bfloat16
+    detector.remove_optimized_model()
+    assert [getattr(detector, name) for name in flags] == before
+    for name in ("model", "model_config"):
+        with pytest.raises(AttributeError, match="cannot be replaced; load other weights into"):
+            setattr(detector, name, getattr(detector, name))

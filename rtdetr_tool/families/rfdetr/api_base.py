@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from rtdetr_tool.api.detector import Detector
-from rtdetr_tool.api.opening import RANDOM, open_variant
+from rtdetr_tool.api.opening import open_variant
 from rtdetr_tool.api.train_arguments import warn_about_callbacks
 from rtdetr_tool.catalog import COCO_CATEGORIES, RFDETR_VARIANTS
 from rtdetr_tool.checkpoints.published import weights_path
 from rtdetr_tool.errors import UserError
+from rtdetr_tool.families.rfdetr.api_parts import DetectorWithParts
 from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class RFDETR(Detector):
+class RFDETR(DetectorWithParts):
     """An RF-DETR; its subclasses are the published variants.
 
     Args:
@@ -151,25 +151,6 @@ class RFDETR(Detector):
             calibration_data=calibration_data,
             **{**fields, **keywords},
         )
-
-    @property
-    def model(self) -> ModelContext:
-        """The network, as `model.model`, with its settings and postprocessing."""
-        from rtdetr_tool.families.rfdetr.context import context_of
-
-        return context_of(self)
-
-    @property
-    def model_config(self) -> Any:
-        """The model as Roboflow's `ModelConfig`: its fields are attributes."""
-        return self.get_model_config()
-
-    def get_model_config(self, **fields: Any) -> Any:
-        """A `ModelConfig` of this detector, with other values for some fields."""
-        from rtdetr_tool.families.rfdetr.configs import config_of
-
-        weights = None if self.source == RANDOM else self.source
-        return config_of(self.spec, {"pretrain_weights": weights, **fields})
 
     def get_model(self, config: ModelConfig) -> ModelContext:
         """The model of a `ModelConfig`, with its `pretrain_weights`; this detector does not change."""

@@ -14,7 +14,7 @@ from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Detections, Predictions, Target
 
 if TYPE_CHECKING:
-    from rtdetr_tool.families.rfdetr.api_base import RFDETR
+    from rtdetr_tool.families.rfdetr.api_parts import DetectorWithParts
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ModelContext:
     class_names: list[str]
 
 
-def context_of(detector: RFDETR) -> ModelContext:
+def context_of(detector: DetectorWithParts) -> ModelContext:
     """The context of a detector. It shares the network."""
     settings = {name: getattr(detector.model_config, name) for name in MODEL_TABLE}
     return ModelContext(
