@@ -77,6 +77,28 @@ def replacing_with_companion(path: str | os.PathLike[str], companion_of: Callabl
 
 
 @contextmanager
+def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Like `replacing`, for a directory: yield the path of one that does not exist yet, in a temporary folder.
+
+    If `path` exists, it is removed when the block succeeds, just before the new directory appears.
+    """
+    path = Path(path)
+    with (
+        tempfile.TemporaryDirectory(prefix=_prefix(path), dir=path.parent) as folder,
+        _held(os.open(folder, os.O_RDONLY)),
+    ):
+        temporary = Path(folder) / path.name
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            os.replace(path, Path(folder) / "replaced")
+        move_into_place(temporary, path)
+    sync_directory(path.parent)
+
+
+@contextmanager
 def confirming(folder: str | os.PathLike[str], confirm: Callable[[], None]) -> Iterator[None]:
     """Call `confirm` before each file that this process moves into place below `folder`; if it raises, none is moved.
 

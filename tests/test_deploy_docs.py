@@ -138,6 +138,11 @@ def test_every_field_named_exists():
     known = {name for name, _, _ in walk_fields()}
     named = set(re.findall(r"`((?:export|evaluate|inference|gen_trt_engine|model)\.[a-z_.]+)", TEXT))
     assert len(named) > 8
-    assert named - known == {"export.json", "model.bin", "model.engine", "model.engine.json", "model.xml"}, (
-        "files, all others are fields"
-    )
+    assert named - known == {
+        "export.json",
+        "model.bin",
+        "model.engine",
+        "model.engine.json",
+        "model.mlpackage",
+        "model.xml",
+    }, "files, all others are fields"

@@ -40,6 +40,7 @@ _READ_IF: dict[str, _Condition] = {
     "inference.checkpoint": lambda spec, command: not spec.inference.trt_engine,
     "export.tflite.calibration": lambda spec, command: _is_int8(spec, "tflite"),
     "export.openvino.calibration": lambda spec, command: _is_int8(spec, "openvino"),
+    "export.executorch.calibration": lambda spec, command: _is_int8(spec, "executorch"),
     "gen_trt_engine.tensorrt.calibration.cal_image_dir": lambda spec, command: (
         spec.gen_trt_engine.tensorrt.data_type == "INT8"
     ),

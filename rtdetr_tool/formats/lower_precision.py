@@ -47,7 +47,7 @@ def check_change(request: ExportRequest, predict: Predict, precision: str, size:
     Raises:
         RtdetrError: more than `export.<format>.max_cost`.
     """
-    limit = precision_section(request).max_cost
+    limit = getattr(request.section, request.format.name).max_cost
     difference, cost = change_of_detections(request.reference, predict)
     logger.info(
         "%s: %.1f MB; detections change by %.1f %%, a score by up to %.1e, a relative box coordinate by up to %.1e",

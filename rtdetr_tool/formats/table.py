@@ -49,6 +49,7 @@ class Format:
         dynamic_batch: an exported file can support every batch size.
         detection_outputs: the exported graph can include top-k (`export.include_postprocess`).
         deepstream: DeepStream supports the exported file (`export.serialize_nvdsinfer`).
+        directory: what a file consists of if it is a directory; empty = it is a regular file.
         precisions: precisions of exported files; lower ones are set in the section `export.<name>`.
         extra: extra of this package for the export.
         to_export, to_run: packages required for export and for running.
@@ -63,6 +64,7 @@ class Format:
     dynamic_batch: bool = False
     detection_outputs: bool = False
     deepstream: bool = False
+    directory: tuple[str, ...] = ()
     precisions: tuple[str, ...] = (FULL,)
     extra: str | None = None
     to_export: Packages = NOTHING
@@ -118,6 +120,29 @@ _FORMATS = (
         extra="openvino",
         to_export=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
         to_run=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
+    ),
+    Format(
+        "coreml",
+        "Core ML",
+        (".mlpackage",),
+        "rtdetr_tool.formats.coreml",
+        exported=True,
+        directory=("Manifest.json", "Data"),
+        precisions=(FULL, "FP16"),
+        extra="coreml",
+        to_export=Packages(("coremltools",), 'pip install "rtdetr-tool[coreml]"'),
+        to_run=Packages(("coremltools",), 'pip install "rtdetr-tool[coreml]"'),
+    ),
+    Format(
+        "executorch",
+        "ExecuTorch",
+        (".pte",),
+        "rtdetr_tool.formats.executorch",
+        exported=True,
+        precisions=(FULL, "INT8"),
+        extra="executorch",
+        to_export=Packages(("executorch", "torchao"), 'pip install "rtdetr-tool[executorch]"'),
+        to_run=Packages(("executorch",), 'pip install "rtdetr-tool[executorch]"'),
     ),
     # Built from ONNX by gen_trt_engine. Each engine requires one of two libraries: tensorrt/library.py.
     Format("tensorrt", "TensorRT engine", (".engine", ".plan", ".trt"), "rtdetr_tool.formats.tensorrt"),

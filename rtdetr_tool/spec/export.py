@@ -58,6 +58,37 @@ class OpenvinoSpec(LowerPrecisionSpec):
     )
 
 
+@dataclass(frozen=True)
+class ExecutorchSpec(LowerPrecisionSpec):
+    """Precision of an ExecuTorch program."""
+
+    data_type: str = field(
+        "FP32",
+        "INT8: convolutions and linear layers before the decoder compute with 8 bits.",
+        options=FORMATS["executorch"].precisions,
+        origin="ours",
+    )
+
+
+@dataclass(frozen=True)
+class CoremlSpec:
+    """Precision of a Core ML package."""
+
+    data_type: str = field(
+        "FP32",
+        "FP16: weights and computation in FP16, which Apple's Neural Engine requires.",
+        options=FORMATS["coreml"].precisions,
+        origin="ours",
+    )
+    max_cost: float = field(
+        0.1,
+        "FP16: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
+
+
 def _static_batch() -> str:
     """`1 for TFLite, which does not support dynamic sizes`"""
     rows = [row for row in exported_formats() if not row.dynamic_batch]
@@ -81,7 +112,7 @@ def _layouts() -> str:
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """Export a checkpoint to ONNX or TFLite."""
+    """Export a checkpoint to a format for deployment."""
 
     results_dir: str | None = field(
         None, "Folder of this command's results; null = <results_dir>/export.", path="results"
@@ -133,3 +164,5 @@ class ExportSpec:
     )
     tflite: TfliteSpec = field(TfliteSpec, "With format tflite.")
     openvino: OpenvinoSpec = field(OpenvinoSpec, "With format openvino.")
+    coreml: CoremlSpec = field(CoremlSpec, "With format coreml.")
+    executorch: ExecutorchSpec = field(ExecutorchSpec, "With format executorch.")

@@ -146,12 +146,13 @@ def check_channels(section: ExportSpec, channels: int) -> None:
 
 def check_target(section: ExportSpec) -> Path:
     """The file to write, in a folder that exists; a path that ends in .onnx gets the suffix of the format."""
-    target, suffix = Path(section.onnx_file), FORMATS[section.format].suffix
+    row = FORMATS[section.format]
+    target, suffix = Path(section.onnx_file), row.suffix
     if target.suffix.lower() not in (FORMATS["onnx"].suffix, suffix):
         raise UserError(f"export.onnx_file: {target} is invalid; expected a file that ends in {suffix}")
     if target.suffix.lower() != suffix:
         target = target.with_suffix(suffix)
-    if target.is_dir():
+    if target.is_dir() and not (row.directory and all((target / name).exists() for name in row.directory)):
         raise UserError(f"export.onnx_file: {target} is a directory; expected a file")
     if target.exists() and not section.overwrite:
         raise UserError(f"export.onnx_file: {target} already exists; set export.overwrite=true, or choose another name")

@@ -16,6 +16,7 @@ _NEEDED: dict[str, list[str] | None] = {
     "dataset.dataset_dir": ["dataset.train_data_sources=null", "dataset.val_data_sources=null"],
     "export.tflite.calibration": ["export.format=tflite", "export.tflite.data_type=INT8"],
     "export.openvino.calibration": ["export.format=openvino", "export.openvino.data_type=INT8"],
+    "export.executorch.calibration": ["export.format=executorch", "export.executorch.data_type=INT8"],
     "gen_trt_engine.tensorrt.calibration.cal_image_dir": ["gen_trt_engine.tensorrt.data_type=INT8"],
     "model.frozen_fm.checkpoint": ["model.frozen_fm.enabled=true"],
     "distill.teacher.pretrained_backbone_path": None,

@@ -16,14 +16,18 @@ from torch import Tensor
 
 
 @contextmanager
-def fallback_operators() -> Iterator[None]:
+def fallback_operators(*names: str) -> Iterator[None]:
     """Inside the block, `grid_sample` and attention run (and are traced) as elementary operators, with equal results.
 
     The functions of `torch.nn.functional` are replaced in this process, because a `TorchFunctionMode` would not see the
     attention inside `multi_head_attention_forward`.
+
+    Args:
+        names: the functions to replace; none = all.
     """
-    replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in REPLACEMENTS]
-    for owner, name, function in REPLACEMENTS:
+    rows = [row for row in REPLACEMENTS if not names or row[1] in names]
+    replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in rows]
+    for owner, name, function in rows:
         setattr(owner, name, function)
     try:
         yield
