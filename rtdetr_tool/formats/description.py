@@ -15,11 +15,13 @@ from typing import Any
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import KEY, without_paths
 from rtdetr_tool.checkpoints.recorded_fields import names_in
+from rtdetr_tool.files import parse_json
 from rtdetr_tool.formats.graph_interface import ADDED_BACKGROUND
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, statistics
 from rtdetr_tool.redaction import mask_secrets
 
 ROBOFLOW_NOTES = "rfdetr_notes"  # the key of notes in files of Roboflow's package
+_TEXTS = frozenset({"notes", ROBOFLOW_NOTES, "rtdetr_version", "spec_sha256", "normalisation"})  # never JSON
 
 
 def normalization(normalised: bool, channels: int = 3) -> str:
@@ -68,4 +70,20 @@ def describe(
         KEY: {**{name: meta[name] for name in ("version", "format", "weights") if name in meta}, "spec": kept,
               "classes": [dict(entry) for entry in meta["classes"]]},
     }  # fmt: skip
+    return description
+
+
+def to_texts(description: Mapping[str, Any]) -> dict[str, str]:
+    """A description for files whose metadata are texts by key: texts unchanged, everything else as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of `to_texts`; metadata of other programs remain texts."""
+    description: dict[str, Any] = {}
+    for key, value in texts.items():
+        try:
+            description[key] = value if key in _TEXTS else parse_json(value)
+        except ValueError:
+            description[key] = value
     return description

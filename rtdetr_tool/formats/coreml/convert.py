@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.coreml.library import coremltools, register_operators, silenced
+from rtdetr_tool.formats.description import to_texts
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
 from rtdetr_tool.formats.onnx.export import quiet
 from rtdetr_tool.formats.onnx.opset_fallbacks import fallback_operators
@@ -48,14 +48,8 @@ class Converter:
                 )
                 spec = package.get_spec()
                 tools.utils.rename_feature(spec, TRACED_INPUT, self._input)
-                attach(spec, description)
+                spec.description.metadata.userDefined.update(to_texts(description))
                 tools.models.MLModel(spec, weights_dir=package.weights_dir, skip_model_load=True).save(str(path))
         except Exception as error:  # of coremltools, without a common base
             raise RtdetrError(f"coremltools cannot convert this model: {first_line(error)[:300]}") from error
         (path / _DEBUG_FILE).unlink(missing_ok=True)
-
-
-def attach(spec: Any, description: Mapping[str, Any]) -> None:
-    """Store a description in the metadata of a specification, in place; strings unchanged, everything else as JSON."""
-    for key, value in description.items():
-        spec.description.metadata.userDefined[key] = value if isinstance(value, str) else json.dumps(value)

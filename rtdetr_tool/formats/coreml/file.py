@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_tool.errors import CheckpointError, UserError
-from rtdetr_tool.files import parse_json, read_limited
+from rtdetr_tool.files import read_limited
 from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.coreml.library import coremltools
+from rtdetr_tool.formats.description import from_texts
 from rtdetr_tool.formats.graph_file import GraphFile
 from rtdetr_tool.formats.graph_interface import Shape, read_interface
 from rtdetr_tool.formats.table import FORMATS
@@ -22,7 +23,6 @@ from rtdetr_tool.messages import first_line
 MANIFEST = "Manifest.json"
 PROGRAM, WEIGHTS = Path("Data/com.apple.CoreML/model.mlmodel"), Path("Data/com.apple.CoreML/weights")
 LARGEST_PROGRAM = 2**28  # bytes without weights; a detector's has less than 1 MB
-_TEXTS = frozenset({"notes", "rfdetr_notes", "rtdetr_version", "spec_sha256", "normalisation"})  # never JSON
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read(path: str | Path, request: OpenRequest | None = None) -> CoremlFile:
     if request is not None:
         require_system(path, sys.platform)
     spec = read_spec(path)
-    description = description_of(spec)
+    description = from_texts(spec.description.metadata.userDefined)
     interface = read_interface(_shapes(spec.description.input), _shapes(spec.description.output), description, path)
     return CoremlFile(path, description, interface, spec)
 
@@ -71,17 +71,6 @@ def read_spec(path: Path) -> Any:
     if spec.WhichOneof("Type") != "mlProgram":
         raise CheckpointError(f"{path} contains a {spec.WhichOneof('Type')}; expected an ML Program.")
     return spec
-
-
-def description_of(spec: Any) -> dict[str, Any]:
-    """The description in a specification; metadata of other programs remain strings."""
-    description: dict[str, Any] = {}
-    for key, value in spec.description.metadata.userDefined.items():
-        try:
-            description[key] = value if key in _TEXTS else parse_json(value)
-        except ValueError:
-            description[key] = value
-    return description
 
 
 def check_package(path: Path) -> None:

@@ -5,7 +5,6 @@ Protobuf is limited to 2 GiB: the weights of larger models are stored next to th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ from typing import Any
 import onnx
 
 from rtdetr_tool.errors import CheckpointError
-from rtdetr_tool.files import parse_json, remove_unfinished, replacing_with_companion
+from rtdetr_tool.files import remove_unfinished, replacing_with_companion
 from rtdetr_tool.formats.base import OpenRequest
-from rtdetr_tool.formats.description import ROBOFLOW_NOTES
+from rtdetr_tool.formats.description import from_texts, to_texts
 from rtdetr_tool.formats.graph_file import GraphFile
 from rtdetr_tool.formats.graph_interface import GraphInterface, Shape, read_interface
 from rtdetr_tool.formats.onnx.limits import check_cost, check_external_data
@@ -26,7 +25,6 @@ from rtdetr_tool.messages import first_line
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights that fit into one file, with room for the graph
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf has this limit
 WEIGHTS_SUFFIX = ".data"
-_TEXTS = ("notes", ROBOFLOW_NOTES, "rtdetr_version")  # keys of the description that are not JSON
 SMALLEST_EXTERNAL = 1024  # bytes of a tensor that goes into the weights file
 
 
@@ -155,20 +153,12 @@ def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
 def attach(model: onnx.ModelProto, description: Mapping[str, Any]) -> None:
     """Store a description in the metadata of a model, in place; strings unchanged, everything else as JSON."""
     known = {entry.key: entry.value for entry in model.metadata_props}
-    known |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
-    onnx.helper.set_model_props(model, known)
+    onnx.helper.set_model_props(model, {**known, **to_texts(description)})
 
 
 def description_of(model: onnx.ModelProto) -> dict[str, Any]:
     """The inverse of `attach`; metadata of other programs remain strings."""
-    description: dict[str, Any] = {}
-    for entry in model.metadata_props:
-        try:
-            value = entry.value if entry.key in _TEXTS else parse_json(entry.value)
-        except ValueError:
-            value = entry.value
-        description[entry.key] = value
-    return description
+    return from_texts({entry.key: entry.value for entry in model.metadata_props})
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:
