@@ -69,7 +69,7 @@ def official_peer(model: str, checkout: Path, device: torch.device, side: int, q
     root = checkout / "rtdetrv2_pytorch"
     root = root if root.is_dir() else checkout
     sys.path.insert(0, str(root))
-    if importlib.util.find_spec("faster_coco_eval") is None:
+    if "faster_coco_eval" not in sys.modules and importlib.util.find_spec("faster_coco_eval") is None:
         for part in EVALUATION:  # imported by its data package, but not used here
             name = f"faster_coco_eval{part}"
             module = sys.modules.setdefault(name, Placeholder(name))
