@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rtdetr_tool.errors import UserError, nearest_multiples
 from rtdetr_tool.spec import AugmentationSpec
 
 
@@ -27,11 +28,23 @@ class RequestedSize:
             height = width = self.height or self.width or height
         return replace(augmentation, eval_spatial_size=[self.height or height, self.width or width])
 
+    def check_multiple(self, multiple: int) -> None:
+        """UserError if a side is not a multiple of what the opened detector requires."""
+        for name, side in self._sides.items():
+            if side and side % multiple:
+                raise UserError(
+                    f"{self.section}.{name}: {side} is invalid; expected a multiple of {multiple}, nearest: "
+                    f"{nearest_multiples(side, multiple)}"
+                )
+
     @property
     def name(self) -> str:
         """The fields that request the size, for messages."""
-        sides = {"input_height": self.height, "input_width": self.width}
-        return ", ".join(f"{self.section}.{name}" for name, side in sides.items() if side)
+        return ", ".join(f"{self.section}.{name}" for name, side in self._sides.items() if side)
+
+    @property
+    def _sides(self) -> dict[str, int | None]:
+        return {"input_height": self.height, "input_width": self.width}
 
 
 FILE_SIZE = RequestedSize()  # nothing is requested

@@ -42,12 +42,14 @@ def resolve(
 
     Raises:
         CheckpointError: the spec or the requested size contradicts the file.
+        UserError: the requested size is not a multiple of what the detector requires.
     """
     given, interface = loaded.explicit, file.interface
     spec = merge_spec(file.source, loaded, file.meta, graph=interface is not None)
     class_map = _class_map(file, given, spec.dataset.num_classes)
     augmentation = size.applied(spec.dataset.augmentation)
     if interface is None:
+        size.check_multiple(spec.model.size_multiple)
         _warn_of_another_size(file, augmentation)
     _log_assumed(file, replace(spec, dataset=replace(spec.dataset, augmentation=augmentation)), given, class_map, size)
     if interface is None:

@@ -42,7 +42,7 @@ def find_problems(spec: ExperimentSpec, command: str | None = None) -> list[str]
     for name in ("train", "evaluate", "inference"):
         problems += _devices(getattr(spec, name), name)
     for name in ("evaluate", "inference", "export"):
-        problems += _input_size(getattr(spec, name), name, spec.model.size_multiple)
+        problems += _batch_size(getattr(spec, name), name)
     for name in ("evaluate", "inference"):
         problems += tiles_problems(getattr(spec, name).tiles, f"{name}.tiles")
     problems += _engine(spec)
@@ -191,14 +191,10 @@ def _devices(section: Any, name: str) -> Iterator[str]:
         yield f"{name}.gpu_ids: {section.gpu_ids} contains a GPU twice"
 
 
-def _input_size(section: Any, name: str, multiple: int) -> Iterator[str]:
+def _batch_size(section: Any, name: str) -> Iterator[str]:
     if section.batch_size == 0:
         meaning = "dynamic" if name == "export" else "dataset.batch_size"
         yield f"{name}.batch_size: 0 is invalid; expected -1 ({meaning}) or at least 1"
-    for field in ("input_width", "input_height"):
-        side = getattr(section, field)
-        if side is not None and side % multiple:
-            yield (f"{name}.{field}: {side} is invalid; expected a multiple of {multiple}{_nearest([side], multiple)}")
 
 
 def _engine(spec: ExperimentSpec) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 from rtdetr_tool.catalog import LAYOUTS
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.recorded_fields import value_at
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.formats.base import Recorded
 from rtdetr_tool.formats.description import describe, normalization
 from rtdetr_tool.formats.graph_file import recorded_in
@@ -113,6 +113,26 @@ def test_one_side_alone_is_the_side_of_a_square_where_images_are_padded():
     padded = build_metadata("1", {**META["spec"], "dataset": {"num_classes": 3, "augmentation": sizes}}, CLASSES)
     spec, _ = opened("weights", meta=padded, asked=RequestedSize(width=64, section="evaluate"))
     assert spec.dataset.augmentation.eval_spatial_size == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("family", "multiple", "nearest"),
+    [("rtdetr", 32, "96 or 128"), ("rfdetr", 12, "96 or 108"), ("dfine", 32, "96 or 128")],
+)
+def test_the_family_of_the_file_decides_which_sizes_are_valid_not_that_of_the_spec(family, multiple, nearest):
+    """The spec does not have to name the architecture of the file that it opens."""
+    variants = {"rfdetr": {"arch": "rfdetr", "rfdetr": {"variant": "seg_nano"}}, "dfine": {"arch": "dfine"}}
+    trained = spec_from_dict({"model": variants.get(family, {})})
+    meta = build_metadata("1", spec_to_dict(trained), CLASSES)
+    with pytest.raises(UserError) as error:
+        opened("weights", meta=meta, asked=RequestedSize(width=100, section="evaluate"))
+    expected = f"evaluate.input_width: 100 is invalid; expected a multiple of {multiple}, nearest: {nearest}"
+    assert str(error.value) == expected
+    asked = RequestedSize(5 * multiple, 4 * multiple, "inference")
+    assert opened("weights", meta=meta, asked=asked)[0].dataset.augmentation.eval_spatial_size == [
+        5 * multiple,
+        4 * multiple,
+    ]
 
 
 def test_what_a_foreign_file_does_not_record_is_said_with_where_it_comes_from(caplog):

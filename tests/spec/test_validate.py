@@ -137,14 +137,6 @@ def nested(assignments: list[str]) -> dict:
         ),
         (["export.batch_size=0"], "export.batch_size: 0 is invalid; expected -1 (dynamic) or at least 1"),
         (
-            ["inference.input_width=650"],
-            "inference.input_width: 650 is invalid; expected a multiple of 32, nearest: 640 or 672",
-        ),
-        (
-            ["evaluate.input_width=640", "evaluate.input_height=100"],
-            "evaluate.input_height: 100 is invalid; expected a multiple of 32, nearest: 96 or 128",
-        ),
-        (
             ["gen_trt_engine.tensorrt.opt_batch_size=8"],
             "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are 1, 8, 4; expected ascending",
         ),

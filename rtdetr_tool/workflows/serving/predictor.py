@@ -14,7 +14,7 @@ from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.decoding import content_size, decode_content
 from rtdetr_tool.data.image_formats import FORMATS
 from rtdetr_tool.data.preprocess import PreparedImage, input_size, prepare_image
-from rtdetr_tool.errors import DataError, UserError, nearest_multiples
+from rtdetr_tool.errors import DataError, UserError
 from rtdetr_tool.formats.base import Runtime
 from rtdetr_tool.formats.opening import format_of, open_model
 from rtdetr_tool.formats.requested_size import RequestedSize
@@ -134,11 +134,6 @@ def open_predictor(loaded: LoadedSpec) -> Predictor:
         section.compile,
     )  # fmt: skip
     runtime, spec = model.runtime, model.spec
-    multiple = spec.model.size_multiple
-    for name, side in (("input_height", section.input_height), ("input_width", section.input_width)):
-        if side is not None and side % multiple:
-            near = nearest_multiples(side, multiple)
-            raise UserError(f"serve.{name}: {side} is invalid; expected a multiple of {multiple}, nearest: {near}")
     class_map = resolve_classes(runtime.class_map, section.classmap, spec.dataset.num_classes, "serve.classmap")
     return Predictor(section, runtime, spec, class_map, score_thresholds(section, class_map, "serve"))
 
