@@ -12,6 +12,7 @@ import json
 import logging
 import logging.handlers
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -925,23 +926,38 @@ COMMANDS_WITH_OWN_TESTS = (
 OF_DISTILL = {"model.load_teacher_enc_dec", "model.distillation_loss_coef"}
 
 
+@pytest.fixture(scope="module")
+def run_once(data, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """Run a command from the command line, once for the same values of fields."""
+    results: dict[str, dict[str, Any]] = {}
+
+    def run(command: str, **changes: Any) -> dict[str, Any]:
+        key = json.dumps([command, changes], sort_keys=True)
+        if key not in results:
+            results[key] = run_command(command, data, tmp_path_factory.mktemp(command), **changes)
+        return results[key]
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+def test_the_same_fields_write_the_same_files(command, data, checkpoint, run_once, tmp_path):
+    """Otherwise every field would seem to have an effect."""
+    base = {f"{command}__checkpoint": checkpoint, "inference__conf_threshold": 0.0, "evaluate__report": False}
+    assert run_command(command, data, tmp_path, **base) == run_once(command, **base)
+
+
 @pytest.mark.parametrize(("command", "field", "value"), COMMAND_ROWS)
-def test_a_field_of_a_command_has_an_effect(command, field, value, data, checkpoint, tmp_path):
-    base = {f"{command}__checkpoint": checkpoint, "inference__conf_threshold": 0.0}
+def test_a_field_of_a_command_has_an_effect(command, field, value, data, checkpoint, run_once, tmp_path):
+    base = {f"{command}__checkpoint": checkpoint, "inference__conf_threshold": 0.0, "evaluate__report": False}
     if field in ("num_gpus", "gpu_ids"):  # both are set and contradict each other, which is refused
         base |= {f"{command}__num_gpus": 1, f"{command}__gpu_ids": [0]}
     if field == "results_dir":
-        value = str(tmp_path / "b" / value)
-    if field == "input_width":
-        base[f"{command}__input_height"] = SIDE
-        before = run_command(command, data, tmp_path / "a", **base, **{f"{command}__input_width": SIDE})
-    elif field == "input_height":
-        base[f"{command}__input_width"] = SIDE
-        before = run_command(command, data, tmp_path / "a", **base, **{f"{command}__input_height": SIDE})
-    else:
-        before = run_command(command, data, tmp_path / "a", **base)
+        value = str(tmp_path / value)
+    sizes = {f"{command}__input_width": SIDE, f"{command}__input_height": SIDE} if field.startswith("input_") else {}
+    before = run_once(command, **base, **sizes)
     assert before["code"] == 0
-    after = run_command(command, data, tmp_path / "b", **{**base, f"{command}__{field}": value})
+    after = run_command(command, data, tmp_path, **{**base, **sizes, f"{command}__{field}": value})
     assert before != after
 
 

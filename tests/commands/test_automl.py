@@ -200,6 +200,7 @@ def test_no_trial_is_pruned_before_the_first_validation_for_it(searched, scored)
     assert min(validations) == 3 and states(searched)[-1] == "pruned"
 
 
+@pytest.mark.slow
 def test_without_a_pruner_every_trial_trains_to_its_end(searched, scored):
     scored(lambda spec, epoch: 0.0 if spec.train.results_dir.endswith("0002") else 0.5)
     options = ["train.num_epochs=2", "automl.trials=3", "automl.pruner=none"]

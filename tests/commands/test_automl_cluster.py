@@ -117,6 +117,7 @@ def test_sigterm_cancels_the_jobs_after_they_have_saved(searched):
     assert [list(trial["scores"]) for trial in trials(searched)] == [[str(n) for n in range(1, 9)]] * 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_search_after_three_attempts(searched, capsys, monkeypatch):
     from rtdetr_tool.search import cluster
 

@@ -192,6 +192,7 @@ def test_synthetic_images_are_used_if_the_spec_has_none(exported, project, capsy
     assert json.loads((project.folder / "results/export/export.json").read_text())["pictures"] == "drawn"
 
 
+@pytest.mark.slow
 def test_a_tolerance_below_rounding_is_reported(export, capsys):
     assert export("export.tolerance=1e-30")[0] == 1
     assert "on every image noise below a gray level changes" in capsys.readouterr().err

@@ -262,6 +262,7 @@ def assert_every_precision_runs(kind: str, side: int, opset: int, calibrate: boo
         assert meter.cost(to_int8(graph, [images], audit=audit).model) < 0.3
 
 
+@pytest.mark.slow
 def test_a_detector_of_384_pixels_at_operator_set_12():
     assert_every_precision_runs("rtdetr discrete", 384, 12, calibrate=False)
 

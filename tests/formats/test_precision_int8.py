@@ -156,7 +156,8 @@ def test_rules_that_leave_nothing_for_int8_are_refused(steady_graph, entry, mess
         to_int8(steady_graph, [IMAGES], parse_layers_precision([entry]))
 
 
-@pytest.mark.parametrize("half", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [True, False])
 def test_a_graph_of_operator_set_12_is_raised(steady_detector, half):
     """The example in TAO's documentation exports with set 12."""
     graph = export_graph(ExportModel(steady_detector).eval(), (64, 96), None, 12)

@@ -75,6 +75,7 @@ def settings(*batches, **others):
     return BuildSettings(**{"compute_capabilities": ("SM89",), **dict(zip(names, batches, strict=False)), **others})
 
 
+@pytest.mark.slow
 def test_an_rt_detr_is_built_for_two_generations_of_gpus_without_one(rtx, detector_onnx, tmp_path):
     for capability in ("SM89", "SM120"):
         built = rtx.build(detector_onnx, settings(1, 2, 4, compute_capabilities=(capability,), workspace_mb=512))

@@ -93,7 +93,8 @@ def test_unequal_points_take_the_fast_way_on_the_cpu(build, images, monkeypatch)
     torch.testing.assert_close(fast.boxes, slow.boxes, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("opset", [pytest.param(12, marks=pytest.mark.slow), 17])
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [12, 17])
 @pytest.mark.parametrize("sampling", [{"num_points": [1, 4, 2]}, {"cross_attn_method": "discrete", "num_points": 2}])
 def test_the_graph_finds_what_torch_finds(build, opset, sampling):
     import onnxruntime

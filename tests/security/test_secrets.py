@@ -72,6 +72,7 @@ def files_with(folder: Path, secret: str, but: set[Path]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_no_file_and_no_line_of_a_whole_chain_of_commands_holds_a_secret(project, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("PGPASSWORD", hidden := "another-s3cr3t")

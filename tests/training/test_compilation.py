@@ -54,6 +54,7 @@ def test_a_compiled_run_learns_the_same_weights(make_spec, tmp_path, monkeypatch
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_a_failed_compilation_names_the_field(make_spec, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no C++ compiler")
