@@ -90,8 +90,8 @@ class DetectorWithParts(Detector):
         if name not in _DTYPES:
             raise UserError(f"dtype: {dtype!r} is invalid; expected one of {', '.join(_DTYPES)}")
         network: Any = deepcopy(context.model).eval()
-        if hasattr(network, "export"):
-            network.export()
+        if prepare := getattr(network, "export", None):  # of the package's own networks
+            prepare()
         context.inference_model = network.to(context.device, getattr(torch, name))
 
     def remove_optimized_model(self) -> None:
