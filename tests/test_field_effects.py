@@ -187,6 +187,13 @@ def trainable(spec):
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
+def class_weights(spec):
+    from rtdetr_tool.training.module import DetectorModule
+
+    weights = DetectorModule(spec, classes(spec)).criterion.class_weights
+    return None if weights is None else weights.tolist()
+
+
 def classes(spec):
     from rtdetr_tool.data.build import build_train_dataset
 
@@ -714,6 +721,7 @@ ROWS: list[tuple] = [
     ("dataset__max_bad_share", 0.5, replaced_images),
     ("dataset__repeat_threshold", 1.0, epoch_images),
     ("dataset__value_range", [100.0, 200.0], decoded),
+    ("train__class_weights", {"dog": 2.0}, class_weights),
     ("train__num_gpus", 2, trainer),
     ("train__gpu_ids", [0, 1], trainer),
     ("train__num_nodes", 2, trainer),

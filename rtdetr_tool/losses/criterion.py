@@ -30,6 +30,7 @@ class SetCriterion(nn.Module):
     """
 
     class_term = "loss_vfl"
+    class_weights: Tensor | None  # [C], factors on the class loss of each class
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class SetCriterion(nn.Module):
             self.class_term = "loss_mal"
         self.alpha, self.gamma = alpha, gamma
         self.aux_loss = aux_loss
+        self.register_buffer("class_weights", None, persistent=False)
 
     @property
     def main_terms(self) -> tuple[str, ...]:
@@ -151,8 +153,10 @@ class SetCriterion(nn.Module):
     def class_terms(self, logits: Tensor, positive: tuple[Tensor, ...], quality: Tensor) -> Tensor:
         """Class loss of each logit, from the indices of matched entries and their box IoU [P]."""
         if self.class_term == "loss_mal":
-            return matchability_aware_terms(logits, positive, quality, self.gamma)
-        return varifocal_terms(logits, positive, quality, self.alpha, self.gamma)
+            terms = matchability_aware_terms(logits, positive, quality, self.gamma)
+        else:
+            terms = varifocal_terms(logits, positive, quality, self.alpha, self.gamma)
+        return terms if self.class_weights is None else terms * self.class_weights
 
 
 def _coefficients(weights: Sequence[float], normalizers: Sequence[Tensor | float], device: torch.device) -> Tensor:

@@ -203,6 +203,13 @@ class TrainSpec:
     )
     pretrained_model_path: str | None = field(None, "Weights of a complete detector to start from.", path="read")
     clip_grad_norm: float = field(0.1, "Maximum L2 norm of the gradient; 0 = no clipping.", min=0.0)
+    class_weights: dict[str, float] | None = field(
+        None,
+        "Weights of classes in the class loss, by name: {wbc: 2.0}. Classes without one have weight 1.",
+        above=0.0,
+        max=INF,
+        origin="ours",
+    )
     non_finite_loss: str = field(
         "stop",
         "What to do about a step with a NaN or infinite loss or gradient, which never changes the weights. stop: save "

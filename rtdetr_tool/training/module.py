@@ -30,6 +30,7 @@ from rtdetr_tool.spec import ExperimentSpec, ModelSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
 from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
+from rtdetr_tool.training.class_weights import set_class_weights
 from rtdetr_tool.training.compilation import compile_network
 from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.distributed import broadcast_object, check_equal
@@ -90,6 +91,7 @@ class DetectorModule(ScoredModule):
         self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
+        set_class_weights(self.criterion, spec.train.class_weights, class_map, num_classes)
         self.supernet = Supernet(spec) if spec.train.supernet.enabled else None
         self.logged_terms = self.criterion.main_terms  # the terms of `compute_losses` that training steps log
         self.guard: StepGuard | None = None  # while training

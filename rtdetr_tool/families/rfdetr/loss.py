@@ -119,6 +119,8 @@ class RFDETRCriterion(SetCriterion):
 
     def class_loss(self, rows: Rows, matches: Matches, label: Tensor, quality: Tensor) -> Tensor:
         absent, correction = iou_aware_bce(rows.logits, (matches.image, matches.row, label), quality, self.alpha)
+        if self.class_weights is not None:
+            absent, correction = absent * self.class_weights, correction * self.class_weights[label]
         return rows.sum_by_stage(absent) + sum_by_stage(correction, matches.stage, rows.stages)
 
 
