@@ -29,6 +29,7 @@ _SOURCES = {
     "automl": ("train", "val"),
     "evaluate": ("test",),
     "inference": ("infer",),
+    "benchmark": ("test",),
 }
 _SOURCE_PATHS = ("image_dir", "json_file", "dataset_dir", "video", "classmap")
 
@@ -77,9 +78,7 @@ def _files(spec: ExperimentSpec, command: str) -> Iterator[tuple[str, str]]:
 
 
 def _data(spec: ExperimentSpec, command: str) -> Iterator[tuple[str, str]]:
-    for split in _SOURCES.get(command, ()):
-        if split == "train" and not _trains(spec, command):
-            continue
+    for split in _splits(spec, command):
         field = f"dataset.{split}_data_sources"
         value = value_of(spec, field)
         for index, source in enumerate(value if isinstance(value, list) else [value or {}]):
@@ -89,6 +88,14 @@ def _data(spec: ExperimentSpec, command: str) -> Iterator[tuple[str, str]]:
                 for path in paths if isinstance(paths, list) else [paths]:
                     if _is_missing(path) and not (key == "video" and _is_stream(path)) and not _is_pattern(key, path):
                         yield f"{name}.{key}", path
+
+
+def _splits(spec: ExperimentSpec, command: str) -> tuple[str, ...]:
+    """The data sources that the command reads with this spec."""
+    splits = _SOURCES.get(command, ())
+    if command == "benchmark" and not spec.benchmark.score:
+        return ()
+    return splits if _trains(spec, command) else tuple(split for split in splits if split != "train")
 
 
 def _is_missing(path: Any) -> bool:

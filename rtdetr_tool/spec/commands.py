@@ -17,7 +17,7 @@ class Requirement:
     """
 
     fields: tuple[str, ...]
-    unless: tuple[str, str | None] | None = None
+    unless: tuple[str, str | bool | None] | None = None
     null_is_default: bool = False
 
     def is_waived_by(self, value: Any) -> bool:
@@ -55,9 +55,8 @@ def _one_of(*fields: str) -> Requirement:
     return Requirement(fields)
 
 
-_TRAIN_SOURCES, _VAL_SOURCES = (
-    ("dataset.train_data_sources", "dataset.dataset_dir"),
-    ("dataset.val_data_sources", "dataset.dataset_dir"),
+_TRAIN_SOURCES, _VAL_SOURCES, _TEST_SOURCES = (
+    (f"dataset.{split}_data_sources", "dataset.dataset_dir") for split in ("train", "val", "test")
 )
 _TRAINING_DATA = (Requirement(_TRAIN_SOURCES), Requirement(_VAL_SOURCES))
 
@@ -79,7 +78,7 @@ _COMMANDS = (
         ("results_dir", "dataset", "evaluate"),
         (
             _one_of("evaluate.checkpoint", "evaluate.trt_engine"),
-            _one_of("dataset.test_data_sources", "dataset.dataset_dir"),
+            Requirement(_TEST_SOURCES),
         ),
     ),
     Command(
@@ -147,7 +146,7 @@ _COMMANDS = (
         "measure latency, throughput and memory of a model in every runtime",
         "rtdetr benchmark -e specs/demo.yaml -r results benchmark.checkpoint=results/train/rtdetr_model_best.pth",
         ("results_dir", "dataset", "benchmark"),
-        (_one_of("benchmark.checkpoint"),),
+        (_one_of("benchmark.checkpoint"), Requirement(_TEST_SOURCES, unless=("benchmark.score", False))),
     ),
     Command(
         "validate_data",

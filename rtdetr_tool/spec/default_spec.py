@@ -7,6 +7,7 @@ sizes) are not set: a value would take precedence over them. In YAML they are co
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from rtdetr_tool.families import all_families
@@ -49,14 +50,19 @@ def _all_values(command: str) -> dict[str, Any]:
     if "dataset" in data:
         data["dataset"] = {name: value for name, value in data["dataset"].items() if name in _dataset_fields(command)}
     for needed in WITH_SPEC[command].requires:
+        if needed.unless and needed.is_waived_by(_at(data, needed.unless[0].split("."))):
+            continue
         *path, leaf = needed.fields[0].split(".")
-        target = data
-        for part in path:
-            target = target[part]
-        target[leaf] = _placeholder(leaf)
+        _at(data, path)[leaf] = _placeholder(leaf)
     if command == "distill":
         data["distill"]["bindings"] = [dict(RECOMMENDED_BINDING)]
     _drop_inert(data, "")
+    return data
+
+
+def _at(data: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        data = data[part]
     return data
 
 

@@ -24,7 +24,7 @@ def json_schema(command: str) -> dict[str, Any]:
         {
             "anyOf": [
                 *(_require(name.split("."), needed.null_is_default) for name in needed.fields),
-                *([_require(needed.unless[0].split("."), False, needed.unless[1])] if needed.unless else []),
+                *([_waiver(*needed.unless)] if needed.unless else []),
             ]
         }
         for needed in WITH_SPEC[command].requires
@@ -37,7 +37,13 @@ def json_schema(command: str) -> dict[str, Any]:
     }
 
 
-def _require(path: list[str], null: bool, value: str | None = None) -> dict[str, Any]:
+def _waiver(name: str, value: str | bool | None) -> dict[str, Any]:
+    """The schema of a spec in which another field makes a requirement unnecessary; switches are off by default."""
+    path = name.split(".")
+    return {"not": _require(path, False, True)} if value is False else _require(path, False, value)
+
+
+def _require(path: list[str], null: bool, value: str | bool | None = None) -> dict[str, Any]:
     """The schema of a spec that has this field, with `value` if it is given."""
     if len(path) == 1 and null:
         return {"required": path}

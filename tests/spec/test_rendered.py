@@ -60,7 +60,8 @@ class TestDefaults:
         path.write_text(default_yaml(command))
         with pytest.raises(Exception, match="but not set") as caught:
             load_spec(path, command=command)
-        assert len(caught.value.problems) == len(WITH_SPEC[command].requires)
+        needed = [row for row in WITH_SPEC[command].requires if row.unless != ("benchmark.score", False)]
+        assert len(caught.value.problems) == len(needed)
 
     def test_every_field_is_explained_above_its_value(self, command):
         lines = default_yaml(command).splitlines()
@@ -153,6 +154,20 @@ def test_the_schema_and_the_loader_accept_what_another_field_makes_unnecessary(c
         validator(command).validate(data)
     with pytest.raises(Exception, match="required by"):
         load_spec(tmp_path / "spec.json", command=command)
+
+
+def test_scores_of_a_benchmark_require_a_test_set(tmp_path):
+    data = {"results_dir": str(tmp_path), "benchmark": {"checkpoint": "a.pth"}}
+    path = tmp_path / "spec.json"
+    for score, valid in ((None, True), (False, True), (True, False)):
+        if score is not None:
+            data["benchmark"]["score"] = score
+        path.write_text(json.dumps(data))
+        assert validator("benchmark").is_valid(data) == valid
+        if valid:
+            load_spec(path, command="benchmark")
+    with pytest.raises(Exception, match="dataset_dir: required by `benchmark`, but not set"):
+        load_spec(path, command="benchmark")
 
 
 def test_a_comment_says_options_bounds_and_unit():
