@@ -720,6 +720,7 @@ ROWS: list[tuple] = [
     ("dataset__on_bad_image", "error", bad_image),
     ("dataset__max_bad_share", 0.5, replaced_images),
     ("dataset__repeat_threshold", 1.0, epoch_images),
+    ("dataset__train_source_shares", [3.0, 1.0], epoch_images),  # refused, because there is one source
     ("dataset__value_range", [100.0, 200.0], decoded),
     ("train__class_weights", {"dog": 2.0}, class_weights),
     ("train__num_gpus", 2, trainer),

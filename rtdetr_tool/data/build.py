@@ -11,13 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rtdetr_tool.catalog import BOXES
 from rtdetr_tool.data.array_files import check_tiff_support
 from rtdetr_tool.data.build_augmentation import mixing_of, stages_of, train_transform
+from rtdetr_tool.data.build_sampling import draw_factors, source_shares
 from rtdetr_tool.data.build_sources import read_sources, sources_with_classes
 from rtdetr_tool.data.collate import InferenceBatch, collate, collate_inference
 from rtdetr_tool.data.dataset import DetectionDataset, EvalDataset, TrainDataset
@@ -29,7 +28,7 @@ from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
-from rtdetr_tool.data.sampling import EvalSampler, TrainSampler, epoch_length, repeat_factors
+from rtdetr_tool.data.sampling import EvalSampler, TrainSampler
 from rtdetr_tool.data.scoring import Scoring
 from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
@@ -91,23 +90,11 @@ def build_train_dataset(
         mixing,
         stages,
         pixels,
-        _factors(records, spec.repeat_threshold),
+        draw_factors(records, spec.repeat_threshold),
+        source_shares(sources, spec.train_source_shares),
     )
     logger.info("Training data: %d images, %s", len(dataset), class_map.describe())
     return dataset
-
-
-def _factors(records: Sequence[ImageRecord], threshold: float | None) -> NDArray[np.float64] | None:
-    """How often each image is drawn per epoch; None = once."""
-    if threshold is None or not records:
-        return None
-    factors = repeat_factors((record.labels[~record.iscrowd] for record in records), threshold)
-    repeated = int((factors > 1).sum())
-    logger.info(
-        "Repeating images with rare classes: %d of %d images, at most %.1f times; an epoch has %d images",
-        repeated, len(factors), factors.max(), epoch_length(factors),
-    )  # fmt: skip
-    return factors if repeated else None
 
 
 def largest_bad_count(images: int, share: float) -> int:
@@ -215,7 +202,9 @@ def build_loader(
     sampler: TrainSampler | EvalSampler
     if training:
         assert isinstance(dataset, TrainDataset)
-        sampler = TrainSampler(len(dataset), dataset.seed, spec.batch_size, rank, world_size, dataset.factors)
+        sampler = TrainSampler(
+            len(dataset), dataset.seed, spec.batch_size, rank, world_size, dataset.factors, dataset.sources
+        )
         drop_last = sampler.full_steps > 0
     else:
         sampler = EvalSampler(len(dataset), rank, world_size)

@@ -25,6 +25,7 @@ from rtdetr_tool.data.pixels import RGB, PixelFormat
 from rtdetr_tool.data.preprocess import input_size, letterbox_size, prepare_image
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
+from rtdetr_tool.data.sampling import SourceShares
 from rtdetr_tool.data.scene import Scene, scene_of
 from rtdetr_tool.data.stages import Stages
 from rtdetr_tool.data.tiles import TiledSample, Tiling, tiled_sample
@@ -125,7 +126,7 @@ class TrainDataset(DetectionDataset):
         cache: of decoded images, by index; None = images are decoded every time.
         mixing: steps that combine images; for copy-paste, records must have masks.
         stages: epochs in which strong steps and mixing are used.
-        factors: how often each image is drawn per epoch (see `TrainSampler`); None = once.
+        factors, sources: how often each image is drawn per epoch (see `TrainSampler`); None = once.
     """
 
     def __init__(
@@ -143,9 +144,10 @@ class TrainDataset(DetectionDataset):
         stages: Stages | None = None,
         pixels: PixelFormat = RGB,
         factors: NDArray[np.float64] | None = None,
+        sources: SourceShares | None = None,
     ) -> None:
         super().__init__(records, class_map, repairs, kind, pixels)
-        self.cache, self.factors = cache, factors
+        self.cache, self.factors, self.sources = cache, factors, sources
         self.transform, self.max_bad = transform, max_bad
         self.mixing, self.stages = mixing or Mixing(), stages or Stages()
         self._plain_transform = transform.without_strong_steps()

@@ -167,6 +167,15 @@ class DatasetSpec:
         origin="ours",
         commands=TRAINING,
     )
+    train_source_shares: list[float] | None = field(
+        None,
+        "Shares of the training sources in each batch, one number per item of train_data_sources, such as [3, 1]. null "
+        "= the images of all sources are shuffled together.",
+        above=0.0,
+        max=INF,
+        origin="ours",
+        commands=TRAINING,
+    )
     value_range: list[float] | None = field(
         None,
         "Stored values of images that become black and white (0 and 255): [low, high] for all channels, or low and "

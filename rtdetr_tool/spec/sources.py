@@ -42,6 +42,12 @@ def source_problems(dataset: DatasetSpec) -> Iterator[str]:
                 yield from _source(source, field, f"dataset.{field}[{index}]")
         elif value is not None:
             yield from _source(value, field, f"dataset.{field}")
+    shares, sources = dataset.train_source_shares, dataset.train_data_sources or []
+    if shares is not None and len(shares) != len(sources):
+        yield (
+            f"dataset.train_source_shares: expected {len(sources)} items, one per item of train_data_sources, but got "
+            f"{len(shares)}"
+        )
     place = dataset.dataset_dir
     named = [entry.get("dataset_dir") for name in _SPLITS for entry in _entries(getattr(dataset, name))]
     if place and not is_blank(place) and place not in named:

@@ -22,6 +22,18 @@ def test_several_train_sources_are_joined_with_the_union_of_their_classes(make_s
     assert {record.path.split("/")[-2] for record in dataset.records} == {"one", "two"}
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_have_the_shares_of_the_sources(make_source, make_spec, caplog, rank) -> None:
+    caplog.set_level(logging.INFO)
+    one, two = make_source(images=9, name="one"), make_source(images=4, name="two")
+    spec = make_spec(train_data_sources=[one, two], train_source_shares=[1, 3], batch_size=4, on_bad_image="error")
+    loader = build_loader(build_train_dataset(spec), spec, training=True, rank=rank, world_size=2)
+    (batch,) = loader
+    folders = [target.path.split("/")[-2] for target in batch.targets]
+    assert sorted(folders) == ["one", "two", "two", "two"]
+    assert "one.json 25.0% (9 images)" in caplog.text and "two.json 75.0% (4 images)" in caplog.text
+
+
 def test_a_single_mapping_is_a_list_of_one(make_source, make_spec) -> None:
     assert len(build_train_dataset(make_spec(train_data_sources=make_source()))) == 4
 

@@ -339,6 +339,15 @@ class TestNeeds:
         path = write(SOURCES + "  test_data_sources: {image_dir: /data/test}\n")
         assert only_problem(path, command="train") == "dataset.test_data_sources.json_file: required, but not set"
 
+    @pytest.mark.parametrize("shares", ["[1]", "[1, 2, 3]"])
+    def test_shares_of_sources_are_one_per_source(self, shares):
+        source = "{image_dir: a, json_file: b}"
+        sources = [f"dataset.train_data_sources=[{source}, {source}]", f"dataset.train_source_shares={shares}"]
+        count = len(shares.split(","))
+        assert only_problem(None, sources) == (
+            f"dataset.train_source_shares: expected 2 items, one per item of train_data_sources, but got {count}"
+        )
+
     def test_a_misspelt_key_of_a_data_source_is_a_problem(self, write):
         path = write("dataset: {val_data_sources: {image_dir: a, json_files: b, json_file: c}}\n")
         assert "dataset.val_data_sources.json_files: no such field" in only_problem(path)
