@@ -159,6 +159,7 @@ def test_an_image_that_can_no_longer_be_read_is_reported(rtdetr, sample, tmp_pat
         rtdetr.predict([cut])
 
 
+@pytest.mark.slow
 def test_prediction_does_not_import_lightning():
     code = "import sys, rtdetr_tool; rtdetr_tool.Detector; print('pytorch_lightning' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -91,6 +91,7 @@ def test_every_keyword_and_field_of_the_page_exists():
     assert fields - set(field_names()) == set()
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_detecting_to_loggers(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RF_HOME", str(folder / "cache"))

@@ -134,6 +134,7 @@ def test_training_again_starts_from_the_current_weights(trained, sample, tmp_pat
         assert parameter is not None
 
 
+@pytest.mark.slow
 def test_training_with_reordered_classes_keeps_the_rows_of_each_class(trained, sample, tmp_path, caplog):
     content = json.loads(json.dumps(sample.coco))
     content["categories"] = [{"id": 1, "name": "ape"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cat"}]

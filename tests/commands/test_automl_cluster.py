@@ -128,6 +128,7 @@ def test_a_worker_that_cannot_start_ends_the_search_after_three_attempts(searche
     assert "no job made progress in 3 attempts" in text and str(folder(searched) / "jobs") in text
 
 
+@pytest.mark.slow
 def test_a_password_is_in_no_file(searched):
     """The worker gets it in its environment. The database does not exist, which it reports without the password."""
     from rtdetr_tool.search import cluster

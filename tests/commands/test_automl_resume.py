@@ -73,9 +73,8 @@ def content(project) -> list[dict]:
     return json.loads((project.folder / "results" / "automl" / "automl.json").read_text())["trials"]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [("SIGKILL", -signal.SIGKILL), pytest.param("SIGTERM", 75, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 75)])
 def test_a_killed_search_keeps_finished_trials_and_resumes_the_running_one(number, code, searched):
     killed = run(searched, "search", number=number)
     assert killed.returncode == code, killed.stderr[-2000:]

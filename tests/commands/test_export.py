@@ -157,6 +157,7 @@ def export(exported, project):
     return run
 
 
+@pytest.mark.slow
 def test_an_existing_file_is_only_overwritten_on_request(export, project, capsys):
     file = project.folder / "out" / "model.onnx"
     file.parent.mkdir()
@@ -183,6 +184,7 @@ def test_above_the_tolerance_no_file_is_written(export, project, capsys, monkeyp
     assert project.status("export")[-1]["status"] == "FAILURE"
 
 
+@pytest.mark.slow
 def test_synthetic_images_are_used_if_the_spec_has_none(exported, project, capsys):
     file = project.folder / "model.onnx"
     project.spec["dataset"] = {"num_classes": 2}

@@ -181,6 +181,7 @@ class TestFields:
         assert changed and all("backbone" in name or name.startswith("inputs") for name in changed)
         assert all(other[name] < plain[name] for name in changed)
 
+    @pytest.mark.slow
     def test_the_calibration_folder_and_the_number_of_images(self, quantize, project, capsys):
         folder = f"dataset.quant_calibration_data_sources={{image_dir: {project.folder / 'images'}}}"
         assert quantize(STATIC, "calibration_images=2", "score_images=0", folder) == 0
@@ -253,6 +254,7 @@ def test_unused_fields_say_why(quantize, capsys):
     assert "Skipping scores and the check of quantize.max_score_drop: quantize.score_images is 0" in shown
 
 
+@pytest.mark.slow
 def test_fields_about_activations_say_that_they_have_no_effect_on_weights(quantize, project, capsys):
     images = f"dataset.quant_calibration_data_sources={{image_dir: {project.folder / 'images'}}}"
     fields = ("algorithm=entropy", "calibration_images=3", images, "score_images=0")

@@ -53,10 +53,9 @@ EXTRA_WAITS = {
     ("RF-DETR Seg Nano", "validate"): 1,
     ("RF-DETR Seg Nano", "evaluate"): 1,
 }
-QUICK = ("R18", "RF-DETR Nano")
 
 
-@pytest.fixture(scope="module", params=[p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in MODELS])
+@pytest.fixture(scope="module", params=MODELS)
 def costs(request) -> Iterator[tuple[str, dict[str, Cost]]]:
     torch.set_num_threads(1)
     name, module = request.param, build_module(request.param)

@@ -14,8 +14,8 @@ from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import spec_from_dict
 from tests.gpu_budget.scenarios import CLASSES, MODELS, build_batch, build_module
 
-QUICK = ("R18",)
-OTHERS = ("RF-DETR Nano", "R18 discrete", "R50 with frozen norms", "RF-DETR Seg Nano", "R18 with RADIO")
+QUICK = ("R18", "RF-DETR Nano")
+OTHERS = ("R18 discrete", "R50 with frozen norms", "RF-DETR Seg Nano", "R18 with RADIO")
 GIB = 2**30
 
 

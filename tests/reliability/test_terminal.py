@@ -33,6 +33,7 @@ def test_a_full_disk_behind_the_output_does_not_end_the_run(trial):
     assert "Epoch 2/2 done" in (trial.results("full_output") / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_hang_up_saves_and_ends_as_sigterm_does(trial):
     run = trial.hold("hang_up", "saved 1")
     run.kill(signal.SIGHUP)

@@ -36,6 +36,7 @@ def spec(make_spec, radio_file):
     return dataclasses.replace(spec, model=dataclasses.replace(spec.model, frozen_fm=frozen))
 
 
+@pytest.mark.slow
 def test_radio_is_not_in_checkpoints_and_is_loaded_again(spec, radio_file, tmp_path):
     fit.fit(spec)
     files = sorted((tmp_path / "train").glob("model_epoch_*.pth"))
