@@ -28,9 +28,14 @@ DEMO_OVERRIDES := -r "$(DEMO_DIR)/results" \
 	"inference.checkpoint='$(DEMO_DIR)/results/train/rtdetr_model_best.pth'"
 endif
 
+# litert-torch 0.10 requires torch<2.15, so its tests have an environment of their own.
+TFLITE := $(VENV)/tflite
+TFLITE_INDEX ?=
+TFLITE_TESTS := tests/commands/test_export_tflite.py tests/formats/test_tflite_runtime.py
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo check test test-slow lint format types site gpu-check gpu-wheels cpp-headers docs lock audit clean
+.PHONY: help install install-dev demo check test test-tflite test-slow lint format types site gpu-check gpu-wheels cpp-headers docs lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +73,16 @@ demo: $(INSTALLED) ## train, evaluate and run a small detector on generated imag
 
 test: $(INSTALLED_DEV) ## run the tests in two processes; ARGS="-k name" selects some
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 $(ARGS)
+
+test-tflite: $(TFLITE)/.installed ## run the tests of TFLite's converter, which requires an older PyTorch, in its own environment
+	$(TFLITE)/bin/python -m pytest -m "not gpu" $(TFLITE_TESTS) $(ARGS)
+
+# The package index of PyTorch has wheels without CUDA, which are a tenth of the size.
+$(TFLITE)/.installed: pyproject.toml
+	test -x $(TFLITE)/bin/python || $(PYTHON) -m venv $(TFLITE)
+	$(TFLITE)/bin/python -m pip --disable-pip-version-check install --quiet --quiet $(TFLITE_INDEX) 'torch<2.15' torchvision
+	$(TFLITE)/bin/python -m pip --disable-pip-version-check install --quiet --quiet -e '.[tflite]' pytest pytest-timeout tifffile
+	@touch $@
 
 test-slow: $(INSTALLED_DEV) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -87,5 +87,5 @@ def test_help_and_messages_list_it(run):
     results, output = run
     assert results["unknown"] == 2 and results["page"] == 0
     assert "Toy (.toy), " in output
-    assert "toy needs the extra `toys`. One of: onnx, tflite, openvino, coreml, executorch, toy, needy." in output
+    assert "toy needs the extra `toys`. One of: onnx, tflite, openvino, coreml, executorch, mnn, toy, needy." in output
     assert "1 for TFLite, Core ML, ExecuTorch, Toy or Needy, which do not support dynamic sizes" in output

@@ -60,6 +60,17 @@ def test_the_ci_script_can_be_run_and_calls_the_tests():
     assert "ruff check" in checks and "ruff format --check" in checks and "mypy" in checks and "pytest" in checks
 
 
+def test_tflite_is_tested_with_its_converter_in_ci():
+    recipe = make("-n", "test-tflite", "-W", "pyproject.toml")
+    (line,) = [line for line in recipe.splitlines() if "-m pytest" in line]
+    words = shlex.split(line)
+    files = {path for path in (ROOT / "tests").rglob("test_*tflite*.py") if "tflite_docs" not in path.name}
+    assert {ROOT / word for word in words if word.startswith("tests/")} == files
+    assert "not gpu" in words, "the slow tests too"
+    assert "'torch<2.15'" in recipe and "'.[tflite]'" in recipe
+    assert "make test-tflite" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+
+
 def test_gpu_check_runs_every_gpu_test_and_the_benchmark_within_nine_minutes():
     recipe = make("-n", "gpu-check", "OFFICIAL=a checkout").replace("\\\n", " ")
     words = shlex.split(next(line for line in recipe.splitlines() if "bench_gpu.py" in line).replace(";", " "))

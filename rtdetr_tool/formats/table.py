@@ -49,6 +49,7 @@ class Format:
         dynamic_batch: an exported file can support every batch size.
         detection_outputs: the exported graph can include top-k (`export.include_postprocess`).
         deepstream: DeepStream supports the exported file (`export.serialize_nvdsinfer`).
+        companion: name of the file next to it that may have the weights, from its `name` and `stem`.
         directory: what a file consists of if it is a directory; empty = it is a regular file.
         precisions: precisions of exported files; lower ones are set in the section `export.<name>`.
         extra: extra of this package for the export.
@@ -64,6 +65,7 @@ class Format:
     dynamic_batch: bool = False
     detection_outputs: bool = False
     deepstream: bool = False
+    companion: str = ""
     directory: tuple[str, ...] = ()
     precisions: tuple[str, ...] = (FULL,)
     extra: str | None = None
@@ -97,6 +99,7 @@ _FORMATS = (
         dynamic_batch=True,
         detection_outputs=True,
         deepstream=True,
+        companion="{name}.data",
     ),
     Format(
         "tflite",
@@ -116,6 +119,7 @@ _FORMATS = (
         "rtdetr_tool.formats.openvino",
         exported=True,
         dynamic_batch=True,
+        companion="{stem}.bin",
         precisions=(FULL, "FP16", "BF16", "INT8"),
         extra="openvino",
         to_export=Packages(("openvino",), 'pip install "rtdetr-tool[openvino]"'),
@@ -144,6 +148,18 @@ _FORMATS = (
         to_export=Packages(("executorch", "torchao"), 'pip install "rtdetr-tool[executorch]"'),
         to_run=Packages(("executorch",), 'pip install "rtdetr-tool[executorch]"'),
     ),
+    Format(
+        "mnn",
+        "MNN",
+        (".mnn",),
+        "rtdetr_tool.formats.mnn",
+        exported=True,
+        dynamic_batch=True,
+        precisions=(FULL, "FP16", "INT8"),
+        extra="mnn",
+        to_export=Packages(("MNN", "_tools"), 'pip install "rtdetr-tool[mnn]"'),
+        to_run=Packages(("MNN",), 'pip install "rtdetr-tool[mnn]"'),
+    ),
     # Built from ONNX by gen_trt_engine. Each engine requires one of two libraries: tensorrt/library.py.
     Format("tensorrt", "TensorRT engine", (".engine", ".plan", ".trt"), "rtdetr_tool.formats.tensorrt"),
 )
@@ -154,6 +170,15 @@ def format_by_suffix(path: str | Path) -> Format | None:
     """The format of a file by its suffix, in upper or lower case; None for any other suffix."""
     suffix = Path(path).suffix.lower()
     return next((row for row in FORMATS.values() if suffix in row.suffixes), None)
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a file with the weights next to it, or of all files of a directory."""
+    path, row = Path(path), format_by_suffix(path)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    names = [path.name, *([row.companion.format(name=path.name, stem=path.stem)] if row and row.companion else [])]
+    return sum(file.stat().st_size for name in names if (file := path.with_name(name)).is_file())
 
 
 def exported_formats() -> tuple[Format, ...]:

@@ -89,6 +89,25 @@ class CoremlSpec:
     )
 
 
+@dataclass(frozen=True)
+class MnnSpec:
+    """Precision of an MNN file."""
+
+    data_type: str = field(
+        "FP32",
+        "FP16, INT8: weights with 16 or 8 bits; computed in FP32.",
+        options=FORMATS["mnn"].precisions,
+        origin="ours",
+    )
+    max_cost: float = field(
+        0.1,
+        "Below FP32: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
+        min=0.0,
+        max=1.0,
+        origin="ours",
+    )
+
+
 def _static_batch() -> str:
     """`1 for TFLite, which does not support dynamic sizes`"""
     rows = [row for row in exported_formats() if not row.dynamic_batch]
@@ -166,3 +185,4 @@ class ExportSpec:
     openvino: OpenvinoSpec = field(OpenvinoSpec, "With format openvino.")
     coreml: CoremlSpec = field(CoremlSpec, "With format coreml.")
     executorch: ExecutorchSpec = field(ExecutorchSpec, "With format executorch.")
+    mnn: MnnSpec = field(MnnSpec, "With format mnn.")

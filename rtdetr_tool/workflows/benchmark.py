@@ -15,7 +15,7 @@ from rtdetr_tool.data.build_sources import pixel_format_of, source_images
 from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.errors import RtdetrError, UserError
 from rtdetr_tool.formats.opening import format_of, open_detector
-from rtdetr_tool.formats.table import FORMATS, exported_formats
+from rtdetr_tool.formats.table import FORMATS, exported_formats, size_of
 from rtdetr_tool.spec import BenchmarkSpec, ExperimentSpec, LoadedSpec
 from rtdetr_tool.spec.fields import is_blank
 from rtdetr_tool.workflows.benchmark_steps import (
@@ -118,7 +118,7 @@ def _check_names(section: BenchmarkSpec, known: Sequence[str]) -> None:
 
 
 def _candidate(name: str, path: str) -> Candidate:
-    return Candidate(name, path, megabytes=os.path.getsize(path) / 1e6 if os.path.isfile(path) else None)
+    return Candidate(name, path, megabytes=size_of(path) / 1e6 if os.path.exists(path) else None)
 
 
 def _export(loaded: LoadedSpec, name: str, folder: Path) -> Path:

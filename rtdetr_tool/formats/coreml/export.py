@@ -17,7 +17,7 @@ from rtdetr_tool.formats.coreml.file import PROGRAM
 from rtdetr_tool.formats.coreml.program import EvaluatedProgram
 from rtdetr_tool.formats.export_request import Differences, ExportRequest
 from rtdetr_tool.formats.lower_precision import check_change
-from rtdetr_tool.formats.table import FULL
+from rtdetr_tool.formats.table import FULL, size_of
 from rtdetr_tool.formats.verification import verify_detections, verify_features
 from rtdetr_tool.progress import Steps
 
@@ -40,22 +40,17 @@ def export(request: ExportRequest) -> dict[str, Any]:
             steps.begin(LOWERING)
             converter.save(temporary, {**request.description, "precision": precision}, half=True)
             program = EvaluatedProgram(temporary)
-            lowered = check_change(request, program.predict, precision, bytes_of(temporary))
+            lowered = check_change(request, program.predict, precision, size_of(temporary))
         report = request.report(temporary / PROGRAM, differences)
         weights = next((temporary / PROGRAM.parent).rglob("weight.bin"))
         return {
             **report,
             "weights_sha256": sha256_of(weights),
-            "bytes": bytes_of(temporary),
+            "bytes": size_of(temporary),
             "data_type": precision,
             "compared": "the program, evaluated operator by operator; Core ML itself was not run",
             **lowered,
         }
-
-
-def bytes_of(package: Path) -> int:
-    """Size of all files in a package."""
-    return sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
 
 
 def _differences(request: ExportRequest, package: Path) -> Differences:

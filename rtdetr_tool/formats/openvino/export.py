@@ -23,7 +23,7 @@ from rtdetr_tool.formats.precision.calibration import Plan
 from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.precision.number_formats import INT8_NODE
 from rtdetr_tool.formats.precision.quantize_nodes import quantizable
-from rtdetr_tool.formats.table import FULL
+from rtdetr_tool.formats.table import FULL, size_of
 from rtdetr_tool.formats.verification import verify_detections, verify_features
 from rtdetr_tool.progress import Steps
 
@@ -64,7 +64,7 @@ def _verified(request: ExportRequest, graph: onnx.ModelProto, steps: Steps) -> d
             steps.begin(LOWERING)
             lowered = lower_precision(request, graph, temporary)
         report = {**request.report(temporary, differences), "data_type": precision, **lowered}
-        return {**report, "bytes": bytes_of(temporary)}
+        return {**report, "bytes": size_of(temporary)}
 
 
 def lower_precision(request: ExportRequest, graph: onnx.ModelProto, temporary: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def lower_precision(request: ExportRequest, graph: onnx.ModelProto, temporary: P
         quantized = to_quantized(graph, formats, calibration_feeds(request), plan)
         graph, account = quantized.model, {"quantized": quantized.quantized, "calibration": quantized.calibration}
     save(graph, {**request.description, "precision": precision}, temporary, half=precision == "FP16")
-    change = check_change(request, OpenvinoRuntime(read(temporary)).predict, precision, bytes_of(temporary))
+    change = check_change(request, OpenvinoRuntime(read(temporary)).predict, precision, size_of(temporary))
     return {**change, **account}
 
 
@@ -91,8 +91,3 @@ def save(graph: onnx.ModelProto, description: dict[str, Any], path: Path, half: 
         model: openvino.Model = openvino.Core().read_model(file)
         attach(model, description)
         openvino.save_model(model, path, compress_to_fp16=half)
-
-
-def bytes_of(path: Path) -> int:
-    """Size of a graph with its weights."""
-    return path.stat().st_size + weights_path(path).stat().st_size
