@@ -44,7 +44,7 @@ class Backbone(NamedTuple):
     timm_name: str | None  # the timm network it is based on; None = ours
     channels: tuple[int, int, int, int]  # of the stages 0..3
     parameters: int  # as built for the default return_interm_indices, [1, 2, 3]
-    weights: str | None  # public ImageNet weights; `timm/<name>.<tag>` for `pretrained_backbone_path: timm`
+    weights: str | None  # public weights; `timm/<name>.<tag>` for `pretrained_backbone_path: timm`
     license: str | None  # of these weights
     options: Options = _NONE  # differences from the timm network, or all options
     strides: tuple[int, int, int, int] = STRIDES

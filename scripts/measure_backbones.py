@@ -111,7 +111,7 @@ def markdown(names: list[str], rows: dict[str, dict]) -> str:
     """The table; values that were not measured come from the catalog, or are a dash."""
     lines = [
         "| backbone | parameters (M) | channels at stride 8, 16, 32 | step (core s) | ONNX difference | "
-        "public ImageNet weights | license |",
+        "public weights | license |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in names:

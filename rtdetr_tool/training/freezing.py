@@ -57,7 +57,10 @@ def freeze(detector: Detector, spec: ExperimentSpec, unresolved: ExperimentSpec)
     model, parts, by_recipe = spec.model, [], False
     section = freezing_section(model)
     if not model.train_backbone:
-        parts.append("the backbone (model.train_backbone: false)")
+        backbone = detector.backbone
+        complete = all(backbone.is_published(name) for name, _ in backbone.named_parameters())
+        rest = "" if complete else " except for layers that are not in published weights"
+        parts.append(f"the backbone{rest} (model.train_backbone: false)")
     elif section is not None:
         prefix = f"model.{model.family.freezing}." if model.family.freezing else "model."
         stages = -1 if section.freeze_at is None else section.freeze_at

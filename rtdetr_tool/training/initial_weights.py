@@ -68,6 +68,11 @@ def load_initial_weights(detector: Detector, spec: ExperimentSpec, classes: Clas
         report.unused = [name for name in report.unused if not name.startswith(CLASSIFIER)]
     else:
         logger.info("Training from random weights")
+        if not spec.model.train_backbone or spec.model.backbone_lora.enabled:
+            logger.warning(
+                "The backbone has random weights, which this run does not train; set model.pretrained_backbone_path or "
+                "train.pretrained_model_path"
+            )
         return None
     logger.log(logging.INFO if report.complete else logging.WARNING, report.summary())
     return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from importlib.util import find_spec
 
 import numpy as np
@@ -23,6 +24,7 @@ from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec
+from rtdetr_tool.training.freezing import freeze
 from rtdetr_tool.training.initial_weights import load_initial_weights
 from rtdetr_tool.training.optim import parameter_groups
 
@@ -205,7 +207,21 @@ def test_a_training_step_at_each_of_several_sizes_reaches_every_trained_paramete
         assert torch.equal(parameter, before[name]) != is_trained, name
 
 
-def test_the_backbone_of_a_detector_is_loaded_with_its_pyramid(detector_spec, tmp_path):
+def test_a_frozen_backbone_without_weights_is_warned_about(detector_spec, caplog):
+    caplog.set_level(logging.WARNING)
+    for frozen in (False, True):
+        spec = ExperimentSpec(
+            model=dataclasses.replace(detector_spec, train_backbone=not frozen), dataset=DatasetSpec(num_classes=3)
+        )
+        detector = build_detector(spec.model, 3)
+        text = freeze(detector, spec, spec)
+        assert load_initial_weights(detector, spec, ()) is None
+        assert ("The backbone has random weights, which this run does not train" in caplog.text) == frozen
+        assert ("the backbone except for layers that are not in published weights" in text) == frozen
+
+
+def test_the_backbone_of_a_detector_is_loaded_with_its_pyramid(detector_spec, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     torch.manual_seed(0)
     trained, fresh = build_detector(detector_spec, 3), build_detector(detector_spec, 3)
     path = tmp_path / "detector.pth"
@@ -213,6 +229,7 @@ def test_the_backbone_of_a_detector_is_loaded_with_its_pyramid(detector_spec, tm
     model = dataclasses.replace(detector_spec, pretrained_backbone_path=str(path))
     report = load_initial_weights(fresh, ExperimentSpec(model=model, dataset=DatasetSpec(num_classes=3)), ())
     assert report.complete
+    assert "published under the DINOv3 License, which also applies to weights trained from them" in caplog.text
     loaded = fresh.backbone.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in trained.backbone.state_dict().items())
 

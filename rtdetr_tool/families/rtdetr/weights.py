@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from rtdetr_tool.catalog import BACKBONES, INHERITED_LICENSES
 from rtdetr_tool.checkpoints.backbone_names import native_backbone_names
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, weights_file
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
@@ -24,6 +26,8 @@ from rtdetr_tool.families.rtdetr.other_programs import write_official, write_tao
 from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
 from rtdetr_tool.spec import ModelSpec
 from rtdetr_tool.spec.queries import architecture_fields
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FORMATS", "WRITERS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
@@ -115,6 +119,12 @@ def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
     The file may be from timm, torchvision, the network's own repository, TAO or the official RT-DETR, or be a complete
     detector of any format (file or directory).
     """
+    row = BACKBONES.get(model.backbone)
+    if row is not None and row.license in INHERITED_LICENSES:
+        logger.info(
+            "Weights of %s are published under the %s, which also applies to weights trained from them "
+            "(docs/backbones.md)", row.name, row.license,
+        )  # fmt: skip
     if is_timm(source):
         return from_timm(timm_weights(source, model.backbone))
     return backbone_weights(load_checkpoint(weights_file(source)), source)
