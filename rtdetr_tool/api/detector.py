@@ -346,7 +346,7 @@ class Detector:
         Args:
             shape: (height, width) of the input; None = `input_size`.
             batch_size: batch size of the graph, unless `dynamic_batch` is set.
-            output_name: file name without suffix; None = the kind of detector, such as `rtdetr-resnet_50`.
+            output_name: file name, with or without suffix; None = the kind of detector, such as `rtdetr-resnet_50`.
             calibration_data: images for INT8 in TFLite: a folder, an array file, or an array [N, H, W, C].
             keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`; for TFLite
                 also `quantization` (fp32, fp16, int8) and `max_images`.
@@ -356,7 +356,7 @@ class Detector:
         folder = Path(output_dir)
         opened = with_size(self._trainable("export"), self._shape(shape))
         base = {
-            "export.onnx_file": str(folder / f"{output_name or self.name}.onnx"),
+            "export.onnx_file": str(folder / f"{(output_name or self.name).removesuffix('.onnx')}.onnx"),
             "export.results_dir": str(folder),
             "export.batch_size": -1 if dynamic_batch else batch_size,
             "export.checkpoint": self.source,

@@ -224,7 +224,7 @@ def test_an_exported_file_can_be_loaded_as_a_detector(trained, sample, tmp_path)
 
 @pytest.mark.slow
 def test_an_rfdetr_is_exported_without_the_groups_of_training(rfdetr, tmp_path):
-    path = rfdetr.export(tmp_path, shape=(96, 64), output_name="mine")
+    path = rfdetr.export(tmp_path, shape=(96, 64), output_name="mine.onnx")  # or "mine"
     dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     assert path.name == "mine.onnx" and [d.dim_value for d in dims] == [1, 3, 96, 64]
     assert (16, 256) not in {tuple(tensor.dims)[-2:] for tensor in onnx.load(path).graph.initializer}
