@@ -43,6 +43,10 @@ def test_every_runtime_is_measured_and_scores_what_evaluate_scores(project, in_p
             assert 0 < timing["median"] <= timing["p95"] <= timing["p99"] and timing["steps"] >= 10
             assert set(timing["parts"]) == {"decode", "preprocess", "model", "postprocess"}
             assert timing["images_per_second"] == pytest.approx(1000 * timing["batch"] / timing["median"])
+    for name, suffixes in {"onnx": [".onnx"], "openvino": [".xml", ".bin"]}.items():
+        files = [(project.folder / "results/benchmark/models/model").with_suffix(suffix) for suffix in suffixes]
+        if name in measured:
+            assert result[name]["megabytes"] == pytest.approx(sum(file.stat().st_size for file in files) / 1e6)
     for name in {*measured} - {"torch eager", "torch bf16", "torch, 4 queries"}:
         assert result[name]["scores"]["mAP"] == pytest.approx(scores["mAP"], abs=1e-6)
     assert result["torch, 4 queries"]["scores"]["mAP"] is not None
