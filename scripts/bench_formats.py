@@ -49,7 +49,7 @@ LIMITS = {
     "coreml": "no post-processing; Apple's systems only, not run: the program was evaluated with PyTorch",
     "executorch": "no post-processing; XNNPACK only",
     "mnn": "no post-processing; only the CPU was tried",
-    "tensorrt": "built with TensorRT-RTX, not run: no GPU",
+    "tensorrt": "built by TensorRT-RTX for SM89, not run: no GPU",
 }
 
 
@@ -132,7 +132,7 @@ class Measuring:
     def _engine(self, graph: str, precision: str, backend: str) -> Path:
         target = self._folder / "model.engine"
         settings = [f"onnx_file={graph}", f"trt_engine={target}", f"backend={backend}", "max_score_drop=1.0"]
-        settings += [f"tensorrt.data_type={precision}", "tensorrt.max_batch_size=8"]
+        settings += [f"tensorrt.data_type={precision}", "tensorrt.max_batch_size=8", "compute_capability=[SM89]"]
         self._run("gen_trt_engine", [f"gen_trt_engine.{setting}" for setting in settings])
         return target
 

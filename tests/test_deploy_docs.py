@@ -146,3 +146,12 @@ def test_every_field_named_exists():
         "model.mlpackage",
         "model.xml",
     }, "files, all others are fields"
+
+
+def test_the_table_of_formats_has_every_format_and_precision():
+    from rtdetr_tool.formats.table import FORMATS
+
+    text = TEXT.split("<!-- formats: written by scripts/bench_formats.py -->")[1].split("<!-- end of formats -->")[0]
+    rows = {tuple(cell.strip(" `") for cell in line.split("|")[1:4]) for line in text.splitlines() if line[:1] == "|"}
+    expected = {(row.title, row.suffix, each) for row in FORMATS.values() if row.exported for each in row.precisions}
+    assert expected <= rows and {row[0] for row in rows} >= {row.title for row in FORMATS.values()}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.cli import main
+from rtdetr_tool.formats.table import FORMATS
 
 tifffile = pytest.importorskip("tifffile", reason="requires tifffile")
 SUFFIX = {1: ".png", 5: ".tif"}
@@ -164,6 +165,43 @@ def test_openvino_and_the_benchmark_use_images_with_all_bands(spectral):
     assert spectral.run("evaluate", f"evaluate.checkpoint={target}") == 0
     run = ["benchmark.seconds=0.1", "benchmark.warmup=1", "benchmark.runtimes=[torch]", "benchmark.score=false"]
     assert spectral.run("benchmark", f"benchmark.checkpoint={checkpoint}", *run) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "name"), [("litert_torch", "tflite"), ("MNN", "mnn"), ("executorch", "executorch")]
+)
+def test_files_of_optional_formats_have_the_channels_and_equal_scores(package, name, spectral):
+    pytest.importorskip(package, reason=f"requires {package}")
+    checkpoint, target = spectral.checkpoint(lively=True), spectral.folder / f"model{FORMATS[name].suffix}"
+    assert spectral.run("evaluate", f"evaluate.checkpoint={checkpoint}") == 0
+    spectral.label_best_detections()
+    export = [f"export.checkpoint={checkpoint}", f"export.onnx_file={target}", f"export.format={name}"]
+    assert spectral.run("export", *export) == 0
+    scores = []
+    for path in (checkpoint, target):
+        assert spectral.run("evaluate", f"evaluate.checkpoint={path}") == 0
+        scores.append(results(spectral, "evaluate/results.json")["mAP"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3) and scores[0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["FP32", "FP16", "INT8"])
+def test_engines_have_the_channels(precision, spectral):
+    pytest.importorskip("tensorrt_rtx", reason="requires tensorrt-rtx")
+    graph, engine = spectral.folder / "model.onnx", spectral.folder / "model.engine"
+    export = [f"export.checkpoint={spectral.checkpoint(lively=True)}", f"export.onnx_file={graph}"]
+    assert spectral.run("export", *export, "export.opset_version=19") == 0
+    images = spectral.folder / "images"
+    build = [f"onnx_file={graph}", f"trt_engine={engine}", f"tensorrt.data_type={precision}", "backend=tensorrt_rtx"]
+    build += ["compute_capability=[SM89]"]
+    build += [f"tensorrt.calibration.cal_image_dir=[{images}]", "tensorrt.calibration.cal_batches=4"]
+    build += [f"tensorrt.calibration.cal_cache_file={spectral.folder / 'cache.json'}", "max_score_drop=1.0"]
+    assert spectral.run("gen_trt_engine", *(f"gen_trt_engine.{setting}" for setting in build)) == 0
+    described = json.loads((spectral.folder / "model.engine.json").read_text())
+    assert described["rtdetr_tool"]["spec"]["model"]["num_channels"] == spectral.channels
+    assert f"{spectral.channels} channel" in described["normalisation"]
+    assert engine.stat().st_size > 10_000
 
 
 @pytest.mark.slow
