@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.attention import SelfAttention
-from rtdetr_tool.ops.deformable import Shapes, deformable_sample
-from rtdetr_tool.ops.layers import build_activation
+from rtdetr_tool.ops.deformable import Memory, Shapes, deformable_sample, flatten_levels, sample_maps
+from rtdetr_tool.ops.layers import PointwiseLinear, build_activation
 from rtdetr_tool.ops.precision import at_least_float32
 
 
@@ -37,7 +37,7 @@ class DecoderLayerBase(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def update(
-        self, content: Tensor, attended: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor
+        self, content: Tensor, attended: Tensor, reference: Tensor, memory: Memory, shapes: Shapes, position: Tensor
     ) -> Tensor:
         """The content of the queries after the layer; `attended` is the output of the attention among them."""
         content = self.norm1(content + self.dropout(attended))
@@ -55,7 +55,7 @@ class DecoderLayer(DecoderLayerBase):
         self,
         content: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        memory: Memory,
         shapes: Shapes,
         position: Tensor,
         attention_mask: Tensor | None,
@@ -94,7 +94,7 @@ class DeformableAttention(nn.Module):
         total = num_heads * sum(self.points)
         self.sampling_offsets = nn.Linear(dim, total * 2)
         self.attention_weights = nn.Linear(dim, total)
-        self.value_proj = nn.Linear(dim, dim) if projected else nn.Identity()
+        self.value_proj = PointwiseLinear(dim, dim) if projected else nn.Identity()
         self.output_proj = nn.Linear(dim, dim) if projected else nn.Identity()
         unit = torch.tensor([offset_scale / count for count in self.points for _ in range(count)])
         self.register_buffer("unit", unit[:, None], persistent=False)  # [N, 1], of an offset, in sides of the box
@@ -118,18 +118,31 @@ class DeformableAttention(nn.Module):
                 nn.init.xavier_uniform_(projection.weight)
                 nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
-        """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] -> [B, Q, D]."""
-        batch, queries, dim = query.shape
+    def forward(self, query: Tensor, reference: Tensor, memory: Memory, shapes: Shapes) -> Tensor:
+        """query [B, Q, D], reference [B, Q, 4] cxcywh 0..1, memory [B, S, D] or maps [B, D, h, w] -> [B, Q, D]."""
+        batch, queries, _ = query.shape
         spread = (batch, queries, self.heads, sum(self.points))
-        value = self.value_proj(memory).view(batch, -1, self.heads, dim // self.heads)
         offsets = at_least_float32(self.sampling_offsets(query)).view(*spread, 2)
         weights = F.softmax(at_least_float32(self.attention_weights(query)).view(spread), dim=-1)
         center, size = reference[:, :, None, None].split(2, dim=-1)
         locations = center + offsets * (self.unit * size)  # [B, Q, H, N, 2]
-        sampled = deformable_sample(value, shapes, locations, weights, self.points, self.discrete, self.precise)
-        output: Tensor = self.output_proj(sampled)
+        output: Tensor = self.output_proj(self._sample(memory, shapes, locations, weights))
         return output
+
+    def _sample(self, memory: Memory, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+        if not isinstance(memory, Tensor):
+            if not self.discrete:
+                values = [self._split_heads(self.value_proj(level)) for level in memory]
+                return sample_maps(values, locations, weights, self.points).to(memory[0].dtype)
+            memory = flatten_levels(memory)[0]
+        batch, tokens, dim = memory.shape
+        value = self.value_proj(memory).view(batch, tokens, self.heads, dim // self.heads)
+        return deformable_sample(value, shapes, locations, weights, self.points, self.discrete, self.precise)
+
+    def _split_heads(self, level: Tensor) -> Tensor:
+        """[B, D, h, w] -> [B * H, D / H, h, w] float32; only the batch may vary in the traced graph."""
+        dim, height, width = (int(size) for size in level.shape[1:])
+        return at_least_float32(level).reshape(-1, dim // self.heads, height, width)
 
 
 def points_per_level(num_points: int | Sequence[int], levels: int) -> list[int]:

@@ -20,7 +20,7 @@ from rtdetr_tool.models.denoising import DenoisingQueries, build_denoising
 from rtdetr_tool.models.first_layers import FirstLayers
 from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.attention import additive_mask
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes, flatten_levels, memory_of
 from rtdetr_tool.ops.layers import MLP, modules_of_type
 from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import DenoisingPredictions, Target, TrainingPredictions
@@ -31,7 +31,7 @@ class SelectedQueries(NamedTuple):
 
     content: Tensor  # [B, Q, D]
     reference: Tensor  # [B, Q, 4] cxcywh as logits
-    memory: Tensor  # [B, S, D]
+    memory: Memory  # [B, S, D], or the maps in a traced graph
     shapes: Shapes
     encoder_logits: Tensor  # [B, Q, C], without denoising queries
     encoder_boxes: Tensor  # [B, Q, 4] cxcywh 0..1, without denoising queries
@@ -157,14 +157,16 @@ class QuerySelection(nn.Module):
 
     def select(self, maps: Sequence[Tensor], targets: Sequence[Target] | None) -> SelectedQueries:
         """maps [B, C, h, w] each; in training mode, `targets` are denoised."""
-        memory, shapes = self._flatten(self._project(maps))
-        content, reference, encoder_logits, encoder_boxes = self._select_queries(memory, shapes)
+        levels = self._project(maps)
+        tokens, shapes = flatten_levels(levels)
+        content, reference, encoder_logits, encoder_boxes = self._select_queries(tokens, shapes)
         denoising = None
         if self.training and targets is not None:
             denoising = build_denoising(
                 targets, self.num_classes, content.shape[1], self.num_denoising, self.label_noise, self.box_noise
             )
             content, reference = self._prepend(denoising, content, reference)
+        memory = memory_of(levels, tokens)
         return SelectedQueries(content, reference, memory, shapes, encoder_logits, encoder_boxes, denoising)
 
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -172,11 +174,6 @@ class QuerySelection(nn.Module):
         for index in range(len(maps), len(self.input_proj)):
             levels.append(self.input_proj[index](maps[-1] if index == len(maps) else levels[-1]))
         return levels
-
-    @staticmethod
-    def _flatten(levels: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
-        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
-        return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes
 
     def _prepend(self, denoising: DenoisingQueries | None, content: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         if denoising is None:

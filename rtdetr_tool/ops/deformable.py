@@ -18,6 +18,18 @@ from torch import Tensor
 from rtdetr_tool.ops.precision import at_least_float32
 
 Shapes = Sequence[tuple[int, int]]  # (height, width) per level
+Memory = Tensor | Sequence[Tensor]  # tokens of all levels [B, S, D], or maps [B, D, h, w], one per level
+
+
+def memory_of(maps: Sequence[Tensor], tokens: Tensor) -> Memory:
+    """What the decoder attends to: in a traced graph the maps, as `grid_sample` needs them; otherwise their tokens."""
+    return list(maps) if torch.jit.is_tracing() else tokens
+
+
+def flatten_levels(maps: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
+    """Maps [B, D, h, w] as tokens [B, S, D], and the (h, w) of each."""
+    shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), shapes
 
 
 def deformable_sample(
@@ -68,20 +80,29 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Always in float32: half precision would shift locations by whole pixels on a large map.
     """
     batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
+    levels = _split(at_least_float32(value), [height * width for height, width in shapes], 1)
+    maps = [
+        level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        for (height, width), level in zip(shapes, levels, strict=True)
+    ]
+    return sample_maps(maps, locations, weights, points).to(value.dtype)
+
+
+def sample_maps(maps: Sequence[Tensor], locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:
+    """`sample_by_grid` of values that are maps [B * H, D, h, w], one per level; float32 in, float32 out."""
+    batch, queries, heads = locations.shape[:3]
     grids = _split(
         (2 * at_least_float32(locations) - 1).transpose(1, 2).flatten(0, 1), points, 2
     )  # [B*H, Q, P, 2] each
     shares = _split(at_least_float32(weights).transpose(1, 2).flatten(0, 1), points, 2)  # [B*H, Q, P] each
-    levels = _split(at_least_float32(value), [height * width for height, width in shapes], 1)
     parts = []
-    for (height, width), level, grid, share in zip(shapes, levels, grids, shares, strict=True):
-        image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+    for level, grid, share in zip(maps, grids, shares, strict=True):
         sampled = F.grid_sample(
-            image, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            level, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )  # [B*H, D, Q, P]
         parts.append((sampled * share[:, None]).sum(-1))  # [B*H, D, Q]
-    return reduce(torch.add, parts).reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
+    summed = reduce(torch.add, parts)
+    return summed.reshape(batch, heads * summed.shape[1], queries).transpose(1, 2)
 
 
 def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, points: Sequence[int]) -> Tensor:

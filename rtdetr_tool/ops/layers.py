@@ -48,6 +48,15 @@ def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
+class PointwiseLinear(nn.Linear):
+    """A linear layer for tokens [B, S, i], or for the channels of a map [B, i, h, w], as a 1x1 convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm and activation; padding keeps the size at stride 1."""
 

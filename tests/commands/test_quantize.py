@@ -64,8 +64,10 @@ class TestResults:
         assert formats(project) == {("int8", None)} and found["calibration"]["images"] == 0
         assert found["scores"]["FP32"]["mAP"] > 0.5
         assert found["scores"]["INT8 weights"]["mAP"] == pytest.approx(found["scores"]["FP32"]["mAP"], abs=0.1)
-        operators = [node.op_type for node in onnx.load(project.result).graph.node]
-        assert "QuantizeLinear" not in operators and operators.count("DequantizeLinear") == len(found["layers"])
+        graph = onnx.load(project.result).graph
+        operators = [node.op_type for node in graph.node]
+        weights = {node.input[1] for node in graph.node if node.name in found["layers"]}  # some layers share theirs
+        assert "QuantizeLinear" not in operators and operators.count("DequantizeLinear") == len(weights) > 50
         assert "points lost" in capsys.readouterr().err
         assert project.status("quantize")[-1]["status"] == "SUCCESS"
 
@@ -143,7 +145,9 @@ class TestFields:
         assert quantize(f"layers=[{{module_name: Conv2d, {INT8}}}, {linear}, {score}]", STATIC, "score_images=0") == 0
         rows = report(project)
         assert formats(project) == {("int8", "int8"), ("int8", None)}
-        assert all(("/Conv" in name) == (row["activations"] == "int8") for name, row in rows["layers"].items())
+        for name, row in rows["layers"].items():
+            is_convolution = "/Conv" in name and "/value_proj" not in name  # that one is a linear layer of the maps
+            assert is_convolution == (row["activations"] == "int8"), name
         assert rows["skipped"] and all("score_head" in name for name in rows["skipped"])
 
     def test_formats_may_be_mixed(self, quantize, project):

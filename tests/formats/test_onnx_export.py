@@ -14,6 +14,7 @@ from rtdetr_tool.errors import UserError
 from rtdetr_tool.formats.comparison import compare_predictions
 from rtdetr_tool.formats.export_model import ExportModel, pixel_detections
 from rtdetr_tool.formats.onnx.export import export_graph, opset_of
+from rtdetr_tool.formats.precision.modules import matches
 from rtdetr_tool.ops.structures import Predictions
 
 SIZE = (64, 96)
@@ -67,10 +68,31 @@ def test_a_dynamic_axis_is_called_batch_everywhere(export_model):
     assert [axis.dim_value for axis in values["pred_logits"]][1:] == [20, 3]
 
 
+def test_values_of_deformable_attention_are_convolutions_of_the_maps(export_model):
+    """As linear layers of tokens, each decoder layer would copy all tokens to maps for GridSample."""
+    graph = export_graph(export_model, SIZE, batch=1, opset=17).graph
+    producer = {name: node for node in graph.node for name in node.output}
+    sampled = [node for node in graph.node if node.op_type == "GridSample"]
+    assert sampled
+    for node in sampled:
+        reshape = producer[node.input[0]]
+        assert reshape.op_type == "Reshape" and producer[reshape.input[0]].op_type == "Conv"
+    projections = [producer[producer[node.input[0]].input[0]] for node in sampled]
+    layers = {node.name.split("/cross_attn")[0] for node in sampled}
+    assert len({node.input[1] for node in projections}) == len(layers) > 1, "the levels of a layer share its weights"
+    assert len(projections) > len(layers)
+    for node in projections:  # as rules of precision name them
+        module = node.name.split("/cross_attn")[0].rsplit("/", 1)[1]
+        assert matches(f"decoder.decoder.{module}.cross_attn.value_proj", node) and matches("Linear", node)
+        assert not matches("Conv2d", node)
+
+
 def test_training_branches_and_repvgg_branches_are_gone(detector, export_model):
     graph = export_graph(export_model, SIZE, batch=1, opset=17)
     assert not any(node.op_type == "BatchNormalization" for node in graph.graph.node)
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in detector.deploy().modules())
+    deployed = detector.deploy()
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in deployed.modules())
+    convolutions += len(deployed.decoder.input_proj) * len(deployed.decoder.decoder.layers)  # projections of values
     assert sum(node.op_type == "Conv" for node in graph.graph.node) == convolutions
 
 

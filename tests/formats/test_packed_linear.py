@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rtdetr_tool.formats.torch.packed_linear import PackedLinear, pack_linears
+from rtdetr_tool.ops.layers import PointwiseLinear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -24,9 +25,10 @@ def test_every_shape_gives_the_numbers_of_a_linear_layer(shape, bias):
 def test_layers_that_others_read_or_that_have_another_format_stay():
     network = nn.ModuleDict(
         {"plain": nn.Linear(8, 8), "attention": nn.MultiheadAttention(8, 2), "narrow": nn.Linear(8, 8).bfloat16()}
+        | {"pointwise": PointwiseLinear(8, 8)}
     )
     pack_linears(network)
-    assert isinstance(network["plain"], PackedLinear)
+    assert isinstance(network["plain"], PackedLinear) and isinstance(network["pointwise"], PackedLinear)
     assert isinstance(network["attention"].out_proj, nn.Linear)  # its weight is used by a fused function
     assert isinstance(network["narrow"], nn.Linear)
 

@@ -9,6 +9,7 @@ from torch import nn
 from rtdetr_tool.families.rtdetr.model.decoder import RTDETRDecoder
 from rtdetr_tool.models.decoder_layer import DeformableAttention
 from rtdetr_tool.models.query_selection import build_anchors
+from rtdetr_tool.ops.deformable import flatten_levels
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_an_edge_anchor_that_is_selected_gives_finite_outputs_and_gradients():
 def test_queries_are_the_tokens_with_the_best_class_logit(decoder):
     maps = [torch.randn(2, 16, 4, 4), torch.randn(2, 16, 2, 2)]
     result = decoder.eval()(maps)
-    memory, shapes = decoder._flatten(decoder._project(maps))
+    memory, shapes = flatten_levels(decoder._project(maps))
     _, valid = build_anchors(shapes)
     scores = decoder.enc_score_head(decoder.enc_output(memory * valid)).amax(-1)
     content, _, logits, _ = decoder._select_queries(memory, shapes)

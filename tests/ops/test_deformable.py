@@ -10,6 +10,7 @@ from rtdetr_tool.ops.deformable import (
     pixel_index,
     sample_by_bags,
     sample_by_grid,
+    sample_maps,
 )
 
 SHAPES = [(6, 9), (3, 5), (2, 1)]
@@ -59,6 +60,14 @@ def test_samples_are_those_of_the_definition(sample):
     expected = by_hand(value.double(), locations.double(), weights.double(), bilinear)
     actual = sample(value, SHAPES, locations, weights, POINTS)
     torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_maps_are_sampled_as_their_tokens_are():
+    value, locations, weights = (x.float() for x in make_inputs())
+    levels = value.split([height * width for height, width in SHAPES], dim=1)
+    maps = [level.permute(0, 2, 3, 1).reshape(6, 4, *shape) for level, shape in zip(levels, SHAPES, strict=True)]
+    expected = sample_by_bags(value, SHAPES, locations, weights, POINTS)
+    torch.testing.assert_close(sample_maps(maps, locations, weights, POINTS), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sample", [bags_of_pixels, gather_pixels])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from onnx import NodeProto
 
 CLASSES = {"Conv": "Conv2d", "MatMul": "Linear", "Gemm": "Linear"}
+ON_MAPS = "value_proj"  # a linear layer whose nodes are convolutions (`ops.layers.PointwiseLinear`)
 ROOTS = ("", "model.", "model.model.")  # paths in our networks, and as TAO's modules have them
 
 
@@ -25,10 +27,23 @@ def module_path(node_name: str) -> str:
     return ".".join(parts).removeprefix("detector.")
 
 
+def class_of(node: NodeProto) -> str:
+    """The class of the node's module; for other operators than layers the operator."""
+    if node.op_type == "Conv" and _first_call(module_path(node.name)).endswith(f".{ON_MAPS}"):
+        return CLASSES["MatMul"]
+    return CLASSES.get(node.op_type, node.op_type)
+
+
+def _first_call(path: str) -> str:
+    """The exporter names the second call of a module `name_1`."""
+    return re.sub(r"_\d+(?=\.|$)", "", path)
+
+
 def matches(pattern: str, node: NodeProto) -> bool:
     """Whether a pattern (`*`, `?`) matches the path of the node's module, its class, or the node's own name."""
     path = module_path(node.name)
-    names = [node.name, CLASSES.get(node.op_type, node.op_type), *(root + path for root in ROOTS if path)]
+    paths = dict.fromkeys((path, _first_call(path)))
+    names = [node.name, class_of(node), *(root + each for each in paths for root in ROOTS if each)]
     return any(fnmatchcase(name, pattern) for name in names)
 
 

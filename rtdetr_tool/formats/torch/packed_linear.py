@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.ops.layers import PointwiseLinear
+
 
 class PackedLinear(nn.Module):
     """x [..., inputs] float32 -> [..., outputs]; from a trained `nn.Linear` in float32 on the CPU."""
@@ -30,6 +32,8 @@ def pack_linears(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if (
-                type(child) is nn.Linear and child.weight.dtype == torch.float32
+                isinstance(child, nn.Linear)
+                and type(child) in (nn.Linear, PointwiseLinear)
+                and child.weight.dtype == torch.float32
             ):  # a module may access the weights of a subclass
                 setattr(parent, name, PackedLinear(child))

@@ -22,7 +22,7 @@ from rtdetr_tool.families.dfine.model.predictions import DFINEDenoising, DFINEPr
 from rtdetr_tool.models.first_layers import FirstLayers
 from rtdetr_tool.models.query_selection import QuerySelection, SelectedQueries
 from rtdetr_tool.ops.boxes import inverse_sigmoid
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.precision import at_least_float32
 from rtdetr_tool.ops.structures import Predictions, Target
@@ -68,7 +68,7 @@ class RefiningDecoder(FirstLayers):
         self,
         content: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        memory: Memory,
         shapes: Shapes,
         score_heads: nn.ModuleList,
         box_heads: nn.ModuleList,
@@ -88,6 +88,7 @@ class RefiningDecoder(FirstLayers):
             position = query_pos_head(reference.to(dtype)).clamp(-10, 10)
             if self.widths[index] != position.shape[-1]:
                 position = _widen(position, self.widths[index])
+                assert isinstance(memory, Tensor)  # wide layers only run in training
                 memory = _widen(memory, self.widths[index])
                 content = _widen(content, self.widths[index])
                 before = content.detach()

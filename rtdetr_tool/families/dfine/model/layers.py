@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rtdetr_tool.models.decoder_layer import DeformableAttention
 from rtdetr_tool.ops.attention import SelfAttention
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes
 from rtdetr_tool.ops.layers import MLP
 
 _LQE_TOP, _LQE_WIDTH = 4, 64  # largest probabilities of an edge, and the width of the network that reads them
@@ -55,7 +55,7 @@ class DFINELayer(nn.Module):
         self,
         content: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        memory: Memory,
         shapes: Shapes,
         position: Tensor,
         attention_mask: Tensor | None,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rtdetr_tool.families.rfdetr.model.layers import GroupDecoderLayer, merge_groups
 from rtdetr_tool.families.rfdetr.model.queries import QuerySelection, Selected, refine
 from rtdetr_tool.models.decoder_layer import DeformableAttention
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes, flatten_levels, memory_of
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.position import sine_of_boxes
 from rtdetr_tool.ops.structures import Predictions, TrainingPredictions
@@ -129,10 +129,10 @@ class RFDETRDecoder(QuerySelection):
 
     def forward(self, maps: Sequence[Tensor], attended: Sequence[Tensor] | None = None) -> Decoded:
         """maps [B, D, h, w], one per level; `attended` are those that the layers attend to, if others."""
-        memory, shapes = flatten_levels(maps)
-        selected = self.select(memory, shapes, self.num_queries)
+        tokens, shapes = flatten_levels(maps)
+        selected = self.select(tokens, shapes, self.num_queries)
         content, reference = self._queries(selected)
-        memory = memory if attended is None else flatten_levels(attended)[0]
+        memory = memory_of(maps, tokens) if attended is None else memory_of(attended, flatten_levels(attended)[0])
         hidden, references = self._decode(content, reference, memory, shapes)
         return Decoded(self._predict(hidden, references, selected), hidden, merge_groups(selected.tokens))
 
@@ -156,7 +156,7 @@ class RFDETRDecoder(QuerySelection):
         return rows if self.num_queries == self._all_queries else rows[:, : self.num_queries]
 
     def _decode(
-        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes
+        self, content: Tensor, reference: Tensor, memory: Memory, shapes: Shapes
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Normalized content and reference of each layer; at inference of the last one only."""
         groups = self.groups if self.training else 1
@@ -201,12 +201,6 @@ class RFDETRDecoder(QuerySelection):
 
     def _boxes(self, values: Tensor) -> Tensor:
         return values if self.bbox_reparam else values.sigmoid()
-
-
-def flatten_levels(maps: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
-    """Levels [B, D, h, w] as tokens [B, S, D], and the (h, w) of each."""
-    shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in maps]
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), shapes
 
 
 def _group_of(name: str, prefix: str) -> int:

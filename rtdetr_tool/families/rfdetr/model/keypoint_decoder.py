@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder, flatten_levels
+from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder
 from rtdetr_tool.families.rfdetr.model.keypoint_layers import (
     KeypointContext,
     KeypointDecoderLayer,
@@ -29,6 +29,7 @@ from rtdetr_tool.families.rfdetr.model.keypoint_layers import (
 )
 from rtdetr_tool.families.rfdetr.model.layers import merge_groups
 from rtdetr_tool.families.rfdetr.model.queries import Selected, mlp_per_group
+from rtdetr_tool.ops.deformable import flatten_levels
 from rtdetr_tool.ops.layers import MLP, modules_of_type
 from rtdetr_tool.ops.structures import KEYPOINT_CHANNELS, KeypointPredictions, Predictions, TrainingPredictions
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from rtdetr_tool.models.decoder_layer import DecoderLayerBase
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes
 
 
 class GroupDecoderLayer(DecoderLayerBase):
     """RT-DETR's decoder layer in which queries only attend to their own group; content [B, G * Q, D]."""
 
     def forward(
-        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, position: Tensor, groups: int
+        self, content: Tensor, reference: Tensor, memory: Memory, shapes: Shapes, position: Tensor, groups: int
     ) -> Tensor:
         attended = self.self_attn(split_groups(content + position, groups), split_groups(content, groups))
         return self.update(content, attended.reshape(content.shape), reference, memory, shapes, position)

@@ -18,7 +18,7 @@ from rtdetr_tool.models.decoder_layer import DecoderLayer, DeformableAttention, 
 from rtdetr_tool.models.first_layers import FirstLayers
 from rtdetr_tool.models.query_selection import QuerySelection
 from rtdetr_tool.ops.boxes import inverse_sigmoid
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes
 from rtdetr_tool.ops.layers import MLP
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -110,7 +110,7 @@ class TransformerDecoder(FirstLayers):
         self,
         content: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        memory: Memory,
         shapes: Shapes,
         score_heads: nn.ModuleList,
         box_heads: nn.ModuleList,
@@ -144,7 +144,7 @@ class TransformerDecoder(FirstLayers):
         index: int,
         content: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        memory: Memory,
         shapes: Shapes,
         query_pos_head: nn.Module,
         attention_mask: Tensor | None,

@@ -27,7 +27,7 @@ from rtdetr_tool.families.rtdetr.model.radio import RadioOutput, RadioViT, radio
 from rtdetr_tool.models.backbones.base import ImageBackbone
 from rtdetr_tool.models.decoder_layer import DecoderLayer
 from rtdetr_tool.models.hybrid_encoder import EncoderOutput, HybridEncoder
-from rtdetr_tool.ops.deformable import Shapes
+from rtdetr_tool.ops.deformable import Memory, Shapes
 from rtdetr_tool.ops.layers import modules_of_type
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -158,7 +158,7 @@ class ImageQueryDecoder(TransformerDecoder):
         index: int,
         content: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        memory: Memory,
         shapes: Shapes,
         query_pos_head: nn.Module,
         attention_mask: Tensor | None,
