@@ -1,78 +1,95 @@
-"""Time a training step and eager inference of our RT-DETR R18 and transformers', alternately in one process.
+"""Compare RT-DETR R18 with transformers and the official code: inference in every runtime, training step, peak memory.
 
-    python scripts/bench_peers.py [--steps 5] [--size 640] [--batch 4] [--autocast bf16] [--threads 1 --cpu-time]
+    python scripts/bench_peers.py --threads 1 --cpu-time [--only inference step memory] [--official RT-DETR]
+        [--precisions fp32 bf16] [--rounds 7] [--size 640] [--batch 4]
 
-Both have the same weights, input, targets, number of queries, denoising queries and classes, trained backbone norms,
-no activation checkpointing, and fused AdamW with gradient clipping. Ours runs as in our trainer, in channels_last. A
-training step is forward, loss, backward, clipping and optimizer step; inference is one image through the eager network,
-ours as it was trained, and as our `evaluate` and `inference` run it (`TorchRuntime`).
+All sides run alternately in one process. The network is the official R18 (3 decoder layers, expansion 0.5); ours and
+transformers' have the same perturbed random weights, because onnxruntime shares the work of layers that are copies of
+each other. A training step is forward, loss, backward, clipping and fused AdamW, with trained norms and without
+activation checkpointing; ours in channels_last as in our trainer, the official one with bf16 too. Inference is one
+image through the network, ours as in `evaluate` and `inference`. `--official` is a checkout of lyuwenyu/RT-DETR.
+Memory is measured in a process of its own per side.
 
-Absolute times depend on the machine and its load; compare the ratio of the medians (ours / transformers).
+Absolute times depend on the machine and its load; compare the ratios, medians of the ratios of all rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import copy
+import json
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import onnx
+import onnxruntime
 import torch
+from bench_gpu_peers import labels_of, official_peer
+from bench_timing import Clock, Run, alternate, machine, peak_memory, ratio
 from torch import Tensor, nn
 
 from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
-from rtdetr_tool.formats.torch.runtime import TorchRuntime
+from rtdetr_tool.formats.export_model import ExportModel
+from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec.model import ModelSpec
 
-CLASSES = 80
+CLASSES, QUERIES = 80, 300
+SPEC = ModelSpec(backbone="resnet_18d", dec_layers=3, expansion=0.5)
+OURS, TRANSFORMERS, OFFICIAL = "ours", "transformers", "official"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=5, help="timed alternations (default 5)")
+    works = ("inference", "step", "memory")
+    parser.add_argument("--only", nargs="*", choices=works, default=works)
+    parser.add_argument("--official", type=Path, help="a checkout of the official RT-DETR (lyuwenyu/RT-DETR)")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
+    parser.add_argument("--rounds", "--steps", type=int, default=5, help="timed rounds (default 5)")
     parser.add_argument("--size", type=int, default=640, help="side of the images (default 640)")
     parser.add_argument("--batch", type=int, default=4, help="images of a training step (default 4)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's default)")
+    parser.add_argument("--threads", type=int, help="threads (default: torch's default)")
     parser.add_argument(
         "--cpu-time", action="store_true", help="measure CPU time instead of wall time (for a busy machine)"
     )
-    parser.add_argument("--autocast", choices=("bf16",), help="mixed precision for both")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
-
-    def autocast() -> AbstractContextManager:
-        return torch.autocast("cpu", torch.bfloat16) if options.autocast else nullcontext()
-
-    torch.manual_seed(0)
-    reference, ours = build_reference(), build_detector(ModelSpec(backbone="resnet_18d"), CLASSES)
-    criterion = build_criterion(ModelSpec())
-    ours.load_state_dict(from_transformers(reference.state_dict()))
-    ours.to(memory_format=torch.channels_last)
-
-    images = torch.rand(options.batch, 3, options.size, options.size)
-    targets = draw_targets(options.batch)
-    precision = options.autocast or "fp32"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.size} px, {precision}")
-    image = images[:1]
-    for name, network in (("unfused", ours), ("runtime", TorchRuntime(ours, None).detector)):
-        runs = inference_steps(network, reference, image, autocast)
-        report(f"inference, batch 1, {name}", clock, options.steps, *runs)
-    report(
-        f"training step, batch {options.batch}",
-        clock,
-        options.steps,
-        *training_steps(ours, criterion, reference, images, targets, autocast),
-    )
+    if options.memory_of:
+        build, targets = training_sides(options)[options.memory_of], draw_targets(options.batch)
+        print(json.dumps(memory_of(build, targets, options)))
+        return
+    print(machine("onnxruntime", "openvino", "transformers"))
+    for precision in options.precisions:
+        if "inference" in options.only and precision == options.precisions[0]:
+            with tempfile.TemporaryDirectory() as folder:
+                sides = inference_sides(options, Path(folder))
+                report("inference, batch 1", sides, options.rounds, clock)
+        if "step" in options.only:
+            targets = draw_targets(options.batch)
+            sides = {
+                name: build(precision, draw_images(options), targets) for name, build in training_sides(options).items()
+            }
+            report(f"training step, batch {options.batch}, {precision}", sides, options.rounds, clock)
+            del sides
+        if "memory" in options.only:
+            report_memory(precision, options)
 
 
 def build_reference() -> nn.Module:
-    """transformers' R18 with random weights; its initial norms are near zero, with which all queries would tie."""
+    """transformers' R18 with random weights, perturbed, and norms of 1: near zero, all queries would tie."""
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
     backbone = RTDetrResNetConfig(
@@ -86,44 +103,70 @@ def build_reference() -> nn.Module:
         encoder_in_channels=[128, 256, 512],
         num_labels=CLASSES,
         freeze_backbone_batch_norms=False,
+        decoder_layers=SPEC.dec_layers,
+        hidden_expansion=SPEC.expansion,
     )
+    torch.manual_seed(0)
     model = RTDetrForObjectDetection(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
+    return perturb(model)
+
+
+@torch.no_grad()
+def perturb(model: nn.Module) -> nn.Module:
+    """Layers that start as copies of each other differ afterwards, as those of a trained model do."""
+    for weight in model.parameters():
+        weight.add_(0.05 * weight.abs().mean().clamp(min=1e-2) * torch.randn_like(weight))
     return model
 
 
-def draw_targets(count: int, objects: int = 7) -> list[Target]:
-    """Images with `objects` random boxes each, about as many as in COCO."""
+def build_ours(reference: nn.Module) -> nn.Module:
+    ours = build_detector(SPEC, CLASSES)
+    ours.load_state_dict(from_transformers(reference.state_dict()))
+    return ours
+
+
+def draw_images(options: argparse.Namespace) -> Tensor:
+    return torch.rand(options.batch, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
+
+
+def draw_targets(count: int, objects: int = 7, classes: int = CLASSES) -> list[Target]:
+    """Images with `objects` random boxes each, by default about as many as in COCO."""
     made = []
     for index in range(count):
         boxes = torch.cat([torch.rand(objects, 2) * 0.6 + 0.2, torch.rand(objects, 2) * 0.3 + 0.05], dim=1)
-        made.append(Target(boxes, torch.randint(CLASSES, (objects,)), index, (640, 640), (640.0, 640.0)))
+        made.append(Target(boxes, torch.randint(classes, (objects,)), index, (640, 640), (640.0, 640.0)))
     return made
 
 
-def training_steps(
-    ours: nn.Module,
-    criterion: nn.Module,
-    reference: nn.Module,
-    images: Tensor,
-    targets: list[Target],
-    autocast: Callable[[], AbstractContextManager],
-) -> tuple[Callable[[], float], Callable[[], float]]:
-    """A training step of each implementation; returns the loss."""
-    ours.train()
-    reference.train()
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
-    ordered = images.contiguous(memory_format=torch.channels_last)
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    return nullcontext() if precision == "fp32" else torch.autocast("cpu", DTYPES[precision])
 
-    def our_loss() -> Tensor:
-        return criterion(ours(ordered, targets), targets)["loss"]
 
-    def reference_loss() -> Tensor:
-        return reference(images, labels=labels).loss
+def training_sides(options: argparse.Namespace) -> dict[str, Callable[[str, Tensor, list[Target]], Run]]:
+    """Builders of the training step of each implementation, from precision, images and targets."""
 
-    return step_of(ours, our_loss, autocast), step_of(reference, reference_loss, autocast)
+    def our_step(precision: str, images: Tensor, targets: list[Target]) -> Run:
+        ours, criterion = build_ours(build_reference()), build_criterion(SPEC)
+        ours.to(memory_format=torch.channels_last).train()
+        ordered = images.contiguous(memory_format=torch.channels_last)
+        return step_of(ours, lambda: criterion(ours(ordered, targets), targets)["loss"], partial(autocast, precision))
+
+    def transformers_step(precision: str, images: Tensor, targets: list[Target]) -> Run:
+        network, labels = build_reference().train(), labels_of(targets, "class_labels")
+        return step_of(network, lambda: network(images, labels=labels).loss, partial(autocast, precision))
+
+    def official_step(precision: str, images: Tensor, targets: list[Target]) -> Run:
+        peer = official_peer("r18", options.official, torch.device("cpu"), options.size, QUERIES)
+        if precision == "bf16":
+            peer.network.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        return step_of(peer.network, lambda: peer.loss(images, targets), partial(autocast, precision))
+
+    sides = {OURS: our_step, TRANSFORMERS: transformers_step}
+    return sides | ({OFFICIAL: official_step} if options.official else {})
 
 
 def step_of(
@@ -148,50 +191,126 @@ def step_of(
     return step
 
 
-def inference_steps(
-    ours: nn.Module, reference: nn.Module, image: Tensor, autocast: Callable[[], AbstractContextManager]
-) -> tuple[Callable[[], float], Callable[[], float]]:
-    """A forward pass of each implementation; returns the sum of the scores."""
-    ours.eval()
-    reference.eval()
-    ordered = image.contiguous(memory_format=torch.channels_last)
+def inference_sides(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
+    """One image through each network in each runtime; returns the sum of the scores."""
+    image, reference = draw_images(options)[:1], build_reference().eval()
+    ours, networks = build_ours(reference), {TRANSFORMERS: HuggingFaceOutputs(reference)}
+    if options.official:
+        peer = official_peer("r18", options.official, torch.device("cpu"), options.size, QUERIES)
+        networks[OFFICIAL] = OfficialOutputs(perturb(peer.predict)).eval()
+    sides: dict[str, Run] = {}
+    for precision in ("fp32", "bf16"):
+        runtime = TorchRuntime(ours, None, dtype=DTYPES[precision])
+        sides[f"{OURS}, torch {precision}"] = lambda runtime=runtime: total(runtime.predict(image).logits)
+        for name, network in networks.items():
+            sides[f"{name}, torch {precision}"] = eager(network, image, precision)
+    file = folder / "ours.onnx"
+    onnx.save(export_graph(ExportModel(ours), (options.size, options.size), 1, 17), file)
+    sides[f"{OURS}, onnxruntime"] = graph_run(file, image)
+    for precision in ("f32", "bf16"):
+        sides[f"{OURS}, OpenVINO {precision}"] = openvino_run(file, image, precision)
+    for name, network in networks.items():
+        path = folder / f"{name}.onnx"
+        torch.onnx.export(network, (image,), str(path), opset_version=17, dynamo=False)
+        sides[f"{name}, onnxruntime"] = graph_run(path, image)
+    return sides
+
+
+class HuggingFaceOutputs(nn.Module):
+    """transformers' network with logits and boxes as its outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.network(images)
+        return found.logits, found.pred_boxes
+
+
+class OfficialOutputs(HuggingFaceOutputs):
+    """The official network with the same."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.network(images)
+        return found["pred_logits"], found["pred_boxes"]
+
+
+def total(logits: Tensor) -> float:
+    return logits.float().sigmoid().sum().item()
+
+
+def eager(network: nn.Module, image: Tensor, precision: str) -> Run:
+    """A copy of the network in PyTorch; with bf16 in channels_last, which is faster."""
+    network = copy.deepcopy(network)
+    if precision == "bf16":
+        network, image = network.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def our_pass() -> float:
-        with autocast():
-            return ours(ordered).logits.float().sigmoid().sum().item()
+    def run() -> float:
+        with autocast(precision):
+            return total(network(image)[0])
 
-    @torch.inference_mode()
-    def reference_pass() -> float:
-        with autocast():
-            return reference(image).logits.float().sigmoid().sum().item()
-
-    return our_pass, reference_pass
+    return run
 
 
-def report(
-    name: str,
-    clock: Callable[[], float],
-    steps: int,
-    ours: Callable[[], float],
-    reference: Callable[[], float],
-    peer: str = "transformers",
-) -> None:
-    """Run both alternately and print medians, their ratio, and the first results of both."""
-    values = ours(), reference()  # also a warm-up
-    times: dict[str, list[float]] = {"ours": [], "reference": []}
-    for step in range(steps):
-        pair = [("ours", ours), ("reference", reference)]
-        for who, run in pair if step % 2 == 0 else reversed(pair):
-            start = clock()
-            run()
-            times[who].append(clock() - start)
-    mine, other = statistics.median(times["ours"]), statistics.median(times["reference"])
+def graph_run(file: Path, image: Tensor, logits: str | None = None) -> Run:
+    """The file in onnxruntime; `logits` is the name of the output of class logits, by default the first one."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    names = [output.name for output in session.get_outputs()]
+    index = names.index(logits) if logits else 0
+    return lambda: total(torch.from_numpy(session.run(None, feed)[index]))
+
+
+def openvino_run(file: Path, image: Tensor, precision: str, logits: str | int = 0) -> Run:
+    """The file in OpenVINO."""
+    import openvino
+
+    from rtdetr_tool.formats.openvino.runtime import compiled
+
+    request = compiled(openvino.Core().read_model(file), precision).create_infer_request()
+    return lambda: total(torch.from_numpy(request.infer({0: image.numpy()})[logits]))
+
+
+def report(title: str, sides: Mapping[str, Run], rounds: int, clock: Clock) -> None:
+    """Run all sides alternately; print medians with quartiles, and the time of each of ours relative to each peer."""
+    results = {name: run() for name, run in sides.items()}  # also a warm-up
+    times = alternate(sides, rounds, clock)
+    print(f"\n{title}")
+    for name in sides:
+        print(f"  {name:26s}{times[name]}   result {results[name]:.4f}")
+    ours = [name for name in sides if name.startswith(OURS)]
+    for peer in (name for name in sides if name not in ours):
+        ratios = {name.removeprefix(f"{OURS}, "): ratio(times[name], times[peer]) for name in ours}
+        found = [f"{name} {middle:.2f} ({low:.2f} to {high:.2f})" for name, (middle, low, high) in ratios.items()]
+        print(f"  relative to {peer}: {', '.join(found)}", flush=True)
+
+
+def memory_of(build: Callable[..., Run], targets: list[Target], options: argparse.Namespace) -> float | None:
+    """MiB that a training step needs in addition to weights, gradients and the optimizer's state."""
+    step = build(options.precisions[0], draw_images(options), targets)
+    step()
+    return peak_memory(step)
+
+
+def report_memory(precision: str, options: argparse.Namespace) -> None:
     print(
-        f"{name:30s} ours {mine * 1e3:8.1f} ms   {peer} {other * 1e3:8.1f} ms   ratio {mine / other:.2f}"
-        f"   (results {values[0]:.4f} and {values[1]:.4f})",
-        flush=True,
+        f"\npeak memory of a training step beyond weights, gradients and optimizer, batch {options.batch}, {precision}"
     )
+    common = ["--precisions", precision, "--size", str(options.size), "--batch", str(options.batch)]
+    common += ["--official", str(options.official)] if options.official else []
+    found = {}
+    for name in training_sides(options):
+        command = [sys.executable, __file__, *common, "--memory-of", name]
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(run.stdout.splitlines()[-1])
+        if found[name] is None:
+            print("  not measured: this system has no /proc/self/clear_refs")
+            return
+        print(f"  {name:28s}{found[name]:8.0f} MiB   ours {found[OURS] / found[name]:.2f} of it", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,29 @@
 """Time RF-DETR Nano against Roboflow's package, alternately in one process: inference, ONNX, a training step.
 
-    python scripts/bench_rfdetr.py [--variant nano] [--steps 5] [--batch 2] [--device cpu] [--threads 1 --cpu-time]
+    python scripts/bench_rfdetr.py --threads 1 --cpu-time [--variant nano] [--rounds 5] [--batch 2] [--device cpu]
 
-Both have the same random weights, images and targets. Inference is one image: eager, ours as in `evaluate` and
-`inference` (`TorchRuntime`), the package's as in `predict()`, plain and after `RFDETR.inference()` (traced); and the
-ONNX file of each in onnxruntime. A training step is forward, loss, backward, clipping and fused AdamW.
+Both have the same perturbed random weights, images and targets. Inference is one image: ours as in `evaluate` and
+`inference` (`TorchRuntime`), the package's as in `predict()`, plain and after `RFDETR.inference()` (traced, FP32 and
+bf16); and the ONNX file of each in onnxruntime, ours in OpenVINO too. A training step is forward, loss, backward,
+clipping and fused AdamW.
 
-Absolute times depend on the machine and its load; compare the ratio of the medians (ours / rfdetr).
+Absolute times depend on the machine and its load; compare the ratios, medians of the ratios of all rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import rfdetr
 import torch
-from bench_peers import draw_targets, report, step_of
+from bench_peers import draw_targets, graph_run, openvino_run, perturb, report, step_of, total
+from bench_timing import Run, machine
 from rfdetr.config import TrainConfig
 from rfdetr.models import build_criterion_from_config
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from rtdetr_tool.families.rfdetr.names import from_rfdetr
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.formats.export_model import ExportModel
 from rtdetr_tool.formats.onnx.export import export_graph
-from rtdetr_tool.formats.torch.runtime import TorchRuntime
+from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -40,20 +41,19 @@ from rtdetr_tool.spec.model import ModelSpec
 
 CLASSES = 90
 CLASSES_OF_RFDETR = {"nano": rfdetr.RFDETRNano, "small": rfdetr.RFDETRSmall, "medium": rfdetr.RFDETRMedium}
-Run = Callable[[], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--variant", choices=CLASSES_OF_RFDETR, default="nano")
-    parser.add_argument("--steps", type=int, default=5, help="timed alternations (default 5)")
+    parser.add_argument("--rounds", "--steps", type=int, default=5, help="timed rounds (default 5)")
     parser.add_argument("--batch", type=int, default=2, help="images of a training step (default 2)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch and onnxruntime (default: torch's default)")
     parser.add_argument(
         "--cpu-time", action="store_true", help="measure CPU time instead of wall time (for a busy machine)"
     )
-    parser.add_argument("--only", nargs="*", choices=("eager", "onnx", "step"), default=("eager", "onnx", "step"))
+    parser.add_argument("--only", nargs="*", choices=("inference", "step"), default=("inference", "step"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -62,21 +62,26 @@ def main() -> None:
     reference, ours, spec = build_pair(options.variant, options.device)
     size = spec.rfdetr.resolution or reference.model_config.resolution
     images = torch.rand(options.batch, 3, size, size, device=options.device)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}, {size} px")
-    sides = {
-        "eager": lambda: eager_inference(reference, ours, images[:1]),
-        "onnx": lambda: onnx_inference(reference, ours, images[:1].cpu()),
-        "step": lambda: {f"training step, batch {options.batch}": training_steps(reference, ours, spec, images)},
-    }
-    for name in options.only:
-        for title, (mine, other) in sides[name]().items():
-            report(title, clock, options.steps, mine, other, "rfdetr")
+    print(f"{machine('onnxruntime', 'openvino', 'rfdetr')}, {options.device}, {size} px")
+    if "inference" in options.only:
+        sides = eager_inference(reference, ours, images[:1])
+        if options.device == "cpu":
+            sides |= graph_inference(reference, ours, images[:1])
+        report("inference, batch 1", sides, options.rounds, clock)
+    if "step" in options.only:
+        report(
+            f"training step, batch {options.batch}",
+            training_steps(reference, ours, spec, images),
+            options.rounds,
+            clock,
+        )
 
 
 def build_pair(variant: str, device: str) -> tuple[rfdetr.RFDETR, nn.Module, ModelSpec]:
     torch.manual_seed(0)
     reference = CLASSES_OF_RFDETR[variant](pretrain_weights=None, device=device, num_classes=CLASSES)
     spec = ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(variant=variant))
+    perturb(reference.model.model)
     ours = build_detector(spec, CLASSES + 1)
     ours.load_state_dict(from_rfdetr(reference.model.model.state_dict()))
     reference.model.model.to(device)
@@ -89,48 +94,41 @@ def normalized(images: Tensor) -> Tensor:
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def eager_inference(reference: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
-    network, ready = reference.model.model.eval(), normalized(image)
-    runtime = TorchRuntime(ours, None, image.device)
-    reference.inference(compile=True, batch_size=1)
-    traced = reference.model.inference_model
-
-    def our_pass() -> float:
-        return runtime.predict(image).logits.sigmoid().sum().item()
-
-    @torch.inference_mode()
-    def their_pass() -> float:
-        return network(ready)["pred_logits"].sigmoid().sum().item()
-
-    @torch.inference_mode()
-    def their_traced() -> float:
-        return traced(ready)[1].sigmoid().sum().item()
-
-    return {"inference, batch 1": (our_pass, their_pass), "against traced rfdetr": (our_pass, their_traced)}
+def eager_inference(reference: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, Run]:
+    network, ready = copy.deepcopy(reference.model.model).eval(), normalized(image)
+    sides: dict[str, Run] = {}
+    for precision in ("fp32", "bf16"):
+        runtime = TorchRuntime(ours, None, image.device, DTYPES[precision])
+        sides[f"ours, torch {precision}"] = lambda runtime=runtime: total(runtime.predict(image).logits)
+        reference.inference(compile=True, batch_size=1, dtype=DTYPES[precision])
+        traced, typed = reference.model.inference_model, ready.to(DTYPES[precision])
+        sides[f"rfdetr, inference() {precision}"] = no_grad(lambda traced=traced, typed=typed: total(traced(typed)[1]))
+    sides["rfdetr, predict()"] = no_grad(lambda: total(network(ready)["pred_logits"]))
+    return sides
 
 
-def onnx_inference(reference: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, tuple[Run, Run]]:
-    size = (int(image.shape[2]), int(image.shape[3]))
+def no_grad(run: Run) -> Run:
+    def inference() -> object:
+        with torch.inference_mode():
+            return run()
+
+    return inference
+
+
+def graph_inference(reference: rfdetr.RFDETR, ours: nn.Module, image: Tensor) -> dict[str, Run]:
+    size, ready = (int(image.shape[2]), int(image.shape[3])), normalized(image)
     with tempfile.TemporaryDirectory() as folder:
         mine = Path(folder) / "ours.onnx"
-        onnx.save(export_graph(ExportModel(ours.cpu(), layout=LAYOUTS["rfdetr"]), size, 1, 17), mine)
+        onnx.save(export_graph(ExportModel(ours, layout=LAYOUTS["rfdetr"]), size, 1, 17), mine)
         other = Path(reference.export(output_dir=folder, format="onnx"))
-        sessions = [session_of(path) for path in (mine, other)]
-    ready = normalized(image).numpy()
-
-    def run_of(session: onnxruntime.InferenceSession) -> Run:
-        return lambda: torch.from_numpy(session.run(["labels"], {"input": ready})[0]).sigmoid().sum().item()
-
-    return {"ONNX Runtime, batch 1": (run_of(sessions[0]), run_of(sessions[1]))}
+        sides = {"ours, onnxruntime": graph_run(mine, ready, "labels")}
+        for precision in ("f32", "bf16"):
+            sides[f"ours, OpenVINO {precision}"] = openvino_run(mine, ready, precision, "labels")
+        sides["rfdetr, onnxruntime"] = graph_run(other, ready, "labels")
+    return sides
 
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def training_steps(reference: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, images: Tensor) -> tuple[Run, Run]:
+def training_steps(reference: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, images: Tensor) -> dict[str, Run]:
     """A training step of each implementation; returns the loss."""
     network = reference.model.model.train()
     settings = TrainConfig(dataset_dir=".", output_dir=".")
@@ -148,7 +146,7 @@ def training_steps(reference: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, i
         losses = judge(network(ready, labels), labels)
         return sum(weight * losses[name] for name, weight in judge.weight_dict.items() if name in losses)
 
-    return step_of(ours, our_loss), step_of(network, their_loss)
+    return {"ours": step_of(ours, our_loss), "rfdetr": step_of(network, their_loss)}
 
 
 if __name__ == "__main__":
