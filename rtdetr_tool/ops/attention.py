@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetr_tool.ops.onednn import linear
+
 
 class SelfAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` for queries and keys from one input and values from another, with half the kernels.
@@ -31,14 +33,14 @@ class SelfAttention(nn.MultiheadAttention):
         length, width = int(query.shape[1]), int(query.shape[2])  # constants in a trace; only the batch varies
         weight, value_weight = self.in_proj_weight.split([2 * width, width])
         bias, value_bias = self.in_proj_bias.split([2 * width, width])
-        queries, keys = F.linear(query, weight, bias).split(width, dim=-1)
-        values = F.linear(value, value_weight, value_bias)
+        queries, keys = linear(query, weight, bias).split(width, dim=-1)
+        values = linear(value, value_weight, value_bias)
         shape = (-1, length, self.num_heads, self.head_dim)
         q, k, v = (part.reshape(shape).transpose(1, 2) for part in (queries, keys, values))  # [N, H, L, D / H] each
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         joined = attended.transpose(1, 2).reshape(-1, length, width)
-        return F.linear(joined, self.out_proj.weight, self.out_proj.bias)
+        return linear(joined, self.out_proj.weight, self.out_proj.bias)
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rtdetr_tool.catalog import ACTIVATIONS
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.ops.batch_norm import FixedBatchNorm2d, fold_into, scale_and_shift
+from rtdetr_tool.ops.onednn import linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,7 +55,7 @@ class PointwiseLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
             return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class ConvNorm(nn.Module):

@@ -24,6 +24,7 @@ from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.batch_norm import count_batch, count_together
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.keypoints import check_counts
+from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions, Target
 from rtdetr_tool.spec import ExperimentSpec, ModelSpec, spec_to_dict
@@ -87,6 +88,7 @@ class DetectorModule(ScoredModule):
         detector = build_detector(spec.model, num_classes, activation_checkpoint=spec.train.activation_checkpoint)
         logger.info("%s", freeze(detector, resolved, spec))
         count_together(detector)
+        use_onednn(detector)
         self.class_map = class_map
         self._vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})

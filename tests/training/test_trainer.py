@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rtdetr_tool.errors import SpecError, UserError
+from rtdetr_tool.ops import onednn
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.datamodule import DetectionDataModule
@@ -288,3 +289,14 @@ def test_a_run_on_a_gpu_logs_one_line_about_slow_settings(make_spec, monkeypatch
     messages = [record.getMessage() for record in caplog.records if "slow down" in record.getMessage()]
     assert len(messages) == lines
     assert all("train.precision=fp32" in message and "train.preset" in message for message in messages)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_on_a_cpu_computes_its_products_with_onednn(make_spec, monkeypatch, recompute):
+    monkeypatch.setattr(onednn, "_SMALLEST", 0)
+    products = []
+    compute = onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda *args: products.append(args) or compute(*args))
+    backbone = {"model__backbone": "timm/test_convnext", "train__activation_checkpoint": recompute}
+    run(make_spec(**backbone))
+    assert products

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.ops.layers import PointwiseLinear
+from rtdetr_tool.ops.onednn import OneDNNLinear
 
 
 class PackedLinear(nn.Module):
@@ -33,7 +34,7 @@ def pack_linears(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if (
                 isinstance(child, nn.Linear)
-                and type(child) in (nn.Linear, PointwiseLinear)
+                and type(child) in (nn.Linear, OneDNNLinear, PointwiseLinear)
                 and child.weight.dtype == torch.float32
             ):  # a module may access the weights of a subclass
                 setattr(parent, name, PackedLinear(child))

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from rtdetr_tool.ops.onednn import OneDNNLinear, linear
+
 NORM_EPS = 1e-6  # of the layer norms
 
 
@@ -57,10 +59,10 @@ class Block(nn.Module):
     @torch.no_grad()
     def fold_for_inference(self) -> None:
         self.attention.fold_projections()
-        for linear, scale in ((self.attention.output, self.scale1), (self.fc2, self.scale2)):
+        for layer, scale in ((self.attention.output, self.scale1), (self.fc2, self.scale2)):
             if scale is not None:
-                linear.weight.mul_(scale[:, None])
-                linear.bias.mul_(scale)
+                layer.weight.mul_(scale[:, None])
+                layer.bias.mul_(scale)
         self.scale1 = self.scale2 = None
         self.drop_path = nn.Identity()
 
@@ -84,7 +86,7 @@ class Attention(nn.Module):
             # one product of the joined weights, whose backward pass takes a third of the kernels
             weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
             bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
-            parts = F.linear(tokens, weight, bias).chunk(3, dim=-1)
+            parts = linear(tokens, weight, bias).chunk(3, dim=-1)
         else:
             parts = (self.query(tokens), self.key(tokens), self.value(tokens))
         length, width = int(tokens.shape[1]), int(tokens.shape[2])  # constants in a trace; only the batch varies
@@ -106,4 +108,4 @@ class Attention(nn.Module):
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether only the weights of a linear layer matter: it is no adapter (LoRA), and no hook reads its output."""
-    return type(layer) is nn.Linear and not layer._forward_hooks
+    return type(layer) in (nn.Linear, OneDNNLinear) and not layer._forward_hooks

@@ -19,6 +19,7 @@ from rtdetr_tool.ops.anchors import square_anchors
 from rtdetr_tool.ops.boxes import inverse_sigmoid
 from rtdetr_tool.ops.deformable import Shapes
 from rtdetr_tool.ops.layers import MLP, modules_of_type
+from rtdetr_tool.ops.onednn import linear
 
 
 class Selected(NamedTuple):
@@ -108,7 +109,7 @@ def _per_group(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
     bias = torch.stack([layer.bias for layer in linears])
     if x.ndim == 3:
         flat = x.flatten(0, 1)  # [B * N, i]
-        together = F.linear(flat, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
+        together = linear(flat, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
         output = together.transpose(0, 1).unflatten(1, x.shape[:2])
     else:
         # weight @ x, not x @ weight: the gradients then have the weights' layout, and need no copy per group
