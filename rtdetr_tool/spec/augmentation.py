@@ -147,7 +147,8 @@ class AugmentationSpec:
     )
     no_aug_epochs: int = field(
         0,
-        "Number of last epochs in which images are only flipped, rotated by 90 degrees and resized.",
+        "Number of last epochs in which images are only flipped, rotated by 90 degrees and resized, all of them to "
+        "eval_spatial_size.",
         min=0,
         max=INF,
         origin="ours",

@@ -163,15 +163,22 @@ class DetectorModule(ScoredModule):
     def draw_pass(self, drawn: bool) -> tuple[int, int] | None:
         """Let the detector run as the sub-detector drawn for this optimizer step, or else as a whole; the size of its
         images, None for that of the batch."""
-        scales = self.spec.dataset.augmentation.multi_scales
         if self.supernet is None:
-            return draw_scale(scales, self.run_seed, self.global_step) if drawn and scales else None
+            return self._draw_scale() if drawn and self.spec.dataset.augmentation.multi_scales else None
         if not drawn:
             self.detector.run_as()
             return None
         sub = self.supernet.draw(self.run_seed, self.global_step)
         self.detector.run_as(**sub.numbers)
         return sub.size
+
+    def _draw_scale(self) -> tuple[int, int]:
+        """The size in multi-scale training; that of validation in the last epochs (`no_aug_epochs`)."""
+        augmentation = self.spec.dataset.augmentation
+        if self.current_epoch >= self.spec.train.num_epochs - augmentation.no_aug_epochs:
+            height, width = augmentation.eval_spatial_size
+            return height, width
+        return draw_scale(augmentation.multi_scales, self.run_seed, self.global_step)
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a training batch; `loss` is their sum. Distillation overrides this."""

@@ -79,7 +79,8 @@ def test_two_processes_train_like_one_with_twice_the_batch(make_spec, tmp_path):
     changes = {  # small SGD steps: AdamW turns rounding of tiny gradients into whole steps, large steps flip matches
         "train__num_epochs": 3, "train__optim__optimizer": "SGD", "train__optim__lr": 3e-3, "model__dn_number": 0,
         "train__optim__lr_backbone": 3e-3, "train__clip_grad_norm": 0.1, "train__validation_interval": 3,
-        "dataset__augmentation__multi_scales": [32, 64], "train__enable_ema": True,
+        "dataset__augmentation__multi_scales": [32, 64], "dataset__augmentation__mosaic_prob": 0.5,
+        "dataset__augmentation__mixup_prob": 0.5, "dataset__augmentation__mix_stop_epoch": 2, "train__enable_ema": True,
         "train__class_weights": {"green": 3.0},
     }  # fmt: skip
     one = make_spec(**changes, dataset__batch_size=4, train__results_dir=str(tmp_path / "one"))

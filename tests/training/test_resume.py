@@ -20,7 +20,8 @@ CHANGES = {  # four steps an epoch; all random features are on
     "dataset__batch_size": 2, "train__num_epochs": 3, "train__enable_ema": True, "train__optim__warmup_steps": 5,
     "train__optim__lr": 1e-3, "train__optim__lr_steps": [2], "dataset__augmentation__multi_scales": [32, 64],
     "dataset__augmentation__distortion_prob": 0.8, "dataset__augmentation__iou_crop_prob": 0.8,
-    "model__dropout_ratio": 0.1, "train__validation_interval": 2,
+    "dataset__augmentation__mosaic_prob": 0.5, "dataset__augmentation__mixup_prob": 0.5,
+    "dataset__augmentation__mix_stop_epoch": 2, "model__dropout_ratio": 0.1, "train__validation_interval": 2,
 }  # fmt: skip
 
 

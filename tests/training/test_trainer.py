@@ -178,6 +178,24 @@ def test_multi_scale_changes_the_size_of_whole_steps(make_spec):
     assert set(training) == {(32, 32), (64, 96), (96, 96)} and set(evaluating) == {(64, 64)}
 
 
+def test_the_last_epochs_train_at_the_size_of_validation(make_spec):
+    scales = {"multi_scales": [32, 96], "no_aug_epochs": 2, "eval_spatial_size": [64, 96]}
+    spec = make_spec(train__num_epochs=5, **{f"dataset__augmentation__{name}": value for name, value in scales.items()})
+    datamodule = DetectionDataModule(spec)
+    datamodule.setup("fit")
+    module = DetectorModule(spec, datamodule.class_map)
+    sizes: dict[int, set[tuple[int, int]]] = {}
+
+    def record(backbone, args):
+        if backbone.training:
+            sizes.setdefault(module.current_epoch, set()).add(tuple(args[0].shape[-2:]))
+
+    module.detector.backbone.register_forward_pre_hook(record)
+    build_trainer(spec).fit(module, datamodule)
+    assert set().union(*(sizes[epoch] for epoch in range(3))) == {(32, 32), (96, 96)}
+    assert sizes[3] == sizes[4] == {(64, 96)}
+
+
 def test_ema_settings_reach_the_callback(make_spec):
     spec = make_spec(
         train__enable_ema=True, train__ema__decay=0.5, train__ema__every_n_steps=3,
