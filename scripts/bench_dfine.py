@@ -19,20 +19,19 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from bench_gpu_peers import labels_of
+from bench_gpu_peers import dfine_peer, dfine_spec, labels_of
 from bench_peers import CLASSES, draw_targets, step_of
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import DFINE_VARIANTS
 from rtdetr_tool.families.dfine.build import build_criterion, build_detector
-from rtdetr_tool.families.dfine.spec import resolve_dfine
-from rtdetr_tool.families.dfine.transformers_config import config_for
 from rtdetr_tool.families.dfine.transformers_names import from_transformers
 from rtdetr_tool.formats.torch.runtime import TorchRuntime
 from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.structures import Target
-from rtdetr_tool.spec import ModelSpec, spec_from_dict, spec_to_dict
+from rtdetr_tool.spec import ModelSpec
 
+QUERIES = 300
 OURS, PEER = "ours", "transformers"
 Run = Callable[[], float]
 
@@ -51,8 +50,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
     print(f"D-FINE {options.variant}, {options.size} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    spec = build_spec(options.variant)
-    reference = build_reference(spec)
+    torch.manual_seed(0)
+    spec = dfine_spec(options.variant, QUERIES)
+    reference = dfine_peer(spec, torch.device("cpu")).network
     ours = build_detector(spec, CLASSES)
     ours.load_state_dict(from_transformers(reference.state_dict()))
     generator = torch.Generator().manual_seed(0)
@@ -67,25 +67,6 @@ def main() -> None:
             profile(title, sides)
         else:
             report(title, sides, options.rounds, clock)
-
-
-def build_spec(variant: str) -> ModelSpec:
-    own = {"variant": variant, "pe_order": "rows", "freeze_norm": False}
-    return spec_from_dict({"model": {"arch": "dfine", "dfine": own}}).model
-
-
-def build_reference(spec: ModelSpec) -> nn.Module:
-    """transformers' network with random weights, and norms of 1: near zero, all queries would tie."""
-    import transformers
-
-    fields = {**spec_to_dict(resolve_dfine(spec.dfine)), "freeze_norm": False}
-    torch.manual_seed(0)
-    config = config_for(fields, spec_to_dict(spec), {}, CLASSES)
-    network = transformers.DFineForObjectDetection(transformers.DFineConfig.from_dict(config))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-    return network
 
 
 def training_sides(

@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtdetr_tool.families.dfine.spec import resolve_dfine
+from rtdetr_tool.families.dfine.transformers_config import config_for
 from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.ops.structures import Target
+from rtdetr_tool.spec import ModelSpec, spec_from_dict, spec_to_dict
 
 CLASSES = 80
 OFFICIAL_CONFIGS = {"r18": "rtdetrv2_r18vd_120e_coco.yml", "r50": "rtdetrv2_r50vd_6x_coco.yml"}
@@ -59,6 +62,8 @@ def build_peers(
             peers["official"] = lambda: official_peer(model, official, device, side, queries)
         if importlib.util.find_spec("transformers"):
             peers["transformers"] = lambda: transformers_peer(model, device, queries)
+    elif model == "dfine" and importlib.util.find_spec("transformers"):
+        peers["transformers"] = lambda: dfine_peer(dfine_spec("s", queries), device)
     elif model == "nano" and importlib.util.find_spec("rfdetr"):
         peers["rfdetr"] = lambda: rfdetr_peer(device, queries)
     return peers
@@ -117,6 +122,28 @@ def transformers_peer(model: str, device: torch.device, queries: int) -> Peer:
     )  # fmt: skip
     network = transformers.RTDetrV2ForObjectDetection(config)
     for module in network.modules():  # its initial norms are near zero, with which all queries would tie
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    network = network.to(device).train()
+    deployed = copy.deepcopy(network).eval()
+    return Peer(
+        network, lambda images, targets: network(images, labels=labels_of(targets, "class_labels")).loss, deployed
+    )
+
+
+def dfine_spec(variant: str, queries: int) -> ModelSpec:
+    own = {"variant": variant, "num_queries": queries, "pe_order": "rows", "freeze_norm": False}
+    return spec_from_dict({"model": {"arch": "dfine", "dfine": own, "num_select": queries}}).model
+
+
+def dfine_peer(spec: ModelSpec, device: torch.device) -> Peer:
+    """transformers' D-FINE with the architecture of a spec and random weights."""
+    import transformers
+
+    fields = {**spec_to_dict(resolve_dfine(spec.dfine)), "freeze_norm": False}
+    config = config_for(fields, spec_to_dict(spec), {}, CLASSES)
+    network = transformers.DFineForObjectDetection(transformers.DFineConfig.from_dict(config))
+    for module in network.modules():  # near zero, with which all queries would tie
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
     network = network.to(device).train()

@@ -1,6 +1,6 @@
 """Count kernel launches, waits and bytes of a training step, ours next to the other implementations, without a GPU.
 
-    python scripts/count_launches.py [--models r18 r50 nano] [--batch 4] [--official CHECKOUT] [--memory]
+    python scripts/count_launches.py [--models r18 r50 nano dfine] [--batch 4] [--official CHECKOUT] [--memory]
 
 Everything runs on the pretended device of tests/gpu_budget: real values, and each operator that would launch a kernel
 is counted once. A step is transfer, forward pass, loss with matching, backward pass, clipping and fused AdamW, after a
@@ -51,6 +51,7 @@ OURS: dict[str, dict[str, Any]] = {
     "r18": {"backbone": "resnet_18d", "expansion": 0.5, "dec_layers": 3, "num_queries": QUERIES},
     "r50": {"backbone": "resnet_50d", "num_queries": QUERIES},
     "nano": {"arch": "rfdetr", "rfdetr": {"variant": "nano", "num_queries": QUERIES}},
+    "dfine": {"arch": "dfine", "dfine": {"variant": "s", "num_queries": QUERIES}},
 }
 
 
