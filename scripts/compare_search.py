@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import signal
 import subprocess
@@ -22,9 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from sample_runs import absolute, command_line, draw, merged, small_spec, write_spec
 
-ROOT = Path(__file__).parents[1]
 RANGES = {
     "train.optim.lr": {"min": 2e-5, "max": 5e-3, "log": True},
     "train.optim.lr_backbone": {"min": 2e-5, "max": 5e-3, "log": True},
@@ -36,7 +34,7 @@ RANGES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    draw(options)
+    draw(options.out / "data", train=options.images)
     rows: dict[str, dict[str, Any]] = {}
     killed = kill_and_resume(options)
     rows["TPE, ASHA pruning"] = summary(options.out / "pruned")
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=lambda path: Path(path).resolve(), help="folder to write to")
+    parser.add_argument("out", type=absolute, help="folder to write to")
     parser.add_argument("--images", type=int, default=400, help="training images (default 400)")
     parser.add_argument("--size", type=int, default=96, help="side of the network's input (default 96)")
     parser.add_argument("--backbone", default="resnet_18", help="model.backbone (default resnet_18)")
@@ -66,50 +64,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def draw(options: argparse.Namespace) -> None:
-    if not (options.out / "data" / "classmap.txt").exists():
-        program = [sys.executable, str(ROOT / "scripts" / "make_sample_dataset.py"), str(options.out / "data")]
-        counts = ["--train", str(options.images), "--val", "60", "--test", "1", "--size", "160"]
-        subprocess.run([*program, *counts], check=True)
-
-
 def spec_of(options: argparse.Namespace, trials: int, epochs: int, sampler: str, pruner: str) -> dict[str, Any]:
-    data = options.out / "data"
-    splits = {
-        split: {"image_dir": str(data / split), "json_file": str(data / "annotations" / f"instances_{split}.json")}
-        for split in ("train", "val")
-    }
-    size = [options.size, options.size]
-    return {
-        "model": {
-            "backbone": options.backbone,
-            "hidden_dim": 64,
-            "nheads": 4,
-            "feat_channels": [64, 64, 64],
-            "dim_feedforward": 128,
-            "num_queries": 30,
-            "num_select": 30,
-            "dn_number": 10,
-        },
-        "dataset": {
-            "train_data_sources": [splits["train"]],
-            "val_data_sources": splits["val"],
-            "num_classes": 5,
-            "batch_size": 8,
-            "workers": 0,
-            "cache": "ram",
-            "augmentation": {"train_spatial_size": size, "eval_spatial_size": size, "multi_scales": []},
-        },
+    spec = small_spec(options.out / "data", options.size, epochs, options.backbone)
+    del spec["train"]["optim"]["lr"], spec["train"]["optim"]["lr_backbone"]
+    changes = {
         "train": {
-            "accelerator": "cpu",
-            "num_epochs": epochs,
             "validation_interval": 1,
             "checkpoint_interval": 1,
-            "report": False,
-            "tensorboard": False,
-            "enable_ema": True,
-            "ema": {"decay": 0.99},
-            "optim": {"warmup_steps": 30, "lr_steps": [max(1, round(0.8 * epochs))]},
+            "optim": {"lr_steps": [max(1, round(0.8 * epochs))]},
         },
         "automl": {
             "trials": trials,
@@ -120,17 +82,15 @@ def spec_of(options: argparse.Namespace, trials: int, epochs: int, sampler: str,
             "workers": 1,
         },
     }
+    return merged(spec, changes)
 
 
 def automl(
     options: argparse.Namespace, folder: Path, trials: int, epochs: int, sampler: str, pruner: str
 ) -> subprocess.Popen[bytes]:
     """Start a search in a process of its own, or resume it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    spec = folder / "spec.yaml"
-    spec.write_text(yaml.safe_dump(spec_of(options, trials, epochs, sampler, pruner)), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "rtdetr_tool", "automl", "-e", str(spec), "-r", str(folder)]
+    write_spec(folder, spec_of(options, trials, epochs, sampler, pruner))
+    command, environment = command_line(folder, "automl")
     with (folder / "console.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 

@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from sample_runs import absolute, draw, merged, rtdetr, small_spec, train
 
-ROOT = Path(__file__).parents[1]
 LAYERS, QUERIES = 3, 30  # of the whole model
 CHOICES = {"decoder_layers": [1, 2], "num_queries": [15]}  # and a smaller resolution
 ALONE = {"small": (False, 1, 15), "medium": (True, 1, 30), "large": (True, 3, 30)}  # whole resolution, layers, queries
@@ -32,11 +28,11 @@ ALONE = {"small": (False, 1, 15), "medium": (True, 1, 30), "large": (True, 3, 30
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    draw(options)
+    draw(options.out / "data", train=options.images)
     supernet = {"enabled": True, "resolution": [options.small], **CHOICES}
-    seconds = {"supernet": train(options, "supernet", spec_of(options, options.size, LAYERS, QUERIES, supernet))}
+    seconds = {"supernet": wall(options, "supernet", spec_of(options, options.size, LAYERS, QUERIES, supernet))}
     for name, (whole, layers, queries) in ALONE.items():
-        seconds[name] = train(options, name, spec_of(options, side_of(options, whole), layers, queries))
+        seconds[name] = wall(options, name, spec_of(options, side_of(options, whole), layers, queries))
     grid = score_grid(options)
     rows = [compare(options, name, grid) for name in ALONE]
     content = {"seconds": seconds, "epochs": options.epochs, "alone": rows, "grid": grid["trials"],
@@ -50,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=lambda path: Path(path).resolve(), help="folder to write to")
+    parser.add_argument("out", type=absolute, help="folder to write to")
     parser.add_argument("--images", type=int, default=300, help="training images (default 300)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each run, a multiple of 3 (default 12)")
     parser.add_argument("--size", type=int, default=96, help="side of the whole model's input (default 96)")
@@ -64,78 +60,20 @@ def side_of(options: argparse.Namespace, whole: bool) -> int:
     return side
 
 
-def draw(options: argparse.Namespace) -> None:
-    if not (options.out / "data" / "classmap.txt").exists():
-        program = [sys.executable, str(ROOT / "scripts" / "make_sample_dataset.py"), str(options.out / "data")]
-        counts = ["--train", str(options.images), "--val", "60", "--test", "1", "--size", "160"]
-        subprocess.run([*program, *counts], check=True)
-
-
 def spec_of(
     options: argparse.Namespace, side: int, layers: int, queries: int, supernet: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    data, size = options.out / "data", [side, side]
-    splits = {
-        split: {"image_dir": str(data / split), "json_file": str(data / "annotations" / f"instances_{split}.json")}
-        for split in ("train", "val")
-    }
-    augmentation = {"train_spatial_size": size, "eval_spatial_size": size, "multi_scales": []}
-    return {
-        "wandb": {"enable": False},
-        "model": {
-            "backbone": options.backbone,
-            "hidden_dim": 64,
-            "nheads": 4,
-            "feat_channels": [64, 64, 64],
-            "dim_feedforward": 128,
-            "dec_layers": layers,
-            "num_queries": queries,
-            "num_select": queries,
-            "dn_number": 10,
-        },
-        "dataset": {
-            "train_data_sources": [splits["train"]],
-            "val_data_sources": splits["val"],
-            "num_classes": 5,
-            "batch_size": 8,
-            "workers": 0,
-            "cache": "ram",
-            "augmentation": augmentation,
-        },
-        "train": {
-            "accelerator": "cpu",
-            "num_epochs": options.epochs,
-            "validation_interval": options.epochs,
-            "report": False,
-            "tensorboard": False,
-            "enable_ema": True,
-            "ema": {"decay": 0.99},
-            "optim": {"lr": 1e-3, "lr_backbone": 1e-3, "warmup_steps": 30},
-            **({"supernet": supernet} if supernet else {}),
-        },
+    spec = small_spec(options.out / "data", side, options.epochs, options.backbone, layers, queries)
+    changes: dict[str, Any] = {
+        "train": {"validation_interval": options.epochs, **({"supernet": supernet} if supernet else {})},
         "benchmark": {"seconds": 2.0, "on_cpu": True, "threads": 1},
     }
+    return merged(spec, changes)
 
 
-def train(options: argparse.Namespace, name: str, spec: dict[str, Any]) -> float:
-    """Train in a process of its own, or resume it; the seconds that it took."""
-    folder = options.out / name
-    folder.mkdir(exist_ok=True)
-    (folder / "spec.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-    record = folder / "seconds.txt"
-    if not record.exists():
-        started = time.monotonic()
-        rtdetr(folder, "train")
-        record.write_text(f"{time.monotonic() - started:.0f}")
-    return float(record.read_text())
-
-
-def rtdetr(folder: Path, command: str, *overrides: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    arguments = [sys.executable, "-m", "rtdetr_tool", command, "-e", str(folder / "spec.yaml"), "-r", str(folder)]
-    with (folder / "console.txt").open("ab") as log:
-        if subprocess.run([*arguments, *overrides], stdout=log, stderr=log, env=environment).returncode:
-            sys.exit(f"{command} failed; see {folder / 'console.txt'}")
+def wall(options: argparse.Namespace, name: str, spec: dict[str, Any]) -> float:
+    """Train unless done; the seconds that it took."""
+    return train(options.out / name, spec)["wall"]
 
 
 def checkpoint_of(options: argparse.Namespace, name: str, epochs: int) -> Path:
