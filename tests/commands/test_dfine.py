@@ -69,6 +69,15 @@ def test_the_exported_graph_has_the_score_of_the_weights(project, weights):
     assert scores(project, "in_onnx", f"evaluate.checkpoint={graph}") == pytest.approx(in_torch, abs=1e-6)
 
 
+def test_the_openvino_file_has_the_score_of_the_weights(project, weights):
+    pytest.importorskip("openvino")
+    file = project.folder / "dfine.xml"
+    arguments = [f"export.checkpoint={weights}", f"export.onnx_file={file}", "export.format=openvino"]
+    assert project.run("export", *arguments) == 0
+    in_torch = scores(project, "in_torch", f"evaluate.checkpoint={weights}")
+    assert scores(project, "in_openvino", f"evaluate.checkpoint={file}") == pytest.approx(in_torch, abs=1e-6)
+
+
 def test_it_detects_objects_in_a_folder(project, weights):
     assert project.run("inference", f"inference.checkpoint={weights}") == 0
 

@@ -27,7 +27,8 @@ def bin_offsets(reg_max: int, reg_scale: float, device: torch.device | None = No
 def mean_offsets(corners: Tensor, offsets: Tensor) -> Tensor:
     """Mean offset of each edge, [..., 4], from logits [..., 4 * (R + 1)] of the left, top, right and bottom edge."""
     share = corners.unflatten(-1, (4, -1)).softmax(-1)
-    mean: Tensor = share @ offsets.to(share.dtype)
+    column = offsets.to(share.dtype)[:, None]  # OpenVINO 2026.4 cannot compile a vector here
+    mean: Tensor = (share @ column).squeeze(-1)
     return mean
 
 
