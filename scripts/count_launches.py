@@ -67,6 +67,8 @@ def main() -> None:
     torch.set_flush_denormal(True)  # random weights of the other implementations can make values that are slow to add
     if importlib.util.find_spec("torch_linear_assignment") is None:
         sys.modules["torch_linear_assignment"] = assignments_on_host()
+    if "dfine" in options.models and importlib.util.find_spec("transformers"):
+        move_dfine_loss()
     print("| | training step | optimizer | waits | inference | " + ("MiB per image |" if options.memory else ""))
     print("|---|---|---|---|---|" + ("---|" if options.memory else ""))
     for model in options.models:
@@ -109,6 +111,17 @@ def count_ours(model: str, side: int, batch: int) -> tuple[int, int, int, int]:
         cost = module.train()
         network = module.runtime.detector.eval()
         return cost.kernels, cost.optimizer, cost.number_of(*WAITS), count_inference(device, network, side)
+
+
+def move_dfine_loss() -> None:
+    """Let the pretended device see how transformers moves the loss of D-FINE, which it creates in each step."""
+    from transformers.loss.loss_d_fine import DFineLoss
+
+    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        pretended.to_cuda(self)
+        return self
+
+    DFineLoss.to = to
 
 
 def count_peer(peer: Peer, side: int, batch: int) -> tuple[int, int, int, int]:
