@@ -110,7 +110,8 @@ def without(monkeypatch, *packages: str) -> None:
     """Pretend that these are not installed."""
     from importlib.util import find_spec
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name in packages else find_spec(name))
+    spec = "rtdetr_tool.formats.table.find_spec"
+    monkeypatch.setattr(spec, lambda name, *rest: None if name in packages else find_spec(name))
 
 
 def test_a_missing_converter_is_named_with_the_pip_command(shared, capsys, monkeypatch):

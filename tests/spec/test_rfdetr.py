@@ -36,7 +36,6 @@ def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s
         ("model.rfdetr.sa_nheads=5", "a divisor of model.rfdetr.hidden_dim, which is 256"),
         ("model.rfdetr.hidden_dim=100", "model.rfdetr.sa_nheads: 8 is invalid"),
         ("model.rfdetr.variant=tiny", "nano, small, medium, base, large, large_2025, xlarge, 2xlarge"),
-        ("evaluate.input_width=400 evaluate.input_height=384", "evaluate.input_width: 400 is invalid"),
         ("dataset.augmentation.eval_spatial_size=[40,64]", "each a multiple of 32, nearest: 32 or 64 x 64"),
         ("dataset.augmentation.multi_scales=[100]", "multiples of 32, nearest: 96 or 128"),
     ],
