@@ -109,6 +109,7 @@ def test_fewer_queries_score_as_evaluate_does_with_them(project, in_process):
     ],
     ids=["dfine", "rfdetr"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_other_families_are_measured_with_fewer_layers_and_queries_too(model, project, in_process):
     project.spec["model"] = {**model, "num_select": 8}
     project.write()
@@ -121,6 +122,7 @@ def test_other_families_are_measured_with_fewer_layers_and_queries_too(model, pr
 
 
 @pytest.mark.parametrize("field", ["decoder_layers", "num_queries"])
+@pytest.mark.slow
 def test_a_reduction_is_refused_where_it_would_have_no_effect(field, project, in_process, capsys):
     checkpoint, file = project.checkpoint(), project.folder / "model.onnx"
     assert project.run("benchmark", f"benchmark.checkpoint={checkpoint}", f"benchmark.{field}=[9]", *FAST) == 2

@@ -147,6 +147,7 @@ def test_unset_freeze_norm_follows_the_recipe_of_the_backbone(backbone, frozen):
 
 
 @pytest.mark.parametrize("size", [(64, 128), (160, 96)])
+@pytest.mark.slow
 def test_a_transformers_detector_predicts_the_same_on_non_square_inputs(saved, tmp_path, size):
     model, folder = saved
     ours, back = tmp_path / "ours.pth", tmp_path / "back"
@@ -370,6 +371,7 @@ def test_inference_accepts_a_directory_of_transformers(saved, project):
 
 
 @pytest.mark.parametrize("saved", [2], indirect=True)
+@pytest.mark.slow
 def test_export_accepts_a_directory_of_transformers(saved, project):
     del project.spec["model"], project.spec["dataset"]["num_classes"], project.spec["dataset"]["augmentation"]
     project.write()

@@ -33,7 +33,7 @@ def assert_same(graph: onnx.ModelProto, model: ExportModel, images: torch.Tensor
     assert difference.within(1e-4), difference
 
 
-@pytest.mark.parametrize("opset", [12, 17, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (16, 22))])
+@pytest.mark.parametrize("opset", [17, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (12, 16, 22))])
 def test_the_graph_has_the_operator_set_asked_for_and_finds_what_torch_finds(opset, export_model):
     graph = export_graph(export_model, SIZE, batch=None, opset=opset)
     assert opset_of(graph) == opset
@@ -52,6 +52,7 @@ def test_so_do_all_other_operator_sets(opset, export_model):
     assert_same(graph, export_model, torch.rand(3, 3, *SIZE))
 
 
+@pytest.mark.slow
 def test_a_static_graph_has_its_batch_in_every_shape(export_model):
     graph = export_graph(export_model, SIZE, batch=2, opset=17)
     for value in (*graph.graph.input, *graph.graph.output):
@@ -139,6 +140,7 @@ def test_an_operator_that_cannot_be_exported_is_an_error_of_one_line(export_mode
 
 
 @pytest.mark.parametrize("opset", [17, pytest.param(22, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_model_with_more_weights_than_protobuf_takes_is_simplified_without_them(export_model, monkeypatch, opset):
     usual = export_graph(export_model, SIZE, batch=None, opset=opset)
     monkeypatch.setattr("rtdetr_tool.formats.onnx.file.LARGEST_FILE", 100_000)

@@ -72,6 +72,7 @@ def test_code_written_for_the_package_s_files_finds_the_same_objects(pair, sessi
     np.testing.assert_allclose(actual.xyxy, requested.xyxy, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_file_without_decoder_gives_the_features_of_the_package_s(pair):
     reference, ours = pair
     session = session_of(ExportFeatures(ours, LAYOUTS["rfdetr"], (SIDE, SIDE)))

@@ -53,6 +53,7 @@ def test_a_hang_up_that_the_program_was_started_to_ignore_stays_ignored(trial):
 
 
 @pytest.mark.parametrize("names", ["SIGTERM SIGHUP SIGUSR1", pytest.param("SIGINT", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_signal_after_the_end_does_not_change_the_exit_code(trial, names):
     name = f"late_{names.split()[0]}"
     assert trial.run(name, late=names) == 0, trial.output(name)
