@@ -6,9 +6,9 @@
 All sides run alternately in one process. The network is the official R18 (3 decoder layers, expansion 0.5); ours and
 transformers' have the same perturbed random weights, because onnxruntime shares the work of layers that are copies of
 each other. A training step is forward, loss, backward, clipping and fused AdamW, with trained norms and without
-activation checkpointing; ours in channels_last as in our trainer, the official one with bf16 too. Inference is one
-image through the network, ours as in `evaluate` and `inference`. `--official` is a checkout of lyuwenyu/RT-DETR.
-Memory is measured in a process of its own per side.
+activation checkpointing; ours in channels_last and with oneDNN's products as in our trainer, the official one in
+channels_last with bf16. Inference is one image through the network, ours as in `evaluate` and `inference`.
+`--official` is a checkout of lyuwenyu/RT-DETR. Memory is measured in a process of its own per side.
 
 Absolute times depend on the machine and its load; compare the ratios, medians of the ratios of all rounds.
 """
@@ -41,6 +41,7 @@ from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec.model import ModelSpec
 
@@ -151,6 +152,7 @@ def training_sides(options: argparse.Namespace) -> dict[str, Callable[[str, Tens
     def our_step(precision: str, images: Tensor, targets: list[Target]) -> Run:
         ours, criterion = build_ours(build_reference()), build_criterion(SPEC)
         ours.to(memory_format=torch.channels_last).train()
+        use_onednn(ours)
         ordered = images.contiguous(memory_format=torch.channels_last)
         return step_of(ours, lambda: criterion(ours(ordered, targets), targets)["loss"], partial(autocast, precision))
 

@@ -36,6 +36,7 @@ from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from rtdetr_tool.spec.model import ModelSpec
 
@@ -134,7 +135,7 @@ def training_steps(reference: rfdetr.RFDETR, ours: nn.Module, spec: ModelSpec, i
     settings = TrainConfig(dataset_dir=".", output_dir=".")
     judge = build_criterion_from_config(reference.model_config, settings)[0].train()
     criterion = build_criterion(spec).train()
-    ours.train()
+    use_onednn(ours.train())  # as in our trainer
     targets = [target.to(images.device) for target in draw_targets(len(images))]
     labels = [{"labels": target.labels, "boxes": target.boxes} for target in targets]
     ready = normalized(images)
