@@ -27,7 +27,7 @@ def one_thread():
 
 
 def operators_of(run) -> set[str]:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as recorded:
         run()
     return {row.key for row in recorded.key_averages()}
 
