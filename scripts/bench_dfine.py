@@ -14,13 +14,13 @@ compare the ratios, medians of the ratios of all rounds.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from bench_gpu_peers import dfine_peer, dfine_spec, labels_of
 from bench_peers import CLASSES, draw_targets, step_of
+from bench_timing import Clock, Run, alternate, machine, ratio
 from torch import Tensor, nn
 
 from rtdetr_tool.catalog import DFINE_VARIANTS
@@ -32,8 +32,8 @@ from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import ModelSpec
 
 QUERIES = 300
+STRIDES = (4, 8, 16, 32)  # of the stages of the backbone
 OURS, PEER = "ours", "transformers"
-Run = Callable[[], float]
 
 
 def main() -> None:
@@ -49,9 +49,11 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
-    print(f"D-FINE {options.variant}, {options.size} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    levels = DFINE_VARIANTS[options.variant].indices
+    queries = min(QUERIES, sum((options.size // STRIDES[level]) ** 2 for level in levels))
+    print(f"D-FINE {options.variant}, {options.size} px, {queries} queries, {machine('transformers')}")
     torch.manual_seed(0)
-    spec = dfine_spec(options.variant, QUERIES)
+    spec = dfine_spec(options.variant, queries)
     reference = dfine_peer(spec, torch.device("cpu")).network
     ours = build_detector(spec, CLASSES)
     ours.load_state_dict(from_transformers(reference.state_dict()))
@@ -96,20 +98,14 @@ def inference_sides(ours: nn.Module, reference: nn.Module, image: Tensor) -> dic
     }
 
 
-def report(title: str, sides: Mapping[str, Run], rounds: int, clock: Callable[[], float]) -> None:
-    """Run all sides alternately, and print medians and the median of the ratios to transformers in the same round."""
-    results = {name: run() for name, run in sides.items()}  # also a warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in list(sides) if number % 2 else reversed(list(sides)):
-            start = clock()
-            sides[name]()
-            seconds[name].append(clock() - start)
+def report(title: str, sides: Mapping[str, Run], rounds: int, clock: Clock) -> None:
+    """Run all sides alternately; print medians with quartiles, and ratios to transformers in the same round."""
+    results = {name: run() for name, run in sides.items()}
+    times = alternate(sides, rounds, clock)
     print(f"\n{title}")
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(times, seconds[PEER], strict=True))
-        milliseconds = statistics.median(times) * 1e3
-        print(f"  {name:20s}{milliseconds:8.1f} ms   ratio {ratio:.2f}   result {results[name]:.4f}", flush=True)
+    for name, measured in times.items():
+        middle, low, high = ratio(measured, times[PEER])
+        print(f"  {name:20s}{measured}   ratio {middle:.2f} ({low:.2f} to {high:.2f})   result {results[name]:.4f}")
 
 
 def profile(title: str, sides: Mapping[str, Run]) -> None:

@@ -7,7 +7,7 @@ fewer than 16 images. On AMD's processors oneDNN takes half the time: on one cor
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,11 @@ class OneDNNPointwiseConv(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dilation = (2, 2) if _is_trained(input) else self.dilation
         return F.conv2d(input, weight, bias, self.stride, self.padding, dilation, self.groups)
+
+
+def is_exact_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the output depends only on weight and bias, so that other code may use these; not so for LoRA adapters."""
+    return type(layer) in (nn.Linear, OneDNNLinear)
 
 
 def use_onednn(network: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_tool.ops.layers import PointwiseLinear
-from rtdetr_tool.ops.onednn import OneDNNLinear
+from rtdetr_tool.ops.onednn import is_exact_linear
 
 
 class PackedLinear(nn.Module):
@@ -32,9 +32,5 @@ def pack_linears(module: nn.Module) -> None:
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if (
-                isinstance(child, nn.Linear)
-                and type(child) in (nn.Linear, OneDNNLinear, PointwiseLinear)
-                and child.weight.dtype == torch.float32
-            ):  # a module may access the weights of a subclass
+            if (is_exact_linear(child) or isinstance(child, PointwiseLinear)) and child.weight.dtype == torch.float32:
                 setattr(parent, name, PackedLinear(child))

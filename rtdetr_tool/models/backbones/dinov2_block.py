@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from rtdetr_tool.ops.onednn import OneDNNLinear, linear
+from rtdetr_tool.ops.onednn import is_exact_linear, linear
 
 NORM_EPS = 1e-6  # of the layer norms
 
@@ -108,4 +108,4 @@ class Attention(nn.Module):
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether only the weights of a linear layer matter: it is no adapter (LoRA), and no hook reads its output."""
-    return type(layer) in (nn.Linear, OneDNNLinear) and not layer._forward_hooks
+    return is_exact_linear(layer) and not layer._forward_hooks
