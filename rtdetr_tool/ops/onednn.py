@@ -31,7 +31,7 @@ class OneDNNPointwiseConv(nn.Conv2d):
 
 
 def is_exact_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the output depends only on weight and bias, so that other code may use these; not so for LoRA adapters."""
+    """Whether the output depends only on weight and bias, so that other code may use them; not a LoRA adapter's."""
     return type(layer) in (nn.Linear, OneDNNLinear)
 
 
