@@ -16,8 +16,15 @@ from rtdetr_tool.files import sha256_of
 from rtdetr_tool.formats.comparison import Difference
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
 from rtdetr_tool.formats.graph_tensors import to_graph
-from rtdetr_tool.formats.table import Format
-from rtdetr_tool.formats.verification import FeatureDifference, Features, Reference
+from rtdetr_tool.formats.table import Format, size_of
+from rtdetr_tool.formats.verification import (
+    FeatureDifference,
+    Features,
+    Predict,
+    Reference,
+    verify_detections,
+    verify_features,
+)
 from rtdetr_tool.spec import DatasetSpec, ExportSpec
 from rtdetr_tool.version import package_version
 
@@ -58,13 +65,30 @@ class ExportRequest:
 
         return run
 
+    def verify(
+        self, file: Path, predictor: Callable[[Path], Predict], run_once: Callable[[Path, Tensor], dict[str, Tensor]]
+    ) -> Differences:
+        """Compare a written file with PyTorch: its detections, or its feature maps if it has no decoder.
+
+        Args:
+            predictor: opens a file with a decoder.
+            run_once: runs one without.
+
+        Raises:
+            RtdetrError: the differences exceed `export.tolerance`.
+        """
+        tolerance, target = self.section.tolerance, self.target
+        if self.section.backbone_only:
+            return verify_features(self.reference, self.features_of(file, run_once), tolerance, target)
+        return verify_detections(self.reference, predictor(file), tolerance, target)
+
     def report(self, file: Path, differences: Differences) -> dict[str, Any]:
-        """What `export.json` contains for every format; `file` is the verified one."""
+        """What `export.json` contains for every format; `file` is the verified one, a directory has no hash."""
         return {
             f"{self.format.name}_file": str(self.target),
             "checkpoint": self.section.checkpoint,
-            "sha256": sha256_of(file),
-            "bytes": file.stat().st_size,
+            "sha256": None if file.is_dir() else sha256_of(file),
+            "bytes": size_of(file),
             "batch": "dynamic" if self.batch is None else self.batch,
             "layout": self.section.layout,
             "input_size": list(self.size),

@@ -13,16 +13,8 @@ MIN_OPSET, MAX_OPSET = 12, 26  # of the exporter and the converter behind it
 
 @dataclass(frozen=True)
 class LowerPrecisionSpec:
-    """Precision of a file that is not FP32."""
+    """Limit on what a precision below FP32 changes."""
 
-    calibration: str | None = field(
-        None,
-        "INT8: a folder of images, or an array file (.npy) of images [N, channels, height, width] or channels last, "
-        "uint8 or float 0..1; null = images of the dataset.",
-        origin="ours",
-        path="read",
-    )
-    calibration_images: int = field(100, "INT8: maximum number of calibration images.", min=1, origin="ours")
     max_cost: float = field(
         0.1,
         "Below FP32: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
@@ -33,7 +25,21 @@ class LowerPrecisionSpec:
 
 
 @dataclass(frozen=True)
-class TfliteSpec(LowerPrecisionSpec):
+class CalibrationSpec:
+    """Images that INT8 ranges are measured on."""
+
+    calibration: str | None = field(
+        None,
+        "INT8: a folder of images, or an array file (.npy) of images [N, channels, height, width] or channels last, "
+        "uint8 or float 0..1; null = images of the dataset.",
+        origin="ours",
+        path="read",
+    )
+    calibration_images: int = field(100, "INT8: maximum number of calibration images.", min=1, origin="ours")
+
+
+@dataclass(frozen=True)
+class TfliteSpec(LowerPrecisionSpec, CalibrationSpec):
     """Precision of a TFLite file."""
 
     data_type: str = field(
@@ -46,7 +52,7 @@ class TfliteSpec(LowerPrecisionSpec):
 
 
 @dataclass(frozen=True)
-class OpenvinoSpec(LowerPrecisionSpec):
+class OpenvinoSpec(LowerPrecisionSpec, CalibrationSpec):
     """Precision of an OpenVINO file."""
 
     data_type: str = field(
@@ -59,7 +65,7 @@ class OpenvinoSpec(LowerPrecisionSpec):
 
 
 @dataclass(frozen=True)
-class ExecutorchSpec(LowerPrecisionSpec):
+class ExecutorchSpec(LowerPrecisionSpec, CalibrationSpec):
     """Precision of an ExecuTorch program."""
 
     data_type: str = field(
@@ -71,7 +77,7 @@ class ExecutorchSpec(LowerPrecisionSpec):
 
 
 @dataclass(frozen=True)
-class CoremlSpec:
+class CoremlSpec(LowerPrecisionSpec):
     """Precision of a Core ML package."""
 
     data_type: str = field(
@@ -80,30 +86,16 @@ class CoremlSpec:
         options=FORMATS["coreml"].precisions,
         origin="ours",
     )
-    max_cost: float = field(
-        0.1,
-        "FP16: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
-        min=0.0,
-        max=1.0,
-        origin="ours",
-    )
 
 
 @dataclass(frozen=True)
-class MnnSpec:
+class MnnSpec(LowerPrecisionSpec):
     """Precision of an MNN file."""
 
     data_type: str = field(
         "FP32",
         "FP16, INT8: weights with 16 or 8 bits; computed in FP32.",
         options=FORMATS["mnn"].precisions,
-        origin="ours",
-    )
-    max_cost: float = field(
-        0.1,
-        "Below FP32: maximum change of the detections compared with PyTorch; 0 = none, 1 = nothing in common.",
-        min=0.0,
-        max=1.0,
         origin="ours",
     )
 

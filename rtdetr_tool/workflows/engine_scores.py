@@ -12,10 +12,11 @@ from rtdetr_tool.data.build import build_eval_dataset, build_loader, scoring_of
 from rtdetr_tool.data.build_sources import pixel_format_of
 from rtdetr_tool.data.scoring import log_scoring
 from rtdetr_tool.errors import CheckpointError, RtdetrError
-from rtdetr_tool.formats.onnx.file import bytes_of, read
+from rtdetr_tool.formats.onnx.file import read
 from rtdetr_tool.formats.onnx.runtime import OnnxRuntime
 from rtdetr_tool.formats.opening import with_keypoints
 from rtdetr_tool.formats.precision import scoring_options
+from rtdetr_tool.formats.table import size_of
 from rtdetr_tool.metrics.build import build_evaluator
 from rtdetr_tool.ops.keypoints import check_counts
 from rtdetr_tool.status import current_status
@@ -106,7 +107,7 @@ def score_variants(variants: list[Variant], source: Source, limit: int, gate: Sc
             "other_mAP": {name: stats["AP"] for name, stats in result.by_kind.items() if name != BOXES},
             "images": times.images,
             "model_ms_per_image": 1000 * times.model / max(1, times.images),
-            "bytes": bytes_of(variant.file),
+            "bytes": size_of(variant.file),
         }
     kpi = {
         f"{name}_{variant.precision}": value

@@ -21,12 +21,12 @@ from onnx import version_converter
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.files import sha256_of
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
-from rtdetr_tool.formats.export_request import Differences, ExportRequest
-from rtdetr_tool.formats.onnx.file import attach, bytes_of, fits_one_file, parsed, replacing_onnx, weights_file_of
+from rtdetr_tool.formats.export_request import ExportRequest
+from rtdetr_tool.formats.onnx.file import attach, fits_one_file, parsed, replacing_onnx, weights_file_of
 from rtdetr_tool.formats.onnx.opset_fallbacks import fallback_operators
 from rtdetr_tool.formats.onnx.runtime import OnnxRuntime, run_once
 from rtdetr_tool.formats.precision.graph import opset_of
-from rtdetr_tool.formats.verification import verify_detections, verify_features
+from rtdetr_tool.formats.verification import Predict
 from rtdetr_tool.messages import first_line
 from rtdetr_tool.progress import Steps
 
@@ -41,36 +41,36 @@ TRACING, COMPARING = "tracing the graph", "comparing with PyTorch"
 
 def export(request: ExportRequest) -> dict[str, Any]:
     """Verify and write the ONNX file; returns the content of `export.json`."""
-    section = request.section
     with Steps("Exporting to ONNX", {TRACING: 6, COMPARING: 4}) as steps:
         steps.begin(TRACING)
-        graph = export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
+        graph = graph_of(request)
         steps.begin(COMPARING)
         return _verified(request, graph)
 
 
 def _verified(request: ExportRequest, graph: onnx.ModelProto) -> dict[str, Any]:
     """Write the graph if it agrees with PyTorch; returns the content of `export.json`."""
-    section, target = request.section, request.target
     attach(graph, request.description)
     nodes = len(graph.graph.node)
-    file = None if section.backbone_only else parsed(target, graph)
-    with replacing_onnx(target, graph) as temporary:
-        differences: Differences
-        if file is None:
-            features = request.features_of(temporary, run_once)
-            differences = verify_features(request.reference, features, section.tolerance, target)
-        else:
-            runtime = OnnxRuntime(replace(file, path=temporary), provider="cpu")
-            differences = verify_detections(request.reference, runtime.predict, section.tolerance, target)
+
+    def predictor(written: Path) -> Predict:
+        return OnnxRuntime(replace(parsed(request.target, graph), path=written), provider="cpu").predict
+
+    with replacing_onnx(request.target, graph) as temporary:
+        differences = request.verify(temporary, predictor, run_once)
         weights = weights_file_of(temporary)
         return {
             **request.report(temporary, differences),
             "weights_sha256": sha256_of(weights) if weights else None,
-            "bytes": bytes_of(temporary),
             "nodes": nodes,
-            "opset": section.opset_version,
+            "opset": request.section.opset_version,
         }
+
+
+def graph_of(request: ExportRequest) -> onnx.ModelProto:
+    """The graph of a request, for every format that is written from it."""
+    section = request.section
+    return export_graph(request.model, request.size, request.batch, section.opset_version, section.verbose)
 
 
 def export_graph(

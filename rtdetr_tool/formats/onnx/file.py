@@ -122,12 +122,6 @@ def _weights_path(path: Path) -> Path:
     return path.with_name(path.name + WEIGHTS_SUFFIX)
 
 
-def bytes_of(path: Path) -> int:
-    """Size of an ONNX file on disk, with its weights file."""
-    weights = weights_file_of(path)
-    return path.stat().st_size + (weights.stat().st_size if weights else 0)
-
-
 def interface_of(model: onnx.ModelProto, source: str | Path) -> GraphInterface:
     """Inputs and outputs of a detector's graph.
 
