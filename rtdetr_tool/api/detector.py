@@ -341,15 +341,16 @@ class Detector:
         calibration_data: Any = None,
         **keywords: Any,
     ) -> Path:
-        """Export to ONNX, or TFLite (`format="tflite"`). The file is verified against PyTorch before it is written.
+        """Export to ONNX or another `format`. The file is verified against PyTorch before it is written.
 
         Args:
             shape: (height, width) of the input; None = `input_size`.
             batch_size: batch size of the graph, unless `dynamic_batch` is set.
             output_name: file name, with or without suffix; None = the kind of detector, such as `rtdetr-resnet_50`.
-            calibration_data: images for INT8 in TFLite: a folder, an array file, or an array [N, H, W, C].
-            keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`; for TFLite
-                also `quantization` (fp32, fp16, int8) and `max_images`.
+            calibration_data: images for INT8: a folder, an array file, or an array [N, H, W, C].
+            keywords: fields of the spec's `export` section, such as `opset_version`, `notes` or `overwrite`, and of its
+                section for the format (`max_cost`); `quantization` (fp32, fp16, int8) is its precision, `max_images`
+                the number of images for INT8.
         """
         from rtdetr_tool.api.export import export
 

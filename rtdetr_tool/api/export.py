@@ -1,7 +1,8 @@
-"""Export an opened detector to ONNX or TFLite."""
+"""Export an opened detector to a file."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_tool.api.keywords import applied, export_settings
+from rtdetr_tool.api.keywords import applied, export_settings, format_section, leaves
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.keywords import Settings
 from rtdetr_tool.formats.opening import OpenedDetector
 from rtdetr_tool.spec import spec_from_dict, spec_to_dict
 from rtdetr_tool.workflows.export import export_detector
+
+logger = logging.getLogger(__name__)
 
 
 def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], calibration: Any) -> Path:
@@ -25,6 +28,10 @@ def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], 
         calibration: images for INT8; a folder, an array file, or an array [N, H, W, C] or [N, C, H, W].
     """
     settings = {**base, **export_settings(keywords)}
+    section = format_section(str(keywords.get("format", "onnx")).lower())
+    if calibration is not None and (section is None or "calibration" not in leaves(section)):
+        logger.warning("export: calibration_data has no effect: this format is not calibrated")
+        calibration = None
     channels = opened.detector.num_channels
     images = calibration_array(calibration, channels) if isinstance(calibration, np.ndarray) else None
     if calibration is not None and images is None:
@@ -33,7 +40,7 @@ def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], 
                 f"export: calibration_data of type {type(calibration).__name__} is invalid; expected a folder of "
                 "images, an array file (.npy), an array [N, height, width, channels]"
             )
-        settings["export.tflite.calibration"] = os.fspath(calibration)
+        settings[f"{section}.calibration"] = os.fspath(calibration)
     spec = spec_from_dict(applied(spec_to_dict(opened.spec), settings), "export")
     return export_detector(opened, spec.export, spec.inference.conf_threshold, images)
 

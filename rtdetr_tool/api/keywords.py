@@ -38,24 +38,30 @@ TRAIN: dict[str, Rule] = {
     "gradient_checkpointing": "train.activation_checkpoint",
     "device": _device,
 }
+TRAIN_ELSEWHERE = {
+    "resolution": "this model has no fixed size; set train_spatial_size, eval_spatial_size, multi_scales"
+}
 EXPORT_ELSEWHERE = {
     "simplify": "graphs are always simplified",
     "force": "overwrite=True replaces a file",
     "infer_dir": "the comparison uses dataset.infer_data_sources if it is set",
     "patch_size": "it is determined by the model",
 }
-# Of `export`.
-EXPORT: dict[str, Rule] = {
-    "quantization": lambda kind: {"export.tflite.data_type": str(kind or "FP32").upper()},
-    "max_images": "export.tflite.calibration_images",
-}
+# Keywords of `export` and the fields that they set in the section of the format, such as `export.openvino`.
+EXPORT = {"quantization": "data_type", "max_images": "calibration_images"}
 _TRAIN_SECTIONS = ("train", "dataset")
 
 
 def train_settings(keywords: Mapping[str, Any], family: Family | None = None) -> Settings:
     """Settings from keywords of `train`: `train_keywords`, fields of `train` and `dataset`, or dotted names."""
-    known: dict[str, Rule | Keyword] = {**leaves(*_TRAIN_SECTIONS), **train_keywords(family)}
-    return settings(keywords, known, "train", _of_the_model())
+    of_the_model = _of_the_model()
+    fields = {
+        name: field
+        for name, field in leaves(*_TRAIN_SECTIONS).items()
+        if name not in of_the_model or field.rpartition(".")[0] in _TRAIN_SECTIONS
+    }  # `num_queries` is a number of the model, not the list of `train.supernet`
+    known: dict[str, Rule | Keyword] = {**fields, **train_keywords(family)}
+    return settings(keywords, known, "train", {**of_the_model, **ambiguous(*_TRAIN_SECTIONS), **TRAIN_ELSEWHERE})
 
 
 def train_keywords(family: Family | None = None) -> dict[str, Rule | Keyword]:
@@ -83,13 +89,47 @@ def data_settings(keywords: Mapping[str, Any]) -> Settings:
 
 
 def export_settings(keywords: Mapping[str, Any]) -> Settings:
-    """Settings from keywords of `export`: fields of `export`, or names in `EXPORT`."""
-    return settings(keywords, {**leaves("export"), **EXPORT}, "export", EXPORT_ELSEWHERE)
+    """Settings from keywords of `export`: fields of `export` and its section for the format, or names in `EXPORT`."""
+    name = str(keywords.get("format", "onnx")).lower()
+    section = format_section(name)
+    fields = leaves("export") if section is None else leaves(section, "export")
+    known: dict[str, Rule | Keyword] = {
+        name: field for name, field in fields.items() if field.rpartition(".")[0] in (section, "export")
+    }
+    for keyword, field in EXPORT.items():
+        known[keyword] = known.get(field) or _WITHOUT_PRECISION[keyword]
+    if "data_type" in known:
+        known["quantization"] = lambda kind: {f"{section}.data_type": str(kind or "FP32").upper()}
+    return settings(keywords, known, "export", {**ambiguous("export"), **EXPORT_ELSEWHERE})
+
+
+def format_section(name: str) -> str | None:
+    """The section with the precision of a format, such as `export.tflite`; None for formats without one."""
+    section = f"export.{name}"
+    return section if any(True for _ in _fields_below(section)) else None
+
+
+def _fp32_only(kind: Any) -> Settings:
+    if str(kind or "fp32").lower() != "fp32":
+        raise UserError(
+            f"export: quantization={kind!r} is invalid for this format, which is written in FP32; choose "
+            "another format (tflite, openvino), or lower the precision of the ONNX file with `rtdetr quantize`"
+        )
+    return {}
+
+
+_WITHOUT_PRECISION: dict[str, Rule | Keyword] = {
+    "quantization": _fp32_only,
+    "max_images": Keyword("max_images", 100, "warned", note="this format is not calibrated"),
+}
 
 
 def model_settings(keywords: Mapping[str, Any], family: Family, where: str) -> Settings:
     """Settings from keywords of a constructor: the family's fields of `model`, or dotted names."""
-    return settings(keywords, {**leaves(*_sections(family)), **family.model_keywords}, where)
+    sections = _sections(family)
+    others = tuple(other.section for other in all_families() if other.section not in (None, family.section))
+    known: dict[str, Rule | Keyword] = {**leaves(*sections, without=others), **family.model_keywords}
+    return settings(keywords, known, where, ambiguous(*sections, without=others))
 
 
 def settings(
@@ -181,15 +221,36 @@ def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def leaves(*sections: str) -> dict[str, str]:
-    """Last part of a field's name -> dotted name, for the fields in the sections; the first section's wins."""
-    full_names: dict[str, str] = {}
+def leaves(*sections: str, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Last part of a field's name -> dotted name, for the fields in the sections; the first section's wins.
+
+    A field of the section itself precedes those further down (`train.seed` before another seed). Names that several
+    fields further down have are missing; see `ambiguous`.
+    """
+    return {name: fields[0] for name, fields in _named(sections, without).items() if len(fields) == 1}
+
+
+@cache
+def ambiguous(*sections: str, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Last parts of names that several fields have, with a hint that lists them."""
+    return {
+        name: f"several fields have this name; use a full name: {', '.join(fields)}"
+        for name, fields in _named(sections, without).items()
+        if len(fields) > 1
+    }
+
+
+def _named(sections: tuple[str, ...], without: tuple[str, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for section in sections:
-        names = list(_fields_below(section))
-        direct = [name for name in names if name.count(".") == section.count(".") + 1]
-        for name in (*direct, *names):  # `train.seed` before a seed further down
-            full_names.setdefault(name.rpartition(".")[2], name)
-    return full_names
+        here: dict[str, list[str]] = {}
+        skipped = tuple(f"{section}.{name}." for name in without)
+        for field in _fields_below(section):
+            if not field.startswith(skipped):
+                here.setdefault(field.rpartition(".")[2], []).append(field)
+        for name, fields in here.items():
+            found.setdefault(name, [f"{section}.{name}"] if f"{section}.{name}" in fields else fields)
+    return found
 
 
 def _fields_below(section: str) -> Iterator[str]:

@@ -40,7 +40,7 @@ def export_detector(
 
     Args:
         conf_threshold: minimum score that DeepStream shows.
-        calibration: images [N, C, H, W] to use instead of `export.tflite.calibration`.
+        calibration: images [N, C, H, W] to use instead of the format's `calibration`.
     """
     check_section(section)
     check_channels(section, opened.detector.num_channels)

@@ -14,10 +14,12 @@ import torch
 from rtdetr_tool.api import RTDETR, Detector, PlainDetections, RFDETRNano, RFDETRSmall
 from rtdetr_tool.api import results as result_forms
 from rtdetr_tool.api.export import calibration_array
-from rtdetr_tool.api.keywords import EXPORT, TRAIN, export_settings, leaves, train_settings
+from rtdetr_tool.api.keywords import TRAIN, export_settings, leaves, train_settings
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.errors import CheckpointError, DataError, SpecError, UserError
+from rtdetr_tool.formats.table import exported_formats
 from rtdetr_tool.ops.classes import ClassEntry, ClassMap
+from rtdetr_tool.spec import ExportSpec
 from rtdetr_tool.spec.schema import field_names
 from tests.api.small import SIDE, SMALL_RFDETR, SMALL_RTDETR, lively
 
@@ -45,23 +47,66 @@ def trained(sample, tmp_path_factory):
 
 
 def test_every_keyword_maps_to_existing_fields():
-    values = {"device": "cpu", "multi_scale": False, "lr_drop": 3, "lr_scheduler": "cosine", "quantization": "int8"}
-    for name, rule in {**TRAIN, **EXPORT}.items():
+    values = {"device": "cpu", "multi_scale": False, "lr_drop": 3, "lr_scheduler": "cosine"}
+    for name, rule in TRAIN.items():
         fields = [rule] if isinstance(rule, str) else list(rule(values.get(name, "a name")))
         assert fields and set(fields) <= set(field_names()), name
 
 
 def test_export_accepts_the_keywords_of_the_original():
-    assert export_settings({"quantization": "int8", "max_images": 20, "opset_version": 16, "layout": "rfdetr"}) == {
-        "export.tflite.data_type": "INT8", "export.tflite.calibration_images": 20, "export.opset_version": 16,
-        "export.layout": "rfdetr",
+    tflite = {"format": "tflite", "quantization": "int8", "max_images": 20, "opset_version": 16, "layout": "rfdetr"}
+    assert export_settings(tflite) == {
+        "export.format": "tflite", "export.tflite.data_type": "INT8", "export.tflite.calibration_images": 20,
+        "export.opset_version": 16, "export.layout": "rfdetr",
     }  # fmt: skip
-    assert export_settings({"quantization": None}) == {"export.tflite.data_type": "FP32"}
+    assert export_settings({"quantization": None, "max_images": 100}) == {}
     with pytest.raises(UserError, match="export has no keyword simplify: graphs are always simplified"):
         export_settings({"simplify": True})
     channels_last = np.zeros((5, 8, 6, 3), np.uint8)
     assert calibration_array(channels_last).shape == calibration_array(channels_last.transpose(0, 3, 1, 2)).shape
     assert calibration_array(channels_last).shape == (5, 3, 8, 6)
+
+
+@pytest.mark.parametrize("name", [row.name for row in exported_formats()])
+def test_precision_is_that_of_the_exported_format(name):
+    section = getattr(ExportSpec(), name, None)
+    for kind in ("fp16", "int8"):
+        if section is None:
+            with pytest.raises(UserError, match=r"quantization='....' is invalid for this format, .* FP32"):
+                export_settings({"format": name, "quantization": kind})
+        else:
+            assert export_settings({"format": name, "quantization": kind})[f"export.{name}.data_type"] == kind.upper()
+            assert export_settings({"format": name, "data_type": "FP32", "max_cost": 0.5}) == {
+                "export.format": name, f"export.{name}.data_type": "FP32", f"export.{name}.max_cost": 0.5,
+            }  # fmt: skip
+    if not hasattr(section, "calibration_images"):
+        assert export_settings({"format": name, "max_images": 7}) == {"export.format": name}
+
+
+def test_a_precision_without_a_format_is_refused():
+    with pytest.raises(
+        UserError, match=r"no keyword max_cost: several fields .*: export.tflite.max_cost, export.openvino"
+    ):
+        export_settings({"max_cost": 0.2})
+
+
+def test_a_lower_precision_from_python_lowers_the_precision(rtdetr, tmp_path):
+    files = [
+        rtdetr.export(tmp_path, format="openvino", output_name=kind, quantization=kind, max_cost=1.0)
+        for kind in ("fp32", "fp16")
+    ]
+    sizes = [path.with_suffix(".bin").stat().st_size for path in files]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_family_has_no_keywords_of_others(rtdetr):
+    from rtdetr_tool import RTDETR
+
+    for name in ("num_windows", "variant", "reg_max"):
+        with pytest.raises(UserError, match=f"no keyword {name}"):
+            RTDETR(backbone="resnet_18", **{name: 2})
+    with pytest.raises(UserError, match=r"enabled: several fields .*: model.backbone_lora.enabled, model.frozen_fm"):
+        RTDETR(backbone="resnet_18", enabled=True)
 
 
 def test_keywords_set_fields_under_all_their_names():
@@ -85,6 +130,9 @@ def test_keywords_set_fields_under_all_their_names():
         ({"lr": 1, "learning": 2, "batchsize": 3}, "(?s)keyword learning.*batchsize; did you mean batch_size"),
         ({"epochs": 3, "num_epochs": 4}, "train.num_epochs is set twice, the second time as num_epochs"),
         ({"group_detr": 3}, "train has no keyword group_detr: it belongs to the model"),
+        ({"num_queries": 100}, "train has no keyword num_queries: it belongs to the model"),
+        ({"resolution": 320}, "train has no keyword resolution: this model has no fixed size; set train_spatial_size"),
+        ({"enabled": True}, "keyword enabled: .*: train.early_stopping.enabled, train.supernet.enabled"),
         ({"device": "tpu"}, "device: 'tpu' is invalid; expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'"),
     ],
 )

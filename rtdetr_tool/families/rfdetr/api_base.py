@@ -132,9 +132,8 @@ class RFDETR(DetectorWithParts):
         """
         self._check_patch_size("export", patch_size)
         fields: dict[str, Any] = {"opset_version": opset_version, "format": format}
-        if format.lower() == "tflite":
-            fields |= {"quantization": quantization, "max_images": max_images}
-        else:
+        fields |= {"quantization": quantization, "max_images": max_images}
+        if format.lower() != "tflite":
             fields["layout"] = "rfdetr"
         if backbone_only:
             fields["backbone_only"] = True
