@@ -1,4 +1,4 @@
-"""A small project for the tests of commands: images, labels, a spec."""
+"""A small project for the tests of commands (images, labels, a spec), and one with its checkpoint in a format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from rtdetr_tool import Detector
 from rtdetr_tool.cli import main
+from rtdetr_tool.formats.table import FORMATS
 
 SIDE = 64
 
@@ -61,6 +63,11 @@ class Project:
     def run(self, command: str, *overrides: str) -> int:
         return main([command, "-e", str(self.spec_file), *overrides])
 
+    def evaluated(self, checkpoint: Path) -> dict:
+        """The content of results.json of `evaluate`."""
+        assert self.run("evaluate", f"evaluate.checkpoint={checkpoint}", "evaluate.report=false") == 0
+        return json.loads((self.folder / "results" / "evaluate" / "results.json").read_text())
+
     def label_best_detections(self) -> None:
         """Use the three best detections of each image as its labels, so that a random detector scores high on them."""
         rows = json.loads((self.folder / "results" / "evaluate" / "predictions.json").read_text())
@@ -103,6 +110,49 @@ class Project:
         return path
 
 
+class ExportedProject(Project):
+    """A project with its checkpoint (`weights`) in a format, in FP32 (`file`), and the report of that (`first`).
+
+    Args:
+        name: a format of `formats.table`.
+        notes: for the metadata of the file.
+        backbone: of the detector; resnet_18 is large enough for the weights to dominate the file size.
+    """
+
+    def __init__(self, folder: Path, name: str, notes: str, backbone: str = "timm/test_resnet") -> None:
+        super().__init__(folder)
+        self.spec["model"]["backbone"] = backbone
+        self.write()
+        self.format, self.weights = FORMATS[name], self.checkpoint(lively=True)
+        code, self.file = self.export("model.onnx", f"export.notes={notes}")
+        assert code == 0
+        self.first = self.report()
+
+    def export(self, name: str, *overrides: str) -> tuple[int, Path]:
+        """Export the checkpoint; returns the exit code, and the file that was to be written."""
+        file = self.folder / name
+        options = [f"export.checkpoint={self.weights}", f"export.onnx_file={file}"]
+        code = self.run("export", *options, f"export.format={self.format.name}", *overrides)
+        return code, file.with_suffix(self.format.suffix)
+
+    def report(self) -> dict:
+        """The report of the last export."""
+        return json.loads((self.folder / "results" / "export" / "export.json").read_text())
+
+    def check_agreement(self) -> None:
+        """`evaluate`, and the Python API on images of another number than the batch size, agree with the weights."""
+        expected, actual = self.evaluated(self.weights), self.evaluated(self.file)
+        assert actual["mAP"] == pytest.approx(expected["mAP"], abs=1e-4)
+        images = [str(self.image(number)) for number in (1, 2, 3)]
+        for one, other in zip(
+            Detector.from_checkpoint(self.file).predict(images, threshold=0.1),
+            Detector.from_checkpoint(self.weights).predict(images, threshold=0.1),
+            strict=True,
+        ):
+            np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-4)
+            np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-2)
+
+
 @pytest.fixture(scope="session")
 def make_project():
     """`make_project(folder)`, for fixtures with a larger scope than a test."""
@@ -112,3 +162,28 @@ def make_project():
 @pytest.fixture
 def project(tmp_path):
     return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_exported():
+    """`make_exported(folder, format, notes)`, for fixtures of a module."""
+    return ExportedProject
+
+
+@pytest.fixture
+def export_rfdetr(project):
+    """`export_rfdetr(format, *overrides)` writes a small RF-DETR, with `masks` one that predicts them; returns the
+    checkpoint, the file and the differences between them."""
+
+    def export(name: str, *overrides: str, masks: bool = False) -> tuple[Path, Path, list[dict]]:
+        small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
+        small |= {"dim_feedforward": 32, "group_detr": 2, "segmentation_head": masks}
+        project.spec["model"] = {"arch": "rfdetr", "rfdetr": small}
+        project.write()
+        weights, file = project.checkpoint(), project.folder / f"model{FORMATS[name].suffix}"
+        options = (f"export.checkpoint={weights}", f"export.onnx_file={file}", f"export.format={name}")
+        assert project.run("export", *options, *overrides) == 0
+        report = json.loads((project.folder / "results" / "export" / "export.json").read_text())
+        return weights, file, report["differences"]
+
+    return export

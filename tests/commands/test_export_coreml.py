@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -17,24 +16,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, make_project):
-    """A project with its checkpoint as an FP32 package, and `export(name, *overrides)` that writes others."""
-    project = make_project(tmp_path_factory.mktemp("coreml"))
-    project.weights = project.checkpoint(lively=True)
-
-    def export(name: str, *overrides: str):
-        file = project.folder / name
-        options = [f"export.checkpoint={project.weights}", f"export.onnx_file={file}", "export.format=coreml"]
-        return project.run("export", *options, *overrides), file.with_suffix(".mlpackage")
-
-    def report():
-        return json.loads((project.folder / "results/export/export.json").read_text())
-
-    project.export, project.report = export, report
-    code, project.file = export("model.onnx", "export.notes=123")
-    assert code == 0
-    project.first = report()
-    return project
+def shared(tmp_path_factory, make_exported):
+    return make_exported(tmp_path_factory.mktemp("coreml"), "coreml", notes="123")
 
 
 def test_the_evaluated_program_agrees_with_pytorch(shared):
@@ -79,15 +62,8 @@ def test_overwrite_replaces_the_package_and_nothing_else(shared, capsys):
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_an_rfdetr_is_verified_too(masks, tmp_path, make_project):
-    project = make_project(tmp_path)
-    small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
-    small |= {"dim_feedforward": 32, "group_detr": 2, "segmentation_head": masks}
-    project.spec["model"] = {"arch": "rfdetr", "rfdetr": small}
-    project.write()
-    options = (f"export.onnx_file={project.folder / 'model.mlpackage'}", "export.format=coreml")
-    assert project.run("export", f"export.checkpoint={project.checkpoint()}", *options) == 0
-    (row,) = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
+def test_an_rfdetr_is_verified_too(masks, export_rfdetr):
+    _, _, (row,) = export_rfdetr("coreml", masks=masks)
     assert row["score"] < 1e-4 and row["box"] < 1e-4 and row["mask"] < 1e-4 and row["unmatched"] == 0
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
 import torch
 
-from rtdetr_tool import Detector
 from rtdetr_tool.errors import CheckpointError, RtdetrError
 from rtdetr_tool.formats.mnn.convert import save
 from rtdetr_tool.formats.mnn.file import read
@@ -20,31 +16,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, make_project):
-    """A project with its checkpoint as an FP32 file, and `export(name, *overrides)` that writes others."""
-    project = make_project(tmp_path_factory.mktemp("mnn"))
-    project.spec["model"]["backbone"] = "resnet_18"  # large enough for the weights to dominate the file size
-    project.write()
-    project.weights = project.checkpoint(lively=True)
-
-    def export(name: str, *overrides: str):
-        file = project.folder / name
-        options = [f"export.checkpoint={project.weights}", f"export.onnx_file={file}", "export.format=mnn"]
-        return project.run("export", *options, *overrides), file.with_suffix(".mnn")
-
-    def report():
-        return json.loads((project.folder / "results/export/export.json").read_text())
-
-    project.export, project.report = export, report
-    code, project.file = export("model.onnx", "export.notes=Grüße")
-    assert code == 0
-    project.first = report()
-    return project
-
-
-def evaluated(project, file) -> dict:
-    assert project.run("evaluate", f"evaluate.checkpoint={file}", "evaluate.report=false") == 0
-    return json.loads((project.folder / "results/evaluate/results.json").read_text())
+def shared(tmp_path_factory, make_exported):
+    return make_exported(tmp_path_factory.mktemp("mnn"), "mnn", notes="Grüße", backbone="resnet_18")
 
 
 def test_the_file_is_verified_at_two_batch_sizes_and_has_its_metadata(shared):
@@ -58,16 +31,7 @@ def test_the_file_is_verified_at_two_batch_sizes_and_has_its_metadata(shared):
 
 
 def test_commands_and_the_python_api_run_it(shared):
-    expected, actual = evaluated(shared, shared.weights), evaluated(shared, shared.file)
-    assert actual["mAP"] == pytest.approx(expected["mAP"], abs=1e-4)
-    images = [str(shared.image(number)) for number in (1, 2, 3)]
-    for one, other in zip(
-        Detector.from_checkpoint(shared.file).predict(images, threshold=0.1),
-        Detector.from_checkpoint(shared.weights).predict(images, threshold=0.1),
-        strict=True,
-    ):
-        np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-4)
-        np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-2)
+    shared.check_agreement()
 
 
 @pytest.mark.parametrize(("precision", "share"), [("FP16", 0.55), ("INT8", 0.35)])
@@ -103,16 +67,9 @@ def test_an_exported_backbone_returns_features(shared):
         read(file)
 
 
-@pytest.mark.parametrize("arch", ["rfdetr", "masks"])
-def test_an_rfdetr_is_verified_too(arch, tmp_path, make_project):
-    project = make_project(tmp_path)
-    small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
-    small |= {"dim_feedforward": 32, "group_detr": 2, "segmentation_head": arch == "masks"}
-    project.spec["model"] = {"arch": "rfdetr", "rfdetr": small}
-    project.write()
-    options = (f"export.onnx_file={project.folder / 'model.mnn'}", "export.format=mnn", "export.batch_size=1")
-    assert project.run("export", f"export.checkpoint={project.checkpoint()}", *options) == 0
-    (row,) = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_rfdetr_is_verified_too(masks, export_rfdetr):
+    _, _, (row,) = export_rfdetr("mnn", "export.batch_size=1", masks=masks)
     assert row["score"] < 1e-4 and row["box"] < 1e-4 and row["mask"] < 1e-3 and row["unmatched"] == 0
 
 

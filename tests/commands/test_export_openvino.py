@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from rtdetr_tool import Detector
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.formats.openvino.file import read, weights_path
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
@@ -18,30 +16,8 @@ openvino = pytest.importorskip("openvino", reason="an extra: openvino")
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, make_project):
-    """A project with its checkpoint as an FP32 file, and `export(name, *overrides)` that writes others."""
-    project = make_project(tmp_path_factory.mktemp("openvino"))
-    project.weights = project.checkpoint(lively=True)
-
-    def export(name: str, *overrides: str):
-        file = project.folder / name
-        options = [f"export.checkpoint={project.weights}", f"export.onnx_file={file}", "export.format=openvino"]
-        code = project.run("export", *options, *overrides)
-        return code, file.with_suffix(".xml")
-
-    def report():
-        return json.loads((project.folder / "results/export/export.json").read_text())
-
-    project.export, project.report = export, report
-    code, project.file = export("model.onnx", "export.notes='a <note> & more'")
-    assert code == 0
-    project.first = report()
-    return project
-
-
-def evaluated(project, file) -> dict:
-    assert project.run("evaluate", f"evaluate.checkpoint={file}", "evaluate.report=false") == 0
-    return json.loads((project.folder / "results/evaluate/results.json").read_text())
+def shared(tmp_path_factory, make_exported):
+    return make_exported(tmp_path_factory.mktemp("openvino"), "openvino", notes="'a <note> & more'")
 
 
 def test_the_file_is_verified_at_two_batch_sizes_and_has_its_metadata(shared):
@@ -56,29 +32,14 @@ def test_the_file_is_verified_at_two_batch_sizes_and_has_its_metadata(shared):
 
 
 def test_commands_and_the_python_api_run_it(shared):
-    expected, found = evaluated(shared, shared.weights), evaluated(shared, shared.file)
-    assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-4)
+    shared.check_agreement()
     assert shared.run("inference", f"inference.checkpoint={shared.file}", "inference.conf_threshold=0.0") == 0
     assert len(list((shared.folder / "results/inference/labels").iterdir())) == 6
-    images = [str(shared.image(number)) for number in (1, 2, 3)]
-    for one, other in zip(
-        Detector.from_checkpoint(shared.file).predict(images, threshold=0.1),
-        Detector.from_checkpoint(shared.weights).predict(images, threshold=0.1),
-        strict=True,
-    ):
-        np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-4)
-        np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-2)
 
 
 @pytest.mark.slow
-def test_an_rfdetr_is_verified_too(tmp_path, make_project):
-    project = make_project(tmp_path)
-    small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
-    project.spec["model"] = {"arch": "rfdetr", "rfdetr": {**small, "dim_feedforward": 32, "group_detr": 2}}
-    project.write()
-    options = (f"export.onnx_file={project.folder / 'model.xml'}", "export.format=openvino")
-    assert project.run("export", f"export.checkpoint={project.checkpoint()}", *options) == 0
-    rows = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
+def test_an_rfdetr_is_verified_too(export_rfdetr):
+    _, _, rows = export_rfdetr("openvino")
     assert all(row["score"] < 1e-4 and row["box"] < 1e-4 and row["unmatched"] == 0 for row in rows)
 
 
@@ -98,7 +59,7 @@ def test_a_lower_precision_states_what_it_changes(precision, shared):
     assert OpenvinoRuntime(read(file)).name.endswith("(bf16)") == (precision == "BF16")
     if precision == "INT8":
         assert report["calibration"]["images"] == 4 and report["quantized"] > 40
-    assert evaluated(shared, file)["mAP"] is not None
+    assert shared.evaluated(file)["mAP"] is not None
 
 
 def test_above_the_maximum_cost_no_file_is_written(shared, capsys):

@@ -19,55 +19,28 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, make_project):
-    """A project with its checkpoint as an FP32 file, and `export(name, *overrides)` that writes others."""
-    project = make_project(tmp_path_factory.mktemp("tflite"))
-    project.spec["model"]["backbone"] = "resnet_18"  # large enough for the weights to dominate the file size
-    project.write()
-    project.weights = project.checkpoint(lively=True)
-
-    def export(name: str, *overrides: str):
-        file = project.folder / name
-        options = [f"export.checkpoint={project.weights}", f"export.onnx_file={file}", "export.format=tflite"]
-        return project.run("export", *options, *overrides), file.with_suffix(".tflite")
-
-    project.export = export
-    code, project.file = export("model.onnx", "export.notes=for line 3")
-    assert code == 0
-    project.report = json.loads((project.folder / "results/export/export.json").read_text())
-    return project
-
-
-def evaluated(project, file) -> dict:
-    assert project.run("evaluate", f"evaluate.checkpoint={file}") == 0
-    return json.loads((project.folder / "results/evaluate/results.json").read_text())
+def shared(tmp_path_factory, make_exported):
+    return make_exported(tmp_path_factory.mktemp("tflite"), "tflite", notes="for line 3", backbone="resnet_18")
 
 
 def test_the_file_is_verified_and_has_its_metadata(shared):
-    (difference,) = shared.report["differences"]
+    (difference,) = shared.first["differences"]
     assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
-    assert (shared.report["batch"], shared.report["data_type"]) == (1, "FP32")
+    assert (shared.first["batch"], shared.first["data_type"]) == (1, "FP32")
     description = read_description(shared.file)
     assert description["names"] == {"1": "cat"} and description["notes"] == "for line 3"
     shown = subprocess.run(["unzip", "-p", str(shared.file), "metadata.json"], capture_output=True, text=True)
     assert json.loads(shown.stdout) == description
 
 
-def test_an_rfdetr_is_verified_and_scored_too(tmp_path, make_project):
-    project = make_project(tmp_path)
-    small = {"resolution": 64, "out_feature_indexes": [1, 2], "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
-    project.spec["model"] = {"arch": "rfdetr", "rfdetr": {**small, "dim_feedforward": 32, "group_detr": 2}}
-    project.write()
-    weights, file = project.checkpoint(), project.folder / "model.tflite"
-    options = (f"export.checkpoint={weights}", f"export.onnx_file={file}", "export.format=tflite")
-    assert project.run("export", *options) == 0
-    (difference,) = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
-    assert difference["score"] < 1e-4 and difference["box"] < 1e-4 and difference["unmatched"] == 0
-    assert evaluated(project, file)["mAP"] == pytest.approx(evaluated(project, weights)["mAP"], abs=1e-4)
+def test_an_rfdetr_is_verified_and_scored_too(project, export_rfdetr):
+    weights, file, (row,) = export_rfdetr("tflite")
+    assert row["score"] < 1e-4 and row["box"] < 1e-4 and row["unmatched"] == 0
+    assert project.evaluated(file)["mAP"] == pytest.approx(project.evaluated(weights)["mAP"], abs=1e-4)
 
 
 def test_evaluate_and_inference_run_on_it(shared):
-    expected, actual = evaluated(shared, shared.weights), evaluated(shared, shared.file)
+    expected, actual = shared.evaluated(shared.weights), shared.evaluated(shared.file)
     for name, value in expected.items():
         if isinstance(value, float):
             assert actual[name] == pytest.approx(value, abs=1e-4)
@@ -94,7 +67,7 @@ def test_int8_with_an_array_file_in_the_layout_of_rf_detr(shared):
     )  # fmt: skip
     assert code == 0
     assert file.stat().st_size < 0.35 * shared.file.stat().st_size
-    report = json.loads((shared.folder / "results/export/export.json").read_text())
+    report = shared.report()
     assert report["calibration_images"] == 6 and 0 < report["cost"] <= 1
     runtime = LiteRtRuntime(read(file))
     assert (runtime.interface.layout.input, runtime.interface.classes, runtime.input_size) == ("input", 2, (64, 64))
