@@ -6,6 +6,7 @@ Everything that depends on the format uses this table: the options of `export.fo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -54,6 +55,8 @@ class Format:
         precisions: precisions of exported files; lower ones are set in the section `export.<name>`.
         extra: extra of this package for the export.
         to_export, to_run: packages required for export and for running.
+        systems: values of `sys.platform` where files run; empty = everywhere.
+        systems_title: these systems, for messages.
     """
 
     name: str
@@ -71,10 +74,18 @@ class Format:
     extra: str | None = None
     to_export: Packages = NOTHING
     to_run: Packages = NOTHING
+    systems: tuple[str, ...] = ()
+    systems_title: str = ""
 
     @property
     def suffix(self) -> str:
         return self.suffixes[0]
+
+    def other_systems(self) -> str | None:
+        """Where files run if this system cannot run them: `Core ML packages run on macOS only`; else None."""
+        if not self.systems or sys.platform in self.systems:
+            return None
+        return f"{self.title} {'packages' if self.directory else 'files'} run on {self.systems_title} only"
 
     def module(self, name: str) -> ModuleType:
         """The module `name` of this format, imported on demand."""
@@ -136,6 +147,8 @@ _FORMATS = (
         extra="coreml",
         to_export=Packages(("coremltools",), 'pip install "rtdetr-tool[coreml]"'),
         to_run=Packages(("coremltools",), 'pip install "rtdetr-tool[coreml]"'),
+        systems=("darwin",),
+        systems_title="macOS, iOS and iPadOS",
     ),
     Format(
         "executorch",

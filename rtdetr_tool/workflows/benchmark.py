@@ -72,6 +72,9 @@ def candidates(loaded: LoadedSpec, folder: Path) -> tuple[list[Candidate], list[
         runtimes.append(replace(_candidate(f"{OPTIMIZED}, {title}", section.checkpoint), reduced=reduced))
     skipped = []
     for other in exported_formats():
+        if reason := other.other_systems():
+            skipped.append(Measurement(other.name, skipped=reason))
+            continue
         try:
             other.to_export.require(other.title)
             other.to_run.require(other.title)

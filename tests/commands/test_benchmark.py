@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,6 +79,17 @@ def test_a_deployed_file_runs_as_it_is(project, in_process):
     assert row["device"] == "cpu" and not row["skipped"]
     assert row["name"] == "onnx" and row["megabytes"] == pytest.approx(file.stat().st_size / 1e6)
     assert content(project)["network"] is None
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_core_ml_is_skipped_without_an_export_where_it_cannot_run(system, project, in_process, monkeypatch):
+    monkeypatch.setattr("rtdetr_tool.formats.table.find_spec", lambda name: "installed")
+    monkeypatch.setattr("rtdetr_tool.formats.table.sys", SimpleNamespace(platform=system))
+    options = ("benchmark.runtimes=[torch,coreml]", "benchmark.batch_sizes=[1]")
+    assert project.run("benchmark", f"benchmark.checkpoint={project.checkpoint()}", *options, *FAST) == 0
+    rows = {row["name"]: row["skipped"] for row in content(project)["runtimes"]}
+    assert rows == {"torch": "", "coreml": "Core ML packages run on macOS, iOS and iPadOS only"}
+    assert list((project.folder / "results/benchmark/models").iterdir()) == []
 
 
 def test_size_and_layers_are_those_of_the_spec(project, in_process):

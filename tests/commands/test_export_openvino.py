@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.formats.openvino.export import save
 from rtdetr_tool.formats.openvino.file import read, weights_path
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
 
@@ -165,3 +167,18 @@ def test_no_usage_statistics_are_sent(shared, monkeypatch):
     code, file = shared.export("quiet.xml")
     OpenvinoRuntime(read(file)).predict(torch.rand(1, 3, 64, 64))
     assert code == 0 and sent == []
+
+
+def test_a_graph_that_openvino_cannot_convert_is_an_error_with_its_reason(tmp_path):
+    shape = [1, 3]
+    for operator, message in (
+        ("NoSuchOperator", "No conversion rule found for operations: NoSuchOperator"),
+        ("MatMul", "First input dimension=3 at COL_INDEX_DIM=1 doesn't match the second input dimension=1"),
+    ):
+        node = onnx.helper.make_node(operator, ["x", "x"], ["y"])
+        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+        graph = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", values[:1], values[1:]))
+        with pytest.raises(RtdetrError, match=r"OpenVINO \d.* cannot convert this model: Model wasn't ") as caught:
+            save(graph, {}, tmp_path / "model.xml")
+        assert message in str(caught.value)
+        assert ".cpp" not in str(caught.value) and "\n" not in str(caught.value)

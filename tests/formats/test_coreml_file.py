@@ -8,8 +8,9 @@ import torch
 from rtdetr_tool.errors import CheckpointError, UserError
 from rtdetr_tool.files import replacing_directory
 from rtdetr_tool.formats.base import OpenRequest
-from rtdetr_tool.formats.coreml.file import MANIFEST, PROGRAM, read, require_system
+from rtdetr_tool.formats.coreml.file import MANIFEST, PROGRAM, read
 from rtdetr_tool.formats.coreml.operators import OPERATORS
+from rtdetr_tool.formats.table import FORMATS
 
 
 def test_a_missing_package(tmp_path):
@@ -28,13 +29,15 @@ def test_an_incomplete_package_is_named_with_what_is_missing(missing, tmp_path):
 
 @pytest.mark.parametrize("system", ["linux", "win32"])
 def test_other_systems_than_macos_end_in_a_message(system, tmp_path, monkeypatch):
-    require_system(tmp_path, "darwin")
     for name in (MANIFEST, PROGRAM):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.setattr("sys.platform", system)
     with pytest.raises(UserError, match="run on macOS, iOS and iPadOS only"):
         read(tmp_path, OpenRequest(None, torch.device("cpu")))
+    assert [row.name for row in FORMATS.values() if row.other_systems()] == ["coreml"]
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert FORMATS["coreml"].other_systems() is None
 
 
 def test_a_directory_is_replaced_as_a_whole_or_not_at_all(tmp_path):

@@ -5,7 +5,6 @@ The description is in the program's metadata, key by key as in an ONNX file.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,8 @@ def read(path: str | Path, request: OpenRequest | None = None) -> CoremlFile:
     """
     path = Path(path)
     check_package(path)
-    if request is not None:
-        require_system(path, sys.platform)
+    if request is not None and (reason := FORMATS["coreml"].other_systems()):
+        raise UserError(f"{path}: {reason}. On this system, use the checkpoint, or export it to ONNX")
     spec = read_spec(path)
     description = from_texts(spec.description.metadata.userDefined)
     interface = read_interface(_shapes(spec.description.input), _shapes(spec.description.output), description, path)
@@ -80,15 +79,6 @@ def check_package(path: Path) -> None:
     missing = [str(name) for name in (MANIFEST, PROGRAM) if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} is not a Core ML package: {', '.join(missing)} does not exist.")
-
-
-def require_system(path: Path, system: str) -> None:
-    """UserError on every system (`sys.platform`) but macOS, the only one that can run a package."""
-    if system != "darwin":
-        raise UserError(
-            f"{path}: Core ML packages run on macOS, iOS and iPadOS only. On this system, use the checkpoint, or "
-            "export it to ONNX"
-        )
 
 
 def _shapes(features: Any) -> dict[str, Shape]:

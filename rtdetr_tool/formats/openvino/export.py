@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from torch import Tensor
 
+from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.files import replacing_with_companion
 from rtdetr_tool.formats.export_request import ExportRequest
 from rtdetr_tool.formats.lower_precision import CalibrationFeeds
 from rtdetr_tool.formats.onnx.export import graph_of
 from rtdetr_tool.formats.openvino.file import attach, read, weights_path
+from rtdetr_tool.formats.openvino.library import reason_of
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
 from rtdetr_tool.formats.precision import to_quantized
 from rtdetr_tool.formats.precision.calibration import Plan
@@ -63,12 +65,20 @@ class OpenvinoExport(VerifiedExport):
 
 
 def save(graph: onnx.ModelProto, description: dict[str, Any], path: Path, half: bool = False) -> None:
-    """Convert an ONNX graph and write it with its weights, in FP16 with `half`."""
+    """Convert an ONNX graph and write it with its weights, in FP16 with `half`.
+
+    Raises:
+        RtdetrError: OpenVINO cannot convert the graph.
+    """
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(graph, file)
-        model: openvino.Model = openvino.Core().read_model(file)
+        try:
+            model: openvino.Model = openvino.Core().read_model(file)
+        except RuntimeError as error:
+            version = openvino.__version__.split("-")[0]
+            raise RtdetrError(f"OpenVINO {version} cannot convert this model: {reason_of(error)}") from error
         attach(model, description)
         openvino.save_model(model, path, compress_to_fp16=half)

@@ -17,8 +17,8 @@ from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.graph_file import GraphFile
 from rtdetr_tool.formats.graph_interface import Shape, read_interface
 from rtdetr_tool.formats.graph_tensors import names_to_run
+from rtdetr_tool.formats.openvino.library import reason_of
 from rtdetr_tool.formats.table import FORMATS
-from rtdetr_tool.messages import first_line
 
 if TYPE_CHECKING:
     import openvino
@@ -61,7 +61,7 @@ def read(path: str | Path, request: OpenRequest | None = None) -> OpenvinoFile:
     except RuntimeError as error:
         raise CheckpointError(
             f"OpenVINO {openvino.__version__} cannot read {path}; it or {weights_path(path).name} may be corrupted: "
-            f"{first_line(error)}"
+            f"{reason_of(error)}"
         ) from error
     unbounded = sorted({node.get_type_name() for node in model.get_ops()} & _UNBOUNDED)
     if unbounded:

@@ -13,7 +13,7 @@ from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
 from rtdetr_tool.formats.openvino.file import OpenvinoFile, weights_path
-from rtdetr_tool.messages import first_line
+from rtdetr_tool.formats.openvino.library import reason_of
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import ExperimentSpec
@@ -49,7 +49,7 @@ class OpenvinoRuntime:
         try:
             self._request = compiled(file.model, precision).create_infer_request()
         except RuntimeError as error:
-            raise CheckpointError(f"{self.name} cannot run {file.path}: {first_line(error)}") from error
+            raise CheckpointError(f"{self.name} cannot run {file.path}: {reason_of(error)}") from error
 
     def predict(self, images: Tensor) -> Predictions:
         images = to_graph(images, self.interface.layout)
@@ -60,7 +60,7 @@ class OpenvinoRuntime:
         try:
             outputs = self._request.infer(feed)
         except RuntimeError as error:
-            raise CheckpointError(f"{self.name} cannot run {self._path}: {first_line(error)}") from error
+            raise CheckpointError(f"{self.name} cannot run {self._path}: {reason_of(error)}") from error
         return {name: torch.from_numpy(outputs[name].copy()) for name in self.outputs}
 
 
