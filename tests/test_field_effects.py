@@ -844,7 +844,7 @@ def test_lr_changes_are_logged_when_verbose(verbose, lines, data, monkeypatch, c
     module.lr_schedulers = lambda: built["lr_scheduler"]["scheduler"]
     module.optimizers = lambda: built["optimizer"]
     monkeypatch.setattr(type(module), "current_epoch", 1)  # the epoch of the drop
-    log, heard = logging.getLogger("rtdetr_tool.training.module"), logging.handlers.BufferingHandler(100)
+    log, heard = logging.getLogger("rtdetr_tool.training.optimized_module"), logging.handlers.BufferingHandler(100)
     caplog.set_level(logging.INFO, logger=log.name)  # unlike setting `level`, this clears the cache of levels
     monkeypatch.setattr(log, "handlers", [heard])
     module.on_train_epoch_start()

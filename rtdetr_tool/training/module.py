@@ -1,18 +1,16 @@
-"""The Lightning module of a detector: steps, optimizer, and what it adds to checkpoints."""
+"""The Lightning module of a detector: its steps, and what it adds to checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
-from rtdetr_tool.catalog import KEYPOINTS
 from rtdetr_tool.checkpoints.class_rows import Classes
 from rtdetr_tool.checkpoints.identify import TAO_MODEL
 from rtdetr_tool.checkpoints.loading import LoadReport, load_into
@@ -20,30 +18,25 @@ from rtdetr_tool.checkpoints.metadata import KEY, build_metadata
 from rtdetr_tool.data.preprocess import draw_scale, resize_batch, to_float
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
-from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.batch_norm import count_batch, count_together
 from rtdetr_tool.ops.classes import ClassMap
-from rtdetr_tool.ops.keypoints import check_counts
 from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.postprocess import postprocess
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions, Target
-from rtdetr_tool.spec import ExperimentSpec, ModelSpec, spec_to_dict
+from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
-from rtdetr_tool.training.callbacks.periodic_checkpoint import checkpoints_of
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
 from rtdetr_tool.training.class_weights import set_class_weights
 from rtdetr_tool.training.compilation import compile_network
-from rtdetr_tool.training.devices import resolve_precision
 from rtdetr_tool.training.distributed import broadcast_object, check_equal
-from rtdetr_tool.training.epoch_scores import ScoredModule
 from rtdetr_tool.training.freezing import freeze, resolve_freezing
-from rtdetr_tool.training.gradient_clipping import clip_and_check
 from rtdetr_tool.training.initial_weights import load_initial_weights
-from rtdetr_tool.training.optim import build_optimizer, parameter_groups, vector_names
+from rtdetr_tool.training.optim import vector_names
+from rtdetr_tool.training.optimized_module import OptimizedModule
 from rtdetr_tool.training.resume_checks import check_checkpoint
-from rtdetr_tool.training.schedule import StagedSchedule, build_schedule
 from rtdetr_tool.training.sharding import sharding_of
-from rtdetr_tool.training.step_guard import StepGuard, guard_of, handle_non_finite
+from rtdetr_tool.training.spec_of_data import with_classes_of
+from rtdetr_tool.training.step_guard import guard_of
 from rtdetr_tool.training.supernet import Supernet, with_all_gradients
 from rtdetr_tool.training.sync_batchnorm import sync_batch_norms
 from rtdetr_tool.version import package_version
@@ -58,15 +51,7 @@ class StepOutput(TypedDict):
     targets: list[Target]
 
 
-def with_keypoints_of(model: ModelSpec, class_map: ClassMap) -> ModelSpec:
-    """The section with the numbers of keypoints of the classes; DataError if it has other ones."""
-    if model.family.has_keypoints_of_data(model):
-        return model.family.with_keypoint_counts(model, class_map.keypoint_counts)
-    check_counts(model.keypoints.counts, class_map, "the training data")
-    return model
-
-
-class DetectorModule(ScoredModule):
+class DetectorModule(OptimizedModule):
     """A detector with everything that Lightning needs to fit, validate, test and predict with it.
 
     `self.detector` is the network. In a checkpoint, its tensors have TAO's prefix `model.model.`. Convolutions run in
@@ -77,11 +62,7 @@ class DetectorModule(ScoredModule):
     """
 
     def __init__(self, spec: ExperimentSpec, class_map: ClassMap, pretrained: bool = False) -> None:
-        if spec.dataset.num_classes is None:
-            rows = spec.model.family.class_rows(class_map.num_classes)
-            spec = replace(spec, dataset=replace(spec.dataset, num_classes=rows))
-        if spec.model.predicts == KEYPOINTS:
-            spec = replace(spec, model=with_keypoints_of(spec.model, class_map))
+        spec = with_classes_of(spec, class_map)
         resolved = resolve_freezing(spec, pretrained)
         super().__init__(resolved)
         num_classes = cast(int, spec.dataset.num_classes)
@@ -90,20 +71,15 @@ class DetectorModule(ScoredModule):
         count_together(detector)
         use_onednn(detector)
         self.class_map = class_map
-        self._vectors = vector_names(detector)
+        self.vectors = vector_names(detector)
         self.model = nn.ModuleDict({"model": detector.to(memory_format=torch.channels_last)})
         self.criterion = build_criterion(spec.model)
         set_class_weights(self.criterion, spec.train.class_weights, class_map, num_classes)
         self.supernet = Supernet(spec) if spec.train.supernet.enabled else None
         self.logged_terms = self.criterion.main_terms  # the terms of `compute_losses` that training steps log
-        self.guard: StepGuard | None = None  # while training
         self.last_loss: Tensor | None = None  # the latest finite loss, on the device
         self._weights_loaded = False
         self.run_seed = spec.train.seed if spec.train.seed >= 0 else int.from_bytes(os.urandom(4), "little")
-
-    @property
-    def detector(self) -> Detector:
-        return cast(Detector, self.model["model"])
 
     def forward(self, images: Tensor) -> Predictions:
         """Raw predictions for float images 0..1, [B, 3, H, W]."""
@@ -204,6 +180,11 @@ class DetectorModule(ScoredModule):
         self.log("train/lr", rate, on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
 
+    def on_train_end(self) -> None:
+        if self.supernet is not None:
+            self.detector.run_as()
+        super().on_train_end()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Score a batch. Callbacks get its detections and targets."""
         images = self.prepare_images(batch, multi_scale=False)
@@ -232,82 +213,6 @@ class DetectorModule(ScoredModule):
         part = batch_idx % self.spec.train.grad_accum_steps
         step = self.run_seed * 1_000_003 + self.global_step + part * 998_244_353
         torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
-
-    def _main_rate(self) -> float:
-        """The learning rate of the network without its backbone (or of the backbone if nothing else is trained)."""
-        groups = cast(torch.optim.Optimizer, self.optimizers()).param_groups
-        return float(next((group["lr"] for group in groups if group["name"].startswith("main")), groups[0]["lr"]))
-
-    # Optimizer
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of the optimizer."""
-        optim = self.spec.train.optim
-        return parameter_groups(
-            self.detector,
-            lr=optim.lr,
-            lr_backbone=optim.lr_backbone,
-            weight_decay=optim.weight_decay,
-            linear_proj_names=self.spec.model.linear_proj_names,
-            lr_linear_proj_mult=optim.lr_linear_proj_mult,
-            lr_layer_decay=optim.lr_layer_decay,
-            lr_component_decay=optim.lr_component_decay,
-            decay_vectors=optim.decay_vectors,
-            vectors=self._vectors,
-        )
-
-    def configure_optimizers(self) -> Any:
-        train, optim = self.spec.train, self.spec.train.optim
-        groups = self.parameter_groups()
-        fused = resolve_precision(train) != "fp16" and self.device.type in ("cpu", "cuda")
-        optimizer = build_optimizer(
-            optim.optimizer, groups, momentum=optim.momentum, fused=fused, keywords=optim.optimizer_kwargs
-        )
-        return {"optimizer": optimizer, "lr_scheduler": build_schedule(train, optimizer, self._total_steps())}
-
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole run, or 0 if the schedule does not need them or there is no trainer."""
-        optim = self.spec.train.optim
-        needed = optim.lr_scheduler in ("Cosine", "FlatCosine") or optim.warmup_epochs
-        return int(self.trainer.estimated_stepping_batches) if needed and self._trainer is not None else 0
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        clip_and_check(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_train_epoch_start(self) -> None:
-        schedules = self.lr_schedulers()
-        for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            if isinstance(schedule, StagedSchedule):
-                before = schedule.get_last_lr()
-                schedule.start_epoch(self.current_epoch)
-                if self.spec.train.verbose and before != schedule.get_last_lr():
-                    logger.info("Learning rate from epoch %d: %g", self.current_epoch, self._main_rate())
-
-    # Non-finite steps
-
-    def on_train_start(self) -> None:
-        self.guard = StepGuard(self.detector, self.criterion)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._handle_non_finite(guard_of(self).finish_step(optimizer))
-
-    def on_train_epoch_end(self) -> None:
-        self._handle_non_finite(guard_of(self).finish_epoch())
-
-    def _handle_non_finite(self, what: str | None) -> None:
-        saver = checkpoints_of(self.trainer)
-        save = (lambda: saver.save_now(self.trainer)) if saver is not None else None
-        handle_non_finite(self.trainer, self, what, self.spec.train.non_finite_loss, save)
-
-    def on_train_end(self) -> None:
-        if self.supernet is not None:
-            self.detector.run_as()
-        guard_of(self).close()
 
     # Checkpoints
 
