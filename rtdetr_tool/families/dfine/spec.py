@@ -8,6 +8,7 @@ from typing import Any
 
 from rtdetr_tool.catalog import CLASS_LOSSES, DFINE_VARIANTS
 from rtdetr_tool.families.base import QUERY_COUNT
+from rtdetr_tool.families.denoising_fields import box_noise_scale_field, label_noise_ratio_field
 from rtdetr_tool.spec.fields import INF, field
 
 
@@ -147,21 +148,8 @@ class DfineSpec:
         max=INF,
         origin="ours",
     )
-    label_noise_ratio: float = field(
-        0.5,
-        "Denoising: twice the probability that a query's class is replaced by a random one.",
-        min=0.0,
-        max=2.0,
-        origin="ours",
-    )
-    box_noise_scale: float = field(
-        1.0,
-        "Denoising: maximum shift of the corners of a query's box, relative to half its side; negatives are shifted 1 "
-        "to 2 times as much.",
-        min=0.0,
-        max=INF,
-        origin="ours",
-    )
+    label_noise_ratio: float = label_noise_ratio_field()
+    box_noise_scale: float = box_noise_scale_field()
     class_loss: str = field(
         "vfl",
         "Class loss: vfl (varifocal) or mal (matchability-aware, DEIM, arXiv:2412.04234).",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rtdetr_tool.catalog import ACTIVATIONS, BACKBONES, CLASS_LOSSES, FOUNDATION_MODELS, LOSS_TYPES, TIMM
 from rtdetr_tool.families.base import QUERY_COUNT
+from rtdetr_tool.families.denoising_fields import box_noise_scale_field, label_noise_ratio_field
 from rtdetr_tool.spec.fields import INF, Recorded, field
 
 if TYPE_CHECKING:
@@ -233,21 +234,8 @@ class RtdetrFields:
         min=0,
         max=INF,
     )
-    label_noise_ratio: float = field(
-        0.5,
-        "Denoising: twice the probability that a query's class is replaced by a random one.",
-        min=0.0,
-        max=2.0,
-        origin="ours",
-    )
-    box_noise_scale: float = field(
-        1.0,
-        "Denoising: maximum shift of the corners of a query's box, relative to half its side; negatives are shifted 1 "
-        "to 2 times as much.",
-        min=0.0,
-        max=INF,
-        origin="ours",
-    )
+    label_noise_ratio: float = label_noise_ratio_field()
+    box_noise_scale: float = box_noise_scale_field()
     eval_idx: int = field(
         -1,
         "Decoder layer whose prediction is used in validation, inference and export; later layers are skipped. -1 = "
