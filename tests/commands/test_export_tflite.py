@@ -39,6 +39,21 @@ def test_an_rfdetr_is_verified_and_scored_too(project, export_rfdetr):
     assert project.evaluated(file)["mAP"] == pytest.approx(project.evaluated(weights)["mAP"], abs=1e-4)
 
 
+def test_a_dfine_is_verified_and_scored_in_both_precisions(project):
+    """Its estimate of the localization quality reads the largest values, without their indices."""
+    project.spec["model"] = {"arch": "dfine", "num_select": 8, "dfine": {"variant": "n", "num_queries": 8}}
+    project.write()
+    weights = project.checkpoint(lively=True)
+    options = (f"export.checkpoint={weights}", "export.format=tflite")
+    file, half = project.folder / "dfine.tflite", project.folder / "half.tflite"
+    assert project.run("export", *options, f"export.onnx_file={file}") == 0
+    (row,) = json.loads((project.folder / "results/export/export.json").read_text())["differences"]
+    assert row["score"] < 1e-4 and row["box"] < 1e-4 and row["unmatched"] == 0
+    assert project.evaluated(file)["mAP"] == pytest.approx(project.evaluated(weights)["mAP"], abs=1e-4)
+    assert project.run("export", *options, f"export.onnx_file={half}", "export.tflite.data_type=FP16") == 0
+    assert half.stat().st_size < 0.7 * file.stat().st_size
+
+
 def test_evaluate_and_inference_run_on_it(shared):
     expected, actual = shared.evaluated(shared.weights), shared.evaluated(shared.file)
     for name, value in expected.items():

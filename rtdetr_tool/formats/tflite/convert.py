@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.export_model import ExportFeatures, ExportModel
@@ -67,7 +68,23 @@ class _Named(nn.Module):
 
     def forward(self, **images: Tensor) -> dict[str, Tensor]:
         (image,) = images.values()
-        return dict(zip(self.model.output_names, self.model(image), strict=True))
+        with _UsedIndices():
+            outputs = self.model(image)
+        return dict(zip(self.model.output_names, outputs, strict=True))
+
+
+class _UsedIndices(TorchFunctionMode):
+    """Let the values of every top-k depend on its indices, without changing them.
+
+    From a top-k whose indices are not used, the converter makes a sort (STABLEHLO_SORT), which LiteRT 2.3.0 cannot run,
+    instead of TOPK_V2. The additional operators are not in the converted file.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.topk, Tensor.topk):
+            return type(result)((result.values + 0 * result.indices, result.indices))
+        return result
 
 
 def _quantized(
