@@ -133,7 +133,9 @@ class Trial:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         rng = np.random.default_rng(5)
-        sources = {split: self._draw(folder / split, count, rng) for split, count in (("train", TRAIN), ("val", VAL))}
+        sources = {
+            split: self.draw_source(folder / split, count, rng) for split, count in (("train", TRAIN), ("val", VAL))
+        }
         self.spec: dict[str, Any] = {
             "wandb": {"enable": False},
             "model": {
@@ -159,7 +161,8 @@ class Trial:
         self._server: subprocess.Popen | None = None
         self._last: Forked | None = None
 
-    def _draw(self, folder: Path, count: int, rng: np.random.Generator) -> dict[str, str]:
+    def draw_source(self, folder: Path, count: int, rng: np.random.Generator) -> dict[str, str]:
+        """Write images with a cat each; returns the data source."""
         folder.mkdir()
         images, annotations = [], []
         for number in range(1, count + 1):

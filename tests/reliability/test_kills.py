@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,28 @@ def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(
     assert trial.run("in_a_save") == 0
     assert_ends_like(folder, unbroken)
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_a_run_with_shares_of_sources_killed_within_an_epoch_ends_the_same(trial):
+    other = trial.draw_source(trial.folder / "other", 4, np.random.default_rng(6))
+    sources = [*trial.spec["dataset"]["train_data_sources"], other]
+    listed = ", ".join(f"{{image_dir: '{row['image_dir']}', json_file: '{row['json_file']}'}}" for row in sources)
+    shared = (f"dataset.train_data_sources=[{listed}]", "dataset.train_source_shares=[1, 3]")
+    assert trial.run("shares", *shared) == 0, trial.output("shares")
+    assert "75.0% (4 images)" in trial.output("shares")
+    whole = {name: load_checkpoint(trial.results("shares") / name) for name in LAST}
+    assert whole[LAST[0]]["global_step"] == 12
+    run = trial.hold("shares_killed", "saving 3", *shared)  # in step 4 of the 6 of the first epoch
+    run.kill()
+    assert run.wait() == -9
+    folder = trial.results("shares_killed")
+    assert os.readlink(folder / "rtdetr_model_latest.pth") == "model_epoch_000_step_00002-EMA.pth"
+    assert trial.run("shares_killed", *shared) == 0, trial.output("shares_killed")
+    assert_ends_like(folder, whole)
+    assert trial.run("shares_even", *shared[:1]) == 0, trial.output("shares_even")
+    even = load_checkpoint(trial.results("shares_even") / LAST[0])
+    assert not _same(even["state_dict"], whole[LAST[0]]["state_dict"]), "the shares have an effect"
 
 
 @pytest.mark.slow
