@@ -12,6 +12,7 @@ from transformers.models.d_fine import modeling_d_fine
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.families.dfine.build import build_detector
 from rtdetr_tool.families.dfine.model.distribution import bin_offsets, edge_offsets, move_edges, nearest_bins
+from rtdetr_tool.families.dfine.official import from_official
 from rtdetr_tool.families.dfine.transformers_names import (
     from_transformers,
     is_transformers_dfine,
@@ -124,3 +125,18 @@ def test_the_official_network_has_the_same_outputs_on_an_image_that_is_not_squar
     print(f"largest difference from the official outputs: {difference:.1e}")
     assert difference < TOLERANCE
     assert logits.std() > 0.1 and boxes.std() > 0.05  # the outputs tell queries apart
+
+
+def test_initial_weights_have_the_spread_of_the_official_ones():
+    """A spread may differ by chance, the more the fewer values a tensor has."""
+    fixture = json.loads((Path(__file__).parent / "fixtures" / "dfine_official_n.json").read_text(encoding="utf-8"))
+    official = from_official({name: torch.tensor(values) for name, values in fixture["initial"].items()})
+    model = spec_from_dict({"model": {"arch": "dfine", "dfine": {"variant": "n", "num_queries": QUERIES}}}).model
+    torch.manual_seed(0)
+    ours = dict(build_detector(model, CLASSES, False).named_parameters())
+    assert ours.keys() == official.keys()
+    for name, weight in ours.items():
+        mean, spread = official[name].tolist()
+        allowed = 6 * max(spread, weight.std(correction=0).item()) / weight.numel() ** 0.5 + 1e-5
+        assert weight.mean().item() == pytest.approx(mean, abs=allowed), name
+        assert weight.std(correction=0).item() == pytest.approx(spread, abs=allowed), name

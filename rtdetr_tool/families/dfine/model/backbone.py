@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from rtdetr_tool.models.backbones.timm_staged import StagedBackbone
 
 STAGES = 4
@@ -12,6 +16,17 @@ class HGNetV2(StagedBackbone):
 
     B0 to B3 have a learnable scale and shift after each activation (LCNet's affine block), the others do not.
     """
+
+    def adopt(self, network: Any) -> None:
+        """As in the official code, convolutions start with the initial weights of `nn.Conv2d`.
+
+        Those of timm are up to 7 times as large, or, in depthwise convolutions, a ninth. Batch norms cancel the scale
+        in the outputs, but AdamW changes weights of any scale by about the learning rate.
+        """
+        super().adopt(network)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
 
     @property
     def freezable_parts(self) -> tuple[tuple[str, ...], ...]:
