@@ -44,14 +44,33 @@ def test_the_table_has_the_first_epoch_at_each_goal(script):
     assert lines[3].endswith("| -, 1 | -, 2 |")
 
 
-def test_both_families_train_alike(script, tmp_path):
+def test_all_detectors_train_alike(script, tmp_path):
     compare = script("compare_families")
     options = compare.parse([str(tmp_path), "--epochs", "6", "--size", "128"])
-    dfine, rtdetr = (spec_from_dict(compare.spec_of(options, tmp_path, name, 2)) for name in compare.FAMILIES)
-    assert (dfine.model.arch, rtdetr.model.arch) == ("dfine", "rtdetr")
-    assert dfine.dataset == rtdetr.dataset and dfine.train.optim == rtdetr.train.optim
+    specs = {name: spec_from_dict(compare.spec_of(options, tmp_path, name, 2)) for name in compare.DETECTORS}
+    dfine = specs["dfine"]
+    assert {name: spec.model.arch for name, spec in specs.items()} == {
+        "dfine": "dfine", "rtdetr_b0": "rtdetr", "rtdetr": "rtdetr"
+    }  # fmt: skip
+    for spec in specs.values():
+        assert spec.dataset == dfine.dataset and spec.train.optim == dfine.train.optim
+        assert spec.train.clip_grad_norm == dfine.train.clip_grad_norm and spec.train.ema == dfine.train.ema
     assert (dfine.train.seed, dfine.train.num_epochs, dfine.train.optim.lr_steps) == (2, 6, [5])
     assert dfine.dataset.augmentation.train_spatial_size == [128, 128]
+    lengths = [compare.parse([str(tmp_path), "--epochs", length]) for length in ("5", "6")]
+    intervals = [compare.spec_of(options, tmp_path, "dfine", 1)["train"]["validation_interval"] for options in lengths]
+    assert intervals == [5, 3]  # with the last epoch
+
+
+def test_the_table_states_the_cost_of_each_detector(script, tmp_path):
+    compare = script("compare_families")
+    options = compare.parse([str(tmp_path)])
+    work = {name: compare.work_of(compare.spec_of(options, tmp_path, name, 1), 64) for name in compare.DETECTORS}
+    assert work["rtdetr"] > 1.5 * work["dfine"] and work["rtdetr_b0"] == pytest.approx(work["dfine"], rel=0.3)
+    row = {"seconds": {"processor": 90.0}, "gflops": 0.5}
+    rows = [{**row, "mAP": {2: 0.1}, "mAP50": {2: 0.2}}, {**row, "mAP": {2: 0.3}, "mAP50": {2: 0.2}}]
+    lines = compare.text_of({"dfine": rows, "rtdetr": []}).splitlines()
+    assert lines[2] == "| D-FINE, HGNetV2 B0 | 2 | 0.200 ± 0.141 | 0.100, 0.300 | 0.200 ± 0.000 | 90 | 0.50 |"
 
 
 def test_specs_of_searches_and_supernets_are_valid(script, tmp_path):
