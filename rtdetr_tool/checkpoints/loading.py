@@ -77,18 +77,21 @@ class LoadReport:
     def summary(self) -> str:
         """One line, then one per group of tensors that were not loaded."""
         lines = [f"Loaded {len(self.loaded)} of {self.total} tensors from {self.source}."]
+        heads_explained = False
         if self.class_rows is not None:
             lines += self.class_rows.lines(self.source)
+            heads_explained = not self.class_rows.any_copied
         elif classes := self.class_counts:
             lines.append(
-                f"The file has {classes[0]} classes, but the model {classes[1]} (dataset.num_classes); the class heads "
-                "keep their initial values."
+                f"The class heads keep their initial values, because the model has {classes[1]} classes "
+                f"(dataset.num_classes), but {self.source} {classes[0]}."
             )
+            heads_explained = True
         lines += [f"Adapted {name} from {RGB} to {channels} channels." for name, channels in self.adapted.items()]
         shapes = [
             f"{name} (file {list(in_file)}, model {list(in_module)})"
             for name, (in_file, in_module) in self.reinitialized.items()
-            if self.class_rows is None or self.class_rows.any_copied or not is_class_tensor(name)
+            if not (heads_explained and is_class_tensor(name))
         ]
         if shapes:
             lines.append(f"Not loaded because of another shape: {first_of(shapes, 8)}.")

@@ -29,7 +29,7 @@ from rtdetr_tool.data.preprocess import input_size
 from rtdetr_tool.data.records import ImageRecord
 from rtdetr_tool.data.repairs import Repairs
 from rtdetr_tool.data.sampling import EvalSampler, TrainSampler
-from rtdetr_tool.data.scoring import Scoring
+from rtdetr_tool.data.scoring import COCO_MAX_DETS, Scoring
 from rtdetr_tool.data.serialized import SerializedRecords
 from rtdetr_tool.data.source import Source, drop_missing_images
 from rtdetr_tool.data.tiles import Tiling, collate_tiles
@@ -170,6 +170,7 @@ def scoring_of(spec: ExperimentSpec) -> Scoring:
     return Scoring(
         class_ids=None if ids is None else tuple(ids),
         max_dets=spec.evaluate.max_dets,
+        usual_max_dets=spec.model.family.recipe.get("evaluate.max_dets", COCO_MAX_DETS),
         num_select=spec.model.num_select,
         num_queries=spec.model.query_count,
         kind=spec.model.predicts,

@@ -31,12 +31,14 @@ class Scoring:
     Args:
         class_ids: category ids that are scored; None means all.
         max_dets: counted detections per class and image.
+        usual_max_dets: its default for the model; a value up to this one is not reported as larger than the detector's.
         num_select, num_queries: of the model; None without a model.
         kind: what decides the best checkpoint, one of `catalog.PREDICTS`.
     """
 
     class_ids: tuple[int, ...] | None = None
     max_dets: int = COCO_MAX_DETS
+    usual_max_dets: int = COCO_MAX_DETS
     num_select: int | None = None
     num_queries: int | None = None
     kind: str = BOXES
@@ -95,7 +97,7 @@ def _count_objects(split: str, dataset: DetectionDataset, scoring: Scoring, find
         counts.scored += int(is_scored.sum())
         counts.with_shape += _with_shape(record, scored, scoring.kind)
         _check_counts(split, dataset, record, labels[is_scored], len(labels), scoring, findings)
-    _check_limits(split, scoring, int(scored.size), findings)
+    check_limits(split, scoring, int(scored.size), findings)
     return counts
 
 
@@ -130,7 +132,7 @@ def _with_shape(record: ImageRecord, scored: NDArray[np.bool_], kind: str) -> in
     return int((known & ~record.iscrowd & scored[record.labels]).sum())
 
 
-def _check_limits(split: str, scoring: Scoring, classes: int, findings: Findings) -> None:
+def check_limits(split: str, scoring: Scoring, classes: int, findings: Findings) -> None:
     """Check that an increased `max_dets` is not more than the detector can return."""
     limits: dict[str, int] = {}
     if scoring.num_select is not None:
@@ -138,5 +140,5 @@ def _check_limits(split: str, scoring: Scoring, classes: int, findings: Findings
     if scoring.num_queries is not None:
         limits["the number of queries x classes"] = scoring.num_queries * classes
     name, limit = min(limits.items(), key=lambda item: item[1], default=("", scoring.max_dets))
-    if max(COCO_MAX_DETS, limit) < scoring.max_dets:
+    if max(scoring.usual_max_dets, limit) < scoring.max_dets:
         findings.add("max_dets_not_reached", split, f"{name} is {limit}, evaluate.max_dets is {scoring.max_dets}")

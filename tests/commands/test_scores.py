@@ -7,6 +7,11 @@ import re
 
 import pytest
 
+from rtdetr_tool.data.build import scoring_of
+from rtdetr_tool.data.findings import Findings
+from rtdetr_tool.data.scoring import check_limits
+from rtdetr_tool.spec import spec_from_dict
+
 
 def scored_on(project, annotations: list[dict], **fields) -> None:
     """Validate and test on the same images with these annotations."""
@@ -96,3 +101,13 @@ def test_max_dets_is_used_and_named_in_the_results(project, capsys):
     text = said(capsys)
     assert "of one class than evaluate.max_dets" not in text
     assert "test: evaluate.max_dets is larger than the number of detections per image" in text
+
+
+@pytest.mark.parametrize(("arch", "usual"), [("rfdetr", 500), ("rtdetr", 300)])
+def test_only_more_detections_than_the_models_default_are_reported(arch, usual):
+    for max_dets, count in ((None, 0), (usual, 0), (usual + 1, 1)):
+        settings = {} if max_dets is None else {"evaluate": {"max_dets": max_dets}}
+        spec = spec_from_dict({"results_dir": "unused", "model": {"arch": arch}, **settings})
+        findings = Findings()
+        check_limits("val", scoring_of(spec), 80, findings)
+        assert len(list(findings)) == count
