@@ -25,8 +25,8 @@ def tables() -> str:
 
 
 def counts(rows: tuple[Keyword, ...]) -> str:
-    numbers = [f"{sum(row.status == status for row in rows)} {text}" for status, text in STATUS.items()]
-    return f"{len(rows)} fields: {', '.join(numbers)}."
+    works, warned, refused = (sum(row.status == status for row in rows) for status in STATUS)
+    return f"{len(rows)} fields: {works} work, {warned} are accepted with a warning, {refused} are refused."
 
 
 def table(rows: tuple[Keyword, ...]) -> str:

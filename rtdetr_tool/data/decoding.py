@@ -100,8 +100,10 @@ def decode_pil_image(image: Image.Image, pixels: PixelFormat = RGB) -> Tensor:
     """A PIL image as uint8 [C, H, W]; not rotated by EXIF, because boxes refer to its pixels as they are.
 
     Raises:
-        DataError: the image is closed, or its file cannot be read completely.
+        DataError: the image has no pixels or is closed, or its file cannot be read completely.
     """
+    if 0 in image.size:
+        raise DataError(f"An image of {image.width}x{image.height} has no pixels.")
     try:
         keep_off_the_terminal()
         image.load()
@@ -214,6 +216,8 @@ def _formats() -> list[str]:
 
 
 def _check_pixels(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"its size is {width}x{height}; it has no pixels")
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"its size of {width}x{height} is above the limit of {MAX_PIXELS} pixels (a decompression bomb?). Split it "

@@ -34,11 +34,17 @@ def choose_devices(
         return "gpu", ids
     if accelerator == "mps":
         return _apple_gpu(num_gpus)
-    processes = f" with {num_gpus} processes" if num_gpus > 1 else ""
-    logger.info("%s on the CPU%s", "Running" if accelerator == "cpu" else "No GPU available; running", processes)
-    if accelerator == "auto" and torch.backends.mps.is_available():
-        logger.info("This computer has an Apple GPU; set train.accelerator to mps to train on it")
     return "cpu", num_gpus
+
+
+def log_device(requested: str, chosen: str, processes: int) -> None:
+    """Tell the user if the run is on the CPU, and why; call it once per run."""
+    if chosen != "cpu":
+        return
+    several = f" with {processes} processes" if processes > 1 else ""
+    logger.info("%s on the CPU%s", "Running" if requested == "cpu" else "No GPU available; running", several)
+    if requested == "auto" and torch.backends.mps.is_available():
+        logger.info("This computer has an Apple GPU; set train.accelerator to mps to train on it")
 
 
 def _apple_gpu(num_gpus: int) -> tuple[str, int]:

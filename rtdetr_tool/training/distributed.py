@@ -70,9 +70,10 @@ def start_processes(num_gpus: int = 1, gpu_ids: list[int] | None = None, num_nod
     Like training, it starts the same command once per additional device, or uses the rank set by torchrun or SLURM.
     Afterwards, `rank()`, `world_size()` and `gather_objects` refer to these processes.
     """
-    from rtdetr_tool.training.devices import choose_devices
+    from rtdetr_tool.training.devices import choose_devices, log_device
 
     accelerator, devices = choose_devices(num_gpus, gpu_ids)
+    log_device("auto", accelerator, num_gpus)
     count = devices if isinstance(devices, int) else len(devices)
     if count * num_nodes == 1 and not has_launcher():
         return _only_device(devices)

@@ -29,7 +29,7 @@ from rtdetr_tool.training.callbacks.run_report import RunReport
 from rtdetr_tool.training.callbacks.status_report import StatusReport
 from rtdetr_tool.training.checkpoint_ranking import CheckpointRanking
 from rtdetr_tool.training.checkpointing import SafeCheckpointIO
-from rtdetr_tool.training.devices import choose_devices, resolve_precision
+from rtdetr_tool.training.devices import choose_devices, log_device, resolve_precision
 from rtdetr_tool.training.lightning_output import quiet_lightning
 from rtdetr_tool.training.logger_failures import guard_loggers
 from rtdetr_tool.training.loggers import build_loggers
@@ -50,6 +50,7 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     """
     train = spec.train
     accelerator, devices = choose_devices(train.num_gpus, train.gpu_ids, train.accelerator)
+    log_device(train.accelerator, accelerator, train.num_gpus)
     precision = resolve_precision(train)
     check_precision(precision, accelerator)
     if accelerator == "gpu" and (line := slow_line(train)):

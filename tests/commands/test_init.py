@@ -59,7 +59,7 @@ def written(tmp_path, *arguments: str) -> dict:
     return yaml.safe_load((tmp_path / "spec.yaml").read_text())
 
 
-def test_the_spec_trains_as_it_is(make_dataset, tmp_path):
+def test_the_spec_trains_as_it_is(make_dataset, tmp_path, capsys):
     data = make_dataset([(10, 10, 100, 100), (200, 10, 120, 120)])
     spec = written(tmp_path, str(data))
     size = spec["dataset"]["augmentation"]["eval_spatial_size"]
@@ -73,6 +73,7 @@ def test_the_spec_trains_as_it_is(make_dataset, tmp_path):
             "dataset.augmentation.train_spatial_size=[64,64]", "dataset.augmentation.eval_spatial_size=[64,64]",
             "dataset.augmentation.multi_scales=[]", "wandb.enable=false"]  # fmt: skip
     assert main(["train", "-e", str(tmp_path / "spec.yaml"), *tiny]) == 0
+    assert capsys.readouterr().err.count("Running on the CPU") == 1
 
 
 def test_a_dataset_with_keypoints_gets_a_keypoint_model(tmp_path, capsys):

@@ -6,6 +6,7 @@ import ast
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rtdetr_tool.data import decoding, pixels
-from rtdetr_tool.data.decoding import MAX_PIXELS, decode_image, image_header, image_size
+from rtdetr_tool.data.decoding import MAX_PIXELS, decode_image, decode_pil_image, image_header, image_size
 from rtdetr_tool.errors import DataError
 
 from .broken_images import broken_images, intact_images, png
@@ -184,6 +185,25 @@ def check_damage(folder: Path, data) -> None:
 @given(data=st.data())
 def test_random_corruption_gives_an_image_or_a_data_error(tmp_path_factory, data) -> None:
     check_damage(tmp_path_factory.getbasetemp(), data)
+
+
+@pytest.mark.parametrize("tag", [256, 257], ids=["width", "height"])
+def test_a_tiff_file_without_pixels_is_refused(tmp_path, tag) -> None:
+    Image.new("RGB", (6, 4)).save(tmp_path / "empty.tiff")
+    content = bytearray((tmp_path / "empty.tiff").read_bytes())
+    first = struct.unpack_from("<I", content, 4)[0]
+    entry = next(at for at in range(first + 2, len(content), 12) if struct.unpack_from("<H", content, at)[0] == tag)
+    content[entry + 8 : entry + 12] = bytes(4)
+    (tmp_path / "empty.tiff").write_bytes(content)
+    with pytest.raises(DataError, match=r"Cannot read image .*empty.tiff"):
+        decode_image(tmp_path / "empty.tiff")
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_a_pil_image_without_pixels_is_refused(size) -> None:
+    for mode in ("RGB", "L", "I;16"):
+        with pytest.raises(DataError, match=f"An image of {size[0]}x{size[1]} has no pixels"):
+            decode_pil_image(Image.new(mode, size))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from rtdetr_tool.ops import onednn
 from rtdetr_tool.training.callbacks.ema import ExponentialMovingAverage
 from rtdetr_tool.training.callbacks.periodic_checkpoint import PeriodicCheckpoint
 from rtdetr_tool.training.datamodule import DetectionDataModule
-from rtdetr_tool.training.devices import choose_devices
+from rtdetr_tool.training.devices import choose_devices, log_device
 from rtdetr_tool.training.module import DetectorModule
 from rtdetr_tool.training.trainer import build_trainer, check_precision, choose_strategy, seed_run
 
@@ -285,8 +285,9 @@ def test_gpu_ids_are_used_and_checked(monkeypatch):
 def test_without_a_gpu_the_cpu_is_used_with_a_log_line(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_devices(2, [0, 1]) == ("cpu", 2)
-    assert "CPU with 2 processes" in caplog.text
+    assert choose_devices(2, [0, 1]) == ("cpu", 2) and not caplog.text
+    log_device("auto", "cpu", 2)
+    assert "No GPU available; running on the CPU with 2 processes" in caplog.text
     with pytest.raises(SpecError, match="accelerator: gpu requires a CUDA GPU"):
         choose_devices(1, [0], "gpu")
 
