@@ -32,6 +32,17 @@ def numpy_outputs(runtime: OnnxRuntime, images: torch.Tensor) -> dict[str, torch
     return dict(zip(runtime.outputs, map(torch.from_numpy, arrays), strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_graph_runs_with_as_many_threads_as_pytorch(file, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert OnnxRuntime(file).session.get_session_options().intra_op_num_threads == threads
+        assert OnnxRuntime(file, threads=2).session.get_session_options().intra_op_num_threads == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bound_outputs_are_those_of_an_ordinary_run_for_every_batch_size(runtime):
     generator = torch.Generator().manual_seed(0)
     for count in (2, 2, 1, 2):

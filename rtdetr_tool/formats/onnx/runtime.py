@@ -45,7 +45,7 @@ class OnnxRuntime:
 
     Args:
         provider: cpu, cuda, tensorrt, or auto: CUDA if `device` is a GPU and onnxruntime can use it, else the CPU.
-        threads: threads per operator; None = onnxruntime's default.
+        threads: threads per operator; None = as many as torch has, like the other runtimes on a CPU.
     """
 
     def __init__(
@@ -61,8 +61,7 @@ class OnnxRuntime:
         half = emulated_half(file) if selected == "cpu" else None
         options = options or options_for(file.model)
         options.log_severity_level = 4  # errors come back as exceptions
-        if threads:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or torch.get_num_threads()
         index = torch.device(device).index or 0
         on_gpu = selected != "cpu" and torch.cuda.is_available()
         self.device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
