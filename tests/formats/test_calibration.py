@@ -90,6 +90,6 @@ def test_what_is_not_there_is_named(given, message, tmp_path, monkeypatch):
         calibration_images_from(given, DATA, SIZE, NAME)
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no images"):
         calibration_images_from(str(tmp_path), DATA, SIZE, NAME)

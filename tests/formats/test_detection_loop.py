@@ -146,7 +146,7 @@ def test_detections_are_on_the_cpu_without_gradients(folder):
 
 
 @pytest.mark.parametrize("part", ["logits", "boxes"])
-def test_nan_from_a_model_is_an_error_that_names_the_picture(part, folder):
+def test_nan_from_a_model_is_an_error_that_names_the_image(part, folder):
     class Broken(FindsRed):
         def predict(self, images):
             result = super().predict(images)

@@ -91,7 +91,7 @@ def test_a_margin_is_kept_below_the_end_of_half_precision():
     assert below.reasons == [] and below.max_abs == 20000
 
 
-def test_pictures_come_from_any_iterable_once_and_in_any_batches():
+def test_images_come_from_any_iterable_once_and_in_any_batches():
     model = small_graph([helper.make_node("Mul", ["inputs", "k"], ["result"], name="scale")], {"k": np.float32(0.5)})
     images = np.random.default_rng(0).random((5, 3, 8, 8), np.float32)
     whole = audit_precision(model, [images])

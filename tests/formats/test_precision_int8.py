@@ -262,7 +262,7 @@ def test_what_costs_too_much_stays_out_of_int8_and_the_cache_remembers_it(tmp_pa
 # The cache
 
 
-def test_the_cache_gives_the_same_graph_without_pictures(steady_graph, cached):
+def test_the_cache_gives_the_same_graph_without_images(steady_graph, cached):
     quantised, file = cached
     again = to_int8(steady_graph, (), cache_file=file)
     assert again.model.SerializeToString(deterministic=True) == quantised.model.SerializeToString(deterministic=True)
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_cache_is_refused_and_stays(steady_graph, tmp_path, co
     assert file.read_text() == content
 
 
-def test_no_pictures_and_no_cache_is_refused(steady_graph, tmp_path):
+def test_no_images_and_no_cache_is_refused(steady_graph, tmp_path):
     with pytest.raises(UserError, match="INT8 requires calibration images"):
         to_int8(steady_graph, (), cache_file=tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()

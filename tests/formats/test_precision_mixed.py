@@ -188,7 +188,7 @@ def test_the_audit_saves_a_detector_that_plain_fp16_destroys(steady_graph, large
     assert large_audit.cost_all_half > 0.5 and large_audit.cost_kept < 0.02
 
 
-def test_only_pictures_show_an_overflow_of_activations(large_norm):
+def test_only_images_show_an_overflow_of_activations(large_norm):
     blind = to_mixed_fp16(large_norm)
     assert not [node for node in blind.kept if "output up to" in node.reason]
 

@@ -163,7 +163,7 @@ def test_a_fixed_batch_and_another_one_asked_for_contradict(rtx, toy_onnx):
     ("given", "expected"),
     [((), (1, 1, 1)), ((None, None, 4), (1, 1, 4)), ((2,), (2, 2, 2)), ((None, 3), (1, 3, 3)), ((1, 2, 4), (1, 2, 4))],
 )
-def test_batch_sizes_left_out_follow_the_others(given, expected):
+def test_omitted_batch_sizes_follow_the_others(given, expected):
     assert settings(*given).batches(None) == expected
 
 

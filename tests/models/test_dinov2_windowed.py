@@ -62,7 +62,7 @@ def test_images_are_normalized_inside():
 
 
 @pytest.mark.parametrize("size", [(6, 8), (4, 4), (9, 5)])
-def test_positions_are_resized_as_torch_resizes_pictures(size):
+def test_positions_are_resized_as_torch_resizes_images(size):
     position = torch.randn(1, 37, 5, generator=torch.Generator().manual_seed(0))
     resized = resize_positions(position, *size)
     grid = position[:, 1:].reshape(1, 6, 6, 5).permute(0, 3, 1, 2)

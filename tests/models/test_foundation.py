@@ -90,7 +90,7 @@ def test_summary_and_places_are_the_tokens_they_are_named_after():
     torch.testing.assert_close(actual.spatial[1, :, 1, 2], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_of_a_smaller_picture_keep_their_aspect_ratio():
+def test_positions_of_a_smaller_image_keep_their_aspect_ratio():
     """With a table of row and column numbers, a wide image spans all columns, and rows with the same spacing."""
     vit = tiny_radio()
     rows, columns = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
@@ -107,7 +107,7 @@ def test_positions_of_a_smaller_picture_keep_their_aspect_ratio():
 
 
 @pytest.mark.parametrize("prefix", ["", "radio_model.model.", "base_model.", "frozen_radio.radio.radio.model."])
-def test_weights_are_found_under_every_wrapper_and_heads_are_left_out(weights, prefix):
+def test_weights_are_found_under_every_wrapper_and_heads_are_skipped(weights, prefix):
     stored = {f"{prefix}{name}": tensor.half() for name, tensor in weights.items()}
     stored |= {"_heads.clip.weight": torch.zeros(2), "input_conditioner.norm_mean": torch.zeros(3)}
     frozen = FrozenRadio(tiny_radio(seed=4))
@@ -142,7 +142,7 @@ def test_made_on_the_meta_device_it_gets_memory_with_its_weights(weights):
 # The frozen module
 
 
-def test_it_sees_the_picture_at_half_the_size_as_clip_does(radio):
+def test_it_sees_the_image_at_half_the_size_as_clip_does(radio):
     images = torch.rand(2, 3, 128, 64)
     half = F.interpolate(images, scale_factor=0.5)
     half = (half - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)

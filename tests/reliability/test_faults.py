@@ -24,7 +24,7 @@ from rtdetr_tool.status import StatusLogger
 from rtdetr_tool.training.out_of_memory import explain_out_of_memory
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_whole_and_the_run_goes_on_when_there_is_room(trial):
+def test_a_full_disk_leaves_earlier_checkpoints_intact_and_the_run_resumes_when_there_is_room(trial):
     assert trial.run("full", disk=3) == 1  # step 2 and its averages; of step 4 the averages find no room
     folder, last = trial.results("full"), trial.status("full")[-1]
     assert last["status"] == "FAILURE" and "model_epoch_000_step_00004-EMA.pth could not be written" in last["message"]

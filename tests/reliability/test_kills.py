@@ -76,7 +76,7 @@ def _kill_and_resume(trial, unbroken, name: str, moment: float, number: int) -> 
     return inside, resumable
 
 
-def test_killed_in_a_save_and_ended_by_a_signal_a_run_goes_on_and_ends_the_same(trial, unbroken):
+def test_a_run_killed_in_a_save_and_ended_by_a_signal_resumes_and_ends_the_same(trial, unbroken):
     run = trial.hold("in_a_save", "saving 1")
     run.kill()
     assert run.wait() == -9

@@ -30,7 +30,7 @@ def _losses(trial, name: str) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to_child", [True, False])
-def test_a_signal_to_one_process_saves_in_all_and_the_run_goes_on_exactly(trial, to_child):
+def test_a_signal_to_one_process_saves_in_all_and_the_run_resumes_exactly(trial, to_child):
     two = ("train.num_gpus=2", "dataset.batch_size=1")
     names = ("model_epoch_001.pth", "model_epoch_001-EMA.pth")
     if not trial.results("two_whole").exists():

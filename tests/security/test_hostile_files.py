@@ -224,7 +224,7 @@ def test_metadata_of_another_form_is_refused(change):
     ],
     ids=str,
 )
-def test_what_a_checkpoint_says_of_itself_may_be_made_up(change, project, capsys):
+def test_metadata_of_a_checkpoint_is_not_trusted(change, project, capsys):
     file = project.checkpoint()
     payload = torch.load(file, weights_only=True)
     payload["rtdetr_tool"] = {**payload["rtdetr_tool"], **change}

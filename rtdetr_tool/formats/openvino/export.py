@@ -54,8 +54,10 @@ class OpenvinoExport(VerifiedExport):
     def _quantized(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
         formats = dict.fromkeys(quantizable(Graph(self.graph)), INT8_NODE)
         plan = Plan(remedy="export.openvino.data_type=FP16")
-        result = to_quantized(self.graph, formats, CalibrationFeeds(self.request), plan)
-        return result.model, {"quantized": result.quantized, "calibration": result.calibration}
+        feeds = CalibrationFeeds(self.request)
+        result = to_quantized(self.graph, formats, feeds, plan)
+        calibration = {**result.calibration, "images": feeds.images}  # not those that pad the last batch
+        return result.model, {"quantized": result.quantized, "calibration": calibration}
 
     def predictor(self, file: Path) -> Predict:
         return OpenvinoRuntime(read(file)).predict
