@@ -56,7 +56,7 @@ class OpenvinoExport(VerifiedExport):
         plan = Plan(remedy="export.openvino.data_type=FP16")
         feeds = CalibrationFeeds(self.request)
         result = to_quantized(self.graph, formats, feeds, plan)
-        calibration = {**result.calibration, "images": feeds.images}  # not those that pad the last batch
+        calibration = {**(result.calibration or {}), "images": feeds.images}  # not those that pad the last batch
         return result.model, {"quantized": result.quantized, "calibration": calibration}
 
     def predictor(self, file: Path) -> Predict:
