@@ -19,7 +19,7 @@ from PIL import Image
 from rtdetr_tool.families.rfdetr.names import from_rfdetr
 from rtdetr_tool.ops.structures import Batch
 from rtdetr_tool.spec import spec_from_dict
-from rtdetr_tool.training import module as module_parts
+from rtdetr_tool.training import optimized_module
 from rtdetr_tool.training.fit import fit
 from rtdetr_tool.training.module import DetectorModule
 from tests.parity.rfdetr_pair import CLASSES, build_theirs, disturb, normalized, their_criterion
@@ -126,9 +126,9 @@ def train_there(model, batches, get_param_dict):
 def all_double(monkeypatch):
     """Replace `Tensor.float()`, with which both sides compute boxes, because Adam amplifies its rounding."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    unfused = module_parts.build_optimizer  # the fused kernel needs its step count in float32
+    unfused = optimized_module.build_optimizer  # the fused kernel needs its step count in float32
     monkeypatch.setattr(
-        module_parts, "build_optimizer", lambda *given, **settings: unfused(*given, **{**settings, "fused": False})
+        optimized_module, "build_optimizer", lambda *given, **settings: unfused(*given, **{**settings, "fused": False})
     )
 
 
