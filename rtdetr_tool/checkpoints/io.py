@@ -10,10 +10,14 @@ import json
 import os
 import pickle
 import re
+import signal
 import struct
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ from rtdetr_tool.checkpoints.limits import check_archive, check_content
 from rtdetr_tool.checkpoints.metadata import KEY
 from rtdetr_tool.checkpoints.safe_unpickle import known_settings_allowed
 from rtdetr_tool.checkpoints.weights_exist import check_readable
-from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.errors import CheckpointError, Preempted
 from rtdetr_tool.files import parse_json, remove_unfinished, replacing
 from rtdetr_tool.messages import first_line
 
@@ -35,13 +39,45 @@ _ZIP_MAGIC = b"PK\x03\x04"
 def save_checkpoint(payload: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write atomically: `path` has either its old or its complete new content, even after a crash or a power failure.
 
-    On failure the old file is unchanged and no temporary file remains.
+    On failure the old file is unchanged and no temporary file remains. Ctrl-C and other signals take
+    effect when the file is complete.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with _signals_deferred(), replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(payload), file)
     return path
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Handle a signal that ends the run at the end of the block, or a second one at once.
+
+    An exception of a handler within a write of `torch.save` becomes a RuntimeError, or ends the process with SIGABRT
+    when the writer is deleted after its file was closed.
+    """
+    found = {number: signal.getsignal(number) for number in (*Preempted.signals, signal.SIGINT)}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    if not handlers or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        received.append((number, frame))
+        if len(received) > 1:
+            handlers[number](number, frame)
+
+    try:
+        for number in handlers:
+            signal.signal(number, defer)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        number, frame = received[0]
+        handlers[number](number, frame)
 
 
 def save_detector(weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import zipfile
 
 import pytest
@@ -185,3 +186,40 @@ def test_a_file_without_weights_is_refused_with_its_keys(tmp_path):
     save_checkpoint({"epoch": 3, "lr": 0.1}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"no weights.*'epoch', 'lr'"):
         read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_save_takes_effect_when_the_file_is_complete(tmp_path, number):
+    """Raised by a handler while `torch.save` writes, it would become a RuntimeError or end the process."""
+    payload = {str(index): torch.rand(20_000) for index in range(100)}
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in (number, signal.SIGALRM)}
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    try:
+        for round_number in range(20):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (round_number + 1))
+            with pytest.raises(KeyboardInterrupt):
+                for _ in range(1000):
+                    save_checkpoint(payload, tmp_path / "model.pth")
+            assert load_checkpoint(tmp_path / "model.pth").keys() == payload.keys()
+            assert signal.getsignal(number) is interrupt
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_second_signal_ends_a_save_at_once(tmp_path, monkeypatch):
+    def save(*_) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second signal was deferred")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({}, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())
