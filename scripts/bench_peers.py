@@ -278,7 +278,7 @@ def openvino_run(file: Path, image: Tensor, precision: str, logits: str | int = 
 
 
 def report(title: str, sides: Mapping[str, Run], rounds: int, clock: Clock) -> None:
-    """Run all sides alternately and print their medians and quartiles, then the ratios of ours to each peer."""
+    """Run all sides alternately and print medians and quartiles, then our time relative to each peer."""
     results = {name: run() for name, run in sides.items()}  # also a warm-up
     times = alternate(sides, rounds, clock)
     print(f"\n{title}")

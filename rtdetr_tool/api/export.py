@@ -28,7 +28,7 @@ def export(opened: OpenedDetector, base: Settings, keywords: Mapping[str, Any], 
         calibration: images for INT8; a folder, an array file, or an array [N, H, W, C] or [N, C, H, W].
     """
     settings = {**base, **export_settings(keywords)}
-    section = format_section(str(keywords.get("format", "onnx")).lower())
+    section = format_section(keywords)
     if calibration is not None and (section is None or "calibration" not in leaves(section)):
         logger.warning("export: calibration_data has no effect: this format is not calibrated")
         calibration = None

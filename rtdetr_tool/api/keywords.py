@@ -12,6 +12,8 @@ from typing import Any
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import Family, all_families
 from rtdetr_tool.families.keywords import Keyword, Rule, Settings
+from rtdetr_tool.formats.table import exported_formats
+from rtdetr_tool.spec import ExportSpec
 from rtdetr_tool.spec.schema import section_type, walk_fields
 
 logger = logging.getLogger(__name__)
@@ -90,8 +92,7 @@ def data_settings(keywords: Mapping[str, Any]) -> Settings:
 
 def export_settings(keywords: Mapping[str, Any]) -> Settings:
     """Settings from keywords of `export`: fields of `export` and its section for the format, or names in `EXPORT`."""
-    name = str(keywords.get("format", "onnx")).lower()
-    section = format_section(name)
+    section = format_section(keywords)
     fields = leaves("export") if section is None else leaves(section, "export")
     known: dict[str, Rule | Keyword] = {
         name: field for name, field in fields.items() if field.rpartition(".")[0] in (section, "export")
@@ -103,17 +104,18 @@ def export_settings(keywords: Mapping[str, Any]) -> Settings:
     return settings(keywords, known, "export", {**ambiguous("export"), **EXPORT_ELSEWHERE})
 
 
-def format_section(name: str) -> str | None:
-    """The section with the precision of a format, such as `export.tflite`; None for formats without one."""
-    section = f"export.{name}"
+def format_section(keywords: Mapping[str, Any]) -> str | None:
+    """The section with the precision of the format of `export`, such as `export.tflite`; None without one."""
+    section = f"export.{str(keywords.get('format', ExportSpec().format)).lower()}"
     return section if any(True for _ in _fields_below(section)) else None
 
 
 def _fp32_only(kind: Any) -> Settings:
     if str(kind or "fp32").lower() != "fp32":
+        others = ", ".join(row.name for row in exported_formats() if len(row.precisions) > 1)
         raise UserError(
-            f"export: quantization={kind!r} is invalid for this format, which is written in FP32; choose "
-            "another format (tflite, openvino), or lower the precision of the ONNX file with `rtdetr quantize`"
+            f"export: quantization={kind!r} is invalid for this format, which is written in FP32; choose another one "
+            f"({others}), or lower the precision of the ONNX file with `rtdetr quantize`"
         )
     return {}
 
