@@ -6,8 +6,8 @@
 All sides run alternately in one process. The network is the official R18 (3 decoder layers, expansion 0.5); ours and
 transformers' have the same perturbed random weights, because onnxruntime shares the work of layers that are copies of
 each other. A training step is forward, loss, backward, clipping and fused AdamW, with trained norms and without
-activation checkpointing; ours in channels_last and with oneDNN's products as in our trainer, the official one in
-channels_last with bf16. Inference is one image through the network, ours as in `evaluate` and `inference`.
+activation checkpointing; ours in channels_last and with oneDNN's products as in our trainer, also with
+`train.recompute_norms`, the official one in channels_last with bf16. Inference is one image through the network, ours as in `evaluate` and `inference`.
 `--official` is a checkout of lyuwenyu/RT-DETR. Memory is measured in a process of its own per side.
 
 Absolute times depend on the machine and its load; compare the ratios, medians of the ratios of all rounds.
@@ -42,12 +42,14 @@ from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.onednn import use_onednn
+from rtdetr_tool.ops.recompute import recomputing
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec.model import ModelSpec
 
 CLASSES, QUERIES = 80, 300
 SPEC = ModelSpec(backbone="resnet_18d", dec_layers=3, expansion=0.5)
 OURS, TRANSFORMERS, OFFICIAL = "ours", "transformers", "official"
+RECOMPUTED = f"{OURS}, recompute_norms"
 
 
 def main() -> None:
@@ -149,12 +151,19 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 def training_sides(options: argparse.Namespace) -> dict[str, Callable[[str, Tensor, list[Target]], Run]]:
     """Builders of the training step of each implementation, from precision, images and targets."""
 
-    def our_step(precision: str, images: Tensor, targets: list[Target]) -> Run:
+    def our_step(precision: str, images: Tensor, targets: list[Target], recompute: bool = False) -> Run:
         ours, criterion = build_ours(build_reference()), build_criterion(SPEC)
         ours.to(memory_format=torch.channels_last).train()
         use_onednn(ours)
         ordered = images.contiguous(memory_format=torch.channels_last)
-        return step_of(ours, lambda: criterion(ours(ordered, targets), targets)["loss"], partial(autocast, precision))
+
+        def compute_loss() -> Tensor:
+            with recomputing(recompute):
+                predictions = ours(ordered, targets)
+            loss: Tensor = criterion(predictions, targets)["loss"]
+            return loss
+
+        return step_of(ours, compute_loss, partial(autocast, precision))
 
     def transformers_step(precision: str, images: Tensor, targets: list[Target]) -> Run:
         network, labels = build_reference().train(), labels_of(targets, "class_labels")
@@ -167,7 +176,7 @@ def training_sides(options: argparse.Namespace) -> dict[str, Callable[[str, Tens
             images = images.contiguous(memory_format=torch.channels_last)
         return step_of(peer.network, lambda: peer.loss(images, targets), partial(autocast, precision))
 
-    sides = {OURS: our_step, TRANSFORMERS: transformers_step}
+    sides = {OURS: our_step, RECOMPUTED: partial(our_step, recompute=True), TRANSFORMERS: transformers_step}
     return sides | ({OFFICIAL: official_step} if options.official else {})
 
 
@@ -312,7 +321,8 @@ def report_memory(precision: str, options: argparse.Namespace) -> None:
         if found[name] is None:
             print("  not measured: this system has no /proc/self/clear_refs")
             return
-        print(f"  {name:28s}{found[name]:8.0f} MiB   ours {found[OURS] / found[name]:.2f} of it", flush=True)
+        ratios = [f"{side} {found[side] / found[name]:.2f} of it" for side in (OURS, RECOMPUTED) if side in found]
+        print(f"  {name:28s}{found[name]:8.0f} MiB   {', '.join(ratios)}", flush=True)
 
 
 if __name__ == "__main__":

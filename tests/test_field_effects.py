@@ -470,6 +470,29 @@ def recomputing(spec):
     return DetectorModule(spec, classes(spec)).detector.backbone.activation_checkpoint
 
 
+def recomputed_tensors(spec):
+    """Whether the backward pass of a training step recomputes tensors."""
+    import torch
+
+    from rtdetr_tool.ops import recompute
+    from rtdetr_tool.training.module import DetectorModule
+
+    count = 0
+
+    def value(recipe):
+        nonlocal count
+        count += 1
+        return original(recipe)
+
+    original, recompute._Recipe.value = recompute._Recipe.value, value
+    try:
+        module = DetectorModule(spec, classes(spec)).train()
+        module.predict_targets(torch.rand(1, 3, SIDE, SIDE), []).logits.sum().backward()
+    finally:
+        recompute._Recipe.value = original
+    return count > 0
+
+
 def bad_image(spec):
     """Training data with one broken image file."""
     from rtdetr_tool.data.build import build_train_dataset
@@ -788,6 +811,7 @@ ROWS: list[tuple] = [
     ("train__precision", "bf16", trainer),
     ("train__distributed_strategy", "fsdp", trainer, {"train__num_gpus": 2, "train__gpu_ids": [0, 1]}),
     ("train__activation_checkpoint", True, recomputing),
+    ("train__recompute_norms", True, recomputed_tensors),
     ("train__accelerator", "gpu", trainer),
     ("train__supernet__enabled", True, sub_detectors_of, {"train__supernet__decoder_layers": [1]}),
     *((f"train__supernet__{name}", value, sub_detectors_of, {"train__supernet__enabled": True}) for name, value in (

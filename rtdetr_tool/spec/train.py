@@ -253,6 +253,12 @@ class TrainSpec:
     activation_checkpoint: bool = field(
         True, "Recompute the backbone in the backward pass: less memory, more time, same result."
     )
+    recompute_norms: bool = field(
+        False,
+        "Recompute norms, activations and concatenations in the backward pass, for which only the inputs of norms are "
+        "stored: less memory, a little more time, same result. Not for parts that activation_checkpoint recomputes.",
+        origin="ours",
+    )
     verbose: bool = field(False, "Log every change of the learning rate.", origin="seed")
     grad_accum_steps: int = field(
         1, "Batches per optimizer step, whose gradients are accumulated.", min=1, max=INF, unit="batches", origin="ours"

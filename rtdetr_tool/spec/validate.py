@@ -152,6 +152,11 @@ def _nearest(sides: Sequence[Any], multiple: int) -> str:
 
 def _train(train: TrainSpec) -> Iterator[str]:
     yield from checkpointer_problems(train.checkpointer)
+    if train.recompute_norms and train.compile:
+        yield (
+            "train.recompute_norms: not supported with train.compile=true, whose compiler decides what to recompute; "
+            "set one of them to false"
+        )
     if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
         yield (
             f"train.checkpoint_interval: {train.checkpoint_interval} is invalid; expected at most "

@@ -52,8 +52,8 @@ def resolve_batch_size(spec: ExperimentSpec, module: DetectorModule) -> Experime
     if size == 0:
         raise UserError(
             "dataset.batch_size: auto found that not even one image fits into memory. Lower "
-            "dataset.augmentation.train_spatial_size and multi_scales, set train.activation_checkpoint to true, or use "
-            "a smaller model."
+            "dataset.augmentation.train_spatial_size and multi_scales, set train.activation_checkpoint and "
+            "train.recompute_norms to true, or use a smaller model."
         )
     steps = -(-share // size)
     size = -(-share // steps)  # equal parts, so that a step sees hardly more images than asked for

@@ -78,7 +78,7 @@ class DistillModule(DetectorModule):
             return {**losses, "loss": sum(unused, losses["loss"])}
         images = self.prepare_images(batch, multi_scale=True)
         with capture_outputs(self.detector, self.names) as features:
-            predictions = self.detector(images, batch.targets)
+            predictions = self.predict_targets(images, batch.targets)
         losses = self.criterion(predictions, batch.targets)
         terms = self.distillation(Outputs(features, predictions), self.teacher(images), batch.targets)
         return {**losses, **terms, "loss": losses["loss"] + factor * terms["loss_distillation"]}

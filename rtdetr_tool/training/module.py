@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -22,6 +22,7 @@ from rtdetr_tool.ops.batch_norm import count_batch, count_together
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.postprocess import postprocess
+from rtdetr_tool.ops.recompute import recomputing
 from rtdetr_tool.ops.structures import Batch, Detections, Predictions, Target
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
 from rtdetr_tool.training.callbacks.ema import AVERAGED_KEY, RAW_KEY
@@ -156,9 +157,14 @@ class DetectorModule(OptimizedModule):
             return height, width
         return draw_scale(augmentation.multi_scales, self.run_seed, self.global_step)
 
+    def predict_targets(self, images: Tensor, targets: Sequence[Target]) -> Predictions:
+        """The predictions of a training step."""
+        with recomputing(self.spec.train.recompute_norms):
+            return cast(Predictions, self.detector(images, targets))
+
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a training batch; `loss` is their sum. Distillation overrides this."""
-        predictions = self.detector(self.prepare_images(batch, multi_scale=True), batch.targets)
+        predictions = self.predict_targets(self.prepare_images(batch, multi_scale=True), batch.targets)
         losses: dict[str, Tensor] = self.criterion(predictions, batch.targets)
         return losses if self.supernet is None else with_all_gradients(losses, self.detector)
 

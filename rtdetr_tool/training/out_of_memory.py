@@ -52,6 +52,8 @@ def memory_advice(spec: ExperimentSpec) -> str:
     elif scales:
         sizes += f" and the largest of dataset.augmentation.multi_scales (now {max(scales)})"
     advice = []
+    if not train.recompute_norms and not train.compile:
+        advice.append("set train.recompute_norms to true (now false)")
     if not train.activation_checkpoint:
         advice.append("set train.activation_checkpoint to true (now false)")
     if resolve_precision(train) == "fp32":

@@ -56,6 +56,8 @@ def build_trainer(spec: ExperimentSpec, **trainer_kwargs: Any) -> Trainer:
     if accelerator == "gpu" and (line := slow_line(train)):
         logger.info("%s", line)
     several = (devices if isinstance(devices, int) else len(devices)) * train.num_nodes > 1
+    if several and train.sync_bn and train.recompute_norms:
+        logger.warning("train.recompute_norms does not include the norms that train.sync_bn synchronizes")
     set_tf32(train.tf32, mixed_precision=precision != "fp32")
     torch.backends.cudnn.deterministic = train.cudnn.deterministic
     folder = Path(train.results_dir or ".")

@@ -91,7 +91,8 @@ def test_a_gpu_out_of_memory_is_answered_with_what_to_lower_and_its_present_valu
         raise error
     assert str(raised.value) == (
         "The GPU ran out of memory (CUDA out of memory). Try, cheapest first: "
-        "set train.activation_checkpoint to true (now false); set train.precision to bf16 (now fp32); "
+        "set train.recompute_norms to true (now false); set train.activation_checkpoint to true (now false); "
+        "set train.precision to bf16 (now fp32); "
         "set train.ema.cpu_offload to true (now false); lower dataset.batch_size (now 8 per process); "
         "lower dataset.augmentation.train_spatial_size (now 640 x 608) and the largest of "
         "dataset.augmentation.multi_scales (now 640)."

@@ -28,6 +28,11 @@ def nested(assignments: list[str]) -> dict:
     ("overrides", "problem"),
     [
         (
+            ["train.recompute_norms=true", "train.compile=true"],
+            "train.recompute_norms: not supported with train.compile=true, whose compiler decides what to recompute; "
+            "set one of them to false",
+        ),
+        (
             ["model.return_interm_indices=[1,2]"],
             "model.return_interm_indices: [1, 2] has 2 items; expected as many as model.num_feature_levels, which is 3",
         ),

@@ -33,6 +33,7 @@ FEATURES = {"teacher_module_name": "backbone", "student_module_name": "backbone"
 LOGITS = {"teacher_module_name": "pred_logits", "student_module_name": "pred_logits", "criterion": "KL", "weight": 1.0}
 CASES: dict[str, dict[str, Any]] = {
     "default": {"model": TINY},
+    "recomputed norms": {"model": TINY, "train": {"recompute_norms": True}},
     "distillation that has ended": {"model": TINY, "distill": {"bindings": [FEATURES], "decay_from_epoch": 0}},
 }
 SLOW: dict[str, dict[str, Any]] = {

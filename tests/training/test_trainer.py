@@ -165,6 +165,13 @@ def test_activation_checkpointing_changes_memory_not_results(make_spec, tmp_path
         torch.testing.assert_close(saved.state_dict()[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_recomputed_norms_change_nothing_about_a_run(make_spec):
+    plain, _, _ = run(make_spec(), logger=False)
+    saved, _, _ = run(make_spec(train__recompute_norms=True), logger=False)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(saved.state_dict()[name], tensor), name
+
+
 def test_multi_scale_changes_the_size_of_whole_steps(make_spec):
     spec = make_spec(dataset__augmentation__multi_scales=[32, [64, 96], 96], train__num_epochs=8)
     datamodule = DetectionDataModule(spec)
