@@ -7,8 +7,9 @@ All sides run alternately in one process. The network is the official R18 (3 dec
 transformers' have the same perturbed random weights, because onnxruntime shares the work of layers that are copies of
 each other. A training step is forward, loss, backward, clipping and fused AdamW, with trained norms and without
 activation checkpointing; ours in channels_last and with oneDNN's products as in our trainer, also with
-`train.recompute_norms`, the official one in channels_last with bf16. Inference is one image through the network, ours as in `evaluate` and `inference`.
-`--official` is a checkout of lyuwenyu/RT-DETR. Memory is measured in a process of its own per side.
+`train.recompute_norms`, the official one in channels_last with bf16. Inference is one image through the network, ours
+as in `evaluate` and `inference`. `--official` is a checkout of lyuwenyu/RT-DETR. Memory is measured in a process of its
+own per side.
 
 Absolute times depend on the machine and its load; compare the ratios, medians of the ratios of all rounds.
 """
