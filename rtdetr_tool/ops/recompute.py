@@ -29,7 +29,7 @@ _SMALL = 1 / 16  # of the output: inputs that may be kept although autograd does
 _BATCH_NORM = inspect.signature(F.batch_norm)
 _IN_PLACE = {Tensor.add_: torch.add, Tensor.__iadd__: torch.add}  # and what computes the same in new memory
 _ACTIVATIONS = {F.relu, F.silu, F.hardswish}  # they have the argument `inplace`
-_CHEAP: dict[Any, Callable[..., Tensor]] = {
+_CHEAP: dict[Any, Any] = {  # functions of PyTorch, and what recomputes them
     **_IN_PLACE,
     **{function: function for function in (*_ACTIVATIONS, F.batch_norm, F.layer_norm, F.gelu)},
     **{function: function for function in (F.interpolate, F.avg_pool2d, torch.cat, torch.add)},
