@@ -42,6 +42,7 @@ from rtdetr_tool.formats.onnx.export import export_graph
 from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
+from rtdetr_tool.ops.batch_norm import count_together
 from rtdetr_tool.ops.onednn import use_onednn
 from rtdetr_tool.ops.recompute import recomputing
 from rtdetr_tool.ops.structures import Target
@@ -155,6 +156,7 @@ def training_sides(options: argparse.Namespace) -> dict[str, Callable[[str, Tens
     def our_step(precision: str, images: Tensor, targets: list[Target], recompute: bool = False) -> Run:
         ours, criterion = build_ours(build_reference()), build_criterion(SPEC)
         ours.to(memory_format=torch.channels_last).train()
+        count_together(ours)
         use_onednn(ours)
         ordered = images.contiguous(memory_format=torch.channels_last)
 

@@ -170,3 +170,22 @@ def test_norms_counted_together_compute_and_count_as_before():
         assert torch.equal(tensor, together.state_dict()[name]), name
     assert together[1].num_batches_tracked == 3 and together[2].num_batches_tracked == 0
     assert fix_batch_norms(together) == 2
+
+
+def test_a_norm_receives_its_gradient_in_channels_last_behind_a_concatenation():
+    torch.manual_seed(0)
+    layout = {"memory_format": torch.channels_last}
+    norm, x = nn.BatchNorm2d(8), torch.randn(2, 8, 6, 5).contiguous(**layout)
+    other, weight = torch.randn(2, 8, 6, 5), torch.randn(2, 16, 6, 5)
+    found = []
+    for counted_together in (False, True):
+        if counted_together:
+            count_together(norm)
+        source, layouts = x.clone().requires_grad_(), []
+        output = norm(source)
+        output.register_hook(lambda g, layouts=layouts: layouts.append(g.is_contiguous(**layout)))
+        (torch.cat([output, other], dim=1).contiguous(**layout) * weight).sum().backward()
+        assert layouts == [counted_together]
+        found.append((source.grad, *(parameter.grad.clone() for parameter in norm.parameters())))
+        norm.zero_grad()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
