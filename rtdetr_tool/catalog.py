@@ -230,28 +230,60 @@ class RfdetrVariant(NamedTuple):
     cls_loss_coef: float = 1.0
 
 
-class Dinov2(NamedTuple):
-    """A DINOv2 ViT with RF-DETR's windows."""
+# Kinds of RF-DETR's backbones: ViTs with windows, and ConvNeXts.
+DINOV2, DINOV3, CONVNEXT = "DINOv2", "DINOv3", "DINOv3 ConvNeXt"
+
+
+class Encoder(NamedTuple):
+    """A backbone of RF-DETR."""
 
     name: str
-    width: int
-    depth: int
+    width: int  # of a ConvNeXt: of its first stage
+    depth: int  # blocks; of a ConvNeXt: of its third stage
     num_heads: int
     num_registers: int
-    weights: str  # on the Hugging Face hub, for 37 x 37 patches of 14 pixels
+    weights: str  # on the Hugging Face hub; DINOv2's are for 37 x 37 patches of 14 pixels
     timm_name: str  # the same weights in timm
+    kind: str = DINOV2
+    gated: bool = False  # blocks of a ViT have a gated MLP
+
+    @property
+    def license(self) -> str:
+        """Of the weights."""
+        return _APACHE if self.kind == DINOV2 else DINOV3_LICENSE
+
+    @property
+    def unused_fields(self) -> tuple[str, ...]:
+        """Fields of `model.rfdetr` that have no effect."""
+        learned = ("positional_encoding_size",)
+        return {DINOV2: (), DINOV3: learned, CONVNEXT: ("patch_size", "num_windows", *learned)}[self.kind]
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of blocks, or stages of a ConvNeXt, whose output can become a feature map."""
+        return 4 if self.kind == CONVNEXT else self.depth
+
+
+def _dinov3_encoder(size: str, hub: str, width: int, num_heads: int, gated: bool = False) -> Encoder:
+    weights, network = f"facebook/dinov3-{hub}-pretrain-lvd1689m", f"vit_{size}_patch16_dinov3.lvd1689m"
+    return Encoder(f"dinov3_windowed_{size}", width, 12, num_heads, 4, weights, network, DINOV3, gated)
+
+
+def _convnext_encoder(size: str, width: int, depth: int) -> Encoder:
+    weights, network = f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m", f"convnext_{size}.dinov3_lvd1689m"
+    return Encoder(f"dinov3_convnext_{size}", width, depth, 0, 0, weights, network, CONVNEXT)
 
 
 _DINO_SMALL, _DINO_BASE = "dinov2_windowed_small", "dinov2_windowed_base"
 _EVERY_THIRD, _EVERY_THIRD_LEGACY = (3, 6, 9, 12), (2, 5, 8, 11)
 _PML = "PML-1.0"
 
-DINOV2: dict[str, Dinov2] = {
+ENCODERS: dict[str, Encoder] = {
     row.name: row
     for row in (
-        Dinov2(_DINO_SMALL, 384, 12, 6, 0, "facebook/dinov2-small", "vit_small_patch14_dinov2"),
-        Dinov2(_DINO_BASE, 768, 12, 12, 0, "facebook/dinov2-base", "vit_base_patch14_dinov2"),
-        Dinov2(
+        Encoder(_DINO_SMALL, 384, 12, 6, 0, "facebook/dinov2-small", "vit_small_patch14_dinov2"),
+        Encoder(_DINO_BASE, 768, 12, 12, 0, "facebook/dinov2-base", "vit_base_patch14_dinov2"),
+        Encoder(
             "dinov2_registers_windowed_small",
             384,
             12,
@@ -260,6 +292,13 @@ DINOV2: dict[str, Dinov2] = {
             "facebook/dinov2-with-registers-small",
             "vit_small_patch14_reg4_dinov2",
         ),
+        _dinov3_encoder("small", "vits16", 384, 6),
+        _dinov3_encoder("small_plus", "vits16plus", 384, 6, gated=True),
+        _dinov3_encoder("base", "vitb16", 768, 12),
+        _convnext_encoder("tiny", 96, 9),
+        _convnext_encoder("small", 96, 27),
+        _convnext_encoder("base", 128, 27),
+        _convnext_encoder("large", 192, 27),
     )
 }
 

@@ -83,13 +83,13 @@ def from_dinov2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "embeddings.cls_token" in plain:
         return to_native(plain, TRANSFORMERS)
     if "pos_embed" in plain and "patch_embed.proj.weight" in plain:
-        return _with_class_position(to_native(_split_projections(plain), TIMM))
+        return _with_class_position(to_native(split_projections(plain), TIMM))
     raise CheckpointError(
         f"found the tensors {first_of(state_dict, 3)}; expected those of DINOv2 from transformers, timm or Meta"
     )
 
 
-def _split_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def split_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace each joint projection by one each for query, key and value."""
     result: dict[str, Tensor] = {}
     for name, tensor in weights.items():

@@ -65,6 +65,27 @@ META_VIT: Table = (
     ("blocks.*.mlp.w3.", "blocks.*.mlp.fc2."),
     ("blocks.*.", "blocks.*."),
 )
+# timm's names -> those of `WindowedDinov3`, after the joint projections are split.
+WINDOWED: Table = (
+    ("cls_token", "cls_token"),
+    ("reg_token", "registers"),
+    ("patch_embed.proj.", "patch_embed."),
+    ("norm.", "norm."),
+    *(
+        (f"blocks.*.{timm}", f"blocks.*.{ours}")
+        for timm, ours in (
+            ("attn.proj.", "attention.output."),
+            ("attn.", "attention."),
+            ("gamma_1", "scale1"),
+            ("gamma_2", "scale2"),
+            ("norm1.", "norm1."),
+            ("norm2.", "norm2."),
+            ("mlp.fc1_g.", "gate."),
+            ("mlp.fc1_x.", "fc1."),
+            ("mlp.", ""),
+        )
+    ),
+)
 # Tensors that no feature map depends on, and tables that the network computes.
 UNUSED_VIT = (r"(embeddings\.)?mask_token$", r"rope_embed\.", r"local_cls_norm\.", r".*\.bias_mask$")
 

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback
 from rtdetr_tool.api import RFDETR, RFDETRNano
 from rtdetr_tool.api.keywords import model_settings, train_settings
 from rtdetr_tool.api.train_arguments import read_train_arguments
-from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.catalog import ENCODERS
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families import family_named
 from rtdetr_tool.families.rfdetr.keywords import MODEL, TRAIN, TRAIN_DEPRECATED
@@ -184,8 +184,8 @@ def test_the_encoder_can_be_frozen_and_gradients_checkpointed():
 
 def test_a_training_with_these_fields_freezes_and_recomputes_the_encoder(sample, tmp_path, monkeypatch):
     """In the network that is trained, not only in the spec; and the metric of the best epoch is the chosen one."""
-    for name, row in DINOV2.items():
-        monkeypatch.setitem(DINOV2, name, row._replace(width=32, depth=4, num_heads=2))
+    for name, row in ENCODERS.items():
+        monkeypatch.setitem(ENCODERS, name, row._replace(width=32, depth=4, num_heads=2))
     chosen = {"freeze_encoder": True, "gradient_checkpointing": True, "out_feature_indexes": [1, 3]}
     detector = RFDETRNano(None, 2, "cpu", **chosen, **SMALL_RFDETR)
     before = {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}

@@ -20,7 +20,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 
 import rtdetr_tool.rfdetr as names
-from rtdetr_tool.catalog import DINOV2, PUBLISHED_WEIGHTS, RFDETR_VARIANTS, Dinov2
+from rtdetr_tool.catalog import ENCODERS, PUBLISHED_WEIGHTS, RFDETR_VARIANTS, Encoder
 from rtdetr_tool.checkpoints.download import md5_of
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
@@ -37,8 +37,8 @@ needs_page = pytest.mark.skipif(not PAGES, reason="requires the page of the trai
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with the dataset of the page, and the weights of a small Medium in the cache."""
-    for name, row in DINOV2.items():
-        monkeypatch.setitem(DINOV2, name, Dinov2(name, 32, 2, 2, row.num_registers, "", ""))
+    for name, row in ENCODERS.items():
+        monkeypatch.setitem(ENCODERS, name, Encoder(name, 32, 2, 2, row.num_registers, "", ""))
     small = RFDETR_VARIANTS["medium"]._replace(
         out_feature_indexes=(1,), resolution=64, positional_encoding_size=4, hidden_dim=32, dec_layers=1, sa_nheads=2,
         ca_nheads=4, num_queries=8,

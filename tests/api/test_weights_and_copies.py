@@ -13,7 +13,7 @@ import torch
 
 import rtdetr_tool
 from rtdetr_tool.api import RFDETR, Detector
-from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
+from rtdetr_tool.catalog import ENCODERS, RFDETR_VARIANTS, Encoder
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.metadata import KEY, build_metadata
 from rtdetr_tool.errors import CheckpointError
@@ -161,9 +161,9 @@ def test_a_detector_of_a_missing_gpu_predicts_on_the_cpu(rtdetr, sample, caplog,
 
 @pytest.mark.parametrize("variant", RFDETR_VARIANTS)
 def test_a_checkpoint_of_every_variant_opens_as_its_class(variant, monkeypatch, tmp_path):
-    tiny = {name: Dinov2(name, 32, 2, 2, row.num_registers, "", "") for name, row in DINOV2.items()}
+    tiny = {name: Encoder(name, 32, 2, 2, row.num_registers, "", "") for name, row in ENCODERS.items()}
     for name, row in tiny.items():
-        monkeypatch.setitem(DINOV2, name, row)
+        monkeypatch.setitem(ENCODERS, name, row)
     small = {"out_feature_indexes": [1], "resolution": 3 * RFDETR_VARIANTS[variant].patch_size
              * RFDETR_VARIANTS[variant].num_windows, "hidden_dim": 32, "sa_nheads": 2, "ca_nheads": 4,
              "num_queries": 4, "group_detr": 2, "dec_layers": 1, "dim_feedforward": 16}  # fmt: skip

@@ -4,12 +4,8 @@ import pytest
 import torch
 
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.models.backbones.dinov2_windowed import (
-    check_size,
-    join_windows,
-    resize_positions,
-    split_windows,
-)
+from rtdetr_tool.models.backbones.dinov2_windowed import resize_positions
+from rtdetr_tool.models.backbones.windowed_vit import check_size, join_windows, split_windows
 from tests.models.rfdetr_parts import tiny_backbone
 
 

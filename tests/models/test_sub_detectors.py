@@ -7,7 +7,7 @@ import torch
 
 from rtdetr_tool.checkpoints.loading import load_into
 from rtdetr_tool.errors import UserError
-from rtdetr_tool.models.backbones.dinov2_windowed import resize_patches
+from rtdetr_tool.models.backbones.windowed_vit import resize_patches
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.structures import Target
 from rtdetr_tool.spec import spec_from_dict

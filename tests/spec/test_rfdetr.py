@@ -26,6 +26,21 @@ def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s
     assert resolve_rfdetr(RfdetrSpec(variant="base", resolution=448)).positional_encoding_size == 37
 
 
+def test_an_encoder_without_learned_positions_has_no_use_for_their_number():
+    section = RfdetrSpec(encoder="dinov3_windowed_base", resolution=448)
+    assert resolve_rfdetr(section).positional_encoding_size == 24  # the variant's, as if nothing was set
+    full = resolve_rfdetr(RfdetrSpec(variant="base", encoder="dinov3_convnext_tiny"))
+    assert full.out_feature_indexes == [2, 3, 4]
+
+
+def test_sub_detectors_cannot_differ_in_what_their_encoder_does_not_have():
+    for encoder, fixed in (("dinov3_convnext_tiny", True), ("dinov3_windowed_small", False)):
+        model = read_spec(None, [ARCH, f"model.rfdetr.encoder={encoder}"]).spec.model
+        for choice in ("num_windows", "patch_size"):
+            reason = f"its encoder {encoder} has no {choice}"
+            assert model.family.fixed_reason(model, choice) == (reason if fixed else "")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -38,6 +53,22 @@ def test_a_given_resolution_sets_the_position_embeddings_unless_they_are_dinov2s
         ("model.rfdetr.variant=tiny", "nano, small, medium, base, large, large_2025, xlarge, 2xlarge"),
         ("dataset.augmentation.eval_spatial_size=[40,64]", "each a multiple of 32, nearest: 32 or 64 x 64"),
         ("dataset.augmentation.multi_scales=[100]", "multiples of 32, nearest: 96 or 128"),
+        (
+            "model.rfdetr.encoder=dinov3_windowed_small model.rfdetr.positional_encoding_size=24",
+            "positional_encoding_size: 24 has no effect with model.rfdetr.encoder dinov3_windowed_small (DINOv3)",
+        ),
+        (
+            "model.rfdetr.encoder=dinov3_convnext_tiny model.rfdetr.num_windows=1",
+            "num_windows: 1 has no effect with model.rfdetr.encoder dinov3_convnext_tiny (DINOv3 ConvNeXt); remove it",
+        ),
+        (
+            "model.rfdetr.encoder=dinov3_convnext_tiny model.rfdetr.out_feature_indexes=[0,4]",
+            "out_feature_indexes: [0, 4] is invalid; expected 1 to 4, the stages of dinov3_convnext_tiny",
+        ),
+        (
+            "model.rfdetr.encoder=dinov3_convnext_tiny model.rfdetr.resolution=400",
+            "a multiple of 32 (the last stride of dinov3_convnext_tiny), nearest: 384 or 416",
+        ),
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_allowed(override, said):

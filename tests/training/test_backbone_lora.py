@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.catalog import ENCODERS
 from rtdetr_tool.checkpoints.adapters import has_adapters, merge_adapters
 from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.io import load_checkpoint
@@ -34,8 +34,8 @@ CLASSES = [{"index": 0, "id": 1, "name": "cat"}, {"index": 1, "id": 2, "name": "
 @pytest.fixture(scope="module", autouse=True)
 def small_vit():
     with pytest.MonkeyPatch.context() as patch:
-        for name, row in DINOV2.items():
-            patch.setitem(DINOV2, name, row._replace(width=WIDTH, depth=4, num_heads=2))
+        for name, row in ENCODERS.items():
+            patch.setitem(ENCODERS, name, row._replace(width=WIDTH, depth=4, num_heads=2))
         yield
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rtdetr_tool.catalog import DINOV2, Dinov2
+from rtdetr_tool.catalog import ENCODERS, Encoder
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 from rtdetr_tool.spec.metric_names import averaged_name, logged_name, tao_name
 from rtdetr_tool.spec.train import EarlyStoppingSpec
@@ -44,7 +44,7 @@ def masks(sources, tmp_path_factory):
 @pytest.fixture
 def segmenting(make_spec, masks, monkeypatch):
     """`segmenting(train__...=...)`: the spec of a small RF-DETR with masks."""
-    monkeypatch.setitem(DINOV2, "dinov2_windowed_small", Dinov2("dinov2_windowed_small", 32, 2, 2, 0, "", ""))
+    monkeypatch.setitem(ENCODERS, "dinov2_windowed_small", Encoder("dinov2_windowed_small", 32, 2, 2, 0, "", ""))
     model = RfdetrSpec(
         variant="seg_nano", out_feature_indexes=[1], resolution=64, patch_size=16, num_windows=2, hidden_dim=32,
         sa_nheads=2, ca_nheads=4, num_queries=10, group_detr=2, dec_layers=1, dim_feedforward=32,

@@ -18,7 +18,7 @@ from PIL import Image
 from timm.layers import DropPath
 from torch import nn
 
-from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS, Dinov2
+from rtdetr_tool.catalog import ENCODERS, RFDETR_VARIANTS, Encoder
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.errors import SpecError, UserError
 from rtdetr_tool.families.rfdetr.resolved import default_sizes
@@ -45,13 +45,13 @@ FAMILIES = {
         ),
     },
 }  # fmt: skip
-TINY_VIT = Dinov2("dinov2_windowed_small", 32, 2, 2, 0, "", "")
+TINY_VIT = Encoder("dinov2_windowed_small", 32, 2, 2, 0, "", "")
 both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture
 def tiny_vit(monkeypatch):
-    monkeypatch.setitem(DINOV2, TINY_VIT.name, TINY_VIT)
+    monkeypatch.setitem(ENCODERS, TINY_VIT.name, TINY_VIT)
 
 
 class Steps(pl.Callback):

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import COCO_CATEGORIES, DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS, RfdetrVariant
-from rtdetr_tool.checkpoints.renames import count
+from rtdetr_tool.catalog import COCO_CATEGORIES, CONVNEXT, ENCODERS, PROJECTOR_SCALES, RFDETR_VARIANTS, RfdetrVariant
+from rtdetr_tool.checkpoints.renames import count, split_by_prefix
 from rtdetr_tool.errors import CheckpointError
+from rtdetr_tool.families.rfdetr.encoders import encoder_of
 
 # Fields that a file may state and that shapes do not show, with their types.
 _STATED: dict[str, type] = {
@@ -99,7 +100,7 @@ def architecture_of_rfdetr(
         if value is not None and name not in seen and value != _plain(published.get(name, _DEFAULTS.get(name))):
             rfdetr[name] = value
     indices, maps = rfdetr.get("out_feature_indexes", row.out_feature_indexes), _feature_maps(weights, seen)
-    if len(indices) != maps:
+    if ENCODERS[seen["encoder"]].kind != CONVNEXT and len(indices) != maps:
         raise CheckpointError(
             f"{source} uses {maps} feature maps of its ViT, but variant {row.name} {len(indices)}. Set "
             "model.rfdetr.out_feature_indexes in a spec (-e)."
@@ -109,27 +110,34 @@ def architecture_of_rfdetr(
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fields of `model.rfdetr` that follow from shapes."""
-    embed = weights["backbone.patch_embed.weight"]
-    registers = weights["backbone.registers"].shape[1] if "backbone.registers" in weights else 0
-    size = (embed.shape[0], count(weights, "backbone.blocks."), registers)
-    encoder = next((row.name for row in DINOV2.values() if (row.width, row.depth, row.num_registers) == size), None)
-    if encoder is None:
-        raise CheckpointError(f"no known encoder has width {size[0]}, {size[1]} blocks and {registers} registers")
-    groups = count(weights, "decoder.enc_output.")
+    backbone = split_by_prefix(weights, "backbone.")[0]
+    encoder = encoder_of(backbone)
+    groups, levels = count(weights, "decoder.enc_output."), _levels(weights)
+    stages = {"out_feature_indexes": _stages(weights, levels, encoder.width)} if encoder.kind == CONVNEXT else {}
     return {
-        "encoder": encoder,
-        "projector_scale": _levels(weights),
+        "encoder": encoder.name,
+        **stages,
+        "projector_scale": levels,
         "hidden_dim": weights["decoder.class_embed.weight"].shape[1],
         "dec_layers": count(weights, "decoder.layers."),
         "num_queries": weights["decoder.refpoint_embed.weight"].shape[0] // groups,
-        "patch_size": embed.shape[-1],
-        "positional_encoding_size": round((weights["backbone.position"].shape[1] - 1) ** 0.5),
+        **_patches(backbone),
         "group_detr": groups,
         "segmentation_head": "segmentation_head.bias" in weights,
         "dual_projector": "second_encoder.stages.0.1.weight" in weights,
         **_keypoints(weights),
         **_feed_forward(weights["decoder.layers.0.linear1.weight"].shape[0]),
     }
+
+
+def _patches(backbone: Mapping[str, Tensor]) -> dict[str, int]:
+    """Fields of a ViT's embeddings."""
+    fields = {}
+    if "patch_embed.weight" in backbone:
+        fields["patch_size"] = backbone["patch_embed.weight"].shape[-1]
+    if "position" in backbone:
+        fields["positional_encoding_size"] = round((backbone["position"].shape[1] - 1) ** 0.5)
+    return fields
 
 
 def _keypoints(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -167,9 +175,19 @@ def _levels(weights: Mapping[str, Tensor]) -> list[str]:
 
 def _feature_maps(weights: Mapping[str, Tensor], seen: Mapping[str, Any]) -> int:
     """The number of feature maps of the ViT that the projector reads."""
-    inputs = weights["encoder.stages.0.0.cv1.conv.weight"].shape[1]
-    width = DINOV2[seen["encoder"]].width
-    return inputs // (width // 2 if seen["projector_scale"][0] == "P3" else width)
+    return _projector_inputs(weights, seen["projector_scale"]) // ENCODERS[seen["encoder"]].width
+
+
+def _stages(weights: Mapping[str, Tensor], levels: list[str], width: int) -> list[int]:
+    """The numbers of a ConvNeXt's stages that the projector reads, each twice as wide as the one before."""
+    sum_of_widths = _projector_inputs(weights, levels) // width
+    return [number for number in range(1, 5) if sum_of_widths >> (number - 1) & 1]
+
+
+def _projector_inputs(weights: Mapping[str, Tensor], levels: list[str]) -> int:
+    """The number of channels of all feature maps of the backbone that the projector reads."""
+    inputs: int = weights["encoder.stages.0.0.cv1.conv.weight"].shape[1]
+    return 2 * inputs if levels[0] == "P3" else inputs  # transposed convolutions halve the channels
 
 
 def _nearest_variant(seen: Mapping[str, Any], given: Mapping[str, Any], source: str) -> RfdetrVariant:
@@ -181,10 +199,11 @@ def _nearest_variant(seen: Mapping[str, Any], given: Mapping[str, Any], source: 
         published = row._asdict()
         return sum(_plain(published[name]) == value for name, value in seen.items() if name in published)
 
-    fitting = [row for row in RFDETR_VARIANTS.values() if row.patch_size == seen["patch_size"]]
+    patch_size = seen.get("patch_size")
+    fitting = [row for row in RFDETR_VARIANTS.values() if patch_size in (None, row.patch_size)]
     if not fitting:
         raise CheckpointError(
-            f"{source} has patches of {seen['patch_size']} pixels, but published variants have "
+            f"{source} has patches of {patch_size} pixels, but published variants have "
             f"{', '.join(map(str, sorted({row.patch_size for row in RFDETR_VARIANTS.values()})))}. Set "
             "model.rfdetr.variant and model.rfdetr.num_windows in a spec (-e)."
         )

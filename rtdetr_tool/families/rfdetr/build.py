@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtdetr_tool.catalog import DINOV2, KEYPOINTS, MASKS
+from rtdetr_tool.catalog import CONVNEXT, DINOV3, ENCODERS, KEYPOINTS, MASKS
 from rtdetr_tool.errors import UserError
 from rtdetr_tool.families.rfdetr.loss import GroupMatcher, RFDETRCriterion
 from rtdetr_tool.families.rfdetr.model.decoder import RFDETRDecoder
@@ -16,6 +16,8 @@ from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfd
 from rtdetr_tool.losses.keypoints import KeypointLoss
 from rtdetr_tool.losses.masks import MaskLoss
 from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
+from rtdetr_tool.models.backbones.dinov3_windowed import WindowedDinov3
+from rtdetr_tool.models.backbones.single_stride import SingleStrideBackbone, SingleStrideConvNext
 from rtdetr_tool.spec import ModelSpec
 
 
@@ -27,20 +29,7 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
             heads have one more row that no object uses; the 91 rows of its COCO weights are the category ids 0..90.
     """
     config = resolve_rfdetr(spec.rfdetr)
-    vit = DINOV2[config.encoder]
-    backbone = WindowedDinov2(
-        vit.width,
-        vit.depth,
-        vit.num_heads,
-        out_indices=config.out_feature_indexes,
-        patch_size=config.patch_size,
-        num_windows=config.num_windows,
-        grid=config.positional_encoding_size,
-        num_registers=vit.num_registers,
-        drop_path=config.drop_path,
-        activation_checkpoint=activation_checkpoint,
-        num_channels=spec.num_channels,
-    )
+    backbone = _build_backbone(config, activation_checkpoint=activation_checkpoint, num_channels=spec.num_channels)
     projector = MultiScaleProjector(backbone.channels, config.hidden_dim, config.projector_scale)
     second = None
     if config.dual_projector:
@@ -54,6 +43,26 @@ def build_detector(spec: ModelSpec, num_classes: int, activation_checkpoint: boo
     )
     decoder = _build_decoder(config, num_classes)
     return RFDETR(backbone, projector, decoder, head, second, config.dual_projector_kp_only)
+
+
+def _build_backbone(config: ResolvedRfdetrSpec, **options: Any) -> SingleStrideBackbone:
+    row = ENCODERS[config.encoder]
+    if row.kind == CONVNEXT:
+        name = row.timm_name.partition(".")[0]
+        return SingleStrideConvNext(name, config.out_feature_indexes, drop_path_rate=config.drop_path, **options)
+    options |= {
+        "width": row.width,
+        "depth": row.depth,
+        "num_heads": row.num_heads,
+        "num_registers": row.num_registers,
+        "out_indices": config.out_feature_indexes,
+        "patch_size": config.patch_size,
+        "num_windows": config.num_windows,
+        "drop_path": config.drop_path,
+    }
+    if row.kind == DINOV3:
+        return WindowedDinov3(gated=row.gated, **options)
+    return WindowedDinov2(grid=config.positional_encoding_size, **options)
 
 
 def _build_decoder(config: ResolvedRfdetrSpec, num_classes: int) -> RFDETRDecoder:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtdetr_tool.catalog import DINOV2
+from rtdetr_tool.catalog import CONVNEXT, ENCODERS
 from rtdetr_tool.errors import nearest_multiples
-from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfdetr
+from rtdetr_tool.families.rfdetr.resolved import ResolvedRfdetrSpec, resolve_rfdetr, size_multiple
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
 
 def rfdetr_problems(section: RfdetrSpec, name: str) -> Iterator[str]:
     """Inconsistencies between fields; `name` is the section's."""
     full = resolve_rfdetr(section)
-    depth = DINOV2[full.encoder].depth
+    encoder = ENCODERS[full.encoder]
     for field_name in ("out_feature_indexes", "projector_scale"):
         values = getattr(full, field_name)
         if not values or values != sorted(set(values)):
             yield f"{name}.{field_name}: {values} is invalid; expected at least one, ascending, without duplicates"
-    if full.out_feature_indexes and full.out_feature_indexes[-1] > depth:
+    first = 1 if encoder.kind == CONVNEXT else 0
+    if any(not first <= index <= encoder.num_outputs for index in full.out_feature_indexes):
+        parts = "stages" if encoder.kind == CONVNEXT else "blocks"
         yield (
-            f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected 0 to {depth}, the blocks "
-            f"of {full.encoder}"
+            f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected {first} to "
+            f"{encoder.num_outputs}, the {parts} of {full.encoder}"
         )
+    for field_name in encoder.unused_fields:
+        if (value := getattr(section, field_name)) is not None:
+            yield (
+                f"{name}.{field_name}: {value} has no effect with {name}.encoder {full.encoder} ({encoder.kind}); "
+                "remove it"
+            )
     for field_name in ("sa_nheads", "ca_nheads"):
         heads = getattr(full, field_name)
         if full.hidden_dim % heads:
@@ -32,20 +40,27 @@ def rfdetr_problems(section: RfdetrSpec, name: str) -> Iterator[str]:
             )
     if full.hidden_dim % 4:
         yield f"{name}.hidden_dim: {full.hidden_dim} is invalid; expected a multiple of 4"
-    multiple = full.patch_size * full.num_windows
+    multiple = size_multiple(section)
     if full.segmentation_head and full.mask_downsample_ratio > multiple:
         yield (
             f"{name}.mask_downsample_ratio: {full.mask_downsample_ratio} is invalid; expected at most {multiple} "
-            f"(patch_size {full.patch_size} * num_windows {full.num_windows}), the side of the smallest image"
+            f"({_reason(full)}), the side of the smallest image"
         )
     if full.use_grouppose_keypoints:
         yield from _keypoint_problems(section, full, name)
     if full.resolution % multiple:
         nearest = nearest_multiples(full.resolution, multiple)
         yield (
-            f"{name}.resolution: {full.resolution} is invalid; expected a multiple of {multiple} (patch_size "
-            f"{full.patch_size} * num_windows {full.num_windows}), nearest: {nearest}"
+            f"{name}.resolution: {full.resolution} is invalid; expected a multiple of {multiple} "
+            f"({_reason(full)}), nearest: {nearest}"
         )
+
+
+def _reason(full: ResolvedRfdetrSpec) -> str:
+    """Where the multiple of image sizes comes from."""
+    if ENCODERS[full.encoder].kind == CONVNEXT:
+        return f"the last stride of {full.encoder}"
+    return f"patch_size {full.patch_size} * num_windows {full.num_windows}"
 
 
 def _keypoint_problems(section: RfdetrSpec, full: ResolvedRfdetrSpec, name: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from rtdetr_tool.catalog import BOXES, KEYPOINTS, MASKS, RFDETR_VARIANTS
+from rtdetr_tool.catalog import BOXES, DINOV2, ENCODERS, KEYPOINTS, MASKS, RFDETR_VARIANTS
 from rtdetr_tool.families.base import Family, KeypointLayout, SubField
 from rtdetr_tool.families.rfdetr.checks import rfdetr_problems
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_DEPRECATED, TRAIN_TABLE
@@ -84,9 +84,14 @@ class RfdetrFamily(Family):
 
     def sub_values(self, model: ModelSpec, numbers: Mapping[str, int], size: tuple[int, int]) -> dict[str, Any]:
         """The same position embeddings, which are interpolated to the number of patches."""
-        grid = resolve_rfdetr(section_of(model)).positional_encoding_size
-        fixed = {"rfdetr.resolution": size[0], "rfdetr.positional_encoding_size": grid}
+        full, fixed = resolve_rfdetr(section_of(model)), {"rfdetr.resolution": size[0]}
+        if ENCODERS[full.encoder].kind == DINOV2:
+            fixed["rfdetr.positional_encoding_size"] = full.positional_encoding_size
         return {**super().sub_values(model, numbers, size), **fixed}
+
+    def fixed_reason(self, model: ModelSpec, choice: str) -> str:
+        encoder = ENCODERS[resolve_rfdetr(section_of(model)).encoder]
+        return f"its encoder {encoder.name} has no {choice}" if choice in encoder.unused_fields else ""
 
     def class_rows(self, classes: int) -> int:
         """One more row at the end that belongs to no class, as in Roboflow's models and expected by its package."""
@@ -103,8 +108,12 @@ class RfdetrFamily(Family):
         return KEYPOINTS if full.use_grouppose_keypoints else BOXES
 
     def published_license(self, model: ModelSpec) -> str | None:
+        """That of the encoder's weights if it is not the published one of the variant."""
         row = RFDETR_VARIANTS.get(self.variant(model))
-        return None if row is None else row.license
+        encoder = section_of(model).encoder
+        if row is None or encoder in (None, row.encoder):
+            return None if row is None else row.license
+        return ENCODERS[encoder].license
 
     def boxes_only(self, kind: str) -> str:
         if kind == MASKS:

@@ -62,7 +62,7 @@ def has_rfdetr_names(names: Mapping[str, Tensor]) -> bool:
 
 def has_native_names(names: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of an RF-DETR with our names."""
-    return "decoder.refpoint_embed.weight" in names and "backbone.position" in names
+    return "decoder.refpoint_embed.weight" in names and any(name.startswith("backbone.") for name in names)
 
 
 def without_wrappers(name: str) -> str:

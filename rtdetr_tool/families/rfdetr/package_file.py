@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import COCO_CATEGORIES
+from rtdetr_tool.catalog import COCO_CATEGORIES, DINOV2, ENCODERS
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
@@ -38,11 +38,21 @@ def write_rfdetr(target: Path, weights: Mapping[str, Tensor], meta: Mapping[str,
 
 def write_package_file(target: Path, weights: Mapping[str, Tensor], spec: ExperimentSpec, names: list[str]) -> None:
     """Write `{"model": ..., "args": ...}`; `names` are by class index."""
+    if not in_package(spec):
+        raise CheckpointError(
+            f"{target} cannot be written for rfdetr, which has no encoder {resolve_rfdetr(spec.model.rfdetr).encoder}; "
+            "export the detector to ONNX, or write a file of this tool (--to rtdetr)"
+        )
     tensors = to_rfdetr({name: tensor.cpu() for name, tensor in weights.items()})
     if not resolve_rfdetr(spec.model.rfdetr).lite_refpoint_refine:  # the decoder refers to the head a second time
         shared = {n: tensor for n, tensor in tensors.items() if n.startswith(_BOX_HEAD)}
         tensors |= {_SHARED_BOX_HEAD + n.removeprefix(_BOX_HEAD): tensor for n, tensor in shared.items()}
     save_checkpoint({"model": tensors, "args": argparse.Namespace(**package_settings(spec, names))}, target)
+
+
+def in_package(spec: ExperimentSpec) -> bool:
+    """Whether Roboflow's package has the encoder of this model."""
+    return ENCODERS[resolve_rfdetr(spec.model.rfdetr).encoder].kind == DINOV2
 
 
 def package_settings(spec: ExperimentSpec, names: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rtdetr_tool.catalog import RFDETR_VARIANTS
+from rtdetr_tool.catalog import CONVNEXT, DINOV2, ENCODERS, RFDETR_VARIANTS, STRIDES
 from rtdetr_tool.families.base import SIZE_FIELDS
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
 
@@ -43,11 +43,16 @@ def resolve_rfdetr(config: RfdetrSpec) -> ResolvedRfdetrSpec:
     given = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     published = row._asdict()
     filled = {name: _plain(published.get(name)) if value is None else value for name, value in given.items()}
-    from_resolution = row.positional_encoding_size * row.patch_size == row.resolution
+    encoder = ENCODERS[filled["encoder"]]
+    if encoder.kind == CONVNEXT and config.out_feature_indexes is None:
+        filled["out_feature_indexes"] = list(CONVNEXT_STAGES)
+    from_resolution = encoder.kind == DINOV2 and row.positional_encoding_size * row.patch_size == row.resolution
     if config.positional_encoding_size is None and config.resolution is not None and from_resolution:
         filled["positional_encoding_size"] = config.resolution // filled["patch_size"]
     return ResolvedRfdetrSpec(**filled)
 
+
+CONVNEXT_STAGES = (2, 3, 4)  # whose output becomes a feature map
 
 # Multi-scale training uses so many sizes below and above the resolution, in steps of a patch times the windows.
 _SCALE_STEPS = (5, 5)
@@ -76,7 +81,7 @@ def default_sizes(config: RfdetrSpec, multi_scales: Sequence[Any] | None = None)
 def size_multiple(config: RfdetrSpec) -> int:
     """Height and width of every image must be multiples of this."""
     full = resolve_rfdetr(config)
-    return full.patch_size * full.num_windows
+    return STRIDES[-1] if ENCODERS[full.encoder].kind == CONVNEXT else full.patch_size * full.num_windows
 
 
 def _plain(value: Any) -> Any:

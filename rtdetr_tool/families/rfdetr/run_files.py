@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch import Tensor
 from rtdetr_tool.families.rfdetr.configs import CONFIGS, config_of
 from rtdetr_tool.families.rfdetr.keywords import MODEL_TABLE, TRAIN_TABLE
 from rtdetr_tool.families.rfdetr.names import to_rfdetr
-from rtdetr_tool.families.rfdetr.package_file import index_names
+from rtdetr_tool.families.rfdetr.package_file import in_package, index_names
 from rtdetr_tool.files import write_atomically
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.redaction import without_secrets
 from rtdetr_tool.spec import ExperimentSpec, spec_to_dict
+
+logger = logging.getLogger(__name__)
 
 # Role of a checkpoint -> its name in Roboflow's package.
 FILE_NAMES = {
@@ -44,6 +47,11 @@ class RunFiles:
 
     def start(self, spec: ExperimentSpec, class_map: ClassMap) -> None:
         """Write `training_config.json`."""
+        if not in_package(spec):
+            logger.warning(
+                "rfdetr cannot open the checkpoints, because it has no encoder %s; this tool can",
+                spec.model.rfdetr.encoder,
+            )
         content = json.dumps(self.settings(spec, class_map), indent=2)
         write_atomically(Path(spec.train.results_dir or ".") / SETTINGS, content + "\n")
 
@@ -51,7 +59,7 @@ class RunFiles:
         settings = self.settings(spec, class_map)
         train, model, names = settings["train_config"], settings["model_config"], settings["class_names"]
         keys = {
-            "model": to_rfdetr(weights),
+            **({"model": to_rfdetr(weights)} if in_package(spec) else {}),
             "args": {**train, "class_names": names, "num_classes": model["num_classes"]},
             "model_name": settings["model_config_type"].removesuffix("Config"),
             "model_config": model,

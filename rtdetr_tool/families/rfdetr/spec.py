@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rtdetr_tool.catalog import DINOV2, PROJECTOR_SCALES, RFDETR_VARIANTS
+from rtdetr_tool.catalog import ENCODERS, PROJECTOR_SCALES, RFDETR_VARIANTS
 from rtdetr_tool.families.base import QUERY_COUNT
 from rtdetr_tool.spec.fields import INF, field
 
@@ -22,15 +22,16 @@ class RfdetrSpec:
     )
     encoder: str | None = field(
         None,
-        "Size of the backbone, a DINOv2 with windowed attention.",
-        options=tuple(DINOV2),
+        "Backbone: a DINOv2 or DINOv3 with windowed attention, or a ConvNeXt of DINOv3. Only the variant's own has "
+        "published weights of the whole detector.",
+        options=tuple(ENCODERS),
         origin="ours",
         architecture=True,
     )
     out_feature_indexes: list[int] | None = field(
         None,
         "Numbers of ViT blocks whose output becomes a feature map, ascending. They also determine the blocks with "
-        "global attention.",
+        "global attention. Of a ConvNeXt: numbers of stages, [2, 3, 4] if null.",
         min=0,
         max=12,
         origin="ours",

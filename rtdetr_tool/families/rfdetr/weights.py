@@ -7,18 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import DINOV2, RFDETR_VARIANTS
-from rtdetr_tool.checkpoints.detector_file import DetectorFile, read_detector, weights_file
-from rtdetr_tool.checkpoints.dinov2 import from_dinov2
+from rtdetr_tool.catalog import ENCODERS, RFDETR_VARIANTS
+from rtdetr_tool.checkpoints.detector_file import DetectorFile
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized, Writer
-from rtdetr_tool.checkpoints.identify import state_dict_of
-from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.metadata import build_metadata
 from rtdetr_tool.checkpoints.published import check_license
-from rtdetr_tool.checkpoints.renames import split_by_prefix
-from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
-from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.architecture import architecture_of_rfdetr, classes_of, describe_rfdetr, settings_of
+from rtdetr_tool.families.rfdetr.encoders import pretrained_weights
 from rtdetr_tool.families.rfdetr.names import from_rfdetr, has_native_names, has_rfdetr_names
 from rtdetr_tool.families.rfdetr.package_file import write_rfdetr
 from rtdetr_tool.families.rfdetr.resolved import resolve_rfdetr
@@ -66,18 +61,5 @@ def describe(file: DetectorFile, contents: FileContents, given: Mapping[str, Any
 
 
 def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
-    """The ViT's weights with our names, from a file or directory, or from timm (`timm`, `timm/<tag>`).
-
-    The file may be DINOv2 from transformers, timm or Meta, or a complete RF-DETR of any format.
-    """
-    if is_timm(source):
-        encoder = resolve_rfdetr(model.rfdetr).encoder
-        assert encoder is not None  # every variant has one
-        return from_dinov2(from_timm(tagged(DINOV2[encoder].timm_name, source.removeprefix("timm").removeprefix("/"))))
-    tensors = state_dict_of(load_checkpoint(weights_file(source)))
-    if has_rfdetr_names(tensors) or any(name.endswith("decoder.refpoint_embed.weight") for name in tensors):
-        return split_by_prefix(read_detector(source).weights, "backbone.")[0]
-    try:
-        return from_dinov2(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"model.pretrained_backbone_path: {source} is not a DINOv2 backbone: {error}") from error
+    """The backbone's weights with our names, from a file or directory, or from timm (`timm`, `timm/<tag>`)."""
+    return pretrained_weights(source, ENCODERS[resolve_rfdetr(model.rfdetr).encoder])

@@ -1,4 +1,4 @@
-"""RF-DETR (Robinson et al. 2025, arXiv:2511.09554): a windowed DINOv2, a projector, LW-DETR's decoder.
+"""RF-DETR (Robinson et al. 2025, arXiv:2511.09554): a windowed ViT, a projector, LW-DETR's decoder.
 
 Shape legend: B batch, H, W input size (multiples of patch size times windows), Q queries, C class logits.
 """
@@ -17,7 +17,7 @@ from rtdetr_tool.families.rfdetr.model.decoder import Decoded, RFDETRDecoder, wi
 from rtdetr_tool.families.rfdetr.model.keypoint_decoder import KeypointDecoder
 from rtdetr_tool.families.rfdetr.model.mask_head import MaskHead
 from rtdetr_tool.families.rfdetr.model.projector import MultiScaleProjector
-from rtdetr_tool.models.backbones.dinov2_windowed import WindowedDinov2
+from rtdetr_tool.models.backbones.single_stride import SingleStrideBackbone
 from rtdetr_tool.models.detector import Detector
 from rtdetr_tool.ops.structures import Predictions, Target
 
@@ -33,14 +33,14 @@ class RFDETR(Detector):
         keypoints_only: only keypoints attend to the levels of `second_encoder`.
     """
 
-    backbone: WindowedDinov2
+    backbone: SingleStrideBackbone
     encoder: MultiScaleProjector
     decoder: RFDETRDecoder
     decoder_layers = ("decoder.layers.", "decoder.norm.", "decoder.ref_point_head.")
 
     def __init__(
         self,
-        backbone: WindowedDinov2,
+        backbone: SingleStrideBackbone,
         encoder: MultiScaleProjector,
         decoder: RFDETRDecoder,
         segmentation_head: MaskHead | None = None,
@@ -103,10 +103,10 @@ class RFDETR(Detector):
             self.decoder.forget_precision()
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with the ViT's position and patch embeddings resized to this model, without extra groups, queries and
-        decoder layers."""
-        vit, remaining = split_by_prefix(weights, "backbone.")
-        resized = {f"backbone.{name}": tensor for name, tensor in self.backbone.resize_weights(vit).items()}
+        """Weights with position and patch embeddings of the backbone resized to this model, without extra groups,
+        queries and decoder layers."""
+        backbone, remaining = split_by_prefix(weights, "backbone.")
+        resized = {f"backbone.{name}": tensor for name, tensor in self.backbone.resize_weights(backbone).items()}
         if self.segmentation_head is not None:
             remaining = without_later(remaining, "segmentation_head.blocks.", len(self.segmentation_head.blocks))
         return self.decoder.resize_weights({**resized, **remaining}, "decoder.")
