@@ -7,6 +7,7 @@ import timm
 import torch
 
 from rtdetr_tool.catalog import CONVNEXT, ENCODERS
+from rtdetr_tool.checkpoints.detector_file import read_detector
 from rtdetr_tool.checkpoints.family_weights import weights_of
 from rtdetr_tool.checkpoints.io import save_checkpoint
 from rtdetr_tool.checkpoints.loading import load_into
@@ -284,3 +285,16 @@ def test_an_rfdetr_with_dinov3_is_recognized_by_its_tensors_and_not_written_for_
     with pytest.raises(CheckpointError, match=f"cannot be written for rfdetr, which has no encoder {encoder}"):
         write_rfdetr(tmp_path / "file.pth", weights, meta)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_does_not_take_the_blocks_of_another_encoder(small_encoders, tmp_path):
+    """They have the same shapes, but rely on other positions."""
+    few = {"num_queries": 4, "group_detr": 1, "dec_layers": 3, "out_feature_indexes": [1, 2, 3, 4]}
+    names = ("dinov2_registers_windowed_small", "dinov3_windowed_small")
+    models = {name: ModelSpec(arch="rfdetr", rfdetr=RfdetrSpec(encoder=name, **few)) for name in names}
+    detectors = {name: build_detector(model, 3) for name, model in models.items()}
+    for name, other in (names, names[::-1]):
+        path = save_checkpoint({"model": detectors[other].state_dict()}, tmp_path / f"{other}.pth")
+        report = load_into(detectors[name], read_detector(path).weights, source="file", strict=False)
+        assert {n for n in report.loaded if n.startswith("backbone.")} == set()
+        assert "decoder.refpoint_embed.weight" in report.loaded

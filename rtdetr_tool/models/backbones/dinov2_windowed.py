@@ -50,7 +50,9 @@ class WindowedDinov2(WindowedVit):
         return self._tables[height, width]
 
     def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Also resizes position embeddings."""
+        """Also resizes position embeddings. Blocks without them are a DINOv3's, which rely on rotations."""
+        if "position" not in weights and "registers" in weights:
+            return {}
         weights = super().resize_weights(weights)
         position = weights.get("position")
         if position is not None and position.shape[1] != self.position.shape[1]:

@@ -10,6 +10,7 @@ L = 1 + R + (h/n)(w/n) tokens of a window.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,6 +68,10 @@ class WindowedDinov3(WindowedVit):
         sine[..., : self.head_width // 2].neg_()
         within = Rotation(angles.cos(), sine)
         return within, Rotation(*(table.reshape(1, 1, -1, self.head_width) for table in within))
+
+    def resize_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Without those of a DINOv2, whose blocks have the same shapes, but rely on its position embeddings."""
+        return {} if "position" in weights else super().resize_weights(weights)
 
     def fold_for_inference(self) -> None:
         super().fold_for_inference()
