@@ -39,6 +39,11 @@ from torch import Tensor, nn
 from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
 from rtdetr_tool.formats.export_model import ExportModel
 from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
+from rtdetr_tool.formats.precision.calibration import activations_of
+from rtdetr_tool.formats.precision.graph import Graph
+from rtdetr_tool.formats.precision.quantize_nodes import place, quantizable
+from rtdetr_tool.formats.precision.ranges import by_maximum, collect
 from rtdetr_tool.formats.torch.runtime import DTYPES, TorchRuntime
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.build import build_detector
@@ -223,6 +228,9 @@ def inference_sides(options: argparse.Namespace, folder: Path) -> dict[str, Run]
     sides[f"{OURS}, onnxruntime"] = graph_run(file, image)
     for precision in ("f32", "bf16"):
         sides[f"{OURS}, OpenVINO {precision}"] = openvino_run(file, image, precision)
+    quantized = folder / "ours_int8.onnx"
+    onnx.save(with_unsigned_activations(in_int8(onnx.load(file), image)), quantized)
+    sides[f"{OURS}, OpenVINO int8"] = openvino_run(quantized, image, "f32")
     for name, network in networks.items():
         path = folder / f"{name}.onnx"
         torch.onnx.export(network, (image,), str(path), opset_version=17, dynamo=False)
@@ -277,6 +285,13 @@ def graph_run(file: Path, image: Tensor, logits: str | None = None) -> Run:
     names = [output.name for output in session.get_outputs()]
     index = names.index(logits) if logits else 0
     return lambda: total(torch.from_numpy(session.run(None, feed)[index]))
+
+
+def in_int8(model: onnx.ModelProto, image: Tensor) -> onnx.ModelProto:
+    """Every convolution and linear layer in INT8, with the ranges of one image; for times, not for scores."""
+    graph = Graph(model)
+    histograms, _ = collect(model, activations_of(graph), [image.numpy()], [], 1)
+    return place(graph, set(quantizable(graph)), {name: by_maximum(found) for name, found in histograms.items()})
 
 
 def openvino_run(file: Path, image: Tensor, precision: str, logits: str | int = 0) -> Run:

@@ -22,6 +22,7 @@ from rtdetr_tool.formats.onnx.export import graph_of
 from rtdetr_tool.formats.openvino.file import attach, read, weights_path
 from rtdetr_tool.formats.openvino.library import reason_of
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
+from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
 from rtdetr_tool.formats.precision import to_quantized
 from rtdetr_tool.formats.precision.calibration import Plan
 from rtdetr_tool.formats.precision.graph import Graph
@@ -57,7 +58,7 @@ class OpenvinoExport(VerifiedExport):
         feeds = CalibrationFeeds(self.request)
         result = to_quantized(self.graph, formats, feeds, plan)
         calibration = {**(result.calibration or {}), "images": feeds.images}  # not those that pad the last batch
-        return result.model, {"quantized": result.quantized, "calibration": calibration}
+        return with_unsigned_activations(result.model), {"quantized": result.quantized, "calibration": calibration}
 
     def predictor(self, file: Path) -> Predict:
         return OpenvinoRuntime(read(file)).predict

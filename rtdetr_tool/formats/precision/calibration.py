@@ -59,7 +59,7 @@ def calibrated(
     plan: Plan,
 ) -> tuple[Calibration, bool]:
     """Ranges from the cache, or measured (and stored in it); also returns whether the cache was used."""
-    tensors = _activations(graph)
+    tensors = activations_of(graph)
     sha = graph_hash(model)
     known = read_cache(cache_file, sha, tensors) if cache_file else None
     if known is not None:
@@ -93,7 +93,7 @@ def _method_costs(
     made = {tensor.name for tensor in model.graph.initializer}
     scales = {
         (name, number_format): scale
-        for name in _activations(graph)
+        for name in activations_of(graph)
         for number_format in NUMBER_FORMATS.values()
         if (scale := scale_name(name, number_format)) in made
     }
@@ -113,7 +113,7 @@ def _method_costs(
     return costs, failures
 
 
-def _activations(graph: Graph) -> list[str]:
+def activations_of(graph: Graph) -> list[str]:
     """Every tensor that may get Q/DQ nodes."""
     candidates = quantizable(graph)
     names = [target.activation for target in candidates.values()]
