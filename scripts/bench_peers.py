@@ -72,6 +72,9 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="measure CPU time instead of wall time (for a busy machine)"
     )
+    parser.add_argument(
+        "--without-openvino", action="store_true", help="it fails if ONEDNN_MAX_CPU_ISA is lower than the processor's"
+    )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
@@ -226,11 +229,12 @@ def inference_sides(options: argparse.Namespace, folder: Path) -> dict[str, Run]
     file = folder / "ours.onnx"
     onnx.save(export_graph(ExportModel(ours), (options.size, options.size), 1, 17), file)
     sides[f"{OURS}, onnxruntime"] = graph_run(file, image)
-    for precision in ("f32", "bf16"):
-        sides[f"{OURS}, OpenVINO {precision}"] = openvino_run(file, image, precision)
-    quantized = folder / "ours_int8.onnx"
-    onnx.save(with_unsigned_activations(in_int8(onnx.load(file), image)), quantized)
-    sides[f"{OURS}, OpenVINO int8"] = openvino_run(quantized, image, "f32")
+    if not options.without_openvino:
+        for precision in ("f32", "bf16"):
+            sides[f"{OURS}, OpenVINO {precision}"] = openvino_run(file, image, precision)
+        quantized = folder / "ours_int8.onnx"
+        onnx.save(with_unsigned_activations(in_int8(onnx.load(file), image)), quantized)
+        sides[f"{OURS}, OpenVINO int8"] = openvino_run(quantized, image, "f32")
     for name, network in networks.items():
         path = folder / f"{name}.onnx"
         torch.onnx.export(network, (image,), str(path), opset_version=17, dynamo=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rtdetr_tool.errors import CheckpointError, RtdetrError
+from rtdetr_tool.formats.openvino import runtime
 from rtdetr_tool.formats.openvino.export import save
 from rtdetr_tool.formats.openvino.file import read, weights_path
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
@@ -48,7 +49,7 @@ def test_an_rfdetr_is_verified_too(export_rfdetr):
 @pytest.mark.parametrize(
     "precision", [pytest.param("FP16", marks=pytest.mark.slow), pytest.param("BF16", marks=pytest.mark.slow), "INT8"]
 )
-def test_a_lower_precision_states_what_it_changes(precision, shared):
+def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch, caplog):
     batch = 3 if precision == "INT8" else -1  # the second batch of 4 images is padded
     code, file = shared.export(
         f"{precision}.xml", f"export.openvino.data_type={precision}", "export.openvino.max_cost=1",
@@ -63,6 +64,9 @@ def test_a_lower_precision_states_what_it_changes(precision, shared):
     assert OpenvinoRuntime(read(file)).name.endswith("(bf16)") == (precision == "BF16")
     if precision == "INT8":
         assert report["calibration"]["images"] == 4 and report["quantized"] > 40
+    monkeypatch.setattr(runtime, "lacks_vnni", lambda: True)
+    OpenvinoRuntime(read(file))
+    assert ("has no VNNI instructions" in caplog.text) == (precision == "INT8")
     assert shared.evaluated(file)["mAP"] is not None
 
 

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rtdetr_tool.formats.openvino import runtime
 from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
 
 openvino = pytest.importorskip("openvino")
@@ -114,3 +115,21 @@ def test_only_the_type_of_activations_of_convolutions_changes():
     np.testing.assert_allclose(*results, rtol=1e-6, atol=1e-6)
     of_tokens = [node for node in with_unsigned_activations(linear()).graph.node if node.name.startswith("tokens/")]
     assert [node.input[2] for node in of_tokens] == ["zero", "zero"]
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"),
+    [
+        ("processor: 0\nflags\t: fpu avx2 avx512f\n", True),
+        ("processor: 0\nflags\t: fpu avx512f avx512_vnni\n", False),
+        ("processor: 0\nflags\t: fpu avx2 avx_vnni\n", False),
+        ("processor: 0\nFeatures\t: fp asimd\n", False),  # ARM
+        (None, False),
+    ],
+)
+def test_a_processor_without_vnni_is_recognized(text, lacks, tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(runtime, "_CPUINFO", path)
+    assert runtime.lacks_vnni() == lacks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,11 @@ def build_runtime(
     return OpenvinoRuntime(file, class_map)
 
 
+logger = logging.getLogger(__name__)
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
 class OpenvinoRuntime:
     """A detector's OpenVINO file; batches of a static batch size are padded and cut.
 
@@ -40,6 +46,11 @@ class OpenvinoRuntime:
 
         self.class_map = class_map
         self.interface, self.outputs = file.interface, names_to_run(file.interface)
+        if file.description.get("precision") == "INT8" and lacks_vnni():
+            logger.warning(
+                "%s: this processor has no VNNI instructions, without which OpenVINO's INT8 sums saturate and scores "
+                "change; use FP32, or a processor with VNNI (Intel since Cascade Lake, AMD since Zen 4)", file.path
+            )  # fmt: skip
         precision = "bf16" if file.description.get("precision") == "BF16" else "f32"
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{' (bf16)' if precision == 'bf16' else ''}"
         self.input_size = file.interface.size
@@ -62,6 +73,15 @@ class OpenvinoRuntime:
         except RuntimeError as error:
             raise CheckpointError(f"{self.name} cannot run {self._path}: {reason_of(error)}") from error
         return {name: torch.from_numpy(outputs[name].copy()) for name in self.outputs}
+
+
+def lacks_vnni() -> bool:
+    """Whether this is known to be an x86 processor without VNNI; only Linux tells."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "\nflags" in text and "vnni" not in text
 
 
 def compiled(model: openvino.Model, precision: str) -> openvino.CompiledModel:
