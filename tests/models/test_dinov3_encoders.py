@@ -181,3 +181,16 @@ def test_every_encoder_has_timms_parameters_and_is_recognized(name):
     assert count == sum(p.numel() for p in network.parameters())
     assert encoder_of(detector.backbone.state_dict()) == row
     assert row.license == "DINOv3 License" and row.timm_name in timm.list_pretrained()
+
+
+def test_a_deployed_copy_runs_with_gradients_and_elsewhere_after_its_first_pass():
+    network = WindowedDinov3(32, 2, 2, out_indices=(2,), num_windows=2).eval()
+    network.fold_for_inference()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        (expected,) = network(images)
+    (found,) = network(images.requires_grad_())
+    found.sum().backward()
+    assert torch.equal(found, expected) and images.grad.abs().sum() > 0
+    (elsewhere,) = network.to("meta")(torch.empty(1, 3, 64, 64, device="meta"))
+    assert elsewhere.device.type == "meta" and elsewhere.shape == expected.shape

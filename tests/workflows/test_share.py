@@ -100,6 +100,16 @@ def test_a_license_is_only_stated_if_it_is_known(checkpoint, tmp_path, caplog):
     [
         ({"arch": "rfdetr", "rfdetr": {"variant": "xlarge"}}, "pml-1.0", "PML-1.0"),
         ({"backbone": "dinov3_vit_small"}, "dinov3-license", "DINOv3 License"),
+        (
+            {"arch": "rfdetr", "rfdetr": {"variant": "nano", "encoder": "dinov3_windowed_small"}},
+            "dinov3-license",
+            "DINOv3 License",
+        ),
+        (
+            {"arch": "rfdetr", "rfdetr": {"variant": "nano", "encoder": "dinov3_convnext_tiny"}},
+            "dinov3-license",
+            "DINOv3 License",
+        ),
     ],
 )
 def test_weights_under_a_license_for_all_that_is_trained_from_them_keep_it(checkpoint, tmp_path, model, name, title):

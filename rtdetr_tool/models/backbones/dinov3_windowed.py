@@ -23,6 +23,8 @@ from rtdetr_tool.ops.layers import modules_of_type
 
 _TEMPERATURE = 100.0  # the wavelengths are half an image and up to nearly this number of times more
 
+_TableKey = tuple[int, int, int, torch.device]  # height and width of the grid, windows per side, device
+
 
 class WindowedDinov3(WindowedVit):
     """Arguments as for `WindowedVit`, and:
@@ -43,7 +45,7 @@ class WindowedDinov3(WindowedVit):
         blocks = BlockOptions(eps=1e-5, qkv_bias=False, gated=gated, scale=1e-5)
         super().__init__(width, depth, num_heads, blocks, num_registers=num_registers, **options)
         self.head_width = width // num_heads
-        self._tables: dict[tuple[int, int, int], tuple[Rotation, Rotation]] | None = None  # of deployed copies only
+        self._tables: dict[_TableKey, tuple[Rotation, Rotation]] | None = None  # of deployed copies only
         self.reset_parameters()
 
     def _rotations(self, height: int, width: int) -> list[Rotation]:
@@ -52,11 +54,12 @@ class WindowedDinov3(WindowedVit):
 
     def _window_rotations(self, height: int, width: int) -> tuple[Rotation, Rotation]:
         """Rotations in a windowed block, [n * n, 1, L, d], and in a global one, [1, 1, n * n * L, d]."""
-        key = (height, width, self.num_windows)
         if self._tables is None:
-            return self._computed_rotations(*key)
+            return self._computed_rotations(height, width, self.num_windows)
+        key = (height, width, self.num_windows, self.cls_token.device)
         if key not in self._tables:
-            self._tables[key] = self._computed_rotations(*key)
+            with torch.inference_mode(False):  # a later pass may compute gradients
+                self._tables[key] = self._computed_rotations(height, width, self.num_windows)
         return self._tables[key]
 
     @torch.no_grad()
