@@ -66,6 +66,10 @@ def test_sub_detectors_cannot_differ_in_what_their_encoder_does_not_have():
             "out_feature_indexes: [0, 4] is invalid; expected 1 to 4, the stages of dinov3_convnext_tiny",
         ),
         (
+            "model.rfdetr.encoder=dinov3_convnext_tiny model.rfdetr.out_feature_indexes=[1,2]",
+            "out_feature_indexes: [1, 2] is invalid; expected stage 3 or 4 of dinov3_convnext_tiny as the last one",
+        ),
+        (
             "model.rfdetr.encoder=dinov3_convnext_tiny model.rfdetr.resolution=400",
             "a multiple of 32 (the last stride of dinov3_convnext_tiny), nearest: 384 or 416",
         ),

@@ -25,6 +25,11 @@ def rfdetr_problems(section: RfdetrSpec, name: str) -> Iterator[str]:
             f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected {first} to "
             f"{encoder.num_outputs}, the {parts} of {full.encoder}"
         )
+    elif encoder.kind == CONVNEXT and full.out_feature_indexes and full.out_feature_indexes[-1] < 3:
+        yield (
+            f"{name}.out_feature_indexes: {full.out_feature_indexes} is invalid; expected stage 3 or 4 of "
+            f"{full.encoder} as the last one"
+        )
     for field_name in encoder.unused_fields:
         if (value := getattr(section, field_name)) is not None:
             yield (
