@@ -213,7 +213,15 @@ def test_a_signal_during_a_save_takes_effect_when_the_file_is_complete(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
-def test_a_second_signal_ends_a_save_at_once(tmp_path, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also in a process that was started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_ends_a_save_at_once(tmp_path, monkeypatch, interruptible):
     def save(*_) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
