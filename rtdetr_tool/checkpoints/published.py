@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from rtdetr_tool.catalog import PUBLISHED_WEIGHTS, RESTRICTED, PublishedWeights
+from rtdetr_tool.catalog import INHERITED_LICENSES, PUBLISHED_WEIGHTS, RESTRICTED, PublishedWeights
 from rtdetr_tool.checkpoints.download import download, is_url, md5_of, public_url
 from rtdetr_tool.checkpoints.hub import hub_id, local_path
 from rtdetr_tool.errors import CheckpointError, DownloadError
@@ -97,6 +97,15 @@ def download_published(row: PublishedWeights, accepted: bool = False) -> Path:
             "it again. For other weights, give the path of their file."
         )
     return path
+
+
+def log_inherited_license(name: str, license: str | None) -> None:
+    """Log the license of a backbone's weights if it also applies to what is trained from them."""
+    if license in INHERITED_LICENSES:
+        logger.info(
+            "Weights of %s are published under the %s, which also applies to weights trained from them "
+            "(docs/backbones.md)", name, license,
+        )  # fmt: skip
 
 
 def check_license(source: str, license: str, accepted: bool) -> None:

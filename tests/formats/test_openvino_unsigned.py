@@ -73,7 +73,7 @@ def residual():
 
 
 def linear():
-    """A product with a matrix, whose activation stays signed."""
+    """A product with a matrix. Its activation stays signed."""
     net = Builder()
     tokens = net.add("Transpose", [net.convolution(net.quantized("x"), "a")], "tokens", perm=[0, 2, 3, 1])
     return net.model(net.add("MatMul", [net.quantized(tokens), net.weight("m", (WIDTH, WIDTH), 1)], "product"))

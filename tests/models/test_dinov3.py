@@ -7,8 +7,6 @@ import dataclasses
 import logging
 from importlib.util import find_spec
 
-import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -16,7 +14,6 @@ from torch import nn
 
 from rtdetr_tool.catalog import BACKBONES, DINOV3_LICENSE
 from rtdetr_tool.checkpoints.io import save_checkpoint
-from rtdetr_tool.formats.onnx.export import quiet
 from rtdetr_tool.losses.build import build_criterion
 from rtdetr_tool.models.adapters import add_adapters
 from rtdetr_tool.models.backbones.dinov3 import Dinov3ConvNext, Dinov3Vit
@@ -27,6 +24,7 @@ from rtdetr_tool.spec import DatasetSpec, ExperimentSpec, ModelSpec
 from rtdetr_tool.training.freezing import freeze
 from rtdetr_tool.training.initial_weights import load_initial_weights
 from rtdetr_tool.training.optim import parameter_groups
+from tests.models.onnx_maps import check_onnx_maps
 
 VIT = "vit_small_patch16_dinov3"
 VITS = (VIT, "vit_small_plus_patch16_dinov3", "vit_base_patch16_dinov3")
@@ -137,22 +135,10 @@ def test_recomputing_activations_changes_no_gradients(build):
 @pytest.mark.parametrize("build", [vit, convnext])
 @torch.no_grad()
 def test_the_onnx_graph_gives_the_same_maps_for_other_batches(build, tmp_path):
-    backbone = build(indices=(1, 2, 3))
-    names = ["map_0", "map_1", "map_2"]
-    expected = [level.numpy() for level in backbone(images(batch=3))]
+    backbone, batch = build(indices=(1, 2, 3)), images(batch=3)
+    expected = backbone(batch)
     backbone.fold_batch_norms()
-    file = str(tmp_path / "backbone.onnx")
-    with quiet(verbose=False):
-        torch.onnx.export(
-            backbone, (images(),), file, input_names=["inputs"], output_names=names, opset_version=17,
-            dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,
-        )  # fmt: skip
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for batch in (1, 3):
-        for actual, reference in zip(
-            session.run(names, {"inputs": images(batch=3)[:batch].numpy()}), expected, strict=True
-        ):
-            np.testing.assert_allclose(actual, reference[:batch], atol=1e-4)
+    check_onnx_maps(backbone, batch, expected, tmp_path / "backbone.onnx")
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -17,13 +15,13 @@ from rtdetr_tool.checkpoints.dinov3 import WINDOWED
 from rtdetr_tool.checkpoints.renames import to_native
 from rtdetr_tool.families.rfdetr.encoders import encoder_of
 from rtdetr_tool.families.rfdetr.spec import RfdetrSpec
-from rtdetr_tool.formats.onnx.export import quiet
 from rtdetr_tool.models.backbones.dinov3_windowed import WindowedDinov3
 from rtdetr_tool.models.backbones.single_stride import SingleStrideConvNext
 from rtdetr_tool.models.backbones.windowed_vit import join_windows, split_windows
 from rtdetr_tool.models.build import build_detector
 from rtdetr_tool.ops.pixels import normalize
 from rtdetr_tool.spec import ModelSpec
+from tests.models.onnx_maps import check_onnx_maps
 
 WIDTH, DEPTH, REGISTERS = 32, 6, 4
 SMALL_CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "ls_init_value": 0.5}
@@ -153,20 +151,10 @@ def test_the_stages_of_a_convnext_are_timms_at_one_stride(size, stages):
 @pytest.mark.parametrize("build", [lambda: vit(num_windows=2), convnext], ids=["vit", "convnext"])
 @torch.no_grad()
 def test_the_onnx_graph_gives_the_same_maps_for_other_batches(build, tmp_path):
-    backbone, names = build(), ["map_0", "map_1", "map_2"]
-    expected = [level.numpy() for level in backbone(images(batch=3))]
+    backbone, batch = build(), images(batch=3)
+    expected = backbone(batch)
     backbone.fold_for_inference()
-    file = str(tmp_path / "backbone.onnx")
-    with quiet(verbose=False):
-        torch.onnx.export(
-            backbone, (images(),), file, input_names=["inputs"], output_names=names, opset_version=17,
-            dynamic_axes={name: {0: "batch"} for name in ("inputs", *names)}, dynamo=False,
-        )  # fmt: skip
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for batch in (1, 3):
-        actual = session.run(names, {"inputs": images(batch=3)[:batch].numpy()})
-        for ours, reference in zip(actual, expected, strict=True):
-            np.testing.assert_allclose(ours, reference[:batch], atol=1e-4)
+    check_onnx_maps(backbone, batch, expected, tmp_path / "backbone.onnx")
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("dinov3") and "large" not in name])

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import CONVNEXT, DINOV2, DINOV3, ENCODERS, INHERITED_LICENSES, Encoder
+from rtdetr_tool.catalog import CONVNEXT, DINOV2, DINOV3, ENCODERS, Encoder
 from rtdetr_tool.checkpoints.backbone_names import native_backbone_names
 from rtdetr_tool.checkpoints.detector_file import read_detector, weights_file
 from rtdetr_tool.checkpoints.dinov2 import from_dinov2, split_projections
 from rtdetr_tool.checkpoints.dinov3 import WINDOWED
 from rtdetr_tool.checkpoints.identify import state_dict_of
 from rtdetr_tool.checkpoints.io import load_checkpoint
+from rtdetr_tool.checkpoints.published import log_inherited_license
 from rtdetr_tool.checkpoints.renames import count, split_by_prefix, to_native
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, tagged
 from rtdetr_tool.errors import CheckpointError
 from rtdetr_tool.families.rfdetr.names import has_rfdetr_names
 from rtdetr_tool.messages import first_of
-
-logger = logging.getLogger(__name__)
 
 
 class Shape(NamedTuple):
@@ -76,11 +74,7 @@ def pretrained_weights(source: str, row: Encoder) -> dict[str, Tensor]:
 
     The file may be DINOv2 or DINOv3 from transformers, timm or Meta, or a complete RF-DETR of any format.
     """
-    if row.license in INHERITED_LICENSES:
-        logger.info(
-            "Weights of %s are published under the %s, which also applies to weights trained from them "
-            "(docs/backbones.md)", row.name, row.license,
-        )  # fmt: skip
+    log_inherited_license(row.name, row.license)
     if is_timm(source):
         tag = source.removeprefix("timm").removeprefix("/")
         name = tagged(row.timm_name.partition(".")[0], tag) if tag else row.timm_name

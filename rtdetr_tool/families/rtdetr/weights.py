@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from rtdetr_tool.catalog import BACKBONES, INHERITED_LICENSES
+from rtdetr_tool.catalog import BACKBONES
 from rtdetr_tool.checkpoints.backbone_names import native_backbone_names
 from rtdetr_tool.checkpoints.detector_file import DetectorFile, weights_file
 from rtdetr_tool.checkpoints.family_weights import FileContents, ForeignFormat, Recognized
 from rtdetr_tool.checkpoints.identify import BARE, TAO, Identified, detector_weights, require_tensors
 from rtdetr_tool.checkpoints.io import load_checkpoint
 from rtdetr_tool.checkpoints.official_names import POINT_SHARES
+from rtdetr_tool.checkpoints.published import log_inherited_license
 from rtdetr_tool.checkpoints.renames import split_by_prefix
 from rtdetr_tool.checkpoints.timm_weights import from_timm, is_timm, timm_weights
 from rtdetr_tool.checkpoints.transformers_files import CONFIG, PE_ORDER
@@ -26,8 +26,6 @@ from rtdetr_tool.families.rtdetr.other_programs import write_official, write_tao
 from rtdetr_tool.families.rtdetr.transformers_directory import write_transformers
 from rtdetr_tool.spec import ModelSpec
 from rtdetr_tool.spec.queries import architecture_fields
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["FORMATS", "WRITERS", "describe", "is_complete", "native_names", "read_backbone", "summary"]
 
@@ -120,11 +118,8 @@ def read_backbone(source: str, model: ModelSpec) -> dict[str, Tensor]:
     detector of any format (file or directory).
     """
     row = BACKBONES.get(model.backbone)
-    if row is not None and row.license in INHERITED_LICENSES:
-        logger.info(
-            "Weights of %s are published under the %s, which also applies to weights trained from them "
-            "(docs/backbones.md)", row.name, row.license,
-        )  # fmt: skip
+    if row is not None:
+        log_inherited_license(row.name, row.license)
     if is_timm(source):
         return from_timm(timm_weights(source, model.backbone))
     return backbone_weights(load_checkpoint(weights_file(source)), source)
