@@ -3,83 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from rtdetr_tool.formats.openvino import runtime
 from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
+from tests.formats.int8_graphs import WIDTH, both, concatenated, linear, residual
 
 openvino = pytest.importorskip("openvino")
-WIDTH, SCALE = 16, 0.03
 
 
-class Builder:
-    """A graph of INT8 convolutions and products, as `rtdetr quantize` writes it."""
-
-    def __init__(self) -> None:
-        self.nodes: list = []
-        self.constants = [numpy_helper.from_array(np.int8(0), "zero")]
-        self.rng = np.random.default_rng(0)
-
-    def constant(self, name, value):
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def add(self, kind, inputs, name, **attributes):
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def quantized(self, name):
-        scale = self.constant(f"{name}/scale", np.float32(SCALE))
-        short = self.add("QuantizeLinear", [name, scale, "zero"], f"{name}/q")
-        return self.add("DequantizeLinear", [short, scale, "zero"], f"{name}/dq")
-
-    def weight(self, name, shape, axis):
-        channels = shape[axis]
-        numbers = self.constant(f"{name}/w", self.rng.integers(-127, 128, shape).astype(np.int8))
-        scale = self.constant(f"{name}/ws", np.full(channels, 0.02 / np.sqrt(WIDTH), np.float32))
-        zeros = self.constant(f"{name}/wz", np.zeros(channels, np.int8))
-        return self.add("DequantizeLinear", [numbers, scale, zeros], f"{name}/wdq", axis=axis)
-
-    def convolution(self, x, name, inputs=WIDTH):
-        bias = self.constant(f"{name}/b", self.rng.normal(size=WIDTH).astype(np.float32))
-        self.add("Conv", [x, self.weight(name, (WIDTH, inputs, 3, 3), 0), bias], name, pads=[1] * 4)
-        return self.add("Mul", [name, self.add("Sigmoid", [name], f"{name}/sigmoid")], f"{name}/silu")
-
-    def model(self, output):
-        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH, 20, 20])
-        y = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", None, None, None])
-        graph = helper.make_graph(self.nodes, "graph", [x], [y], self.constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-        onnx.checker.check_model(model)
-        return model
-
-
-def concatenated():
-    """Two convolutions, a concatenation, and a convolution that reads it."""
-    net = Builder()
-    x = net.quantized("x")
-    net.add("Concat", [net.convolution(x, "a"), net.convolution(x, "b")], "both", axis=1)
-    return net.model(net.convolution(net.quantized("both"), "c", 2 * WIDTH))
-
-
-def residual():
-    net = Builder()
-    x = net.quantized("x")
-    net.add("Add", [net.convolution(x, "a"), net.quantized(net.convolution(x, "b"))], "sum")
-    return net.model(net.convolution(net.quantized("sum"), "c"))
-
-
-def linear():
-    """A product with a matrix. Its activation stays signed."""
-    net = Builder()
-    tokens = net.add("Transpose", [net.convolution(net.quantized("x"), "a")], "tokens", perm=[0, 2, 3, 1])
-    return net.model(net.add("MatMul", [net.quantized(tokens), net.weight("m", (WIDTH, WIDTH), 1)], "product"))
-
-
-@pytest.mark.parametrize("build", [concatenated, residual, linear])
+@pytest.mark.parametrize("build", [concatenated, residual, linear, both])
 def test_openvino_computes_what_onnxruntime_does(build):
     model, images = build(), np.random.default_rng(1).normal(size=(2, WIDTH, 20, 20)).astype(np.float32)
     options = onnxruntime.SessionOptions()
@@ -113,6 +48,8 @@ def test_only_the_type_of_activations_of_convolutions_changes():
         for m in (model, changed)
     ]
     np.testing.assert_allclose(*results, rtol=1e-6, atol=1e-6)
+    of_both = {node.input[2] for node in with_unsigned_activations(both()).graph.node if node.name.startswith("both/")}
+    assert of_both == {"zero", "zero/unsigned"}
     of_tokens = [node for node in with_unsigned_activations(linear()).graph.node if node.name.startswith("tokens/")]
     assert [node.input[2] for node in of_tokens] == ["zero", "zero"]
 
