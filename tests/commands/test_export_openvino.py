@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from rtdetr_tool.errors import CheckpointError, RtdetrError
-from rtdetr_tool.formats.openvino import runtime
+from rtdetr_tool.formats.openvino import agreement, export, runtime
 from rtdetr_tool.formats.openvino.export import save
 from rtdetr_tool.formats.openvino.file import read, weights_path
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
 
 openvino = pytest.importorskip("openvino", reason="an extra: openvino")
+
+needs_vnni = pytest.mark.skipif(runtime.lacks_vnni(), reason="INT8 sums saturate on this processor")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,12 @@ def test_an_rfdetr_is_verified_too(export_rfdetr):
 
 
 @pytest.mark.parametrize(
-    "precision", [pytest.param("FP16", marks=pytest.mark.slow), pytest.param("BF16", marks=pytest.mark.slow), "INT8"]
+    "precision",
+    [
+        pytest.param("FP16", marks=pytest.mark.slow),
+        pytest.param("BF16", marks=pytest.mark.slow),
+        pytest.param("INT8", marks=needs_vnni),
+    ],
 )
 def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch, caplog):
     batch = 3 if precision == "INT8" else -1  # the second batch of 4 images is padded
@@ -64,10 +72,23 @@ def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch
     assert OpenvinoRuntime(read(file)).name.endswith("(bf16)") == (precision == "BF16")
     if precision == "INT8":
         assert report["calibration"]["images"] == 4 and report["quantized"] > 40
+        assert 0.8 < report["error_ratio"] < 1.25  # several layers have a bias of zeros
     monkeypatch.setattr(runtime, "lacks_vnni", lambda: True)
     OpenvinoRuntime(read(file))
     assert ("has no VNNI instructions" in caplog.text) == (precision == "INT8")
     assert shared.evaluated(file)["mAP"] is not None
+
+
+@pytest.mark.parametrize("vnni", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_an_int8_graph_that_openvino_computes_wrongly_is_not_written(vnni, shared, monkeypatch, capsys):
+    monkeypatch.setattr(export, "with_unsigned_activations", lambda model: model)
+    monkeypatch.setattr(agreement, "lacks_vnni", lambda: not vnni)
+    code, file = shared.export("wrong.xml", "export.openvino.data_type=INT8", "export.openvino.max_cost=1")
+    message = " ".join(capsys.readouterr().err.split())
+    assert code == 1 and not file.exists() and not weights_path(file).exists()
+    assert re.search(r"wrong\.xml was not written: OpenVINO 2\S+ computes it wrongly in INT8\. Its outputs", message)
+    assert ("another version of OpenVINO" in message) == vnni
+    assert ("no VNNI instructions" in message and "export on a processor with VNNI" in message) == (not vnni)
 
 
 def test_above_the_maximum_cost_no_file_is_written(shared, capsys):

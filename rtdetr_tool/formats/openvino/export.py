@@ -19,6 +19,8 @@ from rtdetr_tool.files import replacing_with_companion
 from rtdetr_tool.formats.export_request import ExportRequest
 from rtdetr_tool.formats.lower_precision import CalibrationFeeds
 from rtdetr_tool.formats.onnx.export import graph_of
+from rtdetr_tool.formats.openvino.agreement import check_agreement
+from rtdetr_tool.formats.openvino.biases import with_biases
 from rtdetr_tool.formats.openvino.file import attach, read, weights_path
 from rtdetr_tool.formats.openvino.library import reason_of
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
@@ -50,6 +52,8 @@ class OpenvinoExport(VerifiedExport):
     def write(self, file: Path, description: dict[str, Any], precision: str) -> dict[str, Any]:
         graph, account = self._quantized() if precision == "INT8" else (self.graph, {})
         save(graph, description, file, half=precision == "FP16")
+        if precision == "INT8":
+            account["error_ratio"] = check_agreement(self.request, self.graph, graph)
         return account
 
     def _quantized(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
@@ -58,7 +62,8 @@ class OpenvinoExport(VerifiedExport):
         feeds = CalibrationFeeds(self.request)
         result = to_quantized(self.graph, formats, feeds, plan)
         calibration = {**(result.calibration or {}), "images": feeds.images}  # not those that pad the last batch
-        return with_unsigned_activations(result.model), {"quantized": result.quantized, "calibration": calibration}
+        model = with_biases(with_unsigned_activations(result.model))
+        return model, {"quantized": result.quantized, "calibration": calibration}
 
     def predictor(self, file: Path) -> Predict:
         return OpenvinoRuntime(read(file)).predict

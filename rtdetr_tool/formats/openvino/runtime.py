@@ -97,4 +97,4 @@ def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     import openvino
 
     result = compiled(openvino.Core().read_model(path, weights_path(path)), "f32")(images.numpy())
-    return {port.any_name: torch.from_numpy(value.copy()) for port, value in result.items()}
+    return {name: torch.from_numpy(value.copy()) for port, value in result.items() for name in port.names}
