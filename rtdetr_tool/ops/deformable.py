@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rtdetr_tool.ops.precision import at_least_float32
+from rtdetr_tool.ops.weighted_sums import weighted_sums
 
 Shapes = Sequence[tuple[int, int]]  # (height, width) per level
 Memory = Tensor | Sequence[Tensor]  # tokens of all levels [B, S, D], or maps [B, D, h, w], one per level
@@ -173,12 +174,9 @@ def _sum_of_bags(value: Tensor, index: Tensor, share: Tensor) -> Tensor:
     # A row of the table is one head of one token: (b * S + s) * H + h.
     image = torch.arange(batch, dtype=torch.int32, device=value.device).view(-1, 1, 1, 1) * (tokens * heads)
     head = torch.arange(heads, dtype=torch.int32, device=value.device).view(-1, 1)
-    summed = F.embedding_bag(
-        (index * heads + (image + head)).view(bags, -1),
-        at_least_float32(value).reshape(batch * tokens * heads, channels),
-        mode="sum",
-        per_sample_weights=share.reshape(bags, -1),
-    )
+    rows = (index * heads + (image + head)).view(bags, -1)
+    table = at_least_float32(value).reshape(batch * tokens * heads, channels)
+    summed = weighted_sums(table, rows, share.reshape(bags, -1))
     return summed.view(batch, -1, heads * channels).to(value.dtype)
 
 
