@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from rtdetr_tool.families.rtdetr.transformers_names import from_transformers
 from rtdetr_tool.formats.export_model import ExportModel
 from rtdetr_tool.formats.onnx.export import export_graph
+from rtdetr_tool.formats.openvino.biases import with_biases
 from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
 from rtdetr_tool.formats.precision.calibration import activations_of
 from rtdetr_tool.formats.precision.graph import Graph
@@ -233,7 +234,7 @@ def inference_sides(options: argparse.Namespace, folder: Path) -> dict[str, Run]
         for precision in ("f32", "bf16"):
             sides[f"{OURS}, OpenVINO {precision}"] = openvino_run(file, image, precision)
         quantized = folder / "ours_int8.onnx"
-        onnx.save(with_unsigned_activations(in_int8(onnx.load(file), image)), quantized)
+        onnx.save(with_biases(with_unsigned_activations(in_int8(onnx.load(file), image))), quantized)
         sides[f"{OURS}, OpenVINO int8"] = openvino_run(quantized, image, "f32")
     for name, network in networks.items():
         path = folder / f"{name}.onnx"
