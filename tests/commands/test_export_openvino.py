@@ -112,6 +112,23 @@ def test_a_static_batch_is_padded_and_an_exported_backbone_returns_features(shar
     assert sorted(shapes.values()) == [(1, 16, 2, 2), (1, 16, 4, 4), (1, 16, 8, 8)]
 
 
+def test_a_dynamic_batch_is_compiled_for_the_first_size_and_once_for_all_others(shared, monkeypatch):
+    sizes, original = [], runtime.compiled
+
+    def record(model, precision):
+        sizes.append(model.inputs[0].partial_shape[0])
+        return original(model, precision)
+
+    monkeypatch.setattr(runtime, "compiled", record)
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    opened = OpenvinoRuntime(read(shared.file))
+    whole = opened.predict(images)
+    for size in (1, 3, 4, 2):
+        torch.testing.assert_close(opened.predict(images[:size]).logits, whole.logits[:size], atol=1e-4, rtol=0)
+    assert [size.is_dynamic for size in sizes] == [False, True]
+    assert sizes[0].get_length() == 4
+
+
 class TestBadFiles:
     @pytest.fixture
     def copy(self, shared, tmp_path):

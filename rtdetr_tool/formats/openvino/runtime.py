@@ -37,6 +37,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 class OpenvinoRuntime:
     """A detector's OpenVINO file; batches of a static batch size are padded and cut.
 
+    A graph with a dynamic batch is compiled for the size of the first batch, because OpenVINO is faster when it knows
+    the size, and once more for all others when one of them comes.
+
     OpenVINO would compute every file in bfloat16 where the CPU has fast instructions for it. Here only files that were
     exported as BF16 do; all others compute in FP32, INT8 ones except for their quantized layers.
     """
@@ -51,16 +54,16 @@ class OpenvinoRuntime:
                 "%s: this processor has no VNNI instructions, without which OpenVINO's INT8 sums saturate and scores "
                 "change; use FP32, or a processor with VNNI (Intel since Cascade Lake, AMD since Zen 4)", file.path
             )  # fmt: skip
-        precision = "bf16" if file.description.get("precision") == "BF16" else "f32"
-        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{' (bf16)' if precision == 'bf16' else ''}"
+        self._precision = "bf16" if file.description.get("precision") == "BF16" else "f32"
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{' (bf16)' if self._precision == 'bf16' else ''}"
         self.input_size = file.interface.size
         self.limits = BatchLimits(file.interface.batch or 1, file.interface.batch)
         self.device = torch.device("cpu")
-        self._path = file.path
-        try:
-            self._request = compiled(file.model, precision).create_infer_request()
-        except RuntimeError as error:
-            raise CheckpointError(f"{self.name} cannot run {file.path}: {reason_of(error)}") from error
+        self._path, self._model = file.path, file.model
+        self._first = file.interface.batch  # size of the first batch
+        self._requests: dict[int | None, openvino.InferRequest] = {}  # None: any size
+        if self._first is not None:
+            self._request(self._first)
 
     def predict(self, images: Tensor) -> Predictions:
         images = to_graph(images, self.interface.layout)
@@ -68,11 +71,31 @@ class OpenvinoRuntime:
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         feed = {self.interface.layout.input: images.to(torch.float32).contiguous().numpy()}
+        request = self._request(len(images))
         try:
-            outputs = self._request.infer(feed)
+            outputs = request.infer(feed)
         except RuntimeError as error:
-            raise CheckpointError(f"{self.name} cannot run {self._path}: {reason_of(error)}") from error
+            raise self._failure(error) from error
         return {name: torch.from_numpy(outputs[name].copy()) for name in self.outputs}
+
+    def _request(self, batch: int) -> openvino.InferRequest:
+        """The compiled graph for batches of this size."""
+        self._first = self._first or batch
+        size = batch if batch == self._first else None
+        if size not in self._requests:
+            model = self._model
+            try:
+                if size is not None and self.interface.batch is None:
+                    model = model.clone()
+                    name = self.interface.layout.input
+                    model.reshape({name: [size, *list(model.input(name).partial_shape)[1:]]})
+                self._requests[size] = compiled(model, self._precision).create_infer_request()
+            except RuntimeError as error:
+                raise self._failure(error) from error
+        return self._requests[size]
+
+    def _failure(self, error: RuntimeError) -> CheckpointError:
+        return CheckpointError(f"{self.name} cannot run {self._path}: {reason_of(error)}")
 
 
 def lacks_vnni() -> bool:
