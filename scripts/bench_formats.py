@@ -149,6 +149,7 @@ class Measuring:
         loaded = read_spec(self._spec, [*self._overrides, f"evaluate.checkpoint={path}"], "evaluate")
         model = open_model(path, loaded, torch.device("cpu"), precision=precision)
         result = score_split(model, "val", 0.0).evaluator.compute()
+        model = open_model(path, loaded, torch.device("cpu"), precision=precision)  # for batch 1 from the start
         sides = tuple(model.spec.dataset.augmentation.eval_spatial_size)
         image = torch.rand(1, model.spec.model.num_channels, *sides, generator=torch.Generator().manual_seed(0))
         latency = processor_milliseconds(model.runtime, image, self._steps)
