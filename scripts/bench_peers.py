@@ -301,11 +301,10 @@ def in_int8(model: onnx.ModelProto, image: Tensor) -> onnx.ModelProto:
 
 def openvino_run(file: Path, image: Tensor, precision: str, logits: str | int = 0) -> Run:
     """The file in OpenVINO."""
-    import openvino
-
+    from rtdetr_tool.formats.openvino.library import core
     from rtdetr_tool.formats.openvino.runtime import compiled
 
-    request = compiled(openvino.Core().read_model(file), precision).create_infer_request()
+    request = compiled(core().read_model(file), precision).create_infer_request()
     return lambda: total(torch.from_numpy(request.infer({0: image.numpy()})[logits]))
 
 

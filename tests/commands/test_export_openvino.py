@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -127,6 +129,30 @@ def test_a_dynamic_batch_is_compiled_for_the_first_size_and_once_for_all_others(
         torch.testing.assert_close(opened.predict(images[:size]).logits, whole.logits[:size], atol=1e-4, rtol=0)
     assert [size.is_dynamic for size in sizes] == [False, True]
     assert sizes[0].get_length() == 4
+
+
+TWO_DETECTORS = """
+import gc, os, signal, sys
+from PIL import Image
+from rtdetr_tool import Detector
+
+first, second = (Detector.from_checkpoint(sys.argv[1]) for _ in range(2))
+for detector in (first, second):
+    detector.predict(Image.new("RGB", (64, 64)))
+del detector
+for name in ("first", "second"):  # not in the reverse order
+    del globals()[name]
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_two_detectors_are_freed(shared):
+    """With a `Core` of its own for each detector, OpenVINO leaves signal handlers without a stack."""
+    code = [sys.executable, "-c", TWO_DETECTORS, str(shared.file)]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 class TestBadFiles:

@@ -8,10 +8,11 @@ import pytest
 from onnx import TensorProto
 
 from rtdetr_tool.formats.openvino import runtime
+from rtdetr_tool.formats.openvino.library import core
 from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
 from tests.formats.int8_graphs import WIDTH, both, concatenated, linear, residual
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 
 @pytest.mark.parametrize("build", [concatenated, residual, linear, both])
@@ -21,9 +22,8 @@ def test_openvino_computes_what_onnxruntime_does(build):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"x": images})
-    core = openvino.Core()
-    graph = core.read_model(with_unsigned_activations(model).SerializeToString())
-    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    graph = core().read_model(with_unsigned_activations(model).SerializeToString())
+    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     actual = compiled(images)[0]
     assert np.abs(actual - expected).mean() < 0.01 * np.abs(expected).mean()
 

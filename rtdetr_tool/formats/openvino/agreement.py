@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from rtdetr_tool.errors import RtdetrError
 from rtdetr_tool.formats.export_request import ExportRequest
 from rtdetr_tool.formats.graph_tensors import to_graph
-from rtdetr_tool.formats.openvino.library import reason_of
+from rtdetr_tool.formats.openvino.library import core, reason_of
 from rtdetr_tool.formats.openvino.runtime import compiled, lacks_vnni
 from rtdetr_tool.formats.precision.graph import Graph
 from rtdetr_tool.formats.precision.observe import exposing, open_session, run_session
@@ -113,10 +113,9 @@ def _with_inputs(model: onnx.ModelProto, selected: Mapping[str, NDArray[np.int64
 
 def _opened(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], tuple[list[Array], list[Array]]]:
     """A function from inputs to the outputs `names` in OpenVINO and in onnxruntime."""
-    import openvino
 
     session = open_session(model, optimize=False)
-    request = compiled(openvino.Core().read_model(model.SerializeToString()), "f32").create_infer_request()
+    request = compiled(core().read_model(model.SerializeToString()), "f32").create_infer_request()
 
     def run(feed: Feed) -> tuple[list[Array], list[Array]]:
         results = request.infer(feed)

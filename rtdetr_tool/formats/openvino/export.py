@@ -22,7 +22,7 @@ from rtdetr_tool.formats.onnx.export import graph_of
 from rtdetr_tool.formats.openvino.agreement import check_agreement
 from rtdetr_tool.formats.openvino.biases import with_biases
 from rtdetr_tool.formats.openvino.file import attach, read, weights_path
-from rtdetr_tool.formats.openvino.library import reason_of
+from rtdetr_tool.formats.openvino.library import core, reason_of
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
 from rtdetr_tool.formats.openvino.unsigned import with_unsigned_activations
 from rtdetr_tool.formats.precision import to_quantized
@@ -84,7 +84,7 @@ def save(graph: onnx.ModelProto, description: dict[str, Any], path: Path, half: 
         file = Path(folder) / "model.onnx"
         onnx.save(graph, file)
         try:
-            model: openvino.Model = openvino.Core().read_model(file)
+            model: openvino.Model = core().read_model(file)
         except RuntimeError as error:
             version = openvino.__version__.split("-")[0]
             raise RtdetrError(f"OpenVINO {version} cannot convert this model: {reason_of(error)}") from error

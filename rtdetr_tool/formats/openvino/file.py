@@ -17,7 +17,7 @@ from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.graph_file import GraphFile
 from rtdetr_tool.formats.graph_interface import Shape, read_interface
 from rtdetr_tool.formats.graph_tensors import names_to_run
-from rtdetr_tool.formats.openvino.library import reason_of
+from rtdetr_tool.formats.openvino.library import core, reason_of
 from rtdetr_tool.formats.table import FORMATS
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read(path: str | Path, request: OpenRequest | None = None) -> OpenvinoFile:
     import openvino
 
     try:
-        model = openvino.Core().read_model(path, weights_path(path))
+        model = core().read_model(path, weights_path(path))
     except RuntimeError as error:
         raise CheckpointError(
             f"OpenVINO {openvino.__version__} cannot read {path}; it or {weights_path(path).name} may be corrupted: "

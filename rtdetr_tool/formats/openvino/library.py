@@ -1,10 +1,15 @@
-"""OpenVINO's errors, of which most lines are places in its source code."""
+"""OpenVINO in this process, and its errors, of which most lines are places in its source code."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
+from typing import TYPE_CHECKING
 
 from rtdetr_tool.messages import first_line
+
+if TYPE_CHECKING:
+    import openvino
 
 _PLACES = re.compile(
     r"""
@@ -16,6 +21,19 @@ _PLACES = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+@cache
+def core() -> openvino.Core:
+    """The only `openvino.Core` of this process.
+
+    Each one sets the stack on which signal handlers run, and restores the one before when it is freed. If the first of
+    two is freed first, that stack no longer exists, and the next signal, for example of an ended data worker or of
+    Ctrl+C, is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def reason_of(error: BaseException, limit: int = 300) -> str:

@@ -14,7 +14,7 @@ from rtdetr_tool.formats.base import OpenRequest
 from rtdetr_tool.formats.batching import BatchLimits, run_in_batches
 from rtdetr_tool.formats.graph_tensors import names_to_run, predictions_of, to_graph
 from rtdetr_tool.formats.openvino.file import OpenvinoFile, weights_path
-from rtdetr_tool.formats.openvino.library import reason_of
+from rtdetr_tool.formats.openvino.library import core, reason_of
 from rtdetr_tool.ops.classes import ClassMap
 from rtdetr_tool.ops.structures import Predictions
 from rtdetr_tool.spec import ExperimentSpec
@@ -109,15 +109,13 @@ def lacks_vnni() -> bool:
 
 def compiled(model: openvino.Model, precision: str) -> openvino.CompiledModel:
     """A graph on the CPU with as many threads as torch has."""
-    import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
-    return openvino.Core().compile_model(model, "CPU", settings)
+    return core().compile_model(model, "CPU", settings)
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     """Every output of a file with one input for `images`, which are passed as they are."""
-    import openvino
 
-    result = compiled(openvino.Core().read_model(path, weights_path(path)), "f32")(images.numpy())
+    result = compiled(core().read_model(path, weights_path(path)), "f32")(images.numpy())
     return {name: torch.from_numpy(value.copy()) for port, value in result.items() for name in port.names}
