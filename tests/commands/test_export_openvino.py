@@ -76,8 +76,10 @@ def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch
         assert report["calibration"]["images"] == 4 and report["quantized"] > 40
         assert 0.8 < report["error_ratio"] < 1.25  # several layers have a bias of zeros
     monkeypatch.setattr(runtime, "lacks_vnni", lambda: True)
+    monkeypatch.setattr(runtime, "lacks_bfloat16", lambda: True)
     OpenvinoRuntime(read(file))
     assert ("has no VNNI instructions" in caplog.text) == (precision == "INT8")
+    assert ("has no bfloat16 instructions" in caplog.text) == (precision == "BF16")
     assert shared.evaluated(file)["mAP"] is not None
 
 

@@ -55,18 +55,23 @@ def test_only_the_type_of_activations_of_convolutions_changes():
 
 
 @pytest.mark.parametrize(
-    ("text", "lacks"),
+    ("text", "without_vnni", "without_bfloat16"),
     [
-        ("processor: 0\nflags\t: fpu avx2 avx512f\n", True),
-        ("processor: 0\nflags\t: fpu avx512f avx512_vnni\n", False),
-        ("processor: 0\nflags\t: fpu avx2 avx_vnni\n", False),
-        ("processor: 0\nFeatures\t: fp asimd\n", False),  # ARM
-        (None, False),
+        ("processor: 0\nflags\t: fpu avx2 avx512f\n", True, True),
+        ("processor: 0\nflags\t: fpu avx512f avx512_vnni\n", False, True),
+        ("processor: 0\nflags\t: fpu avx2 avx_vnni\n", False, True),
+        ("processor: 0\nflags\t: fpu avx2 avx_vnni avx_ne_convert\n", False, False),
+        ("processor: 0\nflags\t: fpu avx512f avx512_bf16 avx512_vnni\n", False, False),
+        ("processor: 0\nflags\t: fpu avx512f avx512_vnni amx_bf16\n", False, False),
+        ("processor: 0\nFeatures\t: fp asimd\n", False, False),  # ARM
+        (None, False, False),
     ],
 )
-def test_a_processor_without_vnni_is_recognized(text, lacks, tmp_path, monkeypatch):
+def test_a_processor_without_fast_instructions_is_recognized(
+    text, without_vnni, without_bfloat16, tmp_path, monkeypatch
+):
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text)
     monkeypatch.setattr(runtime, "_CPUINFO", path)
-    assert runtime.lacks_vnni() == lacks
+    assert (runtime.lacks_vnni(), runtime.lacks_bfloat16()) == (without_vnni, without_bfloat16)

@@ -54,6 +54,11 @@ class OpenvinoRuntime:
                 "%s: this processor has no VNNI instructions, without which OpenVINO's INT8 sums saturate and scores "
                 "change; use FP32, or a processor with VNNI (Intel since Cascade Lake, AMD since Zen 4)", file.path
             )  # fmt: skip
+        if file.description.get("precision") == "BF16" and lacks_bfloat16():
+            logger.warning(
+                "%s: this processor has no bfloat16 instructions, without which a BF16 file is many times slower than an "
+                "FP32 one; export it as FP32, or as INT8", file.path
+            )  # fmt: skip
         self._precision = "bf16" if file.description.get("precision") == "BF16" else "f32"
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{' (bf16)' if self._precision == 'bf16' else ''}"
         self.input_size = file.interface.size
@@ -100,11 +105,20 @@ class OpenvinoRuntime:
 
 def lacks_vnni() -> bool:
     """Whether this is known to be an x86 processor without VNNI; only Linux tells."""
+    return _lacks("vnni")
+
+
+def lacks_bfloat16() -> bool:
+    """Whether this is known to be an x86 processor without instructions for bfloat16; only Linux tells."""
+    return _lacks("avx512_bf16", "amx_bf16", "avx_ne_convert")
+
+
+def _lacks(*names: str) -> bool:
     try:
         text = _CPUINFO.read_text(encoding="utf-8")
     except OSError:
         return False
-    return "\nflags" in text and "vnni" not in text
+    return "\nflags" in text and not any(name in text for name in names)
 
 
 def compiled(model: openvino.Model, precision: str) -> openvino.CompiledModel:
