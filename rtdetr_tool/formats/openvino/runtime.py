@@ -56,8 +56,8 @@ class OpenvinoRuntime:
             )  # fmt: skip
         if file.description.get("precision") == "BF16" and lacks_bfloat16():
             logger.warning(
-                "%s: this processor has no bfloat16 instructions, without which a BF16 file is many times slower than an "
-                "FP32 one; export it as FP32, or as INT8", file.path
+                "%s: this processor has no bfloat16 instructions, without which a BF16 file is many times slower than "
+                "an FP32 one; export it as FP32, or as INT8", file.path
             )  # fmt: skip
         self._precision = "bf16" if file.description.get("precision") == "BF16" else "f32"
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}{' (bf16)' if self._precision == 'bf16' else ''}"
