@@ -113,7 +113,6 @@ def _with_inputs(model: onnx.ModelProto, selected: Mapping[str, NDArray[np.int64
 
 def _opened(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], tuple[list[Array], list[Array]]]:
     """A function from inputs to the outputs `names` in OpenVINO and in onnxruntime."""
-
     session = open_session(model, optimize=False)
     request = compiled(core().read_model(model.SerializeToString()), "f32").create_infer_request()
 

@@ -123,13 +123,11 @@ def _lacks(*names: str) -> bool:
 
 def compiled(model: openvino.Model, precision: str) -> openvino.CompiledModel:
     """A graph on the CPU with as many threads as torch has."""
-
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
     return core().compile_model(model, "CPU", settings)
 
 
 def run_once(path: Path, images: Tensor) -> dict[str, Tensor]:
     """Every output of a file with one input for `images`, which are passed as they are."""
-
     result = compiled(core().read_model(path, weights_path(path)), "f32")(images.numpy())
     return {name: torch.from_numpy(value.copy()) for port, value in result.items() for name in port.names}
