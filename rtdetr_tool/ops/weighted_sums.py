@@ -24,19 +24,20 @@ def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         weights: [N, I] float.
 
     Returns:
-        [N, D]. On a CPU, gradients are computed in a fixed order.
+        [N, D].
     """
-    if table.device.type != "cpu" or not torch.is_grad_enabled() or type(table) is not Tensor:
+    eager = type(table) is Tensor and not torch._C._are_functorch_transforms_active()
+    if not (eager and table.device.type == "cpu" and torch.is_grad_enabled()):
         return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
     sums: Tensor = _WeightedSums.apply(table, rows, weights)
     return sums
 
 
 class _WeightedSums(torch.autograd.Function):
-    """The backward pass of `embedding_bag` calls a function for every row of every sum, which takes twice as long.
+    """`embedding_bag` with a backward pass in half the time: sparse products instead of a call for every row of a sum.
 
-    Its gradients are products with the sparse matrix [N, R] of the weights: of the table, the transposed matrix times
-    the gradient; of the weights, the elements of gradient times table where the matrix has elements.
+    With the sparse matrix [N, R] of the weights, the gradient of the table is the transposed matrix times that of the
+    sums. The gradient of the weights are the elements of the product of gradient and table at the matrix's places.
     """
 
     @staticmethod

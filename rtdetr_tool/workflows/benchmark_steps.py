@@ -110,11 +110,9 @@ def measure_here(job: Job) -> Measurement:
     device = choose_device(section)
     memory = MemoryMeter(device)
     try:
-        runtime, spec = _open(candidate, job.loaded, device)
+        # Some runtimes prepare for the first batch size, so each size has its own.
         timings = [
-            timing
-            for batch in section.batch_sizes
-            if (timing := _time(runtime, spec, batch, job.images, section)) is not None
+            _time(*_open(candidate, job.loaded, device), batch, job.images, section) for batch in section.batch_sizes
         ]
         used = memory.mib()
         scores = _scores(candidate, job.loaded, device) if section.score else {}

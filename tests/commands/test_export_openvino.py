@@ -17,6 +17,7 @@ from rtdetr_tool.formats.openvino import agreement, export, runtime
 from rtdetr_tool.formats.openvino.export import save
 from rtdetr_tool.formats.openvino.file import read, weights_path
 from rtdetr_tool.formats.openvino.runtime import OpenvinoRuntime, run_once
+from tests.formats.openvino_faults import has_known_faults
 
 openvino = pytest.importorskip("openvino", reason="an extra: openvino")
 
@@ -52,17 +53,21 @@ def test_an_rfdetr_is_verified_too(export_rfdetr):
 
 
 @pytest.mark.parametrize(
-    "precision",
+    ("precision", "batch"),
     [
-        pytest.param("FP16", marks=pytest.mark.slow),
-        pytest.param("BF16", marks=pytest.mark.slow),
-        pytest.param("INT8", marks=needs_vnni),
+        pytest.param("FP16", -1, marks=pytest.mark.slow),
+        pytest.param("BF16", -1, marks=pytest.mark.slow),
+        pytest.param("INT8", -1, marks=[needs_vnni, pytest.mark.slow]),
+        pytest.param("INT8", 3, marks=needs_vnni),  # the second batch of 4 images is padded
     ],
 )
-def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch, caplog):
-    batch = 3 if precision == "INT8" else -1  # the second batch of 4 images is padded
+def test_a_lower_precision_states_what_it_changes(precision, batch, shared, monkeypatch, caplog):
+    saved, original = [], export.save
+    monkeypatch.setattr(
+        export, "save", lambda graph, *rest, **more: saved.append(graph) or original(graph, *rest, **more)
+    )
     code, file = shared.export(
-        f"{precision}.xml", f"export.openvino.data_type={precision}", "export.openvino.max_cost=1",
+        f"{precision}_{batch}.xml", f"export.openvino.data_type={precision}", "export.openvino.max_cost=1",
         "export.openvino.calibration_images=4", f"export.openvino.calibration={shared.folder / 'images'}",
         f"export.batch_size={batch}",
     )  # fmt: skip
@@ -74,7 +79,10 @@ def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch
     assert OpenvinoRuntime(read(file)).name.endswith("(bf16)") == (precision == "BF16")
     if precision == "INT8":
         assert report["calibration"]["images"] == 4 and report["quantized"] > 40
-        assert 0.8 < report["error_ratio"] < 1.25  # several layers have a bias of zeros
+        assert 0.8 < report["error_ratio"] < 1.25
+        written = {tensor.name: tensor.data_type for tensor in saved[-1].graph.initializer}
+        assert any(name.endswith("/bias") for name in written)  # of layers with a bias of zeros
+        assert onnx.TensorProto.UINT8 in written.values()
     monkeypatch.setattr(runtime, "lacks_vnni", lambda: True)
     monkeypatch.setattr(runtime, "lacks_bfloat16", lambda: True)
     OpenvinoRuntime(read(file))
@@ -83,6 +91,7 @@ def test_a_lower_precision_states_what_it_changes(precision, shared, monkeypatch
     assert shared.evaluated(file)["mAP"] is not None
 
 
+@has_known_faults
 @pytest.mark.parametrize("vnni", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_int8_graph_that_openvino_computes_wrongly_is_not_written(vnni, shared, monkeypatch, capsys):
     monkeypatch.setattr(export, "with_unsigned_activations", lambda model: model)
@@ -90,7 +99,11 @@ def test_an_int8_graph_that_openvino_computes_wrongly_is_not_written(vnni, share
     code, file = shared.export("wrong.xml", "export.openvino.data_type=INT8", "export.openvino.max_cost=1")
     message = " ".join(capsys.readouterr().err.split())
     assert code == 1 and not file.exists() and not weights_path(file).exists()
-    assert re.search(r"wrong\.xml was not written: OpenVINO 2\S+ computes it wrongly in INT8\. Its outputs", message)
+    assert re.search(
+        r"wrong\.xml was not written: OpenVINO 2\S+ computes the INT8 graph incorrectly\. Its error relative to "
+        r"FP32 is [\d.]+ times that of onnxruntime; the limit is 1\.5\.",
+        message,
+    )
     assert ("another version of OpenVINO" in message) == vnni
     assert ("no VNNI instructions" in message and "export on a processor with VNNI" in message) == (not vnni)
 

@@ -28,7 +28,7 @@ def test_openvino_computes_what_onnxruntime_does(build):
     assert np.abs(actual - expected).mean() < 0.01 * np.abs(expected).mean()
 
 
-def test_only_the_type_of_activations_of_convolutions_changes():
+def test_only_activations_that_anything_but_a_linear_layer_reads_change_their_type():
     model = concatenated()
     before = model.SerializeToString()
     changed = with_unsigned_activations(model)

@@ -37,8 +37,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 class OpenvinoRuntime:
     """A detector's OpenVINO file; batches of a static batch size are padded and cut.
 
-    A graph with a dynamic batch is compiled for the size of the first batch, because OpenVINO is faster when it knows
-    the size, and once more for all others when one of them comes.
+    A graph with a dynamic batch is compiled for the size of the first batch when it comes, because OpenVINO is faster
+    when it knows the size, and once more for all other sizes. Failures to compile are errors of `predict` then.
 
     OpenVINO would compute every file in bfloat16 where the CPU has fast instructions for it. Here only files that were
     exported as BF16 do; all others compute in FP32, INT8 ones except for their quantized layers.
@@ -88,12 +88,9 @@ class OpenvinoRuntime:
         self._first = self._first or batch
         size = batch if batch == self._first else None
         if size not in self._requests:
-            model = self._model
             try:
-                if size is not None and self.interface.batch is None:
-                    model = model.clone()
-                    name = self.interface.layout.input
-                    model.reshape({name: [size, *list(model.input(name).partial_shape)[1:]]})
+                fixed = size is not None and self.interface.batch is None
+                model = with_batch(self._model, self.interface.layout.input, size) if fixed else self._model
                 self._requests[size] = compiled(model, self._precision).create_infer_request()
             except RuntimeError as error:
                 raise self._failure(error) from error
@@ -119,6 +116,13 @@ def _lacks(*names: str) -> bool:
     except OSError:
         return False
     return "\nflags" in text and not any(name in text for name in names)
+
+
+def with_batch(model: openvino.Model, name: str, size: int | None) -> openvino.Model:
+    """A copy whose input `name` has batches of this size."""
+    copy = model.clone()
+    copy.reshape({name: [size, *list(copy.input(name).partial_shape)[1:]]})
+    return copy
 
 
 def compiled(model: openvino.Model, precision: str) -> openvino.CompiledModel:

@@ -19,9 +19,9 @@ _SUFFIX = "/unsigned"
 
 
 def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which activations are quantized to uint8 instead of int8, with the same values.
+    """A copy in which activations that anything but a linear layer reads are uint8 instead of int8, with equal values.
 
-    Linear layers still read int8, because OpenVINO cannot compile them with a zero point, and computes them correctly.
+    Linear layers read int8, because OpenVINO cannot compile them with a zero point, and computes them correctly.
     An activation that a linear layer and another node read is quantized for each of them.
     """
     result = onnx.ModelProto()
